@@ -1,0 +1,136 @@
+from collections.abc import Callable
+from typing import Any, TypedDict
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float64]
+
+class Common(TypedDict):
+    sizes: list[int]
+    margin: list[float]
+    low: list[float]
+    high: list[float]
+    std_min: list[float]
+    population_size: int
+    seed: int
+
+class Optimizer:
+    theta: FloatArray
+    mean: FloatArray
+    variance: FloatArray
+    seed: int
+    asked: int
+    generation: int
+    @property
+    def margin(self) -> FloatArray: ...
+    @property
+    def n_theta(self) -> int: ...
+    def ask(self) -> tuple[npt.NDArray[np.int64], FloatArray]: ...
+    def tell(
+        self,
+        categorical: npt.NDArray[np.int64],
+        numerical: FloatArray,
+        losses: list[float] | FloatArray,
+        negate: bool,
+        /,
+    ) -> bool: ...
+
+class ASNG(Optimizer):
+    s: FloatArray
+    gamma: float
+    Delta: float
+    def __init__(
+        self, common: Common, alpha: float, delta_init: float, delta_max: float
+    ) -> None: ...
+    @property
+    def delta(self) -> float: ...
+
+class SNG(Optimizer):
+    def __init__(self, common: Common, delta: float) -> None: ...
+
+class NaturalAdam(Optimizer):
+    first_moment: FloatArray
+    second_moment: FloatArray
+    updates: int
+    def __init__(self, common: Common, step_size: float, beta1: float, beta2: float) -> None: ...
+
+class CompatUpdate:
+    def __init__(
+        self,
+        *,
+        sizes: list[int],
+        stride: int,
+        margin: list[float],
+        low: list[float],
+        high: list[float],
+        std_min: list[float],
+        alpha: float,
+        delta_init: float,
+        delta_max: float,
+    ) -> None: ...
+    def adapt(
+        self,
+        theta: FloatArray,
+        mean: FloatArray,
+        second_moment: FloatArray,
+        s: FloatArray,
+        gamma: float,
+        Delta: float,
+        samples: npt.NDArray[Any],
+        numerical: FloatArray,
+        losses: FloatArray,
+        range_restriction: bool,
+        offset: float,
+        offset_in_accumulation: bool,
+        /,
+    ) -> tuple[bool, float, float, float, float]: ...
+    def step(
+        self,
+        theta: FloatArray,
+        delta: float,
+        samples: npt.NDArray[Any],
+        losses: FloatArray,
+        range_restriction: bool,
+        offset: float,
+        /,
+    ) -> float: ...
+    def step_adam(
+        self,
+        theta: FloatArray,
+        m: FloatArray,
+        v: FloatArray,
+        step_size: float,
+        beta1: float,
+        beta2: float,
+        updates: int,
+        samples: npt.NDArray[Any],
+        losses: FloatArray,
+        range_restriction: bool,
+        /,
+    ) -> bool: ...
+    def one_hot(self, theta: FloatArray, uniforms: FloatArray, /) -> npt.NDArray[np.bool_]: ...
+
+class ToyRun:
+    iteration: int
+    succeeded: bool
+    def __init__(self, settings: dict[str, Any], seed: int, run: int) -> None: ...
+    def advance(self, count: int) -> bool: ...
+    @property
+    def x(self) -> FloatArray: ...
+    @property
+    def theta(self) -> FloatArray: ...
+    @property
+    def delta(self) -> float: ...
+
+def toy_batch(
+    settings: dict[str, Any],
+    seed: int,
+    first: int,
+    count: int,
+    threads: int,
+    progress: Callable[[int, int], Any] | None,
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]: ...
+def toy_key(seed: int, run: int) -> int: ...
+def toy_start(key: int, count: int) -> FloatArray: ...
+def toy_noise(key: int, evaluation: int, count: int) -> FloatArray: ...

@@ -1,0 +1,251 @@
+"""Loads the compiled operators and tells PyTorch their shapes, derivatives and autocast rules.
+
+Importing this module never fails for want of the compiled library: `available` says whether it is
+there and `require` raises an error that says why not.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.library import register_autocast, register_autograd, register_fake
+
+__all__ = ["CHANNEL_BLOCK", "available", "padded_channels", "require"]
+
+CHANNEL_BLOCK = 16
+"""Images have a multiple of so many channels, those beyond the real ones zero."""
+
+_LIBRARY = Path(__file__).parent / "_C.so"
+_problem: str | None = None
+
+
+def available() -> bool:
+    """Whether the compiled operators can be used."""
+    return _problem is None
+
+
+def require() -> None:
+    """Returns if the operators can be used.
+
+    Raises:
+        RuntimeError: They cannot; the message says which library, why, and what to do.
+    """
+    if _problem is not None:
+        raise RuntimeError(_problem)
+
+
+def padded_channels(channels: int) -> int:
+    """`channels` rounded up to a multiple of `CHANNEL_BLOCK`."""
+    return (channels + CHANNEL_BLOCK - 1) // CHANNEL_BLOCK * CHANNEL_BLOCK
+
+
+def _load() -> str | None:
+    """Loads the library; returns what is wrong, if something is."""
+    advice = (
+        "Install torch 2.11 or newer first and then build asng_ext in that environment with "
+        "`pip install --no-build-isolation .`; the plain PyTorch implementation works without."
+    )
+    if not _LIBRARY.exists():
+        return f"the operators of asng_ext (_C) were not built: {_LIBRARY} is missing. {advice}"
+    try:
+        torch.ops.load_library(_LIBRARY)  # type: ignore[no-untyped-call]
+    except (OSError, RuntimeError) as error:
+        return f"the operators of asng_ext (_C) cannot be loaded from {_LIBRARY}: {error}. {advice}"
+    return None
+
+
+def _halved(size: int, stride: int) -> int:
+    return (size + stride - 1) // stride
+
+
+def _node_saved(archs: int, edges: int, out_size: int, padded: int) -> int:
+    """NodeShape::saved_bound of csrc/cpu/node.h."""
+    return archs * edges * (2 * out_size + 4 * padded)
+
+
+def _mixed_node_fake(
+    bank: Tensor,
+    inputs: Tensor,
+    operations: Tensor,
+    depthwise3: Tensor,
+    pointwise3: Tensor,
+    depthwise5: Tensor,
+    pointwise5: Tensor,
+    reduction: Tensor | None,
+    stride: int,
+    save: bool,
+) -> tuple[Tensor, Tensor]:
+    _, archs, images, height, width, padded = bank.shape
+    size = (images, _halved(height, stride), _halved(width, stride), padded)
+    out_size = size[0] * size[1] * size[2] * size[3]
+    saved = _node_saved(archs, inputs.shape[1], out_size, padded) if save else 0
+    return bank.new_empty((archs, *size)), bank.new_empty((saved,))
+
+
+def _mixed_node_backward_fake(
+    grad: Tensor, bank: Tensor, saved: Tensor, inputs: Tensor, operations: Tensor, *rest: Any
+) -> tuple[Tensor, ...]:
+    *weights, reduction, _stride = rest
+    return (
+        torch.empty_like(bank),
+        *(torch.empty_like(weight) for weight in weights),
+        bank.new_empty((0,)) if reduction is None else torch.empty_like(reduction),
+    )
+
+
+def _mixed_node_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    bank, index, operations, *weights, stride, save = inputs
+    ctx.save_for_backward(bank, output[1], index, operations, *weights)
+    ctx.stride, ctx.save = stride, save
+    ctx.set_materialize_grads(False)
+
+
+def _check_saved(ctx: Any) -> None:
+    if not ctx.save:
+        raise RuntimeError("the operator was called with save=False, so it has no backward pass")
+
+
+def _mixed_node_backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
+    _check_saved(ctx)
+    if grad is None:
+        return (None,) * 10
+    bank, saved, index, operations, *weights = ctx.saved_tensors
+    grad_bank, *grads = torch.ops.asng._mixed_node_backward(
+        grad.contiguous(), bank, saved, index, operations, *weights, ctx.stride
+    )
+    if weights[-1] is None:
+        grads[-1] = None
+    return (grad_bank, None, None, *grads, None, None)
+
+
+def _cell_fake(
+    older: Tensor,
+    newer: Tensor,
+    inputs: Tensor,
+    operations: Tensor,
+    older_weight: Tensor,
+    newer_weight: Tensor,
+    depthwise3: Tensor,
+    pointwise3: Tensor,
+    depthwise5: Tensor,
+    pointwise5: Tensor,
+    reduction: Tensor | None,
+    output_weight: Tensor,
+    older_is_larger: bool,
+    save: bool,
+) -> tuple[Tensor, Tensor]:
+    archs, nodes, _ = inputs.shape
+    _, images, height, width, _ = newer.shape
+    padded = padded_channels(older_weight.shape[0])
+    stride = 1 if reduction is None else 2
+    size = (images, _halved(height, stride), _halved(width, stride), padded)
+    in_size, out_size = images * height * width * padded, size[0] * size[1] * size[2] * size[3]
+    # CellShape::saved_bound of csrc/cpu/cell.cpp.
+    saved = archs * (2 * in_size + nodes * out_size + 6 * padded)
+    saved += nodes * _node_saved(archs, 2, out_size, padded)
+    return newer.new_empty((archs, *size)), newer.new_empty((saved if save else 0,))
+
+
+def _cell_backward_fake(
+    grad: Tensor,
+    older: Tensor,
+    newer: Tensor,
+    output: Tensor,
+    saved: Tensor,
+    inputs: Tensor,
+    operations: Tensor,
+    *rest: Any,
+) -> tuple[Tensor, ...]:
+    *weights, _older_is_larger, wants_older, wants_newer = rest
+    nothing = newer.new_empty((0,))
+    return (
+        torch.empty_like(older) if wants_older else nothing,
+        torch.empty_like(newer) if wants_newer else newer.new_empty((0,)),
+        *(newer.new_empty((0,)) if w is None else torch.empty_like(w) for w in weights),
+    )
+
+
+def _cell_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    older, newer, index, operations, *weights, older_is_larger, save = inputs
+    ctx.save_for_backward(older, newer, *output, index, operations, *weights)
+    ctx.older_is_larger, ctx.save = older_is_larger, save
+    ctx.set_materialize_grads(False)
+
+
+def _cell_backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
+    _check_saved(ctx)
+    if grad is None:
+        return (None,) * 14
+    wants_older, wants_newer = ctx.needs_input_grad[:2]
+    saved = ctx.saved_tensors
+    grads = list(
+        torch.ops.asng._cell_backward(
+            grad.contiguous(), *saved, ctx.older_is_larger, wants_older, wants_newer
+        )
+    )
+    reduction = saved[12]
+    if reduction is None:
+        grads[8] = None
+    older_grad, newer_grad, *weight_grads = grads
+    return (
+        older_grad if wants_older else None,
+        newer_grad if wants_newer else None,
+        None,
+        None,
+        *weight_grads,
+        None,
+        None,
+    )
+
+
+def _stem_fake(
+    images: Tensor, weight: Tensor, scale: Tensor, bias: Tensor
+) -> tuple[Tensor, Tensor]:
+    batch, height, width, _ = images.shape
+    padded = padded_channels(weight.shape[0])
+    # StemShape::saved_size of csrc/cpu/stem.h.
+    saved = batch * height * width * padded + 2 * padded
+    return images.new_empty((1, batch, height, width, padded)), images.new_empty((saved,))
+
+
+def _stem_backward_fake(
+    grad: Tensor, images: Tensor, saved: Tensor, *weights: Tensor
+) -> tuple[Tensor, ...]:
+    return tuple(torch.empty_like(weight) for weight in weights)
+
+
+def _stem_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    images, *weights = inputs
+    ctx.save_for_backward(images, output[1], *weights)
+    ctx.set_materialize_grads(False)
+
+
+def _stem_backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
+    if ctx.needs_input_grad[0]:
+        raise RuntimeError("asng::stem has no gradient with respect to the images")
+    if grad is None:
+        return (None,) * 4
+    return (None, *torch.ops.asng._stem_backward(grad.contiguous(), *ctx.saved_tensors))
+
+
+def _register() -> None:
+    register_fake("asng::stem", _stem_fake)
+    register_fake("asng::_stem_backward", _stem_backward_fake)
+    register_autograd("asng::stem", _stem_backward, setup_context=_stem_setup)
+    register_fake("asng::mixed_node", _mixed_node_fake)
+    register_fake("asng::_mixed_node_backward", _mixed_node_backward_fake)
+    register_fake("asng::cell", _cell_fake)
+    register_fake("asng::_cell_backward", _cell_backward_fake)
+    register_autograd("asng::mixed_node", _mixed_node_backward, setup_context=_mixed_node_setup)
+    register_autograd("asng::cell", _cell_backward, setup_context=_cell_setup)
+    # Statistics of a batch need more than half precision.
+    for name in ("asng::mixed_node", "asng::cell", "asng::stem"):
+        register_autocast(name, "cpu", torch.float32)
+
+
+_problem = _load()
+if _problem is None:
+    _register()

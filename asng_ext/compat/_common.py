@@ -1,0 +1,194 @@
+"""What the classes of the 2019 code share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from asng_ext import _host
+from asng_ext.optimizers import margins
+from asng_ext.space import FloatArray, IntArray, Integer
+
+Integers = Sequence[int] | npt.NDArray[Any]
+BoolArray = npt.NDArray[np.bool_]
+
+NO_GAUSSIANS = np.empty(0)
+
+
+def check_sizes(categories: Integers) -> IntArray:
+    sizes = np.asarray(categories)
+    if sizes.ndim != 1 or sizes.dtype.kind not in "iu" or (sizes.size and sizes.min() < 1):
+        raise ValueError(
+            f"categories must be a sequence of integers of at least 1, got {categories!r}"
+        )
+    return sizes.astype(np.int64)
+
+
+def uniform(sizes: IntArray) -> FloatArray:
+    """(d, max K) probabilities 1/K, padded with zeros."""
+    width = int(sizes.max()) if sizes.size else 0
+    return np.where(np.arange(width) < sizes[:, None], 1.0 / sizes[:, None], 0.0)
+
+
+def one_hot_mle(theta: FloatArray) -> FloatArray:
+    """The most likely category of each row."""
+    out = np.zeros_like(theta)
+    out[np.arange(len(theta)), theta.argmax(axis=1)] = 1.0
+    return out
+
+
+def initial(init: Any, like: FloatArray) -> FloatArray:
+    """A copy of ``init_theta`` in the shape it must have."""
+    array = np.array(init, dtype=np.float64)
+    if array.shape != like.shape:
+        raise ValueError(f"init_theta must have shape {like.shape}, got {array.shape}")
+    return array
+
+
+def make_updater(
+    sizes: IntArray,
+    alpha: float = 1.5,
+    delta_init: float = 1.0,
+    delta_max: float = math.inf,
+    ranges: Any = (),
+) -> _host.CompatUpdate:
+    low, high = (
+        ([float(bound) for bound in column] for column in zip(*ranges)) if len(ranges) else ([], [])
+    )
+    return _host.CompatUpdate(
+        sizes=sizes.tolist(),
+        stride=int(sizes.max()) if sizes.size else 0,
+        margin=margins(sizes.tolist()),
+        low=low,
+        high=high,
+        std_min=[Integer(0, 1).std_min] * len(low),
+        alpha=float(alpha),
+        delta_init=float(delta_init),
+        delta_max=float(delta_max),
+    )
+
+
+def utility(f: Any, rho: float = 0.25, negative: bool = True) -> tuple[FloatArray, IntArray]:
+    """Ranking-based utilities (Section 2.4), best first, and the order that sorts the losses.
+
+    Args:
+        f: (λ,) losses.
+        rho: The share of samples rewarded, and of those punished, rounded up.
+        negative: Whether the worst are punished.
+    """
+    losses = np.asarray(f, dtype=np.float64)
+    ranked = np.where(np.isnan(losses), np.inf, losses)
+    order = np.argsort(ranked)
+    count = len(ranked)
+    selected = int(np.ceil(count * rho))
+    places = np.zeros(count)
+    places[:selected] = 1 / selected
+    places[count - selected :] = -1 / selected if negative else 0
+    best_first = ranked[order]
+    shared = np.zeros(count)
+    begin = 0
+    for end in range(1, count + 1):
+        if end < count:
+            better, worse = best_first[end - 1], best_first[end]
+            if better == worse or worse - better < 1e-14 * abs(better):
+                continue
+        shared[begin:end] = places[begin:end].mean()
+        begin = end
+    return shared, order
+
+
+def contiguous(array: npt.NDArray[Any]) -> FloatArray:
+    """The array itself where it can be, so that references to theta stay good."""
+    return np.ascontiguousarray(array, dtype=np.float64)
+
+
+def theta_header(sizes: IntArray, name: str = "theta") -> list[str]:
+    return [f"{name}{i}_{j}" for i, size in enumerate(sizes) for j in range(size)]
+
+
+def flat(theta: FloatArray, sizes: IntArray) -> FloatArray:
+    """The probabilities without the padding, row by row."""
+    return np.asarray(theta[np.arange(theta.shape[1]) < sizes[:, None]])
+
+
+def padded(values: Sequence[float], sizes: IntArray) -> FloatArray:
+    """The inverse of :func:`flat`, from numbers or text."""
+    if len(values) != sizes.sum():
+        raise ValueError(f"theta must hold {sizes.sum()} probabilities, got {len(values)}")
+    theta = np.zeros((len(sizes), int(sizes.max())))
+    theta[np.arange(theta.shape[1]) < sizes[:, None]] = [float(value) for value in values]
+    return theta
+
+
+class Probabilities:
+    """A (d, Cmax) array θ, and what comes of it alone.
+
+    Args:
+        categories: (d,) numbers of categories.
+        alpha, delta_init, delta_max: Settings of ASNG.
+    """
+
+    def __init__(
+        self,
+        categories: Integers,
+        alpha: float = 1.5,
+        delta_init: float = 1.0,
+        delta_max: float = math.inf,
+    ) -> None:
+        self.C = check_sizes(categories)
+        self.d = len(self.C)
+        self.Cmax = int(self.C.max())
+        self.valid_d = int((self.C > 1).sum())
+        self.theta = uniform(self.C)
+        self._updater = make_updater(self.C, alpha, delta_init, delta_max)
+
+    def sampling(self) -> BoolArray:
+        """(d, Cmax) one-hot sample."""
+        return self._updater.one_hot(contiguous(self.theta), np.random.rand(self.d, 1))
+
+    def mle(self) -> FloatArray:
+        """(d, Cmax) one-hot, the most likely categories."""
+        return one_hot_mle(self.theta)
+
+    def _probabilities(self) -> list[str]:
+        return [f"{p:f}" for p in flat(self.theta, self.C)]
+
+
+class CategoricalBase(Probabilities):
+    """Optimizer whose θ is a (d, Cmax) array.
+
+    Args:
+        categories: (d,) numbers of categories.
+        lam: λ, what :meth:`get_lam` tells the caller; ``update`` takes any number of samples.
+        init_theta: (d, Cmax) probabilities to start from instead of uniform ones.
+        alpha, delta_init, delta_max: Settings of ASNG.
+    """
+
+    def __init__(
+        self,
+        categories: Integers,
+        lam: int,
+        init_theta: npt.ArrayLike | None,
+        alpha: float = 1.5,
+        delta_init: float = 1.0,
+        delta_max: float = math.inf,
+    ) -> None:
+        super().__init__(categories, alpha, delta_init, delta_max)
+        self.N = int((self.C - 1).sum())
+        if init_theta is not None:
+            self.theta = initial(init_theta, self.theta)
+        self.lam = lam
+
+    def get_lam(self) -> int:
+        """λ."""
+        return self.lam
+
+    utility = staticmethod(utility)
+
+    def load_theta_from_log(self, theta_log: Sequence[float]) -> None:
+        """Sets theta from the probabilities of a log."""
+        self.theta = padded(theta_log, self.C)

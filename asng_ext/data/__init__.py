@@ -1,0 +1,44 @@
+"""Image data: data sets in memory, batched augmentation, resumable batches, masks."""
+
+from ._seeding import private_generator
+from .augment import (
+    CIFAR10_AUGMENTATION,
+    DIGITS_AUGMENTATION,
+    NO_AUGMENTATION,
+    Augmentation,
+    apply_augmentations,
+    augment,
+    draw_augmentations,
+    normalise,
+)
+from .batches import BatchStream, evaluation_batches
+from .cifar10 import load_cifar10
+from .digits import load_digits
+from .folder import load_folder
+from .images import ImageData, ImageSet, split_halves
+from .masks import MASKS, draw_masks
+from .photos import load_photos, unlabelled
+
+__all__ = [
+    "CIFAR10_AUGMENTATION",
+    "DIGITS_AUGMENTATION",
+    "MASKS",
+    "NO_AUGMENTATION",
+    "Augmentation",
+    "BatchStream",
+    "ImageData",
+    "ImageSet",
+    "apply_augmentations",
+    "augment",
+    "draw_augmentations",
+    "draw_masks",
+    "evaluation_batches",
+    "load_cifar10",
+    "load_digits",
+    "load_folder",
+    "load_photos",
+    "normalise",
+    "private_generator",
+    "split_halves",
+    "unlabelled",
+]

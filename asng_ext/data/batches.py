@@ -1,0 +1,165 @@
+"""Batches of an ImageSet: shuffled and augmented for training, in order for evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import count
+
+import torch
+from torch import Tensor
+
+from ._seeding import check_seed, private_generator
+from .augment import Augmentation, apply_augmentations, draw_augmentations, normalise
+from .images import ImageSet
+
+Batch = tuple[Tensor, Tensor]
+
+
+class BatchStream:
+    """Training batches, shuffled anew in every epoch.
+
+    A batch is (x, y): x (B, C, H, W) float32, channels last, augmented and normalised; y (B,)
+    int64; both on the device of `image_set`. All batches of an epoch have the same size: what is
+    left over at its end is dropped, and comes up in other epochs. A set smaller than `batch_size`
+    is one batch.
+
+    Batch i of epoch e is a function of (seed, name, e, i) and of the other arguments. One
+    generator per epoch, seeded by a hash of (seed, name, e), draws the order and the augmentations
+    of the whole epoch, so that `epoch(e, start=k)` gives, bit for bit, the batches of `epoch(e)`
+    without the first k. To resume, a caller needs to keep just e and k. The draws are made on the
+    CPU and so are the same on every device.
+
+    image_set: the images; move them to the training device first.
+    indices: (n,) int64, the part of the set to use; None for all of it.
+    batch_size: B.
+    seed, name: streams of different names are independent.
+    augmentation: None for none.
+    mean, std: (C,), as in `ImageData`.
+
+    Raises TypeError and ValueError for indices of another dtype or shape or out of range, a
+    batch_size below 1 and a seed that is no integer.
+    """
+
+    def __init__(
+        self,
+        image_set: ImageSet,
+        indices: Tensor | None,
+        batch_size: int,
+        *,
+        seed: int,
+        name: str,
+        augmentation: Augmentation | None,
+        mean: Tensor,
+        std: Tensor,
+    ) -> None:
+        self.image_set = image_set
+        self.indices = _checked_indices(indices, len(image_set))
+        self.batch_size = min(_checked_batch_size(batch_size), len(self.indices))
+        self.seed = check_seed(seed)
+        self.name = name
+        self.augmentation = augmentation
+        self.mean = mean.to(image_set.device)
+        self.std = std.to(image_set.device)
+
+    def __len__(self) -> int:
+        """Batches per epoch."""
+        return len(self.indices) // self.batch_size
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches `start`, `start` + 1, … of epoch number `epoch`.
+
+        Raises ValueError if `epoch` is negative or `start` is not in 0..len(self).
+        """
+        if epoch < 0:
+            raise ValueError(f"epoch must be 0 or more, got {epoch}")
+        if not 0 <= start <= len(self):
+            raise ValueError(f"start must be in 0..{len(self)}, the batches done, got {start}")
+        return self._batches(epoch, start)
+
+    def steps(self, start: int = 0) -> Iterator[Batch]:
+        """Batches without end: number s is batch s mod len(self) of epoch s // len(self).
+
+        Raises ValueError if `start` is negative.
+        """
+        if start < 0:
+            raise ValueError(f"start must be 0 or more, got {start}")
+        first_epoch, first_batch = divmod(start, len(self))
+        return (
+            batch
+            for epoch in count(first_epoch)
+            for batch in self._batches(epoch, first_batch if epoch == first_epoch else 0)
+        )
+
+    def _batches(self, epoch: int, start: int) -> Iterator[Batch]:
+        images, labels = self.image_set.images, self.image_set.labels
+        order, draws = self._plan(epoch)
+        for batch in range(start, len(self)):
+            part = slice(batch * self.batch_size, (batch + 1) * self.batch_size)
+            x = images.index_select(0, order[part]).permute(0, 3, 1, 2)
+            y = labels.index_select(0, order[part])
+            if self.augmentation is None or draws is None:
+                yield normalise(x, self.mean, self.std), y
+            else:
+                x = apply_augmentations(
+                    x, draws[part], self.augmentation, mean=self.mean, std=self.std
+                )
+                yield x, y
+
+    def _plan(self, epoch: int) -> tuple[Tensor, Tensor | None]:
+        """Everything random about an epoch: the order (n,) and the augmentations (n, 5)."""
+        generator = private_generator(self.seed, self.name, epoch)
+        device = self.image_set.device
+        n = len(self.indices)
+        order = self.indices[torch.randperm(n, generator=generator)].to(device, non_blocking=True)
+        if self.augmentation is None:
+            return order, None
+        _, height, width, _ = self.image_set.images.shape
+        draws = draw_augmentations(n, height, width, self.augmentation, generator=generator)
+        return order, draws.to(device, non_blocking=True)
+
+
+def evaluation_batches(
+    image_set: ImageSet,
+    batch_size: int,
+    *,
+    mean: Tensor,
+    std: Tensor,
+    indices: Tensor | None = None,
+) -> Iterator[Batch]:
+    """Every image once, in order, normalised and not augmented; the last batch may be smaller.
+
+    Arguments, batches and errors are those of `BatchStream`.
+    """
+    batch_size = _checked_batch_size(batch_size)
+    chosen = _checked_indices(indices, len(image_set)).to(image_set.device)
+    mean, std = mean.to(image_set.device), std.to(image_set.device)
+    return (
+        (
+            normalise(image_set.images.index_select(0, part).permute(0, 3, 1, 2), mean, std),
+            image_set.labels.index_select(0, part),
+        )
+        for part in torch.split(chosen, batch_size)
+    )
+
+
+def _checked_batch_size(batch_size: int) -> int:
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int):
+        raise TypeError(f"batch_size must be an int, got {batch_size!r}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
+    return batch_size
+
+
+def _checked_indices(indices: Tensor | None, size: int) -> Tensor:
+    """(n,) int64 indices on the CPU, where the order of an epoch is drawn."""
+    if indices is None:
+        return torch.arange(size)
+    if not isinstance(indices, Tensor) or indices.dtype != torch.int64:
+        kind = indices.dtype if isinstance(indices, Tensor) else type(indices).__name__
+        raise TypeError(f"indices must be an int64 tensor or None, got {kind}")
+    if indices.ndim != 1 or indices.numel() == 0:
+        raise ValueError(f"indices must be (n,) with n > 0, got {tuple(indices.shape)}")
+    lowest, highest = (int(index) for index in torch.aminmax(indices))
+    if lowest < 0 or highest >= size:
+        raise ValueError(f"indices must lie in 0..{size - 1}, got {lowest}..{highest}")
+    return indices.cpu()

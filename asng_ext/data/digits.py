@@ -1,0 +1,48 @@
+"""The handwritten digits that come with scikit-learn: small enough for a search in a minute."""
+
+from __future__ import annotations
+
+import importlib
+
+import torch
+
+from ._seeding import private_generator
+from .augment import DIGITS_AUGMENTATION
+from .images import ImageData, ImageSet
+
+_IMAGES_PER_TEST_IMAGE = 5
+
+
+def load_digits(seed: int = 0) -> ImageData:
+    """1797 gray images of 8×8 pixels in ten classes, 1437 to train on and 360 to test on.
+
+    The images stay at 8×8 pixels, with their 17 gray levels spread over 0..255. The division is
+    random but stratified, so every class has a fifth of its images (to within one) in the test
+    set. It depends on `seed` alone.
+
+    Raises ImportError if scikit-learn is missing.
+    """
+    try:
+        # By name, since scikit-learn is optional and has no type information.
+        datasets = importlib.import_module("sklearn.datasets")
+    except ImportError as error:
+        raise ImportError(
+            "the digits data set comes with scikit-learn, which is not installed: "
+            "pip install scikit-learn (or asng-ext[demo])"
+        ) from error
+    bundle = datasets.load_digits()
+    gray = torch.as_tensor(bundle.images, dtype=torch.float64)
+    images = (gray * (255 / 16)).round().to(torch.uint8).unsqueeze(3)
+    labels = torch.as_tensor(bundle.target, dtype=torch.int64)
+    names = tuple(str(name) for name in bundle.target_names)
+
+    # Every fifth of the shuffled images sorted by class is a random fifth of each class.
+    order = torch.randperm(len(labels), generator=private_generator(seed, "digits"))
+    order = order[labels[order].argsort(stable=True)]
+    is_test = torch.zeros(len(labels), dtype=torch.bool)
+    is_test[order[::_IMAGES_PER_TEST_IMAGE]] = True
+    return ImageData.of(
+        ImageSet(images[~is_test], labels[~is_test], names),
+        ImageSet(images[is_test], labels[is_test], names),
+        DIGITS_AUGMENTATION,
+    )

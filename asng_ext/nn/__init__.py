@@ -1,0 +1,41 @@
+"""Building blocks of supernets: the cell space of Section 3.2, the autoencoder spaces of Section
+3.3, and a choice between any modules."""
+
+from asng_ext.nn.bank import WeightBank
+from asng_ext.nn.cae import CaeNetwork, CaeSupernet, base_layers
+from asng_ext.nn.cae_space import CaeCatSpace, CaeIntSpace, CaeLayer, CaeSpace
+from asng_ext.nn.cell import Architecture, Cell, CellArchitecture, CellSpace, Edge
+from asng_ext.nn.cell_network import (
+    CellNetwork,
+    CellSupernet,
+    parameter_count,
+    widest_channels,
+)
+from asng_ext.nn.choice import Choice, derive, search_space, set_architecture
+from asng_ext.nn.fused import FusedCellSupernet, cell_supernet
+
+__all__ = [
+    "Architecture",
+    "CaeCatSpace",
+    "CaeIntSpace",
+    "CaeLayer",
+    "CaeNetwork",
+    "CaeSpace",
+    "CaeSupernet",
+    "Cell",
+    "CellArchitecture",
+    "CellNetwork",
+    "CellSpace",
+    "CellSupernet",
+    "Choice",
+    "Edge",
+    "FusedCellSupernet",
+    "WeightBank",
+    "base_layers",
+    "cell_supernet",
+    "derive",
+    "parameter_count",
+    "search_space",
+    "set_architecture",
+    "widest_channels",
+]

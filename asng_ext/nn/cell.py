@@ -1,0 +1,305 @@
+"""The cell space (Section 3.2): how an architecture is written down, and one cell of a network."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, SupportsIndex, TypeAlias, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from asng_ext.nn.operations import (
+    OPERATIONS,
+    FactorizedReduction,
+    Norm,
+    ReLUConvNorm,
+    drop_path,
+    make_operation,
+)
+from asng_ext.space import Categorical, SearchSpace
+
+__all__ = ["Architecture", "Cell", "CellArchitecture", "CellSpace", "Edge", "Population"]
+
+Architecture: TypeAlias = Sequence[int] | npt.NDArray[np.integer[Any]] | Tensor
+"""The value of every categorical variable of a `CellSpace`, in order: shape (d,)."""
+
+Population: TypeAlias = npt.NDArray[np.integer[Any]] | Tensor | list[Architecture]
+"""Architectures, shape (λ, d)."""
+
+# Inputs of a node are counted from the older cell input; node k is input k + 2.
+OLDER, NEWER, FIRST_NODE = 0, 1, 2
+
+
+class Edge(NamedTuple):
+    """One of the two summands of a node: an operation applied to an input."""
+
+    input: int
+    """0 is the older input of the cell, 1 the newer, k + 2 the output of node k."""
+    operation: str
+    """One of `OPERATIONS`."""
+
+
+@dataclass(frozen=True)
+class CellArchitecture:
+    """What one kind of cell computes: node i is the sum of its two edges."""
+
+    nodes: tuple[tuple[Edge, Edge], ...]
+
+    @property
+    def inputs(self) -> frozenset[int]:
+        """Every input that some node reads, numbered as in `Edge`."""
+        return frozenset(edge.input for node in self.nodes for edge in node)
+
+    @property
+    def loose_nodes(self) -> tuple[int, ...]:
+        """The nodes that no other node reads; they make the cell's output.
+
+        The last node is always one of them. Every other node is read or is loose, so no node of
+        a cell is ever idle.
+        """
+        inputs = self.inputs
+        return tuple(i for i in range(len(self.nodes)) if i + FIRST_NODE not in inputs)
+
+
+@dataclass(frozen=True)
+class CellSpace:
+    """Search space of two kinds of cells, normal and reduction, with `nodes` nodes each.
+
+    Every node has four categorical variables: input 0, input 1 (node i has i + 2 choices for each)
+    and operation 0, operation 1 (5 choices each). All variables of the normal cell come first. An
+    architecture is the sequence of their values, as indices; five nodes make d = 40 variables with
+    n_θ = 140 free parameters.
+
+    Raises:
+        ValueError: `nodes` is not a positive integer.
+    """
+
+    nodes: int = 5
+
+    OPERATIONS: ClassVar[tuple[str, ...]] = OPERATIONS
+    KINDS: ClassVar[tuple[str, str]] = ("normal", "reduction")
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.nodes, int) or self.nodes < 1:
+            raise ValueError(f"nodes must be a positive integer, got {self.nodes!r}")
+
+    @property
+    def variables(self) -> dict[str, tuple[str, ...]]:
+        """Readable values of every variable by its name, such as "normal/node0/input1"."""
+        inputs = ("older", "newer", *(f"node{i}" for i in range(self.nodes)))
+        variables: dict[str, tuple[str, ...]] = {}
+        for kind in self.KINDS:
+            for node in range(self.nodes):
+                for j in range(2):
+                    variables[f"{kind}/node{node}/input{j}"] = inputs[: node + FIRST_NODE]
+                for j in range(2):
+                    variables[f"{kind}/node{node}/operation{j}"] = self.OPERATIONS
+        return variables
+
+    @property
+    def categories(self) -> list[int]:
+        """Number of choices of every variable, (d,)."""
+        return [len(values) for values in self.variables.values()]
+
+    @property
+    def n_theta(self) -> int:
+        """Number of free distribution parameters: Σ (K_i − 1)."""
+        return self.search_space().n_theta
+
+    def search_space(self) -> SearchSpace:
+        """The space for an optimizer; its samples' categorical rows are architectures."""
+        return SearchSpace({name: Categorical(v) for name, v in self.variables.items()})
+
+    def check(self, architecture: Architecture) -> tuple[int, ...]:
+        """The architecture as a tuple of integers.
+
+        Raises:
+            ValueError: The architecture has the wrong length, or a value is not an index of its
+                variable.
+        """
+        values = architecture.tolist() if hasattr(architecture, "tolist") else architecture
+        categories = self.categories
+        if not isinstance(values, Sequence) or len(values) != len(categories):
+            shape = getattr(architecture, "shape", None)
+            got = f"length {len(values)}" if isinstance(values, Sequence) else repr(architecture)
+            raise ValueError(
+                f"architecture must be one-dimensional with {len(categories)} category indices, "
+                f"got {f'shape {tuple(shape)}' if shape is not None else got}"
+            )
+        return tuple(
+            self._index(i, v, k) for i, (v, k) in enumerate(zip(values, categories, strict=True))
+        )
+
+    def _index(self, position: int, value: object, categories: int) -> int:
+        try:
+            index = operator.index(cast(SupportsIndex, value))
+        except TypeError:
+            index = -1
+        if not 0 <= index < categories:
+            raise ValueError(
+                f"architecture[{position}] ({list(self.variables)[position]}) must be an integer "
+                f"from 0 to {categories - 1}, got {value!r}"
+            )
+        return index
+
+    def parse(self, architecture: Architecture) -> tuple[CellArchitecture, CellArchitecture]:
+        """What the architecture's normal cells and its reduction cells compute.
+
+        Raises:
+            ValueError: See `check`.
+        """
+        values = self.check(architecture)
+        nodes = tuple(
+            (Edge(left, self.OPERATIONS[left_op]), Edge(right, self.OPERATIONS[right_op]))
+            for left, right, left_op, right_op in (
+                values[i : i + 4] for i in range(0, len(values), 4)
+            )
+        )
+        return CellArchitecture(nodes[: self.nodes]), CellArchitecture(nodes[self.nodes :])
+
+    def to_dict(self, architecture: Architecture) -> dict[str, str]:
+        """The architecture by names, fit for JSON: {"normal/node0/input0": "older", …}.
+
+        Raises:
+            ValueError: See `check`.
+        """
+        return self.search_space().decode(self.check(architecture))
+
+    def to_indices(self, names: Mapping[str, str]) -> list[int]:
+        """The architecture that `to_dict` has written by names; the order does not matter.
+
+        Raises:
+            ValueError: A variable is missing or unknown, or has a value that it cannot take.
+        """
+        indices: list[int] = self.search_space().encode(names)[0].tolist()
+        return indices
+
+
+class _LooseProjection(nn.Module):
+    """Output of a cell: concatenated loose nodes, ReLU, 1×1 convolution, normalisation.
+
+    The weight has `channels` columns for each of `nodes`; a supernet, where the loose nodes change
+    from call to call, uses the columns of those that are loose.
+    """
+
+    def __init__(self, nodes: tuple[int, ...], channels: int, norm: Norm) -> None:
+        super().__init__()
+        self.nodes = nodes
+        self.channels = channels
+        self.conv = nn.Conv2d(len(nodes) * channels, channels, 1, bias=False)
+        self.norm = norm(channels)
+
+    def columns(self, loose: tuple[int, ...]) -> Tensor:
+        """The weight for the nodes `loose`, (channels, len(loose)·channels, 1, 1)."""
+        if loose == self.nodes:
+            return self.conv.weight
+        starts = [self.channels * self.nodes.index(node) for node in loose]
+        return torch.cat([self.conv.weight[:, i : i + self.channels] for i in starts], dim=1)
+
+    def forward(self, outputs: list[Tensor], loose: tuple[int, ...]) -> Tensor:
+        x = F.relu(torch.cat(outputs, dim=1))
+        y: Tensor = self.norm(F.conv2d(x, self.columns(loose)))
+        return y
+
+
+class Cell(nn.Module):
+    """One cell, either of a supernet (holds every operation) or of a fixed network.
+
+    Args:
+        nodes: Number of nodes.
+        older_channels, newer_channels: Channels of the two inputs, the outputs of the cell before
+            the last and of the last cell.
+        channels: Channels of every node and of the output.
+        reduction: Whether the cell halves height and width.
+        older_is_larger: Whether the older input has twice the height and width of the newer one,
+            because the last cell is a reduction cell.
+        norm: Makes the normalisation layers.
+        architecture: Makes only the operations of this architecture, and expects this one in every
+            call; None makes all.
+    """
+
+    def __init__(
+        self,
+        nodes: int,
+        older_channels: int,
+        newer_channels: int,
+        channels: int,
+        *,
+        reduction: bool,
+        older_is_larger: bool,
+        norm: Norm,
+        architecture: CellArchitecture | None = None,
+    ) -> None:
+        super().__init__()
+        shrink = FactorizedReduction if older_is_larger else ReLUConvNorm
+        self.older = shrink(older_channels, channels, norm)
+        self.newer = ReLUConvNorm(newer_channels, channels, norm)
+        self.operations = nn.ModuleDict()
+        for node in range(nodes):
+            for edge in _all_edges(node) if architecture is None else architecture.nodes[node]:
+                # An edge that occurs twice in a node has its weights once.
+                if _key(node, edge) not in self.operations:
+                    stride = 2 if reduction and edge.input < FIRST_NODE else 1
+                    self.operations[_key(node, edge)] = make_operation(
+                        edge.operation, channels, stride, norm
+                    )
+        loose = tuple(range(nodes)) if architecture is None else architecture.loose_nodes
+        self.output = _LooseProjection(loose, channels, norm)
+
+    def forward(
+        self,
+        older: Tensor,
+        newer: Tensor,
+        architecture: CellArchitecture,
+        drop_path_rate: float | None = None,
+    ) -> Tensor:
+        """Runs the operations of `architecture` and no others.
+
+        Args:
+            older: (N, older_channels, H, W), or (N, older_channels, 2H, 2W) if it is the larger.
+            newer: (N, newer_channels, H, W).
+            architecture: What to compute.
+            drop_path_rate: Probability with which an image skips an operation other than a true
+                identity; None does not draw at all.
+
+        Returns:
+            (N, channels, H, W), or (N, channels, ⌈H/2⌉, ⌈W/2⌉) of a reduction cell.
+        """
+        inputs = architecture.inputs
+        states: dict[int, Tensor] = {}
+        if OLDER in inputs:
+            states[OLDER] = self.older(older)
+        if NEWER in inputs:
+            states[NEWER] = self.newer(newer)
+        for node, (left, right) in enumerate(architecture.nodes):
+            first = self._run(node, left, states)
+            second = first if left == right else self._run(node, right, states)
+            if drop_path_rate is not None:
+                first = self._drop(node, left, first, drop_path_rate)
+                second = self._drop(node, right, second, drop_path_rate)
+            states[node + FIRST_NODE] = first + second
+        loose = architecture.loose_nodes
+        y: Tensor = self.output([states[node + FIRST_NODE] for node in loose], loose)
+        return y
+
+    def _run(self, node: int, edge: Edge, states: dict[int, Tensor]) -> Tensor:
+        y: Tensor = self.operations[_key(node, edge)](states[edge.input])
+        return y
+
+    def _drop(self, node: int, edge: Edge, x: Tensor, rate: float) -> Tensor:
+        if isinstance(self.operations[_key(node, edge)], nn.Identity):
+            return x
+        return drop_path(x, rate)
+
+
+def _all_edges(node: int) -> list[Edge]:
+    return [Edge(i, operation) for i in range(node + FIRST_NODE) for operation in OPERATIONS]
+
+
+def _key(node: int, edge: Edge) -> str:
+    return f"node{node}_input{edge.input}_{edge.operation}"

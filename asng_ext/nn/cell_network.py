@@ -1,0 +1,393 @@
+"""Networks of stacked cells (Section 3.2): the supernet of the search and the derived network."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from asng_ext.nn.cell import Architecture, Cell, CellArchitecture, CellSpace, Population
+from asng_ext.nn.operations import Norm, batch_statistics_norm, plain_norm
+
+if TYPE_CHECKING:
+    from asng_ext.nn.fused import FusedCellSupernet
+
+__all__ = ["CellNetwork", "CellSupernet", "parameter_count", "widest_channels"]
+
+
+class _Stem(nn.Module):
+    """3×3 convolution from the image, then normalisation."""
+
+    def __init__(self, in_channels: int, out_channels: int, norm: Norm) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
+        self.norm = norm(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.norm(self.conv(x))
+        return y
+
+
+class _AuxiliaryHead(nn.Module):
+    """A second classifier half-way, which sends a gradient straight to the middle in training.
+
+    ReLU, 5×5 average pool of stride 3, 1×1 convolution to 128 channels, 2×2 convolution to 768
+    (each with normalisation and ReLU), global average, linear. The pool is left out on a map
+    smaller than 8×8, where it would leave less than 2×2 to the second convolution; on a 1×1 map
+    that convolution is 1×1.
+    """
+
+    def __init__(self, channels: int, classes: int, map_size: int, norm: Norm) -> None:
+        super().__init__()
+        self.pool = nn.AvgPool2d(5, stride=3) if map_size >= 8 else nn.Identity()
+        self.conv0 = nn.Conv2d(channels, 128, 1, bias=False)
+        self.norm0 = norm(128)
+        self.conv1 = nn.Conv2d(128, 768, min(2, map_size), bias=False)
+        self.norm1 = norm(768)
+        self.classifier = nn.Linear(768, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm0(self.conv0(self.pool(F.relu(x)))))
+        x = F.relu(self.norm1(self.conv1(x)))
+        logits: Tensor = self.classifier(x.mean((2, 3)))
+        return logits
+
+
+class _CellStack(nn.Module):
+    """Stem, cells and classifier: what the supernet and the derived network have in common."""
+
+    def __init__(
+        self,
+        space: CellSpace,
+        classes: int,
+        cells: int,
+        channels: int,
+        in_channels: int,
+        stem_multiplier: int,
+        auxiliary: bool,
+        image_size: int,
+        *,
+        outer_norm: Norm,
+        cell_norm: Norm,
+        architectures: tuple[CellArchitecture, CellArchitecture] | None,
+    ) -> None:
+        super().__init__()
+        if cells < 3:
+            raise ValueError(
+                f"cells must be at least 3, so that both kinds of cells occur, got {cells}"
+            )
+        for name, value in (
+            ("classes", classes),
+            ("channels", channels),
+            ("in_channels", in_channels),
+            ("stem_multiplier", stem_multiplier),
+            ("image_size", image_size),
+        ):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        self.space = space
+        self.settings = {
+            "nodes": space.nodes,
+            "classes": classes,
+            "cells": cells,
+            "channels": channels,
+            "in_channels": in_channels,
+            "stem_multiplier": stem_multiplier,
+        }
+        self.auxiliary_at = 2 * cells // 3
+        self.is_reduction = tuple(i in (cells // 3, 2 * cells // 3) for i in range(cells))
+
+        older = newer = stem_multiplier * channels
+        self.stem = _Stem(in_channels, newer, outer_norm)
+        self.cells = nn.ModuleList()
+        self.auxiliary: _AuxiliaryHead | None = None
+        for i, reduction in enumerate(self.is_reduction):
+            channels = 2 * channels if reduction else channels
+            cell = Cell(
+                space.nodes,
+                older,
+                newer,
+                channels,
+                reduction=reduction,
+                older_is_larger=i > 0 and self.is_reduction[i - 1],
+                norm=cell_norm,
+                architecture=None if architectures is None else architectures[reduction],
+            )
+            self.cells.append(cell)
+            older, newer = newer, channels
+            if auxiliary and i == self.auxiliary_at:
+                map_size = -(-image_size // 4)  # two reductions, each of which rounds up
+                self.auxiliary = _AuxiliaryHead(channels, classes, map_size, outer_norm)
+        self.classifier = nn.Linear(channels, classes)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def _run(
+        self,
+        x: Tensor,
+        architectures: tuple[CellArchitecture, CellArchitecture],
+        drop_path_rate: float | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Logits (N, classes); with those of the auxiliary head in training, if there is one."""
+        x = x.contiguous(memory_format=torch.channels_last)
+        older = newer = self.stem(x)
+        auxiliary_logits: Tensor | None = None
+        for i, cell in enumerate(self.cells):
+            architecture = architectures[self.is_reduction[i]]
+            older, newer = newer, cell(older, newer, architecture, drop_path_rate)
+            if self.training and self.auxiliary is not None and i == self.auxiliary_at:
+                auxiliary_logits = self.auxiliary(newer)
+        logits: Tensor = self.classifier(newer.mean((2, 3)))
+        return logits if auxiliary_logits is None else (logits, auxiliary_logits)
+
+
+class CellSupernet(_CellStack):
+    """All networks of a cell space with shared weights.
+
+    Each (cell, node, input, operation) has its own weights. Normalisation always uses the
+    statistics of the batch and keeps none, so a pass in whatever mode changes nothing; inside the
+    cells it has no weights either. Weights and activations are channels-last.
+
+    Args:
+        space: The search space.
+        classes: Number of classes.
+        cells: Number of cells; those at cells//3 and 2·cells//3 are reduction cells.
+        channels: Channels in the first cell; every reduction cell doubles them.
+        in_channels: Channels of the images.
+        stem_multiplier: The stem makes `stem_multiplier * channels` channels.
+        auxiliary: Adds the auxiliary head. The search does not need it.
+        image_size: Shorter side of the images, in pixels; only the auxiliary head depends on it.
+
+    Raises:
+        ValueError: `cells` is less than 3, or another number less than 1.
+    """
+
+    def __init__(
+        self,
+        space: CellSpace,
+        classes: int = 10,
+        cells: int = 8,
+        channels: int = 16,
+        in_channels: int = 3,
+        stem_multiplier: int = 3,
+        auxiliary: bool = False,
+        image_size: int = 32,
+    ) -> None:
+        super().__init__(
+            space,
+            classes,
+            cells,
+            channels,
+            in_channels,
+            stem_multiplier,
+            auxiliary,
+            image_size,
+            outer_norm=batch_statistics_norm,
+            cell_norm=plain_norm,
+            architectures=None,
+        )
+
+    def forward(self, x: Tensor, architecture: Architecture) -> Tensor | tuple[Tensor, Tensor]:
+        """Runs one architecture, and of the operations only those that it uses.
+
+        Args:
+            x: Images, (N, in_channels, H, W), in any memory format.
+            architecture: (d,) category indices.
+
+        Returns:
+            Logits, (N, classes). With an auxiliary head, in training mode, the pair of the logits
+            and those of the head.
+
+        Raises:
+            ValueError: The architecture is not one of the space.
+        """
+        return self._run(x, self.space.parse(architecture))
+
+    def forward_population(
+        self, x: Tensor, architectures: Population
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Runs several architectures, one after the other, on the same images.
+
+        Args:
+            x: Images, (N, in_channels, H, W), in any memory format.
+            architectures: (λ, d) category indices.
+
+        Returns:
+            Logits, (λ, N, classes). With an auxiliary head, in training mode, the pair of the
+            logits and those of the head.
+
+        Raises:
+            ValueError: An architecture is not one of the space, or there is none.
+        """
+        if len(architectures) == 0:
+            raise ValueError("architectures must hold at least one architecture, got none")
+        outs = [self(x, architecture) for architecture in architectures]
+        if isinstance(outs[0], Tensor):
+            return torch.stack(outs)
+        logits, auxiliary = zip(*outs, strict=True)
+        return torch.stack(logits), torch.stack(auxiliary)
+
+
+class CellNetwork(_CellStack):
+    """One architecture of a cell space as a network of its own, to be trained from scratch.
+
+    It has the operations that the architecture uses and no others; normalisation has weights and
+    running statistics. Weights and activations are channels-last. Both input projections of a
+    cell exist, and count, even if no node reads one of them; that one never runs.
+
+    Args:
+        space: The search space.
+        architecture: (d,) category indices.
+        classes: Number of classes.
+        cells: Number of cells; those at cells//3 and 2·cells//3 are reduction cells.
+        channels: Channels in the first cell; every reduction cell doubles them.
+        in_channels: Channels of the images.
+        stem_multiplier: The stem makes `stem_multiplier * channels` channels.
+        auxiliary: Adds the auxiliary head after the second reduction cell.
+        image_size: Shorter side of the images, in pixels; only the auxiliary head depends on it.
+            Below 29 it goes without its pooling.
+        drop_path_rate: See the attribute.
+
+    Raises:
+        ValueError: The architecture is not one of the space, `cells` is less than 3, another number
+            is less than 1, or the rate is not in [0, 1).
+    """
+
+    def __init__(
+        self,
+        space: CellSpace,
+        architecture: Architecture,
+        classes: int = 10,
+        cells: int = 20,
+        channels: int = 36,
+        in_channels: int = 3,
+        stem_multiplier: int = 3,
+        auxiliary: bool = True,
+        image_size: int = 32,
+        drop_path_rate: float = 0.0,
+    ) -> None:
+        architectures = space.parse(architecture)
+        super().__init__(
+            space,
+            classes,
+            cells,
+            channels,
+            in_channels,
+            stem_multiplier,
+            auxiliary,
+            image_size,
+            outer_norm=nn.BatchNorm2d,
+            cell_norm=nn.BatchNorm2d,
+            architectures=architectures,
+        )
+        self._architectures = architectures
+        self.architecture = space.check(architecture)
+        self.drop_path_rate = drop_path_rate
+
+    @property
+    def drop_path_rate(self) -> float:
+        """Probability, in [0, 1), with which an image of the batch skips an operation in training.
+
+        It concerns every operation but identities; a factorized reduction in the place of an
+        identity is no identity. Under `torch.compile` the first change compiles the network
+        again, later changes do not.
+        """
+        return self._drop_path_rate
+
+    @drop_path_rate.setter
+    def drop_path_rate(self, rate: float) -> None:
+        if not 0 <= rate < 1:
+            raise ValueError(f"drop_path_rate must be at least 0 and less than 1, got {rate}")
+        self._drop_path_rate = float(rate)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """Classifies images of shape (N, in_channels, H, W), in any memory format.
+
+        Returns:
+            Logits, (N, classes). With an auxiliary head, in training mode, the pair of the logits
+            and those of the head.
+        """
+        drops = self.training and self.drop_path_rate > 0
+        return self._run(x, self._architectures, self.drop_path_rate if drops else None)
+
+    def inherit_weights(self, supernet: CellSupernet | FusedCellSupernet) -> None:
+        """Starts from the supernet's weights instead of random ones.
+
+        What the supernet does not have, such as the weights of the normalisations in the cells,
+        stays as it is; so does the auxiliary head.
+
+        Raises:
+            ValueError: The supernet was made with other settings than this network.
+        """
+        if supernet.settings != self.settings:
+            raise ValueError(
+                f"supernet must have the settings of the network, {self.settings}, "
+                f"got {supernet.settings}"
+            )
+        weights = supernet.state_dict()
+        for i, architecture in enumerate(self._architectures[r] for r in self.is_reduction):
+            name = f"cells.{i}.output.conv.weight"
+            # The columns of the nodes that are loose in this architecture, as in the supernet.
+            columns = weights[name].split(len(weights[name]), dim=1)
+            weights[name] = torch.cat([columns[n] for n in architecture.loose_nodes], dim=1)
+        with torch.no_grad():
+            for name, parameter in self.named_parameters():
+                if name in weights and not name.startswith("auxiliary."):
+                    parameter.copy_(weights[name])
+
+
+def parameter_count(network: nn.Module, auxiliary: bool = False) -> int:
+    """Number of weights of a network, with or without those of its auxiliary head."""
+    return sum(
+        p.numel()
+        for name, p in network.named_parameters()
+        if auxiliary or "auxiliary" not in name.split(".")
+    )
+
+
+def widest_channels(
+    space: CellSpace,
+    architecture: Architecture,
+    limit: int,
+    cells: int = 20,
+    classes: int = 10,
+    in_channels: int = 3,
+    stem_multiplier: int = 3,
+) -> int:
+    """The most channels in the first cell with which a `CellNetwork` has at most `limit` weights.
+
+    The auxiliary head does not count.
+
+    Raises:
+        ValueError: Even one channel makes more weights, or another argument is not one that
+            `CellNetwork` takes.
+    """
+
+    def count(channels: int) -> int:
+        with torch.device("meta"):  # shapes without memory
+            network = CellNetwork(
+                space,
+                architecture,
+                classes,
+                cells,
+                channels,
+                in_channels,
+                stem_multiplier,
+                auxiliary=False,
+            )
+        return parameter_count(network)
+
+    # Every layer has a number of weights that is linear or quadratic in the channels, so three
+    # counts tell all others: count(n) = one + (n − 1)·slope + (n − 1)(n − 2)/2·bend.
+    one, two, three = count(1), count(2), count(3)
+    slope, bend = two - one, three - 2 * two + one
+    if one > limit:
+        raise ValueError(
+            f"limit must be at least {one}, what this architecture needs with one channel, "
+            f"got {limit}"
+        )
+    channels = 1
+    while one + channels * slope + channels * (channels - 1) // 2 * bend <= limit:
+        channels += 1
+    return channels

@@ -1,0 +1,292 @@
+"""The supernet of the cell space on the compiled operators: all sampled architectures at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from asng_ext import _operators
+from asng_ext.nn.cell import Architecture, Cell, CellSpace, Population
+from asng_ext.nn.cell_network import CellSupernet
+from asng_ext.nn.operations import FactorizedReduction
+
+__all__ = ["FusedCellSupernet", "cell_supernet"]
+
+
+class _StackedCell(nn.Module):
+    """The weights of a `Cell`, those of one kind in one tensor, as the operator takes them.
+
+    In state dicts they have the names and shapes of the `Cell`.
+    """
+
+    def __init__(self, cell: Cell, nodes: int, reduction: bool) -> None:
+        super().__init__()
+        self.older_is_larger = isinstance(cell.older, FactorizedReduction)
+        self.channels = channels = cell.output.channels
+        edges = nodes * (nodes + 3) // 2
+        self._places: dict[str, tuple[str, tuple[int | slice, ...]]] = {}
+        shapes: dict[str, tuple[int, ...]] = {
+            "older_weight": (channels, _in_channels(cell.older)),
+            "newer_weight": (channels, _in_channels(cell.newer)),
+            "depthwise3": (edges, 2, channels, 1, 3, 3),
+            "pointwise3": (edges, 2, channels, channels),
+            "depthwise5": (edges, 2, channels, 1, 5, 5),
+            "pointwise5": (edges, 2, channels, channels),
+            "reduction": (2 * nodes, channels, channels),
+            "output_weight": (channels, nodes * channels),
+        }
+        for name, shape in shapes.items():
+            wanted = reduction or name != "reduction"
+            self.register_parameter(name, nn.Parameter(torch.empty(shape)) if wanted else None)
+        self._place_projection("older", self.older_is_larger)
+        self._place_projection("newer", False)
+        self._places["output.conv.weight"] = ("output_weight", ())
+        for node in range(nodes):
+            for i in range(node + 2):
+                self._place_edge(node, i, reduction and i < 2)
+        with torch.no_grad():
+            for name, weight in cell.named_parameters():
+                self._view(name).copy_(weight.view_as(self._view(name)))
+
+    def _place_projection(self, name: str, factorized: bool) -> None:
+        if factorized:
+            self._place_factorized(name, f"{name}_weight", ())
+        else:
+            self._places[f"{name}.conv.weight"] = (f"{name}_weight", ())
+
+    def _place_factorized(self, name: str, parameter: str, index: tuple[int, ...]) -> None:
+        even = self.channels - self.channels // 2
+        self._places[f"{name}.conv_even.weight"] = (parameter, (*index, slice(0, even)))
+        self._places[f"{name}.conv_odd.weight"] = (parameter, (*index, slice(even, None)))
+
+    def _place_edge(self, node: int, i: int, halved: bool) -> None:
+        key = f"operations.node{node}_input{i}"
+        edge = node * (node + 3) // 2 + i
+        if halved:
+            self._place_factorized(f"{key}_identity", "reduction", (2 * node + i,))
+        for k in (3, 5):
+            for half in range(2):
+                name = f"{key}_sep_conv_{k}x{k}.half{half}"
+                self._places[f"{name}.depthwise.weight"] = (f"depthwise{k}", (edge, half))
+                self._places[f"{name}.pointwise.weight"] = (f"pointwise{k}", (edge, half))
+
+    def _view(self, name: str) -> Tensor:
+        """The part of a stacked weight that a `Cell` has under `name`, in its shape."""
+        parameter, index = self._places[name]
+        part = cast(Tensor, getattr(self, parameter))[index]
+        # 1×1 convolutions are matrices here; depthwise weights have all their dimensions.
+        return part[..., None, None] if part.dim() == 2 else part
+
+    def views(self) -> Iterator[tuple[str, Tensor]]:
+        """The weights by the names that a `Cell` gives them."""
+        for name in self._places:
+            yield name, self._view(name)
+
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        for name, view in self.views():
+            destination[prefix + name] = view if keep_vars else view.detach()
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        for name, view in self.views():
+            weight = state_dict.get(prefix + name)
+            if weight is None:
+                missing_keys.append(prefix + name)
+            elif weight.shape != view.shape:
+                error_msgs.append(
+                    f"size mismatch for {prefix + name}: copying a param with shape "
+                    f"{tuple(weight.shape)}, the shape in current model is {tuple(view.shape)}."
+                )
+            else:
+                with torch.no_grad():
+                    view.copy_(weight)
+        if strict:
+            for key in state_dict:
+                if key.startswith(prefix) and key[len(prefix) :] not in self._places:
+                    unexpected_keys.append(key)
+
+    def forward(self, older: Tensor, newer: Tensor, inputs: Tensor, operations: Tensor) -> Tensor:
+        """(λ or 1, B, H, W, P) twice to (λ, B, H', W', P)."""
+        y: Tensor = torch.ops.asng.cell(
+            older,
+            newer,
+            inputs,
+            operations,
+            self.older_weight,
+            self.newer_weight,
+            self.depthwise3,
+            self.pointwise3,
+            self.depthwise5,
+            self.pointwise5,
+            self.reduction,
+            self.output_weight,
+            self.older_is_larger,
+            torch.is_grad_enabled(),
+        )[0]
+        return y
+
+
+def _in_channels(projection: nn.Module) -> int:
+    factorized = isinstance(projection, FactorizedReduction)
+    conv = projection.conv_even if factorized else projection.conv
+    return cast(nn.Conv2d, conv).in_channels
+
+
+class FusedCellSupernet(nn.Module):
+    """A `CellSupernet` on the compiled operators, many times faster on the CPU.
+
+    It computes the same numbers, starts from the same weights for the same seed, and has the same
+    state dict, so that either loads the other's. Its parameters are fewer and larger: the weights
+    of one kind in a cell are one tensor, whose gradient is zero where no sampled architecture uses
+    it. All architectures of a population run together, and what they share is computed once.
+
+    Args: see `CellSupernet`.
+
+    Raises:
+        ValueError: See `CellSupernet`.
+        RuntimeError: The compiled operators are not available.
+    """
+
+    def __init__(
+        self,
+        space: CellSpace,
+        classes: int = 10,
+        cells: int = 8,
+        channels: int = 16,
+        in_channels: int = 3,
+        stem_multiplier: int = 3,
+        auxiliary: bool = False,
+        image_size: int = 32,
+    ) -> None:
+        super().__init__()
+        _operators.require()
+        plain = CellSupernet(
+            space, classes, cells, channels, in_channels, stem_multiplier, auxiliary, image_size
+        )
+        self.space = space
+        self.settings = plain.settings
+        self.is_reduction = plain.is_reduction
+        self.auxiliary_at = plain.auxiliary_at
+        self._categories = np.array(space.categories)
+        self.stem = plain.stem
+        self.cells = nn.ModuleList(
+            _StackedCell(cast(Cell, cell), space.nodes, reduction)
+            for cell, reduction in zip(plain.cells, plain.is_reduction, strict=True)
+        )
+        self.auxiliary = plain.auxiliary
+        self.classifier = plain.classifier
+
+    def forward(self, x: Tensor, architecture: Architecture) -> Tensor | tuple[Tensor, Tensor]:
+        """Runs one architecture; see `CellSupernet.forward`."""
+        out = self.forward_population(x, np.array([self.space.check(architecture)]))
+        return out[0] if isinstance(out, Tensor) else (out[0][0], out[1][0])
+
+    def forward_population(
+        self, x: Tensor, architectures: Population
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Runs several architectures on the same images.
+
+        Args:
+            x: Images, (B, in_channels, H, W), in any memory format.
+            architectures: (λ, d) category indices.
+
+        Returns:
+            Logits, (λ, B, classes). With an auxiliary head, in training mode, the pair of the
+            logits and those of the head.
+
+        Raises:
+            ValueError: An architecture is not one of the space, or there is none.
+        """
+        kinds = self._index_tensors(architectures)
+        older = newer = self._run_stem(x)
+        auxiliary_logits: Tensor | None = None
+        for i, cell in enumerate(self.cells):
+            older, newer = newer, cell(older, newer, *kinds[self.is_reduction[i]])
+            if self.training and self.auxiliary is not None and i == self.auxiliary_at:
+                # Its normalisation takes the statistics of one architecture at a time.
+                auxiliary_logits = torch.stack(
+                    [
+                        self.auxiliary(y[..., : cell.channels].permute(0, 3, 1, 2))
+                        for y in newer.unbind(0)
+                    ]
+                )
+        logits: Tensor = self.classifier(newer.mean((2, 3))[..., : self.classifier.in_features])
+        return logits if auxiliary_logits is None else (logits, auxiliary_logits)
+
+    def _run_stem(self, x: Tensor) -> Tensor:
+        """(B, in_channels, H, W) to (1, B, H, W, P)."""
+        if x.dim() != 4 or x.shape[1] != self.stem.conv.in_channels:
+            raise ValueError(
+                f"x must have shape (B, {self.stem.conv.in_channels}, H, W), got {tuple(x.shape)}"
+            )
+        norm = self.stem.norm
+        if not x.requires_grad:
+            y: Tensor = torch.ops.asng.stem(
+                x.permute(0, 2, 3, 1).contiguous(),
+                self.stem.conv.weight.contiguous(),
+                norm.weight,
+                norm.bias,
+            )[0]
+            return y
+        # The operator has no gradient for the images.
+        image = self.stem(x.contiguous(memory_format=torch.channels_last)).permute(0, 2, 3, 1)
+        channels = image.shape[-1]
+        return F.pad(image, (0, _operators.padded_channels(channels) - channels))[None].contiguous()
+
+    def _index_tensors(self, architectures: Population) -> list[tuple[Tensor, Tensor]]:
+        """Inputs and operations, each (λ, nodes, 2), of the normal and of the reduction cells."""
+        values = np.asarray(architectures)
+        if values.ndim != 2 or len(values) == 0 or values.shape[1] != len(self._categories):
+            raise ValueError(
+                f"architectures must have shape (λ, {len(self._categories)}) with λ at least 1, "
+                f"got {values.shape}"
+            )
+        integral = values.dtype.kind in "iu"
+        if not integral or (values < 0).any() or (values >= self._categories).any():
+            for row in values:
+                self.space.check(row)  # says which value is wrong
+            raise ValueError(f"architectures must be integers, got {values.dtype}")
+        # Per node: input 0, input 1, operation 0, operation 1.
+        kinds = torch.from_numpy(values.astype(np.int32).reshape(len(values), 2, -1, 2, 2))
+        return [
+            (kinds[:, kind, :, 0].contiguous(), kinds[:, kind, :, 1].contiguous())
+            for kind in range(2)
+        ]
+
+
+def cell_supernet(
+    space: CellSpace, *, implementation: str = "auto", **settings: Any
+) -> CellSupernet | FusedCellSupernet:
+    """The supernet of a cell space.
+
+    Args:
+        space: The search space.
+        implementation: "fused" for the compiled operators, "plain" for plain PyTorch, "auto" for
+            the operators where they are available.
+        settings: Further arguments of `CellSupernet`.
+
+    Raises:
+        ValueError: `implementation` is unknown, or see `CellSupernet`.
+        RuntimeError: "fused" was asked for and the compiled operators are not available.
+    """
+    if implementation not in ("auto", "fused", "plain"):
+        raise ValueError(
+            f"implementation must be 'auto', 'fused' or 'plain', got {implementation!r}"
+        )
+    fused = implementation == "fused" or (implementation == "auto" and _operators.available())
+    return (FusedCellSupernet if fused else CellSupernet)(space, **settings)

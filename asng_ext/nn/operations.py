@@ -1,0 +1,165 @@
+"""The five operations of the cell space and the blocks they are made of (Section 3.2).
+
+Every block takes and returns images of shape (N, C, H, W). A stride of 2 turns H×W into
+⌈H/2⌉×⌈W/2⌉ in all of them, so that any two operations of a node can be added whatever the size.
+Convolutions have no bias: a batch normalisation always follows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = [
+    "OPERATIONS",
+    "FactorizedReduction",
+    "ReLUConvNorm",
+    "SeparableConv",
+    "batch_statistics_norm",
+    "drop_path",
+    "make_operation",
+    "plain_norm",
+]
+
+Norm = Callable[[int], nn.Module]
+"""Makes the normalisation layer for a number of channels."""
+
+OPERATIONS = ("identity", "avg_pool_3x3", "max_pool_3x3", "sep_conv_3x3", "sep_conv_5x5")
+"""Names of the operations; the position is the value of an operation variable."""
+
+
+def batch_statistics_norm(channels: int) -> nn.BatchNorm2d:
+    """Batch normalisation with weight and bias that normalises with the batch in every mode."""
+    return nn.BatchNorm2d(channels, track_running_stats=False)
+
+
+def plain_norm(channels: int) -> nn.BatchNorm2d:
+    """Batch normalisation that holds nothing: no weight, no bias, no running statistics.
+
+    In a supernet the running statistics would mix all sampled architectures and fit none.
+    """
+    return nn.BatchNorm2d(channels, affine=False, track_running_stats=False)
+
+
+class ReLUConvNorm(nn.Module):
+    """ReLU, 1×1 convolution, normalisation: brings an input of a cell to the cell's width."""
+
+    def __init__(self, in_channels: int, out_channels: int, norm: Norm) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, 1, bias=False)
+        self.norm = norm(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in_channels, H, W) to (N, out_channels, H, W)."""
+        y: Tensor = self.norm(self.conv(F.relu(x)))
+        return y
+
+
+class FactorizedReduction(nn.Module):
+    """Halves the image without skipping whole rows and columns, as an identity with stride 2.
+
+    One 1×1 convolution reads the pixels at even positions, another those at odd positions (rows
+    and columns alike); their outputs are concatenated and normalised. Each makes half of the
+    channels; of an odd number the first makes one more.
+
+    Raises:
+        ValueError: `out_channels` is less than 2, so that one half would be empty.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, norm: Norm) -> None:
+        super().__init__()
+        if out_channels < 2:
+            raise ValueError(f"out_channels must be at least 2 to be halved, got {out_channels}")
+        odd = out_channels // 2
+        self.conv_even = nn.Conv2d(in_channels, out_channels - odd, 1, bias=False)
+        self.conv_odd = nn.Conv2d(in_channels, odd, 1, bias=False)
+        self.norm = norm(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in_channels, H, W) to (N, out_channels, ⌈H/2⌉, ⌈W/2⌉)."""
+        # Slicing, then a convolution of stride 1, equals a 1×1 convolution of stride 2, whose
+        # backward crashes in PyTorch 2.13 on the CPU for channels-last images of 3 channels.
+        even, odd = F.relu(x[..., ::2, ::2]), F.relu(x[..., 1::2, 1::2])
+        # An odd height or width has one odd position less than even ones: zeros stand for it.
+        missing = (even.shape[-1] - odd.shape[-1], even.shape[-2] - odd.shape[-2])
+        if any(missing):
+            odd = F.pad(odd, (0, missing[0], 0, missing[1]))
+        y: Tensor = self.norm(torch.cat((self.conv_even(even), self.conv_odd(odd)), dim=1))
+        return y
+
+
+class _SeparableHalf(nn.Module):
+    """ReLU, depthwise k×k convolution, 1×1 convolution, normalisation."""
+
+    def __init__(self, channels: int, kernel: int, stride: int, norm: Norm) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(
+            channels, channels, kernel, stride, kernel // 2, groups=channels, bias=False
+        )
+        self.pointwise = nn.Conv2d(channels, channels, 1, bias=False)
+        self.norm = norm(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.norm(self.pointwise(self.depthwise(F.relu(x))))
+        return y
+
+
+class SeparableConv(nn.Module):
+    """Two rounds of ReLU, depthwise k×k, 1×1, normalisation; the first carries the stride."""
+
+    def __init__(self, channels: int, kernel: int, stride: int, norm: Norm) -> None:
+        super().__init__()
+        self.half0 = _SeparableHalf(channels, kernel, stride, norm)
+        self.half1 = _SeparableHalf(channels, kernel, 1, norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, C, ⌈H/stride⌉, ⌈W/stride⌉)."""
+        y: Tensor = self.half1(self.half0(x))
+        return y
+
+
+def make_operation(name: str, channels: int, stride: int, norm: Norm) -> nn.Module:
+    """The operation `name` on `channels` channels.
+
+    Args:
+        name: One of `OPERATIONS`.
+        channels: Channels of input and output.
+        stride: 1, or 2 for the operations of a reduction cell that read an input of the cell.
+        norm: Makes the normalisation layers.
+
+    Raises:
+        ValueError: `name` is unknown, or `stride` is neither 1 nor 2.
+    """
+    if stride not in (1, 2):
+        raise ValueError(f"stride must be 1 or 2, got {stride}")
+    match name:
+        case "identity":
+            return nn.Identity() if stride == 1 else FactorizedReduction(channels, channels, norm)
+        case "avg_pool_3x3":
+            # Divides by 9 at the border too, as the authors' code does.
+            return nn.AvgPool2d(3, stride, padding=1)
+        case "max_pool_3x3":
+            return nn.MaxPool2d(3, stride, padding=1)
+        case "sep_conv_3x3":
+            return SeparableConv(channels, 3, stride, norm)
+        case "sep_conv_5x5":
+            return SeparableConv(channels, 5, stride, norm)
+        case _:
+            raise ValueError(f"name must be one of {', '.join(OPERATIONS)}, got {name!r}")
+
+
+def drop_path(x: Tensor, rate: float) -> Tensor:
+    """Zeroes each image of the batch with probability `rate` and scales up the others.
+
+    The expectation stays that of `x`. Draws one number per image from PyTorch's generator.
+
+    Args:
+        x: (N, C, H, W).
+        rate: Probability, in [0, 1).
+    """
+    keep = 1 - rate
+    kept = torch.rand(x.shape[0], 1, 1, 1, device=x.device) < keep
+    return x * (kept / keep).to(x.dtype)

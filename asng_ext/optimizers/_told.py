@@ -1,0 +1,44 @@
+"""What users tell an optimizer, in the form it works with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from asng_ext.space import Categorical, Samples, SearchSpace
+
+__all__ = ["as_array", "matching"]
+
+
+def as_array(losses: Any) -> npt.NDArray[np.float64]:
+    """Losses as float64: anything NumPy reads, and tensors of any floating type and device."""
+    if hasattr(losses, "detach"):  # a tensor; bfloat16 and CUDA ones are unknown to NumPy
+        losses = losses.detach().double().cpu().numpy()
+    elif isinstance(losses, (list, tuple)):
+        losses = [float(loss) for loss in losses]
+    try:
+        array = np.asarray(losses, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"losses must be a sequence of numbers, got {type(losses).__name__}"
+        ) from None
+    if array.ndim == 0:
+        raise TypeError(f"losses must be a sequence of numbers, got {losses!r}")
+    if array.ndim != 1:
+        raise ValueError(f"losses must have shape (λ,), got {array.shape}")
+    return np.ascontiguousarray(array)
+
+
+def matching(samples: Samples, space: SearchSpace) -> Samples:
+    """Samples of an equal space; ones read back from a file belong to a space of their own."""
+    same = list(samples.space) == list(space) and all(
+        (len(a.values) == len(b.values))
+        if isinstance(a, Categorical) and isinstance(b, Categorical)
+        else a == b
+        for a, b in zip(samples.space.values(), space.values())
+    )
+    if not same:
+        raise ValueError(f"samples must be of {space!r}, got samples of {samples.space!r}")
+    return samples

@@ -1,0 +1,122 @@
+"""Adaptive stochastic natural gradient (Algorithm 1) behind an ask/tell interface."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from asng_ext import _host
+from asng_ext._checks import check_number
+from asng_ext.optimizers._distribution import Margin, Theta, margins
+from asng_ext.optimizers.base import Optimizer
+from asng_ext.space import FloatArray, SearchSpace
+
+__all__ = ["ASNG", "Theta", "margins"]
+
+
+class ASNG(Optimizer):
+    """Optimizer of categorical, integer and real variables by the adaptive stochastic natural
+    gradient (Algorithm 1).
+
+    The distribution starts with the highest entropy: uniform probabilities, Gaussians in the
+    middle of their range with half of it as standard deviation. Random numbers are a function of
+    ``seed`` and of how many populations were asked for; no global generator is read or set.
+
+    Args:
+        space: What to search.
+        population_size: λ, samples per ``ask``; at least 2.
+        alpha: Threshold α of the signal-to-noise ratio, above 0. The default needs no tuning.
+        delta_init: Initial trust-region radius δ⁰, above 0. δ never exceeds √n_θ.
+        delta_max: Upper bound of Δ = δ⁰/δ (Δ_max of Algorithm 1), at least 1: δ never falls below
+            ``delta_init / delta_max``.
+        margin: Lower bound of probabilities, see :func:`margins`.
+        seed: Any integer in [0, 2⁶⁴), or None for one from the operating system.
+        maximize: Treat what is told as scores to maximise instead of losses.
+        convergence_limit: ``should_stop`` once the distribution has come this far, in [0, 1], from
+            its start towards the narrowest one the margins allow.
+        generation_limit: ``should_stop`` after this many ``tell``; None for no limit.
+        device: Where the optimizer lives; "cpu".
+
+    Raises:
+        TypeError, ValueError: If an argument is of the wrong kind or out of its range, or the
+            space has nothing to choose.
+    """
+
+    _engine: _host.ASNG
+    _own_settings = ("alpha", "delta_init", "delta_max")
+    _own_arrays = ("s",)
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        *,
+        population_size: int = 2,
+        alpha: float = 1.5,
+        delta_init: float = 1.0,
+        delta_max: float = math.inf,
+        margin: Margin = "paper",
+        seed: int | None = None,
+        maximize: bool = False,
+        convergence_limit: float = 0.95,
+        generation_limit: int | None = None,
+        device: str = "cpu",
+    ) -> None:
+        super().__init__(
+            space,
+            population_size=population_size,
+            margin=margin,
+            seed=seed,
+            maximize=maximize,
+            convergence_limit=convergence_limit,
+            generation_limit=generation_limit,
+            device=device,
+        )
+        check_number("alpha", alpha, 0.0)
+        check_number("delta_init", delta_init, 0.0)
+        if not (delta_max >= 1):
+            raise ValueError(f"delta_max must be at least 1, got {delta_max}")
+        self.alpha = float(alpha)
+        self.delta_init = float(delta_init)
+        self.delta_max = float(delta_max)
+        self._engine = _host.ASNG(
+            self._common,
+            alpha=self.alpha,
+            delta_init=self.delta_init,
+            delta_max=self.delta_max,
+        )
+
+    @property
+    def delta(self) -> float:
+        """Trust-region radius δ = δ⁰/Δ of the next update."""
+        return float(self._engine.delta)
+
+    @property
+    def s(self) -> FloatArray:
+        """(n_θ,) accumulated normalised natural gradient, eq. (19); categorical part first, then
+        all first and all second components of the Gaussians."""
+        return np.asarray(self._engine.s)
+
+    @property
+    def gamma(self) -> float:
+        """Correction factor γ, eq. (20)."""
+        return float(self._engine.gamma)
+
+    @property
+    def Delta(self) -> float:  # noqa: N802 - the paper's symbol
+        """Δ of Algorithm 1."""
+        return float(self._engine.Delta)
+
+    @property
+    def snr(self) -> float:
+        """‖s‖²/γ, which the step size adaptation holds near α (0 before the first update)."""
+        return float(np.dot(self.s, self.s) / self.gamma) if self.gamma > 0 else 0.0
+
+    def _own_numbers(self) -> dict[str, Any]:
+        return {"gamma": self.gamma, "Delta": self.Delta}
+
+    def _check_own_numbers(self, state: Mapping[str, Any]) -> None:
+        super()._check_own_numbers(state)
+        check_number("state['Delta']", state["Delta"], 0.0)

@@ -1,0 +1,341 @@
+"""What the optimizers have in common: the ask/tell protocol, the state and its saving."""
+
+from __future__ import annotations
+
+import math
+import secrets
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+
+from asng_ext import _host
+from asng_ext._checks import check_integer
+from asng_ext.optimizers._distribution import Margin, Theta, margins
+from asng_ext.optimizers._told import as_array, matching
+from asng_ext.space import FloatArray, Samples, SearchSpace
+
+__all__ = ["Optimizer"]
+
+STATE_VERSION = 1
+COMMON_SETTINGS = (
+    "population_size",
+    "margin",
+    "seed",
+    "maximize",
+    "convergence_limit",
+    "generation_limit",
+)
+OptimizerT = TypeVar("OptimizerT", bound="Optimizer")
+
+
+class Optimizer(ABC):
+    """Base of the optimizers of categorical, integer and real variables.
+
+    The distribution starts with the highest entropy: uniform probabilities, Gaussians in the
+    middle of their range with half of it as standard deviation. Random numbers are a function of
+    ``seed`` and of how many populations were asked for; no global generator is read or set.
+
+    A subclass makes an engine from ``self._common`` and says which settings and which numbers of
+    its state are its own.
+
+    Args:
+        space: What to search.
+        population_size: λ, samples per ``ask``; at least 2.
+        margin: Lower bound of probabilities, see :func:`margins`.
+        seed: Any integer in [0, 2⁶⁴), or None for one from the operating system.
+        maximize: Treat what is told as scores to maximise instead of losses.
+        convergence_limit: ``should_stop`` once the distribution has come this far, in [0, 1], from
+            its start towards the narrowest one the margins allow.
+        generation_limit: ``should_stop`` after this many ``tell``; None for no limit.
+        device: Where the optimizer lives; "cpu".
+
+    Raises:
+        TypeError, ValueError: If an argument is of the wrong kind or out of its range, or the
+            space has nothing to choose.
+    """
+
+    _engine: _host.Optimizer
+    # Names of a subclass's own arguments, which are attributes, too.
+    _own_settings: tuple[str, ...] = ()
+    # Names of the arrays that the engine of a subclass keeps beside the distribution.
+    _own_arrays: tuple[str, ...] = ()
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        *,
+        population_size: int,
+        margin: Margin,
+        seed: int | None,
+        maximize: bool,
+        convergence_limit: float,
+        generation_limit: int | None,
+        device: str,
+    ) -> None:
+        if not isinstance(space, SearchSpace):
+            raise TypeError(f"space must be a SearchSpace, got {type(space).__name__}")
+        if space.n_theta == 0:
+            raise ValueError("space must hold a variable with more than one value")
+        check_integer("population_size", population_size, 2, 2**31)
+        if not 0 <= convergence_limit <= 1:
+            raise ValueError(f"convergence_limit must be in [0, 1], got {convergence_limit}")
+        if generation_limit is not None:
+            check_integer("generation_limit", generation_limit, 0, 2**63)
+        if seed is None:
+            seed = secrets.randbits(64)
+        check_integer("seed", seed, 0, 2**64)
+        if str(device) != "cpu":
+            raise ValueError(f'device must be "cpu", got {device!r}')
+        self.space = space
+        self.population_size = int(population_size)
+        self.margin = margin
+        self.maximize = bool(maximize)
+        self.convergence_limit = float(convergence_limit)
+        self.generation_limit = generation_limit
+        self.device = "cpu"
+        numerical = space.numerical.values()
+        self._common: _host.Common = {
+            "sizes": space.sizes,
+            "margin": margins(space.sizes, margin),
+            "low": [variable.low for variable in numerical],
+            "high": [variable.high for variable in numerical],
+            "std_min": [variable.std_min for variable in numerical],
+            "population_size": self.population_size,
+            "seed": int(seed),
+        }
+
+    def ask(self) -> Samples:
+        """Draws λ samples. Any number of populations may be asked for before one is told.
+
+        Gaussian draws come in antithetic pairs (μ + σz, μ - σz); if λ is odd the last is single.
+        """
+        return Samples(self.space, *self._engine.ask())
+
+    def tell(self, samples: Samples | Sequence[Mapping[str, Any]], losses: Any) -> bool:
+        """Updates the distribution from the losses of samples, in any order, of any ``ask``.
+
+        Args:
+            samples: At least 2, as ``ask`` gave them, reordered or picked (``samples[[1, 0]]``),
+                or as dicts; a dict holds rounded values, so prefer the former.
+            losses: (λ,) numbers, smaller is better (larger with ``maximize``): a list, an array or
+                a tensor. NaN and +inf rank last and tie; -inf is refused (with ``maximize`` the
+                other way round).
+
+        Returns:
+            Whether anything moved. Nothing does if all losses are equal, none is finite, or the
+            samples do not differ.
+
+        Raises:
+            ValueError, TypeError: If samples and losses do not match each other or the space; the
+                optimizer is then as it was.
+        """
+        if type(losses) is not list:
+            losses = as_array(losses)
+        if not isinstance(samples, Samples):
+            samples = self.space.samples(list(samples))
+        categorical = samples.categorical
+        if len(losses) != len(categorical) or len(losses) < 2:
+            raise ValueError(
+                "losses must hold one number per sample, and at least 2, "
+                f"got {len(losses)} for {len(categorical)} samples"
+            )
+        if samples.space is not self.space:
+            samples = matching(samples, self.space)
+            categorical = samples.categorical
+        try:
+            return self._engine.tell(categorical, samples.numerical, losses, self.maximize)
+        except TypeError as error:
+            raise TypeError(f"losses and samples must be numbers: {error}") from None
+
+    def recommend(self) -> dict[str, Any]:
+        """The most likely sample: arg max of the probabilities, means of the Gaussians."""
+        theta = self.theta
+        return self.space.decode(
+            theta.categorical.argmax(axis=1).tolist(), theta.numerical[0].tolist()
+        )
+
+    def should_stop(self) -> bool:
+        """Whether the distribution has converged or the generation limit is reached."""
+        if self.generation_limit is not None and self.generation >= self.generation_limit:
+            return True
+        return self.progress >= self.convergence_limit
+
+    @property
+    def theta(self) -> Theta:
+        """Parameters of the distribution (copies)."""
+        sizes = self.space.sizes
+        padded = np.zeros((len(sizes), max(sizes, default=0)))
+        padded[np.arange(padded.shape[1]) < np.array(sizes, dtype=np.int64)[:, None]] = (
+            self._engine.theta
+        )
+        mean, variance = self._engine.mean, self._engine.variance
+        return Theta(padded, np.stack([mean, mean**2 + variance]))
+
+    @property
+    def n_theta(self) -> int:
+        """Dimension of θ."""
+        return self.space.n_theta
+
+    @property
+    def generation(self) -> int:
+        """How many populations were told."""
+        return int(self._engine.generation)
+
+    @property
+    def seed(self) -> int:
+        """The seed, also if it was left to the operating system."""
+        return int(self._engine.seed)
+
+    @property
+    @abstractmethod
+    def delta(self) -> float:
+        """Length of the next step."""
+
+    @property
+    def entropy(self) -> float:
+        """Entropy of the distribution in nats: Shannon's of the categorical variables plus the
+        differential entropy of the Gaussians."""
+        p = self._engine.theta
+        p = p[p > 0]
+        gaussian = 0.5 * np.log(2 * math.pi * math.e * self._engine.variance)
+        return float(gaussian.sum() - (p * np.log(p)).sum())
+
+    @property
+    def convergence(self) -> float:
+        """Mean over the categorical variables of max_j θ_ij (Section 3.2); for a space without
+        any, :attr:`progress`."""
+        if not self.space.categorical:
+            return self.progress
+        return float(self.theta.categorical.max(axis=1).mean())
+
+    @property
+    def progress(self) -> float:
+        """How far the distribution has come, from 0 at its start to 1 at the narrowest one the
+        margins allow: the mean over all variables with something to choose."""
+        sizes = np.array(self.space.sizes, dtype=np.float64)
+        choice = sizes > 1
+        parts = []
+        if choice.any():
+            top = self.theta.categorical.max(axis=1)[choice]
+            start = 1 / sizes[choice]
+            end = 1 - (sizes[choice] - 1) * self._engine.margin[choice]
+            parts.append((top - start) / (end - start))
+        if self.space.numerical:
+            variables = self.space.numerical.values()
+            start = np.array([(v.high - v.low) / 2 for v in variables])
+            end = np.array([v.std_min for v in variables])
+            std = np.sqrt(self._engine.variance)
+            # A range so narrow that sigma cannot shrink is where it should be.
+            room = np.maximum(start - end, np.finfo(np.float64).tiny)
+            parts.append(np.where(start > end, (start - std) / room, 1.0))
+        return float(np.concatenate(parts).mean())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that decides what comes next, as plain numbers, strings and lists: it can be
+        saved by ``torch.save`` (and loaded with ``weights_only=True``), JSON or pickle."""
+        engine = self._engine
+        return {
+            "version": STATE_VERSION,
+            "optimizer": type(self).__name__,
+            **self._settings(),
+            "seed": self.seed,
+            "asked": int(engine.asked),
+            "generation": self.generation,
+            **{name: getattr(engine, name).tolist() for name in self._arrays()},
+            **self._own_numbers(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continues, bit for bit, where the optimizer that gave ``state`` was.
+
+        Raises:
+            ValueError: If the state is of another kind of optimizer, another space or other
+                settings, is incomplete, or holds numbers that no state can have. The optimizer is
+                then as it was.
+        """
+        expected = {
+            "version": STATE_VERSION,
+            "optimizer": type(self).__name__,
+            **self._settings(),
+        }
+        # The kind first: of another one, everything else is missing as well.
+        for key in ("version", "optimizer"):
+            if key in state and state[key] != expected[key]:
+                raise ValueError(
+                    f"state was saved with {key}={state[key]!r}, this optimizer has "
+                    f"{expected[key]!r}"
+                )
+        missing = sorted(set(self.state_dict()) - set(state))
+        if missing:
+            raise ValueError(f"state lacks {missing}")
+        for key, value in expected.items():
+            if state[key] != value:
+                raise ValueError(
+                    f"state was saved with {key}={state[key]!r}, this optimizer has {value!r}"
+                )
+        arrays: dict[str, FloatArray] = {}
+        for name in self._arrays():
+            array = np.asarray(state[name], dtype=np.float64)
+            if array.shape != getattr(self._engine, name).shape or not np.isfinite(array).all():
+                raise ValueError(
+                    f"state[{name!r}] must hold {getattr(self._engine, name).size} finite numbers"
+                )
+            arrays[name] = array
+        if (arrays["theta"] < 0).any() or (arrays["variance"] <= 0).any():
+            raise ValueError("state must hold probabilities of at least 0 and variances above 0")
+        check_integer("state['seed']", state["seed"], 0, 2**64)
+        for name in ("asked", "generation"):
+            check_integer(f"state[{name!r}]", state[name], 0, 2**63)
+        self._check_own_numbers(state)
+        for name, value in arrays.items():
+            setattr(self._engine, name, value)
+        for name in ("seed", "asked", "generation", *self._own_numbers()):
+            setattr(self._engine, name, state[name])
+
+    def _arrays(self) -> tuple[str, ...]:
+        return ("theta", "mean", "variance", *self._own_arrays)
+
+    def _own_numbers(self) -> dict[str, Any]:
+        """The numbers that the engine keeps beside the arrays, by name."""
+        return {}
+
+    def _check_own_numbers(self, state: Mapping[str, Any]) -> None:
+        """ValueError or TypeError if they are none that a state can have."""
+        for name in self._own_numbers():
+            if not 0 <= state[name] < math.inf:
+                raise ValueError(
+                    f"state[{name!r}] must be finite and at least 0, got {state[name]}"
+                )
+
+    def _settings(self) -> dict[str, Any]:
+        """What must be equal for a state to fit, in a form that compares and saves well."""
+        ranges = [[float(v.low), float(v.high)] for v in self.space.numerical.values()]
+        return {
+            "sizes": self.space.sizes,
+            "ranges": ranges,
+            "population_size": self.population_size,
+            **{name: getattr(self, name) for name in self._own_settings},
+            "margin": self.margin,
+            "maximize": self.maximize,
+        }
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        settings = {name: getattr(self, name) for name in (*COMMON_SETTINGS, *self._own_settings)}
+        return _rebuild, (type(self), self.space, settings, self.state_dict())
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}({self.space!r}, population_size={self.population_size}, "
+            f"generation={self.generation}, convergence={self.convergence:.3f}, "
+            f"delta={self.delta:.3g})"
+        )
+
+
+def _rebuild(
+    cls: type[OptimizerT], space: SearchSpace, settings: dict[str, Any], state: dict[str, Any]
+) -> OptimizerT:
+    optimizer = cls(space, **settings)
+    optimizer.load_state_dict(state)
+    return optimizer

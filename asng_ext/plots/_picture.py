@@ -1,0 +1,85 @@
+"""What the pictures share: how they are saved, their colours, and names of operations."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+
+from asng_ext.run import write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = [
+    "BLUE",
+    "DPI",
+    "GREEN",
+    "GREY",
+    "INK",
+    "OPERATION_STYLES",
+    "ORANGE",
+    "PURPLE",
+    "FilePath",
+    "picture",
+]
+
+FilePath: TypeAlias = str | os.PathLike[str]
+
+FORMATS = (".png", ".svg", ".pdf")
+DPI = 160
+BLUE, ORANGE, GREEN, PURPLE, GREY, INK = (
+    "#3b6fb0",
+    "#d55e00",
+    "#2a8a4a",
+    "#9c3587",
+    "#737373",
+    "#222222",
+)
+
+
+class _Style(NamedTuple):
+    short: str
+    color: str
+    long: str
+
+
+OPERATION_STYLES = {
+    "identity": _Style("identity", GREY, "identity"),
+    "avg_pool_3x3": _Style("avg 3×3", BLUE, "average pooling 3×3"),
+    "max_pool_3x3": _Style("max 3×3", GREEN, "max pooling 3×3"),
+    "sep_conv_3x3": _Style("sep 3×3", ORANGE, "separable convolution 3×3"),
+    "sep_conv_5x5": _Style("sep 5×5", PURPLE, "separable convolution 5×5"),
+}
+
+
+@contextmanager
+def picture(path: FilePath) -> Iterator[Callable[[Figure], Path]]:
+    """Checks the path, sets matplotlib's own defaults for a while, and gives the way to save."""
+    target = Path(path)
+    if target.suffix.lower() not in FORMATS:
+        raise ValueError(f"path must end in {', '.join(FORMATS)}, got {str(path)!r}")
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"cannot write {target}: the folder {target.parent} does not exist")
+    try:
+        from matplotlib import style
+    except ImportError as error:
+        raise ImportError(
+            "pictures need matplotlib; install it with `pip install matplotlib`"
+        ) from error
+
+    def save(figure: Figure) -> Path:
+        kind = target.suffix.lower()[1:]
+        # Without the date, the same content gives the same file.
+        metadata = {} if kind == "png" else {"Date" if kind == "svg" else "CreationDate": None}
+        write_atomically(
+            target,
+            lambda file: figure.savefig(file, format=kind, facecolor="white", metadata=metadata),
+        )
+        return target
+
+    # The caller's style, such as white lines on black, must not leak into the file.
+    with style.context(["default", {"svg.hashsalt": "asng"}]):
+        yield save

@@ -1,0 +1,151 @@
+"""Autoencoders as two rows of layers, the decoder below the encoder it mirrors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from asng_ext.nn.cae_space import fitting_layers
+from asng_ext.plots._picture import BLUE, DPI, GREEN, INK, ORANGE, PURPLE, FilePath, picture
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from asng_ext.nn.cae_space import CaeLayer
+
+__all__ = ["draw_autoencoder"]
+
+COLUMN, BOX_WIDTH, BOX_HEIGHT, ROW = 1.22, 0.78, 0.5, 1.35
+TITLE = 3.6
+"""Width that the title needs."""
+KERNEL_COLORS = {1: BLUE, 3: ORANGE, 5: PURPLE}
+
+
+def draw_autoencoder(
+    chain: Sequence[CaeLayer],
+    path: FilePath,
+    image_size: tuple[int, int] = (64, 64),
+    in_channels: int = 3,
+) -> Path:
+    """Draws the layers that images of a size go through: encoder above, decoder below.
+
+    A box holds a layer's kernel and channels, an arrow the height and width of what it carries.
+    Green arrows are skips.
+
+    Args:
+        chain: The layers in order, from the image.
+        path: Where to write the picture.
+        image_size: (height, width) of the images in pixels.
+        in_channels: Channels of the images.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: The path has another ending.
+        FileNotFoundError: The folder does not exist.
+    """
+    layers, sizes = fitting_layers(chain, *image_size)
+    with picture(path) as save:
+        from matplotlib.figure import Figure
+
+        columns = len(layers) + 1
+        width, height = max(columns * COLUMN + 0.5, TITLE), ROW + BOX_HEIGHT + 0.75
+        figure = Figure(figsize=(width, height), dpi=DPI)
+        # One unit of the axes is an inch, so that boxes fit their text.
+        axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(0, height))
+        axes.axis("off")
+        low = 0.3 + BOX_HEIGHT / 2
+        high = low + ROW
+        places = [0.3 + BOX_WIDTH / 2 + i * COLUMN for i in range(columns)]
+        _box(axes, places[0], high, f"image\n{in_channels}", INK)
+        _box(axes, places[0], low, f"3×3\n{in_channels}", INK)
+        ends = [*sizes[1:], _after(layers, sizes, image_size)]
+        for i, (x, layer) in enumerate(zip(places[1:], layers)):
+            color = KERNEL_COLORS.get(layer.kernel, INK)
+            stride = "" if layer.skip else " /2"
+            text = f"{layer.kernel}×{layer.kernel}{stride}\n{layer.channels}"
+            _box(axes, x, high, text, color)
+            _box(axes, x, low, text.replace("/2", "·2"), color)
+            before = f"{sizes[i][0]}×{sizes[i][1]}"
+            _arrow(axes, (places[i] + BOX_WIDTH / 2, high), (x - BOX_WIDTH / 2, high), INK, before)
+            _arrow(axes, (x - BOX_WIDTH / 2, low), (places[i] + BOX_WIDTH / 2, low), INK, before)
+            if layer.skip and i + 1 < len(layers):
+                start, end = (x, high - BOX_HEIGHT / 2), (x, low + BOX_HEIGHT / 2)
+                _arrow(axes, start, end, GREEN, "")
+        last = places[len(layers)]
+        turn = f"{ends[-1][0]}×{ends[-1][1]}"
+        start = (last, high - BOX_HEIGHT / 2)
+        _arrow(axes, start, (last, low + BOX_HEIGHT / 2), INK, turn, beside=True)
+        if layers and layers[-1].skip:
+            x = last + 0.12
+            start, end = (x, high - BOX_HEIGHT / 2), (x, low + BOX_HEIGHT / 2)
+            _arrow(axes, start, end, GREEN, "")
+        axes.text(
+            0.3,
+            height - 0.12,
+            f"{len(layers)} layers and their mirror images",
+            size=11,
+            weight="bold",
+            va="top",
+        )
+        return save(figure)
+
+
+def _after(
+    layers: Sequence[CaeLayer], sizes: Sequence[tuple[int, int]], image_size: tuple[int, int]
+) -> tuple[int, int]:
+    """Height and width behind the last layer of the encoder."""
+    if not layers:
+        return image_size
+    stride = layers[-1].stride
+    height, width = sizes[-1]
+    return -(-height // stride), -(-width // stride)
+
+
+def _box(axes: Axes, x: float, y: float, text: str, color: str) -> None:
+    from matplotlib.patches import FancyBboxPatch
+
+    axes.add_patch(
+        FancyBboxPatch(
+            (x - BOX_WIDTH / 2, y - BOX_HEIGHT / 2),
+            BOX_WIDTH,
+            BOX_HEIGHT,
+            boxstyle="round,pad=0,rounding_size=0.08",
+            facecolor="#f4f1e8" if color == INK else color,
+            edgecolor=color,
+            linewidth=1.2,
+            zorder=2,
+        )
+    )
+    ink = INK if color == INK else "white"
+    axes.text(x, y, text, size=9, color=ink, ha="center", va="center", zorder=3)
+
+
+def _arrow(
+    axes: Axes,
+    start: tuple[float, float],
+    end: tuple[float, float],
+    color: str,
+    text: str,
+    beside: bool = False,
+) -> None:
+    axes.annotate(
+        "",
+        xy=end,
+        xytext=start,
+        arrowprops={
+            "arrowstyle": "-|>",
+            "color": color,
+            "linewidth": 1.4,
+            "shrinkA": 0,
+            "shrinkB": 0,
+        },
+        zorder=1,
+    )
+    x, y = (start[0] + end[0]) / 2, (start[1] + end[1]) / 2
+    if beside:
+        axes.text(x - 0.06, y, text, size=7.5, color=color, ha="right", va="center")
+    elif text:
+        axes.text(x, y + 0.06, text, size=7.5, color=color, ha="center", va="bottom")

@@ -1,0 +1,346 @@
+"""Search spaces: named categorical, integer and real variables, and samples of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, overload
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Categorical", "Integer", "Real", "Samples", "SearchSpace", "Variable"]
+
+IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Categorical:
+    """A choice among values that have no order.
+
+    Args:
+        values: The choices, at least one. With a single value there is nothing to search, and
+            the variable costs nothing.
+
+    Raises:
+        ValueError: If ``values`` is empty.
+        TypeError: If ``values`` is a string or not a sequence.
+    """
+
+    values: tuple[Any, ...]
+
+    def __init__(self, values: Sequence[Any]) -> None:
+        if isinstance(values, (str, bytes)) or not isinstance(values, Sequence):
+            raise TypeError(f"values must be a list or tuple of choices, got {values!r}")
+        if not values:
+            raise ValueError("values must hold at least one choice, got none")
+        object.__setattr__(self, "values", tuple(values))
+
+    def index(self, value: Any) -> int:
+        """The position of ``value`` among the choices (ValueError if it is none of them)."""
+        for position, choice in enumerate(self.values):
+            if choice is value or (type(choice) is type(value) and choice == value):
+                return position
+        for position, choice in enumerate(self.values):
+            if choice == value:
+                return position
+        raise ValueError(f"must be one of {list(self.values)}, got {value!r}")
+
+
+@dataclass(frozen=True)
+class Integer:
+    """An integer between ``low`` and ``high``, both included.
+
+    Its distribution is a Gaussian whose draws are clipped and rounded only when they are decoded
+    (Section 3.3); the standard deviation stays at or above 1/4.
+
+    Raises:
+        TypeError: If a bound is not an integer.
+        ValueError: If ``low >= high``.
+    """
+
+    low: int
+    high: int
+
+    def __post_init__(self) -> None:
+        for name, value in (("low", self.low), ("high", self.high)):
+            if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+                raise TypeError(f"{name} must be an integer, got {value!r}")
+            object.__setattr__(self, name, int(value))
+        _check_bounds(self.low, self.high)
+
+    @property
+    def std_min(self) -> float:
+        """The smallest standard deviation of the Gaussian."""
+        return 0.25
+
+
+@dataclass(frozen=True)
+class Real:
+    """A real number between ``low`` and ``high``, both included.
+
+    Its distribution is a Gaussian whose draws are clipped when they are decoded.
+
+    Args:
+        low, high: The range.
+        resolution: The difference that begins to matter, by default a hundredth of the range. The
+            standard deviation stays at or above a quarter of it, as for integers, whose
+            resolution is 1.
+
+    Raises:
+        TypeError: If an argument is not a number.
+        ValueError: If ``low >= high``, a bound is not finite, the range is too narrow for double
+            precision, or the resolution is not in (0, 2 * (high - low)].
+    """
+
+    low: float
+    high: float
+    resolution: float = field(default=math.nan)
+
+    def __post_init__(self) -> None:
+        for name in ("low", "high", "resolution"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
+                raise TypeError(f"{name} must be a number, got {value!r}")
+            object.__setattr__(self, name, float(value))
+        _check_bounds(self.low, self.high)
+        width = self.high - self.low
+        if math.isnan(self.resolution):
+            object.__setattr__(self, "resolution", width / 100)
+        if not 0 < self.resolution <= 2 * width:
+            raise ValueError(
+                f"resolution must be above 0 and at most twice the range {width}, "
+                f"got {self.resolution}"
+            )
+
+    @property
+    def std_min(self) -> float:
+        """The smallest standard deviation of the Gaussian."""
+        return self.resolution / 4
+
+
+Variable = Categorical | Integer | Real
+
+
+def _check_bounds(low: float, high: float) -> None:
+    # Squares and cubes of sigma^2 occur in the Fisher information, hence the limits.
+    if not (math.isfinite(low) and math.isfinite(high) and max(abs(low), abs(high)) <= 1e30):
+        raise ValueError(f"low and high must be finite and at most 1e30, got {low} and {high}")
+    if low >= high:
+        raise ValueError(f"low must be below high, got low={low} and high={high}")
+    if high - low < max(1e-30, 1e-9 * max(abs(low), abs(high))):
+        raise ValueError(
+            f"high - low must be at least 1e-9 of the bounds' size, got low={low} and high={high}"
+        )
+
+
+class SearchSpace(Mapping[str, Variable]):
+    """Named variables in a fixed order; a read-only mapping from name to variable.
+
+    Columns of ``Samples.categorical`` are the categorical variables, columns of
+    ``Samples.numerical`` the integer and real ones, each in the order of the mapping.
+
+    Args:
+        variables: At least one variable by name.
+
+    Raises:
+        TypeError: If a name is not a string or a variable is none of the three kinds.
+        ValueError: If there is no variable.
+    """
+
+    def __init__(self, variables: Mapping[str, Variable]) -> None:
+        if not isinstance(variables, Mapping):
+            raise TypeError(
+                f"variables must map names to variables, got {type(variables).__name__}"
+            )
+        if not variables:
+            raise ValueError("variables must hold at least one variable, got none")
+        for name, variable in variables.items():
+            if not isinstance(name, str):
+                raise TypeError(f"the name of a variable must be a string, got {name!r}")
+            if not isinstance(variable, (Categorical, Integer, Real)):
+                raise TypeError(
+                    f"variable {name!r} must be Categorical, Integer or Real, got {variable!r}"
+                )
+        self._variables = dict(variables)
+        self.categorical: dict[str, Categorical] = {
+            name: v for name, v in variables.items() if isinstance(v, Categorical)
+        }
+        self.numerical: dict[str, Integer | Real] = {
+            name: v for name, v in variables.items() if isinstance(v, (Integer, Real))
+        }
+
+    @classmethod
+    def from_sizes(
+        cls,
+        categories: Sequence[int] | npt.NDArray[Any] = (),
+        integers: Sequence[tuple[int, int]] | npt.NDArray[Any] = (),
+        reals: Sequence[tuple[float, float]] | npt.NDArray[Any] = (),
+    ) -> SearchSpace:
+        """An anonymous space: variables ``x0, x1, ...``, categorical ones first.
+
+        Args:
+            categories: Number of categories of each categorical variable; values are indices.
+            integers: (low, high) of each integer variable.
+            reals: (low, high) of each real variable.
+        """
+        variables: list[Variable] = []
+        for size in categories:
+            if isinstance(size, bool) or not isinstance(size, (int, np.integer)) or size < 1:
+                raise ValueError(f"categories must be integers of at least 1, got {size!r}")
+            variables.append(Categorical(range(int(size))))
+        variables += [Integer(low, high) for low, high in integers]
+        variables += [Real(low, high) for low, high in reals]
+        return cls({f"x{i}": variable for i, variable in enumerate(variables)})
+
+    def __getitem__(self, name: str) -> Variable:
+        return self._variables[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._variables)
+
+    def __len__(self) -> int:
+        return len(self._variables)
+
+    def __repr__(self) -> str:
+        if len(self) > 8:
+            return (
+                f"SearchSpace({len(self.categorical)} categorical, "
+                f"{len(self.numerical)} numerical variables, n_theta={self.n_theta})"
+            )
+        return f"SearchSpace({self._variables!r})"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The variables' names in order."""
+        return tuple(self._variables)
+
+    @property
+    def variables(self) -> dict[str, Variable]:
+        """A copy of the mapping."""
+        return dict(self._variables)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Number of categories of each categorical variable."""
+        return [len(variable.values) for variable in self.categorical.values()]
+
+    @property
+    def n_theta(self) -> int:
+        """Dimension of theta: K - 1 for each categorical variable, 2 for each Gaussian."""
+        return sum(self.sizes) - len(self.categorical) + 2 * len(self.numerical)
+
+    def decode(
+        self,
+        categorical: Sequence[int] | npt.NDArray[Any] = (),
+        numerical: Sequence[float] | npt.NDArray[Any] = (),
+    ) -> dict[str, Any]:
+        """Values by name for one sample; draws are clipped, those of integers rounded.
+
+        Args:
+            categorical: (n_cat,) category indices.
+            numerical: (n_num,) raw draws.
+        """
+        for name, got, wanted in (
+            ("categorical", len(categorical), len(self.categorical)),
+            ("numerical", len(numerical), len(self.numerical)),
+        ):
+            if got != wanted:
+                raise ValueError(f"{name} must have {wanted} elements, got {got}")
+        indices, draws = iter(categorical), iter(numerical)
+        values: dict[str, Any] = {}
+        for name, variable in self._variables.items():
+            if isinstance(variable, Categorical):
+                index = int(next(indices))
+                if not 0 <= index < len(variable.values):
+                    raise ValueError(
+                        f"categorical index of {name!r} must be in "
+                        f"[0, {len(variable.values)}), got {index}"
+                    )
+                values[name] = variable.values[index]
+            else:
+                draw = min(max(float(next(draws)), variable.low), variable.high)
+                values[name] = round(draw) if isinstance(variable, Integer) else draw
+        return values
+
+    def encode(self, values: Mapping[str, Any]) -> tuple[IntArray, FloatArray]:
+        """The inverse of :meth:`decode`: (n_cat,) indices and (n_num,) numbers.
+
+        Raises:
+            ValueError: If a name is missing or unknown, or a value is outside its variable.
+            TypeError: If a number is expected and something else came.
+        """
+        unknown, missing = set(values) - set(self), set(self) - set(values)
+        if unknown or missing:
+            raise ValueError(
+                f"values must name the variables of the space; missing: {sorted(missing)}, "
+                f"unknown: {sorted(unknown, key=str)}"
+            )
+        indices: list[int] = []
+        numbers: list[float] = []
+        for name, variable in self._variables.items():
+            value = values[name]
+            if isinstance(variable, Categorical):
+                try:
+                    indices.append(variable.index(value))
+                except ValueError as error:
+                    raise ValueError(f"value of {name!r} {error}") from None
+                continue
+            kinds = (int, np.integer) if isinstance(variable, Integer) else (int, float, np.number)
+            if isinstance(value, bool) or not isinstance(value, kinds):
+                wanted = "an integer" if isinstance(variable, Integer) else "a number"
+                raise TypeError(f"value of {name!r} must be {wanted}, got {value!r}")
+            if not variable.low <= value <= variable.high:
+                raise ValueError(
+                    f"value of {name!r} must be in [{variable.low}, {variable.high}], got {value}"
+                )
+            numbers.append(float(value))
+        return np.array(indices, dtype=np.int64), np.array(numbers, dtype=np.float64)
+
+    def samples(self, rows: Sequence[Mapping[str, Any]]) -> Samples:
+        """Samples made from dicts, for telling an optimizer about candidates of one's own."""
+        if not rows:
+            raise ValueError("rows must hold at least one sample, got none")
+        encoded = [self.encode(row) for row in rows]
+        return Samples(self, np.stack([c for c, _ in encoded]), np.stack([n for _, n in encoded]))
+
+
+class Samples(Sequence[dict[str, Any]]):
+    """Samples of a search space: a sequence of dicts over two arrays.
+
+    Attributes:
+        space: The search space.
+        categorical: (λ, n_cat) int64, category indices.
+        numerical: (λ, n_num) float64, raw draws of the integer and real variables, before
+            clipping and rounding. The update uses these.
+    """
+
+    __slots__ = ("categorical", "numerical", "space")
+
+    def __init__(self, space: SearchSpace, categorical: IntArray, numerical: FloatArray) -> None:
+        self.space = space
+        self.categorical = categorical
+        self.numerical = numerical
+
+    def __len__(self) -> int:
+        return len(self.categorical)
+
+    @overload
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+    @overload
+    def __getitem__(self, index: slice | Sequence[int]) -> Samples: ...
+
+    def __getitem__(self, index: int | slice | Sequence[int]) -> dict[str, Any] | Samples:
+        """One sample as a dict, or several (a slice or a list of positions) as Samples."""
+        if isinstance(index, (int, np.integer)):
+            return self.space.decode(
+                self.categorical[index].tolist(), self.numerical[index].tolist()
+            )
+        chosen = index if isinstance(index, slice) else list(index)
+        return Samples(self.space, self.categorical[chosen], self.numerical[chosen])
+
+    def __repr__(self) -> str:
+        return f"Samples({list(self)!r})"

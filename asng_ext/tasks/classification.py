@@ -1,0 +1,344 @@
+"""Image classification by stacked cells (Section 3.2): data, supernet, loss, retraining recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from asng_ext.config import Checked, RetrainConfig, SearchConfig, setting
+from asng_ext.data import (
+    BatchStream,
+    ImageData,
+    evaluation_batches,
+    load_cifar10,
+    load_digits,
+    split_halves,
+)
+from asng_ext.nn import (
+    CellNetwork,
+    CellSpace,
+    CellSupernet,
+    FusedCellSupernet,
+    cell_supernet,
+    parameter_count,
+    widest_channels,
+)
+from asng_ext.space import Samples, SearchSpace
+from asng_ext.tasks.protocol import Metrics, TaskKind
+
+__all__ = ["KIND", "PRESETS", "ClassificationConfig", "ClassificationTask", "load_data"]
+
+Batch = tuple[Tensor, Tensor]
+_TEST_BATCH = 500
+
+
+@dataclass(frozen=True)
+class ClassificationConfig(Checked):
+    """Data, supernet and final network; the defaults are those of Section 3.2."""
+
+    data: str = setting("", "digits, which are bundled, or the folder of CIFAR-10", final=True)
+    nodes: int = setting(5, "nodes per cell", low=1)
+    cells: int = setting(8, "cells of the supernet", low=3)
+    channels: int = setting(16, "channels of the supernet's first cell", low=1)
+    implementation: str = setting(
+        "auto",
+        "of the supernet: compiled operators, plain PyTorch, or the former where they can be used",
+        choices=("auto", "fused", "plain"),
+    )
+    crop_padding: int = setting(
+        -1, "pixels of padding for crops; -1 for the data's own", low=-1, final=True
+    )
+    cutout: int = setting(
+        -1, "side of the square cut out; -1 for the data's own", low=-1, final=True
+    )
+    final_cells: int = setting(20, "cells of the retrained network", low=3, final=True)
+    final_channels: int = setting(
+        0, "channels of its first cell; 0 for the most parameter_limit allows", low=0, final=True
+    )
+    parameter_limit: int = setting(
+        4_000_000,
+        "most weights of the retrained network, without the auxiliary head",
+        low=1,
+        final=True,
+    )
+    drop_path: float = setting(
+        0.3, "drop-path rate in the last epoch of retraining", low=0, final=True
+    )
+    auxiliary_weight: float = setting(
+        0.4, "weight of the auxiliary head's loss; 0 for no head", low=0, final=True
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.drop_path >= 1:
+            raise ValueError(f"drop_path must be below 1, got {self.drop_path}")
+
+
+PRESETS: dict[str, tuple[SearchConfig, RetrainConfig, ClassificationConfig]] = {
+    "cifar10": (SearchConfig(test_every=5), RetrainConfig(test_every=5), ClassificationConfig()),
+    "digits": (
+        SearchConfig(epochs=50, learning_rate=0.05, threads=1),
+        RetrainConfig(epochs=90, batch_size=64, learning_rate=0.05, threads=1),
+        ClassificationConfig(
+            data="digits",
+            nodes=3,
+            cells=3,
+            channels=8,
+            final_cells=5,
+            parameter_limit=100_000,
+            drop_path=0.1,
+        ),
+    ),
+}
+"""Search, retraining and task settings by name."""
+
+
+def load_data(config: ClassificationConfig, seed: int) -> ImageData:
+    """The data set that the settings name, with the augmentation they ask for.
+
+    Raises:
+        ValueError: If no data set is named, or files of it are broken.
+        FileNotFoundError: If the folder does not hold CIFAR-10.
+    """
+    if not config.data:
+        raise ValueError(
+            'data must be "digits" or the folder of CIFAR-10, the one that holds '
+            "cifar-10-batches-py or cifar-10-batches-bin, or one of these itself; got nothing"
+        )
+    data = load_digits(seed) if config.data == "digits" else load_cifar10(config.data)
+    own = data.augmentation
+    chosen = replace(
+        own,
+        crop_padding=config.crop_padding if config.crop_padding >= 0 else own.crop_padding,
+        cutout=config.cutout if config.cutout >= 0 else own.cutout,
+    )
+    return replace(data, augmentation=chosen)
+
+
+class ClassificationTask:
+    """Search and retraining of a classifier, as both loops want it.
+
+    Args:
+        data: The images; half of the training images, drawn by ``seed``, train the weights in the
+            search and the other half moves the distribution.
+        config: Supernet and final network.
+        search_batch_size, retrain_batch_size: Images per step.
+        seed: Decides the halves, the order of the images and their augmentation.
+        device: Where to compute.
+    """
+
+    def __init__(
+        self,
+        data: ImageData,
+        config: ClassificationConfig,
+        *,
+        search_batch_size: int,
+        retrain_batch_size: int,
+        seed: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.device = torch.device(device)
+        self.data = data.to(self.device)
+        self.config = config
+        self.cell_space = CellSpace(config.nodes)
+        self._space = self.cell_space.search_space()
+        for_weights, for_theta = split_halves(len(self.data.train), seed)
+        self._weight_stream = self._stream("weights", for_weights, search_batch_size, seed)
+        self._theta_stream = self._stream("theta", for_theta, search_batch_size, seed)
+        self._retrain_stream = self._stream("retrain", None, retrain_batch_size, seed)
+        self._check_limit()
+
+    def _stream(self, name: str, indices: Tensor | None, batch_size: int, seed: int) -> BatchStream:
+        return BatchStream(
+            self.data.train,
+            indices,
+            batch_size,
+            seed=seed,
+            name=name,
+            augmentation=self.data.augmentation,
+            mean=self.data.mean,
+            std=self.data.std,
+        )
+
+    def _check_limit(self) -> None:
+        """Every architecture must fit into the limit: found out before the search, not after."""
+        inputs_and_largest_operation = [0, 1] + 2 * [len(self.cell_space.OPERATIONS) - 1]
+        largest = inputs_and_largest_operation * (2 * self.config.nodes)
+        try:
+            self.channels(self.cell_space.to_dict(largest))
+        except ValueError:
+            raise ValueError(
+                f"parameter_limit must leave room for the largest architecture of "
+                f"{self.config.nodes} nodes and {self.config.final_cells} cells, "
+                f"got {self.config.parameter_limit}"
+            ) from None
+
+    # Search
+
+    @property
+    def space(self) -> SearchSpace:
+        """4 categorical variables per node of each kind of cell."""
+        return self._space
+
+    @property
+    def search_steps(self) -> int:
+        """Steps per epoch of the search: halves that differ by an image may differ by a batch."""
+        return min(len(self._weight_stream), len(self._theta_stream))
+
+    def supernet(self) -> CellSupernet | FusedCellSupernet:
+        """The supernet; the compiled operators are for the CPU."""
+        config = self.config
+        on_cpu = self.device.type == "cpu"
+        return cell_supernet(
+            self.cell_space,
+            implementation=config.implementation
+            if on_cpu or config.implementation != "auto"
+            else "plain",
+            classes=self.data.classes,
+            cells=config.cells,
+            channels=config.channels,
+            in_channels=self.data.channels,
+        ).to(self.device)
+
+    def weight_batches(self, epoch: int) -> Iterable[Batch]:
+        """(x, y) batches of the half that trains the weights."""
+        return islice(self._weight_stream.epoch(epoch), self.search_steps)
+
+    def theta_batches(self, epoch: int) -> Iterable[Batch]:
+        """(x, y) batches of the half that moves the distribution."""
+        return islice(self._theta_stream.epoch(epoch), self.search_steps)
+
+    def losses(self, supernet: nn.Module, batch: Batch, samples: Samples) -> tuple[Tensor, Metrics]:
+        """(λ,) cross-entropy in nats, and the mean accuracy."""
+        x, y = batch
+        run = cast(CellSupernet | FusedCellSupernet, supernet).forward_population
+        logits = cast(Tensor, run(x, samples.categorical))  # no pair: it has no auxiliary head
+        losses = torch.stack([F.cross_entropy(out, y) for out in logits])
+        accuracy = torch.stack([_accuracy(out, y) for out in logits]).mean()
+        return losses, {"accuracy": accuracy}
+
+    def test_supernet(self, supernet: nn.Module, values: Mapping[str, Any]) -> dict[str, float]:
+        """Cross-entropy and accuracy of one architecture on the test images.
+
+        Normalisation uses the statistics of the test batch, as the supernet keeps none.
+        """
+        indices = self.cell_space.to_indices(values)
+        return self._test(lambda x: supernet(x, indices))
+
+    # Retraining
+
+    @property
+    def retrain_steps(self) -> int:
+        """Steps per epoch of the retraining."""
+        return len(self._retrain_stream)
+
+    def channels(self, values: Mapping[str, Any]) -> int:
+        """Channels of the first cell of the final network."""
+        config = self.config
+        return config.final_channels or widest_channels(
+            self.cell_space,
+            self.cell_space.to_indices(values),
+            config.parameter_limit,
+            cells=config.final_cells,
+            classes=self.data.classes,
+            in_channels=self.data.channels,
+        )
+
+    def network(self, values: Mapping[str, Any]) -> CellNetwork:
+        """The final network of an architecture, channels last."""
+        return self._network(values).to(self.device)
+
+    def _network(self, values: Mapping[str, Any]) -> CellNetwork:
+        return CellNetwork(
+            self.cell_space,
+            self.cell_space.to_indices(values),
+            classes=self.data.classes,
+            cells=self.config.final_cells,
+            channels=self.channels(values),
+            in_channels=self.data.channels,
+            auxiliary=self.config.auxiliary_weight > 0,
+            image_size=min(self.data.image_size),
+        )
+
+    def train_batches(self, epoch: int) -> Iterable[Batch]:
+        """(x, y) batches of all training images."""
+        return self._retrain_stream.epoch(epoch)
+
+    def begin_epoch(self, network: nn.Module, epoch: int, epochs: int) -> None:
+        """Drop-path grows linearly to its final rate."""
+        if not isinstance(network, CellNetwork):
+            raise TypeError(f"network must be a CellNetwork, got {type(network).__name__}")
+        network.drop_path_rate = self.config.drop_path * epoch / max(1, epochs - 1)
+
+    def training_loss(self, network: nn.Module, batch: Batch) -> tuple[Tensor, Metrics]:
+        """Cross-entropy in nats, with the auxiliary head's share, and the accuracy."""
+        x, y = batch
+        out = network(x)
+        if isinstance(out, tuple):
+            logits, auxiliary = out
+            extra = self.config.auxiliary_weight * F.cross_entropy(auxiliary, y)
+            loss = F.cross_entropy(logits, y) + extra
+        else:
+            logits, loss = out, F.cross_entropy(out, y)
+        return loss, {"accuracy": _accuracy(logits, y)}
+
+    def test(self, network: nn.Module) -> dict[str, float]:
+        """Cross-entropy and accuracy on the test images."""
+        network.eval()
+        return self._test(network)
+
+    def summary(self, values: Mapping[str, Any]) -> dict[str, int]:
+        """Size of the final network of an architecture."""
+        with torch.device("meta"):  # shapes without memory and without random weights
+            network = self._network(values)
+        parameters = parameter_count(network)
+        return {
+            "cells": self.config.final_cells,
+            "channels": network.settings["channels"],
+            "parameters": parameters,
+            "parameters_auxiliary": parameter_count(network, auxiliary=True) - parameters,
+        }
+
+    def draw_architecture(self, values: Mapping[str, Any], path: Path) -> None:
+        """Draws both kinds of cells."""
+        from asng_ext.plots import draw_cells
+
+        draw_cells(self.cell_space, self.cell_space.to_indices(values), path)
+
+    def draw_results(self, network: nn.Module, folder: Path) -> None:
+        """There is nothing to see of a classifier."""
+
+    def _test(self, run: Any) -> dict[str, float]:
+        data = self.data
+        loss = torch.zeros((), dtype=torch.float64, device=self.device)
+        correct = torch.zeros((), dtype=torch.int64, device=self.device)
+        with torch.no_grad():
+            for x, y in evaluation_batches(data.test, _TEST_BATCH, mean=data.mean, std=data.std):
+                logits = run(x)
+                loss += F.cross_entropy(logits.float(), y, reduction="sum")
+                correct += (logits.argmax(dim=1) == y).sum()
+        count = len(data.test)
+        return {"loss": float(loss) / count, "accuracy": int(correct) / count}
+
+
+def _accuracy(logits: Tensor, y: Tensor) -> Tensor:
+    return (logits.argmax(dim=1) == y).float().mean()
+
+
+KIND = TaskKind(
+    name="classification",
+    help="cells of an image classifier (Section 3.2)",
+    config=ClassificationConfig,
+    presets=PRESETS,
+    preset_for=lambda data: "digits" if data == "digits" else "cifar10",
+    demo="digits",
+    load=load_data,
+    task=ClassificationTask,
+)

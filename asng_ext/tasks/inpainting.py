@@ -1,0 +1,386 @@
+"""Inpainting by autoencoders (Section 3.3): data, supernet, loss, retraining recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from asng_ext.config import Checked, RetrainConfig, SearchConfig, setting
+from asng_ext.data import (
+    MASKS,
+    BatchStream,
+    ImageData,
+    draw_masks,
+    load_folder,
+    load_photos,
+    private_generator,
+    split_halves,
+)
+from asng_ext.metrics import SSIM_WINDOW, psnr, ssim
+from asng_ext.nn import (
+    CaeCatSpace,
+    CaeIntSpace,
+    CaeNetwork,
+    CaeSpace,
+    CaeSupernet,
+    base_layers,
+    parameter_count,
+)
+from asng_ext.space import Samples, SearchSpace
+from asng_ext.tasks.protocol import Metrics, TaskKind
+
+__all__ = ["KIND", "PRESETS", "InpaintingConfig", "InpaintingTask", "load_data"]
+
+Batch = tuple[Tensor, Tensor]
+_TEST_BATCH = 32
+_SHOWN = 8
+"""Test images in the picture of restored images."""
+
+
+@dataclass(frozen=True)
+class InpaintingConfig(Checked):
+    """Data, mask and search space; the defaults are those of Section 3.3."""
+
+    data: str = setting(
+        "", "photos, which are bundled, or a folder of images such as CelebA", final=True
+    )
+    mask: str = setting("center", "what is missing", choices=MASKS)
+    image_size: int = setting(64, "side of an image in pixels", low=SSIM_WINDOW)
+    space: str = setting(
+        "cat", "kernels and channels categorical, or integer", choices=("cat", "int")
+    )
+    layers: int = setting(20, "layers to choose from", low=1)
+    kernels: str = setting("1,3,5", "sides of kernels to choose from, in pixels")
+    channels: str = setting(
+        "64,128,256", "channels of a layer; with integers the range from the least to the most"
+    )
+    levels_back: int = setting(5, "how many layers back an input may lie", low=1)
+    steps_per_epoch: int = setting(
+        0, "steps in an epoch of search and of retraining; 0 for a pass over the data", low=0
+    )
+    precision: str = setting(
+        "float32", "of the supernet; bfloat16 is autocast", choices=("float32", "bfloat16")
+    )
+    network: str = setting(
+        "found",
+        "what to retrain: the architecture found, or as many 3×3 layers of 64 channels with skips",
+        choices=("found", "base"),
+        final=True,
+    )
+    test_images: int = setting(0, "how many images to test on; 0 for all", low=0, final=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.make_space()
+
+    def make_space(self) -> CaeSpace:
+        """The search space."""
+        kernels, channels = (_numbers(name, getattr(self, name)) for name in _LISTS)
+        if self.space == "cat":
+            return CaeCatSpace(self.layers, kernels, self.levels_back, channels)
+        return CaeIntSpace(
+            self.layers, kernels, self.levels_back, low=min(channels), high=max(channels)
+        )
+
+
+_LISTS = ("kernels", "channels")
+
+
+def _numbers(name: str, text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"{name} must be integers parted by commas, got {text!r}") from None
+
+
+_SEARCH = SearchConfig(batch_size=16, weight_decay=0.0, test_every=5)
+_RETRAIN = RetrainConfig(
+    batch_size=16, optimizer="adam", schedule="steps", learning_rate=1e-3, weight_decay=0.0
+)
+
+PRESETS: dict[str, tuple[SearchConfig, RetrainConfig, InpaintingConfig]] = {
+    "celeba": (
+        replace(_SEARCH, epochs=100),
+        replace(_RETRAIN, epochs=1000, test_every=10),
+        InpaintingConfig(steps_per_epoch=500, test_images=2000),
+    ),
+    "photos": (
+        replace(_SEARCH, epochs=25, learning_rate=0.1),
+        replace(_RETRAIN, epochs=25, test_every=5),
+        InpaintingConfig(
+            data="photos",
+            mask="pixel",
+            image_size=32,
+            layers=8,
+            channels="16,32,64",
+            steps_per_epoch=100,
+            test_images=256,
+        ),
+    ),
+}
+"""Search, retraining and task settings by name."""
+
+
+def load_data(config: InpaintingConfig) -> ImageData:
+    """The images that the settings name.
+
+    Raises:
+        ValueError: If no data are named, or images are smaller than image_size.
+        FileNotFoundError: If the folder does not exist or holds no images.
+    """
+    if not config.data:
+        raise ValueError(
+            'data must be "photos" or a folder of images, such as CelebA\'s img_align_celeba or '
+            "one that holds train and test; got nothing"
+        )
+    if config.data == "photos":
+        return load_photos(config.image_size)
+    return load_folder(config.data, config.image_size)
+
+
+class InpaintingTask:
+    """Search and retraining of an autoencoder that restores images, as both loops want it.
+
+    A batch is (corrupted, target), both (B, C, H, W) in [0, 1], channels last; missing pixels are
+    0. The mask is part of the batch, so every architecture sees the same.
+
+    Args:
+        data: The images; half of the training images, drawn by ``seed``, train the weights in the
+            search and the other half moves the distribution. Labels are not looked at.
+        config: Mask and search space.
+        search_batch_size, retrain_batch_size: Images per step.
+        seed: Decides the halves, the order of the images, flips and masks.
+        device: Where to compute.
+
+    Raises:
+        ValueError: If the images are smaller than SSIM's window.
+    """
+
+    def __init__(
+        self,
+        data: ImageData,
+        config: InpaintingConfig,
+        *,
+        search_batch_size: int,
+        retrain_batch_size: int,
+        seed: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if min(data.image_size) < SSIM_WINDOW:
+            raise ValueError(
+                f"images must have at least {SSIM_WINDOW}×{SSIM_WINDOW} pixels, "
+                f"got {data.image_size}"
+            )
+        self.device = torch.device(device)
+        self.data = data.to(self.device)
+        self.config = config
+        self.seed = seed
+        self.cae_space = config.make_space()
+        for_weights, for_theta = split_halves(len(self.data.train), seed)
+        self._weight_stream = self._stream("weights", for_weights, search_batch_size)
+        self._theta_stream = self._stream("theta", for_theta, search_batch_size)
+        self._retrain_stream = self._stream("retrain", None, retrain_batch_size)
+
+    def _stream(self, name: str, indices: Tensor | None, batch_size: int) -> BatchStream:
+        return BatchStream(
+            self.data.train,
+            indices,
+            batch_size,
+            seed=self.seed,
+            name=name,
+            augmentation=self.data.augmentation,
+            mean=self.data.mean,
+            std=self.data.std,
+        )
+
+    def _batches(self, stream: BatchStream, epoch: int, steps: int) -> Iterator[Batch]:
+        generator = self._generator(stream.name, "masks", epoch)
+        for target, _ in islice(stream.steps(epoch * steps), steps):
+            yield self._corrupted(target, generator), target
+
+    def _generator(self, *purpose: str | int) -> torch.Generator:
+        """On the training device, so that masks are drawn there."""
+        private = private_generator(self.seed, *purpose)
+        return torch.Generator(self.device).manual_seed(private.initial_seed())
+
+    def _corrupted(self, target: Tensor, generator: torch.Generator) -> Tensor:
+        count, _, height, width = target.shape
+        masks = draw_masks(self.config.mask, count, height, width, generator=generator)
+        return target * masks
+
+    # Search
+
+    @property
+    def space(self) -> SearchSpace:
+        """The variables of every layer, and the output's input."""
+        return self.cae_space.search_space()
+
+    @property
+    def search_steps(self) -> int:
+        """Steps per epoch of the search."""
+        fewest = min(len(self._weight_stream), len(self._theta_stream))
+        return self.config.steps_per_epoch or fewest
+
+    def supernet(self) -> CaeSupernet:
+        """The supernet; it computes channels last."""
+        return CaeSupernet(self.cae_space, self.data.channels).to(self.device)
+
+    def weight_batches(self, epoch: int) -> Iterable[Batch]:
+        """(corrupted, target) batches of the half that trains the weights."""
+        return self._batches(self._weight_stream, epoch, self.search_steps)
+
+    def theta_batches(self, epoch: int) -> Iterable[Batch]:
+        """(corrupted, target) batches of the half that moves the distribution."""
+        return self._batches(self._theta_stream, epoch, self.search_steps)
+
+    def losses(self, supernet: nn.Module, batch: Batch, samples: Samples) -> tuple[Tensor, Metrics]:
+        """(λ,) mean squared error, and the mean PSNR in dB."""
+        corrupted, target = batch
+        with self._autocast():
+            outs = [supernet(corrupted, self.cae_space.decode(values)) for values in samples]
+        losses = torch.stack([F.mse_loss(out.float(), target) for out in outs])
+        return losses, {"psnr": torch.stack([_psnr(out, target) for out in outs]).mean()}
+
+    def _autocast(self) -> torch.autocast:
+        enabled = self.config.precision == "bfloat16"
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
+
+    def test_supernet(self, supernet: nn.Module, values: Mapping[str, Any]) -> dict[str, float]:
+        """Test metrics of one architecture with the supernet's weights."""
+        chain = self.cae_space.decode(values)
+
+        def run(x: Tensor) -> Tensor:
+            with self._autocast():
+                return cast(Tensor, supernet(x, chain))
+
+        return self._test(run, with_corrupted=False)
+
+    # Retraining
+
+    @property
+    def retrain_steps(self) -> int:
+        """Steps per epoch of the retraining."""
+        return self.config.steps_per_epoch or len(self._retrain_stream)
+
+    def network(self, values: Mapping[str, Any]) -> CaeNetwork:
+        """The network of an architecture with just its sizes, or BASE with as many layers."""
+        return self._network(values).to(self.device)
+
+    def _network(self, values: Mapping[str, Any]) -> CaeNetwork:
+        chain = self.cae_space.decode(values)
+        if self.config.network == "base":
+            chain = base_layers(max(1, len(chain)))
+        return CaeNetwork(chain, self.data.channels, self.data.image_size)
+
+    def train_batches(self, epoch: int) -> Iterable[Batch]:
+        """(corrupted, target) batches of all training images."""
+        return self._batches(self._retrain_stream, epoch, self.retrain_steps)
+
+    def begin_epoch(self, network: nn.Module, epoch: int, epochs: int) -> None:
+        """Nothing changes from epoch to epoch."""
+
+    def training_loss(self, network: nn.Module, batch: Batch) -> tuple[Tensor, Metrics]:
+        """Mean squared error, and PSNR in dB."""
+        corrupted, target = batch
+        out = network(corrupted)
+        return F.mse_loss(out.float(), target), {"psnr": _psnr(out, target)}
+
+    def test(self, network: nn.Module) -> dict[str, float]:
+        """MSE, PSNR in dB and SSIM on the test images, and the last two of the corrupted ones."""
+        network.eval()
+        return self._test(network, with_corrupted=True)
+
+    def summary(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The chain of layers of the network of an architecture, and its weights."""
+        with torch.device("meta"):  # shapes without memory and without random weights
+            network = self._network(values)
+            base = CaeNetwork(
+                base_layers(max(1, len(network.layers))), self.data.channels, self.data.image_size
+            )
+        return {
+            "layers": [str(layer) for layer in network.layers],
+            "parameters": parameter_count(network),
+            "parameters_base": parameter_count(base),
+        }
+
+    def draw_architecture(self, values: Mapping[str, Any], path: Path) -> None:
+        """Draws the chain of layers."""
+        from asng_ext.plots import draw_autoencoder
+
+        chain = self.cae_space.decode(values)
+        draw_autoencoder(chain, path, self.data.image_size, self.data.channels)
+
+    def draw_results(self, network: nn.Module, folder: Path) -> None:
+        """Draws test images, corrupted and restored, into restored.png."""
+        from asng_ext.plots import draw_restored
+
+        network.eval()
+        count = len(self.data.test)
+        # Spread over the set, as neighbours may be alike.
+        chosen = torch.linspace(0, count - 1, min(_SHOWN, count)).long()
+        target, corrupted = self._test_images(chosen)
+        with torch.no_grad():
+            restored = network(corrupted).float().clamp(0, 1)
+        draw_restored(target, corrupted, restored, folder / "restored.png")
+
+    # Testing
+
+    def _test_images(self, indices: Tensor) -> Batch:
+        """(target, corrupted) with masks that are the same in every test of these images."""
+        images = self.data.test.images.index_select(0, indices.to(self.device))
+        target = images.permute(0, 3, 1, 2).float() / 255
+        return target, self._corrupted(target, self._generator("test masks", int(indices[0])))
+
+    def _test(self, run: Callable[[Tensor], Tensor], *, with_corrupted: bool) -> dict[str, float]:
+        count = len(self.data.test)
+        if self.config.test_images:
+            count = min(count, self.config.test_images)
+        # Spread over the set: neighbours may be patches of the same place.
+        chosen = torch.linspace(0, len(self.data.test) - 1, count, dtype=torch.float64).long()
+        sums: dict[str, Tensor] = {}
+        with torch.no_grad():
+            for part in torch.split(chosen, _TEST_BATCH):
+                target, corrupted = self._test_images(part)
+                restored = run(corrupted).float()
+                clipped = restored.clamp(0, 1)
+                measured = {
+                    "loss": (restored - target).square().mean(dim=(1, 2, 3)),
+                    "psnr": _limited(psnr(clipped, target)),
+                    "ssim": ssim(clipped, target),
+                }
+                if with_corrupted:
+                    measured |= {
+                        "psnr_corrupted": _limited(psnr(corrupted, target)),
+                        "ssim_corrupted": ssim(corrupted, target),
+                    }
+                for name, values in measured.items():
+                    sums[name] = sums.get(name, 0) + values.double().sum()
+        return {name: float(total) / count for name, total in sums.items()}
+
+
+def _psnr(out: Tensor, target: Tensor) -> Tensor:
+    return _limited(psnr(out.detach().float().clamp(0, 1), target)).mean()
+
+
+def _limited(decibels: Tensor) -> Tensor:
+    """An image that is exactly right, such as a black one, must not make a mean infinite."""
+    return decibels.clamp(max=100.0)
+
+
+KIND = TaskKind(
+    name="inpainting",
+    help="autoencoders that restore missing parts of images (Section 3.3)",
+    config=InpaintingConfig,
+    presets=PRESETS,
+    preset_for=lambda data: "photos" if data == "photos" else "celeba",
+    demo="photos",
+    load=lambda config, seed: load_data(config),
+    task=InpaintingTask,
+)

@@ -1,0 +1,151 @@
+"""What the search loop and the retraining loop need to know of a task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from asng_ext.config import RetrainConfig, SearchConfig
+from asng_ext.space import Samples, SearchSpace
+
+__all__ = ["Metrics", "Optimizer", "RetrainTask", "SearchTask", "Task", "TaskKind"]
+
+Metrics = dict[str, Tensor]
+"""Means over a batch, by name, on the device: reading one would make the device wait."""
+
+
+class Optimizer(Protocol):
+    """An ask/tell optimizer of a search space, such as :class:`asng_ext.ASNG`."""
+
+    space: SearchSpace
+
+    def ask(self) -> Samples: ...
+
+    def tell(self, samples: Samples, losses: Any) -> bool: ...
+
+    def recommend(self) -> dict[str, Any]: ...
+
+    @property
+    def convergence(self) -> float: ...
+
+    @property
+    def delta(self) -> float: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+class SearchTask(Protocol):
+    """Data, supernet and loss of a search.
+
+    A batch is whatever the task's own methods understand.
+    """
+
+    @property
+    def space(self) -> SearchSpace:
+        """What to search."""
+        ...
+
+    @property
+    def search_steps(self) -> int:
+        """Steps per epoch."""
+        ...
+
+    def supernet(self) -> nn.Module:
+        """A new supernet with random weights, on the task's device."""
+        ...
+
+    def weight_batches(self, epoch: int) -> Iterable[Any]:
+        """Batches that train the weights; a function of the epoch alone."""
+        ...
+
+    def theta_batches(self, epoch: int) -> Iterable[Any]:
+        """As many batches of other data that move the distribution."""
+        ...
+
+    def losses(self, supernet: nn.Module, batch: Any, samples: Samples) -> tuple[Tensor, Metrics]:
+        """(λ,) loss of every sample on the same batch, and further means over samples and batch.
+
+        The loop decides whether gradients are recorded.
+        """
+        ...
+
+    def test_supernet(self, supernet: nn.Module, values: Mapping[str, Any]) -> dict[str, float]:
+        """Metrics of one architecture with the supernet's weights on test data."""
+        ...
+
+
+class RetrainTask(Protocol):
+    """Data, network and loss of a retraining."""
+
+    @property
+    def retrain_steps(self) -> int:
+        """Steps per epoch."""
+        ...
+
+    def network(self, values: Mapping[str, Any]) -> nn.Module:
+        """A new network of the architecture with random weights, on the task's device."""
+        ...
+
+    def train_batches(self, epoch: int) -> Iterable[Any]:
+        """Batches of all training data; a function of the epoch alone."""
+        ...
+
+    def begin_epoch(self, network: nn.Module, epoch: int, epochs: int) -> None:
+        """Sets what changes from epoch to epoch."""
+        ...
+
+    def training_loss(self, network: nn.Module, batch: Any) -> tuple[Tensor, Metrics]:
+        """The loss to minimise, and further means over the batch."""
+        ...
+
+    def test(self, network: nn.Module) -> dict[str, float]:
+        """Metrics on test data."""
+        ...
+
+
+class Task(SearchTask, RetrainTask, Protocol):
+    """A whole experiment: what both loops need, and what the run folder shows."""
+
+    def summary(self, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Numbers about the network of an architecture, such as its parameters."""
+        ...
+
+    def draw_architecture(self, values: Mapping[str, Any], path: Path) -> None:
+        """Draws an architecture into a file (PNG)."""
+        ...
+
+    def draw_results(self, network: nn.Module, folder: Path) -> None:
+        """Draws what there is to see of a retrained network into files of a folder."""
+        ...
+
+
+@dataclass(frozen=True)
+class TaskKind:
+    """A task of the command line.
+
+    Attributes:
+        name: Its name, also that of its section in config.toml.
+        help: What it is, in a few words.
+        config: The dataclass of its settings; one of them is "data".
+        presets: Settings of search, retraining and task by name.
+        preset_for: The preset that suits a value of the setting "data".
+        demo: The preset of a short run on data that need no download.
+        load: Loads the data from (settings, seed).
+        task: Makes the task from (data, settings), and by keyword search_batch_size,
+            retrain_batch_size, seed and device.
+    """
+
+    name: str
+    help: str
+    config: type[Any]
+    presets: Mapping[str, tuple[SearchConfig, RetrainConfig, Any]]
+    preset_for: Callable[[str], str]
+    demo: str
+    load: Callable[[Any, int], Any]
+    task: Callable[..., Task]

@@ -1,0 +1,161 @@
+"""What the two training loops share."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from asng_ext.active_sgd import ActiveSGD, made_of_banks
+from asng_ext.config import RetrainConfig, SearchConfig
+
+__all__ = [
+    "Means",
+    "check_convergent",
+    "cosine",
+    "cpu_threads",
+    "frozen_batch_norm",
+    "in_steps",
+    "make_optimizer",
+    "restore_optimizer",
+    "seeded",
+    "set_learning_rate",
+]
+
+
+def cosine(start: float, done: int, total: int) -> float:
+    """The step size after ``done`` of ``total`` steps on a half cosine from ``start`` to 0."""
+    return start * (1 + math.cos(math.pi * done / total)) / 2
+
+
+def in_steps(start: float, done: int, total: int) -> float:
+    """The step size after ``done`` of ``total`` steps: a tenth after 2/5, a hundredth after 4/5."""
+    return start * 0.1 ** ((5 * done >= 2 * total) + (5 * done >= 4 * total))
+
+
+def check_convergent(row: Mapping[str, float]) -> None:
+    """FloatingPointError if the "train_loss" of an epoch's row is NaN or infinite."""
+    if not math.isfinite(row["train_loss"]):
+        raise FloatingPointError(
+            f"training diverged in epoch {row['epoch']:.0f}: train_loss is {row['train_loss']}; "
+            "lower learning_rate"
+        )
+
+
+@contextlib.contextmanager
+def seeded(seed: int, purpose: str, device: torch.device) -> Iterator[None]:
+    """PyTorch's global generators as a function of (seed, purpose), and afterwards as before.
+
+    Weight initialisation, dropout and drop-path draw from the global generators. Seeding them for
+    each epoch makes an epoch the same whatever ran before it, so that a resumed run is the run.
+    """
+    digest = hashlib.sha256(f"{seed}/{purpose}".encode()).digest()
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        # Only the low 32 bits seed PyTorch's generator on the CPU.
+        torch.manual_seed(int.from_bytes(digest[:4], "little"))
+        yield
+
+
+@contextlib.contextmanager
+def cpu_threads(count: int) -> Iterator[None]:
+    """PyTorch uses ``count`` threads on the CPU, and afterwards as many as before; 0 changes none.
+
+    For small images one thread is fastest, all the more where other processes want the cores:
+    PyTorch's threads wait for each other after every operation.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def frozen_batch_norm(model: nn.Module) -> Iterator[None]:
+    """Batch normalisation normalises by the batch, as in training, without touching its running
+    statistics: evaluating an architecture leaves no trace in the model."""
+    tracking = [
+        module
+        for module in model.modules()
+        if isinstance(module, _BatchNorm) and module.track_running_stats
+    ]
+    for module in tracking:
+        module.track_running_stats = False
+    try:
+        yield
+    finally:
+        for module in tracking:
+            module.track_running_stats = True
+
+
+def make_optimizer(model: nn.Module, config: SearchConfig | RetrainConfig) -> torch.optim.Optimizer:
+    """SGD or Adam over all weights with the settings of the config; the search takes SGD.
+
+    A model of weight banks alone, such as the supernet of autoencoders, gets an SGD whose work is
+    that of the weights in use; it has no weight decay, which would move all of them.
+    """
+    if not isinstance(config, RetrainConfig) and made_of_banks(model):
+        if config.weight_decay:
+            raise ValueError(
+                "weight_decay must be 0 for a supernet of weight banks, whose idle weights rest, "
+                f"got {config.weight_decay}"
+            )
+        return ActiveSGD(model, config.learning_rate, config.momentum, config.gradient_clip)
+    if isinstance(config, RetrainConfig) and config.optimizer == "adam":
+        return torch.optim.Adam(
+            model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+        )
+    return torch.optim.SGD(
+        model.parameters(),
+        lr=config.learning_rate,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+    )
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Loads the state, and gives weights that have one the gradient of 0 that they had.
+
+    Gradients are zeroed, not dropped, between steps: a weight that was used once goes on moving by
+    its momentum and weight decay while it is not.
+    """
+    optimizer.load_state_dict(dict(state))
+    for group in optimizer.param_groups:
+        for weight in group["params"]:
+            if optimizer.state.get(weight):
+                weight.grad = torch.zeros_like(weight)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """The same step size for all weights."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+class Means:
+    """Means of metrics over the steps of an epoch, summed up on the device."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._steps: dict[str, int] = {}
+
+    def add(self, metrics: Mapping[str, Tensor], prefix: str = "") -> None:
+        """Adds one step."""
+        for name, value in metrics.items():
+            key = prefix + name
+            total = self._sums.get(key)
+            detached = value.detach().float()
+            self._sums[key] = detached.clone() if total is None else total.add_(detached)
+            self._steps[key] = self._steps.get(key, 0) + 1
+
+    def read(self) -> dict[str, float]:
+        """The means; waits for the device."""
+        return {key: float(total) / self._steps[key] for key, total in self._sums.items()}

@@ -1,0 +1,132 @@
+"""Times one search iteration of the cell space: a weight step and a θ step.
+
+Three implementations run the same architectures on the same images, in turn:
+
+* ``fused``: `FusedCellSupernet`, all architectures at once on the compiled operators.
+* ``plain``: `CellSupernet`, one architecture after the other, channels-last PyTorch.
+* ``2019``: the same modules with images and weights in NCHW, as the code of 2019 had them.
+
+A weight step is forward and backward of λ architectures on one mini-batch with the mean loss,
+gradient clipping and SGD; a θ step is a forward pass of λ fresh architectures on another batch.
+
+Run with ``python bench/cell_search_step.py [--quick] [--json PATH]``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from table import Row, finish, format_row
+from torch import Tensor, nn
+
+from asng_ext import ops
+from asng_ext.nn import CellSpace, CellSupernet, FusedCellSupernet
+
+SPACE = CellSpace()
+PHASES = ("weight forward", "weight backward", "optimizer", "theta forward", "iteration")
+
+
+class NCHW(CellSupernet):
+    """A supernet whose activations are not channels-last."""
+
+    def forward(self, x: Tensor, architecture: Any) -> Any:
+        older = newer = self.stem(x)
+        architectures = self.space.parse(architecture)
+        for i, cell in enumerate(self.cells):
+            older, newer = newer, cell(older, newer, architectures[self.is_reduction[i]])
+        return self.classifier(newer.mean((2, 3)))
+
+
+def make_step(kind: type[nn.Module], batch: int, channels: int, size: int) -> Callable[..., Any]:
+    """A function of (weight-step architectures, θ-step architectures) to seconds of each phase."""
+    torch.manual_seed(0)
+    model = kind(SPACE, channels=channels)
+    if kind is NCHW:
+        model.to(memory_format=torch.contiguous_format)
+    optimizer = torch.optim.SGD(
+        model.parameters(), 0.025, momentum=0.9, weight_decay=3e-4, foreach=True
+    )
+    images, others = torch.randn(2, batch, 3, size, size)
+    target = torch.randint(10, (batch,))
+
+    def step(first: np.ndarray, second: np.ndarray) -> list[float]:
+        times = [time.perf_counter()]
+        logits = model.forward_population(images, first)
+        loss = F.cross_entropy(logits.flatten(0, 1), target.repeat(len(first)))
+        times.append(time.perf_counter())
+        optimizer.zero_grad(set_to_none=kind is not NCHW)
+        loss.backward()
+        times.append(time.perf_counter())
+        nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+        optimizer.step()
+        times.append(time.perf_counter())
+        with torch.no_grad():
+            for row in model.forward_population(others, second):
+                F.cross_entropy(row, target).item()
+        times.append(time.perf_counter())
+        return [b - a for a, b in itertools.pairwise(times)] + [times[-1] - times[0]]
+
+    return step
+
+
+def compare(
+    case: str, kinds: dict[str, type[nn.Module]], rounds: int, count: int, *size: int
+) -> list[Row]:
+    """Rows of the fused supernet against each other kind."""
+    steps = {name: make_step(kind, *size) for name, kind in kinds.items()}
+    rng = np.random.default_rng(0)
+    seconds: dict[str, list[list[float]]] = {name: [] for name in steps}
+    for i in range(rounds + 1):
+        pair = rng.integers(SPACE.categories, size=(2, count, len(SPACE.categories)))
+        for name, step in steps.items():
+            times = step(*pair)
+            if i:  # the first round warms up
+                seconds[name].append(times)
+    rows: list[Row] = []
+    for name in list(steps)[1:]:
+        for phase, label in enumerate(PHASES):
+            ours = [t[phase] for t in seconds["fused"]]
+            theirs = [t[phase] for t in seconds[name]]
+            rows.append(
+                {
+                    "name": f"cell search step, {label}",
+                    "case": f"{case} vs {name}",
+                    "ours": 1e3 * statistics.median(ours),
+                    "baseline": 1e3 * statistics.median(theirs),
+                    "unit": "ms",
+                    "ratio": statistics.median(b / a for a, b in zip(ours, theirs, strict=True)),
+                }
+            )
+    print(*map(format_row, rows), sep="\n", flush=True)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="few rounds, the main case only")
+    parser.add_argument("--json", metavar="PATH", help="write the rows there")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=9)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    print(f"instruction set: {ops.capability()}, threads: {args.threads}")
+    rounds = 2 if args.quick else args.rounds
+    plain: dict[str, type[nn.Module]] = {"fused": FusedCellSupernet, "plain": CellSupernet}
+    rows = compare("B=64 C=16 λ=2", {**plain, "2019": NCHW}, rounds, 2, 64, 16, 32)
+    if not args.quick:
+        for count, batch, channels in ((4, 64, 16), (8, 64, 16), (2, 16, 16), (2, 64, 32)):
+            case = f"B={batch} C={channels} λ={count}"
+            rows += compare(case, plain, max(3, rounds // 3), count, batch, channels, 32)
+    finish(rows, args.json)
+
+
+if __name__ == "__main__":
+    main()

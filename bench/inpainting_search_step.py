@@ -1,0 +1,177 @@
+"""Times one inpainting search iteration (Section 3.3): our supernet against a plain one.
+
+An iteration trains the weights with two architectures and evaluates two more. The baseline is
+written as in 2019: every layer has all 256 channels in memory order NCHW, those that an
+architecture lacks are computed and then multiplied by 0, gradients are zeroed and not dropped,
+and SGD goes over all weights. Both take the same architectures, in turn, in one process.
+
+The whole baseline needs 3 GiB of memory with its momentum; ours as much at most.
+
+Run with ``python bench/inpainting_search_step.py [--quick] [--json PATH]``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from table import Row, finish, format_row
+from torch import Tensor, nn
+
+import asng_ext as asng
+from asng_ext.active_sgd import ActiveSGD
+from asng_ext.nn import CaeCatSpace, CaeIntSpace, CaeLayer, CaeSpace, CaeSupernet
+from asng_ext.nn.cae_space import fitting_layers
+
+Chain = Sequence[CaeLayer]
+Iteration = tuple[tuple[Chain, Chain], tuple[Chain, Chain]]
+"""Two architectures to train and two to evaluate."""
+
+
+class MaskedSupernet(nn.Module):
+    """All channels of every layer, then zeros where the architecture has none."""
+
+    def __init__(self, space: CaeSpace) -> None:
+        super().__init__()
+        self.channels = space.max_channels
+        self.encoder, self.decoder = nn.ParameterDict(), nn.ParameterDict()
+        for i in range(space.layers):
+            for kernel in space.kernels:
+                for skip in (True, False):
+                    for part in (self.encoder, self.decoder):
+                        weight = torch.randn(self.channels, self.channels, kernel, kernel) * 0.01
+                        part[f"{i}_{kernel}_{int(skip)}"] = nn.Parameter(weight)
+        self.output = nn.Parameter(torch.randn(self.channels, 3, 3, 3) * 0.01)
+
+    def forward(self, x: Tensor, chain: Chain) -> Tensor:
+        layers, sizes = fitting_layers(chain, *x.shape[2:])
+        x = F.pad(x, (0, 0, 0, 0, 0, self.channels - x.shape[1]))
+        encoded = []
+        for layer in layers:
+            weight = self.encoder[f"{layer.index}_{layer.kernel}_{int(layer.skip)}"]
+            x = F.conv2d(x, weight, stride=layer.stride, padding=layer.kernel // 2)
+            x = F.relu(self.masked(x, layer))
+            encoded.append(x)
+        for layer, size in zip(reversed(layers), reversed(sizes)):
+            weight = self.decoder[f"{layer.index}_{layer.kernel}_{int(layer.skip)}"]
+            padding = [s - layer.stride * (n - 1) - 1 for s, n in zip(size, x.shape[2:])]
+            x = F.conv_transpose2d(
+                x,
+                weight,
+                stride=layer.stride,
+                padding=layer.kernel // 2,
+                output_padding=padding,
+            )
+            x = self.masked(x, layer)
+            skipped = encoded.pop()
+            x = F.relu(x + skipped if layer.skip else x)
+        return F.conv_transpose2d(x, self.output, padding=1)
+
+    def masked(self, x: Tensor, layer: CaeLayer) -> Tensor:
+        mask = torch.zeros(1, self.channels, 1, 1)
+        mask[:, : layer.channels] = 1
+        return x * mask
+
+
+def some_iterations(space: CaeSpace, count: int) -> list[Iteration]:
+    """Architectures as they are drawn at the start of a search."""
+    variables = space.search_space()
+    iterations: list[Iteration] = []
+    for seed in range(count):
+        samples = asng.ASNG(variables, population_size=4, seed=seed).ask()
+        a, b, c, d = (space.decode(values) for values in samples)
+        iterations.append(((a, b), (c, d)))
+    return iterations
+
+
+def iteration(
+    supernet: nn.Module,
+    step: Callable[[], None],
+    chains: Iteration,
+    target: Tensor,
+    precision: torch.dtype | None,
+) -> None:
+    corrupted = target * (target > 0.5)
+
+    def loss(chain: Chain) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision is torch.bfloat16):
+            out = supernet(corrupted, chain)
+        return F.mse_loss(out.float(), target)
+
+    training, testing = chains
+    torch.stack([loss(chain) for chain in training]).mean().backward()
+    step()
+    with torch.no_grad():
+        for chain in testing:
+            loss(chain)
+
+
+def stepper(supernet: nn.Module) -> Callable[[], None]:
+    """The baseline's update: clipped, over every weight, with gradients that stay and are 0."""
+    sgd = torch.optim.SGD(supernet.parameters(), lr=0.025, momentum=0.9)
+
+    def step() -> None:
+        nn.utils.clip_grad_norm_(supernet.parameters(), 5.0)
+        sgd.step()
+        sgd.zero_grad(set_to_none=False)
+
+    return step
+
+
+def seconds(run: Callable[[], None]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def measure(name: str, space: CaeSpace, target: Tensor, count: int) -> list[Row]:
+    """Both supernets on the same iterations, in turn."""
+    iterations = some_iterations(space, count)
+    baseline, ours = MaskedSupernet(space), CaeSupernet(space)
+    baseline_step, sgd = stepper(baseline), ActiveSGD(ours, 0.025, 0.9, 5.0)
+    times: dict[str, list[float]] = {"2019": [], "float32": [], "bfloat16": []}
+
+    def timed(key: str, chains: Iteration) -> float:
+        if key == "2019":
+            return seconds(lambda: iteration(baseline, baseline_step, chains, target, None))
+        precision = torch.bfloat16 if key == "bfloat16" else None
+        return seconds(lambda: iteration(ours, sgd.step, chains, target, precision))
+
+    for key in times:  # memory comes into being
+        timed(key, iterations[0])
+    for chains in iterations:
+        for key, values in times.items():
+            values.append(timed(key, chains))
+    rows: list[Row] = []
+    for key in ("float32", "bfloat16"):
+        row: Row = {
+            "name": f"inpainting iteration, {key}",
+            "case": f"{name}, batch {target.shape[0]}, {target.shape[2]}x{target.shape[3]}",
+            "ours": statistics.median(times[key]),
+            "baseline": statistics.median(times["2019"]),
+            "unit": "s",
+            "ratio": statistics.median(b / a for a, b in zip(times[key], times["2019"])),
+        }
+        print(format_row(row), flush=True)
+        rows.append(row)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="small images, two iterations")
+    parser.add_argument("--json", metavar="PATH", help="write the rows as JSON")
+    args = parser.parse_args()
+    size, batch, count = (16, 2, 2) if args.quick else (64, 16, 5)
+    target = torch.rand(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
+    rows = measure("cat", CaeCatSpace(), target, count)
+    rows += measure("int", CaeIntSpace(), target, count)
+    finish(rows, args.json)
+
+
+if __name__ == "__main__":
+    main()

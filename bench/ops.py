@@ -1,0 +1,135 @@
+"""Times every operation of the cell space, compiled against eager channels-last PyTorch.
+
+`floor` is the time that the arithmetic (at the peak that a small product in registers reaches on
+this machine) or the memory traffic (at the speed of copying a large array) takes at least, the
+larger of both; the share of it is how close the operator comes.
+
+Run with ``python bench/ops.py [--quick] [--json PATH]``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from table import Row, compare, finish
+
+from asng_ext import ops
+from asng_ext.nn.operations import OPERATIONS, make_operation, plain_norm
+
+SIZES = ((16, 32), (32, 16), (64, 8))
+
+
+def seconds(run: Callable[[], Any], count: int) -> float:
+    """Median time of a call."""
+    times = []
+    for _ in range(count):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def machine() -> tuple[float, float]:
+    """FLOP/s of a large product of matrices, bytes/s of copying."""
+    a = torch.randn(1024, 1024)
+    flops = 2 * 1024**3 / seconds(lambda: a @ a, 9)
+    source, target = torch.randn(2, 1 << 24)
+    return flops, 2 * source.nbytes / seconds(lambda: target.copy_(source), 9)
+
+
+def work(name: str, channels: int, size: int, batch: int, backward: bool) -> tuple[float, float]:
+    """FLOP and bytes that an operation cannot do without."""
+    values = batch * size * size * channels
+    if not name.startswith("sep"):
+        per_value = {"identity": 0, "avg_pool_3x3": 9, "max_pool_3x3": 9}[name]
+        return per_value * values * (2 if backward else 1), 4 * values * (4 if backward else 2)
+    taps = 9 if "3x3" in name else 25
+    forward = 2 * 2 * values * (channels + taps)
+    # Normalisation needs the whole batch, so what is normalised goes to memory and back, twice.
+    passes = 6
+    if not backward:
+        return forward, 4 * values * passes
+    return 3 * forward, 4 * values * (passes + 9)
+
+
+def case(name: str, channels: int, size: int, batch: int, backward: bool) -> tuple[Any, Any]:
+    """The operation compiled and in eager PyTorch."""
+    torch.manual_seed(0)
+    x = torch.randn(batch, channels, size, size).to(memory_format=torch.channels_last)
+    probe = torch.randn_like(x)
+    module = make_operation(name, channels, 1, plain_norm).to(memory_format=torch.channels_last)
+    bank = x.permute(0, 2, 3, 1)[None, None].contiguous()
+    index = torch.zeros(1, 1, dtype=torch.int32)
+    kind = torch.full((1, 1), OPERATIONS.index(name), dtype=torch.int32)
+    weights = ops.NodeWeights(
+        torch.randn(1, 2, channels, 1, 3, 3),
+        torch.randn(1, 2, channels, channels),
+        torch.randn(1, 2, channels, 1, 5, 5),
+        torch.randn(1, 2, channels, channels),
+    )
+    if not backward:
+
+        def fused() -> None:
+            with torch.no_grad():
+                ops.mixed_node(bank, index, kind, weights)
+
+        def eager() -> None:
+            with torch.no_grad():
+                # A node writes a new image even where its operation is an identity.
+                module(x) + 0 if name == "identity" else module(x)
+
+        return fused, eager
+    for t in (bank, x, *weights[:4]):
+        t.requires_grad_()
+    grad = probe.permute(0, 2, 3, 1)[None].contiguous()
+
+    def fused_step() -> None:
+        out = ops.mixed_node(bank, index, kind, weights)
+        torch.autograd.grad(out, (bank, *weights[:4]), grad)
+
+    def eager_step() -> None:
+        out = module(x) + 0 if name == "identity" else module(x)
+        torch.autograd.grad(out, (x, *module.parameters()), probe)
+
+    return fused_step, eager_step
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="few rounds, one size")
+    parser.add_argument("--json", metavar="PATH", help="write the rows there")
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    flops, speed = machine()
+    print(
+        f"instruction set: {ops.capability()}, threads: {args.threads}, "
+        f"{flops / 1e9:.0f} GFLOP/s, {speed / 1e9:.0f} GB/s"
+    )
+    rows: list[Row] = []
+    for channels, size in SIZES[:1] if args.quick else SIZES:
+        for name in OPERATIONS:
+            for backward in (False, True):
+                fused, eager = case(name, channels, size, 64, backward)
+                rounds = 3 if args.quick else 9
+                label = "forward + backward" if backward else "forward"
+                row = compare(
+                    name, f"64×{channels}×{size}×{size} {label}", fused, eager, rounds=rounds
+                )
+                rows.append(row)
+                work_flops, work_bytes = work(name, channels, size, 64, backward)
+                floor = max(work_flops / flops, work_bytes / speed)
+                print(
+                    f"{name:14s} {row['case']:34s} {row['ours']:9.0f} us, floor "
+                    f"{1e6 * floor:7.0f} us, share {1e6 * floor / row['ours']:.2f}"
+                )
+    finish(rows, args.json)
+
+
+if __name__ == "__main__":
+    main()

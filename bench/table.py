@@ -1,0 +1,85 @@
+"""What the benchmarks share: timing two things in turn, a table, JSON rows."""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypedDict
+
+
+class Row(TypedDict):
+    """One measured case; ``ratio`` is above 1 where ours is better."""
+
+    name: str
+    case: str
+    ours: float
+    baseline: float
+    unit: str
+    ratio: float
+
+
+def _repeats(run: Callable[[], Any], seconds: float) -> int:
+    """How often to call ``run`` to fill about ``seconds``."""
+    run()
+    repeats = 1
+    while True:
+        start = time.perf_counter()
+        for _ in range(repeats):
+            run()
+        elapsed = time.perf_counter() - start
+        if elapsed >= seconds / 4:
+            return max(1, round(repeats * seconds / elapsed))
+        repeats *= 4
+
+
+def _seconds(run: Callable[[], Any], repeats: int) -> float:
+    start = time.perf_counter()
+    for _ in range(repeats):
+        run()
+    return (time.perf_counter() - start) / repeats
+
+
+def compare(
+    name: str,
+    case: str,
+    ours: Callable[[], Any],
+    baseline: Callable[[], Any],
+    *,
+    rounds: int = 9,
+    slice_seconds: float = 0.05,
+    unit: str = "us",
+) -> Row:
+    """Times both in turn, round after round; medians, and the median of the rounds' ratios."""
+    scale = {"s": 1.0, "ms": 1e3, "us": 1e6}[unit]
+    counts = _repeats(ours, slice_seconds), _repeats(baseline, slice_seconds)
+    pairs = [(_seconds(ours, counts[0]), _seconds(baseline, counts[1])) for _ in range(rounds)]
+    row: Row = {
+        "name": name,
+        "case": case,
+        "ours": statistics.median(a for a, _ in pairs) * scale,
+        "baseline": statistics.median(b for _, b in pairs) * scale,
+        "unit": unit,
+        "ratio": statistics.median(b / a for a, b in pairs),
+    }
+    print(format_row(row), flush=True)
+    return row
+
+
+def format_row(row: Row) -> str:
+    """One line of the table."""
+    return (
+        f"{row['name']:<36}{row['case']:<26}{row['ours']:>12.4g}{row['baseline']:>12.4g} "
+        f"{row['unit']:<4}{row['ratio']:>8.4g}x"
+    )
+
+
+def finish(rows: Sequence[Row], path: str | None) -> None:
+    """Says on what was measured, and writes the rows if a path is given."""
+    print(f"columns: ours, baseline, unit, ratio; {platform.processor() or platform.machine()}")
+    if path is not None:
+        target = Path(path)
+        target.write_text(json.dumps(list(rows), indent=1, ensure_ascii=False) + "\n")

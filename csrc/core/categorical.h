@@ -1,0 +1,79 @@
+// One categorical variable with probabilities theta[0..size): the exponential family of
+// section 2.4 in expectation parameters, with the one-hot vector as sufficient statistics.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "hd.h"
+
+namespace asng {
+
+// Probabilities are read as at least this much under a root in a denominator, so that a category
+// of probability 0 (possible only where the margin is 0) gives large but finite numbers.
+constexpr double kProbabilityFloor = 1e-200;
+
+// The category whose interval of the cumulative distribution holds `uniform`. Categories that
+// rounding leaves uncovered at the upper end belong to the last one.
+ASNG_HD inline std::int64_t sample_category(const double* theta, std::int64_t size,
+                                            double uniform) {
+  double cumulative = 0.0;
+  std::int64_t category = 0;
+  for (std::int64_t j = 0; j + 1 < size; ++j) {
+    cumulative += theta[j];
+    category += uniform >= cumulative;
+  }
+  return category;
+}
+
+// Writes F(theta)^(1/2) g to `root` (size - 1 components) for a natural gradient g (`size`
+// components that sum to 0) and returns its squared Euclidean norm, which is ||g||_F^2.
+//
+// F = diag(1/theta) + 11^T/theta_K has the root R (R^T R = F) that acts in time linear in K:
+//   (R g)_j = g_j / sqrt(theta_j) + sqrt(theta_j) sum_{k<K} g_k / (theta_K + sqrt(theta_K)).
+ASNG_HD inline double categorical_fisher_root(const double* theta, const double* gradient,
+                                              std::int64_t size, double* root) {
+  const double theta_last = std::fmax(theta[size - 1], kProbabilityFloor);
+  const double gradient_last = gradient[size - 1];
+  // sum_{k<K} g_k = -g_K
+  const double shared =
+      gradient_last == 0.0 ? 0.0 : -gradient_last / (theta_last + std::sqrt(theta_last));
+  double squared_norm = 0.0;
+  for (std::int64_t j = 0; j + 1 < size; ++j) {
+    const double scale = std::sqrt(theta[j] > kProbabilityFloor ? theta[j] : kProbabilityFloor);
+    root[j] = gradient[j] / scale + scale * shared;
+    squared_norm += root[j] * root[j];
+  }
+  return squared_norm;
+}
+
+// Forces theta to be a distribution with every probability at least `margin`: clips, takes the
+// excess from each component in proportion to its distance from the margin, and renormalises. If
+// no component is above the margin, all become equal. Needs size * margin < 1.
+ASNG_HD inline void project_categorical(double* theta, std::int64_t size, double margin) {
+  double sum = 0.0;
+  double room = 0.0;
+  for (std::int64_t j = 0; j < size; ++j) {
+    theta[j] = theta[j] > margin ? theta[j] : margin;
+    sum += theta[j];
+    room += theta[j] - margin;
+  }
+  if (!(room > 0.0)) {
+    for (std::int64_t j = 0; j < size; ++j) {
+      theta[j] = 1.0 / static_cast<double>(size);
+    }
+    return;
+  }
+  const double share = (sum - 1.0) / room;
+  double total = 0.0;
+  for (std::int64_t j = 0; j < size; ++j) {
+    theta[j] -= share * (theta[j] - margin);
+    total += theta[j];
+  }
+  const double scale = 1.0 / total;
+  for (std::int64_t j = 0; j < size; ++j) {
+    theta[j] *= scale;
+  }
+}
+
+}  // namespace asng

@@ -1,0 +1,50 @@
+// One Gaussian variable. The parameters of the family are theta = (mu, mu^2 + sigma^2) (section
+// 2.4); they are kept as (mu, sigma^2), because mu^2 + sigma^2 - mu^2 cancels badly.
+#pragma once
+
+#include <cmath>
+
+#include "hd.h"
+
+namespace asng {
+
+// Natural gradient of one variable in a form free of cancellation:
+//   mean  = sum_k w_k (x_k - mu)                 (the first component of G)
+//   spread = sum_k w_k ((x_k - mu)^2 - sigma^2)  (the second is 2 mu mean + spread)
+struct GaussianGradient {
+  double mean;
+  double spread;
+};
+
+// Writes the two components of F^(1/2) G and returns the squared norm ||G||_F^2.
+//
+// For a symmetric positive definite 2x2 matrix, F^(1/2) = (F + d I) / sqrt(tr F + 2 d) with
+// d = sqrt(det F), and F = [4 mu^2 + 2 sigma^2, -2 mu; -2 mu, 1] / (2 sigma^4).
+ASNG_HD inline double gaussian_fisher_root(double mean, double variance,
+                                           const GaussianGradient& gradient, double& root_first,
+                                           double& root_second) {
+  const double dual_mean = gradient.mean / variance;
+  const double dual_spread = gradient.spread / (2.0 * variance * variance);
+  const double root_det = 1.0 / (std::sqrt(2.0 * variance) * variance);
+  const double trace = 1.0 / variance + (2.0 * mean * mean + 0.5) / (variance * variance);  // tr F
+  const double scale = 1.0 / std::sqrt(trace + 2.0 * root_det);
+  const double second = 2.0 * mean * gradient.mean + gradient.spread;
+  root_first = (dual_mean - 2.0 * mean * dual_spread + root_det * gradient.mean) * scale;
+  root_second = (dual_spread + root_det * second) * scale;
+  return gradient.mean * dual_mean + gradient.spread * dual_spread;
+}
+
+// theta += step * G, then mu is clipped to [low, high] and sigma to [std_min, std_max]. As in the
+// paper's parameters, clipping mu leaves the second moment mu^2 + sigma^2 as it is.
+ASNG_HD inline void step_gaussian(double& mean, double& variance, const GaussianGradient& gradient,
+                                  double step, double low, double high, double std_min,
+                                  double std_max) {
+  const double shift = step * gradient.mean;
+  const double moved = mean + shift;
+  const double clipped = std::fmin(std::fmax(moved, low), high);
+  variance += step * gradient.spread - shift * shift + (moved - clipped) * (moved + clipped);
+  variance = std::fmin(std::fmax(variance, std_min * std_min), std_max * std_max);
+  mean = clipped;
+}
+
+}  // namespace asng

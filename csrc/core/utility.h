@@ -1,0 +1,53 @@
+// Ranking-based utilities (section 2.4): invariant to increasing transformations of the loss.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "hd.h"
+
+namespace asng {
+
+// Losses closer than this, relative to their size, count as equal.
+constexpr double kTieTolerance = 1e-14;
+
+// Sums of utilities that cancel leave rounding errors behind. Anything this small relative to the
+// largest utility is such a rest, and normalising it would turn noise into a full step.
+constexpr double kCancelledUtility = 1e-13;
+
+ASNG_HD inline bool losses_tie(double better, double worse) {
+  return better == worse || worse - better < kTieTolerance * std::fabs(better);
+}
+
+// How many of `count` samples are rewarded, and how many punished: ceil(count / 4).
+ASNG_HD inline std::int64_t selected_count(std::int64_t count) { return (count + 3) / 4; }
+
+// utility[order[r]] for the samples in ascending order of loss: +1/m for the m best, -1/m for the
+// m worst, 0 between, and equal losses share the mean of the places they occupy. Returns false if
+// all losses are equal, in which case every utility is 0.
+ASNG_HD inline bool rank_utilities(const double* losses, const std::int64_t* order,
+                                   std::int64_t count, double* utility) {
+  const std::int64_t selected = selected_count(count);
+  const double reward = 1.0 / static_cast<double>(selected);
+  bool any = false;
+  for (std::int64_t begin = 0; begin < count;) {
+    std::int64_t end = begin + 1;
+    while (end < count && losses_tie(losses[order[end - 1]], losses[order[end]])) {
+      ++end;
+    }
+    // Places [0, selected) are good, [count - selected, count) are bad.
+    const std::int64_t good = (end < selected ? end : selected) - begin;
+    const std::int64_t bad_begin = count - selected;
+    const std::int64_t bad = end - (begin > bad_begin ? begin : bad_begin);
+    const std::int64_t balance = (good > 0 ? good : 0) - (bad > 0 ? bad : 0);
+    const double shared = reward * static_cast<double>(balance) / static_cast<double>(end - begin);
+    any = any || balance != 0;
+    for (std::int64_t place = begin; place < end; ++place) {
+      utility[order[place]] = shared;
+    }
+    begin = end;
+  }
+  return any;
+}
+
+}  // namespace asng

@@ -1,0 +1,144 @@
+// Padded images and the k×k windows over them.
+#pragma once
+
+#include "kernels.h"
+#include "simd.h"
+
+namespace asng::cpu::ASNG_CAPABILITY {
+
+// Copies an image into the middle of a padded one, through the affine map and ReLU if wanted.
+template <class T, bool kRelu, int C>
+inline void fill_padded(const T* x, Affine<T> affine, int64_t height, int64_t width,
+                        int64_t channels, int64_t pad, T* padded) {
+  constexpr int64_t lanes = kLanes<T>;
+  channels = channels_of<C>(channels);
+  const int64_t padded_width = width + 2 * pad;
+  for (int64_t y = 0; y < height; ++y) {
+    const T* from = x + y * width * channels;
+    T* to = padded + ((y + pad) * padded_width + pad) * channels;
+    for (int64_t c = 0; c < channels; c += lanes) {
+      if (affine.scale != nullptr) {
+        const Vec<T> scale = load(affine.scale + c), shift = load(affine.shift + c);
+        for (int64_t i = c; i < width * channels; i += channels) {
+          const Vec<T> v = load(from + i) * scale + shift;
+          store(to + i, kRelu ? relu<T>(v) : v);
+        }
+      } else {
+        for (int64_t i = c; i < width * channels; i += channels) {
+          const Vec<T> v = load(from + i);
+          store(to + i, kRelu ? relu<T>(v) : v);
+        }
+      }
+    }
+  }
+}
+
+template <class T, int K, int S, int P>
+ASNG_INLINE void depthwise_pixels(const T* in, int64_t row, int64_t channels, const T* weight,
+                                  T* out, const T* ahead) {
+  Vec<T> acc[P] = {};
+#pragma GCC unroll 8
+  for (int p = 0; p < P; ++p) prefetch(ahead + p * channels);
+#pragma GCC unroll 5
+  for (int ky = 0; ky < K; ++ky) {
+    const T* line = in + ky * row;
+    Vec<T> v[(P - 1) * S + K];
+#pragma GCC unroll 32
+    for (int i = 0; i < (P - 1) * S + K; ++i) v[i] = load(line + i * channels);
+#pragma GCC unroll 5
+    for (int kx = 0; kx < K; ++kx) {
+      const Vec<T> w = load(weight + (ky * K + kx) * channels);
+#pragma GCC unroll 8
+      for (int p = 0; p < P; ++p) acc[p] += w * v[p * S + kx];
+    }
+  }
+#pragma GCC unroll 8
+  for (int p = 0; p < P; ++p) store(out + p * channels, acc[p]);
+}
+
+// One row of a depthwise convolution. `in` is the first pixel of the first window in a padded image
+// whose rows are `row` values apart; `weight` is (K², channels). `ahead` is as long as the row and
+// will be read soon.
+template <class T, int K, int S, int C>
+inline void depthwise_row(const T* in, int64_t row, const T* weight, T* out, int64_t width,
+                          int64_t channels, const T* ahead) {
+  channels = channels_of<C>(channels);
+  constexpr int wide = kManyRegisters ? 8 : 4;
+  for (int64_t c = 0; c < channels; c += kLanes<T>) {
+    int64_t x = 0;
+    for (; x + wide <= width; x += wide) {
+      depthwise_pixels<T, K, S, wide>(in + x * S * channels + c, row, channels, weight + c,
+                                      out + x * channels + c, ahead + x * channels + c);
+    }
+    for (; x + 2 <= width; x += 2) {
+      depthwise_pixels<T, K, S, 2>(in + x * S * channels + c, row, channels, weight + c,
+                                   out + x * channels + c, ahead + x * channels + c);
+    }
+    for (; x < width; ++x) {
+      depthwise_pixels<T, K, S, 1>(in + x * S * channels + c, row, channels, weight + c,
+                                   out + x * channels + c, ahead + x * channels + c);
+    }
+  }
+}
+
+// Rows [begin, end) of the taps' gradients, their accumulators in registers.
+template <class T, int K, int S, int kBegin, int kEnd>
+ASNG_INLINE void depthwise_taps(const T* in, int64_t row, const T* grad, int64_t width,
+                                int64_t channels, T* grad_weight, const T* ahead) {
+  constexpr int rows = kEnd - kBegin;
+  Vec<T> acc[rows * K];
+#pragma GCC unroll 25
+  for (int k = 0; k < rows * K; ++k) acc[k] = load(grad_weight + (kBegin * K + k) * channels);
+  for (int64_t x = 0; x < width; ++x) {
+    const Vec<T> g = load(grad + x * channels);
+    prefetch(ahead + x * channels);
+#pragma GCC unroll 5
+    for (int ky = 0; ky < rows; ++ky) {
+      const T* line = in + (kBegin + ky) * row + x * S * channels;
+#pragma GCC unroll 5
+      for (int kx = 0; kx < K; ++kx) acc[ky * K + kx] += g * load(line + kx * channels);
+    }
+  }
+#pragma GCC unroll 25
+  for (int k = 0; k < rows * K; ++k) store(grad_weight + (kBegin * K + k) * channels, acc[k]);
+}
+
+// grad_weight (K², channels) += what one row of output gradients and its windows contribute.
+template <class T, int K, int S, int C>
+inline void depthwise_weight_row(const T* in, int64_t row, const T* grad, int64_t width,
+                                 int64_t channels, T* grad_weight, const T* ahead) {
+  channels = channels_of<C>(channels);
+  for (int64_t c = 0; c < channels; c += kLanes<T>) {
+    if constexpr (kManyRegisters || K == 3) {
+      depthwise_taps<T, K, S, 0, K>(in + c, row, grad + c, width, channels, grad_weight + c,
+                                    ahead + c);
+    } else {
+      depthwise_taps<T, K, S, 0, 2>(in + c, row, grad + c, width, channels, grad_weight + c,
+                                    ahead + c);
+      depthwise_taps<T, K, S, 2, 4>(in + c, row, grad + c, width, channels, grad_weight + c,
+                                    ahead + c);
+      depthwise_taps<T, K, S, 4, 5>(in + c, row, grad + c, width, channels, grad_weight + c,
+                                    ahead + c);
+    }
+  }
+}
+
+// Adds each output pixel's gradient, times the taps, to the pixels of its window in a padded image.
+template <class T, int K, int S, int C>
+inline void depthwise_scatter_row(const T* grad, const T* weight, T* padded, int64_t row,
+                                  int64_t width, int64_t channels) {
+  channels = channels_of<C>(channels);
+  for (int64_t c = 0; c < channels; c += kLanes<T>) {
+    for (int64_t x = 0; x < width; ++x) {
+      const Vec<T> g = load(grad + x * channels + c);
+      for (int ky = 0; ky < K; ++ky) {
+        T* line = padded + ky * row + x * S * channels + c;
+        for (int kx = 0; kx < K; ++kx) {
+          add_to(line + kx * channels, g * load(weight + (ky * K + kx) * channels + c));
+        }
+      }
+    }
+  }
+}
+
+}  // namespace asng::cpu::ASNG_CAPABILITY

@@ -1,0 +1,229 @@
+// Concatenation → ReLU → 1×1 over tiles of pixels: the input projections and the output of a cell,
+// and factorized reductions, whose two halves are two strided sources of one product.
+#pragma once
+
+#include "product.h"
+#include "scratch.h"
+#include "separable.h"
+
+namespace asng::cpu::ASNG_CAPABILITY {
+
+// Calls visit(i, pixel) for output pixels i from begin to end, where pixel is the one of the source
+// that is read, or -1 beyond the edge.
+template <class T, class Visit>
+ASNG_INLINE void for_each_pixel(const Source<T>& source, int64_t out_width, int64_t begin,
+                                int64_t end, Visit visit) {
+  if (source.stride == 1 && source.offset == 0) {
+    for (int64_t i = begin; i < end; ++i) visit(i, i);
+    return;
+  }
+  int64_t y = begin / out_width, x = begin % out_width;
+  for (int64_t i = begin; i < end; ++i) {
+    const int64_t sy = y * source.stride + source.offset;
+    const int64_t sx = x * source.stride + source.offset;
+    visit(i, sy < source.height && sx < source.width ? sy * source.width + sx : -1);
+    if (++x == out_width) {
+      x = 0;
+      ++y;
+    }
+  }
+}
+
+// The 3×3 windows around pixels [begin, end), zeros beyond the edge.
+template <class T>
+inline void gather_windows(const Source<T>& source, const T* image, int64_t begin, int64_t end,
+                           int64_t depth, T* tile) {
+  const int64_t values = source.window_channels;
+  int64_t y = begin / source.width, x = begin % source.width;
+  for (int64_t i = begin; i < end; ++i, tile += depth) {
+    T* to = tile;
+    for (int64_t sy = y - 1; sy <= y + 1; ++sy) {
+      for (int64_t sx = x - 1; sx <= x + 1; ++sx, to += values) {
+        const bool inside = sy >= 0 && sy < source.height && sx >= 0 && sx < source.width;
+        const T* from = image + (sy * source.width + sx) * values;
+        for (int64_t v = 0; v < values; ++v) to[v] = inside ? from[v] : T(0);
+      }
+    }
+    for (; to < tile + source.channels; ++to) *to = 0;
+    if (++x == source.width) {
+      x = 0;
+      ++y;
+    }
+  }
+}
+
+// Pixels [begin, end) of one image, all sources side by side, after ReLU.
+template <class T>
+inline void gather(const Source<T>* sources, int64_t count, int64_t image, int64_t out_width,
+                   int64_t begin, int64_t end, int64_t depth, T* tile) {
+  const Vec<T> zero = {};
+  for (int64_t s = 0; s < count; ++s) {
+    const Source<T>& source = sources[s];
+    const int64_t channels = source.channels;
+    const T* x = source.x + image * source.height * source.width * source.stored_channels();
+    if (source.window_channels != 0) {
+      gather_windows(source, x, begin, end, depth, tile);
+      tile += channels;
+      continue;
+    }
+    for (int64_t c = 0; c < channels; c += kLanes<T>) {
+      const bool affine = source.affine.scale != nullptr;
+      const Vec<T> scale = affine ? load(source.affine.scale + c) : zero + T(1);
+      const Vec<T> shift = affine ? load(source.affine.shift + c) : zero;
+      for_each_pixel(source, out_width, begin, end, [&](int64_t i, int64_t pixel) {
+        const Vec<T> v = pixel < 0 ? zero : relu<T>(load(x + pixel * channels + c) * scale + shift);
+        store(tile + (i - begin) * depth + c, v);
+        // What the next tile will read at this place.
+        prefetch(x + (pixel + (end - begin) * source.stride * source.stride) * channels + c);
+      });
+    }
+    tile += channels;
+  }
+}
+
+// The reverse: gradients go where ReLU let the value pass.
+template <class T>
+inline void spread_gradient(const Source<T>* sources, int64_t count, int64_t image,
+                            int64_t out_width, int64_t begin, int64_t end, int64_t depth,
+                            const T* tile, const T* grad) {
+  const Vec<T> zero = {};
+  for (int64_t s = 0; s < count; ++s) {
+    const Source<T>& source = sources[s];
+    const int64_t channels = source.channels;
+    // A strided source does not reach every pixel, so its gradient was cleared and is added to.
+    const bool accumulate = source.accumulate || source.stride != 1;
+    T* out = source.grad == nullptr ? nullptr
+                                    : source.grad + image * source.height * source.width * channels;
+    for (int64_t c = 0; out != nullptr && c < channels; c += kLanes<T>) {
+      for_each_pixel(source, out_width, begin, end, [&](int64_t i, int64_t pixel) {
+        if (pixel < 0) return;
+        const int64_t at = (i - begin) * depth + c;
+        const Vec<T> g = load(tile + at) > zero ? load(grad + at) : zero;
+        T* to = out + pixel * channels + c;
+        store(to, accumulate ? load(to) + g : g);
+      });
+    }
+    tile += channels;
+    grad += channels;
+  }
+}
+
+template <class T>
+ASNG_INLINE int64_t total_channels(const Source<T>* sources, int64_t count) {
+  int64_t depth = 0;
+  for (int64_t s = 0; s < count; ++s) depth += sources[s].channels;
+  return depth;
+}
+
+template <class T>
+void project_forward(const ProjectForward<T>& task) {
+  const int64_t depth = total_channels(task.sources, task.source_count);
+  const int64_t channels = task.out_channels, pixels = task.out_height * task.out_width;
+  T *tile = nullptr, *sum = nullptr, *squares = nullptr;
+  const auto carve = [&](void* base) {
+    Carver carver(base);
+    tile = carver.take<T>(kTilePixels * depth);
+    sum = carver.take<T>(channels);
+    squares = carver.take<T>(channels);
+    return carver.used();
+  };
+  carve(scratch(carve(nullptr)));
+  fill_with(sum, channels, T(0));
+  fill_with(squares, channels, T(0));
+  for (int64_t image = 0; image < task.images; ++image) {
+    for (int64_t begin = 0; begin < pixels; begin += kTilePixels) {
+      const int64_t end = begin + kTilePixels < pixels ? begin + kTilePixels : pixels;
+      gather(task.sources, task.source_count, image, task.out_width, begin, end, depth, tile);
+      product<T, true, 0>(end - begin, depth, channels, tile, depth, task.weight, channels,
+                          task.z + (image * pixels + begin) * channels, channels, sum, squares);
+      flush(sum, task.sum, channels);
+      flush(squares, task.sum_squares, channels);
+    }
+  }
+}
+
+template <class T>
+void project_backward(const ProjectBackward<T>& task) {
+  const int64_t depth = total_channels(task.sources, task.source_count);
+  const int64_t channels = task.out_channels, pixels = task.out_height * task.out_width;
+  bool wants_input = false;
+  for (int64_t s = 0; s < task.source_count; ++s) wants_input |= task.sources[s].grad != nullptr;
+  T *tile = nullptr, *gz = nullptr, *total = nullptr, *grad = nullptr;
+  const auto carve = [&](void* base) {
+    Carver carver(base);
+    tile = carver.take<T>(kTilePixels * depth);
+    gz = carver.take<T>(kTilePixels * channels);
+    total = carver.take<T>(task.grad_count == 1 ? 0 : kTilePixels * channels);
+    grad = carver.take<T>(kTilePixels * depth);
+    return carver.used();
+  };
+  carve(scratch(carve(nullptr)));
+  for (int64_t image = 0; image < task.images; ++image) {
+    for (int64_t s = 0; s < task.source_count; ++s) {
+      const Source<T>& source = task.sources[s];
+      if (source.grad == nullptr || source.stride == 1 || source.accumulate) continue;
+      const int64_t size = source.height * source.width * source.channels;
+      fill_with(source.grad + image * size, size, T(0));
+    }
+    for (int64_t begin = 0; begin < pixels; begin += kTilePixels) {
+      const int64_t end = begin + kTilePixels < pixels ? begin + kTilePixels : pixels;
+      const int64_t at = (image * pixels + begin) * channels;
+      const T* g = task.grads[0] + at;
+      if (task.grad_count > 1) {
+        for (int64_t i = 0; i < (end - begin) * channels; i += kLanes<T>) {
+          Vec<T> v = load(g + i);
+          for (int64_t k = 1; k < task.grad_count; ++k) v += load(task.grads[k] + at + i);
+          store(total + i, v);
+        }
+        g = total;
+      }
+      norm_gradient<T, 0>(g, task.z + at, task.norm, end - begin, channels, gz);
+      gather(task.sources, task.source_count, image, task.out_width, begin, end, depth, tile);
+      outer_product<T, 0>(end - begin, channels, depth, gz, channels, tile, depth, task.grad_weight,
+                          depth);
+      if (!wants_input) continue;
+      product<T, false, 0>(end - begin, channels, depth, gz, channels, task.weight, depth, grad,
+                           depth, nullptr, nullptr);
+      spread_gradient(task.sources, task.source_count, image, task.out_width, begin, end, depth,
+                      tile, grad);
+    }
+  }
+}
+
+template <class T>
+void reduce(const Reduce<T>& task) {
+  const Vec<T> zero = {};
+  const int64_t channels = task.channels;
+  for (int64_t c = 0; c < channels; c += kLanes<T>) {
+    const bool affine = task.affine.scale != nullptr;
+    const Vec<T> scale = affine ? load(task.affine.scale + c) : zero + T(1);
+    const Vec<T> shift = affine ? load(task.affine.shift + c) : zero;
+    for (int64_t begin = 0; begin < task.pixels; begin += kTilePixels) {
+      const int64_t end = begin + kTilePixels < task.pixels ? begin + kTilePixels : task.pixels;
+      Vec<T> s = {}, d = {};
+      for (int64_t p = begin; p < end; ++p) {
+        const int64_t i = p * channels + c;
+        Vec<T> g = load(task.grads[0] + i);
+        for (int64_t k = 1; k < task.grad_count; ++k) g += load(task.grads[k] + i);
+        s += g;
+        d += g * (load(task.z + i) * scale + shift);
+      }
+      for (int64_t lane = 0; lane < kLanes<T>; ++lane) {
+        task.sum[c + lane] += static_cast<double>(s[lane]);
+        task.dot[c + lane] += static_cast<double>(d[lane]);
+      }
+    }
+  }
+}
+
+template <class T>
+void normalise(T* x, int64_t pixels, int64_t channels, Affine<T> affine) {
+  for (int64_t c = 0; c < channels; c += kLanes<T>) {
+    const Vec<T> scale = load(affine.scale + c), shift = load(affine.shift + c);
+    for (int64_t i = c; i < pixels * channels; i += channels) {
+      store(x + i, load(x + i) * scale + shift);
+    }
+  }
+}
+
+}  // namespace asng::cpu::ASNG_CAPABILITY

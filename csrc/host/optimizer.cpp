@@ -1,0 +1,150 @@
+#include "optimizer.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+#include "../core/categorical.h"
+#include "../core/philox.h"
+
+namespace asng::host {
+
+Optimizer::Optimizer(Layout layout, std::vector<double> margin, std::int64_t lambda,
+                     std::uint64_t seed)
+    : layout_(std::move(layout)), margin_(std::move(margin)), lambda_(lambda), update_(layout_) {
+  state_.seed = seed;
+  state_.theta.resize(static_cast<std::size_t>(layout_.theta_size));
+  for (std::size_t i = 0; i < layout_.sizes.size(); ++i) {
+    for (std::int64_t j = 0; j < layout_.sizes[i]; ++j) {
+      state_.theta[layout_.theta_offset[i] + j] = 1.0 / static_cast<double>(layout_.sizes[i]);
+    }
+  }
+  for (std::size_t j = 0; j < layout_.low.size(); ++j) {
+    state_.mean.push_back((layout_.low[j] + layout_.high[j]) / 2.0);
+    state_.variance.push_back(layout_.std_max[j] * layout_.std_max[j]);
+  }
+}
+
+void Optimizer::ask(std::int64_t* categorical, double* gaussian) {
+  const std::int64_t n = layout_.n_categorical();
+  for (std::int64_t k = 0; k < lambda_; ++k) {
+    for (std::int64_t first = 0; first < n; first += 4) {
+      const PhiloxBlock bits =
+          philox(state_.seed,
+                 draw_counter(Stream::kCategorical, state_.asked, static_cast<std::uint32_t>(k),
+                              static_cast<std::uint32_t>(first / 4)));
+      const std::int64_t last = std::min(first + 4, n);
+      for (std::int64_t i = first; i < last; ++i) {
+        categorical[k * n + i] = sample_category(state_.theta.data() + layout_.theta_offset[i],
+                                                 layout_.sizes[i], uniform32(bits.word[i - first]));
+      }
+    }
+  }
+  const std::int64_t m = layout_.n_gaussian();
+  for (std::int64_t pair = 0; 2 * pair < lambda_; ++pair) {
+    double* upper = gaussian + 2 * pair * m;
+    const bool mirrored = 2 * pair + 1 < lambda_;
+    for (std::int64_t first = 0; first < m; first += 2) {
+      double z[2];
+      standard_normal_pair(philox(state_.seed, draw_counter(Stream::kGaussian, state_.asked,
+                                                            static_cast<std::uint32_t>(pair),
+                                                            static_cast<std::uint32_t>(first / 2))),
+                           z[0], z[1]);
+      for (std::int64_t j = first; j < std::min(first + 2, m); ++j) {
+        const double offset = std::sqrt(state_.variance[j]) * z[j - first];
+        upper[j] = state_.mean[j] + offset;
+        if (mirrored) {
+          upper[m + j] = state_.mean[j] - offset;
+        }
+      }
+    }
+  }
+  ++state_.asked;
+}
+
+void Optimizer::check(const Population& population) const {
+  for (std::int64_t k = 0; k < population.lambda; ++k) {
+    if (population.losses[k] == -std::numeric_limits<double>::infinity()) {
+      throw std::invalid_argument("losses must not be infinitely good, but losses[" +
+                                  std::to_string(k) + "] is");
+    }
+  }
+  const std::int64_t n = layout_.n_categorical();
+  for (std::int64_t k = 0; k < population.lambda; ++k) {
+    for (std::int64_t i = 0; i < n; ++i) {
+      const std::int64_t category = population.categorical[k * n + i];
+      if (static_cast<std::uint64_t>(category) >= static_cast<std::uint64_t>(layout_.sizes[i])) {
+        throw std::invalid_argument("samples.categorical[" + std::to_string(k) + ", " +
+                                    std::to_string(i) + "] must be in [0, " +
+                                    std::to_string(layout_.sizes[i]) + "), got " +
+                                    std::to_string(category));
+      }
+    }
+  }
+  for (std::int64_t k = 0; k < population.lambda * layout_.n_gaussian(); ++k) {
+    if (!std::isfinite(population.gaussian[k])) {
+      throw std::invalid_argument("samples.numerical must be finite, got " +
+                                  std::to_string(population.gaussian[k]));
+    }
+  }
+}
+
+bool Optimizer::tell(const Population& population) {
+  check(population);
+  losses_.assign(population.losses, population.losses + population.lambda);
+  for (double& loss : losses_) {
+    loss = std::isnan(loss) ? std::numeric_limits<double>::infinity() : loss;
+  }
+  Population ranked = population;
+  ranked.losses = losses_.data();
+  const Parameters parameters{state_.theta.data(), state_.mean.data(), state_.variance.data()};
+  ++state_.generation;
+  const double norm = update_.natural_gradient(layout_, parameters, ranked);
+  if (!(norm > 0.0) || !std::isfinite(norm)) {
+    return false;
+  }
+  move(update_, parameters, norm);
+  return true;
+}
+
+Asng::Asng(Layout layout, std::vector<double> margin, std::int64_t lambda, std::uint64_t seed,
+           double alpha, double delta_init, double Delta_max)
+    : Optimizer(std::move(layout), std::move(margin), lambda, seed),
+      s(static_cast<std::size_t>(this->layout().n_theta())),
+      settings_{alpha, delta_init, Delta_max,
+                std::sqrt(static_cast<double>(this->layout().n_theta()))} {
+  step.Delta = settings_.bounded(1.0);
+}
+
+void Asng::move(Update& update, const Parameters& parameters, double norm) {
+  const double delta = step.delta(settings_);
+  const double beta = step.beta(settings_);
+  update.move(layout(), parameters, delta / norm, margin());
+  step.adapt(settings_, beta, update.accumulate(layout(), s.data(), beta, norm));
+}
+
+Sng::Sng(Layout layout, std::vector<double> margin, std::int64_t lambda, std::uint64_t seed,
+         double delta)
+    : Optimizer(std::move(layout), std::move(margin), lambda, seed), delta_(delta) {}
+
+void Sng::move(Update& update, const Parameters& parameters, double norm) {
+  update.move(layout(), parameters, delta_ / norm, margin());
+}
+
+NaturalAdam::NaturalAdam(Layout layout, std::vector<double> margin, std::int64_t lambda,
+                         std::uint64_t seed, const AdamSettings& settings)
+    : Optimizer(std::move(layout), std::move(margin), lambda, seed),
+      first_moment(
+          static_cast<std::size_t>(this->layout().theta_size + 2 * this->layout().n_gaussian())),
+      second_moment(first_moment.size()),
+      settings_(settings) {}
+
+void NaturalAdam::move(Update& update, const Parameters& parameters, double norm) {
+  update.move_by_adam(layout(), parameters, AdamStep(settings_, ++updates), norm,
+                      first_moment.data(), second_moment.data(), margin());
+}
+
+}  // namespace asng::host

@@ -1,0 +1,77 @@
+// The schema of every operator, with its contract. Kernels for a device are registered where they
+// are implemented; fake kernels and derivatives are registered in asng_ext/_operators.py.
+//
+// Throughout: λ architectures, B images in a batch, C channels. Images are (λ, B, H, W, P),
+// contiguous, where P is C rounded up to a multiple of 16; the values beyond C are zeros. Floating
+// point tensors of one call are all float32 or all float64. `inputs` and `operations` are int32 on
+// the CPU. An operation is 0 identity, 1 average pool 3×3, 2 max pool 3×3, 3 separable convolution
+// 3×3, 4 separable convolution 5×5; with stride 2 an identity is a factorized reduction. Batch
+// normalisation has no weights and takes the statistics of the B images of one architecture.
+// Results do not depend on the number of threads.
+
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(asng, m) {
+  // A node: the sum of E edges for each architecture; edge e of architecture a applies
+  // operations[a, e] to bank[inputs[a, e], a].
+  //   bank (S, λ, B, H, W, P)            the S candidate inputs
+  //   inputs, operations (λ, E)
+  //   depthwise3, pointwise3             (S, 2, C, 1, 3, 3) and (S, 2, C, C), the two halves of
+  //   depthwise5, pointwise5             each input's separable convolution; likewise for 5×5
+  //   reduction (S, C, C)                rows for even pixels, ⌈C/2⌉ of them, then those for odd;
+  //                                      may be None with stride 1
+  // Returns the node's images (λ, B, ⌈H/stride⌉, ⌈W/stride⌉, P), and what the backward pass needs,
+  // a flat tensor which is empty if not `save`.
+  m.def(
+      "mixed_node(Tensor bank, Tensor inputs, Tensor operations, Tensor depthwise3, "
+      "Tensor pointwise3, Tensor depthwise5, Tensor pointwise5, Tensor? reduction, int stride, "
+      "bool save) -> (Tensor, Tensor)");
+  // Gradients of the bank and of the five weights (an empty tensor for a reduction of None). Those
+  // of inputs and weights that no architecture uses are zeros.
+  m.def(
+      "_mixed_node_backward(Tensor grad, Tensor bank, Tensor saved, Tensor inputs, "
+      "Tensor operations, Tensor depthwise3, Tensor pointwise3, Tensor depthwise5, "
+      "Tensor pointwise5, Tensor? reduction, int stride) "
+      "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+
+  // A cell of N nodes: projections of its two inputs, the nodes, and the projection of the nodes
+  // that no node reads.
+  //   older, newer (λ or 1, B, H, W, P')  a first dimension of 1 means that all architectures share
+  //                                       the input; what is shared is computed once. The older
+  //                                       input is twice as high and wide if older_is_larger
+  //   inputs, operations (λ, N, 2)        input 0 is the older one, 1 the newer, k + 2 node k
+  //   older_weight, newer_weight (C, C')  if older_is_larger, of the older one the rows for even
+  //                                       pixels come first
+  //   depthwise3, …, reduction            as above, for N(N + 3)/2 edges: (node n, input i) is
+  //                                       number n(n + 3)/2 + i. The reduction is for 2N edges:
+  //                                       number 2n + i; None unless the cell is a reduction cell
+  //   output_weight (C, N·C)
+  // Returns the normalised output (λ, B, H', W', P) and what the backward pass needs.
+  m.def(
+      "cell(Tensor older, Tensor newer, Tensor inputs, Tensor operations, Tensor older_weight, "
+      "Tensor newer_weight, Tensor depthwise3, Tensor pointwise3, Tensor depthwise5, "
+      "Tensor pointwise5, Tensor? reduction, Tensor output_weight, bool older_is_larger, "
+      "bool save) -> (Tensor, Tensor)");
+  // Gradients of older and newer (empty unless wanted) and of the eight weights.
+  m.def(
+      "_cell_backward(Tensor grad, Tensor older, Tensor newer, Tensor output, Tensor saved, "
+      "Tensor inputs, Tensor operations, Tensor older_weight, Tensor newer_weight, "
+      "Tensor depthwise3, Tensor pointwise3, Tensor depthwise5, Tensor pointwise5, "
+      "Tensor? reduction, Tensor output_weight, bool older_is_larger, bool wants_older, "
+      "bool wants_newer) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, "
+      "Tensor, Tensor)");
+
+  // The stem: 3×3 convolution of images (B, H, W, C'), contiguous and not padded, with a weight
+  // (C, C', 3, 3), then batch normalisation with weight and bias (C). Returns (1, B, H, W, P), an
+  // input of cells that all architectures share, and what the backward pass needs.
+  m.def("stem(Tensor images, Tensor weight, Tensor scale, Tensor bias) -> (Tensor, Tensor)");
+  // Gradients of weight, scale and bias; the images have none.
+  m.def(
+      "_stem_backward(Tensor grad, Tensor images, Tensor saved, Tensor weight, Tensor scale, "
+      "Tensor bias) -> (Tensor, Tensor, Tensor)");
+
+  // Gives memory that the operators keep for the next call back to the system; returns the bytes.
+  m.def("_release_cached() -> int");
+  // Instruction set in use: 0 baseline, 1 AVX2, 2 AVX-512.
+  m.def("_cpu_capability() -> int");
+}

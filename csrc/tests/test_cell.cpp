@@ -1,0 +1,133 @@
+// Cells: with and without memory for a backward pass, shared and own inputs, threads.
+
+#include <cstdint>
+#include <random>
+#include <vector>
+
+#include "../cpu/cell.h"
+#include "check.h"
+#include "threads.h"
+
+namespace asng::cpu {
+namespace {
+
+struct Result {
+  std::vector<float> y, grad_older, grad_newer, weights;
+
+  bool operator==(const Result& other) const {
+    return y == other.y && grad_older == other.grad_older && grad_newer == other.grad_newer &&
+           weights == other.weights;
+  }
+};
+
+CellShape make_shape(int64_t archs, bool shared, bool reduction, bool older_is_larger) {
+  CellShape s;
+  s.archs = archs;
+  s.nodes = 3;
+  s.images = 5;
+  s.channels = 6;
+  s.padded = padded_channels(s.channels);
+  s.newer = {shared ? 1 : archs, 4, padded_channels(4), 7, 6};
+  s.older = {shared ? 1 : archs, 20, padded_channels(20), 7, 6};
+  if (older_is_larger) {
+    s.older.height = 13;
+    s.older.width = 12;
+  }
+  s.reduction = reduction;
+  s.older_is_larger = older_is_larger;
+  s.out_height = reduction ? 4 : 7;
+  s.out_width = reduction ? 3 : 6;
+  return s;
+}
+
+int64_t input_size(const CellShape& s, const CellInput& input) {
+  return input.archs * s.images * input.height * input.width * input.padded;
+}
+
+// All weights in one vector, and where each kind begins.
+template <class P, class V>
+CellWeights<P> split(const CellShape& s, V& values) {
+  auto* next = values.data();
+  const auto take = [&](int64_t count) {
+    auto* part = next;
+    next += count;
+    return part;
+  };
+  const int64_t edges = s.nodes * (s.nodes + 3) / 2, c = s.channels;
+  CellWeights<P> w;
+  w.older = take(c * s.older.channels);
+  w.newer = take(c * s.newer.channels);
+  w.output = take(c * s.nodes * c);
+  for (int kind = 0; kind < 2; ++kind) {
+    w.operations.depthwise[kind] = take(edges * 2 * c * (kind == 0 ? 9 : 25));
+    w.operations.pointwise[kind] = take(edges * 2 * c * c);
+  }
+  if (s.reduction) w.operations.reduction = take(2 * s.nodes * c * c);
+  return w;
+}
+
+constexpr size_t kWeights = 20000;
+
+Result run(const CellShape& s, bool save, int threads) {
+  test::thread_count = threads;
+  std::mt19937 generator(4);
+  std::normal_distribution<float> normal;
+  const auto draw = [&](int64_t count, int64_t padded, int64_t channels) {
+    std::vector<float> values(static_cast<size_t>(count));
+    for (size_t i = 0; i < values.size(); ++i) {
+      const float value = normal(generator);
+      values[i] = static_cast<int64_t>(i) % padded < channels ? value : 0;
+    }
+    return values;
+  };
+  std::vector<int32_t> inputs, operations;
+  for (int64_t arch = 0; arch < s.archs; ++arch) {
+    for (int32_t node = 0; node < s.nodes; ++node) {
+      for (int e = 0; e < 2; ++e) {
+        inputs.push_back(static_cast<int32_t>(generator() % static_cast<uint32_t>(node + 2)));
+        operations.push_back(static_cast<int32_t>(generator() % kOperationCount));
+      }
+    }
+  }
+  const std::vector<float> weights = draw(kWeights, 1, 1);
+  const std::vector<float> older = draw(input_size(s, s.older), s.older.padded, s.older.channels);
+  const std::vector<float> newer = draw(input_size(s, s.newer), s.newer.padded, s.newer.channels);
+  const std::vector<float> probe = draw(s.archs * s.out_size(), s.padded, s.channels);
+
+  Result result;
+  result.y.resize(probe.size());
+  std::vector<float> saved(save ? static_cast<size_t>(s.saved_bound()) : 0);
+  Cell<float>(s, split<const float>(s, weights), inputs.data(), operations.data())
+      .forward(older.data(), newer.data(), result.y.data(), save ? saved.data() : nullptr);
+  if (save) {
+    result.grad_older.resize(older.size());
+    result.grad_newer.resize(newer.size());
+    result.weights.resize(kWeights);
+    Cell<float>(s, split<const float>(s, weights), inputs.data(), operations.data())
+        .backward(older.data(), newer.data(), result.y.data(), probe.data(), saved.data(),
+                  result.grad_older.data(), result.grad_newer.data(),
+                  split<float>(s, result.weights));
+  }
+  test::thread_count = 1;
+  return result;
+}
+
+TEST(cells_give_the_same_bits_on_any_threads) {
+  for (const int64_t archs : {1, 2, 3}) {
+    for (const bool shared : {false, true}) {
+      for (const bool reduction : {false, true}) {
+        for (const bool larger : {false, true}) {
+          const CellShape shape = make_shape(archs, shared, reduction, larger);
+          const Result one = run(shape, true, 1);
+          for (const float value : one.weights) CHECK(std::isfinite(value));
+          CHECK(run(shape, true, 4) == one);
+          CHECK(run(shape, false, 1).y == one.y);
+          CHECK(run(shape, false, 3).y == one.y);
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace asng::cpu

@@ -1,0 +1,50 @@
+#include <cmath>
+
+#include "../core/gaussian.h"
+#include "check.h"
+
+using asng::GaussianGradient;
+
+TEST(fisher_root_applied_twice_is_the_fisher_matrix_of_a_gaussian) {
+  for (double mean : {0.0, -2.0, 0.3, 150.0}) {
+    for (double variance : {0.0625, 1.0, 30.0}) {
+      const double first = 0.7, second = -0.4;
+      double once[2], twice[2];
+      const auto centred = [&](double a, double b) {
+        return GaussianGradient{a, b - 2 * mean * a};
+      };
+      const double norm =
+          asng::gaussian_fisher_root(mean, variance, centred(first, second), once[0], once[1]);
+      asng::gaussian_fisher_root(mean, variance, centred(once[0], once[1]), twice[0], twice[1]);
+      const double quartic = 2 * variance * variance;
+      const double expected_first =
+          ((4 * mean * mean + 2 * variance) * first - 2 * mean * second) / quartic;
+      const double expected_second = (second - 2 * mean * first) / quartic;
+      const double scale = std::fabs(expected_first) + std::fabs(expected_second);
+      CHECK_NEAR(twice[0], expected_first, 1e-9 * scale);
+      CHECK_NEAR(twice[1], expected_second, 1e-9 * scale);
+      CHECK_NEAR(norm, first * expected_first + second * expected_second,
+                 1e-9 * scale * (std::fabs(first) + std::fabs(second)));
+      CHECK_NEAR(norm, once[0] * once[0] + once[1] * once[1], 1e-6 * norm);
+    }
+  }
+}
+
+TEST(a_step_keeps_mean_and_spread_in_their_ranges) {
+  for (double step : {-1e3, -1.0, 0.0, 0.5, 1e3}) {
+    double mean = 1.0, variance = 4.0;
+    asng::step_gaussian(mean, variance, {0.5, -0.7}, step, -3.0, 5.0, 0.25, 4.0);
+    CHECK(mean >= -3.0 && mean <= 5.0);
+    CHECK(variance >= 0.0625 && variance <= 16.0);
+  }
+}
+
+TEST(a_step_inside_the_ranges_moves_both_moments_along_the_gradient) {
+  double mean = 2.0, variance = 1.5;
+  const GaussianGradient gradient{0.3, 0.2};
+  const double step = 0.1;
+  asng::step_gaussian(mean, variance, gradient, step, -10.0, 10.0, 0.1, 10.0);
+  CHECK_NEAR(mean, 2.0 + step * 0.3, 1e-15);
+  const double second = 2.0 * 2.0 + 1.5 + step * (2 * 2.0 * 0.3 + 0.2);
+  CHECK_NEAR(mean * mean + variance, second, 1e-12);
+}

@@ -1,0 +1,272 @@
+#include <cmath>
+#include <memory>
+#include <stdexcept>
+#include <vector>
+
+#include "../host/optimizer.h"
+#include "../host/toy_batch.h"
+#include "../host/toy_noise.h"
+#include "check.h"
+
+using asng::host::kLanes;
+using asng::host::Lanes;
+using asng::host::ToyOutcome;
+using asng::host::ToyProblem;
+using asng::host::ToyProgress;
+using asng::host::ToyRule;
+using asng::host::ToyRun;
+using asng::host::ToySettings;
+
+namespace {
+
+ToySettings small(ToyRule rule = ToyRule::kAsng) {
+  ToySettings settings;
+  settings.variables = 5;
+  settings.categories = 3;
+  settings.noise = 1.0 / 3.0;
+  settings.target = 1.0 / 3.0;
+  settings.margin = 0.1;
+  settings.iteration_limit = 3000;
+  settings.rule = rule;
+  settings.delta = rule == ToyRule::kAsng ? 1.0 : 0.2;
+  return settings;
+}
+
+const ToyRule kRules[] = {ToyRule::kAsng, ToyRule::kSng, ToyRule::kNaturalAdam};
+const ToyProblem kProblems[] = {ToyProblem::kSelectiveSquaredError, ToyProblem::kOrderedProduct};
+
+bool never_stops(const ToyProgress&) { return true; }
+
+std::vector<ToyOutcome> batch(const ToySettings& settings, std::uint64_t first, std::size_t count,
+                              int threads) {
+  std::vector<ToyOutcome> outcomes(count);
+  CHECK(asng::host::toy_batch(settings, 7, first, outcomes, threads, never_stops, 1000.0));
+  return outcomes;
+}
+
+bool equal(const ToyOutcome& a, const ToyOutcome& b) {
+  return a.iterations == b.iterations && a.succeeded == b.succeeded;
+}
+
+}  // namespace
+
+TEST(normal_numbers_agree_with_the_library) {
+  std::uint32_t words[16];
+  double out[16];
+  const std::uint32_t ends[] = {0u, 1u, 0x7fffffffu, 0x80000000u, 0xfffffffeu, 0xffffffffu};
+  for (std::uint32_t t = 0; t < 20000; ++t) {
+    for (std::uint32_t w = 0; w < 16; ++w) {
+      words[w] = t < 36 ? ends[w % 2 == 0 ? t / 6 : t % 6] : (16 * t + w) * 2654435769u;
+    }
+    asng::host::sixteen_normals<2>(words, out);
+    for (int p = 0; p < 8; ++p) {
+      const double radius = std::sqrt(-2.0 * std::log((words[2 * p] + 0.5) * 0x1p-32));
+      const double angle = words[2 * p + 1] * (0x1p-32 * 6.283185307179586);
+      CHECK_NEAR(out[2 * p], radius * std::cos(angle), 4e-15 * (1.0 + radius));
+      CHECK_NEAR(out[2 * p + 1], radius * std::sin(angle), 4e-15 * (1.0 + radius));
+    }
+  }
+}
+
+TEST(noise_has_the_right_moments) {
+  const std::int64_t count = 300000;
+  std::vector<double> numbers(static_cast<std::size_t>(count));
+  asng::host::toy_noise(11, 5, count, numbers.data());
+  double sum = 0, square = 0, fourth = 0, product = 0;
+  for (std::size_t i = 0; i < numbers.size(); ++i) {
+    const double z = numbers[i];
+    sum += z;
+    square += z * z;
+    fourth += z * z * z * z;
+    product += z * numbers[(i + 1) % numbers.size()];
+  }
+  const auto n = static_cast<double>(count);  // tolerances: five standard errors
+  CHECK_NEAR(sum / n, 0.0, 0.0092);
+  CHECK_NEAR(square / n, 1.0, 0.013);
+  CHECK_NEAR(fourth / n, 3.0, 0.09);
+  CHECK_NEAR(product / n, 0.0, 0.0092);
+}
+
+TEST(every_width_gives_the_same_bits) {
+  for (ToyRule rule : kRules) {
+    for (ToyProblem problem : kProblems) {
+      for (std::int64_t variables : {1, 5, 8, 21}) {
+        ToySettings settings = small(rule);
+        settings.problem = problem;
+        settings.variables = variables;
+        settings.lambda = 2 + variables % 4;
+        settings.target = -1.0;
+        ToyRun narrow(settings);
+        narrow.start(3);
+        narrow.advance(200, 2);
+        for (int width : asng::host::toy_widths()) {
+          ToyRun run(settings);
+          run.start(3);
+          run.advance(200, width);
+          CHECK(run.weights() == narrow.weights());
+          CHECK(run.probabilities() == narrow.probabilities());
+          CHECK(run.step.Delta == narrow.step.Delta);
+        }
+      }
+    }
+  }
+}
+
+// The same problem, with an Optimizer of the same seed in place of the run's own update.
+TEST(a_run_updates_as_the_optimizers_do) {
+  for (ToyRule rule : kRules) {
+    for (std::int64_t lambda : {2, 3, 8}) {
+      ToySettings settings = small(rule);
+      settings.lambda = lambda;
+      settings.target = -1.0;
+      const auto D = static_cast<std::size_t>(settings.variables);
+      const auto K = static_cast<std::size_t>(settings.categories);
+      const std::uint64_t key = asng::host::toy_key(1, 2);
+      const asng::host::Layout layout(std::vector<std::int64_t>(D, settings.categories), 0, {}, {},
+                                      {});
+      const std::vector<double> margin(D, settings.margin);
+      std::unique_ptr<asng::host::Optimizer> optimizer;
+      if (rule == ToyRule::kAsng) {
+        optimizer = std::make_unique<asng::host::Asng>(layout, margin, lambda, key, settings.alpha,
+                                                       settings.delta, settings.delta_max);
+      } else if (rule == ToyRule::kSng) {
+        optimizer = std::make_unique<asng::host::Sng>(layout, margin, lambda, key, settings.delta);
+      } else {
+        optimizer =
+            std::make_unique<asng::host::NaturalAdam>(layout, margin, lambda, key, settings.adam);
+      }
+      ToyRun run(settings);
+      run.start(key);
+      std::vector<std::int64_t> samples(static_cast<std::size_t>(lambda) * D);
+      std::vector<double> z(D), losses(static_cast<std::size_t>(lambda));
+      for (std::uint64_t t = 0; t < 150; ++t) {
+        run.advance(1);
+        const std::vector<double> x = run.weights();
+        optimizer->ask(samples.data(), nullptr);  // what the weights were trained with
+        optimizer->ask(samples.data(), nullptr);
+        asng::host::toy_noise(key, 2 * t + 1, settings.variables, z.data());
+        for (std::size_t k = 0; k < losses.size(); ++k) {
+          losses[k] = 0.0;
+          for (std::size_t i = 0; i < D; ++i) {
+            const auto c = static_cast<std::size_t>(samples[k * D + i]);
+            const double offset = x[i * K + c] - settings.noise * z[i];
+            losses[k] += offset * offset + static_cast<double>(c) / static_cast<double>(K);
+          }
+        }
+        optimizer->tell({lambda, samples.data(), nullptr, losses.data()});
+        const std::vector<double> theta = run.probabilities();
+        for (std::size_t e = 0; e < theta.size(); ++e) {
+          CHECK_NEAR(theta[e], optimizer->state().theta[e], 1e-10);
+        }
+      }
+    }
+  }
+}
+
+TEST(probabilities_stay_probabilities_even_with_huge_steps) {
+  for (ToyRule rule : kRules) {
+    for (double size : {1e-6, 0.3, 5.0, 1e6}) {
+      ToySettings settings = small(rule);
+      settings.delta = settings.adam.step_size = size;
+      settings.target = -1.0;
+      ToyRun run(settings);
+      run.start(9);
+      for (int t = 0; t < 300; ++t) {
+        run.advance(1);
+        const std::vector<double> theta = run.probabilities();
+        for (std::int64_t i = 0; i < settings.variables; ++i) {
+          double total = 0.0;
+          for (std::int64_t j = 0; j < settings.categories; ++j) {
+            CHECK(theta[i * settings.categories + j] >= settings.margin - 1e-9);
+            total += theta[i * settings.categories + j];
+          }
+          CHECK_NEAR(total, 1.0, 1e-9);
+        }
+      }
+    }
+  }
+}
+
+TEST(a_run_that_is_started_again_is_the_same_run) {
+  for (ToyRule rule : kRules) {
+    ToyRun fresh(small(rule));
+    ToyRun used(small(rule));
+    fresh.start(4);
+    used.start(5);
+    used.advance(500);
+    used.start(4);
+    while (!used.over()) {
+      used.advance(7);
+    }
+    fresh.advance(1 << 30);
+    CHECK(fresh.over());
+    CHECK(fresh.iteration == used.iteration && fresh.succeeded == used.succeeded);
+    CHECK(fresh.weights() == used.weights());
+    CHECK(fresh.probabilities() == used.probabilities());
+  }
+}
+
+TEST(both_problems_can_be_solved) {
+  for (ToyProblem problem : kProblems) {
+    ToySettings settings = small();
+    settings.problem = problem;
+    settings.iteration_limit = 20000;
+    int successes = 0;
+    for (const ToyOutcome& outcome : batch(settings, 0, 20, 2)) {
+      successes += outcome.succeeded;
+      CHECK(outcome.iterations > 0 && outcome.iterations <= settings.iteration_limit);
+    }
+    CHECK(successes >= 18);
+  }
+}
+
+TEST(a_run_depends_neither_on_threads_nor_on_other_runs) {
+  const ToySettings settings = small();
+  const std::vector<ToyOutcome> alone = batch(settings, 0, 24, 1);
+  for (int threads : {2, 5, 40}) {
+    const std::vector<ToyOutcome> together = batch(settings, 0, 24, threads);
+    for (std::size_t i = 0; i < alone.size(); ++i) {
+      CHECK(equal(together[i], alone[i]));
+    }
+  }
+  const std::vector<ToyOutcome> later = batch(settings, 17, 7, 3);
+  for (std::size_t i = 0; i < later.size(); ++i) {
+    CHECK(equal(later[i], alone[17 + i]));
+  }
+  CHECK(batch(settings, 0, 0, 4).empty());
+}
+
+TEST(a_batch_can_be_stopped_and_interrupted) {
+  ToySettings settings = small();
+  settings.target = -1.0;
+  settings.iteration_limit = std::int64_t{1} << 50;
+  std::vector<ToyOutcome> outcomes(5);
+  int polls = 0;
+  const auto stop_at_third = [&](const ToyProgress&) { return ++polls < 3; };
+  CHECK(!asng::host::toy_batch(settings, 7, 0, outcomes, 2, stop_at_third, 1000.0));
+  CHECK(polls == 3);
+  const auto interrupt = [&](const ToyProgress&) -> bool { throw std::runtime_error("stop"); };
+  bool thrown = false;
+  try {
+    asng::host::toy_batch(settings, 7, 0, outcomes, 2, interrupt, 1000.0);
+  } catch (const std::runtime_error&) {
+    thrown = true;
+  }
+  CHECK(thrown);
+}
+
+TEST(progress_ends_with_all_runs) {
+  std::vector<ToyOutcome> outcomes(6);
+  ToyProgress last{};
+  const auto watch = [&](const ToyProgress& progress) {
+    CHECK(progress.runs >= last.runs && progress.iterations >= last.iterations);
+    last = progress;
+    return true;
+  };
+  asng::host::toy_batch(small(), 7, 0, outcomes, 2, watch, 1000.0);
+  std::int64_t total = 0;
+  for (const ToyOutcome& outcome : outcomes) {
+    total += outcome.iterations;
+  }
+  CHECK(last.runs == 6 && last.iterations == total);
+}

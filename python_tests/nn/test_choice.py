@@ -1,0 +1,175 @@
+"""Choices between arbitrary modules: running, searching and deriving."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from asng_ext.nn import Choice, derive, search_space, set_architecture
+
+
+class Shift(nn.Module):
+    """Adds a parameter; keyword and tuple make the passing-on visible."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.value = nn.Parameter(torch.tensor(value))
+        self.calls = 0
+
+    def forward(self, x: Tensor, *, scale: float = 1.0) -> Tensor:
+        self.calls += 1
+        return x + scale * self.value
+
+
+def supernet() -> nn.Sequential:
+    inner = Choice("inner", [Shift(10.0), Shift(20.0)])
+    return nn.Sequential(
+        Choice("outer", {"plain": Shift(1.0), "nested": nn.Sequential(Shift(2.0), inner)}),
+        nn.ModuleDict({"last": Choice("last", {"a": Shift(100.0), "b": nn.Identity()})})["last"],
+    )
+
+
+ZERO = torch.zeros(())
+
+
+def test_only_the_active_candidate_runs() -> None:
+    first, second = Shift(1.0), Shift(2.0)
+    choice = Choice("op", {"first": first, "second": second})
+    assert choice.active is None
+    set_architecture(choice, {"op": "second"})
+    assert choice.active == "second"
+    choice(ZERO, scale=3.0).backward()
+    assert (first.calls, second.calls) == (0, 1)
+    assert first.value.grad is None
+    assert second.value.grad == 3.0
+
+
+def test_search_space_and_architectures() -> None:
+    model = supernet()
+    space = search_space(model)
+    assert space.names == ("outer", "inner", "last")
+    assert space["inner"].values == ("0", "1")
+    assert space.n_theta == 3
+    expected = {(0, 0, 0): 101, (0, 1, 1): 1, (1, 0, 0): 112, (1, 1, 0): 122, (1, 1, 1): 22}
+    for row, result in expected.items():
+        values = space.decode(row)
+        set_architecture(model, values)
+        assert model(ZERO) == result
+        derived = derive(model, values)
+        assert derived(ZERO) == result
+        assert not any(isinstance(module, Choice) for module in derived.modules())
+
+
+def test_choices_of_one_name_choose_alike() -> None:
+    model = nn.Sequential(Choice("op", [Shift(1.0), Shift(2.0)]), Choice("op", [Shift(3.0)] * 2))
+    assert search_space(model).names == ("op",)
+    set_architecture(model, {"op": "1"})
+    assert model(ZERO) == 5
+    model.append(Choice("op", [Shift(1.0)]))
+    with pytest.raises(ValueError, match="choice 'op' has 0, 1 and 0"):
+        search_space(model)
+
+
+def test_derive_copies() -> None:
+    model = supernet()
+    derived = derive(model, {"outer": "nested", "inner": "1", "last": "a"})
+    with torch.no_grad():
+        for parameter in derived.parameters():
+            parameter.zero_()
+    set_architecture(model, {"outer": "nested", "inner": "1", "last": "a"})
+    assert model(ZERO) == 122
+    assert derived(ZERO) == 0
+    assert len(list(derived.parameters())) == 3
+
+
+def test_derive_when_the_root_is_a_choice() -> None:
+    inner = Choice("inner", [Shift(1.0), Shift(2.0)])
+    model = Choice("root", {"choice": inner, "x": Shift(3.0)})
+    derived = derive(model, {"root": "choice", "inner": "1"})
+    assert isinstance(derived, Shift)
+    assert derived(ZERO) == 2
+
+
+def test_derive_keeps_sharing_inside_the_model() -> None:
+    shared = Choice("op", [Shift(1.0), Shift(2.0)])
+    model = nn.Sequential(shared, shared, nn.Sequential(shared))
+    derived = derive(model, {"op": "1"})
+    assert derived(ZERO) == 6
+    assert len(list(derived.parameters())) == 1
+
+
+def test_state_dict_does_not_depend_on_the_active_candidate() -> None:
+    model = supernet()
+    keys = list(model.state_dict())
+    assert keys == [
+        "0.candidates.plain.value",
+        "0.candidates.nested.0.value",
+        "0.candidates.nested.1.candidates.0.value",
+        "0.candidates.nested.1.candidates.1.value",
+        "1.candidates.a.value",
+    ]
+    set_architecture(model, {"outer": "plain", "inner": "0", "last": "b"})
+    assert list(model.state_dict()) == keys
+    other = supernet()
+    other.load_state_dict(model.state_dict())
+    assert copy.deepcopy(model)(ZERO) == 1
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"outer": "plain", "inner": "0"}, r"missing: \['last'\], unknown: none"),
+        (
+            {"outer": "plain", "inner": "0", "last": "a", "lost": "a"},
+            r"missing: none, unknown: \['lost'\]",
+        ),
+        (
+            {"outer": "plain", "inner": "0", "last": "c"},
+            "choice 'last' must be one of a, b, got 'c'",
+        ),
+        (
+            {"outer": "plain", "inner": 0, "last": "a"},
+            "choice 'inner' must be one of 0, 1, got 0",
+        ),
+    ],
+)
+def test_wrong_values_change_nothing(values: dict[str, object], message: str) -> None:
+    model = supernet()
+    set_architecture(model, {"outer": "nested", "inner": "1", "last": "b"})
+    with pytest.raises(ValueError, match=message):
+        set_architecture(model, values)
+    assert model(ZERO) == 22
+    with pytest.raises(ValueError, match=message):
+        derive(model, values)
+
+
+def test_forward_before_an_architecture_was_set() -> None:
+    with pytest.raises(RuntimeError, match="choice 'op' has no active candidate yet"):
+        Choice("op", [Shift(1.0)])(ZERO)
+
+
+@pytest.mark.parametrize(
+    ("name", "candidates", "error", "message"),
+    [
+        ("", [nn.Identity()], ValueError, "name must be a non-empty string"),
+        ("op", [], ValueError, "candidates of choice 'op' must not be empty"),
+        ("op", {}, ValueError, "candidates of choice 'op' must not be empty"),
+        ("op", {"a.b": nn.Identity()}, ValueError, "'a.b' cannot name a candidate of choice 'op'"),
+        ("op", {"type": nn.Identity()}, ValueError, "'type' cannot name a candidate"),
+        ("op", {"": nn.Identity()}, ValueError, "'' cannot name a candidate"),
+        ("op", {3: nn.Identity()}, ValueError, "3 cannot name a candidate"),
+        ("op", {"a": torch.relu}, TypeError, "candidate 'a' of choice 'op' must be a torch.nn.Mod"),
+    ],
+)
+def test_wrong_choices(name: str, candidates: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        Choice(name, candidates)
+
+
+def test_model_without_choice() -> None:
+    with pytest.raises(ValueError, match="model must contain at least one Choice"):
+        search_space(nn.Identity())

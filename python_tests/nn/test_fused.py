@@ -1,0 +1,294 @@
+"""The fused supernet against the plain one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from asng_ext import ops
+from asng_ext.nn import CellNetwork, CellSpace, CellSupernet, FusedCellSupernet, cell_supernet
+from asng_ext.nn import fused as fused_module
+
+pytestmark = pytest.mark.skipif(not ops.available(), reason="the operators are not built")
+
+SPACE = CellSpace()
+GOLDEN = Path(__file__).parents[1] / "golden" / "cell_network.npz"
+
+
+def pair(dtype: torch.dtype = torch.float64, **settings: Any) -> tuple[CellSupernet, Any]:
+    """Both implementations from the same seed."""
+    torch.manual_seed(3)
+    plain = CellSupernet(SPACE, **settings).to(dtype)
+    torch.manual_seed(3)
+    return plain, FusedCellSupernet(SPACE, **settings).to(dtype)
+
+
+def draw(count: int, seed: int = 0) -> np.ndarray:
+    """(count, d) architectures."""
+    rng = np.random.default_rng(seed)
+    return rng.integers(SPACE.categories, size=(count, len(SPACE.categories)))
+
+
+def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Gradients by the names of the state dict; zeros where there are none."""
+    named = {}
+    if isinstance(model, FusedCellSupernet):
+        for i, cell in enumerate(model.cells):
+            weights = {n: p.data for n, p in cell.named_parameters()}
+            for p in cell.parameters():
+                p.data = torch.zeros_like(p) if p.grad is None else p.grad
+            named |= {f"cells.{i}.{n}": v.detach().clone() for n, v in cell.views()}
+            for n, p in cell.named_parameters():
+                p.data = weights[n]
+    for name, p in model.named_parameters():
+        if name.startswith("cells.") and isinstance(model, FusedCellSupernet):
+            continue
+        named[name] = torch.zeros_like(p) if p.grad is None else p.grad
+    return named
+
+
+def loss_of(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Mean loss over architectures and images."""
+    return F.cross_entropy(logits.flatten(0, 1), target.repeat(len(logits)))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 8])
+@pytest.mark.parametrize(("channels", "size", "batch"), [(16, (8, 8), 3), (5, (13, 9), 2)])
+def test_population_and_gradients(
+    count: int, channels: int, size: tuple[int, int], batch: int
+) -> None:
+    plain, fused = pair(channels=channels)
+    x, target = torch.randn(batch, 3, *size).double(), torch.randint(10, (batch,))
+    architectures = draw(count)
+    expected = torch.stack([plain(x, a) for a in architectures])
+    got = fused.forward_population(x, architectures)
+    torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-10)
+    loss_of(expected, target).backward()
+    loss_of(got, target).backward()
+    want, have = gradients(plain), gradients(fused)
+    assert sorted(want) == sorted(have)
+    for name in want:
+        error = (have[name] - want[name].reshape_as(have[name])).norm()
+        assert error <= 1e-9 * (1 + want[name].norm()), name
+    with torch.no_grad():
+        assert torch.equal(fused.forward_population(x, architectures), got)
+        torch.testing.assert_close(fused(x, architectures[0]), expected[0])
+
+
+def test_single_precision() -> None:
+    plain, fused = pair(torch.float32)
+    x, architectures = torch.randn(4, 3, 16, 16), draw(2, seed=5)
+    exact, _ = pair(torch.float64)
+    with torch.no_grad():
+        expected = torch.stack([exact(x.double(), a) for a in architectures])
+        got = fused.forward_population(x, architectures).double()
+        by_plain = torch.stack([plain(x, a) for a in architectures]).double()
+    # As close to double precision as plain PyTorch is, give or take.
+    assert (got - expected).norm() < 5 * (by_plain - expected).norm() + 1e-5
+
+
+@pytest.mark.parametrize("operation", range(5))
+@pytest.mark.parametrize("size", [(7, 7), (6, 11)])
+def test_one_operation_everywhere(operation: int, size: tuple[int, int]) -> None:
+    plain, fused = pair(channels=4, cells=3)
+    architectures = draw(2)
+    architectures.reshape(2, -1, 4)[:, :, 2:] = operation
+    x = torch.randn(2, 3, *size).double()
+    with torch.no_grad():
+        torch.testing.assert_close(
+            fused.forward_population(x, architectures),
+            torch.stack([plain(x, a) for a in architectures]),
+            rtol=1e-9,
+            atol=1e-10,
+        )
+
+
+def test_golden_network() -> None:
+    golden = np.load(GOLDEN)
+    plain = CellSupernet(SPACE, cells=6, channels=8).double()
+    weights = {k[2:]: golden[k] for k in golden.files if k.startswith("w/")}
+    state = {}
+    for key, value in plain.state_dict().items():
+        state[key] = torch.from_numpy(weights[_golden_role(key)]).double().reshape(value.shape)
+    fused = FusedCellSupernet(SPACE, cells=6, channels=8).double()
+    fused.load_state_dict(state)
+    x, target = torch.from_numpy(golden["x"]).double(), torch.from_numpy(golden["target"])
+    norms = json.loads(str(golden["grad_norms"]))
+    for row, architecture in enumerate(golden["architectures"]):
+        fused.zero_grad()
+        logits = fused(x, architecture)
+        np.testing.assert_allclose(
+            logits.detach().numpy(), golden["logits"][row], rtol=1e-6, atol=1e-8
+        )
+        F.cross_entropy(logits, target.long()).backward()
+        found = {_golden_role(k): float(g.norm()) for k, g in gradients(fused).items()}
+        wanted = norms[str(row)]
+        for role, norm in found.items():
+            np.testing.assert_allclose(norm, wanted.get(role, 0.0), rtol=1e-6, atol=1e-9)
+
+
+def _golden_role(key: str) -> str:
+    """The role under which the golden file has a weight."""
+    parts = key.split(".")
+    if parts[0] == "stem":
+        return {"conv.weight": "stem/conv", "norm.weight": "stem/bn_weight"}.get(
+            ".".join(parts[1:]), "stem/bn_bias"
+        )
+    if parts[0] == "classifier":
+        return f"classifier/{parts[1]}"
+    cell, rest = f"cell{parts[1]}", parts[2:]
+    if rest[0] == "operations":
+        node, i, operation = rest[1].split("_", 2)
+        return "/".join((cell, node, i, operation, *rest[2:-1]))
+    return "/".join((cell, *rest[:-1]))
+
+
+def test_state_dicts_are_interchangeable(tmp_path: Path) -> None:
+    plain, fused = pair(torch.float32, channels=6, auxiliary=True)
+    a, b = plain.state_dict(), fused.state_dict()
+    assert sorted(a) == sorted(b)
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+    torch.save(b, tmp_path / "fused.pt")
+    other = CellSupernet(SPACE, channels=6, auxiliary=True)
+    other.load_state_dict(torch.load(tmp_path / "fused.pt"))
+    x = torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(other.eval()(x, draw(1)[0]), fused.eval()(x, draw(1)[0]))
+    back = FusedCellSupernet(SPACE, channels=6, auxiliary=True)
+    back.load_state_dict(other.state_dict())
+    for name, weight in back.state_dict().items():
+        assert torch.equal(weight, a[name])
+
+
+def test_a_wrong_state_dict_is_named() -> None:
+    _, fused = pair(torch.float32, channels=4, cells=3)
+    state = dict(fused.state_dict())
+    name = "cells.1.operations.node2_input1_sep_conv_5x5.half1.depthwise.weight"
+    whole = state.pop(name)
+    with pytest.raises(RuntimeError, match=rf"Missing key.*{name}"):
+        fused.load_state_dict(state)
+    with pytest.raises(RuntimeError, match=r"Unexpected key.*cells\.1\.what"):
+        fused.load_state_dict({**state, name: whole, "cells.1.what": whole})
+    with pytest.raises(RuntimeError, match=rf"size mismatch for {name}"):
+        fused.load_state_dict({**state, name: whole[:1]})
+
+
+def test_auxiliary_head() -> None:
+    plain, fused = pair(channels=4, auxiliary=True, image_size=16)
+    x, architectures = torch.randn(2, 3, 16, 16).double(), draw(2)
+    logits, auxiliary = fused.forward_population(x, architectures)
+    for i, a in enumerate(architectures):
+        expected = plain(x, a)
+        torch.testing.assert_close(logits[i], expected[0], rtol=1e-9, atol=1e-10)
+        torch.testing.assert_close(auxiliary[i], expected[1], rtol=1e-9, atol=1e-10)
+    assert isinstance(fused.eval().forward_population(x, architectures), torch.Tensor)
+
+
+def test_a_derived_network_inherits_the_weights() -> None:
+    _, fused = pair(torch.float32, channels=4, cells=3)
+    architecture = draw(1)[0]
+    network = CellNetwork(SPACE, architecture, cells=3, channels=4, auxiliary=False)
+    network.inherit_weights(fused)
+    state = fused.state_dict()
+    for name, weight in network.named_parameters():
+        if name in state and not name.endswith("output.conv.weight"):
+            assert torch.equal(weight, state[name])
+
+
+def test_gradients_reach_the_images() -> None:
+    plain, fused = pair(channels=4, cells=3)
+    x, architectures = torch.randn(2, 3, 6, 6).double().requires_grad_(), draw(2)
+    expected = torch.autograd.grad(sum(plain(x, a).square().sum() for a in architectures), x)[0]
+    got = torch.autograd.grad(fused.forward_population(x, architectures).square().sum(), x)[0]
+    torch.testing.assert_close(got, expected, rtol=1e-8, atol=1e-9)
+
+
+def test_an_input_that_nobody_reads() -> None:
+    plain, fused = pair(channels=4, cells=3)
+    architectures = draw(2)
+    nodes = architectures.reshape(2, 2, 5, 4)
+    nodes[:, :, :, :2] = 0  # every node reads the older input, all nodes are loose
+    x = torch.randn(2, 3, 6, 6).double()
+    got = fused.forward_population(x, architectures)
+    expected = torch.stack([plain(x, a) for a in architectures])
+    torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-10)
+    got.square().sum().backward()
+    expected.square().sum().backward()
+    want, have = gradients(plain), gradients(fused)
+    for name in want:
+        error = (have[name] - want[name].reshape_as(have[name])).norm()
+        assert error <= 1e-9 * (1 + want[name].norm()), name
+
+
+def test_two_graphs_at_once() -> None:
+    """Memory that is used again must not be memory that is still needed."""
+    _, fused = pair(channels=4, cells=3)
+    x = torch.randn(2, 2, 3, 6, 6).double()
+    first = fused.forward_population(x[0], draw(2)).square().sum()
+    second = fused.forward_population(x[1], draw(2, 1)).square().sum()
+    weight = fused.cells[0].pointwise3
+    late = torch.autograd.grad(first, weight)[0], torch.autograd.grad(second, weight)[0]
+    alone = torch.autograd.grad(fused.forward_population(x[0], draw(2)).square().sum(), weight)[0]
+    assert torch.equal(late[0], alone)
+
+
+def test_autocast() -> None:
+    _, fused = pair(torch.float32, channels=4, cells=3)
+    x = torch.randn(2, 3, 6, 6)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = fused.forward_population(x, draw(2))
+    assert torch.isfinite(logits).all()
+
+
+@pytest.mark.slow
+def test_compiled() -> None:
+    _, fused = pair(torch.float32, channels=4, cells=3)
+    x = torch.randn(2, 3, 6, 6)
+    architectures = torch.from_numpy(draw(2))
+    step = torch.compile(fused.forward_population, backend="aot_eager")
+    for _ in range(2):
+        fused.zero_grad()
+        got = step(x, architectures)
+        got.square().sum().backward()
+        have = gradients(fused)
+        fused.zero_grad()
+        expected = fused.forward_population(x, architectures)
+        expected.square().sum().backward()
+        torch.testing.assert_close(got, expected)
+        for name, want in gradients(fused).items():
+            torch.testing.assert_close(have[name], want)
+
+
+@pytest.mark.parametrize(
+    ("architectures", "match"),
+    [
+        (np.zeros((0, 40), int), "must have shape"),
+        (np.zeros((2, 39), int), "must have shape"),
+        (np.zeros(40, int), "must have shape"),
+        (np.full((2, 40), 7), r"architecture\[0\]"),
+        (-np.ones((2, 40), int), r"architecture\[0\]"),
+        (np.zeros((2, 40)), "must be"),
+    ],
+)
+def test_bad_architectures(architectures: np.ndarray, match: str) -> None:
+    _, fused = pair(torch.float32, channels=4, cells=3)
+    with pytest.raises(ValueError, match=match):
+        fused.forward_population(torch.zeros(2, 3, 6, 6), architectures)
+
+
+def test_choice_of_implementation(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"cells": 3, "channels": 4}
+    assert isinstance(cell_supernet(SPACE, **settings), FusedCellSupernet)
+    assert isinstance(cell_supernet(SPACE, implementation="plain", **settings), CellSupernet)
+    with pytest.raises(ValueError, match="implementation must be"):
+        cell_supernet(SPACE, implementation="fast", **settings)
+    monkeypatch.setattr(fused_module._operators, "_problem", "not built")
+    assert isinstance(cell_supernet(SPACE, **settings), CellSupernet)
+    with pytest.raises(RuntimeError, match="not built"):
+        cell_supernet(SPACE, implementation="fused", **settings)

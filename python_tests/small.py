@@ -1,0 +1,58 @@
+"""A search and a retraining that take a second or two."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+import asng_ext as asng
+from asng_ext.config import RetrainConfig, SearchConfig
+from asng_ext.data import ImageData, ImageSet, load_digits
+from asng_ext.tasks.classification import ClassificationConfig, ClassificationTask
+
+SEARCH = SearchConfig(epochs=3, batch_size=20, learning_rate=0.05)
+RETRAIN = RetrainConfig(epochs=3, batch_size=32, learning_rate=0.05)
+TASK = ClassificationConfig(
+    data="digits", nodes=2, cells=3, channels=4, final_cells=3, parameter_limit=4000, drop_path=0.2
+)
+OPTIONS = [
+    "--data=digits", "--nodes=2", "--cells=3", "--channels=4", "--final-cells=3",
+    "--parameter-limit=4000", "--epochs=2", "--batch-size=256", "--retrain-epochs=2",
+    "--retrain-batch-size=256",
+]  # fmt: skip
+
+
+def few(images: ImageSet, count: int) -> ImageSet:
+    return replace(images, images=images.images[:count], labels=images.labels[:count])
+
+
+def data() -> ImageData:
+    digits = load_digits(0)
+    return replace(digits, train=few(digits.train, 121), test=few(digits.test, 50))
+
+
+def task(seed: int = 0, **changes: Any) -> ClassificationTask:
+    return ClassificationTask(
+        data(),
+        replace(TASK, **changes),
+        search_batch_size=SEARCH.batch_size,
+        retrain_batch_size=RETRAIN.batch_size,
+        seed=seed,
+    )
+
+
+def optimizer(task: ClassificationTask, seed: int = 0) -> asng.ASNG:
+    return asng.ASNG(task.space, seed=seed)
+
+
+def equal(a: Any, b: Any) -> bool:
+    """Whether two states are the same, bit for bit."""
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(equal(x, y) for x, y in zip(a, b))
+    return bool(a == b)

@@ -1,0 +1,146 @@
+"""Builds the compiled parts by running CMake; CMakeLists.txt is the only list of sources.
+
+Environment:
+    FORCE_CUDA: unset builds the CUDA parts if nvcc is found, 1 fails if it is not, 0 never does.
+        Whether this machine has a GPU makes no difference.
+    TORCH_CUDA_ARCH_LIST: CUDA architectures, such as "8.0;9.0+PTX".
+    MAX_JOBS: parallel compile jobs.
+    ASNG_TORCH_DIR: folder of the torch package (2.11 or newer) whose headers the operators are
+        built with. Unset takes the torch of the environment that is installed into, also from an
+        isolated build; without one the operators are left out, with a message, and all else works.
+        Which torch it is makes no difference: the operators use the stable ABI.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent.resolve()
+
+
+def find_nvcc() -> str | None:
+    """The CUDA compiler: CUDACXX, CUDA_HOME, then PATH, then the usual folder."""
+    homes = [os.environ.get(name) for name in ("CUDA_HOME", "CUDA_PATH")]
+    candidates = [os.environ.get("CUDACXX")]
+    candidates += [str(Path(home) / "bin" / "nvcc") for home in homes if home]
+    candidates += [shutil.which("nvcc"), "/usr/local/cuda/bin/nvcc"]
+    for candidate in candidates:
+        if candidate and (found := shutil.which(candidate)):
+            return found
+    return None
+
+
+def decide_cuda() -> tuple[str | None, str]:
+    """nvcc to build with or None, and the reason in words."""
+    force = os.environ.get("FORCE_CUDA", "")
+    if force not in ("", "0", "1"):
+        raise SystemExit(f"FORCE_CUDA must be 0, 1 or unset, got {force!r}")
+    if force == "0":
+        return None, "FORCE_CUDA=0"
+    nvcc = find_nvcc()
+    if nvcc:
+        return nvcc, f"found {nvcc}"
+    if force == "1":
+        raise SystemExit(
+            "FORCE_CUDA=1, but there is no nvcc: none in CUDACXX, CUDA_HOME/bin, PATH or "
+            "/usr/local/cuda/bin. Install the CUDA toolkit or set CUDA_HOME to its folder."
+        )
+    return None, "no nvcc in CUDACXX, CUDA_HOME/bin, PATH or /usr/local/cuda/bin"
+
+
+def find_torch() -> tuple[Path | None, str]:
+    """The folder of the torch package to build with or None, and the reason in words."""
+    chosen = os.environ.get("ASNG_TORCH_DIR")
+    if chosen:
+        if not has_stable_headers(Path(chosen)):
+            raise SystemExit(
+                f"ASNG_TORCH_DIR={chosen} is not the folder of a torch package of 2.11 or newer: "
+                "it has no include/torch/csrc/stable/ops.h"
+            )
+        return Path(chosen), "ASNG_TORCH_DIR"
+    code = (
+        "import importlib.util as u; s = u.find_spec('torch'); "
+        "print(s.submodule_search_locations[0] if s else '')"
+    )
+    # An isolated build hides the environment's packages by way of PYTHONPATH, which -I ignores. A
+    # torch of 2 GB need not be downloaded for its headers when it is already there.
+    for options in ([], ["-I"]):
+        command = [sys.executable, *options, "-c", code]
+        found = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+        if found and has_stable_headers(Path(found)):
+            return Path(found), f"found {found}"
+    return None, (
+        "no torch of 2.11 or newer in the environment: install torch first and build again, or set "
+        "ASNG_TORCH_DIR; until then supernets run in plain PyTorch"
+    )
+
+
+def has_stable_headers(torch_dir: Path) -> bool:
+    """Whether a folder is that of a torch package with the headers that the operators need."""
+    header = torch_dir / "include" / "torch" / "csrc" / "stable" / "ops.h"
+    # torch 2.11 is the first whose tensors may come with a function that frees their memory.
+    return header.is_file() and "TORCH_VERSION_2_11_0" in header.read_text(encoding="utf-8")
+
+
+def cuda_architectures() -> str | None:
+    """TORCH_CUDA_ARCH_LIST in CMake's form: "8.0;9.0+PTX" becomes "80-real;90"."""
+    listed = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(";", " ").split()
+    names = []
+    for item in listed:
+        number, _, ptx = item.partition("+")
+        names.append(number.replace(".", "") + ("" if ptx == "PTX" else "-real"))
+    return ";".join(names) or None
+
+
+class CMakeBuild(build_ext):
+    """Configures, builds and installs into the package folder of the build."""
+
+    def run(self) -> None:
+        nvcc, reason = decide_cuda()
+        print(f"asng_ext: CUDA {'on' if nvcc else 'off'} ({reason})", file=sys.stderr)
+        torch_dir, torch_reason = find_torch()
+        print(
+            f"asng_ext: operators {'on' if torch_dir else 'off'} ({torch_reason})", file=sys.stderr
+        )
+        if shutil.which("cmake") is None:
+            raise SystemExit("asng_ext needs CMake to build: `pip install cmake`")
+        import pybind11
+
+        for extension in self.extensions:
+            target = Path(self.get_ext_fullpath(extension.name)).parent.resolve()
+            build = Path(self.build_temp).resolve()
+            build.mkdir(parents=True, exist_ok=True)
+            configure = [
+                "cmake",
+                "-S",
+                str(ROOT),
+                "-B",
+                str(build),
+                "-DCMAKE_BUILD_TYPE=Release",
+                f"-DCMAKE_INSTALL_PREFIX={target}",
+                f"-DPython_EXECUTABLE={sys.executable}",
+                f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+                f"-DASNG_BUILD_CUDA={'ON' if nvcc else 'OFF'}",
+                f"-DASNG_TORCH_DIR={torch_dir or ''}",
+            ]
+            if nvcc:
+                configure.append(f"-DCMAKE_CUDA_COMPILER={Path(nvcc).resolve()}")
+                if architectures := cuda_architectures():
+                    configure.append(f"-DCMAKE_CUDA_ARCHITECTURES={architectures}")
+            if shutil.which("ninja"):
+                configure += ["-G", "Ninja"]
+            jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)
+            subprocess.run(configure, check=True)
+            subprocess.run(["cmake", "--build", str(build), "--parallel", jobs], check=True)
+            subprocess.run(["cmake", "--install", str(build)], check=True)
+
+
+# The extension stands for all that CMake installs; its name decides only where that goes.
+setup(ext_modules=[Extension("asng_ext._host", sources=[])], cmdclass={"build_ext": CMakeBuild})
