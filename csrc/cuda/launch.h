@@ -34,7 +34,7 @@ T* dynamic_shared() {
 }
 
 template <class... P, class... A>
-void launch(void (*kernel)(P...), dim3 grid, dim3 block, std::size_t shared_bytes, Stream,
+void launch(void (*kernel)(P...), dim3 grid, dim3 block, std::size_t shared_bytes, CudaStream,
             A&&... arguments) {
   const std::tuple<P...> values(std::forward<A>(arguments)...);
   cuda_on_cpu::run(grid, block, shared_bytes, [&] { std::apply(kernel, values); });
@@ -44,7 +44,9 @@ void launch(void (*kernel)(P...), dim3 grid, dim3 block, std::size_t shared_byte
 inline int multiprocessor_count() { return 3; }
 inline std::size_t largest_shared_bytes() { return 96 * 1024; }
 
-inline void fill_zero(void* memory, std::size_t bytes, Stream) { std::memset(memory, 0, bytes); }
+inline void fill_zero(void* memory, std::size_t bytes, CudaStream) {
+  std::memset(memory, 0, bytes);
+}
 
 #else
 
@@ -64,8 +66,8 @@ __device__ T* dynamic_shared() {
 // Queues kernel(arguments...) on the stream of the current device; throws std::runtime_error if the
 // launch fails. Errors inside the kernel show up later, as CUDA has it.
 template <class... P, class... A>
-void launch(void (*kernel)(P...), dim3 grid, dim3 block, std::size_t shared_bytes, Stream stream,
-            A&&... arguments) {
+void launch(void (*kernel)(P...), dim3 grid, dim3 block, std::size_t shared_bytes,
+            CudaStream stream, A&&... arguments) {
   std::tuple<P...> values(std::forward<A>(arguments)...);
   const void* function = reinterpret_cast<const void*>(kernel);
   if (shared_bytes > kPlainSharedBytes) {
@@ -98,7 +100,7 @@ inline std::size_t largest_shared_bytes() {
   return static_cast<std::size_t>(device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin));
 }
 
-inline void fill_zero(void* memory, std::size_t bytes, Stream stream) {
+inline void fill_zero(void* memory, std::size_t bytes, CudaStream stream) {
   check(cudaMemsetAsync(memory, 0, bytes, stream), "filling memory with zeros");
 }
 

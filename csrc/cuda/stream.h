@@ -6,6 +6,6 @@ struct CUstream_st;
 
 namespace asng::cuda {
 
-using Stream = CUstream_st*;
+using CudaStream = CUstream_st*;
 
 }  // namespace asng::cuda

@@ -122,26 +122,26 @@ __global__ void wide_kernel(const float4* in, float4* out, int count) {
 
 }  // namespace
 
-void sample_reduce(const float* values, int count, float* sum, Stream stream) {
+void sample_reduce(const float* values, int count, float* sum, CudaStream stream) {
   launch(reduce_kernel, 1, 256, 0, stream, values, count, sum);
 }
-void sample_scan(const int* values, int* sums, int blocks, Stream stream) {
+void sample_scan(const int* values, int* sums, int blocks, CudaStream stream) {
   launch(scan_kernel, blocks, 64, 0, stream, values, sums);
 }
-void sample_warp(const double* values, double* results, unsigned int* ballots, Stream stream) {
+void sample_warp(const double* values, double* results, unsigned int* ballots, CudaStream stream) {
   launch(warp_kernel, 2, 32, 0, stream, values, results, ballots);
 }
 void sample_histogram(const int* values, int count, int bins, int* counts,
                       unsigned int* blocks_done, int* last_block, std::size_t shared_bytes,
-                      Stream stream) {
+                      CudaStream stream) {
   launch(histogram_kernel, dim3(3, 2), dim3(16, 6), shared_bytes, stream, values, count, bins,
          counts, blocks_done, last_block);
 }
-void sample_diverge(Divergence how, int* out, Stream stream) {
+void sample_diverge(Divergence how, int* out, CudaStream stream) {
   launch(diverge_kernel, 1, 64, 0, stream, how, out);
 }
-void sample_race(int* out, Stream stream) { launch(race_kernel, 1, 64, 0, stream, out); }
-void sample_wide(const float4* in, float4* out, int count, unsigned int threads, Stream stream) {
+void sample_race(int* out, CudaStream stream) { launch(race_kernel, 1, 64, 0, stream, out); }
+void sample_wide(const float4* in, float4* out, int count, unsigned int threads, CudaStream stream) {
   launch(wide_kernel, (static_cast<unsigned int>(count) + threads - 1) / threads, threads, 0,
          stream, in, out, count);
 }
