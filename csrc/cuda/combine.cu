@@ -1,5 +1,6 @@
 // The sum of a node's edges: identities, pools and normalisations in one pass.
-#include <limits>
+#include <algorithm>
+#include <cmath>
 
 #include "passes.h"
 
@@ -21,7 +22,7 @@ struct Job {
 template <class T>
 __device__ Quad<T> pool(const State<T>& from, int padded, int stride, bool max, int image, int y,
                         int x, int c, unsigned char* maxima) {
-  Quad<T> sum = fill4(max ? -std::numeric_limits<T>::infinity() : T(0));
+  Quad<T> sum = fill4(T(0));
   unsigned char place[4] = {0, 0, 0, 0};
   bool found = false;
 #pragma unroll
@@ -56,11 +57,11 @@ __device__ Quad<T> summand(const Job<T>& job, int arch, int e, const PlannedEdge
   const Graph<T>& graph = job.graph;
   const int padded = graph.shape.padded;
   if (edge.operation == kInvalid) {
-    Quad<T> nan = fill4(T(0));
-    for (int i = 0; i < 4; ++i) {
-      if (c + i < graph.shape.channels) nan.v[i] = std::numeric_limits<T>::quiet_NaN();
-    }
-    return nan;
+    const T not_a_number = static_cast<T>(nan(""));
+    Quad<T> nans;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) nans.v[i] = c + i < graph.shape.channels ? not_a_number : T(0);
+    return nans;
   }
   if (graph.normalised(edge)) {
     const int last = graph.separable(edge) ? 1 : 0;

@@ -38,7 +38,7 @@ __device__ Quad<T> pool_backward(const Job<T>& job, const Consumer& from, int st
   const unsigned char* maxima = job.graph.maxima(from.arch, from.node, from.e);
   const bool max = from.operation == kMaxPool;
   Quad<T> sum = fill4(T(0));
-#pragma unroll
+#pragma unroll 3
   for (int k = 0; k < 9; ++k) {
     const int oy = window_at(y, k / 3, 1, stride, s.out_height);
     const int ox = window_at(x, k % 3, 1, stride, s.out_width);
@@ -253,8 +253,9 @@ void gather(const Graph<T>& graph, const Gradients<T>& gradients, int first, int
   const GraphShape& s = graph.shape;
   const int64_t size = first < s.inputs ? s.in_size() : s.out_size();
   const int parts = pixel_parts(size / s.padded, s.padded);
+  const int slots = (s.shared != 0 ? s.archs : 1) * s.nodes * s.edges;
   const size_t bytes =
-      pixel_sums_bytes(s.padded, sizeof(T)) + static_cast<size_t>(s.slots()) * sizeof(Consumer);
+      pixel_sums_bytes(s.padded, sizeof(T)) + static_cast<size_t>(slots) * sizeof(Consumer);
   launch(gather_kernel<T>, dim3(parts, s.archs, count), kThreads, bytes, stream,
          Job<T>{graph, gradients, input_grads, coefficients, first, parts});
 }

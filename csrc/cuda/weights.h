@@ -40,7 +40,7 @@ struct MatrixShape {
   }
 };
 
-inline MatrixShape reduction_matrix(int channels, int padded) {
+ASNG_HD inline MatrixShape reduction_matrix(int channels, int padded) {
   MatrixShape m;
   m.rows = m.channels = channels;
   m.padded = m.padded_channels = padded;

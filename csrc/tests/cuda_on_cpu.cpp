@@ -1,7 +1,9 @@
 #include "cuda_on_cpu.h"
 
 #include <sys/mman.h>
+#if !defined(__x86_64__)
 #include <ucontext.h>
+#endif
 
 #include <cstdio>
 #include <exception>
@@ -18,9 +20,74 @@
 #include <sanitizer/common_interface_defs.h>
 #endif
 
+#if defined(__x86_64__)
+// swapcontext() makes a system call each time, and under AddressSanitizer clears the shadow of a
+// whole stack; a kernel switches between its threads at every barrier and shuffle.
+extern "C" void asng_switch_stack(void** from, void* to);
+asm(R"(
+.text
+.type asng_switch_stack, @function
+asng_switch_stack:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+.size asng_switch_stack, .-asng_switch_stack
+)");
+#endif
+
 namespace asng::cuda_on_cpu {
 
 namespace {
+
+// Where a fiber, or the scheduler, was when another took its turn.
+class Context {
+ public:
+  // Starts at `entry`, which must not return, on the given stack.
+  void start(void* bottom, std::size_t bytes, void (*entry)()) {
+#if defined(__x86_64__)
+    // As if asng_switch_stack() had been called by `entry` before its first instruction: six
+    // registers, and the address to return to where the stack is aligned as at a call.
+    void** top = reinterpret_cast<void**>(static_cast<unsigned char*>(bottom) + bytes) - 2;
+    *top = reinterpret_cast<void*>(entry);
+    top -= 6;
+    std::fill_n(top, 6, nullptr);
+    stack_ = top;
+#else
+    getcontext(&context_);
+    context_.uc_stack.ss_sp = bottom;
+    context_.uc_stack.ss_size = bytes;
+    context_.uc_link = nullptr;
+    makecontext(&context_, entry, 0);
+#endif
+  }
+
+  void switch_to(Context& other) {
+#if defined(__x86_64__)
+    asng_switch_stack(&stack_, other.stack_);
+#else
+    swapcontext(&context_, &other.context_);
+#endif
+  }
+
+ private:
+#if defined(__x86_64__)
+  void* stack_ = nullptr;
+#else
+  ucontext_t context_;
+#endif
+};
 
 constexpr std::size_t kStackBytes = 256 * 1024;
 constexpr std::size_t kPageBytes = 4096;
@@ -60,21 +127,24 @@ class Stack {
   Stack& operator=(const Stack&) = delete;
 
   void* bottom() const { return static_cast<unsigned char*>(base_) + kPageBytes; }
-  // A thread that was abandoned leaves its guards behind.
-  void clean() const {
+  // A thread that was abandoned has left the guards of its variables behind.
+  void begin() {
 #if defined(__SANITIZE_ADDRESS__)
-    __asan_unpoison_memory_region(bottom(), kStackBytes);
+    if (in_use_) __asan_unpoison_memory_region(bottom(), kStackBytes);
 #endif
+    in_use_ = true;
   }
+  void end() { in_use_ = false; }
 
  private:
   void* base_;
+  bool in_use_ = false;
 };
 
 struct Block;
 
 struct Fiber {
-  ucontext_t context;
+  Context context;
   Block* block = nullptr;
   uint3 index{};
   State state = State::kRunnable;
@@ -126,7 +196,7 @@ struct Grid {
   std::vector<Fiber> fibers;  // of the blocks that take turns
   std::vector<Block> blocks;
   std::size_t shared_bytes;
-  ucontext_t scheduler{};
+  Context scheduler;
   Fiber* current = nullptr;
   std::exception_ptr error;
   std::size_t live = 0;
@@ -146,6 +216,10 @@ struct Grid {
     while (stacks().size() < fibers.size()) stacks().push_back(std::make_unique<Stack>());
   }
 
+  Stack& stack_of(const Fiber& fiber) const {
+    return *stacks()[static_cast<std::size_t>(&fiber - fibers.data())];
+  }
+
   static void enter() {
     Grid& grid = *active;
 #if defined(__SANITIZE_ADDRESS__)
@@ -156,12 +230,13 @@ struct Grid {
     } catch (...) {
       grid.error = std::current_exception();
     }
+    grid.stack_of(*grid.current).end();
     grid.current->state = State::kDone;
     --grid.live;
 #if defined(__SANITIZE_ADDRESS__)
     __sanitizer_start_switch_fiber(nullptr, grid.scheduler_bottom, grid.scheduler_size);
 #endif
-    setcontext(&grid.scheduler);
+    grid.current->context.switch_to(grid.scheduler);
   }
 
   void resume(Fiber& fiber) {
@@ -170,10 +245,10 @@ struct Grid {
     blockIdx = fiber.block->index;
 #if defined(__SANITIZE_ADDRESS__)
     void* fake_stack = nullptr;
-    const Stack& stack = *stacks()[static_cast<std::size_t>(&fiber - fibers.data())];
+    const Stack& stack = stack_of(fiber);
     __sanitizer_start_switch_fiber(&fake_stack, stack.bottom(), kStackBytes);
 #endif
-    swapcontext(&scheduler, &fiber.context);
+    scheduler.switch_to(fiber.context);
 #if defined(__SANITIZE_ADDRESS__)
     __sanitizer_finish_switch_fiber(fake_stack, nullptr, nullptr);
 #endif
@@ -185,7 +260,7 @@ struct Grid {
     void* fake_stack = nullptr;
     __sanitizer_start_switch_fiber(&fake_stack, scheduler_bottom, scheduler_size);
 #endif
-    swapcontext(&current->context, &scheduler);
+    current->context.switch_to(scheduler);
 #if defined(__SANITIZE_ADDRESS__)
     __sanitizer_finish_switch_fiber(fake_stack, &scheduler_bottom, &scheduler_size);
 #endif
@@ -267,17 +342,13 @@ struct Grid {
   }
 
   void start(Fiber& fiber) {
-    const Stack& stack = *stacks()[static_cast<std::size_t>(&fiber - fibers.data())];
-    stack.clean();
+    Stack& stack = stack_of(fiber);
+    stack.begin();
     fiber.state = State::kRunnable;
     const auto rest = static_cast<unsigned int>(fiber.block->number(fiber));
     fiber.index = {rest % blockDim.x, rest / blockDim.x % blockDim.y,
                    rest / (blockDim.x * blockDim.y)};
-    getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = stack.bottom();
-    fiber.context.uc_stack.ss_size = kStackBytes;
-    fiber.context.uc_link = nullptr;
-    makecontext(&fiber.context, &Grid::enter, 0);
+    fiber.context.start(stack.bottom(), kStackBytes, &Grid::enter);
   }
 
   void start(Block& block, std::size_t number) {
@@ -292,21 +363,32 @@ struct Grid {
     }
   }
 
-  // Blocks from `first` on, as many as take turns.
+  // Blocks from `first` on, as many as take turns. Each goes as far as it can before the next, so
+  // that a block that does not wait for the others misses what they write.
   void run_from(std::size_t first) {
     for (std::size_t b = 0; b < blocks.size(); ++b) start(blocks[b], first + b);
     live = fibers.size();
     while (live > 0) {
       bool stuck = true;
-      for (std::size_t i = 0; i < fibers.size(); ++i) {
-        Fiber& fiber = fibers[backward ? fibers.size() - 1 - i : i];
-        if (can_go_on(fiber)) {
-          stuck = false;
-          advance(fiber);
-        }
+      for (std::size_t b = 0; b < blocks.size(); ++b) {
+        while (run_once(blocks[backward ? blocks.size() - 1 - b : b])) stuck = false;
       }
       if (stuck) explain();
     }
+  }
+
+  // Gives every thread of a block that can go on its turn; returns whether there was one.
+  bool run_once(Block& block) {
+    bool any = false;
+    const std::size_t threads = block.fibers.size();
+    for (std::size_t i = 0; i < threads; ++i) {
+      Fiber& fiber = block.fibers[backward ? threads - 1 - i : i];
+      if (can_go_on(fiber)) {
+        any = true;
+        advance(fiber);
+      }
+    }
+    return any;
   }
 
   [[noreturn]] void explain() const {
@@ -377,6 +459,8 @@ int block_barrier(const char* what, bool predicate, const Location& where) {
 }
 
 void spin(const unsigned long long* counter, unsigned long long target, const Location& where) {
+  // Going on at once where that is allowed shows what is not there yet.
+  if (*counter >= target) return;
   Fiber& fiber = *active->current;
   fiber.wait.what = "a wait for other blocks";
   fiber.wait.where = where;
