@@ -21,9 +21,9 @@ struct Job {
 // first counts, and NaN wins, as in PyTorch. Where maxima are kept, `maxima` is not null.
 template <class T>
 __device__ Quad<T> pool(const State<T>& from, int padded, int stride, bool max, int image, int y,
-                        int x, int c, unsigned char* maxima) {
+                        int x, int c, uint32_t* maxima) {
   Quad<T> sum = fill4(T(0));
-  unsigned char place[4] = {0, 0, 0, 0};
+  uint32_t place[4] = {0, 0, 0, 0};
   bool found = false;
 #pragma unroll
   for (int k = 0; k < kWindow; ++k) {
@@ -37,14 +37,13 @@ __device__ Quad<T> pool(const State<T>& from, int padded, int stride, bool max, 
         sum.v[i] += v.v[i];
       } else if (!found || v.v[i] > sum.v[i] || v.v[i] != v.v[i]) {
         sum.v[i] = v.v[i];
-        place[i] = static_cast<unsigned char>(k);
+        place[i] = k;
       }
     }
     found = true;
   }
   if (max && maxima != nullptr) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) maxima[i] = place[i];
+    *maxima = place[0] | place[1] << 8 | place[2] << 16 | place[3] << 24;
   }
 #pragma unroll
   for (int i = 0; !max && i < 4; ++i) sum.v[i] /= T(kWindow);
@@ -72,9 +71,9 @@ __device__ Quad<T> summand(const Job<T>& job, int arch, int e, const PlannedEdge
   if (edge.operation == kIdentity) {
     return affine4(load4(from.x + pixel * padded + c), from.norm, padded, c);
   }
-  unsigned char* maxima = job.keeps_maxima && edge.operation == kMaxPool
-                              ? graph.maxima(arch, job.node, e) + pixel * padded + c
-                              : nullptr;
+  uint32_t* maxima = job.keeps_maxima && edge.operation == kMaxPool
+                         ? graph.maxima(arch, job.node, e) + (pixel * padded + c) / 4
+                         : nullptr;
   return pool(from, padded, graph.stride(edge), edge.operation == kMaxPool, image, y, x, c, maxima);
 }
 

@@ -35,7 +35,7 @@ __device__ Quad<T> pool_backward(const Job<T>& job, const Consumer& from, int st
                                  int y, int x, int c) {
   const GraphShape& s = job.graph.shape;
   const T* grad = job.gradients.node(s, from.arch, from.node);
-  const unsigned char* maxima = job.graph.maxima(from.arch, from.node, from.e);
+  const uint32_t* maxima = job.graph.maxima(from.arch, from.node, from.e);
   const bool max = from.operation == kMaxPool;
   Quad<T> sum = fill4(T(0));
 #pragma unroll 3
@@ -50,7 +50,7 @@ __device__ Quad<T> pool_backward(const Job<T>& job, const Consumer& from, int st
       sum += g;
       continue;
     }
-    const uint32_t places = *reinterpret_cast<const uint32_t*>(maxima + at);
+    const uint32_t places = maxima[at / 4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       if ((places >> 8 * i & 0xff) == static_cast<uint32_t>(k)) sum.v[i] += g.v[i];

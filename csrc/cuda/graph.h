@@ -80,8 +80,9 @@ struct Graph {
   __device__ T* half(int arch, int node, int e, int half) const {
     return z + node * z_nodes + ((arch * shape.edges + e) * 2 + half) * shape.out_size();
   }
-  __device__ unsigned char* maxima(int arch, int node, int e) const {
-    return reinterpret_cast<unsigned char*>(half(arch, node, e, 0));
+  // Positions in their windows, those of four channels in one word.
+  __device__ uint32_t* maxima(int arch, int node, int e) const {
+    return reinterpret_cast<uint32_t*>(half(arch, node, e, 0));
   }
   __device__ T* norm(int arch, int node, int e, int half) const {
     return norms +
