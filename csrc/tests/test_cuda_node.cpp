@@ -33,7 +33,7 @@ struct NodeExample {
         padded(cuda::padded_channels(node.channels)),
         bank(draw.images<T>(static_cast<int64_t>(c.inputs) * c.archs * in_pixels(), c.channels)),
         probe(draw.images<T>(static_cast<int64_t>(c.archs) * out_pixels(), c.channels)),
-        weights(draw, c.inputs, c.stride == 2 ? c.inputs : 0, c.channels) {}
+        weights(draw, c.inputs, c.inputs, c.channels) {}
 
   int64_t in_pixels() const { return static_cast<int64_t>(c.images) * c.height * c.width; }
   int64_t out_pixels() const { return static_cast<int64_t>(c.images) * out_height * out_width; }
