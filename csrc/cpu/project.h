@@ -106,13 +106,23 @@ inline void spread_gradient(const Source<T>* sources, int64_t count, int64_t ima
                                     : source.grad + image * source.height * source.width * channels;
     for (int64_t c = 0; out != nullptr && c < channels; c += kLanes<T>) {
       const int64_t first = c / kChannelBlock * kTileBlock + c % kChannelBlock;
+      Vec<T> sum = {}, dot = {};
       for_each_pixel(source, out_width, begin, end, [&](int64_t i, int64_t pixel) {
         if (pixel < 0) return;
         const int64_t at = first + (i - begin) * kChannelBlock;
-        const Vec<T> g = load(tile + at) > zero ? load(grad + at) : zero;
+        const Vec<T> x = load(tile + at);
+        Vec<T> g = x > zero ? load(grad + at) : zero;
         T* to = out + pixel * channels + c;
-        store(to, accumulate ? load(to) + g : g);
+        if (accumulate) g += load(to);
+        store(to, g);
+        sum += g;
+        dot += g * x;
       });
+      if (source.sum == nullptr) continue;
+      for (int64_t lane = 0; lane < kLanes<T>; ++lane) {
+        source.sum[c + lane] += static_cast<double>(sum[lane]);
+        source.dot[c + lane] += static_cast<double>(dot[lane]);
+      }
     }
     tile += channels / kChannelBlock * kTileBlock;
     grad += channels / kChannelBlock * kTileBlock;
