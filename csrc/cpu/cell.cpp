@@ -245,6 +245,12 @@ void Cell<T>::run(CellImages<T> older, CellImages<T> newer, T* z, T* norms, Bump
 }
 
 template <class T>
+void Cell<T>::skip(CellImages<T> older, CellImages<T> newer, Bump<T>& memory) {
+  place_inputs(memory, older, newer);
+  for (int64_t i = 0; i < shape_.nodes; ++i) place_node(memory, memory, i);
+}
+
+template <class T>
 void Cell<T>::normalise(T* z, const T* norms) const {
   const int64_t image_size = shape_.out_size() / shape_.images;
   run_parts(shape_.archs, parts(), [&](int64_t arch, int64_t part_index) {
@@ -280,6 +286,7 @@ template NodeWeights<double> node_weights(const NodeWeights<double>&, int64_t, i
   template void Cell<T>::combine_loose(const Projection<T>&, int64_t, T*) const;                \
   template Block Cell<T>::pack(std::vector<Projection<T>>&, bool);                              \
   template void Cell<T>::run(CellImages<T>, CellImages<T>, T*, T*, Bump<T>&, bool);             \
+  template void Cell<T>::skip(CellImages<T>, CellImages<T>, Bump<T>&);                          \
   template void Cell<T>::normalise(T*, const T*) const;                                         \
   template void Cell<T>::forward(const T*, const T*, T*, T*);
 ASNG_INSTANTIATE(float)

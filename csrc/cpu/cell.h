@@ -103,6 +103,9 @@ class Cell {
                     Bump<T>& memory, const InputGradient<T>& grad_older,
                     const InputGradient<T>& grad_newer, const CellWeights<T>& grads);
 
+  // Advances `memory` as `run` does that saves.
+  void skip(CellImages<T> older, CellImages<T> newer, Bump<T>& memory);
+
   void normalise(T* z, const T* norms) const;
   bool reads(int64_t arch, bool older) const { return uses(arch, older ? 0 : 1); }
 
