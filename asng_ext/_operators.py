@@ -1,42 +1,21 @@
-"""Loads the compiled operators and tells PyTorch their shapes, derivatives and autocast rules.
-
-Importing this module never fails for want of the compiled library: `available` says whether it is
-there and `require` raises an error that says why not.
-"""
+"""Tells PyTorch the shapes, derivatives and autocast rules of the compiled operators."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.library import register_autocast, register_autograd, register_fake
 
-__all__ = ["CHANNEL_BLOCK", "available", "padded_channels", "require"]
+from asng_ext._libraries import available
+
+__all__ = ["CHANNEL_BLOCK", "padded_channels", "runs_chains"]
 
 CHANNEL_BLOCK = 16
 """Images have a multiple of so many channels, those beyond the real ones zero."""
-
-_LIBRARY = Path(__file__).parent / "_C.so"
-_problem: str | None = None
-
-
-def available() -> bool:
-    """Whether the compiled operators can be used."""
-    return _problem is None
-
-
-def require() -> None:
-    """Returns if the operators can be used.
-
-    Raises:
-        RuntimeError: They cannot; the message says which library, why, and what to do.
-    """
-    if _problem is not None:
-        raise RuntimeError(_problem)
 
 
 def padded_channels(channels: int) -> int:
@@ -44,19 +23,9 @@ def padded_channels(channels: int) -> int:
     return (channels + CHANNEL_BLOCK - 1) // CHANNEL_BLOCK * CHANNEL_BLOCK
 
 
-def _load() -> str | None:
-    """Loads the library; returns what is wrong, if something is."""
-    advice = (
-        "Install torch 2.11 or newer first and then build asng_ext in that environment with "
-        "`pip install --no-build-isolation .`; the plain PyTorch implementation works without."
-    )
-    if not _LIBRARY.exists():
-        return f"the operators of asng_ext (_C) were not built: {_LIBRARY} is missing. {advice}"
-    try:
-        torch.ops.load_library(_LIBRARY)  # type: ignore[no-untyped-call]
-    except (OSError, RuntimeError) as error:
-        return f"the operators of asng_ext (_C) cannot be loaded from {_LIBRARY}: {error}. {advice}"
-    return None
+def runs_chains(device: torch.device) -> bool:
+    """Whether `asng::cells`, a whole chain of cells, can be used on a device, or only `cell`."""
+    return device.type == "cpu"
 
 
 def _halved(size: int, stride: int) -> int:
@@ -64,7 +33,7 @@ def _halved(size: int, stride: int) -> int:
 
 
 def _node_saved(archs: int, edges: int, out_size: int, padded: int) -> int:
-    """NodeShape::saved_bound of csrc/cpu/node.h."""
+    """NodeShape::saved_bound of csrc/cpu/node.h, node_saved_size of csrc/cuda/cells.h."""
     return archs * edges * (2 * out_size + 4 * padded)
 
 
@@ -154,7 +123,7 @@ def _cell_sizes(
     stride = 1 if reduction is None else 2
     size = (images, _halved(height, stride), _halved(width, stride), padded)
     in_size, out_size = images * height * width * padded, size[0] * size[1] * size[2] * size[3]
-    # CellShape::saved_bound of csrc/cpu/cell.cpp.
+    # CellShape::saved_bound of csrc/cpu/cell.cpp, CellShape::saved_size of csrc/cuda/cells.h.
     saved = archs * (2 * in_size + nodes * out_size + 6 * padded)
     saved += nodes * _node_saved(archs, 2, out_size, padded)
     return (archs, *size), saved
@@ -268,7 +237,7 @@ def _stem_fake(
 ) -> tuple[Tensor, Tensor]:
     batch, height, width, _ = images.shape
     padded = padded_channels(weight.shape[0])
-    # StemShape::saved_size of csrc/cpu/stem.h.
+    # StemShape::saved_size of csrc/cpu/stem.h and of csrc/cuda/cells.h.
     saved = batch * height * width * padded + 2 * padded
     return images.new_empty((1, batch, height, width, padded)), images.new_empty((saved,))
 
@@ -308,9 +277,9 @@ def _register() -> None:
     register_autograd("asng::cells", _cells_backward, setup_context=_cells_setup)
     # Statistics of a batch need more than half precision.
     for name in ("asng::mixed_node", "asng::cell", "asng::cells", "asng::stem"):
-        register_autocast(name, "cpu", torch.float32)
+        for device in ("cpu", "cuda"):
+            register_autocast(name, device, torch.float32)
 
 
-_problem = _load()
-if _problem is None:
+if available():
     _register()

@@ -4,10 +4,12 @@
 // Throughout: λ architectures, B images in a batch, C channels. Images are (λ, B, H, W, P),
 // contiguous, where P is C rounded up to a multiple of 16; the values beyond C are zeros. Floating
 // point tensors of one call are all float32 or all float64. `inputs` and `operations` are int32 on
-// the CPU. An operation is 0 identity, 1 average pool 3×3, 2 max pool 3×3, 3 separable convolution
-// 3×3, 4 separable convolution 5×5; with stride 2 an identity is a factorized reduction. Batch
-// normalisation has no weights and takes the statistics of the B images of one architecture.
-// Results do not depend on the number of threads.
+// the device of the images. Those out of range are errors on the CPU; on a CUDA device nobody waits
+// to look at them, and the output of their architecture is NaN. An operation is 0 identity, 1
+// average pool 3×3, 2 max pool 3×3, 3 separable convolution 3×3, 4 separable convolution 5×5; with
+// stride 2 an identity is a factorized reduction. Batch normalisation has no weights and takes the
+// statistics of the B images of one architecture. Results do not depend on the number of threads or
+// on their order.
 
 #include <torch/csrc/stable/library.h>
 
@@ -86,6 +88,28 @@ STABLE_TORCH_LIBRARY(asng, m) {
   m.def(
       "_stem_backward(Tensor grad, Tensor images, Tensor saved, Tensor weight, Tensor scale, "
       "Tensor bias) -> (Tensor, Tensor, Tensor)");
+
+  // The optimizer as tensors: P optimizers of one space with m categorical and n Gaussian variables
+  // advance together. Floating point is float64; nothing is read back from the device.
+  //   counters (P, 5) int64      seed, populations drawn, populations told; two of launches, zeros
+  //   theta (P, Θ)               the probabilities; those of variable i are theta[:, o_i:o_{i+1}]
+  //   mean, variance (P, n)
+  //   offsets (m + 1,) int64     o
+  // Draws `population` samples and counts it: (P, λ, m) int64 categories, (P, λ, n) numbers.
+  m.def(
+      "_asng_ask(Tensor(a!) counters, Tensor theta, Tensor mean, Tensor variance, Tensor offsets, "
+      "int population) -> (Tensor, Tensor)");
+  // Updates the distributions from λ samples each, of whichever draw.
+  //   s (P, n_θ), step (P, 2)    the accumulated natural gradient; γ and Δ
+  //   losses (P, λ)              what is not finite ranks last and ties
+  //   margin (m,)                lower bounds of the probabilities
+  //   bounds (4, n)              low, high, least and largest standard deviation
+  // Returns (P,) bool: whether anything moved.
+  m.def(
+      "_asng_tell(Tensor(a!) counters, Tensor(b!) theta, Tensor(c!) mean, Tensor(d!) variance, "
+      "Tensor(e!) s, Tensor(f!) step, Tensor categorical, Tensor numerical, Tensor losses, "
+      "Tensor offsets, Tensor margin, Tensor bounds, float alpha, float delta_init, "
+      "float delta_max, bool maximize) -> Tensor");
 
   // Gives memory that the operators keep for the next call back to the system; returns the bytes.
   m.def("_release_cached() -> int");

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -10,6 +12,14 @@ import torch
 # One thread is fastest for small tensors, and results do not depend on the machine.
 torch.set_num_threads(1)
 
+# The operators for CUDA, compiled for a grid that runs on the CPU, in place of the CPU's own.
+if library := os.environ.get("ASNG_CUDA_ON_CPU"):
+    operators = importlib.import_module("asng_ext._operators")
+    torch.ops.load_library(library)
+    operators.runs_chains = lambda device: False  # type: ignore[attr-defined]
+    # New tensors are full of NaN, so that it shows what an operator leaves unwritten.
+    torch.use_deterministic_algorithms(True)
+
 
 @pytest.fixture(autouse=True)
 def _keep_global_generator() -> Iterator[None]:
@@ -17,3 +27,12 @@ def _keep_global_generator() -> Iterator[None]:
     state = torch.get_rng_state()
     yield
     torch.set_rng_state(state)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Marker `cuda`: without a device a test is skipped, or fails where there ought to be one."""
+    if item.get_closest_marker("cuda") is None or torch.cuda.is_available():
+        return
+    if os.environ.get("FAIL_WITHOUT_CUDA") == "1":
+        pytest.fail("FAIL_WITHOUT_CUDA=1, but there is no CUDA device", pytrace=False)
+    pytest.skip("needs a CUDA device")

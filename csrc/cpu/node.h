@@ -72,6 +72,21 @@ class Node {
   // null, if the sum of that architecture's edges is left to `combine`.
   void forward(const std::vector<State<T>>& states, const std::vector<T*>& outs);
 
+  // The same for a node by itself: one place for all architectures, and one after the other.
+  void place(Bump<T>& memory) {
+    place(std::vector<Bump<T>*>(static_cast<size_t>(shape_.archs), &memory));
+  }
+  void forward(const std::vector<State<T>>& states, T* out) {
+    std::vector<T*> outs;
+    for (int64_t arch = 0; arch < shape_.archs; ++arch) {
+      outs.push_back(out + arch * shape_.out_size());
+    }
+    forward(states, outs);
+  }
+  void backward(std::vector<State<T>>& states, const T* grad_out, const NodeWeights<T>& grads) {
+    backward(states, grad_out, grads, std::vector<bool>(static_cast<size_t>(shape_.archs)));
+  }
+
   // The sum of the edges of images [first, first + count), after `forward` or before `backward`.
   void combine(const std::vector<State<T>>& states, int64_t arch, int64_t first, int64_t count,
                T* out) const;

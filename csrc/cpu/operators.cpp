@@ -85,12 +85,9 @@ std::tuple<Tensor, Tensor> mixed_node(Tensor bank, Tensor inputs, Tensor operati
                  call.shape.edges);
     const Block block = acquire(save ? 0 : static_cast<size_t>(bound) * sizeof(T));
     Bump<T> memory(static_cast<T*>(save ? saved.data_ptr() : block.get()), bound);
-    node.place(std::vector<Bump<T>*>(static_cast<size_t>(call.shape.archs), &memory));
-    std::vector<T*> outs;
-    for (int64_t arch = 0; arch < call.shape.archs; ++arch) {
-      outs.push_back(out.mutable_data_ptr<T>() + arch * call.shape.out_size());
-    }
-    node.forward(call.states(bank.const_data_ptr<T>(), static_cast<T*>(nullptr)), outs);
+    node.place(memory);
+    node.forward(call.states(bank.const_data_ptr<T>(), static_cast<T*>(nullptr)),
+                 out.mutable_data_ptr<T>());
   });
   return {out, saved};
 }
@@ -113,11 +110,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mixed_node_backward(
                  inputs.const_data_ptr<int32_t>(), operations.const_data_ptr<int32_t>(),
                  call.shape.edges);
     Bump<T> memory(static_cast<T*>(saved.data_ptr()), call.shape.saved_bound());
-    node.place(std::vector<Bump<T>*>(static_cast<size_t>(call.shape.archs), &memory));
+    node.place(memory);
     std::vector<State<T>> states =
         call.states(bank.const_data_ptr<T>(), grad_bank.mutable_data_ptr<T>());
-    node.backward(states, grad.const_data_ptr<T>(), pointers<T>(grads, grad_reduction),
-                  std::vector<bool>(static_cast<size_t>(call.shape.archs)));
+    node.backward(states, grad.const_data_ptr<T>(), pointers<T>(grads, grad_reduction));
   });
   return {grad_bank, grads[0], grads[1], grads[2], grads[3], grad_reduction};
 }
