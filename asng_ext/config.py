@@ -20,6 +20,7 @@ __all__ = [
     "RetrainConfig",
     "SearchConfig",
     "dump_toml",
+    "lasting",
     "load_toml",
     "section_from",
     "section_to_dict",
@@ -38,6 +39,7 @@ def setting(
     above: float | None = None,
     choices: tuple[str, ...] | None = None,
     final: bool = False,
+    neutral: bool = False,
 ) -> Any:
     """A field of a config section.
 
@@ -49,9 +51,11 @@ def setting(
         choices: The values a string may have.
         final: Whether a setting of a task concerns the final network only, and so may still be
             changed after the search.
+        neutral: Whether results do not depend on it, so that it may change when a run goes on.
     """
     limits = {"low": low, "high": high, "above": above, "choices": choices}
-    return field(default=default, metadata={"help": help, "final": final, **limits})
+    kinds = {"final": final, "neutral": neutral}
+    return field(default=default, metadata={"help": help, **kinds, **limits})
 
 
 class Checked:
@@ -107,6 +111,9 @@ class SearchConfig(Checked):
     test_every: int = setting(
         1, "epochs between tests of the most likely architecture; 0 for none", low=0
     )
+    graphs: bool = setting(
+        True, "replay steps as CUDA graphs, on a GPU and where they can be captured", neutral=True
+    )
 
 
 @dataclass(frozen=True)
@@ -154,6 +161,15 @@ def section_from(
 def section_to_dict(section: Any) -> dict[str, Any]:
     """The settings of a section by name."""
     return dataclasses.asdict(section)
+
+
+def lasting(section: Any) -> dict[str, Any]:
+    """The settings of a section on which results depend, by name."""
+    return {
+        item.name: getattr(section, item.name)
+        for item in dataclasses.fields(section)
+        if not item.metadata["neutral"]
+    }
 
 
 def dump_toml(config: Mapping[str, Any]) -> str:

@@ -16,6 +16,7 @@ from asng_ext.config import Checked, RetrainConfig, SearchConfig, setting
 from asng_ext.data import (
     BatchStream,
     ImageData,
+    Recipe,
     evaluation_batches,
     load_cifar10,
     load_digits,
@@ -207,17 +208,22 @@ class ClassificationTask:
             in_channels=self.data.channels,
         ).to(self.device)
 
-    def weight_batches(self, epoch: int) -> Iterable[Batch]:
-        """(x, y) batches of the half that trains the weights."""
-        return islice(self._weight_stream.epoch(epoch), self.search_steps)
+    def weight_batches(self, epoch: int) -> Iterable[Recipe]:
+        """Recipes of the batches of the half that trains the weights."""
+        return islice(self._weight_stream.recipes(epoch), self.search_steps)
 
-    def theta_batches(self, epoch: int) -> Iterable[Batch]:
-        """(x, y) batches of the half that moves the distribution."""
-        return islice(self._theta_stream.epoch(epoch), self.search_steps)
+    def theta_batches(self, epoch: int) -> Iterable[Recipe]:
+        """Recipes of the batches of the half that moves the distribution."""
+        return islice(self._theta_stream.recipes(epoch), self.search_steps)
 
-    def losses(self, supernet: nn.Module, batch: Batch, samples: Samples) -> tuple[Tensor, Metrics]:
-        """(λ,) cross-entropy in nats, and the mean accuracy."""
-        x, y = batch
+    def losses(
+        self, supernet: nn.Module, batch: Recipe, samples: Samples
+    ) -> tuple[Tensor, Metrics]:
+        """(λ,) cross-entropy in nats, and the mean accuracy.
+
+        The images are made here, so that preparing them is part of the step that is captured.
+        """
+        x, y = self._weight_stream.make(batch)  # both streams prepare images alike
         run = cast(CellSupernet | FusedCellSupernet, supernet).forward_population
         logits = cast(Tensor, run(x, samples.categorical))  # no pair: it has no auxiliary head
         losses = torch.stack([F.cross_entropy(out, y) for out in logits])
