@@ -176,7 +176,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]
     Gradients are zeroed, not dropped, between steps: a weight that was used once goes on moving by
     its momentum and weight decay while it is not.
     """
-    own = [
+    own: list[dict[str, Any]] = [
         {name: group[name] for name in ("lr", "foreach", "fused") if name in group}
         for group in optimizer.param_groups
     ]

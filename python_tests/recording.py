@@ -74,14 +74,13 @@ class RecordingGraphs:
     """A `GraphBackend` on the CPU.
 
     Attributes:
-        ran, captured: How often `run` or `probe`, and `capture`, were called.
-        refuse: What a probe reports instead of what it saw.
+        ran, captured, replays: How often `run` or `probe`, `capture`, and a graph were called.
     """
 
     def __init__(self) -> None:
         self.ran = 0
         self.captured = 0
-        self.graphs: list[Recorder] = []
+        self.replays = 0
 
     def run(self, work: Callable[[], None]) -> None:
         self.ran += 1
@@ -105,8 +104,12 @@ class RecordingGraphs:
             recorder.undo()
         if recorder.reads:
             raise RuntimeError("operation not permitted when stream is capturing\n(details)")
-        self.graphs.append(recorder)
-        return recorder.replay
+
+        def replay() -> None:
+            self.replays += 1
+            recorder.replay()
+
+        return replay
 
 
 def _storage(tensor: Tensor) -> int:

@@ -101,9 +101,7 @@ class BatchStream:
         y = labels.index_select(0, recipe.indices)
         if self.augmentation is None or recipe.draws is None:
             return normalise(x, self.mean, self.std), y
-        x = apply_augmentations(
-            x, recipe.draws, self.augmentation, mean=self.mean, std=self.std
-        )
+        x = apply_augmentations(x, recipe.draws, self.augmentation, mean=self.mean, std=self.std)
         return x, y
 
     def steps(self, start: int = 0) -> Iterator[Batch]:

@@ -1,0 +1,125 @@
+"""A task and an optimizer that do everything with tensors, as those of a GPU do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+import asng_ext as asng
+
+
+class TensorOptimizer:
+    """A stochastic natural gradient with a fixed step for categorical variables, all in tensors.
+
+    Its random numbers are a function of a counter, which is a tensor as well.
+    """
+
+    capturable = True
+    delta = 0.05
+
+    def __init__(self, space: asng.SearchSpace, population_size: int = 2) -> None:
+        self.space = space
+        self.population_size = population_size
+        count = max(space.sizes)
+        allowed = torch.arange(count) < torch.tensor(space.sizes)[:, None]
+        self.theta = allowed / allowed.sum(1, keepdim=True, dtype=torch.float64)
+        self.counter = torch.zeros((), dtype=torch.int64)
+        self._no_numbers = torch.zeros(population_size, 0)
+        self._places = torch.arange(population_size * len(space.sizes)).reshape(population_size, -1)
+
+    def ask(self) -> asng.Samples:
+        self.counter.add_(1)
+        noise = torch.sin(self.counter * 12.9898 + self._places.double() * 78.233) * 43758.5453
+        draws = noise - noise.floor()
+        categorical = (self.theta.cumsum(1)[None] <= draws[..., None]).sum(-1)
+        categorical = categorical.clamp(max=self.theta.shape[1] - 1)
+        return asng.Samples(self.space, cast(Any, categorical), cast(Any, self._no_numbers))
+
+    def tell(self, samples: asng.Samples, losses: Any) -> bool:
+        utility = (losses.mean() - losses).sign().double()
+        values = torch.arange(self.theta.shape[1])
+        chosen = (torch.as_tensor(samples.categorical)[..., None] == values).double()
+        gradient = (utility[:, None, None] * (chosen - self.theta)).mean(0)
+        self.theta.add_(gradient, alpha=self.delta).clamp_(min=0)
+        self.theta.div_(self.theta.sum(1, keepdim=True))
+        return True
+
+    def recommend(self) -> dict[str, Any]:
+        return self.space.decode(self.theta.argmax(1).tolist())
+
+    @property
+    def convergence(self) -> float:
+        return float(self.theta.max(1).values.mean())
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"theta": self.theta.tolist(), "counter": int(self.counter)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.theta.copy_(torch.tensor(state["theta"], dtype=torch.float64))
+        self.counter.fill_(state["counter"])
+
+
+class Stacked(nn.Module):
+    """Layers to choose from on the device: activation (three ways) and output (two)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, 16)
+        self.norm = nn.BatchNorm1d(16)
+        self.drop = nn.Dropout(0.3)
+        self.out = nn.Parameter(torch.randn(2, 16) / 4)
+
+    def forward(self, x: Tensor, choices: Tensor) -> Tensor:
+        x = self.norm(self.first(x))
+        ways = torch.stack([x.relu(), x, self.drop(x)])
+        return ways.index_select(0, choices[:1])[0] @ self.out.index_select(0, choices[1:])[0]
+
+
+class StackedTask:
+    """Tells the sign of a product of two of six numbers."""
+
+    capturable = True
+    search_steps = 4
+
+    def __init__(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.x = torch.randn(64, 6, generator=generator)
+        self.y = (self.x[:, 0] * self.x[:, 1] > 0).float()
+        self.space = asng.SearchSpace(
+            {
+                "act": asng.Categorical(["relu", "id", "drop"]),
+                "out": asng.Categorical(["a", "b"]),
+            }
+        )
+
+    def supernet(self) -> nn.Module:
+        return Stacked()
+
+    def _batches(self, epoch: int, half: int) -> Iterable[Any]:
+        order = torch.randperm(32, generator=torch.Generator().manual_seed(epoch)) + 32 * half
+        return ({"rows": part} for part in order.split(8))
+
+    def weight_batches(self, epoch: int) -> Iterable[Any]:
+        return self._batches(epoch, 0)
+
+    def theta_batches(self, epoch: int) -> Iterable[Any]:
+        return self._batches(epoch, 1)
+
+    def losses(
+        self, supernet: nn.Module, batch: Any, samples: Any
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        x, y = (t.index_select(0, batch["rows"]) for t in (self.x, self.y))
+        outs = [supernet(x, choices) for choices in samples.categorical]
+        losses = [nn.functional.binary_cross_entropy_with_logits(out, y) for out in outs]
+        accuracy = torch.stack([((out > 0) == (y > 0.5)).float().mean() for out in outs]).mean()
+        return torch.stack(losses), {"accuracy": accuracy}
+
+    def test_supernet(self, supernet: nn.Module, values: Mapping[str, Any]) -> dict[str, float]:
+        choices = torch.as_tensor(self.space.encode(values)[0])
+        supernet.eval()
+        with torch.no_grad():
+            out = supernet(self.x, choices)
+        return {"accuracy": float(((out > 0) == (self.y > 0.5)).float().mean())}

@@ -1,0 +1,181 @@
+"""The search loop with its steps captured: the same numbers as without, and what falls back."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import small
+import torch
+from on_device import StackedTask, TensorOptimizer
+from recording import RecordingGraphs
+from torch import nn
+
+from asng_ext.config import SearchConfig
+from asng_ext.graphs import WARM_UPS
+from asng_ext.run import RunFolder
+from asng_ext.search import SearchResult, search
+from asng_ext.training import make_optimizer, restore_optimizer, set_learning_rate
+
+CONFIG = SearchConfig(epochs=3, learning_rate=0.3, gradient_clip=0.5)
+
+
+def outcome(result: SearchResult, optimizer: Any) -> list[Any]:
+    state = dict(result.supernet.state_dict())
+    return [result.architecture, state, result.rows, optimizer.state_dict()]
+
+
+def run_search(
+    config: SearchConfig = CONFIG,
+    graphs: RecordingGraphs | None = None,
+    task: Any = None,
+    optimizer: Any = None,
+    **options: Any,
+) -> list[Any]:
+    task = task or StackedTask()
+    optimizer = optimizer or TensorOptimizer(task.space)
+    options = {"stream": None, "seed": 2, **options}
+    return outcome(search(task, optimizer, config, graphs=graphs, **options), optimizer)
+
+
+@pytest.mark.parametrize("momentum", [0.9, 0.0])
+def test_captured_or_not_the_numbers_are_the_same(momentum: float) -> None:
+    config = replace(CONFIG, momentum=momentum)
+    graphs, unused = RecordingGraphs(), RecordingGraphs()
+    captured = run_search(config, graphs)
+    usual = run_search(replace(config, graphs=False), unused)
+    assert small.equal(captured, usual)
+    assert graphs.captured == 1
+    assert graphs.replays == 3 * 4 - WARM_UPS
+    assert unused.ran == unused.captured == 0
+    assert captured[2][-1]["train_loss"] < captured[2][0]["train_loss"]
+    # The step size is read anew in every replay; a constant one ends elsewhere.
+    assert captured[2][-1]["learning_rate"] < 0.1 * captured[2][0]["learning_rate"]
+
+
+def test_a_captured_search_is_close_to_the_one_without_a_backend() -> None:
+    """The step of the weights that can be captured is that of torch.optim.SGD."""
+    config = replace(CONFIG, epochs=2)
+    plain, captured = run_search(config), run_search(config, RecordingGraphs())
+    for row, other in zip(plain[2], captured[2], strict=True):
+        assert row == pytest.approx(other, rel=1e-5)
+
+
+@pytest.mark.parametrize(("before", "after"), [(True, True), (True, False), (False, True)])
+def test_resume_bit_for_bit(tmp_path: Path, before: bool, after: bool) -> None:
+    class StopError(Exception):
+        pass
+
+    class Stops(StackedTask):
+        tests = 0
+
+        def test_supernet(self, supernet: nn.Module, values: Mapping[str, Any]) -> Any:
+            self.tests += 1
+            if self.tests == 3:
+                raise StopError
+            return super().test_supernet(supernet, values)
+
+    whole_run = RunFolder.create(tmp_path / "whole")
+    whole = run_search(graphs=RecordingGraphs(), run=whole_run)
+    run = RunFolder.create(tmp_path / "broken")
+    with pytest.raises(StopError):
+        run_search(replace(CONFIG, graphs=before), RecordingGraphs(), task=Stops(), run=run)
+    graphs = RecordingGraphs()
+    resumed = run_search(replace(CONFIG, graphs=after), graphs, run=run)
+    assert graphs.replays == (4 - WARM_UPS if after else 0)
+    assert small.equal(resumed, whole)
+    assert run.file("search.csv").read_bytes() == whole_run.file("search.csv").read_bytes()
+    assert small.equal(run.load("search.pt"), whole_run.load("search.pt"))
+
+
+class OnTheHost(TensorOptimizer):
+    capturable = False
+
+
+class NotCapturable(StackedTask):
+    capturable = False
+
+
+class Reads(StackedTask):
+    def losses(self, supernet: Any, batch: Any, samples: Any) -> Any:
+        losses, metrics = super().losses(supernet, batch, samples)
+        return losses / max(1.0, float(losses.detach().max())), metrics
+
+
+@pytest.mark.parametrize(
+    ("task", "optimizer", "reason"),
+    [
+        (NotCapturable(), None, "the task, NotCapturable, works on the host"),
+        (StackedTask(), OnTheHost(StackedTask().space), "the optimizer, OnTheHost, works on the"),
+        (Reads(), None, "it reads _local_scalar_dense"),
+    ],
+)
+def test_what_cannot_be_captured_runs_as_usual_and_says_why(
+    task: Any, optimizer: Any, reason: str
+) -> None:
+    graphs, stream = RecordingGraphs(), io.StringIO()
+    optimizer = optimizer or TensorOptimizer(task.space)
+    first = optimizer.state_dict()
+    fallen_back = run_search(CONFIG, graphs, task, optimizer, stream=stream)
+    assert graphs.captured == 0
+    lines = [line for line in stream.getvalue().splitlines() if "CUDA graphs" in line]
+    assert len(lines) == 1
+    assert f"search: steps run without CUDA graphs: {reason}" in lines[0]
+    silent = io.StringIO()
+    off = replace(CONFIG, graphs=False)
+    optimizer.load_state_dict(first)
+    assert small.equal(fallen_back, run_search(off, graphs, task, optimizer, stream=silent))
+    assert "CUDA" not in silent.getvalue()
+
+
+def test_without_a_gpu_nothing_is_said() -> None:
+    stream = io.StringIO()
+    run_search(task=NotCapturable(), stream=stream)
+    assert "CUDA" not in stream.getvalue()
+
+
+def test_a_checkpoint_of_either_optimizer_continues_with_the_other() -> None:
+    """A run may have begun on a CPU and go on on a GPU, and the other way round."""
+    finals = []
+    for first, second in ((False, True), (True, False), (False, False), (True, True)):
+        torch.manual_seed(0)
+        model = nn.Conv2d(1, 4, 3).to(memory_format=torch.channels_last)
+        optimizer = make_optimizer(model, CONFIG, capturable=first)
+        x = torch.randn(3, 1, 5, 5)
+        for step in range(6):
+            if step == 3:
+                state = optimizer.state_dict()
+                optimizer = make_optimizer(model, CONFIG, capturable=second)
+                restore_optimizer(optimizer, state)
+                assert isinstance(optimizer.param_groups[0]["lr"], torch.Tensor) == second
+                assert bool(optimizer.param_groups[0]["fused"]) == second
+            set_learning_rate(optimizer, 0.1 / (step + 1))
+            optimizer.zero_grad()
+            model(x).square().mean().backward()
+            optimizer.step()
+        finals.append(model.weight.detach().clone())
+    for final in finals[1:]:
+        torch.testing.assert_close(final, finals[0])
+
+
+def test_dropped_gradients_count_as_zero_where_there_was_one() -> None:
+    """As with gradients that are zeroed: momentum and weight decay go on, idle weights rest."""
+    weights = []
+    for capturable in (False, True):
+        torch.manual_seed(0)
+        model = nn.ModuleList(nn.Linear(2, 1, bias=False) for _ in range(3))
+        config = replace(CONFIG, momentum=0.0, weight_decay=0.1)
+        optimizer = make_optimizer(model, config, capturable=capturable)
+        start = [layer.weight.detach().clone() for layer in model]
+        for used in (0, 0, 1, 1):
+            optimizer.zero_grad(set_to_none=False)
+            model[used](torch.ones(1, 2)).sum().backward()
+            optimizer.step()
+        assert torch.equal(model[2].weight, start[2])
+        weights.append([layer.weight.detach().clone() for layer in model])
+    for usual, other in zip(*weights, strict=True):
+        torch.testing.assert_close(usual, other)
