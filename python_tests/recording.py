@@ -16,8 +16,17 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-READS = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "is_nonzero", "equal")
+READS = (
+    "_local_scalar_dense",
+    "nonzero",
+    "masked_select",
+    "_unique2",
+    "repeat_interleave",
+    "equal",
+)
 """Operations whose result, or its size, the host has to wait for."""
+MADE_ON_HOST = ("lift_fresh",)
+"""Tensors of numbers of the host: on a GPU, a copy that waits."""
 
 
 class Recorder(TorchDispatchMode):
@@ -35,7 +44,7 @@ class Recorder(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         name = func._schema.name.partition("::")[2]
-        if name in READS:
+        if name in READS + MADE_ON_HOST:
             self.reads.append(name)
         for tensor in _written(func, args, kwargs):
             self._remember(tensor)
