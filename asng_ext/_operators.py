@@ -1,60 +1,24 @@
-"""Loads the compiled operators and tells PyTorch their shapes, derivatives and autocast rules.
-
-Importing this module never fails for want of the compiled library: `available` says whether it is
-there and `require` raises an error that says why not.
-"""
+"""Tells PyTorch the shapes, derivatives and autocast rules of the compiled operators."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.library import register_autocast, register_autograd, register_fake
 
-__all__ = ["CHANNEL_BLOCK", "available", "padded_channels", "require"]
+from asng_ext._libraries import available
+
+__all__ = ["CHANNEL_BLOCK", "padded_channels"]
 
 CHANNEL_BLOCK = 16
 """Images have a multiple of so many channels, those beyond the real ones zero."""
-
-_LIBRARY = Path(__file__).parent / "_C.so"
-_problem: str | None = None
-
-
-def available() -> bool:
-    """Whether the compiled operators can be used."""
-    return _problem is None
-
-
-def require() -> None:
-    """Returns if the operators can be used.
-
-    Raises:
-        RuntimeError: They cannot; the message says which library, why, and what to do.
-    """
-    if _problem is not None:
-        raise RuntimeError(_problem)
 
 
 def padded_channels(channels: int) -> int:
     """`channels` rounded up to a multiple of `CHANNEL_BLOCK`."""
     return (channels + CHANNEL_BLOCK - 1) // CHANNEL_BLOCK * CHANNEL_BLOCK
-
-
-def _load() -> str | None:
-    """Loads the library; returns what is wrong, if something is."""
-    advice = (
-        "Install torch 2.11 or newer first and then build asng_ext in that environment with "
-        "`pip install --no-build-isolation .`; the plain PyTorch implementation works without."
-    )
-    if not _LIBRARY.exists():
-        return f"the operators of asng_ext (_C) were not built: {_LIBRARY} is missing. {advice}"
-    try:
-        torch.ops.load_library(_LIBRARY)  # type: ignore[no-untyped-call]
-    except (OSError, RuntimeError) as error:
-        return f"the operators of asng_ext (_C) cannot be loaded from {_LIBRARY}: {error}. {advice}"
-    return None
 
 
 def _halved(size: int, stride: int) -> int:
@@ -246,6 +210,5 @@ def _register() -> None:
         register_autocast(name, "cpu", torch.float32)
 
 
-_problem = _load()
-if _problem is None:
+if available():
     _register()

@@ -16,8 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from asng_ext import _operators
-from asng_ext._operators import available, padded_channels
+from asng_ext import _libraries
+from asng_ext._libraries import available
+from asng_ext._operators import padded_channels
 
 __all__ = ["NodeWeights", "available", "capability", "mixed_node", "release_memory"]
 
@@ -50,7 +51,7 @@ def capability() -> str:
     Raises:
         RuntimeError: The operators are not available.
     """
-    _operators.require()
+    _libraries.require()
     return ("default", "avx2", "avx512")[torch.ops.asng._cpu_capability()]
 
 
@@ -63,7 +64,7 @@ def release_memory() -> int:
     Raises:
         RuntimeError: The operators are not available.
     """
-    _operators.require()
+    _libraries.require()
     return int(torch.ops.asng._release_cached())
 
 
@@ -135,7 +136,7 @@ def mixed_node(
         ValueError: An argument has the wrong shape, device or values.
         RuntimeError: The operators are not available.
     """
-    _operators.require()
+    _libraries.require()
     _check_images(bank, "bank", 6)
     if stride not in (1, 2):
         raise ValueError(f"stride must be 1 or 2, got {stride!r}")

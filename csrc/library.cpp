@@ -70,6 +70,17 @@ STABLE_TORCH_LIBRARY(asng, m) {
       "_stem_backward(Tensor grad, Tensor images, Tensor saved, Tensor weight, Tensor scale, "
       "Tensor bias) -> (Tensor, Tensor, Tensor)");
 
+  // The optimizer as tensors: P optimizers of one space with m categorical and n Gaussian variables
+  // advance together. Nothing is read back from the device.
+  //   counters (P, 5) int64      seed, populations drawn, populations told; two of a call in
+  //   progress theta (P, Θ)               the probabilities; those of variable i are theta[:,
+  //   o_i:o_{i+1}] mean, variance (P, n)      float64, like all that is not said to be int64
+  //   offsets (m + 1,) int64     o
+  // Draws `population` samples and counts it: (P, λ, m) int64 categories, (P, λ, n) numbers.
+  m.def(
+      "_asng_ask(Tensor(a!) counters, Tensor theta, Tensor mean, Tensor variance, Tensor offsets, "
+      "int population) -> (Tensor, Tensor)");
+
   // Gives memory that the operators keep for the next call back to the system; returns the bytes.
   m.def("_release_cached() -> int");
   // Instruction set in use: 0 baseline, 1 AVX2, 2 AVX-512.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -17,3 +18,12 @@ def _keep_global_generator() -> Iterator[None]:
     state = torch.get_rng_state()
     yield
     torch.set_rng_state(state)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Marker `cuda`: without a device a test is skipped, or fails where there ought to be one."""
+    if item.get_closest_marker("cuda") is None or torch.cuda.is_available():
+        return
+    if os.environ.get("FAIL_WITHOUT_CUDA") == "1":
+        pytest.fail("FAIL_WITHOUT_CUDA=1, but there is no CUDA device", pytrace=False)
+    pytest.skip("needs a CUDA device")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from asng_ext import _operators, ops, reference_ops
+from asng_ext import ops, reference_ops
 
 pytestmark = pytest.mark.skipif(not ops.available(), reason="the operators are not built")
 
@@ -336,18 +336,3 @@ def test_released_memory() -> None:
     ops.mixed_node(bank, index, index, weights)
     assert ops.release_memory() > 0
     assert ops.release_memory() == 0
-
-
-def test_a_missing_library_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
-    monkeypatch.setattr(_operators, "_LIBRARY", tmp_path / "_C.so")
-    problem = _operators._load()
-    assert problem is not None
-    assert "_C.so is missing" in problem
-    (tmp_path / "_C.so").write_text("no library")
-    problem = _operators._load()
-    assert problem is not None
-    assert "cannot be loaded" in problem
-    monkeypatch.setattr(_operators, "_problem", problem)
-    assert not ops.available()
-    with pytest.raises(RuntimeError, match=r"pip install --no-build-isolation"):
-        ops.release_memory()

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from asng_ext import _operators
+from asng_ext import _libraries, _operators
 from asng_ext.nn.cell import Architecture, Cell, CellSpace, Population
 from asng_ext.nn.cell_network import CellSupernet
 from asng_ext.nn.operations import FactorizedReduction
@@ -174,7 +174,7 @@ class FusedCellSupernet(nn.Module):
         image_size: int = 32,
     ) -> None:
         super().__init__()
-        _operators.require()
+        _libraries.require()
         plain = CellSupernet(
             space, classes, cells, channels, in_channels, stem_multiplier, auxiliary, image_size
         )
@@ -288,5 +288,5 @@ def cell_supernet(
         raise ValueError(
             f"implementation must be 'auto', 'fused' or 'plain', got {implementation!r}"
         )
-    fused = implementation == "fused" or (implementation == "auto" and _operators.available())
+    fused = implementation == "fused" or (implementation == "auto" and _libraries.available())
     return (FusedCellSupernet if fused else CellSupernet)(space, **settings)

@@ -1,22 +1,16 @@
-// Tensors of the stable ABI: checks, and results in memory that the library keeps.
+// Images of the operators, and results in memory that the library keeps.
 #pragma once
-
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
 
 #include <cstring>
 #include <optional>
-#include <string>
 #include <vector>
 
+#include "../tensors.h"
 #include "kernels.h"
 #include "memory.h"
 
 namespace asng::cpu {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
 // Memory of the library, which gets it back with the tensor's end.
@@ -46,31 +40,6 @@ inline Tensor zeros_like(const Tensor& t) {
 inline Tensor uninitialised_like(const Tensor& t) {
   const auto sizes = t.sizes();
   return new_tensor({sizes.begin(), sizes.end()}, t.scalar_type(), false);
-}
-
-inline std::string words(const std::vector<int64_t>& sizes) {
-  std::string text = "(";
-  for (size_t i = 0; i < sizes.size(); ++i) {
-    text += (i == 0 ? "" : ", ") + std::to_string(sizes[i]);
-  }
-  return text + ")";
-}
-
-inline void check_tensor(const Tensor& t, const char* name, ScalarType dtype) {
-  STD_TORCH_CHECK(t.is_cpu(), name, " must be on the CPU");
-  STD_TORCH_CHECK(t.scalar_type() == dtype, name, " must have dtype ",
-                  torch::headeronly::toString(dtype), ", got ",
-                  torch::headeronly::toString(t.scalar_type()));
-  STD_TORCH_CHECK(t.is_contiguous(), name, " must be contiguous");
-}
-
-inline void check(const Tensor& t, const char* name, ScalarType dtype,
-                  const std::vector<int64_t>& expected) {
-  check_tensor(t, name, dtype);
-  const auto sizes = t.sizes();
-  const std::vector<int64_t> got(sizes.begin(), sizes.end());
-  STD_TORCH_CHECK(got == expected, name, " must have shape ", words(expected), ", got ",
-                  words(got));
 }
 
 inline ScalarType check_images(const Tensor& t, const char* name, int64_t dim) {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from itertools import islice
@@ -216,10 +215,7 @@ def test_making_batches_is_capturable(augmentation: Augmentation | None) -> None
         assert equal(made, [batch])
 
 
-@pytest.mark.skipif(
-    not torch.cuda.is_available() and "FAIL_WITHOUT_CUDA" not in os.environ,
-    reason="needs a CUDA device",
-)
+@pytest.mark.cuda
 def test_cuda_gives_the_batches_of_the_cpu_without_waiting() -> None:
     on_device = stream(image_set=numbered_set().to("cuda"))
     list(on_device.epoch(1))  # the first use of a kernel may wait while it is loaded

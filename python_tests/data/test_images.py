@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
@@ -44,10 +43,7 @@ def test_to_the_same_device_copies_nothing() -> None:
     assert moved.device == torch.device("cpu")
 
 
-@pytest.mark.skipif(
-    not torch.cuda.is_available() and "FAIL_WITHOUT_CUDA" not in os.environ,
-    reason="needs a CUDA device",
-)
+@pytest.mark.cuda
 def test_to_moves_everything() -> None:
     data = ImageData.of(image_set(), image_set(), NO_AUGMENTATION).to("cuda")
     tensors = (data.train.images, data.train.labels, data.test.images, data.mean, data.std)

@@ -288,7 +288,7 @@ def test_choice_of_implementation(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(cell_supernet(SPACE, implementation="plain", **settings), CellSupernet)
     with pytest.raises(ValueError, match="implementation must be"):
         cell_supernet(SPACE, implementation="fast", **settings)
-    monkeypatch.setattr(fused_module._operators, "_problem", "not built")
+    monkeypatch.setattr(fused_module._libraries, "_problem", "not built")
     assert isinstance(cell_supernet(SPACE, **settings), CellSupernet)
     with pytest.raises(RuntimeError, match="not built"):
         cell_supernet(SPACE, implementation="fused", **settings)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -237,10 +236,7 @@ def test_a_whole_experiment(tmp_path: Path) -> None:
         assert (tmp_path / "run" / name).stat().st_size > 1000
 
 
-@pytest.mark.skipif(
-    not torch.cuda.is_available() and "FAIL_WITHOUT_CUDA" not in os.environ,
-    reason="needs a CUDA device",
-)
+@pytest.mark.cuda
 def test_everything_runs_on_a_gpu(tmp_path: Path) -> None:
     images = torch.randint(256, (31, 12, 12, 3)).to(torch.uint8)
     some = InpaintingTask(

@@ -1,0 +1,269 @@
+// Runs CUDA kernels that were compiled as C++: the threads of a block are fibers of the calling
+// thread, so that barriers, shared memory, warp shuffles and atomics mean what they mean on a
+// device. For tests: slow, and strict where CUDA leaves behaviour undefined. Errors (thrown by
+// run() as std::runtime_error, saying which threads and where) are
+//   a barrier or warp operation that some of its threads never reach, or reach at another line;
+//   a shuffle that reads a lane outside its mask; a launch that no device would accept.
+// Blocks run one after another. Static shared memory keeps what the last block left there, dynamic
+// shared memory starts as NaNs, and AddressSanitizer guards the bounds of both.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <limits>
+#include <source_location>
+#include <type_traits>
+
+#define __global__
+#define __device__
+#define __host__
+#define __constant__ static const
+#define __shared__ static
+#define __forceinline__ inline
+#define __noinline__
+#define __align__(bytes) alignas(bytes)
+#define __launch_bounds__(...)
+
+struct uint3 {
+  unsigned int x, y, z;
+};
+struct dim3 {
+  unsigned int x, y, z;
+  constexpr dim3(unsigned int x = 1, unsigned int y = 1, unsigned int z = 1) : x(x), y(y), z(z) {}
+};
+
+inline thread_local uint3 threadIdx{}, blockIdx{};
+inline thread_local dim3 blockDim, gridDim;
+constexpr int warpSize = 32;
+
+namespace asng::cuda_on_cpu {
+
+using Location = std::source_location;
+
+// Runs the grid; every thread calls `kernel`.
+void run(dim3 grid, dim3 block, std::size_t shared_bytes, const std::function<void()>& kernel);
+
+void* dynamic_shared();
+
+// Threads and blocks take turns in ascending order, or in descending order while one of these
+// lives. A kernel that lacks a barrier tends to give different results in the two orders.
+class Backward {
+ public:
+  Backward();
+  ~Backward();
+  Backward(const Backward&) = delete;
+  Backward& operator=(const Backward&) = delete;
+};
+
+// Waits for all threads of the block; returns how many of them passed true.
+int block_barrier(const char* what, bool predicate, const Location& where);
+
+struct Exchanged {
+  unsigned int ballot;  // the lanes that passed true
+  unsigned char value[16];
+};
+// Waits for the lanes in `mask`; returns the value of lane `source`.
+Exchanged exchange(const char* what, unsigned int mask, bool predicate, int source,
+                   const void* value, std::size_t size, const Location& where);
+
+int lane();
+
+template <class T>
+T shuffle(const char* what, unsigned int mask, T value, int source, const Location& where) {
+  static_assert(std::is_trivially_copyable_v<T> && sizeof(T) <= 16);
+  const Exchanged got = exchange(what, mask, false, source, &value, sizeof(T), where);
+  T result;
+  std::memcpy(&result, got.value, sizeof(T));
+  return result;
+}
+
+}  // namespace asng::cuda_on_cpu
+
+// Barriers and warp operations.
+
+#define ASNG_HERE asng::cuda_on_cpu::Location where = asng::cuda_on_cpu::Location::current()
+
+inline void __syncthreads(ASNG_HERE) {
+  asng::cuda_on_cpu::block_barrier("__syncthreads", false, where);
+}
+inline int __syncthreads_count(int predicate, ASNG_HERE) {
+  return asng::cuda_on_cpu::block_barrier("__syncthreads_count", predicate != 0, where);
+}
+inline int __syncthreads_or(int predicate, ASNG_HERE) {
+  return asng::cuda_on_cpu::block_barrier("__syncthreads_or", predicate != 0, where) > 0;
+}
+inline int __syncthreads_and(int predicate, ASNG_HERE) {
+  return asng::cuda_on_cpu::block_barrier("__syncthreads_and", predicate == 0, where) == 0;
+}
+inline void __syncwarp(unsigned int mask = 0xffffffffu, ASNG_HERE) {
+  asng::cuda_on_cpu::exchange("__syncwarp", mask, false, asng::cuda_on_cpu::lane(), nullptr, 0,
+                              where);
+}
+inline unsigned int __ballot_sync(unsigned int mask, int predicate, ASNG_HERE) {
+  return asng::cuda_on_cpu::exchange("__ballot_sync", mask, predicate != 0,
+                                     asng::cuda_on_cpu::lane(), nullptr, 0, where)
+      .ballot;
+}
+inline int __any_sync(unsigned int mask, int predicate, ASNG_HERE) {
+  return asng::cuda_on_cpu::exchange("__any_sync", mask, predicate != 0, asng::cuda_on_cpu::lane(),
+                                     nullptr, 0, where)
+             .ballot != 0;
+}
+inline int __all_sync(unsigned int mask, int predicate, ASNG_HERE) {
+  return asng::cuda_on_cpu::exchange("__all_sync", mask, predicate == 0, asng::cuda_on_cpu::lane(),
+                                     nullptr, 0, where)
+             .ballot == 0;
+}
+template <class T>
+T __shfl_sync(unsigned int mask, T value, int source, int width = 32, ASNG_HERE) {
+  const int lane = asng::cuda_on_cpu::lane();
+  const int first = lane & ~(width - 1);
+  return asng::cuda_on_cpu::shuffle("__shfl_sync", mask, value, first + (source & (width - 1)),
+                                    where);
+}
+template <class T>
+T __shfl_xor_sync(unsigned int mask, T value, int lane_mask, int width = 32, ASNG_HERE) {
+  const int lane = asng::cuda_on_cpu::lane();
+  const int source = lane ^ lane_mask;
+  const bool readable = source < (lane & ~(width - 1)) + width;
+  return asng::cuda_on_cpu::shuffle("__shfl_xor_sync", mask, value, readable ? source : lane,
+                                    where);
+}
+template <class T>
+T __shfl_down_sync(unsigned int mask, T value, unsigned int delta, int width = 32, ASNG_HERE) {
+  const int lane = asng::cuda_on_cpu::lane();
+  const int source = lane + static_cast<int>(delta);
+  const bool readable = source < (lane & ~(width - 1)) + width;
+  return asng::cuda_on_cpu::shuffle("__shfl_down_sync", mask, value, readable ? source : lane,
+                                    where);
+}
+template <class T>
+T __shfl_up_sync(unsigned int mask, T value, unsigned int delta, int width = 32, ASNG_HERE) {
+  const int lane = asng::cuda_on_cpu::lane();
+  const int source = lane - static_cast<int>(delta);
+  const bool readable = source >= (lane & ~(width - 1));
+  return asng::cuda_on_cpu::shuffle("__shfl_up_sync", mask, value, readable ? source : lane, where);
+}
+
+#undef ASNG_HERE
+
+inline void __threadfence() {}
+inline void __threadfence_block() {}
+
+// Atomics: threads only take turns where they wait, so plain operations are atomic.
+
+template <class T>
+T atomicAdd(T* address, std::type_identity_t<T> value) {
+  const T old = *address;
+  *address = old + value;
+  return old;
+}
+template <class T>
+T atomicMax(T* address, std::type_identity_t<T> value) {
+  const T old = *address;
+  *address = std::max(old, value);
+  return old;
+}
+template <class T>
+T atomicMin(T* address, std::type_identity_t<T> value) {
+  const T old = *address;
+  *address = std::min(old, value);
+  return old;
+}
+template <class T>
+T atomicExch(T* address, std::type_identity_t<T> value) {
+  const T old = *address;
+  *address = value;
+  return old;
+}
+template <class T>
+T atomicCAS(T* address, std::type_identity_t<T> expected, std::type_identity_t<T> value) {
+  const T old = *address;
+  *address = old == expected ? value : old;
+  return old;
+}
+// Wraps to 0 after `limit`.
+inline unsigned int atomicInc(unsigned int* address, unsigned int limit) {
+  const unsigned int old = *address;
+  *address = old >= limit ? 0 : old + 1;
+  return old;
+}
+
+// Vector types, with CUDA's alignment, on which wide loads rely.
+
+#define ASNG_VECTOR(T, name, bytes)                                            \
+  struct alignas(2 * bytes) name##2 { T x, y; };                               \
+  struct alignas((4 * bytes < 16) ? 4 * bytes : 16) name##4 { T x, y, z, w; }; \
+  inline name##2 make_##name##2(T x, T y) { return {x, y}; }                   \
+  inline name##4 make_##name##4(T x, T y, T z, T w) { return {x, y, z, w}; }
+ASNG_VECTOR(float, float, 4)
+ASNG_VECTOR(double, double, 8)
+ASNG_VECTOR(int, int, 4)
+ASNG_VECTOR(unsigned int, uint, 4)
+#undef ASNG_VECTOR
+
+// Arithmetic that CUDA has without a header.
+
+using std::fma;
+using std::isfinite;
+using std::isinf;
+using std::isnan;
+using std::max;
+using std::min;
+
+inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
+inline double rsqrt(double x) { return 1.0 / std::sqrt(x); }
+inline float __expf(float x) { return std::exp(x); }
+inline float __fdividef(float x, float y) { return x / y; }
+inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
+inline double __dadd_rn(double a, double b) { return a + b; }
+inline double __dmul_rn(double a, double b) { return a * b; }
+inline int __popc(unsigned int bits) { return __builtin_popcount(bits); }
+inline int __clz(int bits) {
+  return bits == 0 ? 32 : __builtin_clz(static_cast<unsigned int>(bits));
+}
+inline int __ffs(int bits) { return __builtin_ffs(bits); }
+template <class T>
+T __ldg(const T* address) {
+  return *address;
+}
+template <class T>
+T __ldcg(const T* address) {
+  return *address;
+}
+template <class T>
+T __ldcs(const T* address) {
+  return *address;
+}
+template <class T>
+void __stcs(T* address, std::type_identity_t<T> value) {
+  *address = value;
+}
+inline unsigned int __float_as_uint(float x) {
+  unsigned int bits;
+  std::memcpy(&bits, &x, sizeof(bits));
+  return bits;
+}
+inline float __uint_as_float(unsigned int bits) {
+  float x;
+  std::memcpy(&x, &bits, sizeof(x));
+  return x;
+}
+
+// bfloat16, as in cuda_bf16.h.
+struct __nv_bfloat16 {
+  std::uint16_t bits;
+};
+inline float __bfloat162float(__nv_bfloat16 x) {
+  return __uint_as_float(static_cast<unsigned int>(x.bits) << 16);
+}
+inline __nv_bfloat16 __float2bfloat16(float x) {
+  const unsigned int bits = __float_as_uint(x);
+  if (std::isnan(x)) return {0x7fff};
+  // To the nearest, ties to even.
+  return {static_cast<std::uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16)};
+}

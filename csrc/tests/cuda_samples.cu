@@ -1,0 +1,149 @@
+// Kernels that exercise what csrc/tests/cuda_on_cpu.h provides; compiled by nvcc as well, so that
+// they are CUDA and not merely something like it.
+#include "cuda_samples.h"
+
+namespace asng::cuda {
+
+namespace {
+
+__global__ void reduce_kernel(const float* values, int count, float* sum) {
+  __shared__ float part[256];
+  const int t = static_cast<int>(threadIdx.x);
+  float mine = 0.0f;
+  for (int i = t; i < count; i += static_cast<int>(blockDim.x)) mine += values[i];
+  part[t] = mine;
+  for (int half = static_cast<int>(blockDim.x) / 2; half > 0; half /= 2) {
+    __syncthreads();
+    if (t < half) part[t] += part[t + half];
+  }
+  if (t == 0) *sum = part[0];
+}
+
+__global__ void scan_kernel(const int* values, int* sums) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
+  int sum = values[i];
+  for (int step = 1; step < 32; step *= 2) {
+    const int below = __shfl_up_sync(0xffffffffu, sum, static_cast<unsigned int>(step));
+    if (lane >= step) sum += below;
+  }
+  sums[i] = sum;
+}
+
+__global__ void warp_kernel(const double* values, double* results, unsigned int* ballots) {
+  const unsigned int i = blockIdx.x * blockDim.x + threadIdx.x;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  double sum = values[i];
+  for (int step = 16; step > 0; step /= 2) sum += __shfl_down_sync(0xffffffffu, sum, step);
+  const double total = __shfl_sync(0xffffffffu, sum, 0);
+  double most = values[i];
+  for (int step = 4; step > 0; step /= 2) {
+    most = fmax(most, __shfl_xor_sync(0xffffffffu, most, step, 8));
+  }
+  results[2 * i] = total;
+  results[2 * i + 1] = most;
+  const unsigned int ballot = __ballot_sync(0xffffffffu, values[i] > 0.5);
+  // Half a warp on its own.
+  unsigned int half = 0;
+  if (lane < 16) {
+    half = __ballot_sync(0x0000ffffu, lane % 2);
+    __syncwarp(0x0000ffffu);
+  }
+  ballots[i] = lane < 16 ? half : ballot;
+}
+
+__global__ void histogram_kernel(const int* values, int count, int bins, int* counts,
+                                 unsigned int* blocks_done, int* last_block) {
+  int* mine = dynamic_shared<int>();
+  const int t = static_cast<int>(threadIdx.x + threadIdx.y * blockDim.x);
+  const int threads = static_cast<int>(blockDim.x * blockDim.y);
+  for (int b = t; b < bins; b += threads) mine[b] = 0;
+  __syncthreads();
+  const int block = static_cast<int>(blockIdx.x + gridDim.x * blockIdx.y);
+  const int all = static_cast<int>(gridDim.x * gridDim.y) * threads;
+  for (int i = block * threads + t; i < count; i += all) atomicAdd(&mine[values[i]], 1);
+  __syncthreads();
+  for (int b = t; b < bins; b += threads) atomicAdd(&counts[b], mine[b]);
+  __threadfence();
+  const bool first = t == 0;
+  if (first && atomicAdd(blocks_done, 1u) == gridDim.x * gridDim.y - 1) *last_block += 1;
+}
+
+__global__ void diverge_kernel(Divergence how, int* out) {
+  const unsigned int t = threadIdx.x;
+  switch (how) {
+    case Divergence::kNone:
+      __syncthreads();
+      break;
+    case Divergence::kExit:
+      if (t == 5) return;
+      __syncthreads();
+      break;
+    case Divergence::kElsewhere:
+      if (t < 40) {
+        __syncthreads();
+      } else {
+        __syncthreads();
+      }
+      break;
+    case Divergence::kShuffle:
+      if (t != 33) out[t] = __shfl_xor_sync(0xffffffffu, static_cast<int>(t), 1);
+      break;
+    case Divergence::kOutsideMask:
+      if (t < 4) out[t] = __shfl_sync(0x0000000fu, static_cast<int>(t), 9);
+      break;
+    case Divergence::kBarrierAgainstShuffle:
+      if (t < 32) {
+        __syncthreads();
+      } else {
+        out[t] = __shfl_xor_sync(0xffffffffu, static_cast<int>(t), 1);
+      }
+      break;
+  }
+  out[t] = 1;
+}
+
+__global__ void race_kernel(int* out) {
+  __shared__ int board[64];
+  const int t = static_cast<int>(threadIdx.x);
+  board[t] = -1;
+  __syncthreads();
+  board[t] = t;
+  // No barrier: what is read depends on who is first.
+  out[t] = board[63 - t];
+}
+
+__global__ void wide_kernel(const float4* in, float4* out, int count) {
+  const int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
+  if (i >= count) return;
+  const float4 v = in[i];
+  out[i] = make_float4(v.w, v.z, v.y, v.x);
+}
+
+}  // namespace
+
+void sample_reduce(const float* values, int count, float* sum, CudaStream stream) {
+  launch(reduce_kernel, 1, 256, 0, stream, values, count, sum);
+}
+void sample_scan(const int* values, int* sums, int blocks, CudaStream stream) {
+  launch(scan_kernel, blocks, 64, 0, stream, values, sums);
+}
+void sample_warp(const double* values, double* results, unsigned int* ballots, CudaStream stream) {
+  launch(warp_kernel, 2, 32, 0, stream, values, results, ballots);
+}
+void sample_histogram(const int* values, int count, int bins, int* counts,
+                      unsigned int* blocks_done, int* last_block, std::size_t shared_bytes,
+                      CudaStream stream) {
+  launch(histogram_kernel, dim3(3, 2), dim3(16, 6), shared_bytes, stream, values, count, bins,
+         counts, blocks_done, last_block);
+}
+void sample_diverge(Divergence how, int* out, CudaStream stream) {
+  launch(diverge_kernel, 1, 64, 0, stream, how, out);
+}
+void sample_race(int* out, CudaStream stream) { launch(race_kernel, 1, 64, 0, stream, out); }
+void sample_wide(const float4* in, float4* out, int count, unsigned int threads, CudaStream stream) {
+  launch(wide_kernel, (static_cast<unsigned int>(count) + threads - 1) / threads, threads, 0,
+         stream, in, out, count);
+}
+
+}  // namespace asng::cuda

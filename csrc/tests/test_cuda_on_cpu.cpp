@@ -1,0 +1,143 @@
+// The grid that runs on the CPU, on kernels whose results are known.
+#include <array>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "check.h"
+#include "cuda_samples.h"
+
+namespace {
+
+using namespace asng::cuda;
+using asng::cuda_on_cpu::Backward;
+
+// What a launch throws; empty if nothing.
+template <class F>
+std::string error_of(F launch) {
+  try {
+    launch();
+  } catch (const std::runtime_error& error) {
+    return error.what();
+  }
+  return "";
+}
+
+bool holds(const std::string& text, const std::string& part) {
+  return text.find(part) != std::string::npos;
+}
+
+}  // namespace
+
+TEST(cuda_shared_memory_and_barriers_reduce) {
+  std::vector<float> values(1000);
+  for (std::size_t i = 0; i < values.size(); ++i) values[i] = static_cast<float>(i % 7);
+  float expected = 0.0f;
+  for (float value : values) expected += value;
+  float sum = -1.0f;
+  sample_reduce(values.data(), 1000, &sum, nullptr);
+  CHECK(sum == expected);
+  const Backward backward;
+  sum = -1.0f;
+  sample_reduce(values.data(), 1000, &sum, nullptr);
+  CHECK(sum == expected);
+}
+
+TEST(cuda_shuffles_scan_a_warp) {
+  std::vector<int> values(192), sums(192, -1);
+  for (int i = 0; i < 192; ++i) values[i] = i * i % 11;
+  sample_scan(values.data(), sums.data(), 3, nullptr);
+  for (int i = 0, sum = 0; i < 192; ++i) {
+    sum = i % 32 == 0 ? values[i] : sum + values[i];
+    CHECK(sums[i] == sum);
+  }
+}
+
+TEST(cuda_warp_operations_mean_what_they_mean) {
+  std::array<double, 64> values;
+  for (int i = 0; i < 64; ++i) values[i] = (i * 37 % 64) / 64.0;
+  std::array<double, 128> results;
+  std::array<unsigned int, 64> ballots;
+  sample_warp(values.data(), results.data(), ballots.data(), nullptr);
+  for (int warp = 0; warp < 2; ++warp) {
+    double total = 0.0;
+    unsigned int ballot = 0;
+    for (int lane = 0; lane < 32; ++lane) {
+      total += values[32 * warp + lane];
+      ballot |= (values[32 * warp + lane] > 0.5 ? 1u : 0u) << lane;
+    }
+    for (int lane = 0; lane < 32; ++lane) {
+      const int i = 32 * warp + lane;
+      CHECK(results[2 * i] == total);
+      double most = 0.0;
+      for (int j = i / 8 * 8; j < i / 8 * 8 + 8; ++j) most = std::fmax(most, values[j]);
+      CHECK(results[2 * i + 1] == most);
+      CHECK(ballots[i] == (lane < 16 ? 0xaaaau : ballot));
+    }
+  }
+}
+
+TEST(cuda_atomics_and_dynamic_shared_memory_count) {
+  constexpr int kBins = 13;
+  std::vector<int> values(2000), expected(kBins), counts(kBins);
+  for (int i = 0; i < 2000; ++i) {
+    values[i] = i * i % kBins;
+    ++expected[values[i]];
+  }
+  unsigned int blocks_done = 0;
+  int last_block = 0;
+  sample_histogram(values.data(), 2000, kBins, counts.data(), &blocks_done, &last_block,
+                   kBins * sizeof(int), nullptr);
+  CHECK(counts == expected);
+  CHECK(blocks_done == 6 && last_block == 1);
+}
+
+TEST(cuda_divergence_is_an_error_that_says_where) {
+  std::array<int, 64> out{};
+  const auto diverge = [&](Divergence how) {
+    return error_of([&] { sample_diverge(how, out.data(), nullptr); });
+  };
+  CHECK(diverge(Divergence::kNone).empty());
+  CHECK(out[63] == 1);
+  const std::string exit = diverge(Divergence::kExit);
+  CHECK(holds(exit, "thread (5, 0, 0) has ended") && holds(exit, "__syncthreads at"));
+  CHECK(holds(exit, "cuda_samples.cu:"));
+  const std::string elsewhere = diverge(Divergence::kElsewhere);
+  CHECK(holds(elsewhere, "thread (0, 0, 0) waits") && holds(elsewhere, "thread (40, 0, 0) waits"));
+  CHECK(holds(diverge(Divergence::kShuffle), "thread (33, 0, 0) has ended"));
+  CHECK(holds(diverge(Divergence::kOutsideMask), "reads lane 9"));
+  CHECK(holds(diverge(Divergence::kBarrierAgainstShuffle), "thread (32, 0, 0) has ended"));
+  // The next launch is none the worse for it.
+  CHECK(diverge(Divergence::kNone).empty());
+}
+
+TEST(cuda_a_missing_barrier_shows_in_the_order_of_threads) {
+  std::array<int, 64> forward{}, backward{};
+  sample_race(forward.data(), nullptr);
+  const Backward order;
+  sample_race(backward.data(), nullptr);
+  CHECK(forward != backward);
+}
+
+TEST(cuda_invalid_launches_are_errors) {
+  std::array<float4, 4> in{}, out{};
+  in[3] = make_float4(1, 2, 3, 4);
+  sample_wide(in.data(), out.data(), 4, 3, nullptr);
+  CHECK(out[3].x == 4 && out[3].w == 1);
+  CHECK(holds(error_of([&] { sample_wide(in.data(), out.data(), 4, 1025, nullptr); }), "1025"));
+  CHECK(holds(error_of([&] { sample_wide(in.data(), out.data(), 0, 32, nullptr); }), "grid"));
+  int counts[2] = {};
+  unsigned int done = 0;
+  int last = 0;
+  CHECK(holds(
+      error_of([&] { sample_histogram(counts, 0, 2, counts, &done, &last, 1 << 20, nullptr); }),
+      "shared memory"));
+}
+
+TEST(cuda_bfloat16_rounds_to_the_nearest) {
+  CHECK(__bfloat162float(__float2bfloat16(1.0f)) == 1.0f);
+  CHECK(__bfloat162float(__float2bfloat16(1.0f + 0x1p-8f)) == 1.0f);  // a tie: to even
+  CHECK(__bfloat162float(__float2bfloat16(1.0f + 0x3p-8f)) == 1.0f + 0x1p-6f);
+  CHECK(__bfloat162float(__float2bfloat16(-3.0e38f)) < -2.9e38f);
+  CHECK(std::isnan(__bfloat162float(__float2bfloat16(std::nanf("")))));
+}
