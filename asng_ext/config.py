@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, get_type_hints
 
-import tomli_w
-
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -174,6 +172,8 @@ def lasting(section: Any) -> dict[str, Any]:
 
 def dump_toml(config: Mapping[str, Any]) -> str:
     """Settings as TOML."""
+    import tomli_w  # only what writes a run folder needs it
+
     return tomli_w.dumps(config)
 
 
