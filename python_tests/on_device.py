@@ -20,19 +20,21 @@ class TensorOptimizer:
     capturable = True
     delta = 0.05
 
-    def __init__(self, space: asng.SearchSpace, population_size: int = 2) -> None:
+    def __init__(
+        self, space: asng.SearchSpace, device: str = "cpu", population_size: int = 2
+    ) -> None:
         self.space = space
-        self.population_size = population_size
-        count = max(space.sizes)
-        allowed = torch.arange(count) < torch.tensor(space.sizes)[:, None]
-        self.theta = allowed / allowed.sum(1, keepdim=True, dtype=torch.float64)
-        self.counter = torch.zeros((), dtype=torch.int64)
-        self._no_numbers = torch.zeros(population_size, 0)
-        self._places = torch.arange(population_size * len(space.sizes)).reshape(population_size, -1)
+        sizes = torch.tensor(space.sizes, device=device)
+        self._values = torch.arange(max(space.sizes), device=device)
+        self.theta = (self._values < sizes[:, None]) / sizes[:, None].double()
+        self.counter = torch.zeros((), dtype=torch.int64, device=device)
+        self._no_numbers = torch.zeros(population_size, 0, device=device)
+        places = torch.arange(population_size * len(sizes), device=device)
+        self._places = places.reshape(population_size, -1).double()
 
     def ask(self) -> asng.Samples:
         self.counter.add_(1)
-        noise = torch.sin(self.counter * 12.9898 + self._places.double() * 78.233) * 43758.5453
+        noise = torch.sin(self.counter * 12.9898 + self._places * 78.233) * 43758.5453
         draws = noise - noise.floor()
         categorical = (self.theta.cumsum(1)[None] <= draws[..., None]).sum(-1)
         categorical = categorical.clamp(max=self.theta.shape[1] - 1)
@@ -40,8 +42,7 @@ class TensorOptimizer:
 
     def tell(self, samples: asng.Samples, losses: Any) -> bool:
         utility = (losses.mean() - losses).sign().double()
-        values = torch.arange(self.theta.shape[1])
-        chosen = (torch.as_tensor(samples.categorical)[..., None] == values).double()
+        chosen = (torch.as_tensor(samples.categorical)[..., None] == self._values).double()
         gradient = (utility[:, None, None] * (chosen - self.theta)).mean(0)
         self.theta.add_(gradient, alpha=self.delta).clamp_(min=0)
         self.theta.div_(self.theta.sum(1, keepdim=True))
@@ -84,9 +85,10 @@ class StackedTask:
     capturable = True
     search_steps = 4
 
-    def __init__(self) -> None:
+    def __init__(self, device: str = "cpu") -> None:
+        self.device = device
         generator = torch.Generator().manual_seed(0)
-        self.x = torch.randn(64, 6, generator=generator)
+        self.x = torch.randn(64, 6, generator=generator).to(device)
         self.y = (self.x[:, 0] * self.x[:, 1] > 0).float()
         self.space = asng.SearchSpace(
             {
@@ -96,11 +98,11 @@ class StackedTask:
         )
 
     def supernet(self) -> nn.Module:
-        return Stacked()
+        return Stacked().to(self.device)
 
     def _batches(self, epoch: int, half: int) -> Iterable[Any]:
         order = torch.randperm(32, generator=torch.Generator().manual_seed(epoch)) + 32 * half
-        return ({"rows": part} for part in order.split(8))
+        return ({"rows": part} for part in order.to(self.device).split(8))
 
     def weight_batches(self, epoch: int) -> Iterable[Any]:
         return self._batches(epoch, 0)
@@ -118,7 +120,7 @@ class StackedTask:
         return torch.stack(losses), {"accuracy": accuracy}
 
     def test_supernet(self, supernet: nn.Module, values: Mapping[str, Any]) -> dict[str, float]:
-        choices = torch.as_tensor(self.space.encode(values)[0])
+        choices = torch.as_tensor(self.space.encode(values)[0], device=self.device)
         supernet.eval()
         with torch.no_grad():
             out = supernet(self.x, choices)

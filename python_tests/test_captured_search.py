@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from recording import RecordingGraphs
 from torch import nn
 
 from asng_ext.config import SearchConfig
-from asng_ext.graphs import WARM_UPS
+from asng_ext.graphs import WARM_UPS, CudaGraphs
 from asng_ext.run import RunFolder
 from asng_ext.search import SearchResult, search
 from asng_ext.training import make_optimizer, restore_optimizer, set_learning_rate
@@ -29,25 +29,56 @@ def outcome(result: SearchResult, optimizer: Any) -> list[Any]:
     return [result.architecture, state, result.rows, optimizer.state_dict()]
 
 
+class CountingCudaGraphs(CudaGraphs):
+    """CUDA graphs that count, as `RecordingGraphs` does."""
+
+    def __init__(self) -> None:
+        super().__init__(torch.device("cuda", torch.cuda.current_device()))
+        self.ran = self.captured = self.replays = 0
+
+    def run(self, work: Callable[[], None]) -> None:
+        self.ran += 1
+        super().run(work)
+
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+        self.captured += 1
+        replay = super().capture(work)
+
+        def counted() -> None:
+            self.replays += 1
+            replay()
+
+        return counted
+
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
+
+
+def counting(device: str) -> Any:
+    return RecordingGraphs() if device == "cpu" else CountingCudaGraphs()
+
+
 def run_search(
     config: SearchConfig = CONFIG,
-    graphs: RecordingGraphs | None = None,
+    graphs: Any = None,
     task: Any = None,
     optimizer: Any = None,
+    device: str = "cpu",
     **options: Any,
 ) -> list[Any]:
-    task = task or StackedTask()
-    optimizer = optimizer or TensorOptimizer(task.space)
+    task = task or StackedTask(device)
+    optimizer = optimizer or TensorOptimizer(task.space, device)
     options = {"stream": None, "seed": 2, **options}
     return outcome(search(task, optimizer, config, graphs=graphs, **options), optimizer)
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("momentum", [0.9, 0.0])
-def test_captured_or_not_the_numbers_are_the_same(momentum: float) -> None:
+def test_captured_or_not_the_numbers_are_the_same(momentum: float, device: str) -> None:
     config = replace(CONFIG, momentum=momentum)
-    graphs, unused = RecordingGraphs(), RecordingGraphs()
-    captured = run_search(config, graphs)
-    usual = run_search(replace(config, graphs=False), unused)
+    graphs, unused = counting(device), counting(device)
+    captured = run_search(config, graphs, device=device)
+    usual = run_search(replace(config, graphs=False), unused, device=device)
     assert small.equal(captured, usual)
     assert graphs.captured == 1
     assert graphs.replays == 3 * 4 - WARM_UPS
@@ -65,8 +96,9 @@ def test_a_captured_search_is_close_to_the_one_without_a_backend() -> None:
         assert row == pytest.approx(other, rel=1e-5)
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(("before", "after"), [(True, True), (True, False), (False, True)])
-def test_resume_bit_for_bit(tmp_path: Path, before: bool, after: bool) -> None:
+def test_resume_bit_for_bit(tmp_path: Path, before: bool, after: bool, device: str) -> None:
     class StopError(Exception):
         pass
 
@@ -80,12 +112,18 @@ def test_resume_bit_for_bit(tmp_path: Path, before: bool, after: bool) -> None:
             return super().test_supernet(supernet, values)
 
     whole_run = RunFolder.create(tmp_path / "whole")
-    whole = run_search(graphs=RecordingGraphs(), run=whole_run)
+    whole = run_search(graphs=counting(device), run=whole_run, device=device)
     run = RunFolder.create(tmp_path / "broken")
     with pytest.raises(StopError):
-        run_search(replace(CONFIG, graphs=before), RecordingGraphs(), task=Stops(), run=run)
-    graphs = RecordingGraphs()
-    resumed = run_search(replace(CONFIG, graphs=after), graphs, run=run)
+        run_search(
+            replace(CONFIG, graphs=before),
+            counting(device),
+            task=Stops(device),
+            run=run,
+            device=device,
+        )
+    graphs = counting(device)
+    resumed = run_search(replace(CONFIG, graphs=after), graphs, run=run, device=device)
     assert graphs.replays == (4 - WARM_UPS if after else 0)
     assert small.equal(resumed, whole)
     assert run.file("search.csv").read_bytes() == whole_run.file("search.csv").read_bytes()
@@ -179,3 +217,35 @@ def test_dropped_gradients_count_as_zero_where_there_was_one() -> None:
         weights.append([layer.weight.detach().clone() for layer in model])
     for usual, other in zip(*weights, strict=True):
         torch.testing.assert_close(usual, other)
+
+
+class Strict(StackedTask):
+    """Makes waiting for the device an error within epochs, once everything is captured."""
+
+    def weight_batches(self, epoch: int) -> Iterable[Any]:
+        batches = list(super().weight_batches(epoch))
+        if epoch:
+            torch.cuda.set_sync_debug_mode("error")
+        try:
+            yield from batches
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    def theta_batches(self, epoch: int) -> Iterable[Any]:
+        return list(super().theta_batches(epoch))
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("graphs", [True, False])
+def test_nothing_in_an_epoch_waits_for_the_device(graphs: bool) -> None:
+    counted = CountingCudaGraphs()
+    run_search(replace(CONFIG, graphs=graphs), counted, task=Strict("cuda"), device="cuda")
+    assert counted.captured == int(graphs)
+
+
+@pytest.mark.cuda
+def test_a_step_that_waits_is_found_before_it_is_captured() -> None:
+    counted, stream = CountingCudaGraphs(), io.StringIO()
+    run_search(CONFIG, counted, task=Reads("cuda"), device="cuda", stream=stream)
+    assert counted.captured == 0
+    assert "the step waits for the device (" in stream.getvalue()
