@@ -91,7 +91,7 @@ def measure(
         seed=0,
         device=device,
     )
-    on_device = not plain and device.type == "cuda"
+    on_device = task.capturable and device.type == "cuda"
     optimizer = asng.ASNG(
         task.space,
         population_size=config.population_size,

@@ -77,7 +77,7 @@ def iterations(device: str) -> None:
         seed=0,
         device=device,
     )
-    where = device if getattr(task, "capturable", False) else "cpu"
+    where = device if task.capturable else "cpu"
     result = search(task, asng.ASNG(task.space, seed=0, device=where), config, seed=0, stream=None)
     finite(*result.supernet.state_dict().values())
 

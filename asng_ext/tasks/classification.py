@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from asng_ext import _libraries
 from asng_ext.config import Checked, RetrainConfig, SearchConfig, setting
 from asng_ext.data import (
     BatchStream,
@@ -193,15 +194,23 @@ class ClassificationTask:
         """Steps per epoch of the search: halves that differ by an image may differ by a batch."""
         return min(len(self._weight_stream), len(self._theta_stream))
 
+    @property
+    def capturable(self) -> bool:
+        """Whether steps can be captured in a graph: on the compiled operators `losses` takes
+        samples that are on the device, and looks at no number."""
+        if self.config.implementation != "auto":
+            return self.config.implementation == "fused"
+        on_gpu = self.device.type == "cuda"
+        return _libraries.cuda_available() if on_gpu else _libraries.available()
+
     def supernet(self) -> CellSupernet | FusedCellSupernet:
-        """The supernet; the compiled operators are for the CPU."""
+        """The supernet, on the compiled operators where they can be used."""
         config = self.config
-        on_cpu = self.device.type == "cpu"
+        if self.capturable and self.device.type == "cuda":
+            _libraries.require_cuda()
         return cell_supernet(
             self.cell_space,
-            implementation=config.implementation
-            if on_cpu or config.implementation != "auto"
-            else "plain",
+            implementation="fused" if self.capturable else "plain",
             classes=self.data.classes,
             cells=config.cells,
             channels=config.channels,
@@ -226,9 +235,8 @@ class ClassificationTask:
         x, y = self._weight_stream.make(batch)  # both streams prepare images alike
         run = cast(CellSupernet | FusedCellSupernet, supernet).forward_population
         logits = cast(Tensor, run(x, samples.categorical))  # no pair: it has no auxiliary head
-        losses = torch.stack([F.cross_entropy(out, y) for out in logits])
-        accuracy = torch.stack([_accuracy(out, y) for out in logits]).mean()
-        return losses, {"accuracy": accuracy}
+        each = F.cross_entropy(logits.flatten(0, 1), y.repeat(len(logits)), reduction="none")
+        return each.view(len(logits), -1).mean(dim=1), {"accuracy": _accuracy(logits, y)}
 
     def test_supernet(self, supernet: nn.Module, values: Mapping[str, Any]) -> dict[str, float]:
         """Cross-entropy and accuracy of one architecture on the test images.
@@ -335,7 +343,7 @@ class ClassificationTask:
 
 
 def _accuracy(logits: Tensor, y: Tensor) -> Tensor:
-    return (logits.argmax(dim=1) == y).float().mean()
+    return (logits.argmax(dim=-1) == y).float().mean()
 
 
 KIND = TaskKind(
