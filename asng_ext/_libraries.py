@@ -32,7 +32,10 @@ def _load(name: str, advice: str) -> str | None:
     try:
         torch.ops.load_library(path)  # type: ignore[no-untyped-call]
     except (OSError, RuntimeError) as error:
-        return f"the operators of asng_ext ({name}) cannot be loaded from {path}: {error}. {advice}"
+        reason = error.__cause__ or error
+        return (
+            f"the operators of asng_ext ({name}) cannot be loaded from {path}: {reason}. {advice}"
+        )
     return None
 
 

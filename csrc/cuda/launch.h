@@ -40,6 +40,26 @@ void launch(void (*kernel)(P...), dim3 grid, dim3 block, std::size_t shared_byte
   cuda_on_cpu::run(grid, block, shared_bytes, [&] { std::apply(kernel, values); });
 }
 
+// For kernels whose blocks wait for each other: all of them run at the same time.
+template <class... P, class... A>
+void launch_together(void (*kernel)(P...), dim3 grid, dim3 block, std::size_t shared_bytes,
+                     CudaStream, A&&... arguments) {
+  const std::tuple<P...> values(std::forward<A>(arguments)...);
+  cuda_on_cpu::run(
+      grid, block, shared_bytes, [&] { std::apply(kernel, values); },
+      cuda_on_cpu::Blocks::kTogether);
+}
+
+template <class... P>
+int blocks_together(void (*)(P...), unsigned int, std::size_t) {
+  return 6;
+}
+
+inline void wait_for(unsigned long long* counter, unsigned long long target,
+                     cuda_on_cpu::Location where = cuda_on_cpu::Location::current()) {
+  cuda_on_cpu::spin(counter, target, where);
+}
+
 // Few, so that small tests also reach the code for more work than multiprocessors.
 inline int multiprocessor_count() { return 3; }
 inline std::size_t largest_shared_bytes() { return 96 * 1024; }
@@ -63,26 +83,54 @@ __device__ T* dynamic_shared() {
   return reinterpret_cast<T*>(asng_dynamic_shared);
 }
 
+namespace detail {
+
+inline void allow_shared(const void* kernel, std::size_t bytes) {
+  if (bytes > kPlainSharedBytes) {
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(bytes)),
+          "asking for shared memory");
+  }
+}
+
+template <class Launch, class... P, class... A>
+void launch_by(Launch by, void (*kernel)(P...), std::size_t shared_bytes, A&&... arguments) {
+  std::tuple<P...> values(std::forward<A>(arguments)...);
+  const void* function = reinterpret_cast<const void*>(kernel);
+  allow_shared(function, shared_bytes);
+  std::apply(
+      [&](auto&... value) {
+        // One more, because an array must not be empty.
+        void* pointers[] = {const_cast<void*>(static_cast<const void*>(&value))..., nullptr};
+        check(by(function, pointers), "a kernel launch");
+      },
+      values);
+}
+
+}  // namespace detail
+
 // Queues kernel(arguments...) on the stream of the current device; throws std::runtime_error if the
 // launch fails. Errors inside the kernel show up later, as CUDA has it.
 template <class... P, class... A>
 void launch(void (*kernel)(P...), dim3 grid, dim3 block, std::size_t shared_bytes,
             CudaStream stream, A&&... arguments) {
-  std::tuple<P...> values(std::forward<A>(arguments)...);
-  const void* function = reinterpret_cast<const void*>(kernel);
-  if (shared_bytes > kPlainSharedBytes) {
-    check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               static_cast<int>(shared_bytes)),
-          "asking for shared memory");
-  }
-  std::apply(
-      [&](auto&... value) {
-        // One more, because an array must not be empty.
-        void* pointers[] = {const_cast<void*>(static_cast<const void*>(&value))..., nullptr};
-        check(cudaLaunchKernel(function, grid, block, pointers, shared_bytes, stream),
-              "a kernel launch");
+  detail::launch_by(
+      [&](const void* function, void** pointers) {
+        return cudaLaunchKernel(function, grid, block, pointers, shared_bytes, stream);
       },
-      values);
+      kernel, shared_bytes, std::forward<A>(arguments)...);
+}
+
+// The same for kernels whose blocks wait for each other: all of them run at the same time. There
+// must be no more than blocks_together() of them.
+template <class... P, class... A>
+void launch_together(void (*kernel)(P...), dim3 grid, dim3 block, std::size_t shared_bytes,
+                     CudaStream stream, A&&... arguments) {
+  detail::launch_by(
+      [&](const void* function, void** pointers) {
+        return cudaLaunchCooperativeKernel(function, grid, block, pointers, shared_bytes, stream);
+      },
+      kernel, shared_bytes, std::forward<A>(arguments)...);
 }
 
 inline int device_attribute(cudaDeviceAttr attribute) {
@@ -98,6 +146,25 @@ inline int multiprocessor_count() { return device_attribute(cudaDevAttrMultiProc
 // Dynamic and static shared memory that a block of the current device may use.
 inline std::size_t largest_shared_bytes() {
   return static_cast<std::size_t>(device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin));
+}
+
+// How many blocks of a kernel the current device runs at the same time.
+template <class... P>
+int blocks_together(void (*kernel)(P...), unsigned int threads, std::size_t shared_bytes) {
+  detail::allow_shared(reinterpret_cast<const void*>(kernel), shared_bytes);
+  int per_multiprocessor = 0;
+  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_multiprocessor, kernel,
+                                                      static_cast<int>(threads), shared_bytes),
+        "asking how many blocks fit");
+  return per_multiprocessor * multiprocessor_count();
+}
+
+// Waits, in a kernel launched together, until other blocks have counted *counter up to `target`;
+// what they wrote before a __threadfence() before that is then there to be read (by __ldcg, which
+// passes over a stale first-level cache).
+__device__ inline void wait_for(unsigned long long* counter, unsigned long long target) {
+  while (*static_cast<volatile unsigned long long*>(counter) < target) __nanosleep(20);
+  __threadfence();
 }
 
 inline void fill_zero(void* memory, std::size_t bytes, CudaStream stream) {

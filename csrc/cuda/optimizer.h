@@ -5,20 +5,23 @@
 
 #include <cstdint>
 
+#include "../core/step_size.h"
 #include "stream.h"
 
 namespace asng::cuda {
 
-// Sizes that all problems share. Categorical variable i has the probabilities from offsets[i] to
-// offsets[i + 1] of a problem's theta.
+// Sizes that all problems share.
 struct OptimizerShape {
   std::int64_t problems;    // P
   std::int64_t population;  // lambda: samples that are drawn, or told
   std::int64_t categorical, gaussian;
   std::int64_t theta_size;
 
-  std::int64_t n_theta() const { return theta_size - categorical + 2 * gaussian; }
+  ASNG_HD std::int64_t n_theta() const { return theta_size - categorical + 2 * gaussian; }
 };
+
+// How many samples can be told: their losses are ranked in the shared memory of a block.
+constexpr std::int64_t kLargestPopulation = 1024;
 
 // Integers of a problem's state, kCounters of them.
 enum Counter : int {
@@ -36,10 +39,42 @@ struct OptimizerState {
   double* theta;           // (P, theta_size)
   double* mean;            // (P, gaussian)
   double* variance;        // (P, gaussian)
+  double* s;               // (P, n_theta)
+  double* step;            // (P, 2) gamma and Delta
 };
 
-// Draws (P, lambda, categorical) categories and (P, lambda, gaussian) numbers.
+// Draws (P, lambda, categorical) categories and (P, lambda, gaussian) numbers. Categorical variable
+// i has the probabilities from offsets[i] to offsets[i + 1] of a problem's theta. Leaves s and step
+// alone.
 void ask(const OptimizerShape& shape, const OptimizerState& state, const std::int64_t* offsets,
          std::int64_t* categorical, double* gaussian, CudaStream stream);
+
+struct Told {
+  const std::int64_t* categorical;  // (P, lambda, categorical)
+  const double* gaussian;           // (P, lambda, gaussian)
+  const double* losses;             // (P, lambda); all that is not finite ranks last and ties
+  bool maximize;
+  const std::int64_t* offsets;  // (categorical + 1,)
+  const double* margin;         // (categorical,)
+  const double* bounds;         // (4, gaussian): low, high, least and largest standard deviation
+  bool* moved;                  // (P,) whether the update moved anything
+};
+
+// Memory for intermediate results; what it holds before and after is of no matter.
+struct Workspace {
+  double* memory;
+  std::int64_t per_problem;
+
+  // The doubles that a problem needs.
+  static std::int64_t size_for(const OptimizerShape& shape, std::int64_t blocks);
+};
+
+// How many blocks a problem gets on the current device.
+std::int64_t tell_blocks(const OptimizerShape& shape);
+
+// Updates the distributions of all problems.
+void tell(const OptimizerShape& shape, const OptimizerState& state, const Told& told,
+          const StepSizeSettings& settings, const Workspace& workspace, std::int64_t blocks,
+          CudaStream stream);
 
 }  // namespace asng::cuda

@@ -1,12 +1,15 @@
 #include "cuda_on_cpu.h"
 
 #include <sys/mman.h>
+#if !defined(__x86_64__)
 #include <ucontext.h>
+#endif
 
 #include <cstdio>
 #include <exception>
 #include <memory>
 #include <new>
+#include <span>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -17,16 +20,82 @@
 #include <sanitizer/common_interface_defs.h>
 #endif
 
+#if defined(__x86_64__)
+// swapcontext() makes a system call each time, and under AddressSanitizer clears the shadow of a
+// whole stack; a kernel switches between its threads at every barrier and shuffle.
+extern "C" void asng_switch_stack(void** from, void* to);
+asm(R"(
+.text
+.type asng_switch_stack, @function
+asng_switch_stack:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+.size asng_switch_stack, .-asng_switch_stack
+)");
+#endif
+
 namespace asng::cuda_on_cpu {
 
 namespace {
+
+// Where a fiber, or the scheduler, was when another took its turn.
+class Context {
+ public:
+  // Starts at `entry`, which must not return, on the given stack.
+  void start(void* bottom, std::size_t bytes, void (*entry)()) {
+#if defined(__x86_64__)
+    // As if asng_switch_stack() had been called by `entry` before its first instruction: six
+    // registers, and the address to return to where the stack is aligned as at a call.
+    void** top = reinterpret_cast<void**>(static_cast<unsigned char*>(bottom) + bytes) - 2;
+    *top = reinterpret_cast<void*>(entry);
+    top -= 6;
+    std::fill_n(top, 6, nullptr);
+    stack_ = top;
+#else
+    getcontext(&context_);
+    context_.uc_stack.ss_sp = bottom;
+    context_.uc_stack.ss_size = bytes;
+    context_.uc_link = nullptr;
+    makecontext(&context_, entry, 0);
+#endif
+  }
+
+  void switch_to(Context& other) {
+#if defined(__x86_64__)
+    asng_switch_stack(&stack_, other.stack_);
+#else
+    swapcontext(&context_, &other.context_);
+#endif
+  }
+
+ private:
+#if defined(__x86_64__)
+  void* stack_ = nullptr;
+#else
+  ucontext_t context_;
+#endif
+};
 
 constexpr std::size_t kStackBytes = 256 * 1024;
 constexpr std::size_t kPageBytes = 4096;
 constexpr unsigned int kLargestBlock = 1024;
 constexpr std::size_t kLargestShared = 227 * 1024;
+constexpr std::size_t kLargestResident = 16 * 1024;
 
-enum class State { kRunnable, kAtBarrier, kInWarpOperation, kDone };
+enum class State { kRunnable, kAtBarrier, kInWarpOperation, kSpinning, kDone };
 
 // What a thread waits for and, once it may go on, what came of it.
 struct Wait {
@@ -37,6 +106,8 @@ struct Wait {
   int source = 0;
   std::size_t size = 0;
   unsigned char value[16] = {};
+  const unsigned long long* counter = nullptr;
+  unsigned long long target = 0;
   int count = 0;
   Exchanged exchanged = {};
 };
@@ -56,26 +127,43 @@ class Stack {
   Stack& operator=(const Stack&) = delete;
 
   void* bottom() const { return static_cast<unsigned char*>(base_) + kPageBytes; }
-  // A thread that was abandoned leaves its guards behind.
-  void clean() const {
+  // A thread that was abandoned has left the guards of its variables behind.
+  void begin() {
 #if defined(__SANITIZE_ADDRESS__)
-    __asan_unpoison_memory_region(bottom(), kStackBytes);
+    if (in_use_) __asan_unpoison_memory_region(bottom(), kStackBytes);
 #endif
+    in_use_ = true;
   }
+  void end() { in_use_ = false; }
 
  private:
   void* base_;
+  bool in_use_ = false;
 };
 
+struct Block;
+
 struct Fiber {
-  ucontext_t context;
-  uint3 index;
+  Context context;
+  Block* block = nullptr;
+  uint3 index{};
   State state = State::kRunnable;
   Wait wait;
 };
 
 struct FreeAligned {
   void operator()(unsigned char* memory) const { ::operator delete(memory, std::align_val_t{128}); }
+};
+
+struct Block {
+  uint3 index{};
+  std::span<Fiber> fibers;
+  std::unique_ptr<unsigned char, FreeAligned> shared;
+  std::size_t at_barrier = 0;
+
+  std::size_t number(const Fiber& fiber) const {
+    return static_cast<std::size_t>(&fiber - fibers.data());
+  }
 };
 
 struct Grid;
@@ -105,24 +193,31 @@ std::vector<std::unique_ptr<Stack>>& stacks() {
 
 struct Grid {
   const std::function<void()>& kernel;
-  std::vector<Fiber> fibers;
-  std::unique_ptr<unsigned char, FreeAligned> shared;
+  std::vector<Fiber> fibers;  // of the blocks that take turns
+  std::vector<Block> blocks;
   std::size_t shared_bytes;
-  ucontext_t scheduler{};
+  Context scheduler;
   Fiber* current = nullptr;
   std::exception_ptr error;
   std::size_t live = 0;
-  std::size_t at_barrier = 0;
 #if defined(__SANITIZE_ADDRESS__)
   const void* scheduler_bottom = nullptr;
   std::size_t scheduler_size = 0;
 #endif
 
-  Grid(const std::function<void()>& kernel, std::size_t threads, std::size_t shared_bytes)
-      : kernel(kernel), fibers(threads), shared_bytes(shared_bytes) {
-    shared.reset(static_cast<unsigned char*>(
-        ::operator new(std::max<std::size_t>(shared_bytes, 1), std::align_val_t{128})));
-    while (stacks().size() < threads) stacks().push_back(std::make_unique<Stack>());
+  Grid(const std::function<void()>& kernel, std::size_t resident, std::size_t threads,
+       std::size_t shared_bytes)
+      : kernel(kernel), fibers(resident * threads), blocks(resident), shared_bytes(shared_bytes) {
+    for (std::size_t b = 0; b < resident; ++b) {
+      blocks[b].fibers = std::span(fibers).subspan(b * threads, threads);
+      blocks[b].shared.reset(static_cast<unsigned char*>(
+          ::operator new(std::max<std::size_t>(shared_bytes, 1), std::align_val_t{128})));
+    }
+    while (stacks().size() < fibers.size()) stacks().push_back(std::make_unique<Stack>());
+  }
+
+  Stack& stack_of(const Fiber& fiber) const {
+    return *stacks()[static_cast<std::size_t>(&fiber - fibers.data())];
   }
 
   static void enter() {
@@ -135,23 +230,25 @@ struct Grid {
     } catch (...) {
       grid.error = std::current_exception();
     }
+    grid.stack_of(*grid.current).end();
     grid.current->state = State::kDone;
     --grid.live;
 #if defined(__SANITIZE_ADDRESS__)
     __sanitizer_start_switch_fiber(nullptr, grid.scheduler_bottom, grid.scheduler_size);
 #endif
-    setcontext(&grid.scheduler);
+    grid.current->context.switch_to(grid.scheduler);
   }
 
   void resume(Fiber& fiber) {
     current = &fiber;
     threadIdx = fiber.index;
+    blockIdx = fiber.block->index;
 #if defined(__SANITIZE_ADDRESS__)
     void* fake_stack = nullptr;
-    const Stack& stack = *stacks()[static_cast<std::size_t>(&fiber - fibers.data())];
+    const Stack& stack = stack_of(fiber);
     __sanitizer_start_switch_fiber(&fake_stack, stack.bottom(), kStackBytes);
 #endif
-    swapcontext(&scheduler, &fiber.context);
+    scheduler.switch_to(fiber.context);
 #if defined(__SANITIZE_ADDRESS__)
     __sanitizer_finish_switch_fiber(fake_stack, nullptr, nullptr);
 #endif
@@ -163,7 +260,7 @@ struct Grid {
     void* fake_stack = nullptr;
     __sanitizer_start_switch_fiber(&fake_stack, scheduler_bottom, scheduler_size);
 #endif
-    swapcontext(&current->context, &scheduler);
+    current->context.switch_to(scheduler);
 #if defined(__SANITIZE_ADDRESS__)
     __sanitizer_finish_switch_fiber(fake_stack, &scheduler_bottom, &scheduler_size);
 #endif
@@ -176,27 +273,27 @@ struct Grid {
   }
 
   [[noreturn]] void diverged(const Fiber& one, const Fiber& other) const {
-    throw std::runtime_error("threads diverge in block " + name(blockIdx) + ": " + describe(one) +
-                             ", but " + describe(other));
+    throw std::runtime_error("threads diverge in block " + name(one.block->index) + ": " +
+                             describe(one) + ", but " + describe(other));
   }
 
-  void pass_barrier() {
+  void pass_barrier(Block& block) {
     int count = 0;
-    for (const Fiber& fiber : fibers) {
-      if (!same(fiber.wait, fibers[0].wait)) diverged(fibers[0], fiber);
+    for (const Fiber& fiber : block.fibers) {
+      if (!same(fiber.wait, block.fibers[0].wait)) diverged(block.fibers[0], fiber);
       count += fiber.wait.predicate ? 1 : 0;
     }
-    for (Fiber& fiber : fibers) {
+    for (Fiber& fiber : block.fibers) {
       fiber.wait.count = count;
       fiber.state = State::kRunnable;
     }
-    at_barrier = 0;
+    block.at_barrier = 0;
   }
 
   // If all lanes that `fiber` waits for are there, lets them go on.
   void try_warp_operation(const Fiber& fiber) {
-    const auto index = static_cast<std::size_t>(&fiber - fibers.data());
-    const std::size_t first = index / 32 * 32;
+    const std::span<Fiber> fibers = fiber.block->fibers;
+    const std::size_t first = fiber.block->number(fiber) / 32 * 32;
     const std::size_t lanes = std::min<std::size_t>(32, fibers.size() - first);
     const Wait& wait = fiber.wait;
     unsigned int ballot = 0;
@@ -217,10 +314,10 @@ struct Grid {
       const auto source = static_cast<std::size_t>(other.wait.source);
       if (other.wait.size > 0) {
         if (source >= lanes || (wait.mask >> source & 1u) == 0) {
-          throw std::runtime_error("thread " + name(other.index) + " in block " + name(blockIdx) +
-                                   " reads lane " + std::to_string(source) +
-                                   ", which is not in the mask of " + wait.what + " at " +
-                                   place(wait.where));
+          throw std::runtime_error("thread " + name(other.index) + " in block " +
+                                   name(fiber.block->index) + " reads lane " +
+                                   std::to_string(source) + ", which is not in the mask of " +
+                                   wait.what + " at " + place(wait.where));
         }
         std::memcpy(other.wait.exchanged.value, fibers[first + source].wait.value, other.wait.size);
       }
@@ -228,54 +325,82 @@ struct Grid {
     }
   }
 
+  static bool can_go_on(const Fiber& fiber) {
+    return fiber.state == State::kRunnable ||
+           (fiber.state == State::kSpinning && *fiber.wait.counter >= fiber.wait.target);
+  }
+
   void advance(Fiber& fiber) {
-    if (fiber.state != State::kRunnable) return;
+    fiber.state = State::kRunnable;
     resume(fiber);
     if (error) std::rethrow_exception(error);
     if (fiber.state == State::kInWarpOperation) {
       try_warp_operation(fiber);
-    } else if (at_barrier == fibers.size()) {
-      pass_barrier();
+    } else if (fiber.block->at_barrier == fiber.block->fibers.size()) {
+      pass_barrier(*fiber.block);
     }
   }
 
-  void start(Fiber& fiber, std::size_t number) {
-    const Stack& stack = *stacks()[number];
-    stack.clean();
+  void start(Fiber& fiber) {
+    Stack& stack = stack_of(fiber);
+    stack.begin();
     fiber.state = State::kRunnable;
-    const auto rest = static_cast<unsigned int>(number);
+    const auto rest = static_cast<unsigned int>(fiber.block->number(fiber));
     fiber.index = {rest % blockDim.x, rest / blockDim.x % blockDim.y,
                    rest / (blockDim.x * blockDim.y)};
-    getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = stack.bottom();
-    fiber.context.uc_stack.ss_size = kStackBytes;
-    fiber.context.uc_link = nullptr;
-    makecontext(&fiber.context, &Grid::enter, 0);
+    fiber.context.start(stack.bottom(), kStackBytes, &Grid::enter);
   }
 
-  void run_block() {
-    std::memset(shared.get(), 0xff, shared_bytes);
-    const std::size_t threads = fibers.size();
-    for (std::size_t i = 0; i < threads; ++i) start(fibers[i], i);
-    live = threads;
-    at_barrier = 0;
+  void start(Block& block, std::size_t number) {
+    block.index = {static_cast<unsigned int>(number % gridDim.x),
+                   static_cast<unsigned int>(number / gridDim.x % gridDim.y),
+                   static_cast<unsigned int>(number / gridDim.x / gridDim.y)};
+    block.at_barrier = 0;
+    std::memset(block.shared.get(), 0xff, shared_bytes);
+    for (Fiber& fiber : block.fibers) {
+      fiber.block = &block;
+      start(fiber);
+    }
+  }
+
+  // Blocks from `first` on, as many as take turns. Each goes as far as it can before the next, so
+  // that a block that does not wait for the others misses what they write.
+  void run_from(std::size_t first) {
+    for (std::size_t b = 0; b < blocks.size(); ++b) start(blocks[b], first + b);
+    live = fibers.size();
     while (live > 0) {
       bool stuck = true;
-      for (std::size_t i = 0; i < threads; ++i) {
-        Fiber& fiber = fibers[backward ? threads - 1 - i : i];
-        stuck = stuck && fiber.state != State::kRunnable;
+      for (std::size_t b = 0; b < blocks.size(); ++b) {
+        while (run_once(blocks[backward ? blocks.size() - 1 - b : b])) stuck = false;
+      }
+      if (stuck) explain();
+    }
+  }
+
+  // Gives every thread of a block that can go on its turn; returns whether there was one.
+  bool run_once(Block& block) {
+    bool any = false;
+    const std::size_t threads = block.fibers.size();
+    for (std::size_t i = 0; i < threads; ++i) {
+      Fiber& fiber = block.fibers[backward ? threads - 1 - i : i];
+      if (can_go_on(fiber)) {
+        any = true;
         advance(fiber);
       }
-      if (!stuck) continue;
-      const auto waiting = std::find_if(fibers.begin(), fibers.end(),
-                                        [](const Fiber& f) { return f.state != State::kDone; });
-      for (const Fiber& fiber : fibers) {
-        if (fiber.state != waiting->state || !same(fiber.wait, waiting->wait)) {
-          diverged(*waiting, fiber);
-        }
-      }
-      throw std::logic_error("the grid does not advance: " + describe(*waiting));
     }
+    return any;
+  }
+
+  [[noreturn]] void explain() const {
+    const auto waits = [](const Fiber& f) { return f.state != State::kDone; };
+    const Fiber& waiting = *std::find_if(fibers.begin(), fibers.end(), waits);
+    for (const Fiber& fiber : waiting.block->fibers) {
+      if (fiber.state != waiting.state || !same(fiber.wait, waiting.wait)) {
+        diverged(waiting, fiber);
+      }
+    }
+    throw std::runtime_error("the grid does not advance: in block " + name(waiting.block->index) +
+                             ", " + describe(waiting) + ", for ever");
   }
 };
 
@@ -285,7 +410,8 @@ void require(bool condition, const std::string& what) {
 
 }  // namespace
 
-void run(dim3 grid, dim3 block, std::size_t shared_bytes, const std::function<void()>& kernel) {
+void run(dim3 grid, dim3 block, std::size_t shared_bytes, const std::function<void()>& kernel,
+         Blocks how) {
   const std::size_t threads = std::size_t{block.x} * block.y * block.z;
   require(threads > 0 && threads <= kLargestBlock && block.z <= 64,
           "a block of " + name({block.x, block.y, block.z}));
@@ -295,29 +421,31 @@ void run(dim3 grid, dim3 block, std::size_t shared_bytes, const std::function<vo
   require(shared_bytes <= kLargestShared,
           std::to_string(shared_bytes) + " bytes of dynamic shared memory");
   require(active == nullptr, "kernels cannot launch kernels here");
-  Grid state(kernel, threads, shared_bytes);
+  const std::size_t blocks = std::size_t{grid.x} * grid.y * grid.z;
+  const std::size_t resident = how == Blocks::kTogether ? blocks : 1;
+  require(resident * threads <= kLargestResident,
+          std::to_string(resident) + " blocks that wait for each other");
+  Grid state(kernel, resident, threads, shared_bytes);
   gridDim = grid;
   blockDim = block;
   struct Active {
     explicit Active(Grid* grid) { active = grid; }
     ~Active() { active = nullptr; }
   } const scope(&state);
-  const std::size_t blocks = std::size_t{grid.x} * grid.y * grid.z;
-  for (std::size_t b = 0; b < blocks; ++b) {
-    const std::size_t number = backward ? blocks - 1 - b : b;
-    blockIdx = {static_cast<unsigned int>(number % grid.x),
-                static_cast<unsigned int>(number / grid.x % grid.y),
-                static_cast<unsigned int>(number / grid.x / grid.y)};
-    state.run_block();
+  for (std::size_t b = 0; b < blocks; b += resident) {
+    state.run_from(backward ? blocks - resident - b : b);
   }
 }
 
-void* dynamic_shared() { return active->shared.get(); }
+void* dynamic_shared() { return active->current->block->shared.get(); }
 
 Backward::Backward() { backward = true; }
 Backward::~Backward() { backward = false; }
 
-int lane() { return static_cast<int>((active->current - active->fibers.data()) % 32); }
+int lane() {
+  const Fiber& fiber = *active->current;
+  return static_cast<int>(fiber.block->number(fiber) % 32);
+}
 
 int block_barrier(const char* what, bool predicate, const Location& where) {
   Fiber& fiber = *active->current;
@@ -325,21 +453,34 @@ int block_barrier(const char* what, bool predicate, const Location& where) {
   fiber.wait.where = where;
   fiber.wait.predicate = predicate;
   fiber.state = State::kAtBarrier;
-  ++active->at_barrier;
+  ++fiber.block->at_barrier;
   active->yield();
   return fiber.wait.count;
+}
+
+void spin(const unsigned long long* counter, unsigned long long target, const Location& where) {
+  // Going on at once where that is allowed shows what is not there yet.
+  if (*counter >= target) return;
+  Fiber& fiber = *active->current;
+  fiber.wait.what = "a wait for other blocks";
+  fiber.wait.where = where;
+  fiber.wait.counter = counter;
+  fiber.wait.target = target;
+  fiber.state = State::kSpinning;
+  active->yield();
 }
 
 Exchanged exchange(const char* what, unsigned int mask, bool predicate, int source,
                    const void* value, std::size_t size, const Location& where) {
   Fiber& fiber = *active->current;
-  const auto index = static_cast<std::size_t>(active->current - active->fibers.data());
-  const std::size_t lanes = std::min<std::size_t>(32, active->fibers.size() - index / 32 * 32);
+  const std::size_t index = fiber.block->number(fiber);
+  const std::size_t lanes = std::min<std::size_t>(32, fiber.block->fibers.size() - index / 32 * 32);
   // Lanes that a block's last warp does not have may be named all the same, as with a full mask.
   const unsigned int existing = lanes == 32 ? 0xffffffffu : (1u << lanes) - 1;
   if ((mask >> (index % 32) & 1u) == 0) {
-    throw std::runtime_error("thread " + name(fiber.index) + " in block " + name(blockIdx) +
-                             " is not in the mask of its " + what + " at " + place(where));
+    throw std::runtime_error("thread " + name(fiber.index) + " in block " +
+                             name(fiber.block->index) + " is not in the mask of its " + what +
+                             " at " + place(where));
   }
   fiber.wait.what = what;
   fiber.wait.where = where;

@@ -4,8 +4,9 @@
 // run() as std::runtime_error, saying which threads and where) are
 //   a barrier or warp operation that some of its threads never reach, or reach at another line;
 //   a shuffle that reads a lane outside its mask; a launch that no device would accept.
-// Blocks run one after another. Static shared memory keeps what the last block left there, dynamic
-// shared memory starts as NaNs, and AddressSanitizer guards the bounds of both.
+// Blocks run one after another, or take turns if they are launched together. Static shared memory
+// keeps what the last block left there, dynamic shared memory starts as NaNs, and AddressSanitizer
+// guards the bounds of both.
 #pragma once
 
 #include <algorithm>
@@ -44,8 +45,13 @@ namespace asng::cuda_on_cpu {
 
 using Location = std::source_location;
 
+// Blocks that wait for each other must be launched together; they cannot have static shared memory,
+// of which there is one for all.
+enum class Blocks { kOneByOne, kTogether };
+
 // Runs the grid; every thread calls `kernel`.
-void run(dim3 grid, dim3 block, std::size_t shared_bytes, const std::function<void()>& kernel);
+void run(dim3 grid, dim3 block, std::size_t shared_bytes, const std::function<void()>& kernel,
+         Blocks how = Blocks::kOneByOne);
 
 void* dynamic_shared();
 
@@ -61,6 +67,9 @@ class Backward {
 
 // Waits for all threads of the block; returns how many of them passed true.
 int block_barrier(const char* what, bool predicate, const Location& where);
+
+// Waits until *counter >= target.
+void spin(const unsigned long long* counter, unsigned long long target, const Location& where);
 
 struct Exchanged {
   unsigned int ballot;  // the lanes that passed true

@@ -120,8 +120,32 @@ __global__ void wide_kernel(const float4* in, float4* out, int count) {
   out[i] = make_float4(v.w, v.z, v.y, v.x);
 }
 
+// Every block needs what all others wrote; a block that does not arrive leaves them waiting.
+__global__ void together_kernel(int* parts, int* sums, unsigned long long* arrivals, int absent) {
+  if (static_cast<int>(blockIdx.x) == absent) return;
+  int* mine = dynamic_shared<int>();
+  const int t = static_cast<int>(threadIdx.x);
+  mine[t] = t + static_cast<int>(blockIdx.x);
+  __syncthreads();
+  if (t == 0) {
+    int sum = 0;
+    for (unsigned int k = 0; k < blockDim.x; ++k) sum += mine[k];
+    parts[blockIdx.x] = sum;
+    __threadfence();
+    atomicAdd(arrivals, 1ull);
+    wait_for(arrivals, gridDim.x);
+    sum = 0;
+    for (unsigned int b = 0; b < gridDim.x; ++b) sum += __ldcg(&parts[b]);
+    sums[blockIdx.x] = sum;
+  }
+}
+
 }  // namespace
 
+void sample_together(int* parts, int* sums, unsigned long long* arrivals, int absent,
+                     CudaStream stream) {
+  launch_together(together_kernel, 5, 32, 32 * sizeof(int), stream, parts, sums, arrivals, absent);
+}
 void sample_reduce(const float* values, int count, float* sum, CudaStream stream) {
   launch(reduce_kernel, 1, 256, 0, stream, values, count, sum);
 }
@@ -141,7 +165,8 @@ void sample_diverge(Divergence how, int* out, CudaStream stream) {
   launch(diverge_kernel, 1, 64, 0, stream, how, out);
 }
 void sample_race(int* out, CudaStream stream) { launch(race_kernel, 1, 64, 0, stream, out); }
-void sample_wide(const float4* in, float4* out, int count, unsigned int threads, CudaStream stream) {
+void sample_wide(const float4* in, float4* out, int count, unsigned int threads,
+                 CudaStream stream) {
   launch(wide_kernel, (static_cast<unsigned int>(count) + threads - 1) / threads, threads, 0,
          stream, in, out, count);
 }

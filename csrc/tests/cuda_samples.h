@@ -16,6 +16,9 @@ void sample_histogram(const int* values, int count, int bins, int* counts,
                       CudaStream stream);
 void sample_diverge(Divergence how, int* out, CudaStream stream);
 void sample_race(int* out, CudaStream stream);
+// Five blocks, each of which sums up all parts once all blocks have arrived; none is absent if < 0.
+void sample_together(int* parts, int* sums, unsigned long long* arrivals, int absent,
+                     CudaStream stream);
 void sample_wide(const float4* in, float4* out, int count, unsigned int threads, CudaStream stream);
 
 }  // namespace asng::cuda

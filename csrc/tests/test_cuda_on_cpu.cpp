@@ -1,5 +1,6 @@
 // The grid that runs on the CPU, on kernels whose results are known.
 #include <array>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -117,6 +118,24 @@ TEST(cuda_a_missing_barrier_shows_in_the_order_of_threads) {
   const Backward order;
   sample_race(backward.data(), nullptr);
   CHECK(forward != backward);
+}
+
+TEST(cuda_blocks_that_are_launched_together_can_wait_for_each_other) {
+  for (bool backwards : {false, true}) {
+    std::optional<Backward> order;
+    if (backwards) order.emplace();
+    std::array<int, 5> parts{}, sums{};
+    unsigned long long arrivals = 0;
+    sample_together(parts.data(), sums.data(), &arrivals, -1, nullptr);
+    for (int b = 0; b < 5; ++b) {
+      CHECK(parts[b] == 31 * 32 / 2 + 32 * b);
+      CHECK(sums[b] == 5 * 31 * 32 / 2 + 32 * 10);
+    }
+    arrivals = 0;
+    const std::string error =
+        error_of([&] { sample_together(parts.data(), sums.data(), &arrivals, 3, nullptr); });
+    CHECK(holds(error, "thread (0, 0, 0) waits in a wait for other blocks"));
+  }
 }
 
 TEST(cuda_invalid_launches_are_errors) {

@@ -1,0 +1,314 @@
+// The optimizer for CUDA, on a grid that runs on the CPU, against csrc/host: the same architectures
+// from the same seed, and states that agree.
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "../core/philox.h"
+#include "../cuda/optimizer.h"
+#include "../host/optimizer.h"
+#include "check.h"
+#include "cuda_on_cpu.h"
+
+namespace {
+
+using namespace asng::cuda;
+using asng::cuda_on_cpu::Backward;
+using asng::host::Asng;
+using asng::host::Layout;
+using asng::host::Population;
+
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+
+struct Space {
+  std::vector<std::int64_t> sizes;
+  std::int64_t gaussian = 0;
+
+  Layout layout() const {
+    std::vector<double> low(gaussian), high(gaussian), std_min(gaussian, 0.25);
+    for (std::int64_t j = 0; j < gaussian; ++j) {
+      low[j] = -1.0 - static_cast<double>(j);
+      high[j] = 7.0 + 3.0 * static_cast<double>(j % 5);
+    }
+    return Layout(sizes, 0, low, high, std_min);
+  }
+  std::vector<double> margin() const {
+    std::vector<double> margin;
+    const double n = static_cast<double>(std::max<std::size_t>(sizes.size(), 3));
+    for (std::int64_t size : sizes) {
+      margin.push_back(size > 1 ? 1.0 / (n * static_cast<double>(size - 1)) : 0.0);
+    }
+    return margin;
+  }
+};
+
+std::vector<std::int64_t> repeated(std::int64_t count, std::int64_t size) {
+  return std::vector<std::int64_t>(static_cast<std::size_t>(count), size);
+}
+
+// P optimizers on the host, and the same P on the grid.
+struct Pair {
+  std::int64_t problems, lambda;
+  std::vector<Asng> host;
+  std::vector<std::int64_t> counters, offsets{0}, categorical;
+  std::vector<double> theta, mean, variance, s, step, margin, bounds, gaussian;
+  asng::StepSizeSettings settings{};
+
+  Pair(const Space& space, std::int64_t problems, std::int64_t lambda, double delta_init = 1.0,
+       double Delta_max = kInfinity)
+      : problems(problems), lambda(lambda), margin(space.margin()) {
+    const Layout layout = space.layout();
+    for (std::int64_t p = 0; p < problems; ++p) {
+      host.emplace_back(layout, margin, lambda, 1000 + 77 * static_cast<std::uint64_t>(p), 1.5,
+                        delta_init, Delta_max);
+      Asng& one = host.back();
+      const std::int64_t row[kCounters] = {static_cast<std::int64_t>(one.state().seed)};
+      counters.insert(counters.end(), row, row + kCounters);
+      append(theta, one.state().theta);
+      append(mean, one.state().mean);
+      append(variance, one.state().variance);
+      append(s, one.s);
+      append(step, {one.step.gamma, one.step.Delta});
+    }
+    settings = host[0].settings();
+    for (std::int64_t size : layout.sizes) offsets.push_back(offsets.back() + size);
+    for (const std::vector<double>* row :
+         {&layout.low, &layout.high, &layout.std_min, &layout.std_max}) {
+      append(bounds, *row);
+    }
+  }
+
+  static void append(std::vector<double>& to, const std::vector<double>& values) {
+    to.insert(to.end(), values.begin(), values.end());
+  }
+
+  OptimizerShape shape() const {
+    const Layout& layout = host[0].layout();
+    return {problems, lambda, layout.n_categorical(), layout.n_gaussian(), layout.theta_size};
+  }
+  OptimizerState state() {
+    return {counters.data(), theta.data(), mean.data(), variance.data(), s.data(), step.data()};
+  }
+
+  // Draws on both; returns whether they drew the same.
+  bool ask() {
+    const OptimizerShape shape = this->shape();
+    const auto draws = static_cast<std::size_t>(problems * lambda);
+    categorical.assign(draws * shape.categorical, -1);
+    gaussian.assign(draws * shape.gaussian, kNan);
+    asng::cuda::ask(shape, state(), offsets.data(), categorical.data(), gaussian.data(), nullptr);
+    std::vector<std::int64_t> categories(categorical.size());
+    std::vector<double> numbers(gaussian.size());
+    for (std::int64_t p = 0; p < problems; ++p) {
+      host[p].ask(categories.data() + p * lambda * shape.categorical,
+                  numbers.data() + p * lambda * shape.gaussian);
+    }
+    bool near = categories == categorical;
+    for (std::size_t k = 0; k < numbers.size(); ++k) {
+      near = near && std::fabs(numbers[k] - gaussian[k]) <= 1e-9;
+    }
+    return near;
+  }
+
+  // Updates both by losses (P, lambda); returns whether they agree on what moved.
+  bool tell(const std::vector<double>& losses, bool maximize = false) {
+    const OptimizerShape shape = this->shape();
+    const std::int64_t blocks = tell_blocks(shape);
+    const std::int64_t per_problem = Workspace::size_for(shape, blocks);
+    std::vector<double> memory(static_cast<std::size_t>(problems * per_problem), kNan);
+    const auto moved = std::make_unique<bool[]>(static_cast<std::size_t>(problems));
+    asng::cuda::tell(shape, state(),
+                     {categorical.data(), gaussian.data(), losses.data(), maximize, offsets.data(),
+                      margin.data(), bounds.data(), moved.get()},
+                     settings, {memory.data(), per_problem}, blocks, nullptr);
+    bool same = true;
+    for (std::int64_t p = 0; p < problems; ++p) {
+      std::vector<double> row(losses.begin() + p * lambda, losses.begin() + (p + 1) * lambda);
+      for (double& loss : row) loss = maximize ? -loss : loss;
+      // An infinitely good loss is an error on the host, and the worst on the device.
+      for (double& loss : row) loss = loss == -kInfinity ? kInfinity : loss;
+      const bool host_moved =
+          host[p].tell({lambda, categorical.data() + p * lambda * shape.categorical,
+                        gaussian.data() + p * lambda * shape.gaussian, row.data()});
+      same = same && host_moved == moved[p];
+    }
+    return same;
+  }
+
+  // The largest difference of any number of the state, relative to its size if that is above 1.
+  double difference() {
+    double most = 0.0;
+    const auto compare = [&](const std::vector<double>& mine, const double* theirs,
+                             std::int64_t p) {
+      const auto count = static_cast<std::int64_t>(mine.size());
+      for (std::int64_t k = 0; k < count; ++k) {
+        const double distance = std::fabs(mine[k] - theirs[p * count + k]);
+        const double relative = distance / std::fmax(1.0, std::fabs(mine[k]));
+        most = std::isnan(relative) ? kInfinity : std::fmax(most, relative);
+      }
+    };
+    for (std::int64_t p = 0; p < problems; ++p) {
+      compare(host[p].state().theta, theta.data(), p);
+      compare(host[p].state().mean, mean.data(), p);
+      compare(host[p].state().variance, variance.data(), p);
+      compare(host[p].s, s.data(), p);
+      compare({host[p].step.gamma, host[p].step.Delta}, step.data(), p);
+      const std::int64_t* row = counters.data() + p * kCounters;
+      const bool counted =
+          row[kAsked] == static_cast<std::int64_t>(host[p].state().asked) &&
+          row[kGeneration] == static_cast<std::int64_t>(host[p].state().generation);
+      const bool at_rest = row[kTicket] == 0 && row[kArrivals] == 0;
+      most = counted && at_rest ? most : kInfinity;
+    }
+    return most;
+  }
+};
+
+// A loss that depends on the sample, with ties, NaN and infinities now and then.
+std::vector<double> losses_of(const Pair& pair, std::uint64_t generation) {
+  const OptimizerShape shape = pair.shape();
+  std::vector<double> losses;
+  for (std::int64_t k = 0; k < shape.problems * shape.population; ++k) {
+    double loss = 0.0;
+    for (std::int64_t i = 0; i < shape.categorical; ++i) {
+      loss += pair.categorical[k * shape.categorical + i] == i % 2 ? 0.0 : 1.0;
+    }
+    for (std::int64_t j = 0; j < shape.gaussian; ++j) {
+      const double x = pair.gaussian[k * shape.gaussian + j] - 3.0;
+      loss += 0.1 * x * x;
+    }
+    const asng::PhiloxBlock bits = asng::philox(
+        5,
+        asng::draw_counter(asng::Stream::kToyNoise, generation, static_cast<std::uint32_t>(k), 0));
+    switch (bits.word[0] % 16) {
+      case 0:
+        loss = kNan;
+        break;
+      case 1:
+        loss = kInfinity;
+        break;
+      case 2:
+      case 3:
+        loss = 2.0;
+        break;
+      default:
+        break;
+    }
+    losses.push_back(loss);
+  }
+  return losses;
+}
+
+// Runs both for some generations; reports the first in which they part.
+void check_agreement(const Space& space, std::int64_t problems, std::int64_t lambda,
+                     int generations, double delta_init = 1.0, double Delta_max = kInfinity) {
+  Pair pair(space, problems, lambda, delta_init, Delta_max);
+  for (int g = 0; g < generations; ++g) {
+    const int before = asng::test::failures;
+    CHECK(pair.ask());
+    CHECK(pair.tell(losses_of(pair, static_cast<std::uint64_t>(g)), g % 7 == 3));
+    CHECK_NEAR(pair.difference(), 0.0, 1e-9);
+    if (asng::test::failures != before) {
+      std::fprintf(stderr, "  in generation %d of %lld problems, lambda %lld\n", g,
+                   static_cast<long long>(problems), static_cast<long long>(lambda));
+      return;
+    }
+  }
+}
+
+}  // namespace
+
+TEST(cuda_optimizer_agrees_on_categorical_spaces) {
+  for (std::int64_t lambda : {2, 3, 4, 7, 16, 64}) {
+    check_agreement({repeated(30, 5)}, 1, lambda, 300);
+  }
+  check_agreement({{2, 7, 1, 3, 12, 2, 2}}, 3, 2, 400);
+  check_agreement({{1, 1, 40}}, 2, 5, 200);
+}
+
+TEST(cuda_optimizer_agrees_on_one_variable) {
+  check_agreement({{2}}, 5, 2, 300);
+  check_agreement({{9}}, 2, 4, 300);
+  check_agreement({{}, 1}, 4, 2, 300);
+  check_agreement({{}, 1}, 1, 9, 300);
+}
+
+TEST(cuda_optimizer_agrees_on_mixed_spaces) {
+  check_agreement({repeated(14, 3), 6}, 1, 2, 400);
+  check_agreement({{4, 2, 6, 3, 5}, 3}, 5, 6, 300);
+  check_agreement({{5, 5}, 40}, 2, 33, 100);
+}
+
+TEST(cuda_optimizer_agrees_for_other_step_sizes) {
+  check_agreement({repeated(10, 4), 2}, 2, 2, 300, 0.1);
+  check_agreement({repeated(10, 4), 2}, 1, 4, 300, 100.0);
+  check_agreement({repeated(10, 4)}, 1, 2, 300, 1.0, 1.5);
+}
+
+TEST(cuda_optimizer_agrees_where_a_problem_has_many_blocks) {
+  check_agreement({repeated(1500, 3), 20}, 1, 2, 20);
+  check_agreement({repeated(1400, 4)}, 2, 6, 10);
+  check_agreement({repeated(1100, 2)}, 5, 2, 10);  // no more than one block each fits
+  const OptimizerShape large{2, 2, 1400, 0, 5600};
+  CHECK(tell_blocks(large) == 3);
+  const Backward backward;
+  check_agreement({repeated(1500, 3), 20}, 1, 2, 10);
+}
+
+TEST(cuda_optimizer_does_not_depend_on_the_order_of_threads) {
+  Pair one({repeated(1300, 3), 8}, 2, 4);
+  Pair other({repeated(1300, 3), 8}, 2, 4);
+  for (int g = 0; g < 5; ++g) {
+    one.ask();
+    one.tell(losses_of(one, g));
+    const Backward backward;
+    other.ask();
+    other.tell(losses_of(other, g));
+  }
+  CHECK(one.theta == other.theta && one.s == other.s && one.step == other.step);
+  CHECK(one.mean == other.mean && one.variance == other.variance);
+}
+
+TEST(cuda_optimizer_skips_updates_that_say_nothing) {
+  Pair pair({{3, 4}, 1}, 3, 4);
+  const std::vector<double> theta = pair.theta, s = pair.s, step = pair.step;
+  pair.ask();
+  // No finite loss; all the same; ties within rounding.
+  std::vector<double> losses{kNan, kInfinity, kNan, -kInfinity, 5, 5, 5, 5, 1, 1 + 1e-15, 1, 1};
+  CHECK(pair.tell(losses));
+  CHECK(pair.theta == theta && pair.s == s && pair.step == step);
+  for (std::int64_t p = 0; p < 3; ++p) CHECK(pair.counters[p * kCounters + kGeneration] == 1);
+  // Identical samples.
+  for (std::size_t k = 0; k < pair.categorical.size(); ++k) pair.categorical[k] = 1;
+  for (double& x : pair.gaussian) x = 2.5;
+  losses = {1, 2, 3, 4, 4, 3, 2, 1, 1, 1, 2, 2};
+  CHECK(pair.tell(losses));
+  CHECK(pair.theta == theta && pair.s == s && pair.step == step);
+  CHECK(pair.difference() == 0.0);
+}
+
+TEST(cuda_optimizer_keeps_memory_safe_from_categories_that_do_not_exist) {
+  Pair pair({{3, 4}}, 1, 2);
+  pair.ask();
+  const std::vector<double> before = pair.theta;
+  pair.categorical = {0, 1'000'000, 2, -5};
+  const OptimizerShape shape = pair.shape();
+  std::vector<double> memory(static_cast<std::size_t>(Workspace::size_for(shape, 1)));
+  const double losses[] = {1, 2};
+  bool moved = false;
+  tell(shape, pair.state(),
+       {pair.categorical.data(), nullptr, losses, false, pair.offsets.data(), pair.margin.data(),
+        pair.bounds.data(), &moved},
+       pair.settings, {memory.data(), static_cast<std::int64_t>(memory.size())}, 1, nullptr);
+  CHECK(moved);
+  CHECK(pair.theta[0] > before[0] && pair.theta[2] < before[2]);
+  for (int j = 3; j < 7; ++j) CHECK(pair.theta[j] == before[j]);
+}
+
+TEST(cuda_optimizer_takes_the_largest_population) {
+  check_agreement({{6, 3}, 1}, 1, kLargestPopulation, 3);
+}
