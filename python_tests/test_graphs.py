@@ -170,6 +170,7 @@ def test_a_probe_lists_waits_and_passes_on_other_warnings(monkeypatch: pytest.Mo
     monkeypatch.setattr(CudaGraphs, "run", lambda self, work: work())
 
     def waits() -> None:
+        warnings.warn("Synchronization debug mode is a prototype feature", stacklevel=1)
         warnings.warn("called a synchronizing CUDA operation (Triggered internally)", stacklevel=1)
         warnings.warn("something else", stacklevel=1)
 
