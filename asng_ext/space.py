@@ -315,6 +315,9 @@ class Samples(Sequence[dict[str, Any]]):
         categorical: (λ, n_cat) int64, category indices.
         numerical: (λ, n_num) float64, raw draws of the integer and real variables, before
             clipping and rounding. The update uses these.
+
+    Both are arrays, or tensors on its device if an optimizer on a CUDA device drew them; reading
+    dicts then waits for the device.
     """
 
     __slots__ = ("categorical", "numerical", "space")

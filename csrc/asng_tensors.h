@@ -1,18 +1,24 @@
-// The tensors that hold the state of P optimizers (asng_ext/optimizers/_tensors.py), checked; the
-// operators over them are the same on every device.
+// The tensors of asng::_asng_ask and asng::_asng_tell, checked in the same way on every device.
 #pragma once
 
-#include <array>
+#include <cmath>
 
+#include "core/step_size.h"
 #include "tensors.h"
 
 namespace asng {
 
-struct AsngSizes {
+struct AsngState {
+  // Columns of `counters`: the seed, the populations drawn and told, and two for launches on a
+  // device.
+  static constexpr int64_t kCounters = 5;
+
+  Tensor counters, theta, mean, variance, offsets;
   int64_t problems, categorical, gaussian, theta_size;
 
-  AsngSizes(const Tensor& counters, const Tensor& theta, const Tensor& mean, const Tensor& variance,
-            const Tensor& offsets, DeviceType device) {
+  AsngState(const Tensor& counters, const Tensor& theta, const Tensor& mean, const Tensor& variance,
+            const Tensor& offsets, DeviceType device)
+      : counters(counters), theta(theta), mean(mean), variance(variance), offsets(offsets) {
     STD_TORCH_CHECK(theta.dim() == 2 && mean.dim() == 2 && offsets.dim() == 1,
                     "theta, mean and offsets must have 2, 2 and 1 dimensions, got ", theta.dim(),
                     ", ", mean.dim(), " and ", offsets.dim());
@@ -31,12 +37,32 @@ struct AsngSizes {
 
   int64_t n_theta() const { return theta_size - categorical + 2 * gaussian; }
 
-  // Columns of `counters`: the seed, the populations drawn and told, and two for the launches.
-  static constexpr int64_t kCounters = 5;
+  Tensor empty(const std::vector<int64_t>& sizes, ScalarType dtype) const {
+    return torch::stable::new_empty(theta, {sizes.data(), sizes.size()}, dtype);
+  }
 };
 
-inline Tensor new_samples(const Tensor& like, std::array<int64_t, 3> sizes, ScalarType dtype) {
-  return torch::stable::new_empty(like, {sizes.data(), sizes.size()}, dtype);
+// What is told; returns the number of samples of each problem.
+inline int64_t check_told(const AsngState& state, const Tensor& s, const Tensor& step,
+                          const Tensor& categorical, const Tensor& numerical, const Tensor& losses,
+                          const Tensor& margin, const Tensor& bounds, DeviceType device) {
+  STD_TORCH_CHECK(losses.dim() == 2, "losses must have 2 dimensions, got ", losses.dim());
+  const int64_t problems = state.problems, population = losses.size(1);
+  STD_TORCH_CHECK(population >= 2, "losses must have at least 2 columns, got ", population);
+  check(s, "s", ScalarType::Double, {problems, state.n_theta()}, device);
+  check(step, "step", ScalarType::Double, {problems, 2}, device);
+  check(categorical, "categorical", ScalarType::Long, {problems, population, state.categorical},
+        device);
+  check(numerical, "numerical", ScalarType::Double, {problems, population, state.gaussian}, device);
+  check(losses, "losses", ScalarType::Double, {problems, population}, device);
+  check(margin, "margin", ScalarType::Double, {state.categorical}, device);
+  check(bounds, "bounds", ScalarType::Double, {4, state.gaussian}, device);
+  return population;
+}
+
+inline StepSizeSettings step_size_settings(const AsngState& state, double alpha, double delta_init,
+                                           double Delta_max) {
+  return {alpha, delta_init, Delta_max, std::sqrt(static_cast<double>(state.n_theta()))};
 }
 
 }  // namespace asng

@@ -71,15 +71,26 @@ STABLE_TORCH_LIBRARY(asng, m) {
       "Tensor bias) -> (Tensor, Tensor, Tensor)");
 
   // The optimizer as tensors: P optimizers of one space with m categorical and n Gaussian variables
-  // advance together. Nothing is read back from the device.
-  //   counters (P, 5) int64      seed, populations drawn, populations told; two of a call in
-  //   progress theta (P, Θ)               the probabilities; those of variable i are theta[:,
-  //   o_i:o_{i+1}] mean, variance (P, n)      float64, like all that is not said to be int64
+  // advance together. Floating point is float64; nothing is read back from the device.
+  //   counters (P, 5) int64      seed, populations drawn, populations told; two of launches, zeros
+  //   theta (P, Θ)               the probabilities; those of variable i are theta[:, o_i:o_{i+1}]
+  //   mean, variance (P, n)
   //   offsets (m + 1,) int64     o
   // Draws `population` samples and counts it: (P, λ, m) int64 categories, (P, λ, n) numbers.
   m.def(
       "_asng_ask(Tensor(a!) counters, Tensor theta, Tensor mean, Tensor variance, Tensor offsets, "
       "int population) -> (Tensor, Tensor)");
+  // Updates the distributions from λ samples each, of whichever draw.
+  //   s (P, n_θ), step (P, 2)    the accumulated natural gradient; γ and Δ
+  //   losses (P, λ)              what is not finite ranks last and ties
+  //   margin (m,)                lower bounds of the probabilities
+  //   bounds (4, n)              low, high, least and largest standard deviation
+  // Returns (P,) bool: whether anything moved.
+  m.def(
+      "_asng_tell(Tensor(a!) counters, Tensor(b!) theta, Tensor(c!) mean, Tensor(d!) variance, "
+      "Tensor(e!) s, Tensor(f!) step, Tensor categorical, Tensor numerical, Tensor losses, "
+      "Tensor offsets, Tensor margin, Tensor bounds, float alpha, float delta_init, "
+      "float delta_max, bool maximize) -> Tensor");
 
   // Gives memory that the operators keep for the next call back to the system; returns the bytes.
   m.def("_release_cached() -> int");

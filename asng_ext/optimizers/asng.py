@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,6 +13,11 @@ from asng_ext._checks import check_number
 from asng_ext.optimizers._distribution import Margin, Theta, margins
 from asng_ext.optimizers.base import Optimizer
 from asng_ext.space import FloatArray, SearchSpace
+
+if TYPE_CHECKING:
+    import torch
+
+    from asng_ext.optimizers._tensors import ASNGEngine
 
 __all__ = ["ASNG", "Theta", "margins"]
 
@@ -38,14 +43,21 @@ class ASNG(Optimizer):
         convergence_limit: ``should_stop`` once the distribution has come this far, in [0, 1], from
             its start towards the narrowest one the margins allow.
         generation_limit: ``should_stop`` after this many ``tell``; None for no limit.
-        device: Where the optimizer lives; "cpu".
+        device: Where the optimizer lives: "cpu", or a CUDA device ("cuda", "cuda:1", a
+            torch.device). On the latter samples are CUDA tensors, and neither ``ask`` nor ``tell``
+            with CUDA losses waits for the device; what reads the state does. There at most 1024
+            samples are told at once, and losses of -inf, which cannot be refused without waiting,
+            rank last. The same seed gives the same samples on every device, and states go from
+            one to the other.
 
     Raises:
         TypeError, ValueError: If an argument is of the wrong kind or out of its range, or the
             space has nothing to choose.
+        RuntimeError: If there is no such CUDA device, torch has no CUDA, or the operators for it
+            are not built; the message says which.
     """
 
-    _engine: _host.ASNG
+    _engine: _host.ASNG | ASNGEngine
     _own_settings = ("alpha", "delta_init", "delta_max")
     _own_arrays = ("s",)
 
@@ -62,7 +74,7 @@ class ASNG(Optimizer):
         maximize: bool = False,
         convergence_limit: float = 0.95,
         generation_limit: int | None = None,
-        device: str = "cpu",
+        device: str | torch.device = "cpu",
     ) -> None:
         super().__init__(
             space,
@@ -81,12 +93,41 @@ class ASNG(Optimizer):
         self.alpha = float(alpha)
         self.delta_init = float(delta_init)
         self.delta_max = float(delta_max)
-        self._engine = _host.ASNG(
+        if self.device == "cpu":
+            self._engine = _host.ASNG(
+                self._common,
+                alpha=self.alpha,
+                delta_init=self.delta_init,
+                delta_max=self.delta_max,
+            )
+        else:
+            self._use_tensors(self.device)
+
+    def _use_tensors(self, device: str) -> None:
+        """Starts anew with the state in tensors on a device."""
+        import torch
+
+        from asng_ext.optimizers._tensors import ASNGEngine
+
+        self._engine = ASNGEngine(
             self._common,
             alpha=self.alpha,
             delta_init=self.delta_init,
             delta_max=self.delta_max,
+            device=torch.device(device),
         )
+
+    def _check_device(self, device: Any) -> str:
+        if str(device) == "cpu":
+            return "cpu"
+        # An optimizer on the CPU does not need torch.
+        from asng_ext.optimizers._tensors import cuda_device
+
+        return str(cuda_device(device))
+
+    def _losses(self, losses: Any) -> Any:
+        engine = self._engine
+        return super()._losses(losses) if isinstance(engine, _host.ASNG) else engine.losses(losses)
 
     @property
     def delta(self) -> float:

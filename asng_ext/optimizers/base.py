@@ -6,7 +6,7 @@ import math
 import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -15,6 +15,11 @@ from asng_ext._checks import check_integer
 from asng_ext.optimizers._distribution import Margin, Theta, margins
 from asng_ext.optimizers._told import as_array, matching
 from asng_ext.space import FloatArray, Samples, SearchSpace
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from asng_ext.optimizers._tensors import ASNGEngine
 
 __all__ = ["Optimizer"]
 
@@ -56,7 +61,7 @@ class Optimizer(ABC):
             space has nothing to choose.
     """
 
-    _engine: _host.Optimizer
+    _engine: _host.Optimizer | ASNGEngine
     # Names of a subclass's own arguments, which are attributes, too.
     _own_settings: tuple[str, ...] = ()
     # Names of the arrays that the engine of a subclass keeps beside the distribution.
@@ -72,7 +77,7 @@ class Optimizer(ABC):
         maximize: bool,
         convergence_limit: float,
         generation_limit: int | None,
-        device: str,
+        device: Any,
     ) -> None:
         if not isinstance(space, SearchSpace):
             raise TypeError(f"space must be a SearchSpace, got {type(space).__name__}")
@@ -86,15 +91,13 @@ class Optimizer(ABC):
         if seed is None:
             seed = secrets.randbits(64)
         check_integer("seed", seed, 0, 2**64)
-        if str(device) != "cpu":
-            raise ValueError(f'device must be "cpu", got {device!r}')
+        self.device = self._check_device(device)
         self.space = space
         self.population_size = int(population_size)
         self.margin = margin
         self.maximize = bool(maximize)
         self.convergence_limit = float(convergence_limit)
         self.generation_limit = generation_limit
-        self.device = "cpu"
         numerical = space.numerical.values()
         self._common: _host.Common = {
             "sizes": space.sizes,
@@ -106,6 +109,16 @@ class Optimizer(ABC):
             "seed": int(seed),
         }
 
+    def _check_device(self, device: Any) -> str:
+        """The device's name (ValueError if the optimizer cannot live there)."""
+        if str(device) != "cpu":
+            raise ValueError(f'device must be "cpu", got {str(device)!r}')
+        return "cpu"
+
+    def _losses(self, losses: Any) -> Any:
+        """What was told in the form that the engine takes, with a length."""
+        return losses if type(losses) is list else as_array(losses)
+
     def ask(self) -> Samples:
         """Draws λ samples. Any number of populations may be asked for before one is told.
 
@@ -113,7 +126,7 @@ class Optimizer(ABC):
         """
         return Samples(self.space, *self._engine.ask())
 
-    def tell(self, samples: Samples | Sequence[Mapping[str, Any]], losses: Any) -> bool:
+    def tell(self, samples: Samples | Sequence[Mapping[str, Any]], losses: Any) -> bool | Tensor:
         """Updates the distribution from the losses of samples, in any order, of any ``ask``.
 
         Args:
@@ -131,8 +144,7 @@ class Optimizer(ABC):
             ValueError, TypeError: If samples and losses do not match each other or the space; the
                 optimizer is then as it was.
         """
-        if type(losses) is not list:
-            losses = as_array(losses)
+        losses = self._losses(losses)
         if not isinstance(samples, Samples):
             samples = self.space.samples(list(samples))
         categorical = samples.categorical
@@ -322,7 +334,8 @@ class Optimizer(ABC):
         }
 
     def __reduce__(self) -> tuple[Any, ...]:
-        settings = {name: getattr(self, name) for name in (*COMMON_SETTINGS, *self._own_settings)}
+        names = (*COMMON_SETTINGS, *self._own_settings, "device")
+        settings = {name: getattr(self, name) for name in names}
         return _rebuild, (type(self), self.space, settings, self.state_dict())
 
     def __repr__(self) -> str:

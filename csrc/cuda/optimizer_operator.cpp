@@ -9,35 +9,64 @@
 namespace asng::cuda {
 namespace {
 
-static_assert(AsngSizes::kCounters == kCounters);
+static_assert(AsngState::kCounters == kCounters);
 
-OptimizerShape shape_of(const AsngSizes& sizes, int64_t population) {
-  return {sizes.problems, population, sizes.categorical, sizes.gaussian, sizes.theta_size};
+OptimizerShape shape_of(const AsngState& state, int64_t population) {
+  return {state.problems, population, state.categorical, state.gaussian, state.theta_size};
 }
 
-OptimizerState state_of(const Tensor& counters, const Tensor& theta, const Tensor& mean,
-                        const Tensor& variance) {
-  return {counters.mutable_data_ptr<int64_t>(), theta.mutable_data_ptr<double>(),
-          mean.mutable_data_ptr<double>(), variance.mutable_data_ptr<double>()};
+OptimizerState pointers(const AsngState& state, double* s, double* step) {
+  return {state.counters.mutable_data_ptr<int64_t>(),
+          state.theta.mutable_data_ptr<double>(),
+          state.mean.mutable_data_ptr<double>(),
+          state.variance.mutable_data_ptr<double>(),
+          s,
+          step};
 }
 
 std::tuple<Tensor, Tensor> asng_ask(Tensor counters, Tensor theta, Tensor mean, Tensor variance,
                                     Tensor offsets, int64_t population) {
-  const AsngSizes sizes(counters, theta, mean, variance, offsets, DeviceType::CUDA);
+  const AsngState state(counters, theta, mean, variance, offsets, DeviceType::CUDA);
   STD_TORCH_CHECK(population > 0, "population must be above 0, got ", population);
   Tensor categorical =
-      new_samples(theta, {sizes.problems, population, sizes.categorical}, ScalarType::Long);
-  Tensor numerical =
-      new_samples(theta, {sizes.problems, population, sizes.gaussian}, ScalarType::Double);
+      state.empty({state.problems, population, state.categorical}, ScalarType::Long);
+  Tensor numerical = state.empty({state.problems, population, state.gaussian}, ScalarType::Double);
   const Current current(theta);
-  ask(shape_of(sizes, population), state_of(counters, theta, mean, variance),
+  ask(shape_of(state, population), pointers(state, nullptr, nullptr),
       offsets.const_data_ptr<int64_t>(), categorical.mutable_data_ptr<int64_t>(),
       numerical.mutable_data_ptr<double>(), current.stream());
   return {categorical, numerical};
 }
 
+Tensor asng_tell(Tensor counters, Tensor theta, Tensor mean, Tensor variance, Tensor s, Tensor step,
+                 Tensor categorical, Tensor numerical, Tensor losses, Tensor offsets, Tensor margin,
+                 Tensor bounds, double alpha, double delta_init, double delta_max, bool maximize) {
+  const AsngState state(counters, theta, mean, variance, offsets, DeviceType::CUDA);
+  const int64_t population =
+      check_told(state, s, step, categorical, numerical, losses, margin, bounds, DeviceType::CUDA);
+  STD_TORCH_CHECK(population <= kLargestPopulation, "losses must have at most ", kLargestPopulation,
+                  " columns on a CUDA device, got ", population);
+  const Current current(theta);
+  const OptimizerShape shape = shape_of(state, population);
+  const int64_t blocks = tell_blocks(shape);
+  const int64_t per_problem = Workspace::size_for(shape, blocks);
+  Tensor memory = state.empty({state.problems, per_problem}, ScalarType::Double);
+  Tensor moved = state.empty({state.problems}, ScalarType::Bool);
+  const Told told = {categorical.const_data_ptr<int64_t>(), numerical.const_data_ptr<double>(),
+                     losses.const_data_ptr<double>(),       maximize,
+                     offsets.const_data_ptr<int64_t>(),     margin.const_data_ptr<double>(),
+                     bounds.const_data_ptr<double>(),       moved.mutable_data_ptr<bool>()};
+  tell(shape, pointers(state, s.mutable_data_ptr<double>(), step.mutable_data_ptr<double>()), told,
+       step_size_settings(state, alpha, delta_init, delta_max),
+       {memory.mutable_data_ptr<double>(), per_problem}, blocks, current.stream());
+  return moved;
+}
+
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(asng, CUDA, m) { m.impl("_asng_ask", TORCH_BOX(&asng_ask)); }
+STABLE_TORCH_LIBRARY_IMPL(asng, CUDA, m) {
+  m.impl("_asng_ask", TORCH_BOX(&asng_ask));
+  m.impl("_asng_tell", TORCH_BOX(&asng_tell));
+}
 
 }  // namespace asng::cuda

@@ -1,14 +1,12 @@
 #include "optimizer.h"
 
-#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <stdexcept>
 #include <string>
 #include <utility>
 
-#include "../core/categorical.h"
-#include "../core/philox.h"
+#include "sample.h"
 
 namespace asng::host {
 
@@ -29,39 +27,8 @@ Optimizer::Optimizer(Layout layout, std::vector<double> margin, std::int64_t lam
 }
 
 void Optimizer::ask(std::int64_t* categorical, double* gaussian) {
-  const std::int64_t n = layout_.n_categorical();
-  for (std::int64_t k = 0; k < lambda_; ++k) {
-    for (std::int64_t first = 0; first < n; first += 4) {
-      const PhiloxBlock bits =
-          philox(state_.seed,
-                 draw_counter(Stream::kCategorical, state_.asked, static_cast<std::uint32_t>(k),
-                              static_cast<std::uint32_t>(first / 4)));
-      const std::int64_t last = std::min(first + 4, n);
-      for (std::int64_t i = first; i < last; ++i) {
-        categorical[k * n + i] = sample_category(state_.theta.data() + layout_.theta_offset[i],
-                                                 layout_.sizes[i], uniform32(bits.word[i - first]));
-      }
-    }
-  }
-  const std::int64_t m = layout_.n_gaussian();
-  for (std::int64_t pair = 0; 2 * pair < lambda_; ++pair) {
-    double* upper = gaussian + 2 * pair * m;
-    const bool mirrored = 2 * pair + 1 < lambda_;
-    for (std::int64_t first = 0; first < m; first += 2) {
-      double z[2];
-      standard_normal_pair(philox(state_.seed, draw_counter(Stream::kGaussian, state_.asked,
-                                                            static_cast<std::uint32_t>(pair),
-                                                            static_cast<std::uint32_t>(first / 2))),
-                           z[0], z[1]);
-      for (std::int64_t j = first; j < std::min(first + 2, m); ++j) {
-        const double offset = std::sqrt(state_.variance[j]) * z[j - first];
-        upper[j] = state_.mean[j] + offset;
-        if (mirrored) {
-          upper[m + j] = state_.mean[j] - offset;
-        }
-      }
-    }
-  }
+  draw_samples(layout_, {state_.theta.data(), state_.mean.data(), state_.variance.data()},
+               state_.seed, state_.asked, lambda_, categorical, gaussian);
   ++state_.asked;
 }
 

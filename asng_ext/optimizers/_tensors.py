@@ -1,0 +1,285 @@
+"""ASNG with its state in tensors, so that it can live on a CUDA device.
+
+Drawing samples and updating are one launch each, and nothing waits for the device, so that both can
+be captured in a CUDA graph; state changes in place. The operators exist on the CPU, too, where they
+call the same code as `asng_ext._host`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from asng_ext import _libraries
+from asng_ext.space import FloatArray
+
+if TYPE_CHECKING:
+    from asng_ext._host import Common
+
+__all__ = ["LARGEST_POPULATION", "ASNGEngine", "ASNGTensors", "cuda_device"]
+
+LARGEST_POPULATION = 1024
+"""kLargestPopulation of csrc/cuda/optimizer.h."""
+
+# Columns of `counters`; the other two belong to the launches.
+SEED, ASKED, GENERATION = range(3)
+COUNTERS = 5
+
+
+def cuda_device(device: torch.device | str) -> torch.device:
+    """The device with its number, which without one is the current device's.
+
+    Raises:
+        ValueError: It is no CUDA device.
+        RuntimeError: Operators or devices are missing; the message says which, and what to do.
+    """
+    try:
+        wanted = torch.device(device)
+    except RuntimeError:
+        wanted = None
+    if wanted is None or wanted.type != "cuda":
+        raise ValueError(f'device must be "cpu" or "cuda", got {str(device)!r}')
+    _libraries.require_cuda()
+    index = torch.cuda.current_device() if wanted.index is None else wanted.index
+    if index >= torch.cuda.device_count():
+        raise RuntimeError(
+            f"there is no device cuda:{index}: torch sees {torch.cuda.device_count()} CUDA devices"
+        )
+    return torch.device("cuda", index)
+
+
+def as_int64(unsigned: int) -> int:
+    """The signed integer with the bits of an unsigned one."""
+    return unsigned - 2**64 if unsigned >= 2**63 else unsigned
+
+
+class ASNGTensors:
+    """P optimizers of one space, each on its own, which advance in the same launches.
+
+    Args:
+        common: What optimizers have in common; its seed is not used.
+        alpha, delta_init, delta_max: See :class:`asng_ext.ASNG`.
+        seeds: One for each of the P optimizers.
+        device: Where the tensors are.
+
+    Attributes:
+        counters: (P, 5) int64: seed, populations drawn, populations told, and two of the launches.
+        theta: (P, Σ K) float64 probabilities, variable after variable.
+        mean, variance: (P, n_num) float64.
+        s: (P, n_θ) float64.
+        step: (P, 2) float64, γ and Δ.
+    """
+
+    def __init__(
+        self,
+        common: Common,
+        *,
+        alpha: float,
+        delta_init: float,
+        delta_max: float,
+        seeds: Sequence[int],
+        device: torch.device,
+    ) -> None:
+        _libraries.require()
+        self.population_size = common["population_size"]
+        self.settings = (alpha, delta_init, delta_max)
+        sizes = torch.tensor(common["sizes"], dtype=torch.int64)
+        low, high = (torch.tensor(common[k], dtype=torch.float64) for k in ("low", "high"))
+        std_min, std_max = torch.tensor(common["std_min"], dtype=torch.float64), (high - low) / 2
+        count, n_theta = len(seeds), int((sizes - 1).sum()) + 2 * len(low)
+        counters = torch.zeros((count, COUNTERS), dtype=torch.int64)
+        counters[:, SEED] = torch.tensor([as_int64(seed) for seed in seeds])
+        # δ is kept at or below √n_θ (StepSizeSettings of csrc/core/step_size.h).
+        start = max(min(1.0, delta_max), delta_init / n_theta**0.5)
+        step = torch.tensor([0.0, start], dtype=torch.float64)
+
+        def rows(values: Tensor) -> Tensor:
+            return values.repeat(count, 1).to(device)
+
+        self.counters = counters.to(device)
+        self.theta = rows((1.0 / sizes.double()).repeat_interleave(sizes))
+        self.mean = rows((low + high) / 2)
+        self.variance = rows(std_max**2)
+        self.s = rows(torch.zeros(n_theta, dtype=torch.float64))
+        self.step = rows(step)
+        self._offsets = torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)]).to(device)
+        self._margin = torch.tensor(common["margin"], dtype=torch.float64).to(device)
+        self._bounds = torch.stack([low, high, std_min, std_max]).to(device)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return self.theta.device
+
+    def ask(self) -> tuple[Tensor, Tensor]:
+        """Draws (P, λ, n_cat) int64 categories and (P, λ, n_num) float64 numbers."""
+        categorical, numerical = torch.ops.asng._asng_ask(
+            self.counters,
+            self.theta,
+            self.mean,
+            self.variance,
+            self._offsets,
+            self.population_size,
+        )
+        return categorical, numerical
+
+    def tell(
+        self, categorical: Tensor, numerical: Tensor, losses: Tensor, maximize: bool = False
+    ) -> Tensor:
+        """Updates from (P, λ) float64 losses of samples in the form that :meth:`ask` gives.
+
+        Losses that are not finite rank last and tie. Returns (P,) bool: whether anything moved.
+        """
+        moved: Tensor = torch.ops.asng._asng_tell(
+            self.counters,
+            self.theta,
+            self.mean,
+            self.variance,
+            self.s,
+            self.step,
+            categorical,
+            numerical,
+            losses,
+            self._offsets,
+            self._margin,
+            self._bounds,
+            *self.settings,
+            maximize,
+        )
+        return moved
+
+
+def _row(name: str, doc: str) -> property:
+    """A row of a tensor as an array; setting writes into the tensor."""
+
+    def read(self: ASNGEngine) -> FloatArray:
+        return np.array(getattr(self.tensors, name)[0].cpu().numpy(), dtype=np.float64)
+
+    def write(self: ASNGEngine, values: FloatArray) -> None:
+        getattr(self.tensors, name)[0].copy_(torch.from_numpy(np.array(values, dtype=np.float64)))
+
+    return property(read, write, doc=doc)
+
+
+def _element(name: str, column: int, doc: str) -> property:
+    """A number of a tensor; reading waits for the device."""
+
+    def read(self: ASNGEngine) -> Any:
+        return getattr(self.tensors, name)[0, column].item()
+
+    def write(self: ASNGEngine, value: float) -> None:
+        getattr(self.tensors, name)[0, column] = value
+
+    return property(read, write, doc=doc)
+
+
+class ASNGEngine:
+    """One optimizer over :class:`ASNGTensors`, with the face of `asng_ext._host.ASNG`.
+
+    Samples and losses are tensors; all else is read as arrays and numbers, for which it waits.
+    """
+
+    theta = _row("theta", "(Σ K,) probabilities.")
+    mean = _row("mean", "(n_num,)")
+    variance = _row("variance", "(n_num,)")
+    s = _row("s", "(n_θ,)")
+    asked = _element("counters", ASKED, "Populations drawn.")
+    generation = _element("counters", GENERATION, "Populations told.")
+    gamma = _element("step", 0, "γ")
+    Delta = _element("step", 1, "Δ")
+
+    def __init__(
+        self,
+        common: Common,
+        *,
+        alpha: float,
+        delta_init: float,
+        delta_max: float,
+        device: torch.device,
+    ) -> None:
+        if device.type != "cpu" and common["population_size"] > LARGEST_POPULATION:
+            raise ValueError(
+                f"population_size must be at most {LARGEST_POPULATION} on a CUDA device, "
+                f"got {common['population_size']}"
+            )
+        self.tensors = ASNGTensors(
+            common,
+            alpha=alpha,
+            delta_init=delta_init,
+            delta_max=delta_max,
+            seeds=[common["seed"]],
+            device=device,
+        )
+        self.margin: FloatArray = np.array(common["margin"], dtype=np.float64)
+        self.n_theta = self.tensors.s.shape[1]
+        self._delta_init = delta_init
+
+    @property
+    def seed(self) -> int:
+        """In [0, 2⁶⁴)."""
+        return int(self.tensors.counters[0, SEED].item()) % 2**64
+
+    @seed.setter
+    def seed(self, value: int) -> None:
+        self.tensors.counters[0, SEED] = as_int64(value)
+
+    @property
+    def delta(self) -> float:
+        """δ = δ⁰/Δ"""
+        return float(self._delta_init / self.Delta)
+
+    def losses(self, losses: Any) -> Tensor:
+        """Losses as (λ,) float64 on the device."""
+        if not isinstance(losses, Tensor):
+            try:
+                losses = torch.as_tensor(np.asarray(losses, dtype=np.float64))
+            except (TypeError, ValueError):
+                raise TypeError(
+                    f"losses must be a sequence of numbers, got {type(losses).__name__}"
+                ) from None
+        if losses.dim() != 1:
+            raise ValueError(f"losses must have shape (λ,), got {tuple(losses.shape)}")
+        if losses.is_complex():
+            raise TypeError(f"losses must be real numbers, got dtype {losses.dtype}")
+        return self._here(losses.detach(), torch.float64)
+
+    def ask(self) -> tuple[Any, Any]:
+        """(λ, n_cat) int64 and (λ, n_num) float64 tensors."""
+        categorical, numerical = self.tensors.ask()
+        return categorical[0], numerical[0]
+
+    def tell(self, categorical: Any, numerical: Any, losses: Any, negate: bool) -> Tensor:
+        """Returns whether anything moved, as a tensor, which is waited for only if it is read."""
+        if self.tensors.device.type != "cpu" and len(losses) > LARGEST_POPULATION:
+            raise ValueError(
+                f"losses must hold at most {LARGEST_POPULATION} numbers on a CUDA device, "
+                f"got {len(losses)}"
+            )
+        categorical = torch.as_tensor(categorical)
+        if categorical.is_floating_point() or categorical.is_complex():
+            raise TypeError(f"samples.categorical must hold integers, got {categorical.dtype}")
+        numerical = torch.as_tensor(numerical)
+        for name, values, columns in (
+            ("categorical", categorical, len(self.margin)),
+            ("numerical", numerical, self.tensors.mean.shape[1]),
+        ):
+            if tuple(values.shape) != (len(losses), columns):
+                raise ValueError(
+                    f"samples.{name} must have shape {(len(losses), columns)}, "
+                    f"got {tuple(values.shape)}"
+                )
+        return self.tensors.tell(
+            self._here(categorical, torch.int64)[None],
+            self._here(numerical, torch.float64)[None],
+            losses[None],
+            negate,
+        )[0]
+
+    def _here(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+        device = self.tensors.device
+        # Towards the host a copy that is not waited for would be read too early.
+        return tensor.to(device, dtype, non_blocking=device.type == "cuda").contiguous()
