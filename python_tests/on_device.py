@@ -63,6 +63,14 @@ class TensorOptimizer:
         self.counter.fill_(state["counter"])
 
 
+def asng_in_tensors(space: asng.SearchSpace, device: str = "cpu") -> asng.ASNG:
+    """ASNG with its state in tensors, on the CPU, too."""
+    optimizer = asng.ASNG(space, seed=7, device=device)
+    if device == "cpu":
+        optimizer._use_tensors(device)
+    return optimizer
+
+
 class Stacked(nn.Module):
     """Layers to choose from on the device: activation (three ways) and output (two)."""
 

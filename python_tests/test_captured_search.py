@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import small
 import torch
-from on_device import StackedTask, TensorOptimizer
+from on_device import StackedTask, TensorOptimizer, asng_in_tensors
 from recording import RecordingGraphs
 from torch import nn
 
+import asng_ext as asng
 from asng_ext.config import SearchConfig
 from asng_ext.graphs import WARM_UPS, CudaGraphs
 from asng_ext.run import RunFolder
@@ -86,6 +87,28 @@ def test_captured_or_not_the_numbers_are_the_same(momentum: float, device: str) 
     assert captured[2][-1]["train_loss"] < captured[2][0]["train_loss"]
     # The step size is read anew in every replay; a constant one ends elsewhere.
     assert captured[2][-1]["learning_rate"] < 0.1 * captured[2][0]["learning_rate"]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_asng_is_captured(device: str) -> None:
+    task = StackedTask(device)
+    graphs = counting(device)
+    captured = run_search(CONFIG, graphs, task, asng_in_tensors(task.space, device))
+    optimizer = asng_in_tensors(task.space, device)
+    usual = run_search(replace(CONFIG, graphs=False), graphs, task, optimizer)
+    assert small.equal(captured, usual)
+    assert graphs.captured == 1
+    assert optimizer.generation == 3 * 4
+    assert optimizer.convergence > 0.42
+
+
+def test_asng_on_the_host_is_not_captured() -> None:
+    graphs, stream, task = RecordingGraphs(), io.StringIO(), StackedTask()
+    assert not asng.ASNG(task.space).capturable
+    assert not asng.SNG(task.space).capturable
+    assert asng_in_tensors(task.space).capturable
+    run_search(CONFIG, graphs, NotCapturable(), asng_in_tensors(task.space), stream=stream)
+    assert "the task, NotCapturable, works on the host" in stream.getvalue()
 
 
 def test_a_captured_search_is_close_to_the_one_without_a_backend() -> None:
