@@ -92,7 +92,8 @@ class CudaGraphs:
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
         """Captures `work` in a CUDA graph; see `GraphBackend.capture`."""
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.device(self.device), torch.cuda.graph(graph, stream=self._stream):
+        # torch.cuda.graph alone leaves its stream the current one if the capture fails.
+        with torch.cuda.stream(self._stream), torch.cuda.graph(graph, stream=self._stream):
             work()
         return graph.replay
 

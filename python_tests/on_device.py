@@ -1,66 +1,14 @@
-"""A task and an optimizer that do everything with tensors, as those of a GPU do."""
+"""A task and an optimizer that do everything with tensors, on whatever device."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import asng_ext as asng
-
-
-class TensorOptimizer:
-    """A stochastic natural gradient with a fixed step for categorical variables, all in tensors.
-
-    Its random numbers are a function of a counter, which is a tensor as well.
-    """
-
-    capturable = True
-    delta = 0.05
-
-    def __init__(
-        self, space: asng.SearchSpace, device: str = "cpu", population_size: int = 2
-    ) -> None:
-        self.space = space
-        sizes = torch.tensor(space.sizes, device=device)
-        self._values = torch.arange(max(space.sizes), device=device)
-        self.theta = (self._values < sizes[:, None]) / sizes[:, None].double()
-        self.counter = torch.zeros((), dtype=torch.int64, device=device)
-        self._no_numbers = torch.zeros(population_size, 0, device=device)
-        places = torch.arange(population_size * len(sizes), device=device)
-        self._places = places.reshape(population_size, -1).double()
-
-    def ask(self) -> asng.Samples:
-        self.counter.add_(1)
-        noise = torch.sin(self.counter * 12.9898 + self._places * 78.233) * 43758.5453
-        draws = noise - noise.floor()
-        categorical = (self.theta.cumsum(1)[None] <= draws[..., None]).sum(-1)
-        categorical = categorical.clamp(max=self.theta.shape[1] - 1)
-        return asng.Samples(self.space, cast(Any, categorical), cast(Any, self._no_numbers))
-
-    def tell(self, samples: asng.Samples, losses: Any) -> bool:
-        utility = (losses.mean() - losses).sign().double()
-        chosen = (torch.as_tensor(samples.categorical)[..., None] == self._values).double()
-        gradient = (utility[:, None, None] * (chosen - self.theta)).mean(0)
-        self.theta.add_(gradient, alpha=self.delta).clamp_(min=0)
-        self.theta.div_(self.theta.sum(1, keepdim=True))
-        return True
-
-    def recommend(self) -> dict[str, Any]:
-        return self.space.decode(self.theta.argmax(1).tolist())
-
-    @property
-    def convergence(self) -> float:
-        return float(self.theta.max(1).values.mean())
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"theta": self.theta.tolist(), "counter": int(self.counter)}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.theta.copy_(torch.tensor(state["theta"], dtype=torch.float64))
-        self.counter.fill_(state["counter"])
 
 
 def asng_in_tensors(space: asng.SearchSpace, device: str = "cpu") -> asng.ASNG:
@@ -122,7 +70,7 @@ class StackedTask:
         self, supernet: nn.Module, batch: Any, samples: Any
     ) -> tuple[Tensor, dict[str, Tensor]]:
         x, y = (t.index_select(0, batch["rows"]) for t in (self.x, self.y))
-        outs = [supernet(x, choices) for choices in samples.categorical]
+        outs = [supernet(x, choices) for choices in torch.as_tensor(samples.categorical)]
         losses = [nn.functional.binary_cross_entropy_with_logits(out, y) for out in outs]
         accuracy = torch.stack([((out > 0) == (y > 0.5)).float().mean() for out in outs]).mean()
         return torch.stack(losses), {"accuracy": accuracy}
