@@ -26,7 +26,7 @@ def _halved(size: int, stride: int) -> int:
 
 
 def _node_saved(archs: int, edges: int, out_size: int, padded: int) -> int:
-    """NodeShape::saved_bound of csrc/cpu/node.h."""
+    """NodeShape::saved_bound of csrc/cpu/node.h, node_saved_size of csrc/cuda/cells.h."""
     return archs * edges * (2 * out_size + 4 * padded)
 
 
@@ -107,7 +107,7 @@ def _cell_fake(
     stride = 1 if reduction is None else 2
     size = (images, _halved(height, stride), _halved(width, stride), padded)
     in_size, out_size = images * height * width * padded, size[0] * size[1] * size[2] * size[3]
-    # CellShape::saved_bound of csrc/cpu/cell.cpp.
+    # CellShape::saved_bound of csrc/cpu/cell.cpp, CellShape::saved_size of csrc/cuda/cells.h.
     saved = archs * (2 * in_size + nodes * out_size + 6 * padded)
     saved += nodes * _node_saved(archs, 2, out_size, padded)
     return newer.new_empty((archs, *size)), newer.new_empty((saved if save else 0,))
@@ -170,7 +170,7 @@ def _stem_fake(
 ) -> tuple[Tensor, Tensor]:
     batch, height, width, _ = images.shape
     padded = padded_channels(weight.shape[0])
-    # StemShape::saved_size of csrc/cpu/stem.h.
+    # StemShape::saved_size of csrc/cpu/stem.h and of csrc/cuda/cells.h.
     saved = batch * height * width * padded + 2 * padded
     return images.new_empty((1, batch, height, width, padded)), images.new_empty((saved,))
 
@@ -207,7 +207,8 @@ def _register() -> None:
     register_autograd("asng::cell", _cell_backward, setup_context=_cell_setup)
     # Statistics of a batch need more than half precision.
     for name in ("asng::mixed_node", "asng::cell", "asng::stem"):
-        register_autocast(name, "cpu", torch.float32)
+        for device in ("cpu", "cuda"):
+            register_autocast(name, device, torch.float32)
 
 
 if available():

@@ -1,9 +1,9 @@
 """Compiled operators of the supernet: what they take, checked, and what they give.
 
-All work on the CPU with float32 or float64, have derivatives, and run under `torch.compile` and
-`torch.autocast`. λ architectures go through one call; what differs between them are small index
-tensors, and only operations that some architecture uses cost time. `asng_ext.reference_ops` says
-the same in plain PyTorch.
+All work on the CPU and on CUDA devices with float32 or float64, have derivatives, and run under
+`torch.compile` and `torch.autocast`. λ architectures go through one call; what differs between
+them are small index tensors, and only operations that some architecture uses cost time.
+`asng_ext.reference_ops` says the same in plain PyTorch.
 
 Images are channels-last, (λ, B, H, W, C), any number of channels.
 """
@@ -68,6 +68,10 @@ def release_memory() -> int:
     return int(torch.ops.asng._release_cached())
 
 
+def _under_autocast(device: torch.device) -> bool:
+    return torch.is_autocast_enabled("cuda" if device.type == "cuda" else "cpu")
+
+
 def _check_images(x: Tensor, name: str, dim: int) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
@@ -75,10 +79,12 @@ def _check_images(x: Tensor, name: str, dim: int) -> None:
         raise ValueError(
             f"{name} must have {dim} dimensions, none of them 0, got shape {tuple(x.shape)}"
         )
-    if x.dtype not in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu"):
+    if x.dtype not in (torch.float32, torch.float64) and not _under_autocast(x.device):
         raise TypeError(f"{name} must be float32 or float64, got {x.dtype}")
-    if x.device.type not in ("cpu", "meta"):
-        raise ValueError(f"{name} must be on the CPU, got {x.device}")
+    if x.device.type == "cuda":
+        _libraries.require_cuda()
+    elif x.device.type not in ("cpu", "meta"):
+        raise ValueError(f"{name} must be on the CPU or a CUDA device, got {x.device}")
 
 
 def _check_weight(x: Tensor, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
@@ -86,21 +92,26 @@ def _check_weight(x: Tensor, name: str, shape: tuple[int, ...], like: Tensor) ->
         raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
     if tuple(x.shape) != shape:
         raise ValueError(f"{name} must have shape {shape}, got {tuple(x.shape)}")
-    if x.dtype != like.dtype and not torch.is_autocast_enabled("cpu"):
+    if x.dtype != like.dtype and not _under_autocast(like.device):
         raise TypeError(f"{name} must be {like.dtype} as the images are, got {x.dtype}")
     if x.device != like.device:
         raise ValueError(f"{name} must be on {like.device} as the images are, got {x.device}")
     return x.contiguous()
 
 
-def _check_indices(x: Tensor, name: str, shape: tuple[int, int], count: int) -> Tensor:
+def _check_indices(
+    x: Tensor, name: str, shape: tuple[int, int], count: int, device: torch.device
+) -> Tensor:
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
     if x.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"{name} must be int32 or int64, got {x.dtype}")
     if tuple(x.shape) != shape:
         raise ValueError(f"{name} must have shape {shape}, got {tuple(x.shape)}")
-    # Values are unknown while a graph is traced; the operator itself checks them again.
+    if x.device != device and device.type != "meta":
+        raise ValueError(f"{name} must be on {device} as the images are, got {x.device}")
+    # Values are unknown while a graph is traced; the operator itself checks them again. Those on a
+    # device stay there: looking at them would mean to wait for it.
     if not torch.compiler.is_compiling() and x.device.type == "cpu":
         low, high = int(x.min()), int(x.max())
         if low < 0 or high >= count:
@@ -123,8 +134,9 @@ def mixed_node(
 
     Args:
         bank: The S candidate inputs, (S, λ, B, H, W, C).
-        inputs: (λ, E) integers from 0 to S - 1.
-        operations: (λ, E) integers from 0 to 4.
+        inputs: (λ, E) integers from 0 to S - 1, on the device of the bank.
+        operations: (λ, E) integers from 0 to 4, likewise. On a CUDA device the values are not
+            looked at: an architecture with one out of range gives NaN.
         weights: Of all operations on all inputs.
         stride: 1, or 2 to halve the images.
 
@@ -146,8 +158,8 @@ def mixed_node(
     if not isinstance(inputs, Tensor) or inputs.dim() != 2 or inputs.shape[1] == 0:
         raise ValueError(f"inputs must have shape (λ, E), got {getattr(inputs, 'shape', inputs)}")
     shape = (archs, inputs.shape[1])
-    index = _check_indices(inputs, "inputs", shape, count)
-    kinds = _check_indices(operations, "operations", shape, OPERATION_COUNT)
+    index = _check_indices(inputs, "inputs", shape, count, bank.device)
+    kinds = _check_indices(operations, "operations", shape, OPERATION_COUNT, bank.device)
     depthwise3 = _check_weight(
         weights.depthwise3, "weights.depthwise3", (count, 2, channels, 1, 3, 3), bank
     )

@@ -4,10 +4,12 @@
 // Throughout: λ architectures, B images in a batch, C channels. Images are (λ, B, H, W, P),
 // contiguous, where P is C rounded up to a multiple of 16; the values beyond C are zeros. Floating
 // point tensors of one call are all float32 or all float64. `inputs` and `operations` are int32 on
-// the CPU. An operation is 0 identity, 1 average pool 3×3, 2 max pool 3×3, 3 separable convolution
-// 3×3, 4 separable convolution 5×5; with stride 2 an identity is a factorized reduction. Batch
-// normalisation has no weights and takes the statistics of the B images of one architecture.
-// Results do not depend on the number of threads.
+// the device of the images. Those out of range are errors on the CPU; on a CUDA device nobody waits
+// to look at them, and the output of their architecture is NaN. An operation is 0 identity, 1
+// average pool 3×3, 2 max pool 3×3, 3 separable convolution 3×3, 4 separable convolution 5×5; with
+// stride 2 an identity is a factorized reduction. Batch normalisation has no weights and takes the
+// statistics of the B images of one architecture. Results do not depend on the number of threads or
+// on their order.
 
 #include <torch/csrc/stable/library.h>
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any, TypeGuard, cast
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -148,7 +149,7 @@ def _in_channels(projection: nn.Module) -> int:
 
 
 class FusedCellSupernet(nn.Module):
-    """A `CellSupernet` on the compiled operators, many times faster on the CPU.
+    """A `CellSupernet` on the compiled operators, for the CPU and for CUDA devices.
 
     It computes the same numbers, starts from the same weights for the same seed, and has the same
     state dict, so that either loads the other's. Its parameters are fewer and larger: the weights
@@ -192,8 +193,14 @@ class FusedCellSupernet(nn.Module):
         self.classifier = plain.classifier
 
     def forward(self, x: Tensor, architecture: Architecture) -> Tensor | tuple[Tensor, Tensor]:
-        """Runs one architecture; see `CellSupernet.forward`."""
-        out = self.forward_population(x, np.array([self.space.check(architecture)]))
+        """Runs one architecture; see `CellSupernet.forward`.
+
+        One on another device than the CPU is not looked at; see `forward_population`.
+        """
+        if _is_elsewhere(architecture):
+            out = self.forward_population(x, architecture[None])
+        else:
+            out = self.forward_population(x, np.array([self.space.check(architecture)]))
         return out[0] if isinstance(out, Tensor) else (out[0][0], out[1][0])
 
     def forward_population(
@@ -203,16 +210,23 @@ class FusedCellSupernet(nn.Module):
 
         Args:
             x: Images, (B, in_channels, H, W), in any memory format.
-            architectures: (λ, d) category indices.
+            architectures: (λ, d) category indices. A tensor on a CUDA device, where the images
+                must be, too, is not looked at, so that nothing has to wait for it and the call can
+                be captured in a graph: the logits of an architecture that is not one of the space
+                are NaN.
 
         Returns:
             Logits, (λ, B, classes). With an auxiliary head, in training mode, the pair of the
             logits and those of the head.
 
         Raises:
-            ValueError: An architecture is not one of the space, or there is none.
+            ValueError: An architecture is not one of the space, or there is none; or they are on
+                another device than the images and not on the CPU.
+            RuntimeError: The images are on a CUDA device, and the operators for it cannot be used.
         """
-        kinds = self._index_tensors(architectures)
+        if x.device.type == "cuda":
+            _libraries.require_cuda()
+        kinds = self._index_tensors(architectures, x.device)
         older = newer = self._run_stem(x)
         auxiliary_logits: Tensor | None = None
         for i, cell in enumerate(self.cells):
@@ -248,8 +262,40 @@ class FusedCellSupernet(nn.Module):
         channels = image.shape[-1]
         return F.pad(image, (0, _operators.padded_channels(channels) - channels))[None].contiguous()
 
-    def _index_tensors(self, architectures: Population) -> list[tuple[Tensor, Tensor]]:
+    def _index_tensors(
+        self, architectures: Population, device: torch.device
+    ) -> list[tuple[Tensor, Tensor]]:
         """Inputs and operations, each (λ, nodes, 2), of the normal and of the reduction cells."""
+        if _is_elsewhere(architectures):
+            values = self._unseen(architectures, device)
+        else:
+            values = torch.from_numpy(self._seen(architectures)).to(device, non_blocking=True)
+        # Per node: input 0, input 1, operation 0, operation 1.
+        kinds = values.view(len(values), 2, -1, 2, 2)
+        return [
+            (kinds[:, kind, :, 0].contiguous(), kinds[:, kind, :, 1].contiguous())
+            for kind in range(2)
+        ]
+
+    def _unseen(self, architectures: Tensor, device: torch.device) -> Tensor:
+        """(λ, d) int32 of architectures whose values stay on their device."""
+        shape = tuple(architectures.shape)
+        if len(shape) != 2 or shape[0] == 0 or shape[1] != len(self._categories):
+            raise ValueError(
+                f"architectures must have shape (λ, {len(self._categories)}) with λ at least 1, "
+                f"got {shape}"
+            )
+        if architectures.dtype not in (torch.int32, torch.int64):
+            raise ValueError(f"architectures must be integers, got {architectures.dtype}")
+        if architectures.device != device:
+            raise ValueError(
+                f"architectures must be on the CPU or on {device} as the images are, "
+                f"got {architectures.device}"
+            )
+        return architectures.to(torch.int32).contiguous()
+
+    def _seen(self, architectures: Population) -> npt.NDArray[np.int32]:
+        """(λ, d) architectures, checked."""
         values = np.asarray(architectures)
         if values.ndim != 2 or len(values) == 0 or values.shape[1] != len(self._categories):
             raise ValueError(
@@ -261,16 +307,20 @@ class FusedCellSupernet(nn.Module):
             for row in values:
                 self.space.check(row)  # says which value is wrong
             raise ValueError(f"architectures must be integers, got {values.dtype}")
-        # Per node: input 0, input 1, operation 0, operation 1.
-        kinds = torch.from_numpy(values.astype(np.int32).reshape(len(values), 2, -1, 2, 2))
-        return [
-            (kinds[:, kind, :, 0].contiguous(), kinds[:, kind, :, 1].contiguous())
-            for kind in range(2)
-        ]
+        return values.astype(np.int32)
+
+
+def _is_elsewhere(architectures: Population | Architecture) -> TypeGuard[Tensor]:
+    """Whether they are on a device where looking at them means to wait."""
+    return isinstance(architectures, Tensor) and architectures.device.type != "cpu"
 
 
 def cell_supernet(
-    space: CellSpace, *, implementation: str = "auto", **settings: Any
+    space: CellSpace,
+    *,
+    implementation: str = "auto",
+    device: torch.device | str = "cpu",
+    **settings: Any,
 ) -> CellSupernet | FusedCellSupernet:
     """The supernet of a cell space.
 
@@ -278,15 +328,24 @@ def cell_supernet(
         space: The search space.
         implementation: "fused" for the compiled operators, "plain" for plain PyTorch, "auto" for
             the operators where they are available.
+        device: Where the supernet will run, which decides what is available; its weights are
+            there.
         settings: Further arguments of `CellSupernet`.
 
     Raises:
         ValueError: `implementation` is unknown, or see `CellSupernet`.
-        RuntimeError: "fused" was asked for and the compiled operators are not available.
+        RuntimeError: "fused" was asked for and the compiled operators are not available there.
     """
     if implementation not in ("auto", "fused", "plain"):
         raise ValueError(
             f"implementation must be 'auto', 'fused' or 'plain', got {implementation!r}"
         )
-    fused = implementation == "fused" or (implementation == "auto" and _libraries.available())
-    return (FusedCellSupernet if fused else CellSupernet)(space, **settings)
+    device = torch.device(device)
+    on_gpu = device.type == "cuda"
+    if implementation == "auto":
+        available = _libraries.cuda_available() if on_gpu else _libraries.available()
+        implementation = "fused" if available else "plain"
+    elif implementation == "fused" and on_gpu:
+        _libraries.require_cuda()
+    supernet = FusedCellSupernet if implementation == "fused" else CellSupernet
+    return supernet(space, **settings).to(device)

@@ -206,16 +206,15 @@ class ClassificationTask:
     def supernet(self) -> CellSupernet | FusedCellSupernet:
         """The supernet, on the compiled operators where they can be used."""
         config = self.config
-        if self.capturable and self.device.type == "cuda":
-            _libraries.require_cuda()
         return cell_supernet(
             self.cell_space,
             implementation="fused" if self.capturable else "plain",
+            device=self.device,
             classes=self.data.classes,
             cells=config.cells,
             channels=config.channels,
             in_channels=self.data.channels,
-        ).to(self.device)
+        )
 
     def weight_batches(self, epoch: int) -> Iterable[Recipe]:
         """Recipes of the batches of the half that trains the weights."""

@@ -1,0 +1,134 @@
+// Forward pass of one half of the separable convolutions of a node, ReLU → depthwise → 1×1, up to
+// the statistics of the normalisation; with the first half come the factorized reductions.
+#include "passes.h"
+#include "project.h"
+#include "reduce.h"
+#include "tile.h"
+
+namespace asng::cuda {
+
+namespace {
+
+template <class T>
+struct Job {
+  Graph<T> graph;
+  TileLayout layout;
+  int node, half, parts;
+};
+
+// What the half of an edge reads.
+template <class T>
+__device__ State<T> source_state(const Graph<T>& g, int arch, int node, int e, int half,
+                                 const PlannedEdge& edge) {
+  if (half == 0) return g.state(arch, edge.input);
+  return {g.half(arch, node, e, 0), g.norm(arch, node, e, 0), g.shape.out_height,
+          g.shape.out_width};
+}
+
+template <int K, int S, class T>
+__device__ void convolve(const Job<T>& job, int arch, int e, const State<T>& from, double* totals,
+                         T* shared) {
+  const GraphShape& shape = job.graph.shape;
+  const TileLayout& l = job.layout;
+  const Tile& tile = l.tile;
+  const int padded = shape.padded, across = padded / 4;
+  T* source = shared + l.source;
+  T* taps = shared + l.taps;
+  T* groups = shared + l.groups;
+  const T* depthwise_weight = job.graph.depthwise(arch, job.node, e, job.half);
+  const T* pointwise_weight = job.graph.pointwise(arch, job.node, e, job.half);
+  T* z = job.graph.half(arch, job.node, e, job.half);
+  const int tiles = tile_count(tile, shape);
+  for (int index = blockIdx.x; index < tiles; index += job.parts) {
+    const TilePlace at = tile_place(tile, shape, index);
+    for (int channel = 0; channel < padded; channel += tile.chunk) {
+      load_source<K, S, true>(from, padded, tile, at, channel, l.source_row(), source);
+      load_taps<K, false>(depthwise_weight, padded, tile.chunk, channel, taps);
+      __syncthreads();
+      depthwise<K, S>(tile, source, l.source_row(), taps,
+                      [&](int pixel, int c, const Quad<T>(&sums)[4]) {
+                        T* to = shared + pixel * l.row + channel + c;
+#pragma unroll
+                        for (int p = 0; p < 4; ++p) store4(to + p * l.row, sums[p]);
+                      });
+      __syncthreads();
+    }
+    for (int block = threadIdx.x; block < tile.pixels() / 4 * across; block += kThreads) {
+      const int down = block / across, c = (block - down * across) * 4;
+      Quad<T> sums[4] = {fill4(T(0)), fill4(T(0)), fill4(T(0)), fill4(T(0))};
+      multiply(shared + down * 4 * l.row, l.row, pointwise_weight + c, padded, padded, sums);
+      Quad<T> sum = fill4(T(0)), squares = fill4(T(0));
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int64_t pixel = tile_pixel(tile, shape, at, down * 4 + i);
+        if (pixel < 0) continue;
+        store4(z + pixel * padded + c, sums[i]);
+        sum += sums[i];
+        add_product(squares, sums[i], sums[i]);
+      }
+      store4(groups + down * 2 * padded + c, sum);
+      store4(groups + (down * 2 + 1) * padded + c, squares);
+    }
+    __syncthreads();
+    add_groups(groups, tile.pixels() / 4, padded, totals, padded);
+  }
+}
+
+template <class T>
+__device__ void factorized(const Job<T>& job, int arch, int e, const State<T>& from, double* totals,
+                           T* shared) {
+  const GraphShape& s = job.graph.shape;
+  const ProjectShape shape = {s.images, s.out_height, s.out_width, s.padded};
+  const auto sources = [&](int i) { return factorized_source(from, s.padded, i); };
+  project_forward(sources, 2, shape, job.graph.pointwise(arch, job.node, e, 0), blockIdx.x,
+                  job.parts, job.graph.half(arch, job.node, e, 0), totals,
+                  shared + job.layout.source);
+}
+
+template <class T>
+__global__ __launch_bounds__(kThreads) void half_forward_kernel(const Job<T> job) {
+  const Graph<T>& graph = job.graph;
+  const int arch = blockIdx.y / graph.shape.edges, e = blockIdx.y % graph.shape.edges;
+  const PlannedEdge edge = graph.edge(arch, job.node, e);
+  const bool reduces = job.half == 0 && graph.factorized(edge);
+  if (edge.factor == 0 || !(reduces || graph.separable(edge))) return;
+  const int padded = graph.shape.padded;
+  double* totals = dynamic_shared<double>();
+  T* shared = reinterpret_cast<T*>(totals + 3 * padded);
+  clear(totals, 2 * padded);
+  const State<T> from = source_state(graph, arch, job.node, e, job.half, edge);
+  const bool strided = job.half == 0 && graph.stride(edge) == 2;
+  if (reduces) {
+    factorized(job, arch, e, from, totals, shared);
+  } else if (edge.operation == kSeparable3) {
+    strided ? convolve<3, 2>(job, arch, e, from, totals, shared)
+            : convolve<3, 1>(job, arch, e, from, totals, shared);
+  } else {
+    strided ? convolve<5, 2>(job, arch, e, from, totals, shared)
+            : convolve<5, 1>(job, arch, e, from, totals, shared);
+  }
+  double* partials = graph.partials + static_cast<int64_t>(blockIdx.y) * kMaxParts * 3 * padded;
+  if (sum_over_blocks(totals, 2 * padded, partials, graph.counters + blockIdx.y, blockIdx.x,
+                      job.parts)) {
+    const double count = static_cast<double>(graph.shape.out_size() / padded);
+    finish_norm(totals, count, padded, graph.norm(arch, job.node, e, job.half));
+  }
+}
+
+}  // namespace
+
+template <class T>
+void half_forward(const Graph<T>& graph, int node, int half, CudaStream stream) {
+  const GraphShape& s = graph.shape;
+  // Nodes that read inputs and nodes alike have the larger tiles of stride 2.
+  const int stride = half == 0 ? s.stride : 1;
+  const TileLayout layout = tile_layout(s, stride, sizeof(T), false);
+  const int parts = std::min(tile_count(layout.tile, s), kMaxParts);
+  launch(half_forward_kernel<T>, dim3(parts, s.archs * s.edges), kThreads,
+         shared_bytes(layout, sizeof(T)), stream, Job<T>{graph, layout, node, half, parts});
+}
+
+template void half_forward(const Graph<float>&, int, int, CudaStream);
+template void half_forward(const Graph<double>&, int, int, CudaStream);
+
+}  // namespace asng::cuda
