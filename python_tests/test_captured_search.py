@@ -18,6 +18,7 @@ from torch import nn
 import asng_ext as asng
 from asng_ext.config import SearchConfig
 from asng_ext.graphs import WARM_UPS, CudaGraphs
+from asng_ext.nn import fused
 from asng_ext.run import RunFolder
 from asng_ext.search import SearchResult, search
 from asng_ext.training import make_optimizer, restore_optimizer, set_learning_rate
@@ -88,6 +89,38 @@ def test_captured_or_not_the_numbers_are_the_same(momentum: float, device: str) 
     assert captured[2][-1]["train_loss"] < captured[2][0]["train_loss"]
     # The step size is read anew in every replay; a constant one ends elsewhere.
     assert captured[2][-1]["learning_rate"] < 0.1 * captured[2][0]["learning_rate"]
+
+
+@pytest.fixture
+def unseen_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The supernet takes tensors on the CPU as it takes those on a GPU."""
+    monkeypatch.setattr(fused, "_is_elsewhere", lambda values: isinstance(values, torch.Tensor))
+
+
+@pytest.mark.usefixtures("unseen_samples")
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_search_of_cells_is_captured(device: str) -> None:
+    """From the recipes of batches to the update of the distribution."""
+    task = small.task(device=device, implementation="fused")
+    assert task.capturable
+    graphs = counting(device)
+    options = {"graphs": graphs, "task": task}
+    captured, usual = (
+        run_search(
+            replace(small.SEARCH, graphs=on),
+            optimizer=asng_in_tensors(task.space, device),
+            **options,
+        )
+        for on in (True, False)
+    )
+    assert small.equal(captured, usual)
+    assert graphs.captured == 1
+    assert graphs.replays == small.SEARCH.epochs * task.search_steps - WARM_UPS
+    # The optimizer on the host and torch.optim.SGD do the same.
+    if device == "cpu":
+        host = run_search(small.SEARCH, task=task, optimizer=asng.ASNG(task.space, seed=7))
+        for row, other in zip(host[2], captured[2], strict=True):
+            assert row == pytest.approx(other, rel=1e-4)
 
 
 def test_optimizers_on_the_host_are_not_capturable() -> None:
