@@ -1,9 +1,11 @@
 """Builds the compiled parts by running CMake; CMakeLists.txt is the only list of sources.
 
 Environment:
-    FORCE_CUDA: unset builds the CUDA parts if nvcc is found, 1 fails if it is not, 0 never does.
-        Whether this machine has a GPU makes no difference.
-    TORCH_CUDA_ARCH_LIST: CUDA architectures, such as "8.0;9.0+PTX".
+    FORCE_CUDA: unset builds the CUDA parts if nvcc (12.0 or newer) is found, 1 fails, saying what
+        is missing, if they cannot be built, 0 never builds them. Whether this machine has a GPU,
+        or a torch with CUDA, makes no difference.
+    TORCH_CUDA_ARCH_LIST: CUDA architectures, such as "8.0;9.0+PTX". Unset builds machine code for
+        Ampere, Ada, Hopper and Blackwell as far as nvcc has them, and PTX of the newest.
     MAX_JOBS: parallel compile jobs.
     ASNG_TORCH_DIR: folder of the torch package (2.11 or newer) whose headers the operators are
         built with. Unset takes the torch of the environment that is installed into, also from an
@@ -14,6 +16,7 @@ Environment:
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -37,22 +40,44 @@ def find_nvcc() -> str | None:
     return None
 
 
-def decide_cuda() -> tuple[str | None, str]:
-    """nvcc to build with or None, and the reason in words."""
+def problem_of(nvcc: str) -> str | None:
+    """Why an nvcc is of no use, if it is not."""
+    run = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=False)
+    release = re.search(r"release (\d+)\.(\d+)", run.stdout)
+    if run.returncode != 0 or release is None:
+        return f"{nvcc} --version does not work: {(run.stderr or run.stdout).strip()}"
+    if int(release[1]) < 12:
+        return f"{nvcc} is of CUDA {release[1]}.{release[2]}, and C++20 needs 12.0 or newer"
+    return None
+
+
+def decide_cuda(torch_dir: Path | None) -> tuple[str | None, str]:
+    """nvcc to build with or None, and the reason in words.
+
+    Args:
+        torch_dir: Folder of the torch package to build with, without which there is nothing to
+            build for CUDA.
+    """
     force = os.environ.get("FORCE_CUDA", "")
     if force not in ("", "0", "1"):
         raise SystemExit(f"FORCE_CUDA must be 0, 1 or unset, got {force!r}")
     if force == "0":
         return None, "FORCE_CUDA=0"
     nvcc = find_nvcc()
-    if nvcc:
+    if nvcc is None:
+        problem: str | None = (
+            "there is no nvcc: none in CUDACXX, CUDA_HOME/bin, PATH or /usr/local/cuda/bin. "
+            "Install the CUDA toolkit or set CUDA_HOME to its folder"
+        )
+    elif torch_dir is None:
+        problem = "there is no torch of 2.11 or newer to build with"
+    else:
+        problem = problem_of(nvcc)
+    if problem is None:
         return nvcc, f"found {nvcc}"
     if force == "1":
-        raise SystemExit(
-            "FORCE_CUDA=1, but there is no nvcc: none in CUDACXX, CUDA_HOME/bin, PATH or "
-            "/usr/local/cuda/bin. Install the CUDA toolkit or set CUDA_HOME to its folder."
-        )
-    return None, "no nvcc in CUDACXX, CUDA_HOME/bin, PATH or /usr/local/cuda/bin"
+        raise SystemExit(f"FORCE_CUDA=1, but {problem}")
+    return None, problem
 
 
 def find_torch() -> tuple[Path | None, str]:
@@ -94,8 +119,12 @@ def cuda_architectures() -> str | None:
     listed = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(";", " ").split()
     names = []
     for item in listed:
-        number, _, ptx = item.partition("+")
-        names.append(number.replace(".", "") + ("" if ptx == "PTX" else "-real"))
+        parts = re.fullmatch(r"(\d+)\.(\d[af]?)(\+PTX)?", item)
+        if parts is None:
+            raise SystemExit(
+                f'TORCH_CUDA_ARCH_LIST must hold architectures such as "8.0;9.0+PTX", got {item!r}'
+            )
+        names.append(parts[1] + parts[2] + ("" if parts[3] else "-real"))
     return ";".join(names) or None
 
 
@@ -103,12 +132,19 @@ class CMakeBuild(build_ext):
     """Configures, builds and installs into the package folder of the build."""
 
     def run(self) -> None:
-        nvcc, reason = decide_cuda()
-        print(f"asng_ext: CUDA {'on' if nvcc else 'off'} ({reason})", file=sys.stderr)
         torch_dir, torch_reason = find_torch()
         print(
             f"asng_ext: operators {'on' if torch_dir else 'off'} ({torch_reason})", file=sys.stderr
         )
+        nvcc, reason = decide_cuda(torch_dir)
+        print(f"asng_ext: CUDA {'on' if nvcc else 'off'} ({reason})", file=sys.stderr)
+        architectures = cuda_architectures() if nvcc else None
+        if nvcc:
+            said = (
+                architectures
+                or "of Ampere, Ada, Hopper and Blackwell, TORCH_CUDA_ARCH_LIST is unset"
+            )
+            print(f"asng_ext: CUDA architectures {said}", file=sys.stderr)
         if shutil.which("cmake") is None:
             raise SystemExit("asng_ext needs CMake to build: `pip install cmake`")
         import pybind11
@@ -132,15 +168,18 @@ class CMakeBuild(build_ext):
             ]
             if nvcc:
                 configure.append(f"-DCMAKE_CUDA_COMPILER={Path(nvcc).resolve()}")
-                if architectures := cuda_architectures():
+                if architectures:
                     configure.append(f"-DCMAKE_CUDA_ARCHITECTURES={architectures}")
             if shutil.which("ninja"):
                 configure += ["-G", "Ninja"]
             jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)
-            subprocess.run(configure, check=True)
-            subprocess.run(["cmake", "--build", str(build), "--parallel", jobs], check=True)
-            subprocess.run(["cmake", "--install", str(build)], check=True)
+            compile = ["cmake", "--build", str(build), "--parallel", jobs]
+            for command in (configure, compile, ["cmake", "--install", str(build)]):
+                if subprocess.run(command, check=False).returncode != 0:
+                    advice = "; FORCE_CUDA=0 leaves out what needs nvcc" if nvcc else ""
+                    raise SystemExit(f"asng_ext: {' '.join(command[:2])} failed{advice}")
 
 
 # The extension stands for all that CMake installs; its name decides only where that goes.
-setup(ext_modules=[Extension("asng_ext._host", sources=[])], cmdclass={"build_ext": CMakeBuild})
+if __name__ == "__main__":
+    setup(ext_modules=[Extension("asng_ext._host", sources=[])], cmdclass={"build_ext": CMakeBuild})

@@ -39,7 +39,7 @@ def cuda_device(device: torch.device | str) -> torch.device:
     """
     try:
         wanted = torch.device(device)
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         wanted = None
     if wanted is None or wanted.type != "cuda":
         raise ValueError(f'device must be "cpu" or "cuda", got {str(device)!r}')

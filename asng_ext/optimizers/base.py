@@ -170,9 +170,9 @@ class Optimizer(ABC):
     def recommend(self) -> dict[str, Any]:
         """The most likely sample: arg max of the probabilities, means of the Gaussians."""
         theta = self.theta
-        return self.space.decode(
-            theta.categorical.argmax(axis=1).tolist(), theta.numerical[0].tolist()
-        )
+        # Without categorical variables there are no columns to take the largest of.
+        likeliest = theta.categorical.argmax(axis=1).tolist() if self.space.categorical else []
+        return self.space.decode(likeliest, theta.numerical[0].tolist())
 
     def should_stop(self) -> bool:
         """Whether the distribution has converged or the generation limit is reached."""

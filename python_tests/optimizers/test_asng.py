@@ -421,3 +421,8 @@ def test_import_needs_no_torch(tmp_path: Path) -> None:
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
     )
     assert result.stdout.strip() == "1", result.stderr
+
+
+def test_recommends_without_categorical_variables() -> None:
+    space = SearchSpace({"width": asng.Integer(1, 9), "rate": asng.Real(0.0, 1.0)})
+    assert asng.ASNG(space, seed=0).recommend() == {"width": 5, "rate": 0.5}
