@@ -64,8 +64,9 @@ part() {
     return 1
   fi
   printf '\n== %s (at most %s s): %s\n' "$name" "$limit" "$*" | tee -a "$log"
-  timeout --kill-after=5 "$limit" "$@" >> "$log" 2>&1
+  timeout --kill-after=5 "$limit" "$@" > "$scratch/part.txt" 2>&1
   rc=$?
+  cat "$scratch/part.txt" >> "$log"
   if [ $rc = 0 ]; then
     status=passed
   elif [ $((SECONDS - start)) -ge "$limit" ]; then
@@ -73,7 +74,7 @@ part() {
   else
     status="failed ($rc)"
   fi
-  [ $rc = 0 ] || tail -n 25 "$log"
+  [ $rc = 0 ] || tail -n 25 "$scratch/part.txt"
   note "$name" "$status" $((SECONDS - start))
   return $rc
 }

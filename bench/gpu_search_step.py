@@ -18,6 +18,7 @@ Run with ``python bench/gpu_search_step.py [--device cpu] [--quick] [--json PATH
 from __future__ import annotations
 
 import statistics
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -101,7 +102,8 @@ def measure(
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
-    search(task, optimizer, replace(config, epochs=2), seed=0, stream=None)
+    # What is printed shows whether steps were captured, and if not, why.
+    search(task, optimizer, replace(config, epochs=2), seed=0, stream=sys.stdout)
     times = laps(task.marks)
     memory = torch.cuda.max_memory_reserved(device) / 2**20 if device.type == "cuda" else 0.0
     return Measured(statistics.median(times), sum(times), len(times), memory)
