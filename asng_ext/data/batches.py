@@ -10,7 +10,13 @@ import torch
 from torch import Tensor
 
 from ._seeding import check_seed, private_generator
-from .augment import Augmentation, apply_augmentations, draw_augmentations, normalise
+from .augment import (
+    NO_AUGMENTATION,
+    Augmentation,
+    Augmenter,
+    draw_augmentations,
+    normalise,
+)
 from .images import ImageSet
 
 Batch = tuple[Tensor, Tensor]
@@ -72,8 +78,15 @@ class BatchStream:
         self.seed = check_seed(seed)
         self.name = name
         self.augmentation = augmentation
-        self.mean = mean.to(image_set.device)
-        self.std = std.to(image_set.device)
+        _, height, width, channels = image_set.images.shape
+        self._prepare = Augmenter(
+            augmentation or NO_AUGMENTATION,
+            (self.batch_size, channels, height, width),
+            image_set.images.dtype,
+            image_set.device,
+            mean=mean.to(image_set.device),
+            std=std.to(image_set.device),
+        )
 
     def __len__(self) -> int:
         """Batches per epoch."""
@@ -99,10 +112,7 @@ class BatchStream:
         images, labels = self.image_set.images, self.image_set.labels
         x = images.index_select(0, recipe.indices).permute(0, 3, 1, 2)
         y = labels.index_select(0, recipe.indices)
-        if self.augmentation is None or recipe.draws is None:
-            return normalise(x, self.mean, self.std), y
-        x = apply_augmentations(x, recipe.draws, self.augmentation, mean=self.mean, std=self.std)
-        return x, y
+        return self._prepare(x, recipe.draws), y
 
     def steps(self, start: int = 0) -> Iterator[Batch]:
         """Batches without end: number s is batch s mod len(self) of epoch s // len(self).
