@@ -15,6 +15,9 @@ from asng_ext import ops, reference_ops
 pytestmark = pytest.mark.skipif(not ops.available(), reason="the operators are not built")
 
 
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
+
+
 def sample(
     channels: int = 5,
     size: tuple[int, int] = (6, 5),
@@ -23,12 +26,14 @@ def sample(
     batch: int = 3,
     dtype: torch.dtype = torch.float64,
     seed: int = 0,
+    device: str = "cpu",
 ) -> tuple[torch.Tensor, ops.NodeWeights]:
     """A bank and weights."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator, dtype=dtype).requires_grad_()
+        values = torch.randn(*shape, generator=generator, dtype=dtype)
+        return values.to(device).requires_grad_()
 
     c = channels
     return draw(inputs, archs, batch, *size, c), ops.NodeWeights(
@@ -45,7 +50,7 @@ def run(function: Any, bank: torch.Tensor, *args: Any) -> list[torch.Tensor]:
     weights = args[2]
     out = function(bank, *args)
     generator = torch.Generator().manual_seed(1)
-    probe = torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out.dtype)
+    probe = torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out)
     tensors = (bank, *weights)
     grads = torch.autograd.grad((out * probe).sum(), tensors, materialize_grads=True)
     return [out, *grads]
@@ -60,16 +65,12 @@ def threads(request: pytest.FixtureRequest) -> Any:
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("size", [(8, 8), (7, 5), (1, 1), (1, 9), (2, 3), (33, 18)])
-@pytest.mark.parametrize("archs", [1, 2, 3, 8])
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("operation", range(5))
-def test_each_operation(
-    operation: int, stride: int, archs: int, size: tuple[int, int], threads: int
+def check_operation(
+    operation: int, stride: int, archs: int, size: tuple[int, int], device: str
 ) -> None:
-    bank, weights = sample(5, size, archs, inputs=2)
-    inputs = torch.arange(archs)[:, None] % 2
-    operations = torch.full((archs, 1), operation)
+    bank, weights = sample(5, size, archs, inputs=2, device=device)
+    inputs = torch.arange(archs, device=device)[:, None] % 2
+    operations = torch.full((archs, 1), operation, device=device)
     args = (inputs, operations, weights, stride)
     for got, expected in zip(
         run(ops.mixed_node, bank, *args), run(reference_ops.mixed_node, bank, *args), strict=True
@@ -79,17 +80,42 @@ def test_each_operation(
         torch.testing.assert_close(got / scale, expected / scale, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("size", [(8, 8), (7, 5), (1, 1), (1, 9), (2, 3), (33, 18)])
+@pytest.mark.parametrize("archs", [1, 2, 3, 8])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("operation", range(5))
+def test_each_operation(
+    operation: int, stride: int, archs: int, size: tuple[int, int], threads: int
+) -> None:
+    check_operation(operation, stride, archs, size, "cpu")
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("size", [(8, 8), (7, 5), (1, 1), (2, 3), (33, 18)])
+@pytest.mark.parametrize("archs", [1, 3])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("operation", range(5))
+def test_each_operation_on_a_gpu(
+    operation: int, stride: int, archs: int, size: tuple[int, int]
+) -> None:
+    check_operation(operation, stride, archs, size, "cuda")
+
+
 @pytest.mark.parametrize("channels", [1, 2, 3, 15, 16, 17, 32, 33, 48, 64, 80])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("operations", [(3, 4), (0, 1), (2, 3)])
 @pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("device", DEVICES)
 def test_channels_and_precision(
-    channels: int, dtype: torch.dtype, operations: tuple[int, int], stride: int
+    channels: int, dtype: torch.dtype, operations: tuple[int, int], stride: int, device: str
 ) -> None:
     if channels == 1 and stride == 2:
         pytest.skip("a factorized reduction needs two channels")
-    bank, weights = sample(channels, (9, 8), 2, dtype=torch.float64)
-    args = (torch.tensor([[0, 1], [2, 2]]), torch.tensor([operations, operations[::-1]]))
+    bank, weights = sample(channels, (9, 8), 2, dtype=torch.float64, device=device)
+    args = tuple(
+        torch.tensor(rows, device=device)
+        for rows in ([[0, 1], [2, 2]], [operations, operations[::-1]])
+    )
     expected = run(reference_ops.mixed_node, bank, *args, weights, stride)
     given = [t.detach().to(dtype).requires_grad_() for t in (bank, *weights)]
     got = run(ops.mixed_node, given[0], *args, ops.NodeWeights(*given[1:]), stride)
@@ -102,9 +128,11 @@ def test_channels_and_precision(
         assert error < (1e-10 if dtype == torch.float64 else 2e-3)
 
 
-def test_an_edge_may_occur_twice() -> None:
-    bank, weights = sample()
-    args = (torch.tensor([[1, 1, 1], [0, 0, 2]]), torch.tensor([[4, 4, 4], [0, 0, 2]]), weights)
+@pytest.mark.parametrize("device", DEVICES)
+def test_an_edge_may_occur_twice(device: str) -> None:
+    bank, weights = sample(device=device)
+    inputs = torch.tensor([[1, 1, 1], [0, 0, 2]], device=device)
+    args = (inputs, torch.tensor([[4, 4, 4], [0, 0, 2]], device=device), weights)
     for got, expected in zip(
         run(ops.mixed_node, bank, *args), run(reference_ops.mixed_node, bank, *args), strict=True
     ):
@@ -113,10 +141,12 @@ def test_an_edge_may_occur_twice() -> None:
 
 @pytest.mark.parametrize("operation", [1, 2])
 @pytest.mark.parametrize("stride", [1, 2])
-def test_pools_treat_ties_and_nan_as_pytorch_does(operation: int, stride: int) -> None:
-    bank, weights = sample(16, (7, 9), 1, 1)
+@pytest.mark.parametrize("device", DEVICES)
+def test_pools_treat_ties_and_nan_as_pytorch_does(operation: int, stride: int, device: str) -> None:
+    bank, weights = sample(16, (7, 9), 1, 1, device=device)
     tied = bank.detach().round()
-    args = (torch.tensor([[0]]), torch.tensor([[operation]]), weights, stride)
+    index = torch.zeros(1, 1, dtype=torch.int32, device=device)
+    args = (index, index + operation, weights, stride)
     for got, expected in zip(
         run(ops.mixed_node, tied.clone().requires_grad_(), *args),
         run(reference_ops.mixed_node, tied.clone().requires_grad_(), *args),
@@ -130,9 +160,11 @@ def test_pools_treat_ties_and_nan_as_pytorch_does(operation: int, stride: int) -
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-def test_gradcheck(stride: int) -> None:
-    bank, weights = sample(2, (4, 3), 2, 2, 2)
-    inputs, operations = torch.tensor([[0, 1], [1, 0]]), torch.tensor([[3, 0], [1, 4]])
+@pytest.mark.parametrize("device", DEVICES)
+def test_gradcheck(stride: int, device: str) -> None:
+    bank, weights = sample(2, (4, 3), 2, 2, 2, device=device)
+    inputs = torch.tensor([[0, 1], [1, 0]], device=device)
+    operations = torch.tensor([[3, 0], [1, 4]], device=device)
 
     def function(bank: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
         return ops.mixed_node(bank, inputs, operations, ops.NodeWeights(*weights), stride)
@@ -141,9 +173,10 @@ def test_gradcheck(stride: int) -> None:
 
 
 @pytest.mark.parametrize("save", [True, False])
-def test_opcheck(save: bool) -> None:
-    bank, weights = sample(16, (5, 6), dtype=torch.float32)
-    index = torch.tensor([[0, 1], [2, 0]], dtype=torch.int32)
+@pytest.mark.parametrize("device", DEVICES)
+def test_opcheck(save: bool, device: str) -> None:
+    bank, weights = sample(16, (5, 6), dtype=torch.float32, device=device)
+    index = torch.tensor([[0, 1], [2, 0]], dtype=torch.int32, device=device)
     args = (bank, index, index, *weights, 2, save)
     if not save:
         args = tuple(a.detach() if isinstance(a, torch.Tensor) else a for a in args)
@@ -156,11 +189,12 @@ def test_opcheck(save: bool) -> None:
 
 
 @pytest.mark.parametrize(("channels", "size"), [(3, (5, 6)), (1, (1, 1)), (4, (2, 9)), (2, (8, 8))])
-def test_stem(channels: int, size: tuple[int, int]) -> None:
+@pytest.mark.parametrize("device", DEVICES)
+def test_stem(channels: int, size: tuple[int, int], device: str) -> None:
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(device)
 
     images, weights = draw(3, *size, channels), (draw(20, channels, 3, 3), draw(20), draw(20))
     for weight in weights:
@@ -198,9 +232,11 @@ def test_threads_do_not_change_a_bit() -> None:
             assert torch.equal(a, b)
 
 
-def test_what_is_not_used_has_a_gradient_of_zeros() -> None:
-    bank, weights = sample(inputs=3)
-    args = (torch.tensor([[1], [1]]), torch.tensor([[3], [3]]))
+@pytest.mark.parametrize("device", DEVICES)
+def test_what_is_not_used_has_a_gradient_of_zeros(device: str) -> None:
+    bank, weights = sample(inputs=3, device=device)
+    index = torch.ones(2, 1, dtype=torch.int32, device=device)
+    args = (index, index * 3)
     _, grad_bank, depthwise3, pointwise3, depthwise5, pointwise5, reduction = run(
         ops.mixed_node, bank, *args, weights
     )
@@ -237,10 +273,11 @@ def test_non_contiguous_arguments() -> None:
     )
 
 
-def test_autocast_computes_in_single_precision() -> None:
-    bank, weights = sample(16, dtype=torch.float32)
-    args = (torch.tensor([[0, 1], [2, 2]]), torch.tensor([[3, 4], [4, 0]]))
-    with torch.autocast("cpu", torch.bfloat16):
+@pytest.mark.parametrize("device", DEVICES)
+def test_autocast_computes_in_single_precision(device: str) -> None:
+    bank, weights = sample(16, dtype=torch.float32, device=device)
+    args = tuple(torch.tensor(i, device=device) for i in ([[0, 1], [2, 2]], [[3, 4], [4, 0]]))
+    with torch.autocast(device, torch.bfloat16):
         out = ops.mixed_node(bank.bfloat16(), *args, weights)
     assert out.dtype == torch.float32
     torch.testing.assert_close(
@@ -261,9 +298,36 @@ def test_compiled() -> None:
         torch.testing.assert_close(got, expected)
 
 
+@pytest.mark.cuda
+def test_on_a_gpu_nobody_waits_and_bad_indices_give_nan() -> None:
+    bank, weights = sample(16, dtype=torch.float32, device="cuda")
+    index = torch.tensor([[0, 1], [2, 2]], device="cuda")
+    operations = torch.tensor([[3, 4], [1, 0]], device="cuda")
+    expected = run(ops.mixed_node, bank, index, operations, weights)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        out = ops.mixed_node(bank, index, operations, weights)
+        out.sum().backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(out, expected[0])
+    operations[0, 1] = 5
+    out = ops.mixed_node(bank, index, operations, weights)
+    assert out[0].isnan().all()
+    assert torch.equal(out[1], expected[0][1])
+    again = run(ops.mixed_node, bank, index, operations.clamp(max=4), weights)
+    for a, b in zip(again, expected, strict=True):
+        assert torch.equal(a, b)
+
+
 @pytest.mark.parametrize(
     ("change", "error", "match"),
     [
+        (
+            {"inputs": torch.zeros(2, 2, dtype=torch.int, device="meta")},
+            ValueError,
+            "must be on cpu",
+        ),
         ({"inputs": torch.tensor([[0, 3], [0, 0]])}, ValueError, r"inputs must be from 0 to 2.*3"),
         ({"inputs": torch.tensor([[0, -1], [0, 0]])}, ValueError, "inputs must be from 0"),
         ({"inputs": torch.tensor([0, 1])}, ValueError, r"inputs must have shape \(λ, E\)"),

@@ -17,6 +17,8 @@
 namespace asng::cuda {
 
 inline constexpr int kThreads = 128;  // of a block, in every kernel that works on images
+// Blocks that share a reduction, at most.
+inline constexpr int kMaxParts = 256;
 
 struct PlannedEdge {
   int32_t input, operation;

@@ -264,6 +264,7 @@ void half_backward(const Graph<T>& graph, const Gradients<T>& gradients, int nod
   const GraphShape& s = graph.shape;
   const TileLayout layout = tile_layout(s, half == 0 ? s.stride : 1, sizeof(T), true);
   const size_t values = std::max(layout.values, project_backward_values(s.padded, sizeof(T)));
+  check_shared(values * sizeof(T), s.channels);
   launch(half_backward_kernel<T>, dim3(gradients.parts, s.archs * s.edges), kThreads,
          values * sizeof(T), stream, Job<T>{graph, gradients, layout, node, half, gradients.parts});
 }
@@ -282,7 +283,7 @@ template <class T>
 int weight_part_count(const GraphShape& s) {
   // Every part is a matrix to be added up in the end: fewer parts of large ones.
   const int tiles = tile_count(tile_layout(s, 1, sizeof(T), true).tile, s);
-  return std::min(tiles, std::max(16, std::min(kMaxParts, (1 << 20) / (s.padded * s.padded))));
+  return std::min(tiles, std::max(16, std::min(kMaxParts, (1 << 18) / (s.padded * s.padded))));
 }
 
 #define ASNG_INSTANTIATE(T)                                                                \

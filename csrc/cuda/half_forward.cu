@@ -124,8 +124,10 @@ void half_forward(const Graph<T>& graph, int node, int half, CudaStream stream) 
   const int stride = half == 0 ? s.stride : 1;
   const TileLayout layout = tile_layout(s, stride, sizeof(T), false);
   const int parts = std::min(tile_count(layout.tile, s), kMaxParts);
-  launch(half_forward_kernel<T>, dim3(parts, s.archs * s.edges), kThreads,
-         shared_bytes(layout, sizeof(T)), stream, Job<T>{graph, layout, node, half, parts});
+  const size_t bytes = shared_bytes(layout, sizeof(T));
+  check_shared(bytes, s.channels);
+  launch(half_forward_kernel<T>, dim3(parts, s.archs * s.edges), kThreads, bytes, stream,
+         Job<T>{graph, layout, node, half, parts});
 }
 
 template void half_forward(const Graph<float>&, int, int, CudaStream);

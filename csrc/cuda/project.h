@@ -28,11 +28,8 @@ struct ProjectShape {
   ASNG_HD int pixels() const { return images * out_height * out_width; }
 };
 
-inline constexpr int kSourceChunk = 32, kSourceRow = kSourceChunk + 4;
-
 // Pixels that a block works on at once, and what that takes of shared memory.
 ASNG_HD inline int project_pixels(int padded) { return padded > 32 ? 64 : 128; }
-inline constexpr int kProjectValues = 128 * kSourceRow + 2048;
 ASNG_HD inline int project_backward_pixels(int padded, int value_bytes) {
   const int pixels = padded > 128 ? 16 : padded > 64 ? 32 : 64;
   return value_bytes == 8 && pixels > 16 ? pixels / 2 : pixels;

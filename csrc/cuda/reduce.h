@@ -8,7 +8,6 @@
 
 namespace asng::cuda {
 
-inline constexpr int kMaxParts = 256;
 inline constexpr double kEpsilon = 1e-5;
 
 // Adds the sums of `groups` groups, (groups, 2, columns), to the block's totals: the second of the

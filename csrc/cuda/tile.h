@@ -3,10 +3,17 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <stdexcept>
+#include <string>
 
 #include "graph.h"
 
 namespace asng::cuda {
+
+// Channels of a source that a projection holds at once, the distance of their pixels, and what it
+// takes of shared memory in its forward pass: 128 pixels and the sums of groups of them.
+inline constexpr int kSourceChunk = 32, kSourceRow = kSourceChunk + 4;
+inline constexpr int kProjectValues = 128 * kSourceRow + 2048;
 
 // Output pixels that a block works on at once, and how many channels of their input it holds.
 struct Tile {
@@ -31,22 +38,40 @@ struct TileLayout {
   ASNG_HD size_t sums_bytes() const { return 3 * static_cast<size_t>(padded) * sizeof(double); }
 };
 
+// A block's shared memory must fit; `channels` is what it depends on.
+inline void check_shared(size_t bytes, int channels) {
+  if (bytes > largest_shared_bytes()) {
+    throw std::runtime_error(std::to_string(channels) + " channels need " + std::to_string(bytes) +
+                             " bytes of shared memory, and a block of this device has " +
+                             std::to_string(largest_shared_bytes()));
+  }
+}
+
 inline TileLayout tile_layout(const GraphShape& s, int stride, size_t value_bytes, bool backward) {
   // About as many values in a tile whatever the number of channels.
-  const int budget = value_bytes == 8 ? 1024 : s.padded <= 32 ? 4096 : 4096 + 64;
+  const int budget = value_bytes == 8 ? 1024 : 4096;
   int pixels = 128;
   while (pixels > 16 && pixels * s.padded > budget) pixels /= 2;
+  // Small images are cut smaller, so that there are blocks for every multiprocessor.
+  const int64_t all = static_cast<int64_t>(s.images) * s.out_height * s.out_width;
+  while (pixels > 32 && all / pixels < kMaxParts) pixels /= 2;
   TileLayout l;
   l.tile.width = s.out_width > 8 && pixels >= 64 ? 16 : s.out_width > 4 && pixels >= 32 ? 8 : 4;
   l.tile.height = pixels / l.tile.width;
-  l.tile.chunk = s.padded % 32 == 0 && pixels <= 64 ? 32 : 16;
+  const int height = (l.tile.height - 1) * stride + 5, width = (l.tile.width - 1) * stride + 5;
+  // As many channels at once as there are threads for, four pixels and four channels each, if they
+  // leave room for a second block beside this one.
+  l.tile.chunk = kChannelBlock;
+  for (int chunk = 2 * kChannelBlock; s.padded % chunk == 0 && chunk * pixels <= 16 * kThreads;
+       chunk *= 2) {
+    if (height * width * chunk * value_bytes <= 24 * 1024) l.tile.chunk = chunk;
+  }
   l.padded = s.padded;
   l.row = s.padded + 4;
-  const int height = (l.tile.height - 1) * stride + 5, width = (l.tile.width - 1) * stride + 5;
   l.source = pixels * l.row;
-  // A factorized reduction has its pixels and groups here instead.
-  const int source = std::max(height * width * l.source_row(), 128 * 36 + 2048);
-  l.taps = l.source + (stride == 2 ? source : height * width * l.source_row());
+  // A factorized reduction has its pixels and groups here instead; its backward pass begins at 0.
+  const int source = height * width * l.source_row();
+  l.taps = l.source + (stride == 2 && !backward ? std::max(source, kProjectValues) : source);
   l.groups = l.taps + 25 * l.tile.chunk;
   l.grad = l.groups + pixels / 4 * 2 * s.padded;
   l.taps_grad = l.grad;

@@ -1,6 +1,8 @@
 // The CUDA kernels of a node against those for the CPU.
 
 #include <cstdio>
+#include <stdexcept>
+#include <string>
 
 #include "check.h"
 #include "cuda_cells.h"
@@ -175,13 +177,24 @@ TEST(cuda_images_of_any_size) {
   }
 }
 
+// More tiles than blocks share a sum, and tiles of every size.
+TEST(cuda_large_batches) {
+  for (const int channels : {16, 32, 64}) {
+    for (const int stride : {1, 2}) {
+      NodeCase c = single(cuda::kSeparable5, stride, 1, 9, 17, channels);
+      c.images = 120 / stride;
+      compare<float>(c, 1e-3);
+    }
+  }
+}
+
 TEST(cuda_many_channels) {
   for (const int stride : {1, 2}) {
     for (const int channels : {48, 64, 80, 130}) {
       for (const int operation : {0, 3, 4}) {
         NodeCase c = single(operation, stride, 1, 3, 5, channels);
         c.images = 1;
-        compare<double>(c, 1e-9);
+        channels < 100 ? compare<double>(c, 1e-9) : compare<float>(c, 1e-3);
       }
     }
   }
@@ -224,6 +237,19 @@ TEST(cuda_without_a_backward_pass_gives_the_same) {
     NodeExample<float> example(mixed(stride));
     CHECK(example.on_cuda(false)[0] == example.on_cuda()[0]);
   }
+}
+
+TEST(cuda_too_many_channels_are_an_error_that_says_so) {
+  NodeCase c = single(cuda::kSeparable3, 1, 1, 2, 2, 700);
+  c.inputs = 1;
+  c.input = {0};
+  std::string error;
+  try {
+    NodeExample<double>(c).on_cuda();
+  } catch (const std::runtime_error& thrown) {
+    error = thrown.what();
+  }
+  CHECK(error.find("700 channels need ") == 0);
 }
 
 TEST(cuda_an_index_out_of_range_makes_nan_of_its_node_alone) {

@@ -17,6 +17,7 @@ from asng_ext.nn import fused as fused_module
 
 pytestmark = pytest.mark.skipif(not ops.available(), reason="the operators are not built")
 
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 SPACE = CellSpace()
 GOLDEN = Path(__file__).parents[1] / "golden" / "cell_network.npz"
 
@@ -60,11 +61,13 @@ def loss_of(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("count", [1, 2, 3, 8])
 @pytest.mark.parametrize(("channels", "size", "batch"), [(16, (8, 8), 3), (5, (13, 9), 2)])
+@pytest.mark.parametrize("device", DEVICES)
 def test_population_and_gradients(
-    count: int, channels: int, size: tuple[int, int], batch: int
+    count: int, channels: int, size: tuple[int, int], batch: int, device: str
 ) -> None:
-    plain, fused = pair(channels=channels)
-    x, target = torch.randn(batch, 3, *size).double(), torch.randint(10, (batch,))
+    plain, fused = (model.to(device) for model in pair(channels=channels))
+    x = torch.randn(batch, 3, *size).double().to(device)
+    target = torch.randint(10, (batch,)).to(device)
     architectures = draw(count)
     expected = torch.stack([plain(x, a) for a in architectures])
     got = fused.forward_population(x, architectures)
@@ -209,12 +212,13 @@ def test_gradients_reach_the_images() -> None:
     torch.testing.assert_close(got, expected, rtol=1e-8, atol=1e-9)
 
 
-def test_an_input_that_nobody_reads() -> None:
-    plain, fused = pair(channels=4, cells=3)
+@pytest.mark.parametrize("device", DEVICES)
+def test_an_input_that_nobody_reads(device: str) -> None:
+    plain, fused = (model.to(device) for model in pair(channels=4, cells=3))
     architectures = draw(2)
     nodes = architectures.reshape(2, 2, 5, 4)
     nodes[:, :, :, :2] = 0  # every node reads the older input, all nodes are loose
-    x = torch.randn(2, 3, 6, 6).double()
+    x = torch.randn(2, 3, 6, 6).double().to(device)
     got = fused.forward_population(x, architectures)
     expected = torch.stack([plain(x, a) for a in architectures])
     torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-10)
@@ -244,6 +248,55 @@ def test_autocast() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         logits = fused.forward_population(x, draw(2))
     assert torch.isfinite(logits).all()
+
+
+def test_architectures_on_a_device_are_not_looked_at() -> None:
+    """The values of a meta tensor cannot be looked at, by nobody."""
+    settings = {"channels": 4, "cells": 3, "auxiliary": True, "image_size": 6}
+    fused = FusedCellSupernet(SPACE, **settings).to("meta")
+    x = torch.empty(2, 3, 9, 6, device="meta")
+    for dtype in (torch.int32, torch.int64):
+        architectures = torch.empty(2, 40, dtype=dtype, device="meta")
+        logits, auxiliary = fused.forward_population(x, architectures)
+        assert logits.shape == auxiliary.shape == (2, 2, 10)
+        logits.sum().backward()
+        assert fused.eval()(x, architectures[0]).shape == (2, 10)
+        fused.train()
+    with pytest.raises(ValueError, match=r"must have shape \(λ, 40\)"):
+        fused.forward_population(x, architectures[:, 1:])
+    with pytest.raises(ValueError, match=r"must be integers, got torch\.float32"):
+        fused.forward_population(x, architectures.float())
+    with pytest.raises(ValueError, match="on the CPU or on cpu as the images are, got meta"):
+        fused.forward_population(torch.zeros(2, 3, 9, 6), architectures)
+
+
+@pytest.mark.cuda
+def test_a_captured_pass_takes_new_architectures() -> None:
+    _, fused = pair(torch.float32, cells=3)
+    fused = fused.cuda()
+    x = torch.randn(4, 3, 8, 8, device="cuda")
+    populations = [torch.from_numpy(draw(2, seed)).cuda() for seed in range(3)]
+    weight = fused.cells[0].pointwise3
+
+    def step(architectures: torch.Tensor) -> list[torch.Tensor]:
+        logits = fused.forward_population(x, architectures)
+        return [logits, *torch.autograd.grad(logits.square().sum(), weight)]
+
+    expected = [step(p) for p in populations]
+    given = populations[0].clone()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        got = step(given)
+    for population, want in zip(populations, expected, strict=True):
+        given.copy_(population)
+        graph.replay()
+        for a, b in zip(got, want, strict=True):
+            assert torch.equal(a, b)
+    given[0, 5] = 99
+    graph.replay()
+    assert got[0][0].isnan().all()
+    assert torch.equal(got[0][1], expected[2][0][1])
 
 
 @pytest.mark.slow
@@ -288,6 +341,10 @@ def test_choice_of_implementation(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(cell_supernet(SPACE, implementation="plain", **settings), CellSupernet)
     with pytest.raises(ValueError, match="implementation must be"):
         cell_supernet(SPACE, implementation="fast", **settings)
+    assert next(cell_supernet(SPACE, device="meta", **settings).parameters()).is_meta
+    if not torch.cuda.is_available():
+        with pytest.raises(RuntimeError, match="CUDA"):
+            cell_supernet(SPACE, implementation="fused", device="cuda", **settings)
     monkeypatch.setattr(fused_module._libraries, "_problem", "not built")
     assert isinstance(cell_supernet(SPACE, **settings), CellSupernet)
     with pytest.raises(RuntimeError, match="not built"):
