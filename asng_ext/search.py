@@ -63,8 +63,8 @@ def search(
 
     On a GPU both steps together are replayed as one CUDA graph if the task and the optimizer say
     that they are ``capturable``: that all they do for a step, they do on the device, without a look
-    at a number on the host. Otherwise, and with ``config.graphs`` off, steps run as usual; the
-    numbers are the same. Within an epoch nothing waits for the device, but for the live line.
+    at a number on the host. Then nothing within an epoch waits for the device but the live line.
+    Otherwise, and with ``config.graphs`` off, steps run as usual; the numbers are the same.
 
     Args:
         task: Data, supernet and losses.
@@ -99,9 +99,10 @@ def _search(
     device = next(supernet.parameters()).device
     if graphs is None and device.type == "cuda":
         graphs = CudaGraphs(device)
-    obstacle = _obstacle(task, optimizer)
+    obstacle = _obstacle(task=task, optimizer=optimizer)
     # Also where graphs are off: the numbers are to be the same.
     sgd = make_optimizer(supernet, config, capturable=graphs is not None and obstacle is None)
+    obstacle = obstacle or _obstacle(SGD=sgd)
     first_epoch = _resume(run, supernet, sgd, optimizer, config)
     metrics = Metrics(run.file("search.csv"), keep=first_epoch) if run else None
     events = run.events("search") if run and first_epoch < config.epochs else None
@@ -157,9 +158,9 @@ def _search(
 _NO_GRAPHS = "steps run without CUDA graphs: "
 
 
-def _obstacle(task: SearchTask, optimizer: Optimizer) -> str | None:
-    """Why steps cannot be captured; None if nothing is known to be in the way."""
-    for thing, what in ((task, "task"), (optimizer, "optimizer")):
+def _obstacle(**parts: object) -> str | None:
+    """Which part of a step keeps it from being captured; None if none is known to."""
+    for what, thing in parts.items():
         if not getattr(thing, "capturable", False):
             return f"the {what}, {type(thing).__name__}, works on the host (it is not capturable)"
     return None

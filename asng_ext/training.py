@@ -103,6 +103,8 @@ class _CapturableSGD(torch.optim.SGD):
     with gradients that are zeroed, a weight that was used once goes on moving.
     """
 
+    capturable = True
+
     def __init__(self, model: nn.Module, config: SearchConfig) -> None:
         weights = list(model.parameters())
         rate = torch.full((), config.learning_rate, dtype=torch.float32, device=weights[0].device)

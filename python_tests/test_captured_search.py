@@ -19,6 +19,7 @@ import asng_ext as asng
 from asng_ext.config import SearchConfig
 from asng_ext.graphs import WARM_UPS, CudaGraphs
 from asng_ext.nn import fused
+from asng_ext.nn.bank import WeightBank
 from asng_ext.run import RunFolder
 from asng_ext.search import SearchResult, search
 from asng_ext.training import make_optimizer, restore_optimizer, set_learning_rate
@@ -210,6 +211,28 @@ def test_what_cannot_be_captured_runs_as_usual_and_says_why(
     optimizer.load_state_dict(first)
     assert small.equal(fallen_back, run_search(off, graphs, task, optimizer, stream=silent))
     assert "CUDA" not in silent.getvalue()
+
+
+def test_weight_banks_are_not_captured() -> None:
+    """Their SGD decides on the host what to do."""
+
+    class Bank(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bank = WeightBank(1, 6, 1)
+            nn.init.normal_(self.bank.weight)
+
+        def forward(self, x: torch.Tensor, choices: torch.Tensor) -> torch.Tensor:
+            return x @ self.bank.corner(1, 6)[0, :, 0, 0]
+
+    class BankTask(StackedTask):
+        def supernet(self) -> nn.Module:
+            return Bank()
+
+    graphs, stream = RecordingGraphs(), io.StringIO()
+    run_search(replace(CONFIG, weight_decay=0.0), graphs, BankTask(), stream=stream)
+    assert graphs.ran == 0
+    assert "the SGD, ActiveSGD, works on the host" in stream.getvalue()
 
 
 def test_without_a_gpu_nothing_is_said() -> None:
