@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import pytest
@@ -185,3 +186,68 @@ def test_a_probe_lists_waits_and_passes_on_other_warnings(monkeypatch: pytest.Mo
     with pytest.raises(KeyError):
         graphs.probe(fails)
     assert modes == ["warn", 0] * 3
+
+
+class Cuda:
+    """Stands in for `torch.cuda`, and writes down what is called."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls: list[str] = []
+        self.current = self.Stream(self, "default")
+        monkeypatch.setattr(torch.cuda, "Stream", lambda device: self.Stream(self, "side"))
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: self.current)
+        monkeypatch.setattr(torch.cuda, "stream", self.stream)
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: self.Graph(self))
+        monkeypatch.setattr(torch.cuda, "graph", self.capturing)
+
+    class Stream:
+        def __init__(self, cuda: Cuda, name: str) -> None:
+            self.cuda, self.name = cuda, name
+
+        def wait_stream(self, other: Cuda.Stream) -> None:
+            self.cuda.calls.append(f"{self.name} waits for {other.name}")
+
+    class Graph:
+        def __init__(self, cuda: Cuda) -> None:
+            self.cuda = cuda
+
+        def replay(self) -> None:
+            self.cuda.calls.append(f"replay on {self.cuda.current.name}")
+
+    @contextmanager
+    def stream(self, stream: Cuda.Stream) -> Iterator[None]:
+        before, self.current = self.current, stream
+        try:
+            yield
+        finally:
+            self.current = before
+
+    @contextmanager
+    def capturing(self, graph: Cuda.Graph, stream: Cuda.Stream) -> Iterator[None]:
+        """As torch.cuda.graph, which leaves its stream the current one after an error."""
+        self.current = stream
+        self.calls.append(f"capture on {stream.name}")
+        yield
+        self.calls.append("captured")
+
+
+def test_cuda_graphs_work_on_a_stream_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = Cuda(monkeypatch)
+    graphs = CudaGraphs(torch.device("cuda", 0))
+
+    def work() -> None:
+        cuda.calls.append(f"work on {cuda.current.name}")
+
+    graphs.run(work)
+    assert cuda.calls == ["side waits for default", "work on side", "default waits for side"]
+    cuda.calls.clear()
+    replay = graphs.capture(work)
+    replay()
+    assert cuda.calls == ["capture on side", "work on side", "captured", "replay on default"]
+
+    def fails() -> None:
+        raise RuntimeError("it waits")
+
+    with pytest.raises(RuntimeError, match="it waits"):
+        graphs.capture(fails)
+    assert cuda.current.name == "default"
