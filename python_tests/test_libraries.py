@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -68,6 +69,36 @@ def test_cuda_needs_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert _libraries.cuda_available()
     _libraries.require_cuda()
+
+
+STREAM = "int aoti_torch_get_current_cuda_stream(int i, void** s) { *s = 0; return 0; }"
+LOAD = """
+import torch
+torch.version.cuda = "13.0"
+from asng_ext import _libraries
+assert _libraries._cuda_problem is None, _libraries._cuda_problem
+assert "\\nCUDA: registered" in torch._C._dispatch_dump("asng::_asng_tell")
+"""
+
+
+@pytest.mark.skipif(
+    torch.version.cuda is not None
+    or not (Path(_libraries.__file__).parent / "_C_cuda.so").exists()
+    or shutil.which("cc") is None,
+    reason="needs _C_cuda, a torch without CUDA and a C compiler",
+)
+def test_all_that_cuda_needs_of_a_torch_with_cuda_is_a_stream(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", LOAD]
+    alone = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ)
+    assert alone.returncode != 0
+    assert "undefined symbol: aoti_torch_get_current_cuda_stream" in alone.stderr
+    # In its place, a function of that name: everything else is there, and the schemas fit.
+    stub = tmp_path / "stub.so"
+    (tmp_path / "stub.c").write_text(STREAM)
+    subprocess.run(["cc", "-shared", "-fPIC", tmp_path / "stub.c", "-o", stub], check=True)
+    environment = {**os.environ, "LD_PRELOAD": str(stub)}
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert result.returncode == 0, result.stderr
 
 
 MARKED = """

@@ -289,7 +289,7 @@ cell_backward_operator(Tensor grad, Tensor older, Tensor newer, Tensor output, T
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(asng, CUDA, m) {
+STABLE_TORCH_LIBRARY_IMPL(asng, ASNG_CUDA_KEY, m) {
   m.impl("mixed_node", TORCH_BOX(&mixed_node));
   m.impl("_mixed_node_backward", TORCH_BOX(&mixed_node_backward));
   m.impl("cell", TORCH_BOX(&cell));

@@ -20,7 +20,7 @@ inline void check_device(const Tensor& t, const char* name, const Tensor& like) 
 
 inline void check_like(const Tensor& t, const char* name, ScalarType dtype,
                        const std::vector<int64_t>& expected, const Tensor& like) {
-  check(t, name, dtype, expected, DeviceType::CUDA);
+  check(t, name, dtype, expected, kDevice);
   check_device(t, name, like);
 }
 
@@ -34,7 +34,7 @@ inline ScalarType check_float(const Tensor& t, const char* name) {
   const ScalarType dtype = t.scalar_type();
   STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double, name,
                   " must be float32 or float64, got ", torch::headeronly::toString(dtype));
-  check_tensor(t, name, dtype, DeviceType::CUDA);
+  check_tensor(t, name, dtype, kDevice);
   for (int64_t i = 0; i < t.dim(); ++i) {
     STD_TORCH_CHECK(t.size(i) > 0, name, " must not be empty: dimension ", i, " is 0");
     STD_TORCH_CHECK(t.size(i) <= 65535, name, " must have at most 65535 in dimension ", i, ", got ",

@@ -26,7 +26,7 @@ OptimizerState pointers(const AsngState& state, double* s, double* step) {
 
 std::tuple<Tensor, Tensor> asng_ask(Tensor counters, Tensor theta, Tensor mean, Tensor variance,
                                     Tensor offsets, int64_t population) {
-  const AsngState state(counters, theta, mean, variance, offsets, DeviceType::CUDA);
+  const AsngState state(counters, theta, mean, variance, offsets, kDevice);
   STD_TORCH_CHECK(population > 0, "population must be above 0, got ", population);
   Tensor categorical =
       state.empty({state.problems, population, state.categorical}, ScalarType::Long);
@@ -41,9 +41,9 @@ std::tuple<Tensor, Tensor> asng_ask(Tensor counters, Tensor theta, Tensor mean, 
 Tensor asng_tell(Tensor counters, Tensor theta, Tensor mean, Tensor variance, Tensor s, Tensor step,
                  Tensor categorical, Tensor numerical, Tensor losses, Tensor offsets, Tensor margin,
                  Tensor bounds, double alpha, double delta_init, double delta_max, bool maximize) {
-  const AsngState state(counters, theta, mean, variance, offsets, DeviceType::CUDA);
+  const AsngState state(counters, theta, mean, variance, offsets, kDevice);
   const int64_t population =
-      check_told(state, s, step, categorical, numerical, losses, margin, bounds, DeviceType::CUDA);
+      check_told(state, s, step, categorical, numerical, losses, margin, bounds, kDevice);
   STD_TORCH_CHECK(population <= kLargestPopulation, "losses must have at most ", kLargestPopulation,
                   " columns on a CUDA device, got ", population);
   const Current current(theta);
@@ -64,7 +64,7 @@ Tensor asng_tell(Tensor counters, Tensor theta, Tensor mean, Tensor variance, Te
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(asng, CUDA, m) {
+STABLE_TORCH_LIBRARY_IMPL(asng, ASNG_CUDA_KEY, m) {
   m.impl("_asng_ask", TORCH_BOX(&asng_ask));
   m.impl("_asng_tell", TORCH_BOX(&asng_tell));
 }

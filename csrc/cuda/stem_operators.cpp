@@ -72,7 +72,7 @@ std::tuple<Tensor, Tensor, Tensor> stem_backward_operator(Tensor grad, Tensor im
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(asng, CUDA, m) {
+STABLE_TORCH_LIBRARY_IMPL(asng, ASNG_CUDA_KEY, m) {
   m.impl("stem", TORCH_BOX(&stem));
   m.impl("_stem_backward", TORCH_BOX(&stem_backward_operator));
 }
