@@ -66,12 +66,18 @@ class Recorder(TorchDispatchMode):
         for whole, before in self._before.values():
             whole.copy_(before)
 
+    def launches(self) -> int:
+        """How many operations compute something."""
+        return sum(
+            func._schema.is_mutable or any(_fresh(args, kwargs, result))
+            for func, args, kwargs, result in self.calls
+        )
+
     def replay(self) -> None:
         """Executes the operations again, with results where they were."""
         with torch.no_grad():
             for func, args, kwargs, result in self.calls:
-                given = set(map(_storage, _tensors((args, kwargs))))
-                fresh = [_storage(t) not in given for t in _tensors(result)]
+                fresh = _fresh(args, kwargs, result)
                 if func._schema.is_mutable or any(fresh):  # else it is a view of what is there
                     again = _tensors(func(*args, **kwargs))
                     for old, new, copy in zip(_tensors(result), again, fresh, strict=True):
@@ -84,12 +90,14 @@ class RecordingGraphs:
 
     Attributes:
         ran, captured, replays: How often `run` or `probe`, `capture`, and a graph were called.
+        launches: How many operations of the last graph compute something.
     """
 
     def __init__(self) -> None:
         self.ran = 0
         self.captured = 0
         self.replays = 0
+        self.launches = 0
 
     def run(self, work: Callable[[], None]) -> None:
         self.ran += 1
@@ -113,6 +121,7 @@ class RecordingGraphs:
             recorder.undo()
         if recorder.reads:
             raise RuntimeError("operation not permitted when stream is capturing\n(details)")
+        self.launches = recorder.launches()
 
         def replay() -> None:
             self.replays += 1
@@ -123,6 +132,12 @@ class RecordingGraphs:
 
 def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
+
+
+def _fresh(args: Any, kwargs: Any, result: Any) -> list[bool]:
+    """Which results are in memory of their own."""
+    given = set(map(_storage, _tensors((args, kwargs))))
+    return [_storage(tensor) not in given for tensor in _tensors(result)]
 
 
 def _tensors(values: Any) -> list[Tensor]:
