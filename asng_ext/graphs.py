@@ -33,6 +33,8 @@ _NOTICE = "Synchronization debug mode is a prototype"
 class GraphBackend(Protocol):
     """What captures the work that a function queues on a device."""
 
+    device: torch.device
+
     def run(self, work: Callable[[], None]) -> None:
         """Runs `work` as usual, in a place from which it may be captured later."""
         ...
@@ -55,9 +57,16 @@ class CudaGraphs:
 
     Args:
         device: The CUDA device whose work is captured.
+
+    Raises:
+        ValueError: If it is none.
     """
 
     def __init__(self, device: torch.device) -> None:
+        if device.type != "cuda":
+            raise ValueError(f"device must be a CUDA device, got {device}")
+        if device.index is None:
+            device = torch.device("cuda", torch.cuda.current_device())
         self.device = device
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
@@ -145,13 +154,18 @@ class Replayed:
         """One step.
 
         Args:
-            inputs: Tensors and plain values, or tuples, lists and dicts of them. Tensors are copied
-                before the step; values are part of the shape.
+            inputs: Tensors on the device and plain values, or tuples, lists and dicts of them.
+                Tensors are copied before the step; values are part of the shape.
         """
         if self._gave_up:
             self._step(inputs)
             return
         leaves, structure = pytree.tree_flatten(inputs)
+        if elsewhere := self._elsewhere(leaves):
+            # The host might write into it before a graph that is still waiting has read it.
+            self._give_up(f"an input of the step is on {elsewhere}, not on {self._backend.device}")
+            self._step(inputs)
+            return
         key = (str(structure), *map(_described, leaves))
         shape = self._shapes.get(key)
         if shape is None:
@@ -183,6 +197,10 @@ class Replayed:
             self._backend.run(work)
         elif (problem := self._backend.probe(work)) is not None:
             self._give_up(problem)
+
+    def _elsewhere(self, leaves: list[Any]) -> torch.device | None:
+        devices = [leaf.device for leaf in leaves if isinstance(leaf, Tensor)]
+        return next((device for device in devices if device != self._backend.device), None)
 
     def _give_up(self, reason: str) -> None:
         self._gave_up = True

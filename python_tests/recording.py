@@ -93,6 +93,8 @@ class RecordingGraphs:
         launches: How many operations of the last graph compute something.
     """
 
+    device = torch.device("cpu")
+
     def __init__(self) -> None:
         self.ran = 0
         self.captured = 0

@@ -131,6 +131,17 @@ def test_a_step_that_reads_a_number_runs_as_usual(warm_ups: int) -> None:
     assert (graphs.captured, run.replays) == (0, 0)
 
 
+def test_inputs_elsewhere_are_not_captured() -> None:
+    seen: list[str] = []
+    graphs = RecordingGraphs()
+    run, said = replayed(lambda inputs: seen.append(inputs[1].device.type), graphs, warm_ups=1)
+    for _ in range(3):
+        run((torch.ones(2), torch.ones(2, device="meta")))
+    assert seen == ["meta"] * 3
+    assert said == ["an input of the step is on meta, not on cpu"]
+    assert graphs.ran == graphs.captured == 0
+
+
 def test_a_failing_capture_is_reported_and_the_step_still_made() -> None:
     class Blind(RecordingGraphs):
         def probe(self, work: Callable[[], None]) -> str | None:
@@ -196,6 +207,7 @@ class Cuda:
         self.current = self.Stream(self, "default")
         monkeypatch.setattr(torch.cuda, "Stream", lambda device: self.Stream(self, "side"))
         monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: self.current)
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
         monkeypatch.setattr(torch.cuda, "stream", self.stream)
         monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: self.Graph(self))
         monkeypatch.setattr(torch.cuda, "graph", self.capturing)
@@ -233,7 +245,10 @@ class Cuda:
 
 def test_cuda_graphs_work_on_a_stream_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = Cuda(monkeypatch)
-    graphs = CudaGraphs(torch.device("cuda", 0))
+    graphs = CudaGraphs(torch.device("cuda"))
+    assert graphs.device == torch.device("cuda:3")
+    with pytest.raises(ValueError, match="device must be a CUDA device, got cpu"):
+        CudaGraphs(torch.device("cpu"))
 
     def work() -> None:
         cuda.calls.append(f"work on {cuda.current.name}")
