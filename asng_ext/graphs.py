@@ -65,7 +65,7 @@ class CudaGraphs:
     def __init__(self, device: torch.device) -> None:
         if device.type != "cuda":
             raise ValueError(f"device must be a CUDA device, got {device}")
-        if device.index is None:
+        if str(device) == "cuda":  # the current one
             device = torch.device("cuda", torch.cuda.current_device())
         self.device = device
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
