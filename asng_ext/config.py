@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, get_type_hints
 
-import tomli_w
-
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -20,6 +18,7 @@ __all__ = [
     "RetrainConfig",
     "SearchConfig",
     "dump_toml",
+    "lasting",
     "load_toml",
     "section_from",
     "section_to_dict",
@@ -38,6 +37,7 @@ def setting(
     above: float | None = None,
     choices: tuple[str, ...] | None = None,
     final: bool = False,
+    neutral: bool = False,
 ) -> Any:
     """A field of a config section.
 
@@ -49,9 +49,11 @@ def setting(
         choices: The values a string may have.
         final: Whether a setting of a task concerns the final network only, and so may still be
             changed after the search.
+        neutral: Whether results do not depend on it, so that it may change when a run goes on.
     """
     limits = {"low": low, "high": high, "above": above, "choices": choices}
-    return field(default=default, metadata={"help": help, "final": final, **limits})
+    kinds = {"final": final, "neutral": neutral}
+    return field(default=default, metadata={"help": help, **kinds, **limits})
 
 
 class Checked:
@@ -107,6 +109,9 @@ class SearchConfig(Checked):
     test_every: int = setting(
         1, "epochs between tests of the most likely architecture; 0 for none", low=0
     )
+    graphs: bool = setting(
+        True, "replay steps as CUDA graphs, on a GPU and where they can be captured", neutral=True
+    )
 
 
 @dataclass(frozen=True)
@@ -156,8 +161,19 @@ def section_to_dict(section: Any) -> dict[str, Any]:
     return dataclasses.asdict(section)
 
 
+def lasting(section: Any) -> dict[str, Any]:
+    """The settings of a section on which results depend, by name."""
+    return {
+        item.name: getattr(section, item.name)
+        for item in dataclasses.fields(section)
+        if not item.metadata["neutral"]
+    }
+
+
 def dump_toml(config: Mapping[str, Any]) -> str:
     """Settings as TOML."""
+    import tomli_w  # only what writes a run folder needs it
+
     return tomli_w.dumps(config)
 
 

@@ -51,14 +51,14 @@ class Experiment:
         self.seed: int = self.config["seed"]
         kind = KINDS[self.config["task"]]
         task_config = section_from(kind.config, self.config[kind.name])
-        device = _device(self.config["device"])
+        self.device = _device(self.config["device"])
         self.task: Task = kind.task(
             kind.load(task_config, self.seed),
             task_config,
             search_batch_size=self.search_config.batch_size,
             retrain_batch_size=self.retrain_config.batch_size,
             seed=self.seed,
-            device=device,
+            device=self.device,
         )
 
     @classmethod
@@ -103,17 +103,14 @@ class Experiment:
 
         Writes search.csv, search.pt, architecture.json and pictures.
         """
-        config = self.search_config
-        optimizer = ASNG(
-            self.task.space,
-            population_size=config.population_size,
-            alpha=config.alpha,
-            delta_init=config.delta_init,
-            margin=config.margin,
-            seed=self.seed,
-        )
+        optimizer = self.optimizer()
         result = search(
-            self.task, optimizer, config, seed=self.seed, run=self.run, stream=self.stream
+            self.task,
+            optimizer,
+            self.search_config,
+            seed=self.seed,
+            run=self.run,
+            stream=self.stream,
         )
         theta = optimizer.theta.categorical
         names = list(self.task.space.categorical)
@@ -129,6 +126,24 @@ class Experiment:
         )
         self._draw_search(result.architecture, result.rows, theta)
         return result.architecture
+
+    def optimizer(self) -> ASNG:
+        """A new optimizer with the settings of the search.
+
+        It is on the GPU if the task takes samples from there; for one that looks at each sample on
+        the host it is better there, too.
+        """
+        config = self.search_config
+        on_device = self.device.type == "cuda" and getattr(self.task, "capturable", False)
+        return ASNG(
+            self.task.space,
+            population_size=config.population_size,
+            alpha=config.alpha,
+            delta_init=config.delta_init,
+            margin=config.margin,
+            seed=self.seed,
+            device=str(self.device) if on_device else "cpu",
+        )
 
     def architecture(self) -> dict[str, Any]:
         """The architecture that was found, by names.

@@ -20,15 +20,22 @@ class Progress:
         total: Steps in all.
         done: Steps that were done before.
         stream: Where to; standard error by default, None shows nothing.
+        interval: Seconds between drawings of the live line.
     """
 
     def __init__(
-        self, label: str, total: int, done: int = 0, stream: TextIO | None = sys.stderr
+        self,
+        label: str,
+        total: int,
+        done: int = 0,
+        stream: TextIO | None = sys.stderr,
+        interval: float = 0.25,
     ) -> None:
         self.label = label
         self.total = total
         self.first = done
         self.stream = stream
+        self.interval = interval
         self.start = time.monotonic()
         self.drawn = 0.0
         self.width = 0
@@ -40,12 +47,12 @@ class Progress:
         return (time.monotonic() - self.start) / (done - self.first) * (self.total - done)
 
     def due(self) -> bool:
-        """Whether the live line should be drawn: on a terminal, some times a second.
+        """Whether the live line should be drawn: on a terminal, once per interval.
 
         Ask before collecting what it shows, for which the host may have to wait for the device.
         """
         live = self.stream is not None and self.stream.isatty()
-        return live and time.monotonic() - self.drawn >= 0.25
+        return live and time.monotonic() - self.drawn >= self.interval
 
     def draw(self, done: int, values: Mapping[str, float]) -> None:
         """Draws the live line over the last one."""
@@ -56,6 +63,15 @@ class Progress:
         self.stream.write("\r" + line.ljust(self.width))
         self.stream.flush()
         self.width = len(line)
+
+    def note(self, text: str) -> None:
+        """Says something, in a line that stays."""
+        if self.stream is None:
+            return
+        start = "\r" if self.stream.isatty() else ""
+        self.stream.write(start + f"{self.label}: {text}".ljust(self.width) + "\n")
+        self.stream.flush()
+        self.width = 0
 
     def line(self, done: int, values: Mapping[str, float]) -> None:
         """Draws a line that stays."""

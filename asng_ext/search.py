@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TextIO
 
 import torch
 from torch import nn
 
-from asng_ext.config import SearchConfig, section_to_dict
+from asng_ext.config import SearchConfig, lasting
+from asng_ext.graphs import CudaGraphs, GraphBackend, Replayed
 from asng_ext.progress import Progress
 from asng_ext.run import Metrics, RunFolder
 from asng_ext.tasks.protocol import Optimizer, SearchTask
@@ -51,12 +53,18 @@ def search(
     seed: int,
     run: RunFolder | None = None,
     stream: TextIO | None = sys.stderr,
+    graphs: GraphBackend | None = None,
 ) -> SearchResult:
     """Searches an architecture while training the weights of the supernet.
 
     Each step draws λ architectures and trains the weights on their mean loss over one batch (eq.
     9), then draws λ more and moves the distribution by their losses on another batch, without
     gradients and without a trace in batch normalisation (eq. 12). All λ see the same batch.
+
+    On a GPU both steps together are replayed as one CUDA graph if the task and the optimizer say
+    that they are ``capturable``: that all they do for a step, they do on the device, without a look
+    at a number on the host. Then nothing within an epoch waits for the device but the live line.
+    Otherwise, and with ``config.graphs`` off, steps run as usual; the numbers are the same.
 
     Args:
         task: Data, supernet and losses.
@@ -66,13 +74,15 @@ def search(
         run: Where to write metrics, events and checkpoints. If it holds a checkpoint, the search
             goes on from there, bit for bit as if it had not been interrupted.
         stream: Where progress is shown; None for nowhere.
+        graphs: What captures steps; by default CUDA graphs where the supernet is on a GPU, and
+            nothing elsewhere.
 
     Raises:
         FloatingPointError: If the training loss becomes NaN or infinite.
         ValueError: If the checkpoint in ``run`` is of a search with other settings.
     """
     with cpu_threads(config.threads):
-        return _search(task, optimizer, config, seed, run, stream)
+        return _search(task, optimizer, config, seed, run, stream, graphs)
 
 
 def _search(
@@ -82,28 +92,42 @@ def _search(
     seed: int,
     run: RunFolder | None,
     stream: TextIO | None,
+    graphs: GraphBackend | None,
 ) -> SearchResult:
     with seeded(seed, "supernet", torch.device("cpu")):
         supernet = task.supernet()
     device = next(supernet.parameters()).device
-    sgd = make_optimizer(supernet, config)
+    if graphs is None and device.type == "cuda":
+        graphs = CudaGraphs(device)
+    obstacle = _obstacle(task=task, optimizer=optimizer)
+    # Also where graphs are off: the numbers are to be the same.
+    sgd = make_optimizer(supernet, config, capturable=graphs is not None and obstacle is None)
+    obstacle = obstacle or _obstacle(SGD=sgd)
     first_epoch = _resume(run, supernet, sgd, optimizer, config)
     metrics = Metrics(run.file("search.csv"), keep=first_epoch) if run else None
     events = run.events("search") if run and first_epoch < config.epochs else None
     rows: list[dict[str, float]] = metrics.rows if metrics else []
 
     steps = task.search_steps
-    progress = Progress("search", config.epochs * steps, first_epoch * steps, stream)
+    # To show what was measured, the host has to wait for the device.
+    interval = 0.25 if device.type == "cpu" else 10.0
+    progress = Progress("search", config.epochs * steps, first_epoch * steps, stream, interval)
+    means = Means()
+    iteration: Callable[[Any], None] = _Iteration(task, supernet, sgd, optimizer, config, means)
+    if graphs is not None and config.graphs:
+        if obstacle is None:
+            iteration = Replayed(iteration, graphs, lambda why: progress.note(_NO_GRAPHS + why))
+        else:
+            progress.note(_NO_GRAPHS + obstacle)
     for epoch in range(first_epoch, config.epochs):
-        means = Means()
+        means.reset()
         rate = config.learning_rate
         with seeded(seed, f"search epoch {epoch}", device):
             batches = zip(task.weight_batches(epoch), task.theta_batches(epoch), strict=True)
-            for step, (weight_batch, theta_batch) in enumerate(batches):
+            for step, pair in enumerate(batches):
                 rate = cosine(config.learning_rate, epoch * steps + step, config.epochs * steps)
                 set_learning_rate(sgd, rate)
-                _train_weights(task, supernet, sgd, optimizer, weight_batch, config, means)
-                _move_distribution(task, supernet, optimizer, theta_batch, means)
+                iteration(pair)
                 if progress.due():
                     shown = _shown(means.read(), optimizer)
                     progress.draw(epoch * steps + step + 1, shown)
@@ -131,34 +155,62 @@ def _search(
     return SearchResult(optimizer.recommend(), supernet, rows)
 
 
-def _train_weights(
-    task: SearchTask,
-    supernet: nn.Module,
-    sgd: torch.optim.Optimizer,
-    optimizer: Optimizer,
-    batch: Any,
-    config: SearchConfig,
-    means: Means,
-) -> None:
-    supernet.train()
-    samples = optimizer.ask()
-    sgd.zero_grad(set_to_none=False)
-    losses, metrics = task.losses(supernet, batch, samples)
-    loss = losses.mean()
-    loss.backward()  # type: ignore[no-untyped-call]
-    nn.utils.clip_grad_norm_(supernet.parameters(), config.gradient_clip)
-    sgd.step()
-    means.add({"loss": loss, **metrics}, "train_")
+_NO_GRAPHS = "steps run without CUDA graphs: "
 
 
-def _move_distribution(
-    task: SearchTask, supernet: nn.Module, optimizer: Optimizer, batch: Any, means: Means
-) -> None:
-    samples = optimizer.ask()
-    with torch.no_grad(), frozen_batch_norm(supernet):
-        losses, metrics = task.losses(supernet, batch, samples)
-    optimizer.tell(samples, losses)
-    means.add({"loss": losses.mean(), **metrics}, "theta_")
+def _obstacle(**parts: object) -> str | None:
+    """Which part of a step keeps it from being captured; None if none is known to."""
+    for what, thing in parts.items():
+        if not getattr(thing, "capturable", False):
+            return f"the {what}, {type(thing).__name__}, works on the host (it is not capturable)"
+    return None
+
+
+class _Iteration:
+    """A weight step and a θ step on a pair of batches.
+
+    What it changes is in the objects it is made of, and with capturable ones in tensors that stay
+    where they are: replaying its work is as good as calling it again.
+    """
+
+    def __init__(
+        self,
+        task: SearchTask,
+        supernet: nn.Module,
+        sgd: torch.optim.Optimizer,
+        optimizer: Optimizer,
+        config: SearchConfig,
+        means: Means,
+    ) -> None:
+        self.task = task
+        self.supernet = supernet
+        self.sgd = sgd
+        self.optimizer = optimizer
+        self.config = config
+        self.means = means
+
+    def __call__(self, batches: tuple[Any, Any]) -> None:
+        for_weights, for_theta = batches
+        self._train_weights(for_weights)
+        self._move_distribution(for_theta)
+
+    def _train_weights(self, batch: Any) -> None:
+        self.supernet.train()
+        samples = self.optimizer.ask()
+        self.sgd.zero_grad(set_to_none=False)
+        losses, metrics = self.task.losses(self.supernet, batch, samples)
+        loss = losses.mean()
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.supernet.parameters(), self.config.gradient_clip)
+        self.sgd.step()
+        self.means.add({"loss": loss, **metrics}, "train_")
+
+    def _move_distribution(self, batch: Any) -> None:
+        samples = self.optimizer.ask()
+        with torch.no_grad(), frozen_batch_norm(self.supernet):
+            losses, metrics = self.task.losses(self.supernet, batch, samples)
+        self.optimizer.tell(samples, losses)
+        self.means.add({"loss": losses.mean(), **metrics}, "theta_")
 
 
 def _shown(row: dict[str, float], optimizer: Optimizer) -> dict[str, float]:
@@ -185,7 +237,7 @@ def _checkpoint(
         "search.pt",
         {
             "epochs_done": epochs_done,
-            "config": section_to_dict(config),
+            "config": lasting(config),
             "supernet": supernet.state_dict(),
             "sgd": sgd.state_dict(),
             "optimizer": optimizer.state_dict(),
@@ -204,12 +256,10 @@ def _resume(
     state = run.load("search.pt") if run else None
     if run is None or state is None:
         return 0
-    if state["config"] != section_to_dict(config):
-        changed = sorted(
-            name
-            for name, value in section_to_dict(config).items()
-            if state["config"].get(name) != value
-        )
+    settings = lasting(config)
+    saved = {name: state["config"].get(name) for name in settings}
+    if saved != settings:
+        changed = sorted(name for name in settings if saved[name] != settings[name])
         raise ValueError(
             f"the search in {run.path} was begun with other settings ({', '.join(changed)}); "
             "continue it with the same, or search in another folder"

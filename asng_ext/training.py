@@ -96,11 +96,60 @@ def frozen_batch_norm(model: nn.Module) -> Iterator[None]:
             module.track_running_stats = True
 
 
-def make_optimizer(model: nn.Module, config: SearchConfig | RetrainConfig) -> torch.optim.Optimizer:
+class _CapturableSGD(torch.optim.SGD):
+    """SGD whose step size is a tensor on the device, so that its step can be captured in a graph.
+
+    Gradients that are dropped between steps count as zero where there was one before: as for SGD
+    with gradients that are zeroed, a weight that was used once goes on moving.
+    """
+
+    capturable = True
+
+    def __init__(self, model: nn.Module, config: SearchConfig) -> None:
+        weights = list(model.parameters())
+        rate = torch.full((), config.learning_rate, dtype=torch.float32, device=weights[0].device)
+        super().__init__(
+            weights,
+            lr=rate,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+            fused=True,  # one kernel that reads the step size on the device
+        )
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drops the gradients: what backward makes need not be added to zeros."""
+        super().zero_grad(set_to_none=True)
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """One step. Buffers that a graph will refer to are there from the first on."""
+        for group in self.param_groups:
+            for weight in group["params"]:
+                state = self.state[weight]
+                if weight.grad is None and not state:
+                    continue
+                # The fused kernel wants everything in the memory layout of the weight.
+                weight.grad = _laid_out_like(weight, weight.grad)
+                state["momentum_buffer"] = _laid_out_like(weight, state.get("momentum_buffer"))
+        super().step()
+
+
+def _laid_out_like(weight: Tensor, values: Tensor | None) -> Tensor:
+    """The values in the weight's memory layout; zeros for None."""
+    if values is None:
+        return torch.zeros_like(weight)
+    if values.stride() == weight.stride():
+        return values
+    return torch.empty_like(weight).copy_(values)
+
+
+def make_optimizer(
+    model: nn.Module, config: SearchConfig | RetrainConfig, *, capturable: bool = False
+) -> torch.optim.Optimizer:
     """SGD or Adam over all weights with the settings of the config; the search takes SGD.
 
-    A model of weight banks alone, such as the supernet of autoencoders, gets an SGD whose work is
-    that of the weights in use; it has no weight decay, which would move all of them.
+    With ``capturable`` the steps of the search's SGD can be captured in a graph. A model of weight
+    banks alone, such as the supernet of autoencoders, gets an SGD whose work is that of the weights
+    in use; it has no weight decay, which would move all of them.
     """
     if not isinstance(config, RetrainConfig) and made_of_banks(model):
         if config.weight_decay:
@@ -109,6 +158,8 @@ def make_optimizer(model: nn.Module, config: SearchConfig | RetrainConfig) -> to
                 f"got {config.weight_decay}"
             )
         return ActiveSGD(model, config.learning_rate, config.momentum, config.gradient_clip)
+    if capturable and not isinstance(config, RetrainConfig):
+        return _CapturableSGD(model, config)
     if isinstance(config, RetrainConfig) and config.optimizer == "adam":
         return torch.optim.Adam(
             model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
@@ -127,8 +178,13 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]
     Gradients are zeroed, not dropped, between steps: a weight that was used once goes on moving by
     its momentum and weight decay while it is not.
     """
+    own: list[dict[str, Any]] = [
+        {name: group[name] for name in ("lr", "foreach", "fused") if name in group}
+        for group in optimizer.param_groups
+    ]
     optimizer.load_state_dict(dict(state))
-    for group in optimizer.param_groups:
+    for group, kept in zip(optimizer.param_groups, own):
+        group.update(kept)  # how to compute is not the checkpoint's to say: it may be of a CPU
         for weight in group["params"]:
             if optimizer.state.get(weight):
                 weight.grad = torch.zeros_like(weight)
@@ -137,25 +193,50 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """The same step size for all weights."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
 
 class Means:
-    """Means of metrics over the steps of an epoch, summed up on the device."""
+    """Means of metrics over the steps of an epoch, summed up on the device.
+
+    What :meth:`add` does can be captured in a graph: sums and counts are on the device, and stay
+    where they are.
+    """
 
     def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._steps: dict[str, int] = {}
+        # By names: their sums, and in the last place how many steps were added.
+        self._sums: dict[tuple[str, ...], Tensor] = {}
+        self._one: dict[torch.device, Tensor] = {}
 
     def add(self, metrics: Mapping[str, Tensor], prefix: str = "") -> None:
-        """Adds one step."""
-        for name, value in metrics.items():
-            key = prefix + name
-            total = self._sums.get(key)
-            detached = value.detach().float()
-            self._sums[key] = detached.clone() if total is None else total.add_(detached)
-            self._steps[key] = self._steps.get(key, 0) + 1
+        """Adds one step; metrics are single numbers on one device."""
+        names = tuple(prefix + name for name in metrics)
+        values = [value.detach().float().reshape(()) for value in metrics.values()]
+        one = self._one.get(values[0].device)
+        if one is None:
+            one = self._one[values[0].device] = torch.ones_like(values[0])
+        stacked = torch.stack([*values, one])
+        total = self._sums.get(names)
+        if total is None:
+            self._sums[names] = stacked
+        else:
+            total.add_(stacked)
+
+    def reset(self) -> None:
+        """Begins again."""
+        for total in self._sums.values():
+            total.zero_()
 
     def read(self) -> dict[str, float]:
         """The means; waits for the device."""
-        return {key: float(total) / self._steps[key] for key, total in self._sums.items()}
+        sums: dict[str, float] = {}
+        steps: dict[str, float] = {}
+        for names, total in self._sums.items():
+            *values, count = total.tolist()
+            for name, value in zip(names, values):
+                sums[name] = sums.get(name, 0.0) + value
+                steps[name] = steps.get(name, 0.0) + count
+        return {name: total / steps[name] for name, total in sums.items() if steps[name]}

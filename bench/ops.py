@@ -57,20 +57,24 @@ def work(name: str, channels: int, size: int, batch: int, backward: bool) -> tup
     return 3 * forward, 4 * values * (passes + 9)
 
 
-def case(name: str, channels: int, size: int, batch: int, backward: bool) -> tuple[Any, Any]:
+def case(
+    name: str, channels: int, size: int, batch: int, backward: bool, device: str = "cpu"
+) -> tuple[Any, Any]:
     """The operation compiled and in eager PyTorch."""
     torch.manual_seed(0)
-    x = torch.randn(batch, channels, size, size).to(memory_format=torch.channels_last)
+    x = torch.randn(batch, channels, size, size, device=device)
+    x = x.to(memory_format=torch.channels_last)
     probe = torch.randn_like(x)
-    module = make_operation(name, channels, 1, plain_norm).to(memory_format=torch.channels_last)
+    module = make_operation(name, channels, 1, plain_norm)
+    module.to(device=device, memory_format=torch.channels_last)
     bank = x.permute(0, 2, 3, 1)[None, None].contiguous()
-    index = torch.zeros(1, 1, dtype=torch.int32)
-    kind = torch.full((1, 1), OPERATIONS.index(name), dtype=torch.int32)
+    index = torch.zeros(1, 1, dtype=torch.int32, device=device)
+    kind = torch.full((1, 1), OPERATIONS.index(name), dtype=torch.int32, device=device)
     weights = ops.NodeWeights(
-        torch.randn(1, 2, channels, 1, 3, 3),
-        torch.randn(1, 2, channels, channels),
-        torch.randn(1, 2, channels, 1, 5, 5),
-        torch.randn(1, 2, channels, channels),
+        torch.randn(1, 2, channels, 1, 3, 3, device=device),
+        torch.randn(1, 2, channels, channels, device=device),
+        torch.randn(1, 2, channels, 1, 5, 5, device=device),
+        torch.randn(1, 2, channels, channels, device=device),
     )
     if not backward:
 

@@ -80,6 +80,10 @@ def format_row(row: Row) -> str:
 def finish(rows: Sequence[Row], path: str | None) -> None:
     """Says on what was measured, and writes the rows if a path is given."""
     print(f"columns: ours, baseline, unit, ratio; {platform.processor() or platform.machine()}")
+    save(rows, path)
+
+
+def save(rows: Sequence[Any], path: str | None) -> None:
+    """Writes the rows so far if a path is given: a benchmark that is stopped leaves them."""
     if path is not None:
-        target = Path(path)
-        target.write_text(json.dumps(list(rows), indent=1, ensure_ascii=False) + "\n")
+        Path(path).write_text(json.dumps(list(rows), indent=1, ensure_ascii=False) + "\n")

@@ -33,13 +33,14 @@ def data() -> ImageData:
     return replace(digits, train=few(digits.train, 121), test=few(digits.test, 50))
 
 
-def task(seed: int = 0, **changes: Any) -> ClassificationTask:
+def task(seed: int = 0, device: str = "cpu", **changes: Any) -> ClassificationTask:
     return ClassificationTask(
         data(),
         replace(TASK, **changes),
         search_batch_size=SEARCH.batch_size,
         retrain_batch_size=RETRAIN.batch_size,
         seed=seed,
+        device=device,
     )
 
 

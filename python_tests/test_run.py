@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
 import pytest
 import torch
+from recording import RecordingGraphs
 
 from asng_ext.config import (
     RetrainConfig,
     SearchConfig,
     dump_toml,
+    lasting,
     load_toml,
     section_from,
     section_to_dict,
@@ -168,6 +172,28 @@ def test_means() -> None:
     means.add({"loss": torch.tensor(1.0)}, "train_")
     means.add({"loss": torch.tensor(3.0), "accuracy": torch.tensor(0.5)}, "train_")
     assert means.read() == {"train_loss": 2.0, "train_accuracy": 0.5}
+    means.reset()
+    assert means.read() == {}
+    means.add({"loss": torch.tensor(5.0, requires_grad=True)}, "train_")
+    assert means.read() == {"train_loss": 5.0}
+
+
+def test_means_are_of_as_many_steps_as_are_replayed() -> None:
+    means, loss = Means(), torch.zeros(())
+    means.add({"loss": loss})  # sums have to be there before
+    means.reset()
+    replay = RecordingGraphs().capture(lambda: means.add({"loss": loss}))
+    for value in (1.0, 2.0, 6.0):
+        loss.fill_(value)
+        replay()
+    assert means.read() == {"loss": 3.0}
+
+
+def test_neutral_settings_are_not_lasting() -> None:
+    config = SearchConfig()
+    assert set(section_to_dict(config)) - set(lasting(config)) == {"graphs"}
+    assert lasting(replace(config, graphs=False)) == lasting(config)
+    assert lasting(replace(config, epochs=7)) != lasting(config)
 
 
 def test_time_left() -> None:
@@ -177,3 +203,22 @@ def test_time_left() -> None:
     assert progress.left(4) == pytest.approx(24, rel=0.01)
     progress.line(4, {"loss": 1.0})
     assert not progress.due()
+
+
+def test_the_live_line_and_notes() -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal, file = Terminal(), io.StringIO()
+    for stream in (terminal, file):
+        progress = Progress("search", 10, stream=stream, interval=60)
+        assert progress.due() == (stream is terminal)
+        if stream is terminal:
+            progress.draw(1, {"loss": 1.0})
+            assert not progress.due()
+            progress.drawn -= 61
+            assert progress.due()
+        progress.note("something to know")
+    assert terminal.getvalue().splitlines()[-1].startswith("search: something to know ")
+    assert file.getvalue() == "search: something to know\n"

@@ -11,7 +11,7 @@ from .augment import (
     draw_augmentations,
     normalise,
 )
-from .batches import BatchStream, evaluation_batches
+from .batches import BatchStream, Recipe, evaluation_batches
 from .cifar10 import load_cifar10
 from .digits import load_digits
 from .folder import load_folder
@@ -28,6 +28,7 @@ __all__ = [
     "BatchStream",
     "ImageData",
     "ImageSet",
+    "Recipe",
     "apply_augmentations",
     "augment",
     "draw_augmentations",

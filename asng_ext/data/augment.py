@@ -119,17 +119,10 @@ def apply_augmentations(
     not checked, since that would wait for the device.
     """
     _check_images(images)
-    if draws.shape != (images.shape[0], 5):
-        raise ValueError(f"draws must be {(images.shape[0], 5)}, got {tuple(draws.shape)}")
-    top, left, flip, row, column = draws.unbind(1)
-    pixels = images.permute(0, 2, 3, 1)
-    if augmentation.crop_padding or augmentation.flip:
-        pixels = _crop_and_flip(pixels, augmentation, top, left, flip)
-    values = _normalise(pixels, mean, std)
-    if augmentation.cutout:
-        # A product is several times faster here than masked_fill.
-        values.mul_(_outside_square(images, row, column, augmentation.cutout))
-    return _as_images(values, images.shape[1])
+    shape = tuple(images.shape)
+    return Augmenter(augmentation, shape, images.dtype, images.device, mean=mean, std=std)(
+        images, draws
+    )
 
 
 def normalise(images: Tensor, mean: Tensor | None = None, std: Tensor | None = None) -> Tensor:
@@ -138,44 +131,112 @@ def normalise(images: Tensor, mean: Tensor | None = None, std: Tensor | None = N
     Arguments, result and errors are those of `augment`.
     """
     _check_images(images)
-    return _as_images(_normalise(images.permute(0, 2, 3, 1), mean, std), images.shape[1])
+    _, channels, _, width = images.shape
+    scaling = _scaling(images.dtype, channels, width, mean, std)
+    return _as_images(_scaled(images.permute(0, 2, 3, 1), scaling), channels)
 
 
-def _crop_and_flip(
-    pixels: Tensor, augmentation: Augmentation, top: Tensor, left: Tensor, flip: Tensor
-) -> Tensor:
-    """Cut (B, H, W, C) out of the zero-padded (B, H, W, C), in one gather of whole pixels."""
-    count, height, width, channels = pixels.shape
-    padding = augmentation.crop_padding
-    rows, columns = height + 2 * padding, width + 2 * padding
-    padded = pixels.new_zeros(count, rows, columns, channels)
-    padded[:, padding : padding + height, padding : padding + width] = pixels
+class Augmenter:
+    """`apply_augmentations` for batches of one shape: what these have in common is computed once.
 
-    device = pixels.device
-    image = torch.arange(count, device=device)
-    source_row = (image * rows + top)[:, None] + torch.arange(height, device=device)
-    source_column = left[:, None] + torch.arange(width, device=device)
-    if augmentation.flip:
-        mirrored = source_column.flip(1)
-        source_column = torch.where(flip.bool()[:, None], mirrored, source_column)
-    source = (source_row * columns)[:, :, None] + source_column[:, None, :]
-    # index_select copies C values per index; indexing with three tensors takes four times as long.
-    return padded.view(-1, channels).index_select(0, source.view(-1)).view(pixels.shape)
+    On a GPU each little computation is a launch, and a batch needs but half of them this way.
 
+    augmentation, mean, std: as in `apply_augmentations`.
+    shape: (B, C, H, W) of the batches.
+    dtype, device: of the batches.
 
-def _normalise(pixels: Tensor, mean: Tensor | None, std: Tensor | None) -> Tensor:
-    """(B, H, W, C) of any dtype -> (B, H, W*C) float32, in memory of its own.
-
-    Rows are W*C long here and in `_outside_square` because the inner loop of a broadcast over
-    (…, W, C) has only C = 3 steps, which makes it several times slower. What can be is done in
-    place, as fresh memory costs more here than the arithmetic.
+    Raises ValueError for a `mean` or `std` of another shape.
     """
-    count, height, width, channels = pixels.shape
-    largest = 255.0 if pixels.dtype == torch.uint8 else 1.0
-    values = pixels.reshape(count, height, width * channels)
-    values = values.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+
+    def __init__(
+        self,
+        augmentation: Augmentation,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        device: torch.device,
+        *,
+        mean: Tensor | None = None,
+        std: Tensor | None = None,
+    ) -> None:
+        count, channels, height, width = shape
+        padding = augmentation.crop_padding
+        self.augmentation = augmentation
+        self.shape = tuple(shape)
+        self._scaling = _scaling(dtype, channels, width, mean, std)
+        self._padded = (count, height + 2 * padding, width + 2 * padding, channels)
+
+        image, y, x = (torch.arange(n, device=device) for n in (count, height, width))
+        # Where in the padded images, taken as a list of pixels, crops from the corner come from.
+        rows = image[:, None] * self._padded[1] + y
+        self._sources = (rows * self._padded[2])[:, :, None] + x
+        # How far to the right the pixel lies that takes the place of this one if it is flipped.
+        self._mirror = width - 1 - 2 * x
+        # Twice the distance from the middle of a cutout around 0. It may lie between two pixels.
+        twice_middle = augmentation.cutout - 1 - 2 * (augmentation.cutout // 2)
+        self._y = (2 * y - twice_middle).float()
+        self._x = (2 * x - twice_middle).float().repeat_interleave(channels)
+
+    def __call__(self, images: Tensor, draws: Tensor | None) -> Tensor:
+        """Augmented images, (B, C, H, W) float32, channels last.
+
+        images: (B, C, H, W) of the shape, dtype and device given.
+        draws: (B, 5) int64 of `draw_augmentations` on that device; None only normalises.
+
+        Raises ValueError for images or draws of another shape.
+        """
+        if tuple(images.shape) != self.shape:
+            raise ValueError(f"images must be {self.shape}, got {tuple(images.shape)}")
+        pixels = images.permute(0, 2, 3, 1)
+        if draws is None:
+            return _as_images(_scaled(pixels, self._scaling), self.shape[1])
+        if draws.shape != (self.shape[0], 5):
+            raise ValueError(f"draws must be {(self.shape[0], 5)}, got {tuple(draws.shape)}")
+        top, left, flip, row, column = draws.unbind(1)
+        if self.augmentation.crop_padding or self.augmentation.flip:
+            pixels = self._crop_and_flip(pixels, top, left, flip)
+        values = _scaled(pixels, self._scaling)
+        if self.augmentation.cutout:
+            # A product is several times faster here than masked_fill.
+            values.mul_(self._outside_square(row, column))
+        return _as_images(values, self.shape[1])
+
+    def _crop_and_flip(self, pixels: Tensor, top: Tensor, left: Tensor, flip: Tensor) -> Tensor:
+        """Cut (B, H, W, C) out of the zero-padded (B, H, W, C), in one gather of whole pixels."""
+        _, height, width, channels = pixels.shape
+        padding = self.augmentation.crop_padding
+        padded = pixels.new_zeros(self._padded)
+        padded[:, padding : padding + height, padding : padding + width] = pixels
+        shift = torch.add(left, top, alpha=self._padded[2])[:, None]
+        if self.augmentation.flip:
+            shift = shift + flip[:, None] * self._mirror
+        source = self._sources + shift[:, None]
+        # index_select copies C values per index; indexing with three tensors takes four times as
+        # long.
+        return padded.view(-1, channels).index_select(0, source.view(-1)).view(pixels.shape)
+
+    def _outside_square(self, row: Tensor, column: Tensor) -> Tensor:
+        """(B, H, W*C) float32: 0 in the square around (row, column), 1 outside it.
+
+        The square has `side` rows, from row - side // 2 on, and as many columns; what lies beyond
+        the border is lost.
+        """
+        side = self.augmentation.cutout
+        y = torch.sub(self._y, row[:, None], alpha=2).abs_()
+        x = torch.sub(self._x, column[:, None], alpha=2).abs_()
+        return torch.maximum(y[:, :, None], x[:, None, :]).ge_(side)
+
+
+def _scaling(
+    dtype: torch.dtype, channels: int, width: int, mean: Tensor | None, std: Tensor | None
+) -> tuple[Tensor, Tensor] | float:
+    """What to multiply rows of pixels by and what to add then; or what to divide them by.
+
+    Rows are W*C long here and in cutouts because the inner loop of a broadcast over (…, W, C) has
+    only C = 3 steps, which makes it several times slower.
+    """
+    largest = 255.0 if dtype == torch.uint8 else 1.0
     if mean is None and std is None:
-        return values.div_(largest)
+        return largest
     if mean is None or std is None:
         raise ValueError("mean and std go together, got only one of them")
     for name, constant in (("mean", mean), ("std", std)):
@@ -184,24 +245,21 @@ def _normalise(pixels: Tensor, mean: Tensor | None, std: Tensor | None) -> Tenso
                 f"{name} must have shape ({channels},), one value per channel, "
                 f"got {tuple(constant.shape)}"
             )
-    scale = (1.0 / (largest * std)).repeat(width)
-    shift = (-mean / std).repeat(width)
-    return values.mul_(scale).add_(shift)
+    return (1.0 / (largest * std)).repeat(width), (-mean / std).repeat(width)
 
 
-def _outside_square(images: Tensor, row: Tensor, column: Tensor, side: int) -> Tensor:
-    """(B, H, W*C) float32: 0 in the square around (row, column), 1 outside it.
+def _scaled(pixels: Tensor, scaling: tuple[Tensor, Tensor] | float) -> Tensor:
+    """(B, H, W, C) of any dtype -> (B, H, W*C) float32, in memory of its own.
 
-    The square has `side` rows, from row - side // 2 on, and as many columns; what lies beyond the
-    border is lost.
+    What can be is done in place, as fresh memory costs more here than the arithmetic.
     """
-    _, channels, height, width = images.shape
-    y = torch.arange(height, device=images.device) - (row - side // 2)[:, None]
-    x = torch.arange(width, device=images.device) - (column - side // 2)[:, None]
-    x = x.repeat_interleave(channels, dim=1)
-    row_outside = ((y < 0) | (y >= side)).to(torch.float32)
-    column_outside = ((x < 0) | (x >= side)).to(torch.float32)
-    return torch.maximum(row_outside[:, :, None], column_outside[:, None, :])
+    count, height, width, channels = pixels.shape
+    values = pixels.reshape(count, height, width * channels)
+    values = values.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+    if isinstance(scaling, float):
+        return values.div_(scaling)
+    scale, shift = scaling
+    return values.mul_(scale).add_(shift)
 
 
 def _check_images(images: Tensor) -> None:

@@ -4,15 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import count
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ._seeding import check_seed, private_generator
-from .augment import Augmentation, apply_augmentations, draw_augmentations, normalise
+from .augment import (
+    NO_AUGMENTATION,
+    Augmentation,
+    Augmenter,
+    draw_augmentations,
+    normalise,
+)
 from .images import ImageSet
 
 Batch = tuple[Tensor, Tensor]
+
+
+class Recipe(NamedTuple):
+    """What a batch is made of, on the device of the images: a few hundred numbers.
+
+    indices: (B,) int64, which images.
+    draws: (B, 5) int64, how they are augmented, as `draw_augmentations` gives them; None for not
+    at all.
+    """
+
+    indices: Tensor
+    draws: Tensor | None
 
 
 class BatchStream:
@@ -27,7 +46,8 @@ class BatchStream:
     generator per epoch, seeded by a hash of (seed, name, e), draws the order and the augmentations
     of the whole epoch, so that `epoch(e, start=k)` gives, bit for bit, the batches of `epoch(e)`
     without the first k. To resume, a caller needs to keep just e and k. The draws are made on the
-    CPU and so are the same on every device.
+    CPU and so are the same on every device; they travel there once per epoch, and making batches of
+    them waits for nothing and draws nothing, so that it can be captured in a CUDA graph.
 
     image_set: the images; move them to the training device first.
     indices: (n,) int64, the part of the set to use; None for all of it.
@@ -58,8 +78,15 @@ class BatchStream:
         self.seed = check_seed(seed)
         self.name = name
         self.augmentation = augmentation
-        self.mean = mean.to(image_set.device)
-        self.std = std.to(image_set.device)
+        _, height, width, channels = image_set.images.shape
+        self._prepare = Augmenter(
+            augmentation or NO_AUGMENTATION,
+            (self.batch_size, channels, height, width),
+            image_set.images.dtype,
+            image_set.device,
+            mean=mean.to(image_set.device),
+            std=std.to(image_set.device),
+        )
 
     def __len__(self) -> int:
         """Batches per epoch."""
@@ -70,11 +97,22 @@ class BatchStream:
 
         Raises ValueError if `epoch` is negative or `start` is not in 0..len(self).
         """
+        return map(self.make, self.recipes(epoch, start))
+
+    def recipes(self, epoch: int, start: int = 0) -> Iterator[Recipe]:
+        """What `make` makes the batches of `epoch(epoch, start)` of; raises what that does."""
         if epoch < 0:
             raise ValueError(f"epoch must be 0 or more, got {epoch}")
         if not 0 <= start <= len(self):
             raise ValueError(f"start must be in 0..{len(self)}, the batches done, got {start}")
-        return self._batches(epoch, start)
+        return self._recipes(epoch, start)
+
+    def make(self, recipe: Recipe) -> Batch:
+        """The batch of a recipe."""
+        images, labels = self.image_set.images, self.image_set.labels
+        x = images.index_select(0, recipe.indices).permute(0, 3, 1, 2)
+        y = labels.index_select(0, recipe.indices)
+        return self._prepare(x, recipe.draws), y
 
     def steps(self, start: int = 0) -> Iterator[Batch]:
         """Batches without end: number s is batch s mod len(self) of epoch s // len(self).
@@ -85,37 +123,28 @@ class BatchStream:
             raise ValueError(f"start must be 0 or more, got {start}")
         first_epoch, first_batch = divmod(start, len(self))
         return (
-            batch
+            self.make(recipe)
             for epoch in count(first_epoch)
-            for batch in self._batches(epoch, first_batch if epoch == first_epoch else 0)
+            for recipe in self._recipes(epoch, first_batch if epoch == first_epoch else 0)
         )
 
-    def _batches(self, epoch: int, start: int) -> Iterator[Batch]:
-        images, labels = self.image_set.images, self.image_set.labels
+    def _recipes(self, epoch: int, start: int) -> Iterator[Recipe]:
         order, draws = self._plan(epoch)
         for batch in range(start, len(self)):
             part = slice(batch * self.batch_size, (batch + 1) * self.batch_size)
-            x = images.index_select(0, order[part]).permute(0, 3, 1, 2)
-            y = labels.index_select(0, order[part])
-            if self.augmentation is None or draws is None:
-                yield normalise(x, self.mean, self.std), y
-            else:
-                x = apply_augmentations(
-                    x, draws[part], self.augmentation, mean=self.mean, std=self.std
-                )
-                yield x, y
+            yield Recipe(order[part], None if draws is None else draws[part])
 
     def _plan(self, epoch: int) -> tuple[Tensor, Tensor | None]:
         """Everything random about an epoch: the order (n,) and the augmentations (n, 5)."""
         generator = private_generator(self.seed, self.name, epoch)
         device = self.image_set.device
         n = len(self.indices)
-        order = self.indices[torch.randperm(n, generator=generator)].to(device, non_blocking=True)
+        order = _sent(self.indices[torch.randperm(n, generator=generator)], device)
         if self.augmentation is None:
             return order, None
         _, height, width, _ = self.image_set.images.shape
         draws = draw_augmentations(n, height, width, self.augmentation, generator=generator)
-        return order, draws.to(device, non_blocking=True)
+        return order, _sent(draws, device)
 
 
 def evaluation_batches(
@@ -140,6 +169,14 @@ def evaluation_batches(
         )
         for part in torch.split(chosen, batch_size)
     )
+
+
+def _sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU on the device. Only from pinned memory does a GPU fetch it while the host
+    goes on."""
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def _checked_batch_size(batch_size: int) -> int:

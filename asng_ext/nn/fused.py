@@ -121,21 +121,31 @@ class _StackedCell(nn.Module):
                 if key.startswith(prefix) and key[len(prefix) :] not in self._places:
                     unexpected_keys.append(key)
 
-    def forward(self, older: Tensor, newer: Tensor, inputs: Tensor, operations: Tensor) -> Tensor:
-        """(λ or 1, B, H, W, P) twice to (λ, B, H', W', P)."""
-        y: Tensor = torch.ops.asng.cell(
-            older,
-            newer,
-            inputs,
-            operations,
+    def weights(self) -> list[Tensor]:
+        """As `asng::cells` takes them."""
+        reduction = self.older_weight.new_empty(0) if self.reduction is None else self.reduction
+        return [
             self.older_weight,
             self.newer_weight,
             self.depthwise3,
             self.pointwise3,
             self.depthwise5,
             self.pointwise5,
-            self.reduction,
+            reduction,
             self.output_weight,
+        ]
+
+    def forward(self, older: Tensor, newer: Tensor, inputs: Tensor, operations: Tensor) -> Tensor:
+        """(λ or 1, B, H, W, P) twice to (λ, B, H', W', P)."""
+        *weights, _, output_weight = self.weights()
+        y: Tensor = torch.ops.asng.cell(
+            older,
+            newer,
+            inputs,
+            operations,
+            *weights,
+            self.reduction,
+            output_weight,
             self.older_is_larger,
             torch.is_grad_enabled(),
         )[0]
@@ -226,11 +236,31 @@ class FusedCellSupernet(nn.Module):
         """
         if x.device.type == "cuda":
             _libraries.require_cuda()
-        kinds = self._index_tensors(architectures, x.device)
-        older = newer = self._run_stem(x)
+        inputs, operations = self._index_tensors(architectures, x.device)
+        stem = self._run_stem(x)
+        wants_auxiliary = self.training and self.auxiliary is not None
+        if wants_auxiliary or not _operators.runs_chains(x.device):
+            y, auxiliary_logits = self._run_cells(stem, inputs, operations)
+            logits = self._classify(y)
+            return logits if auxiliary_logits is None else (logits, auxiliary_logits)
+        weights = [weight for cell in self.cells for weight in cast(_StackedCell, cell).weights()]
+        y, _ = torch.ops.asng.cells(stem, inputs, operations, weights, torch.is_grad_enabled())
+        return self._classify(y)
+
+    def _classify(self, y: Tensor) -> Tensor:
+        """(λ, B, H, W, P) to (λ, B, classes)."""
+        logits: Tensor = self.classifier(y.mean((2, 3))[..., : self.classifier.in_features])
+        return logits
+
+    def _run_cells(
+        self, stem: Tensor, inputs: Tensor, operations: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """The last cell's output, and in training the logits of the auxiliary head if any."""
+        older = newer = stem
         auxiliary_logits: Tensor | None = None
         for i, cell in enumerate(self.cells):
-            older, newer = newer, cell(older, newer, *kinds[self.is_reduction[i]])
+            kind = int(self.is_reduction[i])
+            older, newer = newer, cell(older, newer, inputs[kind], operations[kind])
             if self.training and self.auxiliary is not None and i == self.auxiliary_at:
                 # Its normalisation takes the statistics of one architecture at a time.
                 auxiliary_logits = torch.stack(
@@ -239,8 +269,7 @@ class FusedCellSupernet(nn.Module):
                         for y in newer.unbind(0)
                     ]
                 )
-        logits: Tensor = self.classifier(newer.mean((2, 3))[..., : self.classifier.in_features])
-        return logits if auxiliary_logits is None else (logits, auxiliary_logits)
+        return newer, auxiliary_logits
 
     def _run_stem(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) to (1, B, H, W, P)."""
@@ -264,18 +293,15 @@ class FusedCellSupernet(nn.Module):
 
     def _index_tensors(
         self, architectures: Population, device: torch.device
-    ) -> list[tuple[Tensor, Tensor]]:
-        """Inputs and operations, each (λ, nodes, 2), of the normal and of the reduction cells."""
+    ) -> tuple[Tensor, Tensor]:
+        """Inputs and operations, each (2, λ, nodes, 2): normal cells first."""
         if _is_elsewhere(architectures):
             values = self._unseen(architectures, device)
         else:
             values = torch.from_numpy(self._seen(architectures)).to(device, non_blocking=True)
         # Per node: input 0, input 1, operation 0, operation 1.
-        kinds = values.view(len(values), 2, -1, 2, 2)
-        return [
-            (kinds[:, kind, :, 0].contiguous(), kinds[:, kind, :, 1].contiguous())
-            for kind in range(2)
-        ]
+        kinds = values.view(len(values), 2, -1, 2, 2).movedim(1, 0)
+        return kinds[:, :, :, 0].contiguous(), kinds[:, :, :, 1].contiguous()
 
     def _unseen(self, architectures: Tensor, device: torch.device) -> Tensor:
         """(λ, d) int32 of architectures whose values stay on their device."""

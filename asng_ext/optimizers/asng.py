@@ -130,6 +130,11 @@ class ASNG(Optimizer):
         return super()._losses(losses) if isinstance(engine, _host.ASNG) else engine.losses(losses)
 
     @property
+    def capturable(self) -> bool:
+        """Whether steps with it can be captured in a CUDA graph: on a CUDA device they can."""
+        return not isinstance(self._engine, _host.ASNG)
+
+    @property
     def delta(self) -> float:
         """Trust-region radius δ = δ⁰/Δ of the next update."""
         return float(self._engine.delta)

@@ -161,6 +161,12 @@ class Optimizer(ABC):
         except TypeError as error:
             raise TypeError(f"losses and samples must be numbers: {error}") from None
 
+    @property
+    def capturable(self) -> bool:
+        """Whether ``ask`` and ``tell`` work on tensors that stay where they are, and wait for
+        nothing: steps with them can be captured in a CUDA graph."""
+        return False
+
     def recommend(self) -> dict[str, Any]:
         """The most likely sample: arg max of the probabilities, means of the Gaussians."""
         theta = self.theta

@@ -12,10 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from asng_ext import _libraries
 from asng_ext.config import Checked, RetrainConfig, SearchConfig, setting
 from asng_ext.data import (
     BatchStream,
     ImageData,
+    Recipe,
     evaluation_batches,
     load_cifar10,
     load_digits,
@@ -192,37 +194,48 @@ class ClassificationTask:
         """Steps per epoch of the search: halves that differ by an image may differ by a batch."""
         return min(len(self._weight_stream), len(self._theta_stream))
 
+    @property
+    def capturable(self) -> bool:
+        """Whether steps can be captured in a graph: on the compiled operators `losses` takes
+        samples that are on the device, and looks at no number."""
+        if self.config.implementation != "auto":
+            return self.config.implementation == "fused"
+        on_gpu = self.device.type == "cuda"
+        return _libraries.cuda_available() if on_gpu else _libraries.available()
+
     def supernet(self) -> CellSupernet | FusedCellSupernet:
-        """The supernet; the compiled operators are for the CPU."""
+        """The supernet, on the compiled operators where they can be used."""
         config = self.config
-        on_cpu = self.device.type == "cpu"
         return cell_supernet(
             self.cell_space,
-            implementation=config.implementation
-            if on_cpu or config.implementation != "auto"
-            else "plain",
+            implementation="fused" if self.capturable else "plain",
+            device=self.device,
             classes=self.data.classes,
             cells=config.cells,
             channels=config.channels,
             in_channels=self.data.channels,
-        ).to(self.device)
+        )
 
-    def weight_batches(self, epoch: int) -> Iterable[Batch]:
-        """(x, y) batches of the half that trains the weights."""
-        return islice(self._weight_stream.epoch(epoch), self.search_steps)
+    def weight_batches(self, epoch: int) -> Iterable[Recipe]:
+        """Recipes of the batches of the half that trains the weights."""
+        return islice(self._weight_stream.recipes(epoch), self.search_steps)
 
-    def theta_batches(self, epoch: int) -> Iterable[Batch]:
-        """(x, y) batches of the half that moves the distribution."""
-        return islice(self._theta_stream.epoch(epoch), self.search_steps)
+    def theta_batches(self, epoch: int) -> Iterable[Recipe]:
+        """Recipes of the batches of the half that moves the distribution."""
+        return islice(self._theta_stream.recipes(epoch), self.search_steps)
 
-    def losses(self, supernet: nn.Module, batch: Batch, samples: Samples) -> tuple[Tensor, Metrics]:
-        """(λ,) cross-entropy in nats, and the mean accuracy."""
-        x, y = batch
+    def losses(
+        self, supernet: nn.Module, batch: Recipe, samples: Samples
+    ) -> tuple[Tensor, Metrics]:
+        """(λ,) cross-entropy in nats, and the mean accuracy.
+
+        The images are made here, so that preparing them is part of the step that is captured.
+        """
+        x, y = self._weight_stream.make(batch)  # both streams prepare images alike
         run = cast(CellSupernet | FusedCellSupernet, supernet).forward_population
         logits = cast(Tensor, run(x, samples.categorical))  # no pair: it has no auxiliary head
-        losses = torch.stack([F.cross_entropy(out, y) for out in logits])
-        accuracy = torch.stack([_accuracy(out, y) for out in logits]).mean()
-        return losses, {"accuracy": accuracy}
+        each = F.cross_entropy(logits.flatten(0, 1), y.repeat(len(logits)), reduction="none")
+        return each.view(len(logits), -1).mean(dim=1), {"accuracy": _accuracy(logits, y)}
 
     def test_supernet(self, supernet: nn.Module, values: Mapping[str, Any]) -> dict[str, float]:
         """Cross-entropy and accuracy of one architecture on the test images.
@@ -329,7 +342,7 @@ class ClassificationTask:
 
 
 def _accuracy(logits: Tensor, y: Tensor) -> Tensor:
-    return (logits.argmax(dim=1) == y).float().mean()
+    return (logits.argmax(dim=-1) == y).float().mean()
 
 
 KIND = TaskKind(

@@ -19,7 +19,12 @@ Metrics = dict[str, Tensor]
 
 
 class Optimizer(Protocol):
-    """An ask/tell optimizer of a search space, such as :class:`asng_ext.ASNG`."""
+    """An ask/tell optimizer of a search space, such as :class:`asng_ext.ASNG`.
+
+    One whose attribute ``capturable`` is true gives samples of tensors on the device, takes losses
+    there, keeps its state in tensors that stay where they are, and waits for nothing in ``ask`` and
+    ``tell``: steps with it can be captured in a graph.
+    """
 
     space: SearchSpace
 
@@ -44,6 +49,11 @@ class SearchTask(Protocol):
     """Data, supernet and loss of a search.
 
     A batch is whatever the task's own methods understand.
+
+    If the attribute ``capturable`` is there and true, steps can be captured in a graph: ``losses``
+    does the same work on the device whatever the numbers are, takes samples that are there, and
+    draws only from PyTorch's generators; batches are tensors on the device and plain values, in
+    tuples, lists and dicts. See :mod:`asng_ext.graphs`.
     """
 
     @property

@@ -67,7 +67,7 @@ __device__ T separable_sum(const WeightJob<T>& job, int segment, int64_t index) 
 template <class T>
 __device__ T reduction_sum(const WeightJob<T>& job, int64_t index) {
   const GraphShape& s = job.shape;
-  // With stride 1 an identity is no reduction, and the weights are there for nothing.
+  // With stride 1 an identity has no weights, though the tensor may be there, and wrote no parts.
   if (s.stride == 1) return 0;
   const MatrixShape matrix = reduction_matrix(s.channels, s.padded);
   const int edge = static_cast<int>(index / matrix.size());

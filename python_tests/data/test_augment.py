@@ -22,6 +22,7 @@ from asng_ext.data import (
     draw_augmentations,
     normalise,
 )
+from asng_ext.data.augment import Augmenter
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -213,3 +214,14 @@ def test_bad_draws() -> None:
         apply_augmentations(torch.zeros(2, 1, 4, 4), torch.zeros(1, 5).long(), NO_AUGMENTATION)
     with pytest.raises(ValueError, match="height=0"):
         draw_augmentations(2, 0, 3, NO_AUGMENTATION, generator=generator())
+
+
+def test_an_augmenter_is_for_batches_of_one_shape() -> None:
+    augmenter = Augmenter(Augmentation(1, True, 2), (2, 3, 4, 5), torch.uint8, torch.device("cpu"))
+    draws = torch.zeros(2, 5, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"images must be \(2, 3, 4, 5\), got \(1, 3, 4, 5\)"):
+        augmenter(torch.zeros(1, 3, 4, 5, dtype=torch.uint8), draws[:1])
+    images = torch.zeros(2, 3, 4, 5, dtype=torch.uint8)
+    with pytest.raises(ValueError, match=r"draws must be \(2, 5\), got \(1, 5\)"):
+        augmenter(images, draws[:1])
+    assert augmenter(images, None).shape == images.shape

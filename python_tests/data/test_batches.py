@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from recording import RecordingGraphs
 from torch import Tensor
 
 from asng_ext.data import (
@@ -18,6 +19,7 @@ from asng_ext.data import (
     Augmentation,
     BatchStream,
     ImageSet,
+    Recipe,
     evaluation_batches,
     normalise,
 )
@@ -184,6 +186,34 @@ def test_bad_positions() -> None:
         stream().steps(-1)
     with pytest.raises(ValueError, match="batch_size must be 1 or more, got 0"):
         evaluation_batches(numbered_set(), 0, mean=MEAN, std=STD)
+
+
+@pytest.mark.parametrize("augmentation", [None, AUGMENTATION, Augmentation(0, True, 0)])
+def test_making_batches_is_capturable(augmentation: Augmentation | None) -> None:
+    """It reads no number, and all that differs from batch to batch is in the recipe."""
+    some = stream(augmentation=augmentation)
+    recipes = list(some.recipes(0))
+    assert all(len(recipe.indices) == 4 for recipe in recipes)
+    indices = torch.empty_like(recipes[0].indices)
+    draws = None if recipes[0].draws is None else torch.empty_like(recipes[0].draws)
+    made: list[tuple[Tensor, Tensor]] = []
+
+    def step() -> None:
+        made[:] = [some.make(Recipe(indices, draws))]
+
+    indices.copy_(recipes[0].indices)
+    if draws is not None:
+        draws.copy_(recipes[0].draws)
+    graphs = RecordingGraphs()
+    assert graphs.probe(step) is None
+    replay = graphs.capture(step)
+    for recipe, batch in zip(recipes, some.epoch(0), strict=True):
+        indices.copy_(recipe.indices)
+        if draws is not None:
+            draws.copy_(recipe.draws)
+        replay()
+        assert equal(made, [batch])
+    assert graphs.launches <= 19  # many small ones would fill the graph
 
 
 @pytest.mark.cuda

@@ -1,0 +1,141 @@
+"""Times every operation of the cell space on a GPU, compiled against eager channels-last PyTorch.
+
+`share` is how close the operator comes to the time that its arithmetic or its memory traffic takes
+at least, the larger of both: at the float32 rate of a large product of matrices, and at the speed
+of copying a large array, both measured in the same run. Inputs rotate, so that none is found in the
+cache of the last call. The stem and whole cells follow, at the paper's setting, without a floor.
+
+Run with ``python bench/gpu_ops.py [--device cpu] [--quick] [--json PATH]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from gpu_timing import Run, arguments, captured, ceilings, compare, describe, in_turn
+from ops import case, work
+from table import Row, finish, save
+from torch import Tensor, nn
+
+from asng_ext.nn import CellSpace, CellSupernet, FusedCellSupernet
+from asng_ext.nn.operations import OPERATIONS
+
+SIZES = ((16, 32), (32, 16), (64, 8), (64, 32))
+"""Channels, and height and width in pixels: the three of the search, and a larger one."""
+BATCH = 512
+SPACE = CellSpace()
+ROTATING_BYTES = 1 << 29
+"""Several times what a cache holds."""
+
+
+def sets(channels: int, size: int, batch: int) -> int:
+    """How many inputs to rotate."""
+    return max(2, min(8, ROTATING_BYTES // (4 * batch * channels * size * size)))
+
+
+def _projections(cell: nn.Module) -> list[Tensor]:
+    """The weights that read the two inputs of a cell."""
+    weights = dict(cell.named_parameters())
+    return [weights["older_weight"], weights["newer_weight"]]
+
+
+def layer(
+    plain: CellSupernet, fused: FusedCellSupernet, which: int | None, batch: int, backward: bool
+) -> tuple[Run, Run]:
+    """The stem (None) or a cell for two architectures, compiled and in eager PyTorch."""
+    device = plain.classifier.weight.device
+
+    def randn(channels: int) -> Tensor:
+        images = torch.randn(batch, channels, 32, 32, device=device)
+        return images.to(memory_format=torch.channels_last)
+
+    images = randn(3)
+    if which is None:
+        modules = (fused.stem, plain.stem)
+        runs: list[Callable[[], list[Tensor]]] = [
+            lambda: [fused._run_stem(images)],
+            lambda: [plain.stem(images)],
+        ]
+    else:
+        cells = (fused.cells[which], plain.cells[which])
+        modules, kind = cells, int(plain.is_reduction[which])
+        older, newer = (randn(weight.shape[1]) for weight in _projections(cells[0]))
+        wide = [image.permute(0, 2, 3, 1)[None].contiguous() for image in (older, newer)]
+        drawn = np.random.default_rng(0).integers(SPACE.categories, size=(2, len(SPACE.categories)))
+        parsed = [SPACE.parse(row)[kind] for row in drawn]
+        index = fused._index_tensors(torch.from_numpy(drawn).to(device), device)[kind]
+        runs = [
+            lambda: [cells[0](*wide, *index)],
+            lambda: [cells[1](older, newer, architecture) for architecture in parsed],
+        ]
+
+    def made(run: Callable[[], list[Tensor]], module: nn.Module) -> Run:
+        if not backward:
+            return torch.no_grad()(run)
+        weights = list(module.parameters())
+        grads = [torch.randn_like(out) for out in run()]
+        return lambda: torch.autograd.grad(run(), weights, grads, allow_unused=True)
+
+    ours, eager = (made(run, module) for run, module in zip(runs, modules, strict=True))
+    return ours, eager
+
+
+def layers(device: torch.device, quick: bool) -> list[Row]:
+    """Rows of the stem, a normal cell and a reduction cell, for two architectures."""
+    rows = []
+    torch.manual_seed(0)
+    networks = [kind(SPACE, cells=3).to(device) for kind in (CellSupernet, FusedCellSupernet)]
+    batch = 2 if quick else 64
+    for name, which in (("stem", None), ("normal cell", 0), ("reduction cell", 1)):
+        for backward in (False, True):
+            pair = [captured(run, device, 1) for run in layer(*networks, which, batch, backward)]
+            case_name = f"B={batch} C=16 λ=2 {'fwd + bwd' if backward else 'forward'}"
+            rows.append(compare(name, case_name, *pair, device, quick=quick))
+    return rows
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = arguments(__doc__ or "", argv)
+    device = torch.device(args.device)
+    flops, speed = ceilings(device, args.quick)
+    print(f"{describe(device)}, {flops / 1e12:.3g} TFLOP/s, {speed / 1e12:.3g} TB/s")
+    batch = 8 if args.quick else BATCH
+    rows: list[Row] = []
+    shares: list[dict[str, object]] = []
+    for channels, size in SIZES[2:3] if args.quick else SIZES:
+        for name in OPERATIONS:
+            for backward in (False, True):
+                count = sets(channels, size, batch)
+                pairs = [
+                    case(name, channels, size, batch, backward, args.device) for _ in range(count)
+                ]
+                # Both as graphs, so that the time of the device shows and not that of Python.
+                ours, eager = (
+                    captured(in_turn(runs), device, count) for runs in zip(*pairs, strict=True)
+                )
+                label = "fwd + bwd" if backward else "forward"
+                row = compare(
+                    name,
+                    f"{batch}×{channels}×{size}×{size} {label}",
+                    ours,
+                    eager,
+                    device,
+                    quick=args.quick,
+                    calls=count,
+                )
+                rows.append(row)
+                arithmetic, traffic = work(name, channels, size, batch, backward)
+                floor = 1e6 * max(arithmetic / flops, traffic / speed)
+                share = floor / row["ours"]
+                shares.append({"name": name, "case": row["case"], "floor": floor, "share": share})
+                print(f"{'':36}floor {floor:.4g} us, share {share:.2f}", flush=True)
+                save(rows, args.json)
+                save(shares, args.json and args.json.removesuffix(".json") + ".shares.json")
+    rows += layers(device, args.quick)
+    finish(rows, args.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,174 @@
+"""Times the search of cells on a GPU at the paper's setting against plain PyTorch on the same GPU.
+
+An iteration is a weight step and a θ step on CIFAR-shaped random images, from their augmentation
+to the update of the distribution, as `asng_ext.search.search` makes it. Three ways:
+
+* ``captured``: compiled operators and the optimizer on the GPU, replayed as one CUDA graph.
+* ``launched``: the same, launched from Python every time.
+* ``plain``: the supernet in eager channels-last PyTorch, the optimizer on the CPU.
+
+Marks are put between iterations while the search runs; the median of their distances counts. An
+epoch is timed as a whole, and a hundred are extrapolated from it; those of ``plain`` are its median
+iteration as many times. On a CPU there are no graphs:
+``captured`` and ``launched`` are the same there.
+
+Run with ``python bench/gpu_search_step.py [--device cpu] [--quick] [--json PATH]``.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from gpu_timing import Mark, arguments, describe, laps
+from table import Row, finish, format_row, save
+
+import asng_ext as asng
+from asng_ext.config import SearchConfig
+from asng_ext.data import CIFAR10_AUGMENTATION, ImageData, ImageSet
+from asng_ext.search import search
+from asng_ext.tasks.classification import ClassificationConfig, ClassificationTask
+
+PAPER = SearchConfig(test_every=0)
+PAPER_TASK = ClassificationConfig(data="random")
+QUICK = SearchConfig(batch_size=8, test_every=0)
+QUICK_TASK = ClassificationConfig(data="random", nodes=2, cells=3, channels=4)
+EPOCHS = 100
+"""Of the paper's search."""
+
+
+def random_images(count: int, size: int) -> ImageData:
+    """Images of CIFAR's shape and kind."""
+    generator = torch.Generator().manual_seed(0)
+
+    def images(number: int) -> ImageSet:
+        pixels = torch.randint(0, 256, (number, size, size, 3), generator=generator)
+        labels = torch.randint(0, 10, (number,), generator=generator)
+        return ImageSet(pixels.to(torch.uint8), labels, tuple("0123456789"))
+
+    return ImageData.of(images(count), images(100), CIFAR10_AUGMENTATION)
+
+
+class Marked(ClassificationTask):
+    """Puts a mark before every iteration and one after the last of an epoch."""
+
+    def weight_batches(self, epoch: int) -> Iterator[Any]:
+        self.marks: list[Mark] = []
+        for recipe in super().weight_batches(epoch):
+            self.marks.append(Mark(self.device))
+            yield recipe
+        self.marks.append(Mark(self.device))
+
+
+@dataclass
+class Measured:
+    """Of the last epoch of a search: the median iteration and all of it in ms, memory in MiB."""
+
+    iteration: float
+    epoch: float
+    steps: int
+    memory: float
+
+
+def measure(
+    data: ImageData,
+    config: SearchConfig,
+    task_config: ClassificationConfig,
+    device: torch.device,
+    *,
+    plain: bool,
+) -> Measured:
+    """Searches two epochs; the first warms up."""
+    implementation = "plain" if plain else "auto"
+    task = Marked(
+        data,
+        replace(task_config, implementation=implementation),
+        search_batch_size=config.batch_size,
+        retrain_batch_size=config.batch_size,
+        seed=0,
+        device=device,
+    )
+    on_device = task.capturable and device.type == "cuda"
+    optimizer = asng.ASNG(
+        task.space,
+        population_size=config.population_size,
+        seed=0,
+        device=device.type if on_device else "cpu",
+    )
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+    # What is printed shows whether steps were captured, and if not, why.
+    search(task, optimizer, replace(config, epochs=2), seed=0, stream=sys.stdout)
+    times = laps(task.marks)
+    memory = torch.cuda.max_memory_reserved(device) / 2**20 if device.type == "cuda" else 0.0
+    return Measured(statistics.median(times), sum(times), len(times), memory)
+
+
+def row(name: str, case: str, ours: float, baseline: float, unit: str) -> Row:
+    made: Row = {
+        "name": name,
+        "case": case,
+        "ours": ours,
+        "baseline": baseline,
+        "unit": unit,
+        "ratio": baseline / ours,
+    }
+    print(format_row(made), flush=True)
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = arguments(__doc__ or "", argv)
+    device = torch.device(args.device)
+    torch.backends.cudnn.benchmark = True  # eager PyTorch at its best
+    print(describe(device))
+    config, task_config = (QUICK, QUICK_TASK) if args.quick else (PAPER, PAPER_TASK)
+    size = 16 if args.quick else 32
+    # Half of the images train weights, and the other half moves the distribution.
+    whole = random_images(6 * 2 * config.batch_size if args.quick else 50_000, size)
+    steps = 6 if args.quick else 60
+    part = replace(
+        whole,
+        train=replace(
+            whole.train,
+            images=whole.train.images[: steps * 2 * config.batch_size],
+            labels=whole.train.labels[: steps * 2 * config.batch_size],
+        ),
+    )
+    case = f"B={config.batch_size} C={task_config.channels} λ={config.population_size}"
+
+    def run(data: ImageData, *, graphs: bool = True, plain: bool = False) -> Measured:
+        settings = replace(config, graphs=graphs)
+        return measure(data, settings, task_config, device, plain=plain)
+
+    plain = run(part, plain=True)
+    launched = run(part, graphs=False)
+    captured = run(part)
+    rows = [
+        row("search iteration, captured", case, captured.iteration, plain.iteration, "ms"),
+        row("search iteration, launched", case, launched.iteration, plain.iteration, "ms"),
+    ]
+    if device.type == "cuda":
+        rows.append(row("peak memory", case, captured.memory, plain.memory, "MiB"))
+    save(rows, args.json)
+    epoch = run(whole)
+    minutes = EPOCHS / 60e3
+    rows.append(
+        row(
+            f"{EPOCHS} epochs from one",
+            f"{case} steps={epoch.steps}",
+            epoch.epoch * minutes,
+            plain.iteration * epoch.steps * minutes,
+            "min",
+        )
+    )
+    finish(rows, args.json)
+
+
+if __name__ == "__main__":
+    main()

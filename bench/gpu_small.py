@@ -1,0 +1,99 @@
+"""Runs every kernel once or twice on small cases: what tools that slow a program down look at.
+
+The operators run forward and backward with both strides and ragged sizes, the optimizer with all
+kinds of variables, and a few iterations of a search. Nothing is timed; that results are finite is
+checked, what they are is for the tests.
+
+Run with ``compute-sanitizer python bench/gpu_small.py [--device cpu]``.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+import torch
+from gpu_search_step import random_images
+
+import asng_ext as asng
+from asng_ext import ops
+from asng_ext.config import SearchConfig
+from asng_ext.search import search
+from asng_ext.tasks.classification import ClassificationConfig, ClassificationTask
+
+
+def finite(*tensors: torch.Tensor) -> None:
+    """Raises FloatingPointError where a number is not finite."""
+    for tensor in tensors:
+        if not torch.isfinite(tensor).all():
+            raise FloatingPointError(f"a result of shape {tuple(tensor.shape)} is not finite")
+
+
+def node(channels: int, size: int, stride: int, device: str) -> None:
+    """Every operation, on both of two inputs, for three architectures."""
+    inputs, archs, batch = 2, 3, 2
+    bank = torch.randn(inputs, archs, batch, size, size, channels, device=device)
+    shapes = [
+        (inputs, 2, channels, 1, 3, 3),
+        (inputs, 2, channels, channels),
+        (inputs, 2, channels, 1, 5, 5),
+        (inputs, 2, channels, channels),
+        (inputs, channels, channels),
+    ]
+    weights = [torch.randn(shape, device=device).requires_grad_() for shape in shapes]
+    bank.requires_grad_()
+    for first in range(ops.OPERATION_COUNT):
+        kinds = (torch.arange(archs * 2).view(archs, 2) + first) % ops.OPERATION_COUNT
+        index = torch.arange(archs * 2).view(archs, 2) % inputs
+        given = weights if stride == 2 else weights[:4]
+        out = ops.mixed_node(
+            bank, index.to(device), kinds.to(device), ops.NodeWeights(*given), stride
+        )
+        grads = torch.autograd.grad(out.square().sum(), [bank, *given])
+        finite(out, *grads)
+
+
+def optimizer(device: str) -> None:
+    """Categorical variables of different sizes and integers; ties and NaN among the losses."""
+    space = asng.SearchSpace.from_sizes([2, 3, 5, 1] * 3, [(1, 3), (64, 256)])
+    for population in (2, 5):
+        some = asng.ASNG(space, population_size=population, seed=1, device=device)
+        for step in range(4):
+            losses = torch.arange(population, device=device, dtype=torch.float64)
+            losses[-1] = float("nan") if step == 2 else 0.0
+            some.tell(some.ask(), losses)
+        if not all(0 <= p <= 1 for row in some.theta.categorical for p in row):
+            raise FloatingPointError("probabilities are out of their range")
+
+
+def iterations(device: str) -> None:
+    """A search of a few iterations."""
+    config = SearchConfig(epochs=1, batch_size=2, test_every=0, graphs=False)
+    task = ClassificationTask(
+        random_images(8, 10),
+        ClassificationConfig(data="random", nodes=2, cells=3, channels=4),
+        search_batch_size=2,
+        retrain_batch_size=2,
+        seed=0,
+        device=device,
+    )
+    where = device if task.capturable else "cpu"
+    result = search(task, asng.ASNG(task.space, seed=0, device=where), config, seed=0, stream=None)
+    finite(*result.supernet.state_dict().values())
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
+    device = parser.parse_args(argv).device
+    torch.manual_seed(0)
+    for channels, size in ((4, 5), (16, 8), (20, 7)):
+        for stride in (1, 2):
+            node(channels, size, stride, device)
+    optimizer(device)
+    iterations(device)
+    print("all finite")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""What the benchmarks for a GPU share: time by CUDA events (by the clock on a CPU), graphs, floors.
+
+All of them run on a CPU as well, with ``--device cpu --quick``, which says nothing about a GPU but
+that the benchmark works.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from table import Row, format_row
+
+Run = Callable[[], Any]
+
+
+def arguments(description: str, argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line that these benchmarks have in common."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
+    parser.add_argument("--quick", action="store_true", help="few rounds, small cases")
+    parser.add_argument("--json", metavar="PATH", help="write the rows there")
+    args = parser.parse_args(argv)
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("there is no CUDA device; --device cpu --quick shows that the benchmark works")
+    return args
+
+
+def describe(device: torch.device) -> str:
+    """On what, and with what, is measured."""
+    versions = f"torch {torch.__version__}, CUDA {torch.version.cuda}"
+    if device.type != "cuda":
+        return f"CPU, {torch.get_num_threads()} threads, {versions}"
+    properties = torch.cuda.get_device_properties(device)
+    return f"{properties.name}, {properties.multi_processor_count} multiprocessors, {versions}"
+
+
+class Mark:
+    """A point in the work of a device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._event = torch.cuda.Event(enable_timing=True) if device.type == "cuda" else None
+        self._time = time.perf_counter()
+        if self._event is not None:
+            self._event.record()
+
+    def since(self, start: Mark) -> float:
+        """Milliseconds from `start`; waits until the device has come here."""
+        if self._event is None or start._event is None:
+            return 1e3 * (self._time - start._time)
+        self._event.synchronize()
+        return float(start._event.elapsed_time(self._event))
+
+
+def laps(marks: Sequence[Mark]) -> list[float]:
+    """Milliseconds from each mark to the next."""
+    return [after.since(before) for before, after in itertools.pairwise(marks)]
+
+
+def milliseconds(run: Run, device: torch.device, repeats: int) -> float:
+    """Of one of `repeats` calls in a row."""
+    start = Mark(device)
+    for _ in range(repeats):
+        run()
+    return Mark(device).since(start) / repeats
+
+
+def repeats_for(run: Run, device: torch.device, at_least: float) -> int:
+    """How many calls in a row take about `at_least` milliseconds; warms up."""
+    milliseconds(run, device, 3)
+    repeats = 1
+    while True:
+        taken = milliseconds(run, device, repeats) * repeats
+        if taken >= at_least / 4:
+            return max(1, round(repeats * at_least / taken))
+        repeats *= 4
+
+
+def captured(run: Run, device: torch.device, calls: int) -> Run:
+    """A function that repeats `calls` calls, on a GPU as one CUDA graph."""
+
+    def work() -> None:
+        for _ in range(calls):
+            run()
+
+    if device.type != "cuda":
+        return work
+    from asng_ext.graphs import CudaGraphs
+
+    graphs = CudaGraphs(device)
+    graphs.run(work)
+    return graphs.capture(work)
+
+
+def compare(
+    name: str,
+    case: str,
+    ours: Run,
+    baseline: Run,
+    device: torch.device,
+    *,
+    quick: bool,
+    unit: str = "us",
+    calls: int = 1,
+) -> Row:
+    """Times both in turn, round after round; medians, and the median of the rounds' ratios.
+
+    Args:
+        calls: How often each function does what is timed.
+    """
+    rounds, at_least = (3, 2.0) if quick else (11, 20.0)
+    scale = {"us": 1e3, "ms": 1.0}[unit] / calls
+    counts = [repeats_for(run, device, at_least) for run in (ours, baseline)]
+    pairs = [
+        (milliseconds(ours, device, counts[0]), milliseconds(baseline, device, counts[1]))
+        for _ in range(rounds)
+    ]
+    row: Row = {
+        "name": name,
+        "case": case,
+        "ours": statistics.median(a for a, _ in pairs) * scale,
+        "baseline": statistics.median(b for _, b in pairs) * scale,
+        "unit": unit,
+        "ratio": statistics.median(b / a for a, b in pairs),
+    }
+    print(format_row(row), flush=True)
+    return row
+
+
+def in_turn(runs: Sequence[Run]) -> Run:
+    """Calls the next of `runs` each time: inputs that rotate are not found in the cache."""
+    cycle = itertools.cycle(runs)
+    return lambda: next(cycle)()
+
+
+def ceilings(device: torch.device, quick: bool) -> tuple[float, float]:
+    """Float32 FLOP/s of a large product of matrices, and bytes/s of copying a large array."""
+    size, values = (512, 1 << 22) if quick else (8192, 1 << 29)
+    a, b = torch.randn(2, size, size, device=device)
+    source, target = torch.randn(2, values // 2, device=device)
+    product = statistics.median(milliseconds(lambda: a @ b, device, 2) for _ in range(5))
+    copy = statistics.median(
+        milliseconds(lambda: target.copy_(source), device, 4) for _ in range(5)
+    )
+    return 2e3 * size**3 / product, 2e3 * source.nbytes / copy

@@ -1,0 +1,62 @@
+"""Where the parts of an experiment live."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import small
+import torch
+
+from asng_ext import _libraries, experiment
+from asng_ext.config import section_to_dict
+from asng_ext.experiment import Experiment
+from asng_ext.nn import CellSupernet
+from asng_ext.run import RunFolder
+
+
+@pytest.mark.parametrize(
+    ("implementation", "device", "expected"),
+    [("fused", "cuda:1", "cuda:1"), ("plain", "cuda", "cpu"), ("fused", "cpu", "cpu")],
+)
+def test_the_optimizer_is_where_the_samples_are_wanted(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    implementation: str,
+    device: str,
+    expected: str,
+) -> None:
+    task = section_to_dict(small.TASK) | {"implementation": implementation}
+    config = {"task": "classification", "seed": 3, "classification": task}
+    some = Experiment(RunFolder(tmp_path), config, stream=None)
+    some.device = torch.device(device)
+    settings: dict[str, Any] = {}
+    monkeypatch.setattr(experiment, "ASNG", lambda space, **given: settings.update(given))
+    some.optimizer()
+    assert settings["device"] == expected
+    assert settings["seed"] == 3
+    assert settings["population_size"] == some.search_config.population_size
+
+
+@pytest.mark.parametrize("usable", [True, False])
+def test_a_task_is_capturable_on_the_compiled_operators(
+    monkeypatch: pytest.MonkeyPatch, usable: bool
+) -> None:
+    monkeypatch.setattr(_libraries, "cuda_available", lambda: usable)
+    for implementation, expected in (("auto", usable), ("fused", True), ("plain", False)):
+        task = small.task(implementation=implementation)
+        task.device = torch.device("cuda")
+        assert task.capturable == expected
+    assert not small.task(implementation="plain").capturable
+    assert isinstance(small.task(implementation="plain").supernet(), CellSupernet)
+
+
+def test_compiled_operators_that_cannot_be_used_on_the_gpu_are_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_libraries, "_cuda_problem", "_C_cuda was not built")
+    task = small.task(implementation="fused")
+    task.device = torch.device("cuda")
+    with pytest.raises(RuntimeError, match="_C_cuda was not built"):
+        task.supernet()
