@@ -51,9 +51,9 @@ ASNG_INLINE void store_some(T* p, Vec<T> v, int64_t count) {
 #endif
 }
 
-// Eight inputs to eight, in place; they are `step` apart.
+// Eight inputs, `step` apart, to eight.
 template <class T, int step>
-ASNG_INLINE void transform_inputs(Vec<T>* x) {
+ASNG_INLINE void transform_inputs(const Vec<T>* x, Vec<T>* y) {
   const Vec<T> x0 = x[0], x1 = x[step], x2 = x[2 * step], x3 = x[3 * step], x4 = x[4 * step];
   const Vec<T> x5 = x[5 * step], x6 = x[6 * step], x7 = x[7 * step];
   const Vec<T> even1 = x2 + x6 - T(4.25) * x4, odd1 = x1 + x5 - T(4.25) * x3;
@@ -61,14 +61,14 @@ ASNG_INLINE void transform_inputs(Vec<T>* x) {
   const Vec<T> odd2 = T(0.5) * x1 - T(2.5) * x3 + T(2) * x5;
   const Vec<T> even3 = x6 + T(4) * x2 - T(5) * x4;
   const Vec<T> odd3 = T(2) * x1 - T(2.5) * x3 + T(0.5) * x5;
-  x[0] = x0 - x6 + T(5.25) * (x4 - x2);
-  x[step] = even1 + odd1;
-  x[2 * step] = even1 - odd1;
-  x[3 * step] = even2 + odd2;
-  x[4 * step] = even2 - odd2;
-  x[5 * step] = even3 + odd3;
-  x[6 * step] = even3 - odd3;
-  x[7 * step] = x7 - x1 + T(5.25) * (x3 - x5);
+  y[0] = x0 - x6 + T(5.25) * (x4 - x2);
+  y[1] = even1 + odd1;
+  y[2] = even1 - odd1;
+  y[3] = even2 + odd2;
+  y[4] = even2 - odd2;
+  y[5] = even3 + odd3;
+  y[6] = even3 - odd3;
+  y[7] = x7 - x1 + T(5.25) * (x3 - x5);
 }
 
 // The polynomial with `count` coefficients at the eight points.
@@ -185,17 +185,17 @@ inline void read_tiles(const TiledImage<T>& image, const TileRange& range, int64
     }
     for (int64_t c = 0; c < image.channels; c += kLanes<T>) {
       const int64_t count = image.channels - c;
-      Vec<T> v[side * side];
+      Vec<T> half[side * side];
       for (int i = 0; i < side; ++i) {
-        for (int j = 0; j < side; ++j) {
-          v[i * side + j] = window.template get<kGated>(i * side + j, c, count);
-        }
-        transform_inputs<T, 1>(v + i * side);
+        Vec<T> v[side];
+        for (int j = 0; j < side; ++j) v[j] = window.template get<kGated>(i * side + j, c, count);
+        transform_inputs<T, 1>(v, half + i * side);
       }
       T* to = tiles + panel_place<T>(range.rows, t, first_column + c, columns);
       for (int j = 0; j < side; ++j) {
-        transform_inputs<T, side>(v + j);
-        for (int i = 0; i < side; ++i) store(to + (i * side + j) * matrix, v[i * side + j]);
+        Vec<T> v[side];
+        transform_inputs<T, side>(half + j, v);
+        for (int i = 0; i < side; ++i) store(to + (i * side + j) * matrix, v[i]);
       }
     }
   }
