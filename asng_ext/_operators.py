@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.library import register_autocast, register_autograd, register_fake
 
+from asng_ext import _cae_operators
+
 __all__ = ["CHANNEL_BLOCK", "available", "padded_channels", "require"]
 
 CHANNEL_BLOCK = 16
@@ -249,3 +251,4 @@ def _register() -> None:
 _problem = _load()
 if _problem is None:
     _register()
+    _cae_operators.register()
