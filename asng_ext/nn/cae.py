@@ -107,7 +107,7 @@ def _half_pays() -> bool:
 
     Without a unit for matrices (AMX) it does not, although it may have instructions for it.
     """
-    return bool(torch.cpu._is_amx_tile_supported())
+    return not ops.available() or bool(torch.cpu._is_amx_tile_supported())
 
 
 class _Autoencoder(nn.Module):
@@ -136,7 +136,7 @@ class _Autoencoder(nn.Module):
         x = x.contiguous(memory_format=torch.channels_last)
         if torch.is_autocast_enabled("cpu") and x.device.type == "cpu" and not _half_pays():
             with torch.autocast("cpu", enabled=False):
-                return self._through(x.float(), layers, sizes)
+                return self._through(x if x.dtype == torch.float64 else x.float(), layers, sizes)
         return self._through(x, layers, sizes)
 
     def _through(
