@@ -2,6 +2,9 @@
 
 #include <algorithm>
 #include <cstring>
+#include <mutex>
+#include <utility>
+#include <vector>
 
 #include "kernels.h"
 #include "memory.h"
@@ -51,6 +54,30 @@ int64_t spaced(int64_t values) {
   constexpr int64_t line = 64 / sizeof(T);
   return (divided_up(values, line) | 1) * line;
 }
+
+// Working memory for tasks: as many blocks as run at the same time.
+class Workspace {
+ public:
+  explicit Workspace(size_t bytes) : bytes_(bytes) {}
+
+  Block take() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (blocks_.empty()) return acquire(bytes_);
+    Block block = std::move(blocks_.back());
+    blocks_.pop_back();
+    return block;
+  }
+
+  void give(Block block) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    blocks_.push_back(std::move(block));
+  }
+
+ private:
+  size_t bytes_;
+  std::mutex mutex_;
+  std::vector<Block> blocks_;
+};
 
 template <class T>
 Block matrices(int64_t distance) {
@@ -140,14 +167,14 @@ void Winograd<T>::run(const TiledImage<T>& from, const Side& in, const T* weight
   const int64_t parts =
       std::max<int64_t>(divided_up(whole.total, kTaskTiles), std::min<int64_t>(2, whole.total));
   whole.rows = rounded_up(divided_up(whole.total, parts), kernels_.row_block);
+  const int64_t matrix = spaced<T>(whole.rows * depth), product = spaced<T>(whole.rows * columns);
+  Workspace workspace(static_cast<size_t>(kTileValues * (matrix + product)) * sizeof(T));
   run_tasks(divided_up(whole.total, whole.rows), [&](int64_t task) {
     TileRange part = whole;
     part.first = task * part.rows;
     part.end = part.rows;
-    const int64_t matrix = spaced<T>(part.rows * depth), product = spaced<T>(part.rows * columns);
-    const Block tiles_block = matrices<T>(matrix), product_block = matrices<T>(product);
-    T* tiles = static_cast<T*>(tiles_block.get());
-    T* products = static_cast<T*>(product_block.get());
+    Block block = workspace.take();
+    T *tiles = static_cast<T*>(block.get()), *products = tiles + kTileValues * matrix;
     for (int64_t p = 0; p < in.phases; ++p) {
       kernels_.read(from, part, p / shape_.stride, p % shape_.stride, p * in.padded, depth, tiles,
                     matrix, zeros.data());
@@ -160,6 +187,7 @@ void Winograd<T>::run(const TiledImage<T>& from, const Side& in, const T* weight
       kernels_.write(products, product, part, p / shape_.stride, p % shape_.stride, p * out.padded,
                      columns, to);
     }
+    workspace.give(std::move(block));
   });
 }
 
