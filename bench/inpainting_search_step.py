@@ -119,6 +119,8 @@ def iteration(
 def stepper(supernet: nn.Module) -> Callable[[], None]:
     """The baseline's update: clipped, over every weight, with gradients that stay and are 0."""
     sgd = torch.optim.SGD(supernet.parameters(), lr=0.025, momentum=0.9)
+    for parameter in supernet.parameters():  # as after so many iterations that all were used
+        parameter.grad = torch.zeros_like(parameter)
 
     def step() -> None:
         nn.utils.clip_grad_norm_(supernet.parameters(), 5.0)
@@ -146,19 +148,25 @@ def make_run(kind: str, space: CaeSpace, target: Tensor) -> Callable[[Iteration]
     return lambda chains: iteration(ours, sgd.step, chains, target, precision)
 
 
-def measure(name: str, space: CaeSpace, target: Tensor, count: int) -> list[Row]:
+def measure(
+    name: str, space: CaeSpace, target: Tensor, count: int, precisions: Sequence[str]
+) -> list[Row]:
     """Both supernets on the same iterations, in turn."""
     iterations = some_iterations(space, count)
-    runs = {kind: make_run(kind, space, target) for kind in KINDS}
-    times: dict[str, list[float]] = {kind: [] for kind in KINDS}
-    for run in runs.values():  # memory comes into being
-        run(iterations[0])
+    kinds = ("2019", *precisions)
+    runs = {kind: make_run(kind, space, target) for kind in kinds}
+    times: dict[str, list[float]] = {kind: [] for kind in kinds}
+    # Memory comes into being, and momentum. The baseline has all of it after any step.
+    runs["2019"]((((), ()), ((), ())))
+    for kind in precisions:
+        for chains in iterations:
+            runs[kind](chains)
     for chains in iterations:
         for kind, run in runs.items():
             times[kind].append(seconds(run, chains))
     rows: list[Row] = []
     means = {kind: statistics.mean(values) for kind, values in times.items()}
-    for kind in KINDS[1:]:
+    for kind in precisions:
         row: Row = {
             "name": f"inpainting iteration, {kind}",
             "case": f"{name}, batch {target.shape[0]}, {target.shape[2]}x{target.shape[3]}",
@@ -198,6 +206,7 @@ def main() -> None:
     parser.add_argument("--json", metavar="PATH", help="write the rows as JSON")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--spaces", nargs="+", choices=SPACES, default=list(SPACES))
+    parser.add_argument("--precisions", nargs="+", choices=KINDS[1:], default=KINDS[1:])
     parser.add_argument("--peak-of", choices=KINDS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -210,7 +219,7 @@ def main() -> None:
         return
     rows: list[Row] = []
     for name in args.spaces:
-        rows += measure(name, SPACES[name], target, count)
+        rows += measure(name, SPACES[name], target, count, args.precisions)
         rows.append(peak_row(name, args))
     finish(rows, args.json)
 

@@ -163,9 +163,9 @@ void Winograd<T>::run(const TiledImage<T>& from, const Side& in, const T* weight
   const std::vector<T> zeros(static_cast<size_t>(in.padded));
 
   TileRange whole = range();
-  // At least two tasks, for two threads.
-  const int64_t parts =
-      std::max<int64_t>(divided_up(whole.total, kTaskTiles), std::min<int64_t>(2, whole.total));
+  // At least two tasks, for two threads; and fewer tiles where four phases make them larger.
+  const int64_t most = in.phases * out.phases == 1 ? kTaskTiles : kTaskTiles / 2;
+  const int64_t parts = std::max(divided_up(whole.total, most), std::min<int64_t>(2, whole.total));
   whole.rows = rounded_up(divided_up(whole.total, parts), kernels_.row_block);
   const int64_t matrix = spaced<T>(whole.rows * depth), product = spaced<T>(whole.rows * columns);
   Workspace workspace(static_cast<size_t>(kTileValues * (matrix + product)) * sizeof(T));
