@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from asng_ext import _operators
+from asng_ext._operators import available
 
-__all__ = ["decode", "encode", "fused_kernels"]
+__all__ = ["KERNELS", "available", "decode", "encode"]
 
-fused_kernels = (3, 5)
+KERNELS = (3, 5)
 """Sides of kernels that the operators have."""
 
 
@@ -116,9 +117,9 @@ def _checked(x: Tensor, weight: Tensor, channel_axis: int, stride: int) -> Tenso
     if stride not in (1, 2):
         raise ValueError(f"stride must be 1 or 2, got {stride!r}")
     kernel = weight.shape[3]
-    if weight.shape[2] != kernel or kernel not in fused_kernels:
+    if weight.shape[2] != kernel or kernel not in KERNELS:
         raise ValueError(
-            f"weight must have kernels of side {' or '.join(map(str, fused_kernels))}, "
+            f"weight must have kernels of side {' or '.join(map(str, KERNELS))}, "
             f"got shape {tuple(weight.shape)}"
         )
     if weight.shape[channel_axis] != x.shape[1]:

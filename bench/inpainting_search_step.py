@@ -186,7 +186,7 @@ def peak_memory() -> float:
 
 
 def peak_row(name: str, options: argparse.Namespace) -> Row:
-    """Peak memory of two processes that make an iteration each."""
+    """Peak memory of two processes that make the same iterations."""
     peaks = {}
     for kind in ("2019", "float32"):
         command = [sys.executable, __file__, "--peak-of", kind, "--spaces", name]
@@ -219,7 +219,9 @@ def main() -> None:
     target = torch.rand(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
     if args.peak_of:
         space = SPACES[args.spaces[0]]
-        make_run(args.peak_of, space, target)(some_iterations(space, count)[0])
+        run = make_run(args.peak_of, space, target)
+        for chains in some_iterations(space, count):
+            run(chains)
         print(peak_memory())
         return
     rows: list[Row] = []

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from asng_ext import cae_ops, ops
+from asng_ext import cae_ops
 from asng_ext.nn.bank import WeightBank
 from asng_ext.nn.cae_space import CaeLayer, CaeSpace, fitting_layers
 
@@ -90,11 +90,11 @@ def _decode(
 def _fuses(x: Tensor, weight: Tensor, stride: int, size: Sequence[int]) -> bool:
     """Whether the compiled layers can do it and are faster; `size` is that of the larger image."""
     if (
-        weight.shape[2] not in cae_ops.fused_kernels
+        weight.shape[2] not in cae_ops.KERNELS
         or x.device.type != "cpu"
         or x.dtype not in (torch.float32, torch.float64)
         or torch.is_autocast_enabled("cpu")
-        or not ops.available()
+        or not cae_ops.available()
     ):
         return False
     # With stride 2 there are fewer multiplications to save, 3×3 taps have next to none, and in
@@ -107,7 +107,7 @@ def _half_pays() -> bool:
 
     Without a unit for matrices (AMX) it does not, although it may have instructions for it.
     """
-    return not ops.available() or bool(torch.cpu._is_amx_tile_supported())
+    return not cae_ops.available() or bool(torch.cpu._is_amx_tile_supported())
 
 
 class _Autoencoder(nn.Module):
