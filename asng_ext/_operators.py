@@ -6,6 +6,8 @@ there and `require` raises an error that says why not.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -139,8 +141,17 @@ def _cell_fake(
     older_is_larger: bool,
     save: bool,
 ) -> tuple[Tensor, Tensor]:
-    archs, nodes, _ = inputs.shape
-    _, images, height, width, _ = newer.shape
+    size, saved = _cell_sizes(
+        newer.shape, inputs.shape[0], inputs.shape[1], older_weight, reduction
+    )
+    return newer.new_empty(size), newer.new_empty((saved if save else 0,))
+
+
+def _cell_sizes(
+    newer: Sequence[int], archs: int, nodes: int, older_weight: Tensor, reduction: Tensor | None
+) -> tuple[tuple[int, ...], int]:
+    """Shape of a cell's output, and how many values it saves."""
+    _, images, height, width, _ = newer
     padded = padded_channels(older_weight.shape[0])
     stride = 1 if reduction is None else 2
     size = (images, _halved(height, stride), _halved(width, stride), padded)
@@ -148,7 +159,7 @@ def _cell_fake(
     # CellShape::saved_bound of csrc/cpu/cell.cpp.
     saved = archs * (2 * in_size + nodes * out_size + 6 * padded)
     saved += nodes * _node_saved(archs, 2, out_size, padded)
-    return newer.new_empty((archs, *size)), newer.new_empty((saved if save else 0,))
+    return (archs, *size), saved
 
 
 def _cell_backward_fake(
@@ -203,6 +214,57 @@ def _cell_backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Any
     )
 
 
+_TENSORS_PER_CELL = 8
+"""In the weights of `asng::cells`; the seventh is the reduction, empty in a normal cell."""
+
+
+def _cells_fake(
+    images: Tensor, inputs: Tensor, operations: Tensor, weights: Sequence[Tensor], save: bool
+) -> tuple[Tensor, Tensor]:
+    _, archs, nodes, _ = inputs.shape
+    size: tuple[int, ...] = tuple(images.shape)
+    total = 0
+    for i in range(0, len(weights), _TENSORS_PER_CELL):
+        reduction = weights[i + 6] if weights[i + 6].numel() else None
+        size, saved = _cell_sizes(size, archs, nodes, weights[i], reduction)
+        # Chain::saved_bound of csrc/cpu/chain.cpp.
+        total += saved + archs * 2 * size[-1] + math.prod(size)
+    return images.new_empty(size), images.new_empty((total if save else 0,))
+
+
+def _cells_backward_fake(
+    grad: Tensor,
+    images: Tensor,
+    output: Tensor,
+    saved: Tensor,
+    inputs: Tensor,
+    operations: Tensor,
+    weights: Sequence[Tensor],
+    wants_images: bool,
+) -> tuple[Tensor, list[Tensor]]:
+    grad_images = torch.empty_like(images) if wants_images else images.new_empty((0,))
+    return grad_images, [torch.empty_like(weight) for weight in weights]
+
+
+def _cells_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    images, index, operations, weights, save = inputs
+    ctx.save_for_backward(images, *output, index, operations, *weights)
+    ctx.save = save
+    ctx.set_materialize_grads(False)
+
+
+def _cells_backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
+    _check_saved(ctx)
+    images, output, saved, index, operations, *weights = ctx.saved_tensors
+    if grad is None:
+        return None, None, None, [None] * len(weights), None
+    wants_images = ctx.needs_input_grad[0]
+    grad_images, grads = torch.ops.asng._cells_backward(
+        grad.contiguous(), images, output, saved, index, operations, weights, wants_images
+    )
+    return grad_images if wants_images else None, None, None, grads, None
+
+
 def _stem_fake(
     images: Tensor, weight: Tensor, scale: Tensor, bias: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -243,8 +305,11 @@ def _register() -> None:
     register_fake("asng::_cell_backward", _cell_backward_fake)
     register_autograd("asng::mixed_node", _mixed_node_backward, setup_context=_mixed_node_setup)
     register_autograd("asng::cell", _cell_backward, setup_context=_cell_setup)
+    register_fake("asng::cells", _cells_fake)
+    register_fake("asng::_cells_backward", _cells_backward_fake)
+    register_autograd("asng::cells", _cells_backward, setup_context=_cells_setup)
     # Statistics of a batch need more than half precision.
-    for name in ("asng::mixed_node", "asng::cell", "asng::stem"):
+    for name in ("asng::mixed_node", "asng::cell", "asng::cells", "asng::stem"):
         register_autocast(name, "cpu", torch.float32)
 
 

@@ -61,6 +61,23 @@ STABLE_TORCH_LIBRARY(asng, m) {
       "bool wants_newer) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, "
       "Tensor, Tensor)");
 
+  // Cells one after the other: the first reads `images` twice, each later one the outputs of the
+  // two cells before it. What it computes is what the cells alone compute; it need not store what
+  // only the next cell reads.
+  //   images (1 or λ, B, H, W, P')
+  //   inputs, operations (2, λ, N, 2)    first those of normal cells, then those of reduction cells
+  //   weights                            for each cell older_weight, newer_weight, depthwise3,
+  //                                      pointwise3, depthwise5, pointwise5, reduction (an empty
+  //                                      tensor: a normal cell), output_weight, as above
+  // Returns the normalised output of the last cell and what the backward pass needs.
+  m.def(
+      "cells(Tensor images, Tensor inputs, Tensor operations, Tensor[] weights, bool save) "
+      "-> (Tensor, Tensor)");
+  // Gradients of images (empty unless wanted) and of the weights.
+  m.def(
+      "_cells_backward(Tensor grad, Tensor images, Tensor output, Tensor saved, Tensor inputs, "
+      "Tensor operations, Tensor[] weights, bool wants_images) -> (Tensor, Tensor[])");
+
   // The stem: 3×3 convolution of images (B, H, W, C'), contiguous and not padded, with a weight
   // (C, C', 3, 3), then batch normalisation with weight and bias (C). Returns (1, B, H, W, P), an
   // input of cells that all architectures share, and what the backward pass needs.

@@ -120,21 +120,31 @@ class _StackedCell(nn.Module):
                 if key.startswith(prefix) and key[len(prefix) :] not in self._places:
                     unexpected_keys.append(key)
 
-    def forward(self, older: Tensor, newer: Tensor, inputs: Tensor, operations: Tensor) -> Tensor:
-        """(λ or 1, B, H, W, P) twice to (λ, B, H', W', P)."""
-        y: Tensor = torch.ops.asng.cell(
-            older,
-            newer,
-            inputs,
-            operations,
+    def weights(self) -> list[Tensor]:
+        """As `asng::cells` takes them."""
+        reduction = self.older_weight.new_empty(0) if self.reduction is None else self.reduction
+        return [
             self.older_weight,
             self.newer_weight,
             self.depthwise3,
             self.pointwise3,
             self.depthwise5,
             self.pointwise5,
-            self.reduction,
+            reduction,
             self.output_weight,
+        ]
+
+    def forward(self, older: Tensor, newer: Tensor, inputs: Tensor, operations: Tensor) -> Tensor:
+        """(λ or 1, B, H, W, P) twice to (λ, B, H', W', P)."""
+        *weights, _, output_weight = self.weights()
+        y: Tensor = torch.ops.asng.cell(
+            older,
+            newer,
+            inputs,
+            operations,
+            *weights,
+            self.reduction,
+            output_weight,
             self.older_is_larger,
             torch.is_grad_enabled(),
         )[0]
@@ -212,21 +222,34 @@ class FusedCellSupernet(nn.Module):
         Raises:
             ValueError: An architecture is not one of the space, or there is none.
         """
-        kinds = self._index_tensors(architectures)
-        older = newer = self._run_stem(x)
-        auxiliary_logits: Tensor | None = None
+        inputs, operations = self._index_tensors(architectures)
+        stem = self._run_stem(x)
+        if self.training and self.auxiliary is not None:
+            newer, auxiliary_logits = self._run_cells(stem, inputs, operations)
+            return self._classify(newer), auxiliary_logits
+        weights = [weight for cell in self.cells for weight in cast(_StackedCell, cell).weights()]
+        y, _ = torch.ops.asng.cells(stem, inputs, operations, weights, torch.is_grad_enabled())
+        return self._classify(y)
+
+    def _classify(self, y: Tensor) -> Tensor:
+        """(λ, B, H, W, P) to (λ, B, classes)."""
+        logits: Tensor = self.classifier(y.mean((2, 3))[..., : self.classifier.in_features])
+        return logits
+
+    def _run_cells(self, stem: Tensor, inputs: Tensor, operations: Tensor) -> tuple[Tensor, Tensor]:
+        """The last cell's output, and the logits of the auxiliary head."""
+        older = newer = stem
+        auxiliary_logits: list[Tensor] = []
         for i, cell in enumerate(self.cells):
-            older, newer = newer, cell(older, newer, *kinds[self.is_reduction[i]])
-            if self.training and self.auxiliary is not None and i == self.auxiliary_at:
+            kind = int(self.is_reduction[i])
+            older, newer = newer, cell(older, newer, inputs[kind], operations[kind])
+            if i == self.auxiliary_at and self.auxiliary is not None:
                 # Its normalisation takes the statistics of one architecture at a time.
-                auxiliary_logits = torch.stack(
-                    [
-                        self.auxiliary(y[..., : cell.channels].permute(0, 3, 1, 2))
-                        for y in newer.unbind(0)
-                    ]
-                )
-        logits: Tensor = self.classifier(newer.mean((2, 3))[..., : self.classifier.in_features])
-        return logits if auxiliary_logits is None else (logits, auxiliary_logits)
+                auxiliary_logits = [
+                    self.auxiliary(y[..., : cell.channels].permute(0, 3, 1, 2))
+                    for y in newer.unbind(0)
+                ]
+        return newer, torch.stack(auxiliary_logits)
 
     def _run_stem(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) to (1, B, H, W, P)."""
@@ -248,8 +271,8 @@ class FusedCellSupernet(nn.Module):
         channels = image.shape[-1]
         return F.pad(image, (0, _operators.padded_channels(channels) - channels))[None].contiguous()
 
-    def _index_tensors(self, architectures: Population) -> list[tuple[Tensor, Tensor]]:
-        """Inputs and operations, each (λ, nodes, 2), of the normal and of the reduction cells."""
+    def _index_tensors(self, architectures: Population) -> tuple[Tensor, Tensor]:
+        """Inputs and operations, each (2, λ, nodes, 2): normal cells first."""
         values = np.asarray(architectures)
         if values.ndim != 2 or len(values) == 0 or values.shape[1] != len(self._categories):
             raise ValueError(
@@ -263,10 +286,8 @@ class FusedCellSupernet(nn.Module):
             raise ValueError(f"architectures must be integers, got {values.dtype}")
         # Per node: input 0, input 1, operation 0, operation 1.
         kinds = torch.from_numpy(values.astype(np.int32).reshape(len(values), 2, -1, 2, 2))
-        return [
-            (kinds[:, kind, :, 0].contiguous(), kinds[:, kind, :, 1].contiguous())
-            for kind in range(2)
-        ]
+        by_kind = kinds.movedim(1, 0)
+        return by_kind[:, :, :, 0].contiguous(), by_kind[:, :, :, 1].contiguous()
 
 
 def cell_supernet(

@@ -83,6 +83,10 @@ struct Source {
   Affine<T> affine;
   T* grad = nullptr;  // null: not wanted
   bool accumulate = false;
+  // Backward, if not null: += Σ grad and Σ grad·x after ReLU, over what grad holds then. The
+  // gradient must be zero wherever ReLU is.
+  double* sum = nullptr;
+  double* dot = nullptr;
   int64_t channels = 0;
   int64_t height = 0, width = 0;
   int64_t stride = 1, offset = 0;

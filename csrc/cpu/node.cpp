@@ -52,11 +52,12 @@ Node<T>::Node(const NodeShape& shape, const NodeWeights<const T>& weights, const
 }
 
 template <class T>
-void Node<T>::place(Bump<T>& memory) {
+void Node<T>::place(const std::vector<Bump<T>*>& memory) {
   for (Edge* edge : normalised_) {
+    Bump<T>& own = *memory[static_cast<size_t>(edge->arch)];
     for (int half = 0; half <= edge->last(); ++half) {
-      edge->norm[half] = {memory.take(shape_.padded), memory.take(shape_.padded)};
-      edge->z[half] = memory.take(shape_.out_size());
+      edge->norm[half] = {own.take(shape_.padded), own.take(shape_.padded)};
+      edge->z[half] = own.take(shape_.out_size());
     }
   }
 }
@@ -176,9 +177,8 @@ void Node<T>::forward_half(const Edge& edge, const State<T>& state, int half, in
 }
 
 template <class T>
-Combine<T> Node<T>::combine_task(const std::vector<State<T>>& states, int64_t arch,
-                                 int64_t part_index, std::vector<Summand<T>>& summands) const {
-  const Part range = part(shape_.images, part_index);
+Combine<T> Node<T>::combine_task(const std::vector<State<T>>& states, int64_t arch, Part range,
+                                 std::vector<Summand<T>>& summands) const {
   summands.clear();
   for (const Edge& edge : edges_) {
     if (edge.arch != arch) continue;
@@ -219,7 +219,16 @@ Combine<T> Node<T>::combine_task(const std::vector<State<T>>& states, int64_t ar
 }
 
 template <class T>
-void Node<T>::forward(const std::vector<State<T>>& states, T* out) {
+void Node<T>::combine(const std::vector<State<T>>& states, int64_t arch, int64_t first,
+                      int64_t count, T* out) const {
+  std::vector<Summand<T>> summands;
+  Combine<T> task = combine_task(states, arch, {first, count}, summands);
+  task.out = out;
+  kernels<T>().combine_forward(task);
+}
+
+template <class T>
+void Node<T>::forward(const std::vector<State<T>>& states, const std::vector<T*>& outs) {
   const Block packed = pack(states, false);
   const int64_t count = static_cast<int64_t>(normalised_.size());
   const int64_t pixels = shape_.images * shape_.out_height * shape_.out_width;
@@ -241,24 +250,29 @@ void Node<T>::forward(const std::vector<State<T>>& states, T* out) {
       finish_norm(sums[e], pixels, shape_.padded, edges[e]->norm[half]);
     }
   }
-  run_parts(shape_.archs, parts(), [&](int64_t arch, int64_t part_index) {
-    std::vector<Summand<T>> summands;
-    Combine<T> task = combine_task(states, arch, part_index, summands);
-    const int64_t first = part(shape_.images, part_index).first;
-    task.out = out + arch * shape_.out_size() + first * shape_.out_size() / shape_.images;
-    kernels<T>().combine_forward(task);
+  std::vector<int64_t> wanted;
+  for (int64_t arch = 0; arch < shape_.archs; ++arch) {
+    if (outs[static_cast<size_t>(arch)] != nullptr) wanted.push_back(arch);
+  }
+  run_parts(static_cast<int64_t>(wanted.size()), parts(), [&](int64_t i, int64_t part_index) {
+    const int64_t arch = wanted[static_cast<size_t>(i)];
+    const Part range = part(shape_.images, part_index);
+    combine(states, arch, range.first, range.count,
+            outs[static_cast<size_t>(arch)] + range.first * shape_.out_size() / shape_.images);
   });
 }
 
-#define ASNG_INSTANTIATE(T)                                                                 \
-  template Node<T>::Node(const NodeShape&, const NodeWeights<const T>&, const int32_t*,     \
-                         const int32_t*, int64_t);                                          \
-  template void Node<T>::place(Bump<T>&);                                                   \
-  template void Node<T>::forward(const std::vector<State<T>>&, T*);                         \
-  template const State<T>& Node<T>::state(const Edge&, const std::vector<State<T>>&) const; \
-  template Shape Node<T>::half_shape(const Edge&, const State<T>&, int) const;              \
-  template Block Node<T>::pack(const std::vector<State<T>>&, bool);                         \
-  template Combine<T> Node<T>::combine_task(const std::vector<State<T>>&, int64_t, int64_t, \
+#define ASNG_INSTANTIATE(T)                                                                   \
+  template Node<T>::Node(const NodeShape&, const NodeWeights<const T>&, const int32_t*,       \
+                         const int32_t*, int64_t);                                            \
+  template void Node<T>::place(const std::vector<Bump<T>*>&);                                 \
+  template void Node<T>::combine(const std::vector<State<T>>&, int64_t, int64_t, int64_t, T*) \
+      const;                                                                                  \
+  template void Node<T>::forward(const std::vector<State<T>>&, const std::vector<T*>&);       \
+  template const State<T>& Node<T>::state(const Edge&, const std::vector<State<T>>&) const;   \
+  template Shape Node<T>::half_shape(const Edge&, const State<T>&, int) const;                \
+  template Block Node<T>::pack(const std::vector<State<T>>&, bool);                           \
+  template Combine<T> Node<T>::combine_task(const std::vector<State<T>>&, int64_t, Part,      \
                                             std::vector<Summand<T>>&) const;
 ASNG_INSTANTIATE(float)
 ASNG_INSTANTIATE(double)

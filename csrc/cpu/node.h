@@ -65,14 +65,28 @@ class Node {
   Node(Node&&) = default;
   Node(const Node&) = delete;
 
-  // Assigns what the backward pass needs; the same calls give the same places.
-  void place(Bump<T>& memory);
+  // Assigns places to the values of each architecture; the same calls give the same places.
+  void place(const std::vector<Bump<T>*>& memory);
 
-  // states[arch · state_stride + input]; out (archs, images, out_height, out_width, padded).
-  void forward(const std::vector<State<T>>& states, T* out);
+  // states[arch · state_stride + input]; outs[arch] (images, out_height, out_width, padded) or
+  // null, if the sum of that architecture's edges is left to `combine`.
+  void forward(const std::vector<State<T>>& states, const std::vector<T*>& outs);
 
-  // grad_out as `out`. Adds to the gradients of states and to `grads` of the weights.
-  void backward(std::vector<State<T>>& states, const T* grad_out, const NodeWeights<T>& grads);
+  // The sum of the edges of images [first, first + count), after `forward` or before `backward`.
+  void combine(const std::vector<State<T>>& states, int64_t arch, int64_t first, int64_t count,
+               T* out) const;
+
+  // Allows `reduce`. `backward` begins by itself otherwise.
+  void begin_backward();
+
+  // Takes what `backward` needs to know of all images from some of them, with their gradient. Parts
+  // are those of the batch. To be called for all images of an architecture or for none.
+  void reduce(int64_t arch, int64_t first, int64_t count, const T* grad, int64_t part_index);
+
+  // grad_out (archs, images, out_height, out_width, padded). Adds to the gradients of states and to
+  // `grads` of the weights. reduced[arch] says whether `reduce` has seen its images.
+  void backward(std::vector<State<T>>& states, const T* grad_out, const NodeWeights<T>& grads,
+                const std::vector<bool>& reduced);
 
  private:
   struct Edge {
@@ -110,10 +124,8 @@ class Node {
                     PartialSums& sums) const;
   void backward_half(const Edge& edge, const State<T>& state, int half, const T* grad_out,
                      int64_t part_index, PartialSums* sums) const;
-  Combine<T> combine_task(const std::vector<State<T>>& states, int64_t arch, int64_t part_index,
+  Combine<T> combine_task(const std::vector<State<T>>& states, int64_t arch, Part range,
                           std::vector<Summand<T>>& summands) const;
-  void reduce_last(const Edge& edge, const T* grad_out, int64_t part_index,
-                   PartialSums& sums) const;
   void finish_gradient(Edge& edge, int half, const PartialSums& sums);
   void add_weight_gradients(const NodeWeights<T>& grads);
   void add_weight_gradient(Edge& edge, const NodeWeights<T>& grads) const;
@@ -123,6 +135,7 @@ class Node {
   std::vector<Edge> edges_;        // by architecture
   std::vector<Edge*> normalised_;  // those of them with a normalisation
   std::vector<T> coefficients_;    // of the normalisations' gradients
+  std::vector<PartialSums> last_;  // for the gradients of the normalisations that end edges
 };
 
 }  // namespace asng::cpu

@@ -27,22 +27,28 @@ Block Node<T>::place_gradients() {
   return block;
 }
 
-// Sums for the gradient of the normalisation that ends an edge.
 template <class T>
-void Node<T>::reduce_last(const Edge& edge, const T* grad_out, int64_t part_index,
-                          PartialSums& sums) const {
-  const Part range = part(shape_.images, part_index);
-  const int64_t image_size = shape_.out_size() / shape_.images;
-  const T* grad = grad_out + edge.arch * shape_.out_size() + range.first * image_size;
-  Reduce<T> task;
-  task.pixels = range.count * shape_.out_height * shape_.out_width;
-  task.channels = shape_.padded;
-  task.grads = &grad;
-  task.z = edge.z[edge.last()] + range.first * image_size;
-  task.affine = edge.norm[edge.last()].affine();
-  task.sum = sums.first(part_index);
-  task.dot = sums.second(part_index);
-  kernels<T>().reduce(task);
+void Node<T>::begin_backward() {
+  last_.assign(normalised_.size(), PartialSums(parts(), shape_.padded));
+}
+
+// Every edge sees the gradient of the node; one that ends in a normalisation needs its sums.
+template <class T>
+void Node<T>::reduce(int64_t arch, int64_t first, int64_t count, const T* grad,
+                     int64_t part_index) {
+  for (size_t e = 0; e < normalised_.size(); ++e) {
+    const Edge& edge = *normalised_[e];
+    if (edge.arch != arch) continue;
+    Reduce<T> task;
+    task.pixels = count * shape_.out_height * shape_.out_width;
+    task.channels = shape_.padded;
+    task.grads = &grad;
+    task.z = edge.z[edge.last()] + first * shape_.out_size() / shape_.images;
+    task.affine = edge.norm[edge.last()].affine();
+    task.sum = last_[e].first(part_index);
+    task.dot = last_[e].second(part_index);
+    kernels<T>().reduce(task);
+  }
 }
 
 template <class T>
@@ -138,7 +144,8 @@ void Node<T>::add_weight_gradients(const NodeWeights<T>& grads) {
 
 template <class T>
 void Node<T>::backward(std::vector<State<T>>& states, const T* grad_out,
-                       const NodeWeights<T>& grads) {
+                       const NodeWeights<T>& grads, const std::vector<bool>& reduced) {
+  if (last_.size() != normalised_.size()) begin_backward();
   // Whoever comes first to a state's gradient writes it, the others add. The passes below come in
   // the same order: identities and pools, then normalised edges.
   for (const bool normalised : {false, true}) {
@@ -154,27 +161,24 @@ void Node<T>::backward(std::vector<State<T>>& states, const T* grad_out,
   const Block gradients = place_gradients();
 
   const size_t count = normalised_.size();
-  const auto new_sums = [&] {
-    return std::vector<PartialSums>(count, PartialSums(parts(), shape_.padded));
-  };
-  // Every edge sees the gradient of the node; the one that ends in a normalisation needs its sums.
-  std::vector<PartialSums> sums = new_sums();
   run_parts(shape_.archs, parts(), [&](int64_t arch, int64_t part_index) {
-    for (size_t e = 0; e < count; ++e) {
-      if (normalised_[e]->arch == arch) reduce_last(*normalised_[e], grad_out, part_index, sums[e]);
+    const Part range = part(shape_.images, part_index);
+    const T* grad =
+        grad_out + arch * shape_.out_size() + range.first * shape_.out_size() / shape_.images;
+    if (!reduced[static_cast<size_t>(arch)]) {
+      reduce(arch, range.first, range.count, grad, part_index);
     }
     std::vector<Summand<T>> summands;
-    Combine<T> task = combine_task(states, arch, part_index, summands);
-    const int64_t first = part(shape_.images, part_index).first;
-    task.grad = grad_out + arch * shape_.out_size() + first * shape_.out_size() / shape_.images;
+    Combine<T> task = combine_task(states, arch, range, summands);
+    task.grad = grad;
     kernels<T>().combine_backward(task);
   });
   std::vector<size_t> separable;
   for (size_t e = 0; e < count; ++e) {
-    finish_gradient(*normalised_[e], normalised_[e]->last(), sums[e]);
+    finish_gradient(*normalised_[e], normalised_[e]->last(), last_[e]);
     if (normalised_[e]->separable()) separable.push_back(e);
   }
-  sums = new_sums();
+  std::vector<PartialSums> sums(count, PartialSums(parts(), shape_.padded));
   run_parts(static_cast<int64_t>(separable.size()), parts(), [&](int64_t i, int64_t part_index) {
     const size_t e = separable[static_cast<size_t>(i)];
     const Edge& edge = *normalised_[e];
@@ -198,9 +202,13 @@ void Node<T>::backward(std::vector<State<T>>& states, const T* grad_out,
   add_weight_gradients(grads);
 }
 
-template void Node<float>::backward(std::vector<State<float>>&, const float*,
-                                    const NodeWeights<float>&);
-template void Node<double>::backward(std::vector<State<double>>&, const double*,
-                                     const NodeWeights<double>&);
+#define ASNG_INSTANTIATE(T)                                                                \
+  template void Node<T>::begin_backward();                                                 \
+  template void Node<T>::reduce(int64_t, int64_t, int64_t, const T*, int64_t);             \
+  template void Node<T>::backward(std::vector<State<T>>&, const T*, const NodeWeights<T>&, \
+                                  const std::vector<bool>&);
+ASNG_INSTANTIATE(float)
+ASNG_INSTANTIATE(double)
+#undef ASNG_INSTANTIATE
 
 }  // namespace asng::cpu

@@ -1,6 +1,12 @@
 // Small matrix products over the pixels of a tile.
+//
+// A tile holds its channels in blocks of kChannelBlock: value k of pixel p lies at
+// a[k / 16 · block + p · lda + k % 16]. Pixels one after the other have block 16 and lda as many
+// values as a pixel; blocks one after the other have lda 16, whatever the number of channels, so
+// that every address in the inner loop is a constant offset.
 #pragma once
 
+#include "kernels.h"
 #include "simd.h"
 
 namespace asng::cpu::ASNG_CAPABILITY {
@@ -8,16 +14,18 @@ namespace asng::cpu::ASNG_CAPABILITY {
 // P pixels × N vectors of out = a·b, all accumulators in registers; with kStats also the sums over
 // the pixels of the values and of their squares.
 template <class T, int P, int N, bool kStats>
-ASNG_INLINE void product_block(int64_t depth, const T* a, int64_t lda, const T* b, int64_t ldb,
-                               T* out, int64_t ldo, T* sum, T* squares) {
+ASNG_INLINE void product_block(int64_t depth, const T* a, int64_t lda, int64_t block, const T* b,
+                               int64_t ldb, T* out, int64_t ldo, T* sum, T* squares) {
   constexpr int64_t lanes = kLanes<T>;
   Vec<T> acc[P][N] = {};
-  for (int64_t k = 0; k < depth; ++k) {
-    Vec<T> w[N];
-    for (int n = 0; n < N; ++n) w[n] = load(b + k * ldb + n * lanes);
-    for (int p = 0; p < P; ++p) {
-      const T value = a[p * lda + k];
-      for (int n = 0; n < N; ++n) acc[p][n] += w[n] * value;
+  for (int64_t first = 0; first < depth; first += kChannelBlock, a += block) {
+    for (int64_t k = 0; k < kChannelBlock; ++k, b += ldb) {
+      Vec<T> w[N];
+      for (int n = 0; n < N; ++n) w[n] = load(b + n * lanes);
+      for (int p = 0; p < P; ++p) {
+        const T value = a[p * lda + k];
+        for (int n = 0; n < N; ++n) acc[p][n] += w[n] * value;
+      }
     }
   }
   for (int p = 0; p < P; ++p) {
@@ -37,53 +45,52 @@ ASNG_INLINE void product_block(int64_t depth, const T* a, int64_t lda, const T* 
 }
 
 template <class T, int P, int N, bool kStats>
-ASNG_INLINE void product_columns(int64_t pixels, int64_t depth, const T* a, int64_t lda, const T* b,
-                                 int64_t ldb, T* out, int64_t ldo, T* sum, T* squares) {
+ASNG_INLINE void product_columns(int64_t pixels, int64_t depth, const T* a, int64_t lda,
+                                 int64_t block, const T* b, int64_t ldb, T* out, int64_t ldo,
+                                 T* sum, T* squares) {
   int64_t p = 0;
   for (; p + P <= pixels; p += P) {
-    product_block<T, P, N, kStats>(depth, a + p * lda, lda, b, ldb, out + p * ldo, ldo, sum,
+    product_block<T, P, N, kStats>(depth, a + p * lda, lda, block, b, ldb, out + p * ldo, ldo, sum,
                                    squares);
   }
   if constexpr (P > 4) {
     for (; p + 4 <= pixels; p += 4) {
-      product_block<T, 4, N, kStats>(depth, a + p * lda, lda, b, ldb, out + p * ldo, ldo, sum,
-                                     squares);
+      product_block<T, 4, N, kStats>(depth, a + p * lda, lda, block, b, ldb, out + p * ldo, ldo,
+                                     sum, squares);
     }
   }
   for (; p < pixels; ++p) {
-    product_block<T, 1, N, kStats>(depth, a + p * lda, lda, b, ldb, out + p * ldo, ldo, sum,
+    product_block<T, 1, N, kStats>(depth, a + p * lda, lda, block, b, ldb, out + p * ldo, ldo, sum,
                                    squares);
   }
 }
 
 // out (pixels, columns) = a (pixels, depth) · b (depth, columns). With kStats, sum and squares
-// (columns) receive the sums over the pixels.
-// C is the depth and the number of columns, and all rows lie next to each other; 0: see there.
-template <class T, bool kStats, int C>
+// (columns) receive the sums over the pixels. kPixel and kOut, if not 0, are the distances of
+// pixels in a and in out.
+template <class T, bool kStats, int kPixel, int kOut>
 inline void product(int64_t pixels, int64_t depth, int64_t columns, const T* a, int64_t lda,
-                    const T* b, int64_t ldb, T* out, int64_t ldo, T* sum, T* squares) {
+                    int64_t block, const T* b, int64_t ldb, T* out, int64_t ldo, T* sum,
+                    T* squares) {
   constexpr int64_t lanes = kLanes<T>;
-  depth = channels_of<C>(depth);
-  columns = channels_of<C>(columns);
-  lda = channels_of<C>(lda);
-  ldb = channels_of<C>(ldb);
-  ldo = channels_of<C>(ldo);
+  lda = channels_of<kPixel>(lda);
+  ldo = channels_of<kOut>(ldo);
   constexpr int wide = kManyRegisters ? 4 : 2;
   int64_t n = 0;
   for (; n + wide * lanes <= columns; n += wide * lanes) {
-    product_columns<T, 4, wide, kStats>(pixels, depth, a, lda, b + n, ldb, out + n, ldo, sum + n,
-                                        squares + n);
+    product_columns<T, 4, wide, kStats>(pixels, depth, a, lda, block, b + n, ldb, out + n, ldo,
+                                        sum + n, squares + n);
   }
   if constexpr (kManyRegisters) {
     for (; n + 2 * lanes <= columns; n += 2 * lanes) {
-      product_columns<T, 8, 2, kStats>(pixels, depth, a, lda, b + n, ldb, out + n, ldo, sum + n,
-                                       squares + n);
+      product_columns<T, 8, 2, kStats>(pixels, depth, a, lda, block, b + n, ldb, out + n, ldo,
+                                       sum + n, squares + n);
     }
   }
   for (; n < columns; n += lanes) {
     // More rows than address registers pay only if their distance is a constant.
-    product_columns<T, kManyRegisters && C != 0 ? 16 : 8, 1, kStats>(
-        pixels, depth, a, lda, b + n, ldb, out + n, ldo, sum + n, squares + n);
+    product_columns<T, kManyRegisters && kPixel != 0 ? 16 : 8, 1, kStats>(
+        pixels, depth, a, lda, block, b + n, ldb, out + n, ldo, sum + n, squares + n);
   }
 }
 
@@ -110,16 +117,14 @@ ASNG_INLINE void outer_block(int64_t pixels, const T* a, int64_t lda, const T* b
 }
 
 // out (rows, columns) += a (pixels, rows)ᵀ · b (pixels, columns): the gradient of a product's
-// weight. Rows and columns are multiples of kChannelBlock. C as in `product`.
-template <class T, int C>
+// weight. Rows and columns are multiples of kChannelBlock. kA and kB, if not 0, are the distances
+// of pixels in a and b.
+template <class T, int kA, int kB>
 inline void outer_product(int64_t pixels, int64_t rows, int64_t columns, const T* a, int64_t lda,
                           const T* b, int64_t ldb, T* out, int64_t ldo) {
   constexpr int64_t lanes = kLanes<T>;
-  rows = channels_of<C>(rows);
-  columns = channels_of<C>(columns);
-  lda = channels_of<C>(lda);
-  ldb = channels_of<C>(ldb);
-  ldo = channels_of<C>(ldo);
+  lda = channels_of<kA>(lda);
+  ldb = channels_of<kB>(ldb);
   constexpr int wide = kManyRegisters ? 4 : 2;
   int64_t n = 0;
   for (; n + wide * lanes <= columns; n += wide * lanes) {

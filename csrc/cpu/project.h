@@ -1,5 +1,7 @@
 // Concatenation → ReLU → 1×1 over tiles of pixels: the input projections and the output of a cell,
 // and factorized reductions, whose two halves are two strided sources of one product.
+//
+// A tile holds one block of kChannelBlock channels after the other, each with kTilePixels pixels.
 #pragma once
 
 #include "product.h"
@@ -29,22 +31,29 @@ ASNG_INLINE void for_each_pixel(const Source<T>& source, int64_t out_width, int6
   }
 }
 
+// Distance from a block of channels to the next in a tile.
+inline constexpr int64_t kTileBlock = kTilePixels * kChannelBlock;
+
 // The 3×3 windows around pixels [begin, end), zeros beyond the edge.
 template <class T>
 inline void gather_windows(const Source<T>& source, const T* image, int64_t begin, int64_t end,
-                           int64_t depth, T* tile) {
+                           T* tile) {
   const int64_t values = source.window_channels;
   int64_t y = begin / source.width, x = begin % source.width;
-  for (int64_t i = begin; i < end; ++i, tile += depth) {
-    T* to = tile;
+  for (int64_t i = begin; i < end; ++i, tile += kChannelBlock) {
+    int64_t k = 0;
+    const auto put = [&](T value) {
+      tile[k / kChannelBlock * kTileBlock + k % kChannelBlock] = value;
+      ++k;
+    };
     for (int64_t sy = y - 1; sy <= y + 1; ++sy) {
-      for (int64_t sx = x - 1; sx <= x + 1; ++sx, to += values) {
+      for (int64_t sx = x - 1; sx <= x + 1; ++sx) {
         const bool inside = sy >= 0 && sy < source.height && sx >= 0 && sx < source.width;
         const T* from = image + (sy * source.width + sx) * values;
-        for (int64_t v = 0; v < values; ++v) to[v] = inside ? from[v] : T(0);
+        for (int64_t v = 0; v < values; ++v) put(inside ? from[v] : T(0));
       }
     }
-    for (; to < tile + source.channels; ++to) *to = 0;
+    while (k < source.channels) put(T(0));
     if (++x == source.width) {
       x = 0;
       ++y;
@@ -55,37 +64,38 @@ inline void gather_windows(const Source<T>& source, const T* image, int64_t begi
 // Pixels [begin, end) of one image, all sources side by side, after ReLU.
 template <class T>
 inline void gather(const Source<T>* sources, int64_t count, int64_t image, int64_t out_width,
-                   int64_t begin, int64_t end, int64_t depth, T* tile) {
+                   int64_t begin, int64_t end, T* tile) {
   const Vec<T> zero = {};
   for (int64_t s = 0; s < count; ++s) {
     const Source<T>& source = sources[s];
     const int64_t channels = source.channels;
     const T* x = source.x + image * source.height * source.width * source.stored_channels();
     if (source.window_channels != 0) {
-      gather_windows(source, x, begin, end, depth, tile);
-      tile += channels;
+      gather_windows(source, x, begin, end, tile);
+      tile += channels / kChannelBlock * kTileBlock;
       continue;
     }
     for (int64_t c = 0; c < channels; c += kLanes<T>) {
       const bool affine = source.affine.scale != nullptr;
       const Vec<T> scale = affine ? load(source.affine.scale + c) : zero + T(1);
       const Vec<T> shift = affine ? load(source.affine.shift + c) : zero;
+      T* to = tile + c / kChannelBlock * kTileBlock + c % kChannelBlock;
       for_each_pixel(source, out_width, begin, end, [&](int64_t i, int64_t pixel) {
         const Vec<T> v = pixel < 0 ? zero : relu<T>(load(x + pixel * channels + c) * scale + shift);
-        store(tile + (i - begin) * depth + c, v);
+        store(to + (i - begin) * kChannelBlock, v);
         // What the next tile will read at this place.
         prefetch(x + (pixel + (end - begin) * source.stride * source.stride) * channels + c);
       });
     }
-    tile += channels;
+    tile += channels / kChannelBlock * kTileBlock;
   }
 }
 
 // The reverse: gradients go where ReLU let the value pass.
 template <class T>
 inline void spread_gradient(const Source<T>* sources, int64_t count, int64_t image,
-                            int64_t out_width, int64_t begin, int64_t end, int64_t depth,
-                            const T* tile, const T* grad) {
+                            int64_t out_width, int64_t begin, int64_t end, const T* tile,
+                            const T* grad) {
   const Vec<T> zero = {};
   for (int64_t s = 0; s < count; ++s) {
     const Source<T>& source = sources[s];
@@ -95,16 +105,27 @@ inline void spread_gradient(const Source<T>* sources, int64_t count, int64_t ima
     T* out = source.grad == nullptr ? nullptr
                                     : source.grad + image * source.height * source.width * channels;
     for (int64_t c = 0; out != nullptr && c < channels; c += kLanes<T>) {
+      const int64_t first = c / kChannelBlock * kTileBlock + c % kChannelBlock;
+      Vec<T> sum = {}, dot = {};
       for_each_pixel(source, out_width, begin, end, [&](int64_t i, int64_t pixel) {
         if (pixel < 0) return;
-        const int64_t at = (i - begin) * depth + c;
-        const Vec<T> g = load(tile + at) > zero ? load(grad + at) : zero;
+        const int64_t at = first + (i - begin) * kChannelBlock;
+        const Vec<T> x = load(tile + at);
+        Vec<T> g = x > zero ? load(grad + at) : zero;
         T* to = out + pixel * channels + c;
-        store(to, accumulate ? load(to) + g : g);
+        if (accumulate) g += load(to);
+        store(to, g);
+        sum += g;
+        dot += g * x;
       });
+      if (source.sum == nullptr) continue;
+      for (int64_t lane = 0; lane < kLanes<T>; ++lane) {
+        source.sum[c + lane] += static_cast<double>(sum[lane]);
+        source.dot[c + lane] += static_cast<double>(dot[lane]);
+      }
     }
-    tile += channels;
-    grad += channels;
+    tile += channels / kChannelBlock * kTileBlock;
+    grad += channels / kChannelBlock * kTileBlock;
   }
 }
 
@@ -115,10 +136,11 @@ ASNG_INLINE int64_t total_channels(const Source<T>* sources, int64_t count) {
   return depth;
 }
 
-template <class T>
-void project_forward(const ProjectForward<T>& task) {
+template <class T, int C>
+void project_forward_impl(const ProjectForward<T>& task) {
   const int64_t depth = total_channels(task.sources, task.source_count);
-  const int64_t channels = task.out_channels, pixels = task.out_height * task.out_width;
+  const int64_t channels = channels_of<C>(task.out_channels);
+  const int64_t pixels = task.out_height * task.out_width;
   T *tile = nullptr, *sum = nullptr, *squares = nullptr;
   const auto carve = [&](void* base) {
     Carver carver(base);
@@ -133,19 +155,21 @@ void project_forward(const ProjectForward<T>& task) {
   for (int64_t image = 0; image < task.images; ++image) {
     for (int64_t begin = 0; begin < pixels; begin += kTilePixels) {
       const int64_t end = begin + kTilePixels < pixels ? begin + kTilePixels : pixels;
-      gather(task.sources, task.source_count, image, task.out_width, begin, end, depth, tile);
-      product<T, true, 0>(end - begin, depth, channels, tile, depth, task.weight, channels,
-                          task.z + (image * pixels + begin) * channels, channels, sum, squares);
-      flush(sum, task.sum, channels);
-      flush(squares, task.sum_squares, channels);
+      gather(task.sources, task.source_count, image, task.out_width, begin, end, tile);
+      product<T, true, kChannelBlock, C>(
+          end - begin, depth, channels, tile, kChannelBlock, kTileBlock, task.weight, channels,
+          task.z + (image * pixels + begin) * channels, channels, sum, squares);
     }
+    flush(sum, task.sum, channels);
+    flush(squares, task.sum_squares, channels);
   }
 }
 
-template <class T>
-void project_backward(const ProjectBackward<T>& task) {
+template <class T, int C>
+void project_backward_impl(const ProjectBackward<T>& task) {
   const int64_t depth = total_channels(task.sources, task.source_count);
-  const int64_t channels = task.out_channels, pixels = task.out_height * task.out_width;
+  const int64_t channels = channels_of<C>(task.out_channels);
+  const int64_t pixels = task.out_height * task.out_width;
   bool wants_input = false;
   for (int64_t s = 0; s < task.source_count; ++s) wants_input |= task.sources[s].grad != nullptr;
   T *tile = nullptr, *gz = nullptr, *total = nullptr, *grad = nullptr;
@@ -177,29 +201,60 @@ void project_backward(const ProjectBackward<T>& task) {
         }
         g = total;
       }
-      norm_gradient<T, 0>(g, task.z + at, task.norm, end - begin, channels, gz);
-      gather(task.sources, task.source_count, image, task.out_width, begin, end, depth, tile);
-      outer_product<T, 0>(end - begin, channels, depth, gz, channels, tile, depth, task.grad_weight,
-                          depth);
+      norm_gradient<T, C>(g, task.z + at, task.norm, end - begin, channels, gz);
+      gather(task.sources, task.source_count, image, task.out_width, begin, end, tile);
+      for (int64_t block = 0; block < depth / kChannelBlock; ++block) {
+        outer_product<T, C, kChannelBlock>(end - begin, channels, kChannelBlock, gz, channels,
+                                           tile + block * kTileBlock, kChannelBlock,
+                                           task.grad_weight + block * kChannelBlock, depth);
+        if (!wants_input) continue;
+        product<T, false, C, kChannelBlock>(end - begin, channels, kChannelBlock, gz, channels,
+                                            kChannelBlock, task.weight + block * kChannelBlock,
+                                            depth, grad + block * kTileBlock, kChannelBlock,
+                                            nullptr, nullptr);
+      }
       if (!wants_input) continue;
-      product<T, false, 0>(end - begin, channels, depth, gz, channels, task.weight, depth, grad,
-                           depth, nullptr, nullptr);
-      spread_gradient(task.sources, task.source_count, image, task.out_width, begin, end, depth,
-                      tile, grad);
+      spread_gradient(task.sources, task.source_count, image, task.out_width, begin, end, tile,
+                      grad);
     }
   }
 }
+
+#define ASNG_BY_CHANNELS(function)    \
+  if constexpr (sizeof(T) == 4) {     \
+    switch (task.out_channels) {      \
+      case 16:                        \
+        return function<T, 16>(task); \
+      case 32:                        \
+        return function<T, 32>(task); \
+      case 64:                        \
+        return function<T, 64>(task); \
+    }                                 \
+  }                                   \
+  return function<T, 0>(task)
+
+template <class T>
+void project_forward(const ProjectForward<T>& task) {
+  ASNG_BY_CHANNELS(project_forward_impl);
+}
+
+template <class T>
+void project_backward(const ProjectBackward<T>& task) {
+  ASNG_BY_CHANNELS(project_backward_impl);
+}
+
+#undef ASNG_BY_CHANNELS
 
 template <class T>
 void reduce(const Reduce<T>& task) {
   const Vec<T> zero = {};
   const int64_t channels = task.channels;
-  for (int64_t c = 0; c < channels; c += kLanes<T>) {
-    const bool affine = task.affine.scale != nullptr;
-    const Vec<T> scale = affine ? load(task.affine.scale + c) : zero + T(1);
-    const Vec<T> shift = affine ? load(task.affine.shift + c) : zero;
-    for (int64_t begin = 0; begin < task.pixels; begin += kTilePixels) {
-      const int64_t end = begin + kTilePixels < task.pixels ? begin + kTilePixels : task.pixels;
+  for (int64_t begin = 0; begin < task.pixels; begin += kTilePixels) {
+    const int64_t end = begin + kTilePixels < task.pixels ? begin + kTilePixels : task.pixels;
+    for (int64_t c = 0; c < channels; c += kLanes<T>) {
+      const bool affine = task.affine.scale != nullptr;
+      const Vec<T> scale = affine ? load(task.affine.scale + c) : zero + T(1);
+      const Vec<T> shift = affine ? load(task.affine.shift + c) : zero;
       Vec<T> s = {}, d = {};
       for (int64_t p = begin; p < end; ++p) {
         const int64_t i = p * channels + c;

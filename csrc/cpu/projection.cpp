@@ -57,21 +57,26 @@ void Projection<T>::pack_backward() {
 }
 
 template <class T>
-void Projection<T>::forward(int64_t part_index, PartialSums& sums) const {
-  const Part range = part(images, part_index);
-  const std::vector<Source<T>> from = sources_from(*this, range.first);
+void Projection<T>::forward_images(const std::vector<Source<T>>& from, int64_t first, int64_t count,
+                                   int64_t part_index, PartialSums& sums) const {
   ProjectForward<T> task;
   task.sources = from.data();
   task.source_count = static_cast<int64_t>(from.size());
-  task.images = range.count;
+  task.images = count;
   task.out_height = out_height;
   task.out_width = out_width;
   task.out_channels = padded;
   task.weight = packed;
-  task.z = z + range.first * out_height * out_width * padded;
+  task.z = z + first * out_height * out_width * padded;
   task.sum = sums.first(part_index);
   task.sum_squares = sums.second(part_index);
   kernels<T>().project_forward(task);
+}
+
+template <class T>
+void Projection<T>::forward(int64_t part_index, PartialSums& sums) const {
+  const Part range = part(images, part_index);
+  forward_images(sources_from(*this, range.first), range.first, range.count, part_index, sums);
 }
 
 template <class T>
@@ -93,16 +98,20 @@ void Projection<T>::reduce(int64_t part_index, PartialSums& sums) const {
 }
 
 template <class T>
-void Projection<T>::backward(int64_t part_index) const {
-  const Part range = part(images, part_index);
-  const int64_t offset = range.first * out_height * out_width * padded;
-  const std::vector<Source<T>> from = sources_from(*this, range.first);
+void Projection<T>::clear_gradient(int64_t part_index) const {
+  std::fill_n(grad_parts + part_index * packed_size(), packed_size(), T(0));
+}
+
+template <class T>
+void Projection<T>::backward_images(const std::vector<Source<T>>& from, int64_t first,
+                                    int64_t count, int64_t part_index) const {
+  const int64_t offset = first * out_height * out_width * padded;
   std::vector<const T*> incoming = grads;
   for (const T*& grad : incoming) grad += offset;
   ProjectBackward<T> task;
   task.sources = from.data();
   task.source_count = static_cast<int64_t>(from.size());
-  task.images = range.count;
+  task.images = count;
   task.out_height = out_height;
   task.out_width = out_width;
   task.out_channels = padded;
@@ -112,8 +121,19 @@ void Projection<T>::backward(int64_t part_index) const {
   task.norm = norm_gradient;
   task.weight = packed;
   task.grad_weight = grad_parts + part_index * packed_size();
-  std::fill_n(task.grad_weight, packed_size(), T(0));
   kernels<T>().project_backward(task);
+}
+
+template <class T>
+void Projection<T>::backward(int64_t part_index) const {
+  const Part range = part(images, part_index);
+  std::vector<Source<T>> from = sources_from(*this, range.first);
+  if (source_sums != nullptr) {
+    from[0].sum = source_sums->first(part_index);
+    from[0].dot = source_sums->second(part_index);
+  }
+  clear_gradient(part_index);
+  backward_images(from, range.first, range.count, part_index);
 }
 
 template <class T>

@@ -33,6 +33,7 @@ struct Projection {
   // Working memory of a pass.
   T* packed = nullptr;
   std::vector<const T*> grads;
+  PartialSums* source_sums = nullptr;  // of the first source's gradient: see Source
   NormGradient<T> norm_gradient;
   T* grad_parts = nullptr;  // (parts, padded, depth)
 
@@ -43,8 +44,14 @@ struct Projection {
   void pack_forward();   // packed: (depth, padded)
   void pack_backward();  // packed: (padded, depth)
   void forward(int64_t part_index, PartialSums& sums) const;
+  // Images [first, first + count), which are in the part, from sources that begin with them.
+  void forward_images(const std::vector<Source<T>>& from, int64_t first, int64_t count,
+                      int64_t part_index, PartialSums& sums) const;
   void reduce(int64_t part_index, PartialSums& sums) const;
   void backward(int64_t part_index) const;
+  void clear_gradient(int64_t part_index) const;
+  void backward_images(const std::vector<Source<T>>& from, int64_t first, int64_t count,
+                       int64_t part_index) const;
   void add_weight_gradient(T* grad) const;  // grad has the layout of `weight`
 };
 

@@ -65,9 +65,9 @@ void separable_forward_impl(const SeparableForward<T>& task) {
                                   tile + (y - begin) * s.out_width * channels, s.out_width,
                                   channels, next + y * S * s.width * channels);
       }
-      product<T, true, C>((end - begin) * s.out_width, channels, channels, tile, channels,
-                          task.pointwise, channels, z + begin * s.out_width * channels, channels,
-                          sum, squares);
+      product<T, true, C, C>((end - begin) * s.out_width, channels, channels, tile, channels,
+                             kChannelBlock, task.pointwise, channels,
+                             z + begin * s.out_width * channels, channels, sum, squares);
     }
     flush(sum, task.sum, channels);
     flush(squares, task.sum_squares, channels);
@@ -141,12 +141,13 @@ void separable_backward_impl(const SeparableBackward<T>& task) {
                                   s.out_width, channels,
                                   task.grad + out_offset + (y + end - begin) * line);
       }
-      outer_product<T, C>(pixels, channels, channels, gz, channels, tile, channels,
-                          task.grad_pointwise, channels);
+      outer_product<T, C, C>(pixels, channels, channels, gz, channels, tile, channels,
+                             task.grad_pointwise, channels);
       for (int64_t y = begin; y < end; ++y) {
         T* target = depth + (y + pad) * grad_row + pad * channels;
-        product<T, false, C>(s.out_width, channels, channels, gz + (y - begin) * line, channels,
-                             task.pointwise, channels, target, channels, nullptr, nullptr);
+        product<T, false, C, C>(s.out_width, channels, channels, gz + (y - begin) * line, channels,
+                                kChannelBlock, task.pointwise, channels, target, channels, nullptr,
+                                nullptr);
         depthwise_weight_row<T, K, S, C>(x + y * S * row, row, target, s.out_width, channels,
                                          task.grad_depthwise,
                                          task.z + out_offset + (y + end - begin) * line);

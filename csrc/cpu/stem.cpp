@@ -73,6 +73,8 @@ void Stem<T>::forward(const T* x, const T* scale, const T* bias, T* y, T* saved)
     summand.piece = Piece::kNormalised;
     summand.x = p.z + first;
     summand.affine = {affine.data(), affine.data() + shape_.padded};
+    summand.height = shape_.height;
+    summand.width = shape_.width;
     Combine<T> task;
     task.summands = &summand;
     task.summand_count = 1;
