@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.library import register_autocast, register_autograd, register_fake
 
+from asng_ext import _cae_operators
 from asng_ext._libraries import available
 
 __all__ = ["CHANNEL_BLOCK", "padded_channels", "runs_chains"]
@@ -283,3 +284,4 @@ def _register() -> None:
 
 if available():
     _register()
+    _cae_operators.register()

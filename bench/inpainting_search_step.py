@@ -3,9 +3,8 @@
 An iteration trains the weights with two architectures and evaluates two more. The baseline is
 written as in 2019: every layer has all 256 channels in memory order NCHW, those that an
 architecture lacks are computed and then multiplied by 0, gradients are zeroed and not dropped,
-and SGD goes over all weights. Both take the same architectures, in turn, in one process.
-
-The whole baseline needs 3 GiB of memory with its momentum; ours as much at most.
+and SGD goes over all weights. Both take the same ten architectures, in turn, in one process; times
+are means. Peak memory is that of processes which run one of the two.
 
 Run with ``python bench/inpainting_search_step.py [--quick] [--json PATH]``.
 """
@@ -14,6 +13,8 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 
@@ -30,6 +31,10 @@ from asng_ext.nn.cae_space import fitting_layers
 Chain = Sequence[CaeLayer]
 Iteration = tuple[tuple[Chain, Chain], tuple[Chain, Chain]]
 """Two architectures to train and two to evaluate."""
+
+SPACES: dict[str, CaeSpace] = {"cat": CaeCatSpace(), "int": CaeIntSpace()}
+KINDS = ("2019", "float32", "bfloat16")
+"""The baseline, and ours without and with autocast."""
 
 
 class MaskedSupernet(nn.Module):
@@ -78,14 +83,14 @@ class MaskedSupernet(nn.Module):
 
 
 def some_iterations(space: CaeSpace, count: int) -> list[Iteration]:
-    """Architectures as they are drawn at the start of a search."""
-    variables = space.search_space()
-    iterations: list[Iteration] = []
-    for seed in range(count):
-        samples = asng.ASNG(variables, population_size=4, seed=seed).ask()
-        a, b, c, d = (space.decode(values) for values in samples)
-        iterations.append(((a, b), (c, d)))
-    return iterations
+    """Iterations over 2·count architectures as they are drawn at the start of a search.
+
+    Each architecture is trained once and evaluated once.
+    """
+    samples = asng.ASNG(space.search_space(), population_size=2 * count, seed=0).ask()
+    chains = [space.decode(values) for values in samples]
+    pairs = list(zip(chains[::2], chains[1::2], strict=True))
+    return list(zip(pairs, pairs[1:] + pairs[:1], strict=True))
 
 
 def iteration(
@@ -113,6 +118,8 @@ def iteration(
 def stepper(supernet: nn.Module) -> Callable[[], None]:
     """The baseline's update: clipped, over every weight, with gradients that stay and are 0."""
     sgd = torch.optim.SGD(supernet.parameters(), lr=0.025, momentum=0.9)
+    for parameter in supernet.parameters():  # as after so many iterations that all were used
+        parameter.grad = torch.zeros_like(parameter)
 
     def step() -> None:
         nn.utils.clip_grad_norm_(supernet.parameters(), 5.0)
@@ -122,54 +129,105 @@ def stepper(supernet: nn.Module) -> Callable[[], None]:
     return step
 
 
-def seconds(run: Callable[[], None]) -> float:
+def seconds(run: Callable[[Iteration], None], chains: Iteration) -> float:
     start = time.perf_counter()
-    run()
+    run(chains)
     return time.perf_counter() - start
 
 
-def measure(name: str, space: CaeSpace, target: Tensor, count: int) -> list[Row]:
+def make_run(kind: str, space: CaeSpace, target: Tensor) -> Callable[[Iteration], None]:
+    """A supernet of a kind, as a function that makes one iteration."""
+    if kind == "2019":
+        baseline = MaskedSupernet(space)
+        step = stepper(baseline)
+        return lambda chains: iteration(baseline, step, chains, target, None)
+    ours = CaeSupernet(space)
+    sgd = ActiveSGD(ours, 0.025, 0.9, 5.0)
+    precision = torch.bfloat16 if kind == "bfloat16" else None
+    return lambda chains: iteration(ours, sgd.step, chains, target, precision)
+
+
+def measure(
+    name: str, space: CaeSpace, target: Tensor, count: int, precisions: Sequence[str]
+) -> list[Row]:
     """Both supernets on the same iterations, in turn."""
     iterations = some_iterations(space, count)
-    baseline, ours = MaskedSupernet(space), CaeSupernet(space)
-    baseline_step, sgd = stepper(baseline), ActiveSGD(ours, 0.025, 0.9, 5.0)
-    times: dict[str, list[float]] = {"2019": [], "float32": [], "bfloat16": []}
-
-    def timed(key: str, chains: Iteration) -> float:
-        if key == "2019":
-            return seconds(lambda: iteration(baseline, baseline_step, chains, target, None))
-        precision = torch.bfloat16 if key == "bfloat16" else None
-        return seconds(lambda: iteration(ours, sgd.step, chains, target, precision))
-
-    for key in times:  # memory comes into being
-        timed(key, iterations[0])
+    kinds = ("2019", *precisions)
+    runs = {kind: make_run(kind, space, target) for kind in kinds}
+    times: dict[str, list[float]] = {kind: [] for kind in kinds}
+    # Memory comes into being, and momentum. The baseline has all of it after any step.
+    runs["2019"]((((), ()), ((), ())))
+    for kind in precisions:
+        for chains in iterations:
+            runs[kind](chains)
     for chains in iterations:
-        for key, values in times.items():
-            values.append(timed(key, chains))
+        for kind, run in runs.items():
+            times[kind].append(seconds(run, chains))
     rows: list[Row] = []
-    for key in ("float32", "bfloat16"):
+    means = {kind: statistics.mean(values) for kind, values in times.items()}
+    for kind in precisions:
         row: Row = {
-            "name": f"inpainting iteration, {key}",
+            "name": f"inpainting iteration, {kind}",
             "case": f"{name}, batch {target.shape[0]}, {target.shape[2]}x{target.shape[3]}",
-            "ours": statistics.median(times[key]),
-            "baseline": statistics.median(times["2019"]),
+            "ours": means[kind],
+            "baseline": means["2019"],
             "unit": "s",
-            "ratio": statistics.median(b / a for a, b in zip(times[key], times["2019"])),
+            "ratio": means["2019"] / means[kind],
         }
         print(format_row(row), flush=True)
         rows.append(row)
     return rows
 
 
+def peak_memory() -> float:
+    """Of this process, in MiB; what the system reports for one counts its parent's as well."""
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) / 1024 for line in status if line.startswith("VmHWM"))
+
+
+def peak_row(name: str, options: argparse.Namespace) -> Row:
+    """Peak memory of two processes that make the same iterations."""
+    peaks = {}
+    for kind in ("2019", "float32"):
+        command = [sys.executable, __file__, "--peak-of", kind, "--spaces", name]
+        command += ["--threads", str(options.threads)] + ["--quick"] * options.quick
+        out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        peaks[kind] = float(out)
+    row: Row = {
+        "name": "inpainting iteration, peak memory",
+        "case": name,
+        "ours": peaks["float32"],
+        "baseline": peaks["2019"],
+        "unit": "MiB",
+        "ratio": peaks["2019"] / peaks["float32"],
+    }
+    print(format_row(row), flush=True)
+    return row
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="small images, two iterations")
     parser.add_argument("--json", metavar="PATH", help="write the rows as JSON")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--spaces", nargs="+", choices=SPACES, default=list(SPACES))
+    parser.add_argument("--precisions", nargs="+", choices=KINDS[1:], default=KINDS[1:])
+    parser.add_argument("--peak-of", choices=KINDS, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    torch.set_num_threads(args.threads)
     size, batch, count = (16, 2, 2) if args.quick else (64, 16, 5)
     target = torch.rand(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
-    rows = measure("cat", CaeCatSpace(), target, count)
-    rows += measure("int", CaeIntSpace(), target, count)
+    if args.peak_of:
+        space = SPACES[args.spaces[0]]
+        run = make_run(args.peak_of, space, target)
+        for chains in some_iterations(space, count):
+            run(chains)
+        print(peak_memory())
+        return
+    rows: list[Row] = []
+    for name in args.spaces:
+        rows += measure(name, SPACES[name], target, count, args.precisions)
+        rows.append(peak_row(name, args))
     finish(rows, args.json)
 
 

@@ -314,6 +314,23 @@ def test_further_metrics_have_their_panels(tmp_path: Path, texts: list[str]) -> 
     assert "learning rate" not in texts
 
 
+def test_what_the_input_has_is_a_level(tmp_path: Path, texts: list[str]) -> None:
+    rows = [
+        {
+            "epoch": float(e),
+            "test_psnr": 20.0 + e,
+            "test_psnr_corrupted": 9.5,
+            "test_x_corrupted": 1,
+        }
+        for e in range(3)
+    ]
+    image = pixels(plots.plot_retrain(rows, tmp_path / "a.png"))
+    # A panel for PSNR, and one for what is of nothing else.
+    assert image.shape[:2] == (int(5.5 * DPI), 9 * DPI)
+    assert {"psnr", "test data (last 22)", "corrupted images (9.5)", "x corrupted"} <= set(texts)
+    assert "psnr corrupted" not in texts
+
+
 @pytest.mark.parametrize("epochs", [1, 2, 600])
 def test_retrain(epochs: int, tmp_path: Path, texts: list[str]) -> None:
     image = pixels(plots.plot_retrain(some_rows(epochs), tmp_path / "a.png"))

@@ -17,12 +17,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from asng_ext import cae_ops
 from asng_ext.nn.bank import WeightBank
 from asng_ext.nn.cae_space import CaeLayer, CaeSpace, fitting_layers
 
 __all__ = ["CaeNetwork", "CaeSupernet", "base_layers"]
 
 OUTPUT_KERNEL = 3
+
+_SMALLEST_HALVED = 24 * 24
+"""Pixels of the larger image from which the compiled layers are faster with stride 2."""
 
 
 def base_layers(depth: int, channels: int = 64, kernel: int = 3) -> tuple[CaeLayer, ...]:
@@ -39,29 +43,71 @@ def base_layers(depth: int, channels: int = 64, kernel: int = 3) -> tuple[CaeLay
     return tuple(CaeLayer(i, kernel, channels, True) for i in range(depth))
 
 
-def _convolve(x: Tensor, weight: Tensor, stride: int) -> Tensor:
-    """Convolution of (N, I, H, W) by (O, I, k, k) to (N, O, ⌈H/stride⌉, ⌈W/stride⌉)."""
-    kernel = weight.shape[2]
-    if kernel == 1 and stride > 1:
-        # The same numbers. PyTorch's own 1×1 convolution with a stride crashes in its backward
-        # on the CPU for channels-last images of three channels.
-        return F.conv2d(x[:, :, ::stride, ::stride], weight)
-    return F.conv2d(x, weight, stride=stride, padding=kernel // 2)
-
-
-def _convolve_back(x: Tensor, weight: Tensor, stride: int, size: tuple[int, int]) -> Tensor:
-    """Transposed convolution of (N, I, h, w) by (I, O, k, k) to (N, O, *size)."""
+def _encode(x: Tensor, weight: Tensor, stride: int) -> Tensor:
+    """ReLU of (N, I, H, W) convolved by (O, I, k, k), (N, O, ⌈H/stride⌉, ⌈W/stride⌉)."""
+    if _fuses(x, weight, stride, x.shape[2:]):
+        return cae_ops.encode(x, weight, stride)
     kernel = weight.shape[2]
     if kernel == 1:
-        y = F.conv2d(x, weight.transpose(0, 1))
-        if stride == 1:
-            return y
-        spread = y.new_zeros((*y.shape[:2], *size)).contiguous(memory_format=torch.channels_last)
-        spread[:, :, ::stride, ::stride] = y
-        return spread
-    # ⌈H/2⌉ is the half of two sizes; the padding says which one it was.
-    padding = [s - stride * (n - 1) - 1 for s, n in zip(size, x.shape[2:])]
-    return F.conv_transpose2d(x, weight, stride=stride, padding=kernel // 2, output_padding=padding)
+        # A product. PyTorch's own 1×1 convolution with a stride crashes in its backward on the CPU
+        # for channels-last images of three channels.
+        y = F.linear(x[:, :, ::stride, ::stride].permute(0, 2, 3, 1), weight[:, :, 0, 0])
+        return F.relu(y, inplace=True).permute(0, 3, 1, 2)
+    return F.relu(F.conv2d(x, weight, stride=stride, padding=kernel // 2), inplace=True)
+
+
+def _decode(
+    x: Tensor,
+    weight: Tensor,
+    skipped: Tensor | None,
+    stride: int,
+    size: Sequence[int],
+    relu: bool = True,
+) -> Tensor:
+    """Transposed convolution of (N, I, h, w) by (I, O, k, k), plus the skip, (N, O, *size)."""
+    height, width = size
+    if _fuses(x, weight, stride, size):
+        return cae_ops.decode(x, weight, skipped, stride, (height, width), relu)
+    kernel = weight.shape[2]
+    if kernel == 1:
+        y = F.linear(x.permute(0, 2, 3, 1), weight[:, :, 0, 0].t())
+        if stride > 1:
+            spread = y.new_zeros(y.shape[0], height, width, y.shape[3])
+            spread[:, ::stride, ::stride] = y
+            y = spread
+        y = y.permute(0, 3, 1, 2)
+    else:
+        # ⌈H/2⌉ is the half of two sizes; the padding says which one it was.
+        padding = [s - stride * (n - 1) - 1 for s, n in zip(size, x.shape[2:])]
+        y = F.conv_transpose2d(
+            x, weight, stride=stride, padding=kernel // 2, output_padding=padding
+        )
+    if skipped is not None:
+        y = y + skipped
+    return F.relu(y, inplace=True) if relu else y
+
+
+def _fuses(x: Tensor, weight: Tensor, stride: int, size: Sequence[int]) -> bool:
+    """Whether the compiled layers can do it and are faster; `size` is that of the larger image."""
+    if (
+        weight.shape[2] not in cae_ops.KERNELS
+        or x.device.type != "cpu"
+        or x.dtype not in (torch.float32, torch.float64)
+        or torch.is_autocast_enabled("cpu")
+        or not cae_ops.available()
+    ):
+        return False
+    # With stride 2 there are fewer multiplications to save, 3×3 taps have next to none, and in
+    # small images transforming the weight costs more than it saves.
+    return stride == 1 or (weight.shape[2] == 5 and math.prod(size) >= _SMALLEST_HALVED)
+
+
+def _half_pays() -> bool:
+    """Whether this processor multiplies bfloat16 faster than the compiled layers do float32.
+
+    Without a unit for matrices (AMX) it does not, although it may have instructions for it.
+    """
+    return not cae_ops.available() or bool(torch.cpu._is_amx_tile_supported())
 
 
 class _Autoencoder(nn.Module):
@@ -88,15 +134,22 @@ class _Autoencoder(nn.Module):
             )
         layers, sizes = fitting_layers(chain, *x.shape[2:])
         x = x.contiguous(memory_format=torch.channels_last)
+        if torch.is_autocast_enabled("cpu") and x.device.type == "cpu" and not _half_pays():
+            with torch.autocast("cpu", enabled=False):
+                return self._through(x if x.dtype == torch.float64 else x.float(), layers, sizes)
+        return self._through(x, layers, sizes)
+
+    def _through(
+        self, x: Tensor, layers: Sequence[CaeLayer], sizes: Sequence[tuple[int, int]]
+    ) -> Tensor:
         encoded: list[Tensor | None] = []
         for layer in layers:
-            x = F.relu(_convolve(x, self._encoder(layer, x.shape[1]), layer.stride))
+            x = _encode(x, self._encoder(layer, x.shape[1]), layer.stride)
             encoded.append(x if layer.skip else None)
         for layer, size in zip(reversed(layers), reversed(sizes)):
-            skipped = encoded.pop()
-            x = _convolve_back(x, self._decoder(layer, x.shape[1]), layer.stride, size)
-            x = F.relu(x if skipped is None else x + skipped)
-        return _convolve_back(x, self._output(x.shape[1]), 1, (x.shape[2], x.shape[3]))
+            weight = self._decoder(layer, x.shape[1])
+            x = _decode(x, weight, encoded.pop(), layer.stride, size)
+        return _decode(x, self._output(x.shape[1]), None, 1, x.shape[2:], relu=False)
 
 
 class CaeSupernet(_Autoencoder):

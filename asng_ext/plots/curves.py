@@ -69,6 +69,9 @@ def plot_retrain(rows: Rows, path: FilePath) -> Path:
     return _plot_rows(rows, [*_metric_panels(rows, sets), rate], path)
 
 
+_OF_INPUT = "_corrupted"
+
+
 class _Line(NamedTuple):
     key: str
     name: str
@@ -81,10 +84,16 @@ class _Panel(NamedTuple):
     limits: tuple[float, float] | None = None
     other: _Line | None = None
     """Drawn on a logarithmic axis on the right."""
+    reference: _Line | None = None
+    """Drawn as a level: its last value."""
 
 
 def _metric_panels(rows: Rows, sets: Mapping[str, str]) -> list[_Panel]:
-    """A panel for every metric, with a line for each set of data; loss and accuracy first."""
+    """A panel for every metric, with a line for each set of data; loss and accuracy first.
+
+    The test metric "…_corrupted" is that of the network's input. It is a level in the panel of the
+    metric without that ending.
+    """
     metrics = dict.fromkeys(("loss", "accuracy"))
     for row in rows:
         for key in row:
@@ -96,8 +105,10 @@ def _metric_panels(rows: Rows, sets: Mapping[str, str]) -> list[_Panel]:
         _Panel(
             metric.replace("_", " "),
             [_Line(f"{prefix}_{metric}", name, colors[prefix]) for prefix, name in sets.items()],
+            reference=_Line(f"test_{metric}{_OF_INPUT}", "corrupted images", GREY),
         )
         for metric in metrics
+        if metric.removesuffix(_OF_INPUT) == metric or metric.removesuffix(_OF_INPUT) not in metrics
     ]
 
 
@@ -109,11 +120,12 @@ def _plot_rows(rows: Rows, panels: Sequence[_Panel], path: FilePath) -> Path:
             raise ValueError(f'rows[{i}] must have a finite "epoch", got {dict(row)!r}')
 
     def lines(panel: _Panel) -> list[_Line]:
-        return panel.lines if panel.other is None else [*panel.lines, panel.other]
+        return [*panel.lines, *(line for line in (panel.other, panel.reference) if line)]
 
     known = [p for p in panels if any(line.key in row for line in lines(p) for row in rows)]
     if not known:
-        keys = ", ".join(line.key for panel in panels for line in lines(panel))
+        wanted = [line for p in panels for line in lines(p) if line is not p.reference]
+        keys = ", ".join(line.key for line in wanted)
         raise ValueError(f"rows hold nothing to plot; wanted any of {keys}")
     # Metrics that a task does not have may come as NaN; a run without any number still shows.
     shown = [p for p in known if any(len(_points(rows, line.key)[0]) for line in lines(p))] or known
@@ -152,6 +164,8 @@ def _draw_panel(axes: Axes, panel: _Panel, rows: Rows) -> None:
     drawn: list[Line2D] = []
     for line in panel.lines:
         drawn += _draw_line(axes, line, _points(rows, line.key))
+    if panel.reference is not None:
+        drawn += _draw_level(axes, panel.reference, _points(rows, panel.reference.key)[1])
     if panel.other is not None:
         points = _points(rows, panel.other.key, positive=True)
         if points[0]:
@@ -209,3 +223,10 @@ def _draw_line(
         markersize=3.5,
         label=f"{line.name} (last {values[-1]:.4g})",
     )
+
+
+def _draw_level(axes: Axes, line: _Line, values: Sequence[float]) -> list[Line2D]:
+    if not values:
+        return []
+    label = f"{line.name} ({values[-1]:.4g})"
+    return [axes.axhline(values[-1], color=line.color, linestyle="--", linewidth=1.3, label=label)]

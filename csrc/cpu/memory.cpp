@@ -34,8 +34,14 @@ Cache& cache() {
   return *instance;
 }
 
+// Large blocks come in eight sizes per power of two, so that a block serves again when the next
+// request is only a little different. What is not touched of it costs no memory.
 size_t round_up(size_t bytes) {
-  const size_t unit = bytes >= kHugePage ? kHugePage : kPage;
+  size_t unit = kPage;
+  if (bytes >= kHugePage) {
+    unit = kHugePage;
+    while (unit * 16 <= bytes) unit *= 2;
+  }
   return (bytes + unit - 1) / unit * unit;
 }
 
@@ -53,12 +59,17 @@ Block acquire(size_t bytes) {
   {
     const std::lock_guard<std::mutex> lock(c.mutex);
     ++c.requests;
+    // The same size, or else the next larger one that would not waste more than half.
+    auto best = c.blocks.end();
     for (auto it = c.blocks.begin(); it != c.blocks.end(); ++it) {
-      if (it->bytes == rounded) {
-        Block found(it->block, ReturnBlock{rounded});
-        c.blocks.erase(it);
-        return found;
-      }
+      if (it->bytes < rounded || it->bytes > 2 * rounded) continue;
+      if (best == c.blocks.end() || it->bytes < best->bytes) best = it;
+      if (best->bytes == rounded) break;
+    }
+    if (best != c.blocks.end()) {
+      Block found(best->block, ReturnBlock{best->bytes});
+      c.blocks.erase(best);
+      return found;
     }
     while (!c.blocks.empty() && c.blocks.back().returned_at + kIdleRequests < c.requests) {
       std::free(c.blocks.back().block);

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import asng_ext as asng
+from asng_ext import cae_ops
+from asng_ext.active_sgd import ActiveSGD
 from asng_ext.nn import (
     CaeCatSpace,
     CaeIntSpace,
@@ -270,3 +272,56 @@ def test_wrong_images_and_layers() -> None:
         CaeNetwork(base_layers(1), image_size=(0, 8))
     with pytest.raises(ValueError, match="in_channels"):
         CaeSupernet(CAT, 0)
+
+
+# ------------------------------------------------------------------------------ compiled layers
+
+
+def run_once(supernet: CaeSupernet, x: Tensor, chain: Any) -> list[Tensor]:
+    """Output and the gradients of all weights in use."""
+    supernet.zero_grad()
+    out = supernet(x, chain)
+    out.square().mean().backward()
+    return [out.detach()] + [p.grad for p in supernet.parameters() if p.grad is not None]
+
+
+@pytest.mark.skipif(not cae_ops.available(), reason="the operators are not built")
+@pytest.mark.parametrize("size", [(13, 4), (26, 25)])
+def test_compiled_layers_are_the_plain_ones(
+    size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = torch.rand(2, 3, *size, dtype=torch.float64)
+    for space in (CAT, INT):
+        supernet = CaeSupernet(space).double()
+        chains = [space.decode(random_values(space, seed)) for seed in range(6)]
+        compiled = [run_once(supernet, x, chain) for chain in chains]
+        with monkeypatch.context() as patch:
+            patch.setattr(cae_ops, "available", lambda: False)
+            patch.setattr(cae_ops, "encode", None)  # would fail if it was called
+            plain = [run_once(supernet, x, chain) for chain in chains]
+        for got, expected in zip(compiled, plain, strict=True):
+            torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_many_architectures() -> None:
+    """Hundreds of them, as a search meets them, one after the other with SGD between."""
+    space = CaeIntSpace(layers=6, low=1, high=6)
+    supernet = CaeSupernet(space)
+    sgd = ActiveSGD(supernet, 0.01, 0.9, 5.0)
+    x = torch.rand(2, 3, 9, 8)
+    for seed in range(300):
+        out = supernet(x, space.decode(random_values(space, seed)))
+        (out - x).square().mean().backward()
+        sgd.step()
+        assert out.isfinite().all(), seed
+
+
+def test_autocast_gives_images_like_those_without() -> None:
+    supernet = CaeSupernet(CAT)
+    x = torch.rand(2, 3, 16, 16)
+    for seed in range(6):
+        chain = CAT.decode(random_values(CAT, seed))
+        expected = supernet(x, chain)
+        with torch.autocast("cpu", torch.bfloat16):
+            out = supernet(x.bfloat16(), chain)
+        torch.testing.assert_close(out.float(), expected, rtol=0.1, atol=0.1)
