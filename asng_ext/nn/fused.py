@@ -122,18 +122,9 @@ class _StackedCell(nn.Module):
                     unexpected_keys.append(key)
 
     def weights(self) -> list[Tensor]:
-        """As `asng::cells` takes them."""
-        reduction = self.older_weight.new_empty(0) if self.reduction is None else self.reduction
-        return [
-            self.older_weight,
-            self.newer_weight,
-            self.depthwise3,
-            self.pointwise3,
-            self.depthwise5,
-            self.pointwise5,
-            reduction,
-            self.output_weight,
-        ]
+        """As `asng::cells` takes them, in the order in which they were registered."""
+        nothing = cast(Tensor, self.older_weight).new_empty(0)
+        return [nothing if weight is None else weight for weight in self._parameters.values()]
 
     def forward(self, older: Tensor, newer: Tensor, inputs: Tensor, operations: Tensor) -> Tensor:
         """(λ or 1, B, H, W, P) twice to (λ, B, H', W', P)."""
