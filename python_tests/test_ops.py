@@ -192,6 +192,14 @@ def test_opcheck(save: bool, device: str) -> None:
     )
 
 
+def test_opcheck_with_a_graph() -> None:
+    bank, weights = sample(16, (5, 6), dtype=torch.float32)
+    index = torch.tensor([[0, 1], [2, 0]], dtype=torch.int32)
+    # Separable convolutions alone fill all of `saved`, so that all outputs can be compared.
+    kinds = torch.tensor([[3, 4], [4, 3]], dtype=torch.int32)
+    torch.library.opcheck(torch.ops.asng.mixed_node, (bank, index, kinds, *weights, 1, True))
+
+
 @pytest.mark.parametrize(("channels", "size"), [(3, (5, 6)), (1, (1, 1)), (4, (2, 9)), (2, (8, 8))])
 @pytest.mark.parametrize("device", DEVICES)
 def test_stem(channels: int, size: tuple[int, int], device: str) -> None:
