@@ -89,7 +89,7 @@ assert "\\nCUDA: registered" in torch._C._dispatch_dump("asng::_asng_tell")
 )
 def test_all_that_cuda_needs_of_a_torch_with_cuda_is_a_stream(tmp_path: Path) -> None:
     command = [sys.executable, "-c", LOAD]
-    alone = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ)
+    alone = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert alone.returncode != 0
     assert "undefined symbol: aoti_torch_get_current_cuda_stream" in alone.stderr
     # In its place, a function of that name: everything else is there, and the schemas fit.
@@ -97,7 +97,9 @@ def test_all_that_cuda_needs_of_a_torch_with_cuda_is_a_stream(tmp_path: Path) ->
     (tmp_path / "stub.c").write_text(STREAM)
     subprocess.run(["cc", "-shared", "-fPIC", tmp_path / "stub.c", "-o", stub], check=True)
     environment = {**os.environ, "LD_PRELOAD": str(stub)}
-    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    result = subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment
+    )
     assert result.returncode == 0, result.stderr
 
 
