@@ -17,6 +17,8 @@ from __future__ import annotations
 import argparse
 import itertools
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -24,7 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from table import Row, finish, format_row
+from table import Row, finish, format_row, peak_memory
 from torch import Tensor, nn
 
 from asng_ext import ops
@@ -109,19 +111,47 @@ def compare(
     return rows
 
 
+def peak_row() -> Row:
+    """Peak memory of three iterations at the main setting, each kind in a process of its own."""
+    peaks = {}
+    for name in ("fused", "plain"):
+        command = [sys.executable, __file__, "--peak-of", name]
+        out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        peaks[name] = float(out)
+    row: Row = {
+        "name": "cell search step, peak memory",
+        "case": "B=64 C=16 λ=2 vs plain",
+        "ours": peaks["fused"],
+        "baseline": peaks["plain"],
+        "unit": "MiB",
+        "ratio": peaks["plain"] / peaks["fused"],
+    }
+    print(format_row(row), flush=True)
+    return row
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="few rounds, the main case only")
     parser.add_argument("--json", metavar="PATH", help="write the rows there")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--peak-of", choices=("fused", "plain"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    if args.peak_of:
+        step = make_step(FusedCellSupernet if args.peak_of == "fused" else CellSupernet, 64, 16, 32)
+        rng = np.random.default_rng(0)
+        for _ in range(3):
+            step(*rng.integers(SPACE.categories, size=(2, 2, len(SPACE.categories))))
+        print(peak_memory())
+        return
     print(f"instruction set: {ops.capability()}, threads: {args.threads}")
     rounds = 2 if args.quick else args.rounds
     plain: dict[str, type[nn.Module]] = {"fused": FusedCellSupernet, "plain": CellSupernet}
     rows = compare("B=64 C=16 λ=2", {**plain, "2019": NCHW}, rounds, 2, 64, 16, 32)
     if not args.quick:
+        rows.append(peak_row())
         for count, batch, channels in ((4, 64, 16), (8, 64, 16), (2, 16, 16), (2, 64, 32)):
             case = f"B={batch} C={channels} λ={count}"
             rows += compare(case, plain, max(3, rounds // 3), count, batch, channels, 32)

@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
-from table import Row, finish, format_row
+from table import Row, finish, format_row, peak_memory
 from torch import Tensor, nn
 
 import asng_ext as asng
@@ -177,12 +177,6 @@ def measure(
         print(format_row(row), flush=True)
         rows.append(row)
     return rows
-
-
-def peak_memory() -> float:
-    """Of this process, in MiB; what the system reports for one counts its parent's as well."""
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) / 1024 for line in status if line.startswith("VmHWM"))
 
 
 def peak_row(name: str, options: argparse.Namespace) -> Row:

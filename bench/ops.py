@@ -1,8 +1,8 @@
 """Times every operation of the cell space, compiled against eager channels-last PyTorch.
 
-`floor` is the time that the arithmetic (at the peak that a small product in registers reaches on
-this machine) or the memory traffic (at the speed of copying a large array) takes at least, the
-larger of both; the share of it is how close the operator comes.
+`floor` is the time that the arithmetic (at the speed of a product of large matrices) or the memory
+traffic (at the best speed of copying as many bytes as the images have) takes at least, the larger
+of both; the share of it is how close the operator comes.
 
 Run with ``python bench/ops.py [--quick] [--json PATH]``.
 """
@@ -10,7 +10,6 @@ Run with ``python bench/ops.py [--quick] [--json PATH]``.
 from __future__ import annotations
 
 import argparse
-import statistics
 import time
 from collections.abc import Callable
 from typing import Any
@@ -24,22 +23,26 @@ from asng_ext.nn.operations import OPERATIONS, make_operation, plain_norm
 SIZES = ((16, 32), (32, 16), (64, 8))
 
 
-def seconds(run: Callable[[], Any], count: int) -> float:
-    """Median time of a call."""
+def least_seconds(run: Callable[[], Any], count: int = 15) -> float:
+    """The shortest time of a call."""
     times = []
     for _ in range(count):
         start = time.perf_counter()
         run()
         times.append(time.perf_counter() - start)
-    return statistics.median(times)
+    return min(times)
 
 
-def machine() -> tuple[float, float]:
-    """FLOP/s of a large product of matrices, bytes/s of copying."""
+def arithmetic_speed() -> float:
+    """FLOP/s of a product of large matrices."""
     a = torch.randn(1024, 1024)
-    flops = 2 * 1024**3 / seconds(lambda: a @ a, 9)
-    source, target = torch.randn(2, 1 << 24)
-    return flops, 2 * source.nbytes / seconds(lambda: target.copy_(source), 9)
+    return 2 * 1024**3 / least_seconds(lambda: a @ a)
+
+
+def copying_speed(values: int) -> float:
+    """Bytes/s, read and written, of copying so many float32 values."""
+    source, target = torch.randn(2, values)
+    return 2 * source.nbytes / least_seconds(lambda: target.copy_(source))
 
 
 def work(name: str, channels: int, size: int, batch: int, backward: bool) -> tuple[float, float]:
@@ -110,13 +113,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    flops, speed = machine()
+    flops = arithmetic_speed()
     print(
-        f"instruction set: {ops.capability()}, threads: {args.threads}, "
-        f"{flops / 1e9:.0f} GFLOP/s, {speed / 1e9:.0f} GB/s"
+        f"instruction set: {ops.capability()}, threads: {args.threads}, {flops / 1e9:.0f} GFLOP/s"
     )
     rows: list[Row] = []
     for channels, size in SIZES[:1] if args.quick else SIZES:
+        speed = copying_speed(64 * channels * size * size)
         for name in OPERATIONS:
             for backward in (False, True):
                 fused, eager = case(name, channels, size, 64, backward)

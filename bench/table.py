@@ -87,3 +87,9 @@ def save(rows: Sequence[Any], path: str | None) -> None:
     """Writes the rows so far if a path is given: a benchmark that is stopped leaves them."""
     if path is not None:
         Path(path).write_text(json.dumps(list(rows), indent=1, ensure_ascii=False) + "\n")
+
+
+def peak_memory() -> float:
+    """Of this process, in MiB; what the system reports for one counts its parent's as well."""
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) / 1024 for line in status if line.startswith("VmHWM"))

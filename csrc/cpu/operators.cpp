@@ -1,5 +1,6 @@
 // The operators on the CPU: checks, memory for results, and the call.
 
+#include <algorithm>
 #include <cstring>
 #include <tuple>
 #include <vector>
@@ -60,7 +61,6 @@ struct NodeCall {
         State<T>& s = states[static_cast<size_t>(arch * shape.inputs + input)];
         s.x = bank + (input * shape.archs + arch) * size;
         s.grad = grad == nullptr ? nullptr : grad + (input * shape.archs + arch) * size;
-        s.has_grad = true;  // the gradient of the bank starts from zeros
         s.height = height;
         s.width = width;
       }
@@ -100,7 +100,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mixed_node_backward(
   const NodeCall call(bank, inputs, operations, convolutions, reduction, stride);
   check(grad, "grad", call.dtype, call.out_sizes());
   check(saved, "saved", call.dtype, {call.shape.saved_bound()});
-  Tensor grad_bank = zeros_like(bank);
+  Tensor grad_bank = uninitialised_like(bank);
   std::vector<Tensor> grads;
   for (const Tensor& t : convolutions) grads.push_back(zeros_like(t));
   Tensor grad_reduction = zeros_or_empty(reduction, call.dtype);
@@ -114,6 +114,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mixed_node_backward(
     std::vector<State<T>> states =
         call.states(bank.const_data_ptr<T>(), grad_bank.mutable_data_ptr<T>());
     node.backward(states, grad.const_data_ptr<T>(), pointers<T>(grads, grad_reduction));
+    const int64_t size = grad_bank.numel() / static_cast<int64_t>(states.size());
+    for (const State<T>& s : states) {
+      if (!s.has_grad) std::fill_n(s.grad, size, T(0));
+    }
   });
   return {grad_bank, grads[0], grads[1], grads[2], grads[3], grad_reduction};
 }

@@ -150,7 +150,7 @@ inline void max_gather_row(const T* place, const T* grad, int64_t row, int64_t w
       for (int k = 0; k < kWindow; ++k) {
         // The window whose position k is this pixel lies as far on the other side.
         const int64_t at = (2 - k / 3) * row + (i + 2 - k % 3) * channels + c;
-        total += load(place + at) == zero + T(k) ? load(grad + at) : zero;
+        total = load(place + at) == zero + T(k) ? total + load(grad + at) : total;
       }
       out.put(i * channels + c, total * factor);
     }
