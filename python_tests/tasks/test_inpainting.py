@@ -161,6 +161,10 @@ def test_networks() -> None:
     base = task(network="base").network(values)
     assert summary["parameters_base"] == parameter_count(base)
     assert [str(layer) for layer in base.layers] == ["3×3, 64, skip"] * 2
+    narrow = task(network="base", base_channels=5)
+    assert [str(layer) for layer in narrow.network(values).layers] == ["3×3, 5, skip"] * 2
+    narrow_parameters = narrow.summary(values)["parameters_base"]
+    assert narrow_parameters == parameter_count(narrow.network(values))
     # The output may read the image itself; BASE then has a layer all the same.
     near = {"levels_back": 9}
     assert len(task(**near).network(values_of(task(**near))).layers) == 0
