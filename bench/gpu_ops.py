@@ -65,7 +65,8 @@ def layer(
         wide = [image.permute(0, 2, 3, 1)[None].contiguous() for image in (older, newer)]
         drawn = np.random.default_rng(0).integers(SPACE.categories, size=(2, len(SPACE.categories)))
         parsed = [SPACE.parse(row)[kind] for row in drawn]
-        index = fused._index_tensors(torch.from_numpy(drawn).to(device), device)[kind]
+        population = torch.from_numpy(drawn).to(device)
+        index = [indices[kind] for indices in fused._index_tensors(population, device)]
         runs = [
             lambda: [cells[0](*wide, *index)],
             lambda: [cells[1](older, newer, architecture) for architecture in parsed],
