@@ -3,13 +3,15 @@
 //
 // Throughout: λ architectures, B images in a batch, C channels. Images are (λ, B, H, W, P),
 // contiguous, where P is C rounded up to a multiple of 16; the values beyond C are zeros. Floating
-// point tensors of one call are all float32 or all float64. `inputs` and `operations` are int32 on
-// the device of the images. Those out of range are errors on the CPU; on a CUDA device nobody waits
-// to look at them, and the output of their architecture is NaN. An operation is 0 identity, 1
-// average pool 3×3, 2 max pool 3×3, 3 separable convolution 3×3, 4 separable convolution 5×5; with
-// stride 2 an identity is a factorized reduction. Batch normalisation has no weights and takes the
-// statistics of the B images of one architecture. Results do not depend on the number of threads or
-// on their order.
+// point tensors of one call are all float32 or all float64; on a CUDA device images, outputs that
+// are images, and gradients of either may also be bfloat16 where the rest is float32, in which all
+// is computed: what lies in memory is rounded, and nothing else. `inputs` and `operations` are
+// int32 on the device of the images. Those out of range are errors on the CPU; on a CUDA device
+// nobody waits to look at them, and the output of their architecture is NaN. An operation is 0
+// identity, 1 average pool 3×3, 2 max pool 3×3, 3 separable convolution 3×3, 4 separable
+// convolution 5×5; with stride 2 an identity is a factorized reduction. Batch normalisation has no
+// weights and takes the statistics of the B images of one architecture. Results do not depend on
+// the number of threads or on their order.
 
 #include <torch/csrc/stable/library.h>
 
@@ -23,7 +25,7 @@ STABLE_TORCH_LIBRARY(asng, m) {
   //   reduction (S, C, C)                rows for even pixels, ⌈C/2⌉ of them, then those for odd;
   //                                      may be None with stride 1
   // Returns the node's images (λ, B, ⌈H/stride⌉, ⌈W/stride⌉, P), and what the backward pass needs,
-  // a flat tensor which is empty if not `save`.
+  // a flat tensor of the weights' type which is empty if not `save`.
   m.def(
       "mixed_node(Tensor bank, Tensor inputs, Tensor operations, Tensor depthwise3, "
       "Tensor pointwise3, Tensor depthwise5, Tensor pointwise5, Tensor? reduction, int stride, "

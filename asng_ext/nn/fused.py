@@ -240,7 +240,8 @@ class FusedCellSupernet(nn.Module):
 
     def _classify(self, y: Tensor) -> Tensor:
         """(λ, B, H, W, P) to (λ, B, classes)."""
-        logits: Tensor = self.classifier(y.mean((2, 3))[..., : self.classifier.in_features])
+        features = y.mean((2, 3), dtype=self.classifier.weight.dtype)
+        logits: Tensor = self.classifier(features[..., : self.classifier.in_features])
         return logits
 
     def _run_cells(

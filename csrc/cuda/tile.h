@@ -118,25 +118,30 @@ __device__ inline int64_t tile_pixel(const Tile& t, const GraphShape& s, const T
 
 // The input that K×K windows with stride S of a tile's pixels see, `chunk` channels from `channel`;
 // zeros beyond the edge.
-template <int K, int S, bool kRelu, class T>
-__device__ void load_source(const State<T>& from, int padded, const Tile& t, const TilePlace& at,
-                            int channel, int row, T* to) {
-  const int quads = t.chunk / 4, quad = threadIdx.x % quads * 4;
+template <int K, int S, bool kRelu, class V>
+__device__ void load_source(const State<V>& from, int padded, const Tile& t, const TilePlace& at,
+                            int channel, int row, Compute<V>* to) {
+  using T = Compute<V>;
+  const int pieces = t.chunk / (4 * kWide<V>), piece = threadIdx.x % pieces * 4 * kWide<V>;
   const int columns = (t.width - 1) * S + K, count = ((t.height - 1) * S + K) * columns;
-  const int step = kThreads / quads;
-  const T* image = from.x + static_cast<int64_t>(at.image) * from.height * from.width * padded;
+  const int step = kThreads / pieces;
+  const V* image = from.x + static_cast<int64_t>(at.image) * from.height * from.width * padded;
   const int top = at.y * S - K / 2, left = at.x * S - K / 2;
-  int place = threadIdx.x / quads;
+  int place = threadIdx.x / pieces;
   int r = place / columns, c = place - r * columns;
   for (; place < count; place += step) {
     const int y = top + r, x = left + c;
-    Quad<T> v = fill4(T(0));
+    Quad<T> v[kWide<V>] = {};
     if (y >= 0 && y < from.height && x >= 0 && x < from.width) {
-      v = load4(image + (static_cast<int64_t>(y) * from.width + x) * padded + channel + quad);
-      v = affine4(v, from.norm, padded, channel + quad);
-      if (kRelu) v = relu4(v);
+      load_wide(image + (static_cast<int64_t>(y) * from.width + x) * padded + channel + piece, v);
+#pragma unroll
+      for (int i = 0; i < kWide<V>; ++i) {
+        v[i] = affine4(v[i], from.norm, padded, channel + piece + 4 * i);
+        if (kRelu) v[i] = relu4(v[i]);
+      }
     }
-    store4(to + place * row + quad, v);
+#pragma unroll
+    for (int i = 0; i < kWide<V>; ++i) store4(to + place * row + piece + 4 * i, v[i]);
     for (c += step; c >= columns; c -= columns) ++r;
   }
 }
