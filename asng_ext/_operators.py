@@ -13,7 +13,7 @@ from torch.library import Library, register_autograd, register_fake
 from asng_ext import _cae_operators
 from asng_ext._libraries import available
 
-__all__ = ["CHANNEL_BLOCK", "padded_channels", "runs_chains", "stores_halves"]
+__all__ = ["CHANNEL_BLOCK", "allows_tf32", "padded_channels", "runs_chains", "stores_halves"]
 
 CHANNEL_BLOCK = 16
 """Images have a multiple of so many channels, those beyond the real ones zero."""
@@ -36,6 +36,17 @@ def _halved(size: int, stride: int) -> int:
 def stores_halves(device: torch.device) -> bool:
     """Whether the operators take images as bfloat16 on a device, with weights in float32."""
     return device.type in ("cuda", "meta")
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def allows_tf32() -> bool:
+    """Whether products of float32 matrices may be in TF32 on a CUDA device.
+
+    They may where PyTorch's own convolutions may: by its setting when the operator is called, or
+    compiled.
+    """
+    conv = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    return bool(conv.fp32_precision == "tf32")
 
 
 def _new_saved(images: Tensor, weight: Tensor, statistics: int, values: int) -> Tensor:
@@ -67,6 +78,7 @@ def _mixed_node_fake(
     reduction: Tensor | None,
     stride: int,
     save: bool,
+    tf32: bool,
 ) -> tuple[Tensor, Tensor]:
     _, archs, images, height, width, padded = bank.shape
     size = (images, _halved(height, stride), _halved(width, stride), padded)
@@ -78,7 +90,7 @@ def _mixed_node_fake(
 def _mixed_node_backward_fake(
     grad: Tensor, bank: Tensor, saved: Tensor, inputs: Tensor, operations: Tensor, *rest: Any
 ) -> tuple[Tensor, ...]:
-    *weights, reduction, _stride = rest
+    *weights, reduction, _stride, _tf32 = rest
     return (
         torch.empty_like(bank),
         *(torch.empty_like(weight) for weight in weights),
@@ -87,9 +99,9 @@ def _mixed_node_backward_fake(
 
 
 def _mixed_node_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    bank, index, operations, *weights, stride, save = inputs
+    bank, index, operations, *weights, stride, save, tf32 = inputs
     ctx.save_for_backward(bank, output[1], index, operations, *weights)
-    ctx.stride, ctx.save = stride, save
+    ctx.stride, ctx.save, ctx.tf32 = stride, save, tf32
     ctx.set_materialize_grads(False)
 
 
@@ -101,14 +113,14 @@ def _check_saved(ctx: Any) -> None:
 def _mixed_node_backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
     _check_saved(ctx)
     if grad is None:
-        return (None,) * 10
+        return (None,) * 11
     bank, saved, index, operations, *weights = ctx.saved_tensors
     grad_bank, *grads = torch.ops.asng._mixed_node_backward(
-        grad.contiguous(), bank, saved, index, operations, *weights, ctx.stride
+        grad.contiguous(), bank, saved, index, operations, *weights, ctx.stride, ctx.tf32
     )
     if weights[-1] is None:
         grads[-1] = None
-    return (grad_bank, None, None, *grads, None, None)
+    return (grad_bank, None, None, *grads, None, None, None)
 
 
 def _cell_fake(
@@ -126,6 +138,7 @@ def _cell_fake(
     output_weight: Tensor,
     older_is_larger: bool,
     save: bool,
+    tf32: bool,
 ) -> tuple[Tensor, Tensor]:
     size, kept = _cell_sizes(newer.shape, inputs.shape[0], inputs.shape[1], older_weight, reduction)
     saved = _new_saved(newer, older_weight, *(kept if save else (0, 0)))
@@ -158,7 +171,7 @@ def _cell_backward_fake(
     operations: Tensor,
     *rest: Any,
 ) -> tuple[Tensor, ...]:
-    *weights, _older_is_larger, wants_older, wants_newer = rest
+    *weights, _older_is_larger, wants_older, wants_newer, _tf32 = rest
     nothing = newer.new_empty((0,))
     return (
         torch.empty_like(older) if wants_older else nothing,
@@ -168,21 +181,21 @@ def _cell_backward_fake(
 
 
 def _cell_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    older, newer, index, operations, *weights, older_is_larger, save = inputs
+    older, newer, index, operations, *weights, older_is_larger, save, tf32 = inputs
     ctx.save_for_backward(older, newer, *output, index, operations, *weights)
-    ctx.older_is_larger, ctx.save = older_is_larger, save
+    ctx.older_is_larger, ctx.save, ctx.tf32 = older_is_larger, save, tf32
     ctx.set_materialize_grads(False)
 
 
 def _cell_backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
     _check_saved(ctx)
     if grad is None:
-        return (None,) * 14
+        return (None,) * 15
     wants_older, wants_newer = ctx.needs_input_grad[:2]
     saved = ctx.saved_tensors
     grads = list(
         torch.ops.asng._cell_backward(
-            grad.contiguous(), *saved, ctx.older_is_larger, wants_older, wants_newer
+            grad.contiguous(), *saved, ctx.older_is_larger, wants_older, wants_newer, ctx.tf32
         )
     )
     reduction = saved[12]
@@ -195,6 +208,7 @@ def _cell_backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Any
         None,
         None,
         *weight_grads,
+        None,
         None,
         None,
     )
@@ -252,7 +266,7 @@ def _cells_backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[An
 
 
 def _stem_fake(
-    images: Tensor, weight: Tensor, scale: Tensor, bias: Tensor
+    images: Tensor, weight: Tensor, scale: Tensor, bias: Tensor, tf32: bool
 ) -> tuple[Tensor, Tensor]:
     batch, height, width, _ = images.shape
     padded = padded_channels(weight.shape[0])
@@ -262,13 +276,14 @@ def _stem_fake(
 
 
 def _stem_backward_fake(
-    grad: Tensor, images: Tensor, saved: Tensor, *weights: Tensor
+    grad: Tensor, images: Tensor, saved: Tensor, *rest: Any
 ) -> tuple[Tensor, ...]:
+    *weights, _tf32 = rest
     return tuple(torch.empty_like(weight) for weight in weights)
 
 
 def _stem_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    images, *weights = inputs
+    images, *weights, ctx.tf32 = inputs
     ctx.save_for_backward(images, output[1], *weights)
     ctx.set_materialize_grads(False)
 
@@ -277,8 +292,9 @@ def _stem_backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Any
     if ctx.needs_input_grad[0]:
         raise RuntimeError("asng::stem has no gradient with respect to the images")
     if grad is None:
-        return (None,) * 4
-    return (None, *torch.ops.asng._stem_backward(grad.contiguous(), *ctx.saved_tensors))
+        return (None,) * 5
+    grads = torch.ops.asng._stem_backward(grad.contiguous(), *ctx.saved_tensors, ctx.tf32)
+    return (None, *grads, None)
 
 
 _IMAGES = {"mixed_node": 1, "cell": 2, "cells": 1, "stem": 1}

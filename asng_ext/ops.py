@@ -201,5 +201,6 @@ def mixed_node(
         reduction,
         stride,
         torch.is_grad_enabled(),
+        _operators.allows_tf32(),
     )[0]
     return out[..., :channels]

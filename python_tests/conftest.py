@@ -9,6 +9,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+# Numbers are compared in full single precision.
+torch.backends.cudnn.allow_tf32 = False
 # One thread is fastest for small tensors, and results do not depend on the machine.
 torch.set_num_threads(1)
 

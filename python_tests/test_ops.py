@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -186,7 +187,7 @@ def test_gradcheck(stride: int, device: str) -> None:
 def test_opcheck(save: bool, device: str) -> None:
     bank, weights = sample(16, (5, 6), dtype=torch.float32, device=device)
     index = torch.tensor([[0, 1], [2, 0]], dtype=torch.int32, device=device)
-    args = (bank, index, index, *weights, 2, save)
+    args = (bank, index, index, *weights, 2, save, False)
     if not save:
         args = tuple(a.detach() if isinstance(a, torch.Tensor) else a for a in args)
     torch.library.opcheck(
@@ -202,7 +203,7 @@ def test_opcheck_with_a_graph() -> None:
     index = torch.tensor([[0, 1], [2, 0]], dtype=torch.int32)
     # Separable convolutions alone fill all of `saved`, so that all outputs can be compared.
     kinds = torch.tensor([[3, 4], [4, 3]], dtype=torch.int32)
-    torch.library.opcheck(torch.ops.asng.mixed_node, (bank, index, kinds, *weights, 1, True))
+    torch.library.opcheck(torch.ops.asng.mixed_node, (bank, index, kinds, *weights, 1, True, False))
 
 
 @pytest.mark.parametrize(("channels", "size"), [(3, (5, 6)), (1, (1, 1)), (4, (2, 9)), (2, (8, 8))])
@@ -216,7 +217,7 @@ def test_stem(channels: int, size: tuple[int, int], device: str) -> None:
     images, weights = draw(3, *size, channels), (draw(20, channels, 3, 3), draw(20), draw(20))
     for weight in weights:
         weight.requires_grad_()
-    got, _ = torch.ops.asng.stem(images, *weights)
+    got, _ = torch.ops.asng.stem(images, *weights, False)
     y = torch.nn.functional.conv2d(images.permute(0, 3, 1, 2), weights[0], padding=1)
     y = reference_ops.normalise(y) * weights[1][:, None, None] + weights[2][:, None, None]
     expected = y.permute(0, 2, 3, 1)
@@ -229,8 +230,8 @@ def test_stem(channels: int, size: tuple[int, int], device: str) -> None:
         strict=True,
     ):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
-    torch.library.opcheck(torch.ops.asng.stem, (images, *weights))
-    got, _ = torch.ops.asng.stem(images.requires_grad_(), *weights)
+    torch.library.opcheck(torch.ops.asng.stem, (images, *weights, False))
+    got, _ = torch.ops.asng.stem(images.requires_grad_(), *weights, False)
     with pytest.raises(RuntimeError, match="no gradient with respect to the images"):
         got.sum().backward()
 
@@ -272,7 +273,9 @@ def test_without_a_backward_pass_nothing_is_kept() -> None:
         out = ops.mixed_node(bank, *args)
         padded = torch.nn.functional.pad(bank, (0, 11))
         index = args[0].int()
-        _, saved = torch.ops.asng.mixed_node(padded, index, args[1].int(), *weights, 1, False)
+        _, saved = torch.ops.asng.mixed_node(
+            padded, index, args[1].int(), *weights, 1, False, False
+        )
     assert not out.requires_grad
     assert saved.numel() == 0
     assert torch.equal(out, expected)
@@ -355,18 +358,90 @@ def test_opcheck_of_bfloat16(stride: int, device: str) -> None:
     reduction = weights.reduction if stride == 2 else None
     torch.library.opcheck(
         torch.ops.asng.mixed_node,
-        (bank, index, index, *weights[:4], reduction, stride, True),
+        (bank, index, index, *weights[:4], reduction, stride, True, False),
         test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
     )
     kinds = torch.tensor([[3, 4], [4, 3]], dtype=torch.int32, device=device)
     torch.library.opcheck(
-        torch.ops.asng.mixed_node, (bank, index, kinds, *weights[:4], reduction, stride, True)
+        torch.ops.asng.mixed_node,
+        (bank, index, kinds, *weights[:4], reduction, stride, True, False),
     )
     images = torch.randn(3, 4, 5, 3, device=device).bfloat16()
     stem = [
         torch.randn(*n, device=device, requires_grad=True) for n in ((20, 3, 3, 3), (20,), (20,))
     ]
-    torch.library.opcheck(torch.ops.asng.stem, (images, *stem))
+    torch.library.opcheck(torch.ops.asng.stem, (images, *stem, False))
+
+
+@pytest.fixture
+def tf32() -> Iterator[None]:
+    """PyTorch allows TF32 for convolutions."""
+    torch.backends.cudnn.allow_tf32 = True
+    yield
+    torch.backends.cudnn.allow_tf32 = False
+
+
+@pytest.mark.usefixtures("tf32")
+@pytest.mark.parametrize("device", CUDA_DEVICES)
+def test_tf32_where_pytorch_allows_it(device: str) -> None:
+    bank, weights = sample(32, (9, 8), 3, dtype=torch.float32, device=device)
+    args = tuple(
+        torch.tensor(rows, device=device)
+        for rows in ([[0, 1], [2, 2], [1, 0]], [[3, 4], [1, 2], [0, 3]])
+    )
+    allowed = run(ops.mixed_node, bank, *args, weights, 2)
+    torch.backends.cudnn.allow_tf32 = False
+    forbidden = run(ops.mixed_node, bank, *args, weights, 2)
+    exact = [t.detach().double().requires_grad_() for t in (bank, *weights)]
+    expected = run(reference_ops.mixed_node, exact[0], *args, ops.NodeWeights(*exact[1:]), 2)
+    # See csrc/tests/test_cuda_precision.cpp for what two products may do.
+    for a, b, c, bound in zip(allowed, forbidden, expected, (2**-9.5, *6 * [0.06]), strict=True):
+        assert not torch.equal(a, b)
+        assert (a.double() - c).norm() <= bound * c.norm()
+        assert (b.double() - c).norm() <= 2e-3 * c.norm()
+    double = run(ops.mixed_node, exact[0], *args, ops.NodeWeights(*exact[1:]), 2)
+    torch.backends.cudnn.allow_tf32 = True
+    again = run(ops.mixed_node, exact[0], *args, ops.NodeWeights(*exact[1:]), 2)
+    assert all(torch.equal(a, b) for a, b in zip(double, again, strict=True))
+
+
+@pytest.mark.usefixtures("tf32")
+@pytest.mark.skipif(GRID, reason="the operators are those for CUDA")
+def test_tf32_is_nothing_to_a_cpu() -> None:
+    bank, weights = sample(16, dtype=torch.float32)
+    args = (torch.tensor([[0, 1], [2, 2]]), torch.tensor([[3, 4], [4, 0]]), weights)
+    allowed = run(ops.mixed_node, bank, *args)
+    torch.backends.cudnn.allow_tf32 = False
+    for a, b in zip(allowed, run(ops.mixed_node, bank, *args), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_every_way_to_allow_tf32_is_followed() -> None:
+    code = (
+        "import torch\n"
+        "from asng_ext._operators import allows_tf32\n"
+        "seen = [allows_tf32()]\n"
+        "torch.backends.cudnn.allow_tf32 = False\n"
+        "seen.append(allows_tf32())\n"
+        "torch.backends.fp32_precision = 'tf32'\n"
+        "seen.append(allows_tf32())\n"
+        "torch.backends.cudnn.conv.fp32_precision = 'ieee'\n"
+        "seen.append(allows_tf32())\n"
+        "torch.backends.cudnn.conv.fp32_precision = 'tf32'\n"
+        "seen.append(allows_tf32())\n"
+        "assert seen == [True, False, True, False, True], seen\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.usefixtures("tf32")
+@pytest.mark.parametrize("device", CUDA_DEVICES)
+def test_opcheck_with_tf32(device: str) -> None:
+    bank, weights = sample(16, (5, 6), dtype=torch.float32, device=device)
+    index = torch.tensor([[0, 1], [2, 0]], dtype=torch.int32, device=device)
+    kinds = torch.tensor([[3, 4], [4, 3]], dtype=torch.int32, device=device)
+    torch.library.opcheck(torch.ops.asng.mixed_node, (bank, index, kinds, *weights, 1, True, True))
 
 
 @pytest.mark.slow
@@ -445,7 +520,7 @@ def test_the_operator_checks_for_itself() -> None:
     ]
     if GRID:  # On a device nobody looks at them.
         for args, _ in out_of_range:
-            assert call(*args, *weights, 1, False)[0].isnan().all()
+            assert call(*args, *weights, 1, False, False)[0].isnan().all()
         out_of_range = []
     for args, match in [
         *out_of_range,
@@ -455,9 +530,9 @@ def test_the_operator_checks_for_itself() -> None:
         ((bank[:2].contiguous(), good, good), "depthwise3 must have shape"),
     ]:
         with pytest.raises((RuntimeError, ValueError), match=match):
-            call(*args, *weights, 1, True)
+            call(*args, *weights, 1, True, False)
     with pytest.raises(RuntimeError, match="reduction is needed"):
-        call(bank, good, good, *weights[:4], None, 2, True)
+        call(bank, good, good, *weights[:4], None, 2, True, False)
 
 
 @pytest.mark.parametrize("capability", ["default", "avx2"])

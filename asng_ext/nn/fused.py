@@ -139,6 +139,7 @@ class _StackedCell(nn.Module):
             output_weight,
             self.older_is_larger,
             torch.is_grad_enabled(),
+            _operators.allows_tf32(),
         )[0]
         return y
 
@@ -276,6 +277,7 @@ class FusedCellSupernet(nn.Module):
                 self.stem.conv.weight.contiguous(),
                 norm.weight,
                 norm.bias,
+                _operators.allows_tf32(),
             )[0]
             return y
         # The operator has no gradient for the images.

@@ -57,7 +57,8 @@ struct NodeCall {
   ScalarType dtype;  // of the images
 
   NodeCall(const Tensor& bank, const Tensor& inputs, const Tensor& operations,
-           const Convolutions& convolutions, const OptionalTensor& reduction, int64_t stride) {
+           const Convolutions& convolutions, const OptionalTensor& reduction, int64_t stride,
+           bool tf32) {
     dtype = check_images(bank, "bank", 6);
     STD_TORCH_CHECK(stride == 1 || stride == 2, "stride must be 1 or 2, got ", stride);
     STD_TORCH_CHECK(stride == 1 || reduction.has_value(), "reduction is needed with stride 2");
@@ -74,6 +75,7 @@ struct NodeCall {
     shape.nodes = 1;
     shape.edges = narrow(inputs.size(1));
     shape.stride = narrow(stride);
+    shape.tf32 = tf32;
     shape.out_height = narrow((shape.height + stride - 1) / stride);
     shape.out_width = narrow((shape.width + stride - 1) / stride);
     STD_TORCH_CHECK(stride == 1 || shape.channels >= 2,
@@ -102,9 +104,9 @@ struct NodeCall {
 std::tuple<Tensor, Tensor> mixed_node(Tensor bank, Tensor inputs, Tensor operations,
                                       Tensor depthwise3, Tensor pointwise3, Tensor depthwise5,
                                       Tensor pointwise5, OptionalTensor reduction, int64_t stride,
-                                      bool save) {
+                                      bool save, bool tf32) {
   const Convolutions convolutions = {depthwise3, pointwise3, depthwise5, pointwise5};
-  const NodeCall call(bank, inputs, operations, convolutions, reduction, stride);
+  const NodeCall call(bank, inputs, operations, convolutions, reduction, stride, tf32);
   const Current current(bank);
   Tensor out = new_tensor(bank, call.out_sizes());
   Tensor saved = new_saved(bank, save ? call.saved_size() : 0);
@@ -122,9 +124,9 @@ std::tuple<Tensor, Tensor> mixed_node(Tensor bank, Tensor inputs, Tensor operati
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mixed_node_backward(
     Tensor grad, Tensor bank, Tensor saved, Tensor inputs, Tensor operations, Tensor depthwise3,
     Tensor pointwise3, Tensor depthwise5, Tensor pointwise5, OptionalTensor reduction,
-    int64_t stride) {
+    int64_t stride, bool tf32) {
   const Convolutions convolutions = {depthwise3, pointwise3, depthwise5, pointwise5};
-  const NodeCall call(bank, inputs, operations, convolutions, reduction, stride);
+  const NodeCall call(bank, inputs, operations, convolutions, reduction, stride, tf32);
   check_like(grad, "grad", call.dtype, call.out_sizes(), bank);
   check_aligned(grad, "grad");
   check_like(saved, "saved", compute_type(call.dtype), {call.saved_size()}, bank);
@@ -153,7 +155,8 @@ struct CellCall {
 
   CellCall(const Tensor& older, const Tensor& newer, const Tensor& inputs, const Tensor& operations,
            const Tensor& older_weight, const Tensor& newer_weight, const Convolutions& convolutions,
-           const OptionalTensor& reduction, const Tensor& output_weight, bool older_is_larger) {
+           const OptionalTensor& reduction, const Tensor& output_weight, bool older_is_larger,
+           bool tf32) {
     dtype = check_images(newer, "newer", 5);
     STD_TORCH_CHECK(check_images(older, "older", 5) == dtype,
                     "older and newer must have one dtype");
@@ -175,6 +178,7 @@ struct CellCall {
     s.height = narrow(newer.size(2));
     s.width = narrow(newer.size(3));
     s.stride = reduction.has_value() ? 2 : 1;
+    s.tf32 = tf32;
     s.out_height = (s.height + s.stride - 1) / s.stride;
     s.out_width = (s.width + s.stride - 1) / s.stride;
     shape.older_is_larger = older_is_larger;
@@ -241,10 +245,10 @@ std::tuple<Tensor, Tensor> cell(Tensor older, Tensor newer, Tensor inputs, Tenso
                                 Tensor older_weight, Tensor newer_weight, Tensor depthwise3,
                                 Tensor pointwise3, Tensor depthwise5, Tensor pointwise5,
                                 OptionalTensor reduction, Tensor output_weight,
-                                bool older_is_larger, bool save) {
+                                bool older_is_larger, bool save, bool tf32) {
   const Convolutions convolutions = {depthwise3, pointwise3, depthwise5, pointwise5};
   const CellCall call(older, newer, inputs, operations, older_weight, newer_weight, convolutions,
-                      reduction, output_weight, older_is_larger);
+                      reduction, output_weight, older_is_larger, tf32);
   const Current current(newer);
   Tensor out = new_tensor(newer, call.out_sizes());
   Tensor saved = new_saved(newer, save ? call.saved_size() : 0);
@@ -266,10 +270,10 @@ cell_backward_operator(Tensor grad, Tensor older, Tensor newer, Tensor output, T
                        Tensor inputs, Tensor operations, Tensor older_weight, Tensor newer_weight,
                        Tensor depthwise3, Tensor pointwise3, Tensor depthwise5, Tensor pointwise5,
                        OptionalTensor reduction, Tensor output_weight, bool older_is_larger,
-                       bool wants_older, bool wants_newer) {
+                       bool wants_older, bool wants_newer, bool tf32) {
   const Convolutions convolutions = {depthwise3, pointwise3, depthwise5, pointwise5};
   const CellCall call(older, newer, inputs, operations, older_weight, newer_weight, convolutions,
-                      reduction, output_weight, older_is_larger);
+                      reduction, output_weight, older_is_larger, tf32);
   check_like(grad, "grad", call.dtype, call.out_sizes(), newer);
   check_aligned(grad, "grad");
   check_like(output, "output", call.dtype, call.out_sizes(), newer);

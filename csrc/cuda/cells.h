@@ -79,6 +79,7 @@ void cell_backward(const CellShape& shape, const CellWeights<const Compute<V>>& 
 struct StemShape {
   int images = 0, height = 0, width = 0;
   int in_channels = 0, channels = 0, padded = 0;
+  bool tf32 = false;  // as that of GraphShape
 
   int64_t out_size() const { return static_cast<int64_t>(images) * height * width * padded; }
   template <class V>

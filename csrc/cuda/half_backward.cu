@@ -60,7 +60,7 @@ __device__ void depthwise_weight(const Tile& t, const T* source, int row, const 
   }
 }
 
-template <int K, int S, class V>
+template <int K, int S, bool kTensorCores, class V>
 __device__ void convolve_backward(const Job<V>& job, int arch, int e, const State<V>& from,
                                   Compute<V>* shared) {
   using T = Compute<V>;
@@ -84,7 +84,7 @@ __device__ void convolve_backward(const Job<V>& job, int arch, int e, const Stat
   T* weight_part =
       job.gradients.weight_part(shape, arch, node, e, blockIdx.x) + half * shape.half_weights();
   for (int i = threadIdx.x; i < K * K * padded; i += kThreads) taps_grad[i] = 0;
-  OuterProduct<T> product(padded, padded);
+  PixelProduct<kTensorCores, T> product(padded, padded);
   const int tiles = tile_count(tile, shape);
   const bool chunked = tile.chunk < padded;
   for (int index = blockIdx.x; index < tiles; index += job.parts) {
@@ -113,14 +113,27 @@ __device__ void convolve_backward(const Job<V>& job, int arch, int e, const Stat
     product.add(grads, l.row, shared, l.row, tile.pixels(), weight_part, padded,
                 index == static_cast<int>(blockIdx.x));
     __syncthreads();
+    if constexpr (kTensorCores) {
+      TileProduct depth(tile.pixels(), padded);
+      depth.add(grads, l.row, pointwise_weight, padded, padded);
+      depth.store(shared, l.row);
+      __syncthreads();
+    }
     for (int block = threadIdx.x; block < tile.pixels() / 4 * across; block += kThreads) {
       const int down = block / across, c = (block - down * across) * 4;
       Quad<T> sums[4] = {fill4(T(0)), fill4(T(0)), fill4(T(0)), fill4(T(0))};
-      multiply(grads + down * 4 * l.row, l.row, pointwise_weight + c, padded, padded, sums);
+      if constexpr (!kTensorCores) {
+        multiply(grads + down * 4 * l.row, l.row, pointwise_weight + c, padded, padded, sums);
+      }
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int64_t pixel = tile_pixel(tile, shape, at, down * 4 + i);
-        store4(shared + (down * 4 + i) * l.row + c, sums[i]);
+        T* depth = shared + (down * 4 + i) * l.row + c;
+        if constexpr (kTensorCores) {
+          sums[i] = load4(depth);
+        } else {
+          store4(depth, sums[i]);
+        }
         if (pixel >= 0) store4(to + pixel * padded + c, sums[i]);
       }
     }
@@ -142,7 +155,7 @@ __device__ void convolve_backward(const Job<V>& job, int arch, int e, const Stat
   }
 }
 
-template <class V>
+template <bool kTensorCores, class V>
 __device__ void factorized_backward(const Job<V>& job, int arch, int e, const State<V>& from,
                                     Compute<V>* shared) {
   using T = Compute<V>;
@@ -154,19 +167,20 @@ __device__ void factorized_backward(const Job<V>& job, int arch, int e, const St
     const Source<V> source = factorized_source(from, s.padded, which);
     V* to = depth + which * s.out_size();
     for (int channel = 0; channel < s.padded; channel += kSourceChunk) {
-      project_backward(source, channel, min(s.padded - channel, kSourceChunk), shape,
-                       job.gradients.node(s, arch, job.node), graph.half(arch, job.node, e, 0),
-                       job.gradients.coefficients_of(s, arch, e, 0),
-                       graph.pointwise(arch, job.node, e, 0), 2 * s.padded, true, blockIdx.x,
-                       job.parts, job.gradients.weight_part(s, arch, job.node, e, blockIdx.x),
-                       shared, [&](int pixel, int c, const Quad<T>& value) {
-                         store4(to + static_cast<int64_t>(pixel) * s.padded + c, value);
-                       });
+      project_backward<kTensorCores>(
+          source, channel, min(s.padded - channel, kSourceChunk), shape,
+          job.gradients.node(s, arch, job.node), graph.half(arch, job.node, e, 0),
+          job.gradients.coefficients_of(s, arch, e, 0), graph.pointwise(arch, job.node, e, 0),
+          2 * s.padded, true, blockIdx.x, job.parts,
+          job.gradients.weight_part(s, arch, job.node, e, blockIdx.x), shared,
+          [&](int pixel, int c, const Quad<T>& value) {
+            store4(to + static_cast<int64_t>(pixel) * s.padded + c, value);
+          });
     }
   }
 }
 
-template <class V>
+template <bool kTensorCores, class V>
 __global__ __launch_bounds__(kThreads) void half_backward_kernel(const Job<V> job) {
   const Graph<V>& graph = job.graph;
   const int arch = blockIdx.y / graph.shape.edges, e = blockIdx.y % graph.shape.edges;
@@ -179,13 +193,13 @@ __global__ __launch_bounds__(kThreads) void half_backward_kernel(const Job<V> jo
   if (job.half == 0) from = graph.state(arch, edge.input);
   const bool strided = job.half == 0 && graph.stride(edge) == 2;
   if (reduces) {
-    factorized_backward(job, arch, e, from, shared);
+    factorized_backward<kTensorCores>(job, arch, e, from, shared);
   } else if (edge.operation == kSeparable3) {
-    strided ? convolve_backward<3, 2>(job, arch, e, from, shared)
-            : convolve_backward<3, 1>(job, arch, e, from, shared);
+    strided ? convolve_backward<3, 2, kTensorCores>(job, arch, e, from, shared)
+            : convolve_backward<3, 1, kTensorCores>(job, arch, e, from, shared);
   } else {
-    strided ? convolve_backward<5, 2>(job, arch, e, from, shared)
-            : convolve_backward<5, 1>(job, arch, e, from, shared);
+    strided ? convolve_backward<5, 2, kTensorCores>(job, arch, e, from, shared)
+            : convolve_backward<5, 1, kTensorCores>(job, arch, e, from, shared);
   }
 }
 
@@ -270,8 +284,11 @@ void half_backward(const Graph<V>& graph, const Gradients<V>& gradients, int nod
   const TileLayout layout = tile_layout(s, half == 0 ? s.stride : 1, sizeof(T), true);
   const size_t values = std::max(layout.values, project_backward_values(s.padded, sizeof(T)));
   check_shared(values * sizeof(T), s.channels);
-  launch(half_backward_kernel<V>, dim3(gradients.parts, s.archs * s.edges), kThreads,
-         values * sizeof(T), stream, Job<V>{graph, gradients, layout, node, half, gradients.parts});
+  const auto kernel = choose_kernel<V>(product_fits<V>(layout, s.tf32), [](auto tensor_cores) {
+    return &half_backward_kernel<tensor_cores(), V>;
+  });
+  launch(kernel, dim3(gradients.parts, s.archs * s.edges), kThreads, values * sizeof(T), stream,
+         Job<V>{graph, gradients, layout, node, half, gradients.parts});
 }
 
 template <class V>

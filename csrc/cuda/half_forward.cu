@@ -25,7 +25,7 @@ __device__ State<V> source_state(const Graph<V>& g, int arch, int node, int e, i
           g.shape.out_width};
 }
 
-template <int K, int S, class V>
+template <int K, int S, bool kTensorCores, class V>
 __device__ void convolve(const Job<V>& job, int arch, int e, const State<V>& from, double* totals,
                          Compute<V>* shared) {
   using T = Compute<V>;
@@ -54,10 +54,22 @@ __device__ void convolve(const Job<V>& job, int arch, int e, const State<V>& fro
                       });
       __syncthreads();
     }
+    if constexpr (kTensorCores) {
+      TileProduct product(tile.pixels(), padded);
+      product.add(shared, l.row, pointwise_weight, padded, padded);
+      __syncthreads();
+      product.store(shared, l.row);
+      __syncthreads();
+    }
     for (int block = threadIdx.x; block < tile.pixels() / 4 * across; block += kThreads) {
       const int down = block / across, c = (block - down * across) * 4;
       Quad<T> sums[4] = {fill4(T(0)), fill4(T(0)), fill4(T(0)), fill4(T(0))};
-      multiply(shared + down * 4 * l.row, l.row, pointwise_weight + c, padded, padded, sums);
+      if constexpr (kTensorCores) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) sums[i] = load4(shared + (down * 4 + i) * l.row + c);
+      } else {
+        multiply(shared + down * 4 * l.row, l.row, pointwise_weight + c, padded, padded, sums);
+      }
       Quad<T> sum = fill4(T(0)), squares = fill4(T(0));
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
@@ -75,18 +87,18 @@ __device__ void convolve(const Job<V>& job, int arch, int e, const State<V>& fro
   }
 }
 
-template <class V>
+template <bool kTensorCores, class V>
 __device__ void factorized(const Job<V>& job, int arch, int e, const State<V>& from, double* totals,
                            Compute<V>* shared) {
   const GraphShape& s = job.graph.shape;
   const ProjectShape shape = {s.images, s.out_height, s.out_width, s.padded};
   const auto sources = [&](int i) { return factorized_source(from, s.padded, i); };
-  project_forward(sources, 2, shape, job.graph.pointwise(arch, job.node, e, 0), blockIdx.x,
-                  job.parts, job.graph.half(arch, job.node, e, 0), totals,
-                  shared + job.layout.source);
+  project_forward<kTensorCores>(sources, 2, shape, job.graph.pointwise(arch, job.node, e, 0),
+                                blockIdx.x, job.parts, job.graph.half(arch, job.node, e, 0), totals,
+                                shared + job.layout.source);
 }
 
-template <class V>
+template <bool kTensorCores, class V>
 __global__ __launch_bounds__(kThreads) void half_forward_kernel(const Job<V> job) {
   using T = Compute<V>;
   const Graph<V>& graph = job.graph;
@@ -101,13 +113,13 @@ __global__ __launch_bounds__(kThreads) void half_forward_kernel(const Job<V> job
   const State<V> from = source_state(graph, arch, job.node, e, job.half, edge);
   const bool strided = job.half == 0 && graph.stride(edge) == 2;
   if (reduces) {
-    factorized(job, arch, e, from, totals, shared);
+    factorized<kTensorCores>(job, arch, e, from, totals, shared);
   } else if (edge.operation == kSeparable3) {
-    strided ? convolve<3, 2>(job, arch, e, from, totals, shared)
-            : convolve<3, 1>(job, arch, e, from, totals, shared);
+    strided ? convolve<3, 2, kTensorCores>(job, arch, e, from, totals, shared)
+            : convolve<3, 1, kTensorCores>(job, arch, e, from, totals, shared);
   } else {
-    strided ? convolve<5, 2>(job, arch, e, from, totals, shared)
-            : convolve<5, 1>(job, arch, e, from, totals, shared);
+    strided ? convolve<5, 2, kTensorCores>(job, arch, e, from, totals, shared)
+            : convolve<5, 1, kTensorCores>(job, arch, e, from, totals, shared);
   }
   double* partials = graph.partials + static_cast<int64_t>(blockIdx.y) * kMaxParts * 3 * padded;
   if (sum_over_blocks(totals, 2 * padded, partials, graph.counters + blockIdx.y, blockIdx.x,
@@ -129,7 +141,10 @@ void half_forward(const Graph<V>& graph, int node, int half, CudaStream stream) 
   const int parts = std::min(tile_count(layout.tile, s), kMaxParts);
   const size_t bytes = shared_bytes(layout, sizeof(T));
   check_shared(bytes, s.channels);
-  launch(half_forward_kernel<V>, dim3(parts, s.archs * s.edges), kThreads, bytes, stream,
+  const auto kernel = choose_kernel<V>(product_fits<V>(layout, s.tf32), [](auto tensor_cores) {
+    return &half_forward_kernel<tensor_cores(), V>;
+  });
+  launch(kernel, dim3(parts, s.archs * s.edges), kThreads, bytes, stream,
          Job<V>{graph, layout, node, half, parts});
 }
 

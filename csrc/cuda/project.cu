@@ -24,7 +24,7 @@ __device__ bool finish(const Graph<V>& graph, int group, int parts, double* tota
                          graph.counters + group, blockIdx.x, parts);
 }
 
-template <class V>
+template <bool kTensorCores, class V>
 __global__ __launch_bounds__(kThreads) void project_inputs_kernel(const CellJob<V> job, int parts) {
   using T = Compute<V>;
   const Graph<V>& graph = job.graph;
@@ -46,14 +46,14 @@ __global__ __launch_bounds__(kThreads) void project_inputs_kernel(const CellJob<
   };
   const State<V> to = graph.state(arch, which);
   const ProjectShape shape = {s.images, s.height, s.width, s.padded};
-  project_forward(sources, input.factorized ? 2 : 1, shape, job.packed[which], blockIdx.x, parts,
-                  const_cast<V*>(to.x), totals, shared);
+  project_forward<kTensorCores>(sources, input.factorized ? 2 : 1, shape, job.packed[which],
+                                blockIdx.x, parts, const_cast<V*>(to.x), totals, shared);
   if (finish(graph, which * s.archs + arch, parts, totals)) {
     finish_norm(totals, shape.pixels(), s.padded, const_cast<T*>(to.norm));
   }
 }
 
-template <class V>
+template <bool kTensorCores, class V>
 __global__ __launch_bounds__(kThreads) void project_output_kernel(const CellJob<V> job, int parts) {
   using T = Compute<V>;
   const Graph<V>& graph = job.graph;
@@ -71,8 +71,8 @@ __global__ __launch_bounds__(kThreads) void project_output_kernel(const CellJob<
     return source;
   };
   const ProjectShape shape = {s.images, s.out_height, s.out_width, s.padded};
-  project_forward(sources, s.nodes, shape, job.packed[2], blockIdx.x, parts,
-                  job.y + arch * s.out_size(), totals, shared);
+  project_forward<kTensorCores>(sources, s.nodes, shape, job.packed[2], blockIdx.x, parts,
+                                job.y + arch * s.out_size(), totals, shared);
   if (finish(graph, arch, parts, totals)) {
     finish_norm(totals, shape.pixels(), s.padded, job.y_norms + arch * 2 * s.padded);
   }
@@ -112,16 +112,21 @@ template <class V>
 void project_inputs(const CellJob<V>& job, CudaStream stream) {
   const GraphShape& s = job.graph.shape;
   const int parts = part_count({s.images, s.height, s.width, s.padded});
-  launch(project_inputs_kernel<V>, dim3(parts, s.archs, 2), kThreads, bytes<Compute<V>>(s.padded),
-         stream, job, parts);
+  const auto kernel = choose_kernel<V>(uses_tensor_cores<V>(s.tf32), [](auto tensor_cores) {
+    return &project_inputs_kernel<tensor_cores(), V>;
+  });
+  launch(kernel, dim3(parts, s.archs, 2), kThreads, bytes<Compute<V>>(s.padded), stream, job,
+         parts);
 }
 
 template <class V>
 void project_output(const CellJob<V>& job, CudaStream stream) {
   const GraphShape& s = job.graph.shape;
   const int parts = part_count({s.images, s.out_height, s.out_width, s.padded});
-  launch(project_output_kernel<V>, dim3(parts, s.archs), kThreads, bytes<Compute<V>>(s.padded),
-         stream, job, parts);
+  const auto kernel = choose_kernel<V>(uses_tensor_cores<V>(s.tf32), [](auto tensor_cores) {
+    return &project_output_kernel<tensor_cores(), V>;
+  });
+  launch(kernel, dim3(parts, s.archs), kThreads, bytes<Compute<V>>(s.padded), stream, job, parts);
   const int64_t pieces = s.out_size() / (4 * kWide<V>), blocks = (pieces + kThreads - 1) / kThreads;
   launch(normalise_kernel<V>, dim3(static_cast<unsigned>(std::min<int64_t>(blocks, 4096)), s.archs),
          kThreads, 0, stream, job.y, job.y_norms, s.out_size(), s.padded);

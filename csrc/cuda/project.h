@@ -90,9 +90,63 @@ __device__ void load_pixels(const Source<V>& s, const ProjectShape& shape, int b
   }
 }
 
+// A product of a run of pixels, rows of shared memory, and up to 64 columns of a weight: every
+// thread has the sums of two blocks of 4×4.
+template <bool kTensorCores, class T>
+class RunProduct {
+ public:
+  __device__ RunProduct(int rows, int columns) : across_(columns / 4), count_(rows / 4 * across_) {
+#pragma unroll
+    for (int s = 0; s < 2; ++s) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) sums_[s][i] = fill4(T(0));
+    }
+  }
+
+  __device__ void add(const T* left, int left_row, const T* right, int right_row, int depth) {
+#pragma unroll
+    for (int s = 0; s < 2; ++s) {
+      const int block = threadIdx.x + s * kThreads, down = block / across_;
+      if (block >= count_) continue;
+      multiply(left + down * 4 * left_row, left_row, right + (block - down * across_) * 4,
+               right_row, depth, sums_[s]);
+    }
+  }
+
+  // Puts the sums into shared memory if that is where they are read; the whole block takes part.
+  __device__ void share(T*, int) const {}
+
+  // Row i of block s of this thread.
+  __device__ Quad<T> sum(int s, int i, const T*, int) const { return sums_[s][i]; }
+
+ private:
+  Quad<T> sums_[2][4];
+  int across_, count_;
+};
+
+template <>
+class RunProduct<true, float> : public TileProduct {
+ public:
+  __device__ RunProduct(int rows, int columns) : TileProduct(rows, columns), across_(columns / 4) {}
+
+  __device__ void share(float* shared, int row) const {
+    __syncthreads();
+    store(shared, row);
+    __syncthreads();
+  }
+
+  __device__ Quad<float> sum(int s, int i, const float* shared, int row) const {
+    const int block = threadIdx.x + s * kThreads, down = block / across_;
+    return load4(shared + (down * 4 + i) * row + (block - down * across_) * 4);
+  }
+
+ private:
+  int across_;
+};
+
 // This block's share of a projection: z (pixels, padded), and 2·padded sums of z and z² added to
 // `totals`. `sources(i)` for i < count; `weight` is (depth, padded).
-template <class V, class Sources>
+template <bool kTensorCores, class V, class Sources>
 __device__ void project_forward(const Sources& sources, int count, const ProjectShape& shape,
                                 const Compute<V>* weight, int part, int parts, V* z, double* totals,
                                 Compute<V>* shared) {
@@ -103,12 +157,7 @@ __device__ void project_forward(const Sources& sources, int count, const Project
   for (int out = 0; out < padded; out += 64) {
     const int width = min(padded - out, 64), across = width / 4, blocks = run / 4 * across;
     for (int begin = part * run; begin < pixels; begin += parts * run) {
-      Quad<T> sums[2][4];
-#pragma unroll
-      for (int s = 0; s < 2; ++s) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) sums[s][i] = fill4(T(0));
-      }
+      RunProduct<kTensorCores, T> product(run, width);
       for (int i = 0; i < count; ++i) {
         const Source<V> source = sources(i);
         if (source.x == nullptr) continue;
@@ -117,16 +166,12 @@ __device__ void project_forward(const Sources& sources, int count, const Project
           __syncthreads();
           load_pixels(source, shape, begin, run, channel, chunk, shared);
           __syncthreads();
-          const T* rows = weight + static_cast<int64_t>(source.first + channel) * padded + out;
-#pragma unroll
-          for (int s = 0; s < 2; ++s) {
-            const int block = threadIdx.x + s * kThreads, down = block / across;
-            if (block >= blocks) continue;
-            multiply(shared + down * 4 * kSourceRow, kSourceRow, rows + (block - down * across) * 4,
-                     padded, chunk, sums[s]);
-          }
+          product.add(shared, kSourceRow,
+                      weight + static_cast<int64_t>(source.first + channel) * padded + out, padded,
+                      chunk);
         }
       }
+      product.share(shared, width + 4);
 #pragma unroll
       for (int s = 0; s < 2; ++s) {
         const int block = threadIdx.x + s * kThreads, down = block / across;
@@ -137,8 +182,8 @@ __device__ void project_forward(const Sources& sources, int count, const Project
         for (int i = 0; i < 4; ++i) {
           const int pixel = begin + down * 4 + i;
           if (pixel >= pixels) continue;
-          const Quad<T> kept =
-              keep4(z + static_cast<int64_t>(pixel) * padded + out + column, sums[s][i]);
+          const Quad<T> kept = keep4(z + static_cast<int64_t>(pixel) * padded + out + column,
+                                     product.sum(s, i, shared, width + 4));
           sum += kept;
           add_product(squares, kept, kept);
         }
@@ -155,7 +200,7 @@ __device__ void project_forward(const Sources& sources, int count, const Project
 // source: the weight's, written to `weight_part` (padded, depth), and the source's, of which
 // emit(pixel, channel of the source, value) receives those that ReLU passes. `g` is the gradient of
 // the normalised output, `weight` (padded, depth).
-template <class V, class Emit>
+template <bool kTensorCores, class V, class Emit>
 __device__ void project_backward(const Source<V>& source, int channel, int chunk,
                                  const ProjectShape& shape, const V* g, const V* z,
                                  const Compute<V>* coefficients, const Compute<V>* weight,
@@ -167,7 +212,7 @@ __device__ void project_backward(const Source<V>& source, int channel, int chunk
   T* grads = shared;
   T* values = shared + run * row;
   const int column = source.first + channel, quads = padded / 4, across = chunk / 4;
-  OuterProduct<T> product(padded, chunk);
+  PixelProduct<kTensorCores, T> product(padded, chunk);
   for (int begin = part * run; begin < pixels; begin += parts * run) {
     __syncthreads();
     for (int i = threadIdx.x; i < run * quads; i += kThreads) {
@@ -182,17 +227,32 @@ __device__ void project_backward(const Source<V>& source, int channel, int chunk
     __syncthreads();
     product.add(grads, row, values, kSourceRow, run, weight_part + column, depth,
                 begin == part * run);
+    if constexpr (kTensorCores) {
+      if (wants_source) {
+        TileProduct passed(run, chunk);
+        passed.add(grads, row, weight + column, depth, padded);
+        __syncthreads();
+        passed.store_where_positive(values, kSourceRow);
+        __syncthreads();
+      }
+    }
     for (int block = threadIdx.x; wants_source && block < run / 4 * across; block += kThreads) {
       const int down = block / across, quad = (block - down * across) * 4;
       Quad<T> sums[4] = {fill4(T(0)), fill4(T(0)), fill4(T(0)), fill4(T(0))};
-      multiply(grads + down * 4 * row, row, weight + column + quad, depth, padded, sums);
+      if constexpr (!kTensorCores) {
+        multiply(grads + down * 4 * row, row, weight + column + quad, depth, padded, sums);
+      }
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int pixel = begin + down * 4 + i;
         if (pixel >= pixels) continue;
         const Quad<T> x = load4(values + (down * 4 + i) * kSourceRow + quad);
+        if constexpr (kTensorCores) {
+          sums[i] = x;
+        } else {
 #pragma unroll
-        for (int c = 0; c < 4; ++c) sums[i].v[c] = x.v[c] > T(0) ? sums[i].v[c] : T(0);
+          for (int c = 0; c < 4; ++c) sums[i].v[c] = x.v[c] > T(0) ? sums[i].v[c] : T(0);
+        }
         emit(pixel, channel + quad, sums[i]);
       }
     }

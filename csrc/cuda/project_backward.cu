@@ -26,7 +26,7 @@ __global__ __launch_bounds__(kThreads) void reduce_output_kernel(const CellJob<V
   }
 }
 
-template <class V>
+template <bool kTensorCores, class V>
 __global__ __launch_bounds__(kThreads) void output_backward_kernel(const CellJob<V> job,
                                                                    const Gradients<V> gradients) {
   using T = Compute<V>;
@@ -43,14 +43,14 @@ __global__ __launch_bounds__(kThreads) void output_backward_kernel(const CellJob
   V* to = gradients.node(s, arch, node);
   T* weight_part =
       job.weight_parts[2] + (static_cast<int64_t>(arch) * parts + blockIdx.x) * s.padded * depth;
-  project_backward(source, channel, min(s.padded - channel, kSourceChunk),
-                   ProjectShape{s.images, s.out_height, s.out_width, s.padded},
-                   job.grad_y + arch * s.out_size(), job.y + arch * s.out_size(),
-                   job.y_coefficients + arch * 3 * s.padded, job.packed[2], depth, true, blockIdx.x,
-                   parts, weight_part, dynamic_shared<T>(),
-                   [&](int pixel, int c, const Quad<T>& value) {
-                     store4(to + static_cast<int64_t>(pixel) * s.padded + c, value);
-                   });
+  project_backward<kTensorCores>(source, channel, min(s.padded - channel, kSourceChunk),
+                                 ProjectShape{s.images, s.out_height, s.out_width, s.padded},
+                                 job.grad_y + arch * s.out_size(), job.y + arch * s.out_size(),
+                                 job.y_coefficients + arch * 3 * s.padded, job.packed[2], depth,
+                                 true, blockIdx.x, parts, weight_part, dynamic_shared<T>(),
+                                 [&](int pixel, int c, const Quad<T>& value) {
+                                   store4(to + static_cast<int64_t>(pixel) * s.padded + c, value);
+                                 });
 }
 
 // Writes zeros where the block's share of the gradient is.
@@ -79,7 +79,7 @@ __device__ void write_factorized(const Input<V>& input, const ProjectShape& shap
   write(2 * y + which, 2 * x + 1 - which, fill4(T(0)));
 }
 
-template <class V>
+template <bool kTensorCores, class V>
 __global__ __launch_bounds__(kThreads) void inputs_backward_kernel(const CellJob<V> job) {
   using T = Compute<V>;
   const Graph<V>& graph = job.graph;
@@ -113,17 +113,18 @@ __global__ __launch_bounds__(kThreads) void inputs_backward_kernel(const CellJob
   const int64_t group = static_cast<int64_t>(which) * s.archs + arch;
   T* weight_part = job.weight_parts[which] +
                    (static_cast<int64_t>(arch) * parts + blockIdx.x) * s.padded * depth;
-  project_backward(source, channel, min(input.padded - channel, kSourceChunk), shape,
-                   job.input_grads + group * s.in_size(), graph.state(arch, which).x,
-                   job.input_coefficients + group * 3 * s.padded, job.packed[which], depth,
-                   grad != nullptr, blockIdx.x, parts, weight_part, dynamic_shared<T>(),
-                   [&](int pixel, int c, const Quad<T>& value) {
-                     if (input.factorized) {
-                       write_factorized(input, shape, part_of, grad, pixel, c, value);
-                     } else {
-                       store4(grad + static_cast<int64_t>(pixel) * input.padded + c, value);
-                     }
-                   });
+  project_backward<kTensorCores>(source, channel, min(input.padded - channel, kSourceChunk), shape,
+                                 job.input_grads + group * s.in_size(), graph.state(arch, which).x,
+                                 job.input_coefficients + group * 3 * s.padded, job.packed[which],
+                                 depth, grad != nullptr, blockIdx.x, parts, weight_part,
+                                 dynamic_shared<T>(), [&](int pixel, int c, const Quad<T>& value) {
+                                   if (input.factorized) {
+                                     write_factorized(input, shape, part_of, grad, pixel, c, value);
+                                   } else {
+                                     store4(grad + static_cast<int64_t>(pixel) * input.padded + c,
+                                            value);
+                                   }
+                                 });
 }
 
 template <class T>
@@ -146,7 +147,10 @@ void project_output_backward(const CellJob<V>& job, const Gradients<V>& gradient
                              CudaStream stream) {
   const GraphShape& s = job.graph.shape;
   const int chunks = (s.padded + kSourceChunk - 1) / kSourceChunk;
-  launch(output_backward_kernel<V>, dim3(job.parts[2], s.archs, s.nodes * chunks), kThreads,
+  const auto kernel = choose_kernel<V>(uses_tensor_cores<V>(s.tf32), [](auto tensor_cores) {
+    return &output_backward_kernel<tensor_cores(), V>;
+  });
+  launch(kernel, dim3(job.parts[2], s.archs, s.nodes * chunks), kThreads,
          backward_bytes<Compute<V>>(s.padded), stream, job, gradients);
 }
 
@@ -158,8 +162,11 @@ void project_inputs_backward(const CellJob<V>& job, CudaStream stream) {
     const int of_source = (input.padded + kSourceChunk - 1) / kSourceChunk;
     chunks = std::max(chunks, of_source * (input.factorized ? 2 : 1));
   }
-  launch(inputs_backward_kernel<V>, dim3(std::max(job.parts[0], job.parts[1]), 2 * s.archs, chunks),
-         kThreads, backward_bytes<Compute<V>>(s.padded), stream, job);
+  const auto kernel = choose_kernel<V>(uses_tensor_cores<V>(s.tf32), [](auto tensor_cores) {
+    return &inputs_backward_kernel<tensor_cores(), V>;
+  });
+  launch(kernel, dim3(std::max(job.parts[0], job.parts[1]), 2 * s.archs, chunks), kThreads,
+         backward_bytes<Compute<V>>(s.padded), stream, job);
 }
 
 template <class V>

@@ -51,15 +51,15 @@ __device__ ProjectShape project_shape(const StemJob<V>& job) {
   return {job.images, job.height, job.width, job.padded};
 }
 
-template <class V>
+template <bool kTensorCores, class V>
 __global__ __launch_bounds__(kThreads) void stem_kernel(const StemJob<V> job, int parts) {
   using T = Compute<V>;
   double* totals = dynamic_shared<double>();
   T* shared = reinterpret_cast<T*>(totals + 3 * job.padded);
   clear(totals, 2 * job.padded);
   const ProjectShape shape = project_shape(job);
-  project_forward([&](int) { return window_source(job); }, 1, shape, job.packed, blockIdx.x, parts,
-                  job.z, totals, shared);
+  project_forward<kTensorCores>([&](int) { return window_source(job); }, 1, shape, job.packed,
+                                blockIdx.x, parts, job.z, totals, shared);
   if (sum_over_blocks(totals, 2 * job.padded, job.partials, job.counter, blockIdx.x, parts)) {
     finish_norm(totals, shape.pixels(), job.padded, job.norm);
   }
@@ -107,16 +107,16 @@ __global__ __launch_bounds__(kThreads) void stem_reduce_kernel(const StemJob<V> 
   }
 }
 
-template <class V>
+template <bool kTensorCores, class V>
 __global__ __launch_bounds__(kThreads) void stem_backward_kernel(const StemJob<V> job) {
   using T = Compute<V>;
   const int channel = blockIdx.y * kSourceChunk, depth = job.depth();
   // The images need no gradient, so neither does this product need a weight.
-  project_backward(window_source(job), channel, min(depth - channel, kSourceChunk),
-                   project_shape(job), job.grad_y, job.z, job.coefficients,
-                   static_cast<const T*>(nullptr), depth, false, blockIdx.x, job.parts,
-                   job.weight_parts + static_cast<int64_t>(blockIdx.x) * job.padded * depth,
-                   dynamic_shared<T>(), [](int, int, const Quad<T>&) {});
+  project_backward<kTensorCores>(
+      window_source(job), channel, min(depth - channel, kSourceChunk), project_shape(job),
+      job.grad_y, job.z, job.coefficients, static_cast<const T*>(nullptr), depth, false, blockIdx.x,
+      job.parts, job.weight_parts + static_cast<int64_t>(blockIdx.x) * job.padded * depth,
+      dynamic_shared<T>(), [](int, int, const Quad<T>&) {});
 }
 
 template <class V>
@@ -194,7 +194,10 @@ void stem_forward(const StemShape& shape, const Compute<V>* weight, const Comput
   const int run = project_pixels(job.padded);
   const int64_t runs = (pixel_count(job) + run - 1) / run;
   const int parts = static_cast<int>(std::min<int64_t>(runs, kMaxParts));
-  launch(stem_kernel<V>, parts, kThreads,
+  const auto kernel = choose_kernel<V>(uses_tensor_cores<V>(shape.tf32), [](auto tensor_cores) {
+    return &stem_kernel<tensor_cores(), V>;
+  });
+  launch(kernel, parts, kThreads,
          3 * static_cast<size_t>(job.padded) * sizeof(double) + kProjectValues * sizeof(T), stream,
          job, parts);
   const int64_t pieces = shape.out_size() / (4 * kWide<V>);
@@ -219,9 +222,12 @@ void stem_backward(const StemShape& shape, const Compute<V>* scale, const V* x, 
   const int parts = pixel_parts(pixel_count(job), job.padded);
   launch(stem_reduce_kernel<V>, parts, kThreads, pixel_sums_bytes(job.padded, sizeof(T)), stream,
          job, parts);
-  launch(stem_backward_kernel<V>, dim3(job.parts, (job.depth() + kSourceChunk - 1) / kSourceChunk),
-         kThreads, static_cast<size_t>(project_backward_values(job.padded, sizeof(T))) * sizeof(T),
-         stream, job);
+  const auto kernel = choose_kernel<V>(uses_tensor_cores<V>(shape.tf32), [](auto tensor_cores) {
+    return &stem_backward_kernel<tensor_cores(), V>;
+  });
+  launch(kernel, dim3(job.parts, (job.depth() + kSourceChunk - 1) / kSourceChunk), kThreads,
+         static_cast<size_t>(project_backward_values(job.padded, sizeof(T))) * sizeof(T), stream,
+         job);
   WeightJob<T> sum;
   sum.matrices[0] = memory.gradient;
   sum.matrices[0].grad = grad_weight;

@@ -12,7 +12,8 @@ struct StemCall {
   StemShape shape;
   ScalarType dtype;  // of the images
 
-  StemCall(const Tensor& images, const Tensor& weight, const Tensor& scale, const Tensor& bias) {
+  StemCall(const Tensor& images, const Tensor& weight, const Tensor& scale, const Tensor& bias,
+           bool tf32) {
     STD_TORCH_CHECK(images.dim() == 4 && weight.dim() == 4,
                     "images and weight must have 4 dimensions, got ", images.dim(), " and ",
                     weight.dim());
@@ -23,6 +24,7 @@ struct StemCall {
     shape.in_channels = narrow(images.size(3));
     shape.channels = narrow(weight.size(0));
     shape.padded = padded_channels(shape.channels);
+    shape.tf32 = tf32;
     STD_TORCH_CHECK(shape.channels > 0, "weight must not be empty");
     STD_TORCH_CHECK(
         images.size(0) * images.size(1) * images.size(2) < std::numeric_limits<int32_t>::max() / 4,
@@ -43,8 +45,9 @@ struct StemCall {
   }
 };
 
-std::tuple<Tensor, Tensor> stem(Tensor images, Tensor weight, Tensor scale, Tensor bias) {
-  const StemCall call(images, weight, scale, bias);
+std::tuple<Tensor, Tensor> stem(Tensor images, Tensor weight, Tensor scale, Tensor bias,
+                                bool tf32) {
+  const StemCall call(images, weight, scale, bias, tf32);
   const Current current(images);
   Tensor out = new_tensor(images, call.out_sizes());
   Tensor saved = new_saved(images, call.saved_size());
@@ -59,9 +62,9 @@ std::tuple<Tensor, Tensor> stem(Tensor images, Tensor weight, Tensor scale, Tens
 }
 
 std::tuple<Tensor, Tensor, Tensor> stem_backward_operator(Tensor grad, Tensor images, Tensor saved,
-                                                          Tensor weight, Tensor scale,
-                                                          Tensor bias) {
-  const StemCall call(images, weight, scale, bias);
+                                                          Tensor weight, Tensor scale, Tensor bias,
+                                                          bool tf32) {
+  const StemCall call(images, weight, scale, bias, tf32);
   check_like(grad, "grad", call.dtype, call.out_sizes(), images);
   check_aligned(grad, "grad");
   check_like(saved, "saved", compute_type(call.dtype), {call.saved_size()}, images);

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "graph.h"
+#include "tensor_cores.h"
 
 namespace asng::cuda {
 
@@ -22,7 +23,8 @@ struct Tile {
   ASNG_HD int pixels() const { return height * width; }
 };
 
-// Places in dynamic shared memory, counted in values behind 3·padded sums in double precision.
+// Places in dynamic shared memory, counted in values behind 3·padded sums in double precision, and
+// multiples of 8 but for the taps and the groups.
 struct TileLayout {
   Tile tile;
   int padded;
@@ -37,6 +39,13 @@ struct TileLayout {
   ASNG_HD int source_row() const { return tile.chunk + 4; }
   ASNG_HD size_t sums_bytes() const { return 3 * static_cast<size_t>(padded) * sizeof(double); }
 };
+
+// Whether the product of a tile's pixels and a 1×1 weight runs on the tensor cores: its sums must
+// fit into registers.
+template <class V>
+bool product_fits(const TileLayout& l, bool tf32) {
+  return uses_tensor_cores<V>(tf32) && l.tile.pixels() * l.padded <= kLargestProduct;
+}
 
 // A block's shared memory must fit; `channels` is what it depends on.
 inline void check_shared(size_t bytes, int channels) {
@@ -70,7 +79,7 @@ inline TileLayout tile_layout(const GraphShape& s, int stride, size_t value_byte
   l.row = s.padded + 4;
   l.source = pixels * l.row;
   // A factorized reduction has its pixels and groups here instead; its backward pass begins at 0.
-  const int source = height * width * l.source_row();
+  const int source = (height * width * l.source_row() + 7) / 8 * 8;
   l.taps = l.source + (stride == 2 && !backward ? std::max(source, kProjectValues) : source);
   l.groups = l.taps + 25 * l.tile.chunk;
   l.grad = l.groups + pixels / 4 * 2 * s.padded;
@@ -316,5 +325,9 @@ class OuterProduct {
   Quad<T> sums_[kSlots][4];
   int across_, count_, groups_;
 };
+
+// Sums over pixels on the tensor cores or not.
+template <bool kTensorCores, class T>
+using PixelProduct = std::conditional_t<kTensorCores, TileOuterProduct, OuterProduct<T>>;
 
 }  // namespace asng::cuda

@@ -13,6 +13,7 @@ struct CellCase {
   bool older_is_shared = false, newer_is_shared = false;
   bool wants_older = true, wants_newer = true;
   unsigned seed = 1;
+  bool tf32 = false;
 };
 
 template <class T>
@@ -140,6 +141,7 @@ struct CellExample {
     s.graph.out_height = out_height;
     s.graph.out_width = out_width;
     s.graph.stride = c.reduction ? 2 : 1;
+    s.graph.tf32 = c.tf32;
     s.older = {c.older_is_shared, c.older_channels, cuda::padded_channels(c.older_channels),
                older_height, older_width};
     s.newer = {c.newer_is_shared, c.newer_channels, cuda::padded_channels(c.newer_channels),
@@ -191,6 +193,7 @@ struct CellExample {
 
 struct StemCase {
   int images, height, width, in_channels, channels;
+  bool tf32 = false;
 };
 
 template <class T>
@@ -236,7 +239,8 @@ struct StemExample {
   // With images stored as V.
   template <class V = T>
   Tensors<T> on_cuda() const {
-    const cuda::StemShape s = {c.images, c.height, c.width, c.in_channels, c.channels, padded};
+    const cuda::StemShape s = {c.images,   c.height, c.width, c.in_channels,
+                               c.channels, padded,   c.tf32};
     const std::vector<V> stored_x = converted<V>(x), stored_probe = converted<V>(probe);
     const Memory out(probe.size() * sizeof(V));
     const Memory saved(static_cast<size_t>(s.saved_size<V>()) * sizeof(T));

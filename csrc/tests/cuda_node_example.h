@@ -9,6 +9,7 @@ struct NodeCase {
   int channels = 16, images = 2, height = 5, width = 4, stride = 1, inputs = 2;
   std::vector<int32_t> input, operation;  // (archs, edges)
   int archs = 1;
+  bool tf32 = false;
 };
 
 // Every operation by itself, architectures with inputs of their own.
@@ -127,6 +128,7 @@ struct NodeExample {
     s.out_height = out_height;
     s.out_width = out_width;
     s.stride = c.stride;
+    s.tf32 = c.tf32;
     return s;
   }
 

@@ -1,5 +1,5 @@
-// The CUDA kernels with images stored as bfloat16 against those for the CPU in float64, on the same
-// numbers.
+// The CUDA kernels with images stored as bfloat16, and with products in TF32, against those for the
+// CPU in float64, on the same numbers.
 //
 // Bounds. A value that is stored is off by at most kStored = 2⁻⁸ of itself, and a difference is
 // taken relative to the norm of all values; linear maps and normalisations of random images pass
@@ -8,6 +8,9 @@
 // Gradients are off by as much again, and where an error δ of ReLU's argument turns its sign: that
 // befalls δ/π of normally distributed arguments, which is 2δ/π of those that ReLU lets pass, and
 // the square root of it in the norm. Maxima that change hands are bounded in the same way.
+// A factor of a product that is rounded to TF32 is off by at most 2⁻¹¹ of itself, a product of two
+// by kRounded = 2⁻¹⁰; products in a row are to that what images are to kStored. With images in
+// bfloat16 products are in TF32, too, which adds little to their error.
 #include <cmath>
 #include <cstdio>
 
@@ -21,15 +24,15 @@ namespace {
 
 using cuda::BFloat16;
 
-constexpr double kStored = 1.0 / 256;
+constexpr double kStored = 1.0 / 256, kRounded = 1.0 / 1024;
 
 struct Bounds {
   double forward, backward;
 };
 
-// Of a pass that stores `images` images in a row, with `kinks` ReLUs and maxima among them.
-Bounds bounds(double error, int images, int kinks) {
-  const double forward = std::sqrt(images) * error;
+// Of a pass that errs so often in a row, with `kinks` ReLUs and maxima among that.
+Bounds bounds(double error, int times, int kinks) {
+  const double forward = std::sqrt(times) * error;
   return {forward, 2 * forward + std::sqrt(kinks * 2 * forward / M_PI)};
 }
 
@@ -123,7 +126,8 @@ CellExample<float> rounded(const CellCase& c) {
 }
 
 // Input, three nodes of three images each, output; a ReLU in front of each but the nodes.
-constexpr int kCellImages = 11, kCellKinks = 8;
+// And the products: of the input, of both halves in three nodes, of the output.
+constexpr int kCellImages = 11, kCellKinks = 8, kCellProducts = 8;
 
 TEST(cuda_bfloat16_cells_are_those_of_the_cpu) {
   for (unsigned seed = 0; seed < 12; ++seed) {
@@ -163,6 +167,93 @@ TEST(cuda_bfloat16_stems_are_those_of_the_cpu) {
     round(example.x);
     round(example.probe);
     check(example.on_cuda<BFloat16>(), StemExample<double>(example).on_cpu(), bounds(kStored, 2, 0),
+          "stem of channels", c.channels);
+  }
+}
+
+TEST(cuda_tf32_operations_are_those_of_the_cpu) {
+  for (int operation = 0; operation < cuda::kOperationCount; ++operation) {
+    for (const int stride : {1, 2}) {
+      for (const int channels : {3, 16, 20, 32, 48}) {
+        NodeCase c = single(operation, stride, 1 + (operation + channels) % 3, 9, 11, channels);
+        c.images = channels < 16 ? 24 : 4;
+        const Tensors<float> exact = NodeExample<float>(c).on_cuda();
+        c.tf32 = true;
+        NodeExample<float> example(c);
+        const bool separable = operation >= cuda::kSeparable3;
+        const bool reduces = operation == cuda::kIdentity && stride == 2;
+        const int products = separable ? 2 : reduces ? 1 : 0;
+        const Tensors<float> got = example.on_cuda();
+        CHECK((got == exact) == (products == 0));
+        // What does not multiply is exact in float32.
+        check(got, NodeExample<double>(example).on_cpu(),
+              products == 0 ? Bounds{1e-6, 1e-6} : bounds(kRounded, products, products),
+              "operation", operation);
+      }
+    }
+  }
+}
+
+TEST(cuda_tf32_large_batches_and_many_channels) {
+  for (const int channels : {16, 64, 130, 256}) {
+    for (const int stride : {1, 2}) {
+      NodeCase c = single(cuda::kSeparable5, stride, 1, 5, 7, channels);
+      c.images = channels > 100 ? 2 : 40;
+      c.tf32 = true;
+      NodeExample<float> example(c);
+      check(example.on_cuda(), NodeExample<double>(example).on_cpu(), bounds(kRounded, 2, 2),
+            "channels", channels);
+    }
+  }
+}
+
+// More channels than the warps of a block can keep the sums of are multiplied without them.
+TEST(cuda_tf32_leaves_very_many_channels_alone) {
+  NodeCase c = single(cuda::kSeparable3, 1, 1, 2, 3, 260);
+  c.inputs = 1;
+  const Tensors<float> exact = NodeExample<float>(c).on_cuda();
+  c.tf32 = true;
+  CHECK(NodeExample<float>(c).on_cuda() == exact);
+}
+
+TEST(cuda_tf32_is_not_for_float64) {
+  for (const int stride : {1, 2}) {
+    NodeCase c = mixed(stride);
+    const Tensors<double> exact = NodeExample<double>(c).on_cuda();
+    c.tf32 = true;
+    CHECK(NodeExample<double>(c).on_cuda() == exact);
+  }
+}
+
+TEST(cuda_tf32_cells_are_those_of_the_cpu) {
+  for (unsigned seed = 0; seed < 12; ++seed) {
+    CellCase c = cell_case(seed);
+    c.tf32 = true;
+    CellExample<float> example(c);
+    check(example.on_cuda(), CellExample<double>(example).on_cpu(),
+          bounds(kRounded, kCellProducts, kCellKinks), "cell", static_cast<int>(seed));
+  }
+}
+
+TEST(cuda_tf32_results_do_not_depend_on_the_order_of_threads_and_blocks) {
+  for (unsigned seed = 0; seed < 4; ++seed) {
+    CellCase c = cell_case(seed);
+    c.tf32 = true;
+    CellExample<float> example(c);
+    const Tensors<float> forward = example.on_cuda();
+    CHECK(example.on_cuda(false)[0] == forward[0]);
+    const cuda_on_cpu::Backward backward;
+    CHECK(example.on_cuda() == forward);
+  }
+}
+
+TEST(cuda_tf32_stems_are_those_of_the_cpu) {
+  for (const StemCase& c : {StemCase{3, 5, 6, 3, 20, true},
+                            {1, 9, 2, 4, 48, true},
+                            {2, 8, 8, 2, 100, true},
+                            {5, 7, 7, 8, 16, true}}) {
+    StemExample<float> example(c);
+    check(example.on_cuda(), StemExample<double>(example).on_cpu(), bounds(kRounded, 1, 0),
           "stem of channels", c.channels);
   }
 }

@@ -335,7 +335,7 @@ def test_opcheck_of_cells(save: bool) -> None:
     *most, _, output = (w if save else w.detach() for w in fused.cells[0].weights())
     torch.library.opcheck(
         torch.ops.asng.cell,
-        (images, images, inputs[0], operations[0], *most, None, output, False, save),
+        (images, images, inputs[0], operations[0], *most, None, output, False, save, False),
         test_utils=WITHOUT_GRAPHS,
     )
 
