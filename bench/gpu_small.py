@@ -1,8 +1,8 @@
 """Runs every kernel once or twice on small cases: what tools that slow a program down look at.
 
-The operators run forward and backward with both strides and ragged sizes, the optimizer with all
-kinds of variables, and a few iterations of a search. Nothing is timed; that results are finite is
-checked, what they are is for the tests.
+The operators run forward and backward in all precisions with both strides and ragged sizes, the
+optimizer with all kinds of variables, and a few iterations of a search. Nothing is timed; that
+results are finite is checked, what they are is for the tests.
 
 Run with ``compute-sanitizer python bench/gpu_small.py [--device cpu]``.
 """
@@ -13,13 +13,14 @@ import argparse
 from collections.abc import Sequence
 
 import torch
-from gpu_search_step import random_images
+from gpu_search_step import Marked, random_images
+from gpu_timing import PRECISIONS, allow_tf32, precision
 
 import asng_ext as asng
 from asng_ext import ops
 from asng_ext.config import SearchConfig
 from asng_ext.search import search
-from asng_ext.tasks.classification import ClassificationConfig, ClassificationTask
+from asng_ext.tasks.classification import ClassificationConfig
 
 
 def finite(*tensors: torch.Tensor) -> None:
@@ -66,10 +67,10 @@ def optimizer(device: str) -> None:
             raise FloatingPointError("probabilities are out of their range")
 
 
-def iterations(device: str) -> None:
-    """A search of a few iterations."""
+def iterations(device: str, kind: str) -> None:
+    """A search of a few iterations in one of `PRECISIONS`."""
     config = SearchConfig(epochs=1, batch_size=2, test_every=0, graphs=False)
-    task = ClassificationTask(
+    task = Marked(
         random_images(8, 10),
         ClassificationConfig(data="random", nodes=2, cells=3, channels=4),
         search_batch_size=2,
@@ -77,8 +78,11 @@ def iterations(device: str) -> None:
         seed=0,
         device=device,
     )
+    task.precision = kind
     where = device if task.capturable else "cpu"
-    result = search(task, asng.ASNG(task.space, seed=0, device=where), config, seed=0, stream=None)
+    some = asng.ASNG(task.space, seed=0, device=where)
+    with allow_tf32(kind != "float32"):
+        result = search(task, some, config, seed=0, stream=None)
     finite(*result.supernet.state_dict().values())
 
 
@@ -87,11 +91,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     device = parser.parse_args(argv).device
     torch.manual_seed(0)
-    for channels, size in ((4, 5), (16, 8), (20, 7)):
-        for stride in (1, 2):
-            node(channels, size, stride, device)
+    for kind in PRECISIONS:
+        for channels, size in ((4, 5), (16, 8), (20, 7)):
+            for stride in (1, 2):
+                with precision(kind, torch.device(device)):
+                    node(channels, size, stride, device)
+        iterations(device, kind)
     optimizer(device)
-    iterations(device)
     print("all finite")
 
 

@@ -181,7 +181,9 @@ __device__ void factorized_backward(const Job<V>& job, int arch, int e, const St
 }
 
 template <bool kTensorCores, class V>
-__global__ __launch_bounds__(kThreads) void half_backward_kernel(const Job<V> job) {
+__global__ __launch_bounds__(kThreads, kTensorCores
+                                           ? kTensorBlocks
+                                           : 1) void half_backward_kernel(const Job<V> job) {
   const Graph<V>& graph = job.graph;
   const int arch = blockIdx.y / graph.shape.edges, e = blockIdx.y % graph.shape.edges;
   const PlannedEdge edge = graph.edge(arch, job.node, e);
@@ -284,9 +286,8 @@ void half_backward(const Graph<V>& graph, const Gradients<V>& gradients, int nod
   const TileLayout layout = tile_layout(s, half == 0 ? s.stride : 1, sizeof(T), true);
   const size_t values = std::max(layout.values, project_backward_values(s.padded, sizeof(T)));
   check_shared(values * sizeof(T), s.channels);
-  const auto kernel = choose_kernel<V>(product_fits<V>(layout, s.tf32), [](auto tensor_cores) {
-    return &half_backward_kernel<tensor_cores(), V>;
-  });
+  const auto kernel = choose_tile_kernel<V>(
+      layout, s.tf32, [](auto tensor_cores) { return &half_backward_kernel<tensor_cores(), V>; });
   launch(kernel, dim3(gradients.parts, s.archs * s.edges), kThreads, values * sizeof(T), stream,
          Job<V>{graph, gradients, layout, node, half, gradients.parts});
 }

@@ -141,9 +141,8 @@ void half_forward(const Graph<V>& graph, int node, int half, CudaStream stream) 
   const int parts = std::min(tile_count(layout.tile, s), kMaxParts);
   const size_t bytes = shared_bytes(layout, sizeof(T));
   check_shared(bytes, s.channels);
-  const auto kernel = choose_kernel<V>(product_fits<V>(layout, s.tf32), [](auto tensor_cores) {
-    return &half_forward_kernel<tensor_cores(), V>;
-  });
+  const auto kernel = choose_tile_kernel<V>(
+      layout, s.tf32, [](auto tensor_cores) { return &half_forward_kernel<tensor_cores(), V>; });
   launch(kernel, dim3(parts, s.archs * s.edges), kThreads, bytes, stream,
          Job<V>{graph, layout, node, half, parts});
 }

@@ -112,9 +112,8 @@ template <class V>
 void project_inputs(const CellJob<V>& job, CudaStream stream) {
   const GraphShape& s = job.graph.shape;
   const int parts = part_count({s.images, s.height, s.width, s.padded});
-  const auto kernel = choose_kernel<V>(uses_tensor_cores<V>(s.tf32), [](auto tensor_cores) {
-    return &project_inputs_kernel<tensor_cores(), V>;
-  });
+  const auto kernel = choose_kernel<V>(
+      s.tf32, [](auto tensor_cores) { return &project_inputs_kernel<tensor_cores(), V>; });
   launch(kernel, dim3(parts, s.archs, 2), kThreads, bytes<Compute<V>>(s.padded), stream, job,
          parts);
 }
@@ -123,9 +122,8 @@ template <class V>
 void project_output(const CellJob<V>& job, CudaStream stream) {
   const GraphShape& s = job.graph.shape;
   const int parts = part_count({s.images, s.out_height, s.out_width, s.padded});
-  const auto kernel = choose_kernel<V>(uses_tensor_cores<V>(s.tf32), [](auto tensor_cores) {
-    return &project_output_kernel<tensor_cores(), V>;
-  });
+  const auto kernel = choose_kernel<V>(
+      s.tf32, [](auto tensor_cores) { return &project_output_kernel<tensor_cores(), V>; });
   launch(kernel, dim3(parts, s.archs), kThreads, bytes<Compute<V>>(s.padded), stream, job, parts);
   const int64_t pieces = s.out_size() / (4 * kWide<V>), blocks = (pieces + kThreads - 1) / kThreads;
   launch(normalise_kernel<V>, dim3(static_cast<unsigned>(std::min<int64_t>(blocks, 4096)), s.archs),

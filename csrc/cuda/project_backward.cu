@@ -80,7 +80,9 @@ __device__ void write_factorized(const Input<V>& input, const ProjectShape& shap
 }
 
 template <bool kTensorCores, class V>
-__global__ __launch_bounds__(kThreads) void inputs_backward_kernel(const CellJob<V> job) {
+__global__ __launch_bounds__(kThreads, kTensorCores
+                                           ? kTensorBlocks
+                                           : 1) void inputs_backward_kernel(const CellJob<V> job) {
   using T = Compute<V>;
   const Graph<V>& graph = job.graph;
   const GraphShape& s = graph.shape;
@@ -147,9 +149,8 @@ void project_output_backward(const CellJob<V>& job, const Gradients<V>& gradient
                              CudaStream stream) {
   const GraphShape& s = job.graph.shape;
   const int chunks = (s.padded + kSourceChunk - 1) / kSourceChunk;
-  const auto kernel = choose_kernel<V>(uses_tensor_cores<V>(s.tf32), [](auto tensor_cores) {
-    return &output_backward_kernel<tensor_cores(), V>;
-  });
+  const auto kernel = choose_kernel<V>(
+      s.tf32, [](auto tensor_cores) { return &output_backward_kernel<tensor_cores(), V>; });
   launch(kernel, dim3(job.parts[2], s.archs, s.nodes * chunks), kThreads,
          backward_bytes<Compute<V>>(s.padded), stream, job, gradients);
 }
@@ -162,9 +163,8 @@ void project_inputs_backward(const CellJob<V>& job, CudaStream stream) {
     const int of_source = (input.padded + kSourceChunk - 1) / kSourceChunk;
     chunks = std::max(chunks, of_source * (input.factorized ? 2 : 1));
   }
-  const auto kernel = choose_kernel<V>(uses_tensor_cores<V>(s.tf32), [](auto tensor_cores) {
-    return &inputs_backward_kernel<tensor_cores(), V>;
-  });
+  const auto kernel = choose_kernel<V>(
+      s.tf32, [](auto tensor_cores) { return &inputs_backward_kernel<tensor_cores(), V>; });
   launch(kernel, dim3(std::max(job.parts[0], job.parts[1]), 2 * s.archs, chunks), kThreads,
          backward_bytes<Compute<V>>(s.padded), stream, job);
 }

@@ -194,9 +194,8 @@ void stem_forward(const StemShape& shape, const Compute<V>* weight, const Comput
   const int run = project_pixels(job.padded);
   const int64_t runs = (pixel_count(job) + run - 1) / run;
   const int parts = static_cast<int>(std::min<int64_t>(runs, kMaxParts));
-  const auto kernel = choose_kernel<V>(uses_tensor_cores<V>(shape.tf32), [](auto tensor_cores) {
-    return &stem_kernel<tensor_cores(), V>;
-  });
+  const auto kernel = choose_kernel<V>(
+      shape.tf32, [](auto tensor_cores) { return &stem_kernel<tensor_cores(), V>; });
   launch(kernel, parts, kThreads,
          3 * static_cast<size_t>(job.padded) * sizeof(double) + kProjectValues * sizeof(T), stream,
          job, parts);
@@ -222,9 +221,8 @@ void stem_backward(const StemShape& shape, const Compute<V>* scale, const V* x, 
   const int parts = pixel_parts(pixel_count(job), job.padded);
   launch(stem_reduce_kernel<V>, parts, kThreads, pixel_sums_bytes(job.padded, sizeof(T)), stream,
          job, parts);
-  const auto kernel = choose_kernel<V>(uses_tensor_cores<V>(shape.tf32), [](auto tensor_cores) {
-    return &stem_backward_kernel<tensor_cores(), V>;
-  });
+  const auto kernel = choose_kernel<V>(
+      shape.tf32, [](auto tensor_cores) { return &stem_backward_kernel<tensor_cores(), V>; });
   launch(kernel, dim3(job.parts, (job.depth() + kSourceChunk - 1) / kSourceChunk), kThreads,
          static_cast<size_t>(project_backward_values(job.padded, sizeof(T))) * sizeof(T), stream,
          job);

@@ -26,22 +26,22 @@ inline constexpr int kTile = 16, kTileDepth = 8, kWarps = kThreads / 32;
 inline constexpr int kWarpTiles = 4;
 inline constexpr int kLargestProduct = kWarps * kWarpTiles * kTile * kTile;
 
-// Whether a pass multiplies on the tensor cores. With images in bfloat16 they lose nothing that
-// storing the result would keep.
-template <class V>
-constexpr bool uses_tensor_cores(bool tf32) {
-  return std::is_same_v<V, BFloat16> || (std::is_same_v<V, float> && tf32);
+// The kernel f(std::true_type) with tensor cores, or f(std::false_type) without. Images in bfloat16
+// lose nothing by TF32 that storing the result would keep, so they always use it.
+template <class V, class F>
+auto choose_kernel(bool tf32, F f) {
+  if constexpr (std::is_same_v<V, BFloat16>) {
+    return f(std::true_type());
+  } else if constexpr (std::is_same_v<V, float>) {
+    return tf32 ? f(std::true_type()) : f(std::false_type());
+  } else {
+    return f(std::false_type());
+  }
 }
 
-// The kernel f(std::true_type) with tensor cores, or f(std::false_type) without, the former only
-// for types that may need it.
-template <class V, class F>
-auto choose_kernel(bool tensor_cores, F f) {
-  if constexpr (std::is_same_v<Compute<V>, float>) {
-    if (tensor_cores) return f(std::true_type());
-  }
-  return f(std::false_type());
-}
+// Blocks per multiprocessor that the largest kernels with tensor cores leave registers for; they do
+// with that many, and would by themselves take a few more.
+inline constexpr int kTensorBlocks = 4;
 
 using TileSum = wmma::fragment<wmma::accumulator, kTile, kTile, kTileDepth, float>;
 using TileRight = wmma::fragment<wmma::matrix_b, kTile, kTile, kTileDepth, wmma::precision::tf32,

@@ -40,11 +40,12 @@ struct TileLayout {
   ASNG_HD size_t sums_bytes() const { return 3 * static_cast<size_t>(padded) * sizeof(double); }
 };
 
-// Whether the product of a tile's pixels and a 1×1 weight runs on the tensor cores: its sums must
-// fit into registers.
-template <class V>
-bool product_fits(const TileLayout& l, bool tf32) {
-  return uses_tensor_cores<V>(tf32) && l.tile.pixels() * l.padded <= kLargestProduct;
+// As choose_kernel, for products of a tile's pixels and a 1×1 weight: on the tensor cores if their
+// sums fit into registers.
+template <class V, class F>
+auto choose_tile_kernel(const TileLayout& l, bool tf32, F f) {
+  const bool fits = l.tile.pixels() * l.padded <= kLargestProduct;
+  return fits ? choose_kernel<V>(tf32, f) : f(std::false_type());
 }
 
 // A block's shared memory must fit; `channels` is what it depends on.

@@ -94,7 +94,7 @@ TEST(cuda_bfloat16_large_batches_and_many_channels) {
   for (const int channels : {16, 64, 130, 256}) {
     for (const int stride : {1, 2}) {
       NodeCase c = single(cuda::kSeparable5, stride, 1, 5, 7, channels);
-      c.images = channels > 100 ? 2 : 40;
+      c.images = channels > 100 ? 1 : 20;
       NodeExample<float> example = rounded(c);
       check(example.on_cuda<BFloat16>(), NodeExample<double>(example).on_cpu(),
             bounds(kStored, 3, 2), "channels", channels);
@@ -198,7 +198,7 @@ TEST(cuda_tf32_large_batches_and_many_channels) {
   for (const int channels : {16, 64, 130, 256}) {
     for (const int stride : {1, 2}) {
       NodeCase c = single(cuda::kSeparable5, stride, 1, 5, 7, channels);
-      c.images = channels > 100 ? 2 : 40;
+      c.images = channels > 100 ? 1 : 20;
       c.tf32 = true;
       NodeExample<float> example(c);
       check(example.on_cuda(), NodeExample<double>(example).on_cpu(), bounds(kRounded, 2, 2),
