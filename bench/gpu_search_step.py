@@ -26,9 +26,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from gpu_timing import PRECISIONS, Mark, allow_tf32, arguments, autocast_in, describe, laps
+from gpu_timing import PRECISIONS, Mark, allow_tf32, arguments, describe, laps
 from table import Row, finish, format_row, save
-from torch import Tensor, nn
 
 import asng_ext as asng
 from asng_ext.config import SearchConfig
@@ -57,10 +56,7 @@ def random_images(count: int, size: int) -> ImageData:
 
 
 class Marked(ClassificationTask):
-    """Puts a mark before every iteration and one after the last of an epoch; computes in one of
-    `PRECISIONS`."""
-
-    precision = PRECISIONS[0]
+    """Puts a mark before every iteration and one after the last of an epoch."""
 
     def weight_batches(self, epoch: int) -> Iterator[Any]:
         self.marks: list[Mark] = []
@@ -68,13 +64,6 @@ class Marked(ClassificationTask):
             self.marks.append(Mark(self.device))
             yield recipe
         self.marks.append(Mark(self.device))
-
-    def losses(
-        self, supernet: nn.Module, batch: Any, samples: Any
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        with autocast_in(self.precision, self.device):
-            losses, metrics = super().losses(supernet, batch, samples)
-        return losses, dict(metrics)
 
 
 @dataclass
@@ -100,13 +89,16 @@ def measure(
     implementation = "plain" if plain else "auto"
     task = Marked(
         data,
-        replace(task_config, implementation=implementation),
+        replace(
+            task_config,
+            implementation=implementation,
+            precision="bfloat16" if kind == "bfloat16" else "float32",
+        ),
         search_batch_size=config.batch_size,
         retrain_batch_size=config.batch_size,
         seed=0,
         device=device,
     )
-    task.precision = kind
     on_device = task.capturable and device.type == "cuda"
     optimizer = asng.ASNG(
         task.space,

@@ -13,14 +13,14 @@ import argparse
 from collections.abc import Sequence
 
 import torch
-from gpu_search_step import Marked, random_images
+from gpu_search_step import random_images
 from gpu_timing import PRECISIONS, allow_tf32, precision
 
 import asng_ext as asng
 from asng_ext import ops
 from asng_ext.config import SearchConfig
 from asng_ext.search import search
-from asng_ext.tasks.classification import ClassificationConfig
+from asng_ext.tasks.classification import ClassificationConfig, ClassificationTask
 
 
 def finite(*tensors: torch.Tensor) -> None:
@@ -70,15 +70,15 @@ def optimizer(device: str) -> None:
 def iterations(device: str, kind: str) -> None:
     """A search of a few iterations in one of `PRECISIONS`."""
     config = SearchConfig(epochs=1, batch_size=2, test_every=0, graphs=False)
-    task = Marked(
+    halves = "bfloat16" if kind == "bfloat16" else "float32"
+    task = ClassificationTask(
         random_images(8, 10),
-        ClassificationConfig(data="random", nodes=2, cells=3, channels=4),
+        ClassificationConfig(data="random", nodes=2, cells=3, channels=4, precision=halves),
         search_batch_size=2,
         retrain_batch_size=2,
         seed=0,
         device=device,
     )
-    task.precision = kind
     where = device if task.capturable else "cpu"
     some = asng.ASNG(task.space, seed=0, device=where)
     with allow_tf32(kind != "float32"):

@@ -26,7 +26,10 @@ PRECISIONS = ("float32", "TF32", "bfloat16")
 @contextlib.contextmanager
 def precision(name: str, device: torch.device) -> Iterator[None]:
     """PyTorch's settings for one of `PRECISIONS`, for ours and the baseline alike."""
-    with allow_tf32(name != "float32"), autocast_in(name, device):
+    # Without a cache: graphs must not read what was cached when they were captured.
+    enabled = name == "bfloat16"
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=enabled, cache_enabled=False)
+    with allow_tf32(name != "float32"), autocast:
         yield
 
 
@@ -40,13 +43,6 @@ def allow_tf32(allowed: bool) -> Iterator[None]:
         yield
     finally:
         cudnn.allow_tf32, matmul.allow_tf32 = before
-
-
-def autocast_in(name: str, device: torch.device) -> torch.autocast:
-    """Autocast to bfloat16 in the one of `PRECISIONS` that is it, and none in the others."""
-    # Without a cache: graphs must not read what was cached when they were captured.
-    enabled = name == "bfloat16"
-    return torch.autocast(device.type, torch.bfloat16, enabled=enabled, cache_enabled=False)
 
 
 def image_type(name: str) -> torch.dtype:

@@ -17,6 +17,9 @@
 namespace asng::cuda {
 
 inline constexpr int kThreads = 128;  // of a block, in every kernel that works on images
+// Blocks per multiprocessor for __launch_bounds__. Some large kernels do with the registers that
+// are left where there are four, and would by themselves take a few more.
+constexpr int resident_blocks(bool four) { return four ? 4 : 1; }
 // Blocks that share a reduction, at most.
 inline constexpr int kMaxParts = 256;
 

@@ -181,9 +181,8 @@ __device__ void factorized_backward(const Job<V>& job, int arch, int e, const St
 }
 
 template <bool kTensorCores, class V>
-__global__ __launch_bounds__(kThreads, kTensorCores
-                                           ? kTensorBlocks
-                                           : 1) void half_backward_kernel(const Job<V> job) {
+__global__ __launch_bounds__(kThreads, resident_blocks(kTensorCores)) void half_backward_kernel(
+    const Job<V> job) {
   const Graph<V>& graph = job.graph;
   const int arch = blockIdx.y / graph.shape.edges, e = blockIdx.y % graph.shape.edges;
   const PlannedEdge edge = graph.edge(arch, job.node, e);

@@ -80,9 +80,9 @@ __device__ void write_factorized(const Input<V>& input, const ProjectShape& shap
 }
 
 template <bool kTensorCores, class V>
-__global__ __launch_bounds__(kThreads, kTensorCores
-                                           ? kTensorBlocks
-                                           : 1) void inputs_backward_kernel(const CellJob<V> job) {
+__global__ __launch_bounds__(kThreads,
+                             resident_blocks(sizeof(Compute<V>) ==
+                                             4)) void inputs_backward_kernel(const CellJob<V> job) {
   using T = Compute<V>;
   const Graph<V>& graph = job.graph;
   const GraphShape& s = graph.shape;

@@ -39,10 +39,6 @@ auto choose_kernel(bool tf32, F f) {
   }
 }
 
-// Blocks per multiprocessor that the largest kernels with tensor cores leave registers for; they do
-// with that many, and would by themselves take a few more.
-inline constexpr int kTensorBlocks = 4;
-
 using TileSum = wmma::fragment<wmma::accumulator, kTile, kTile, kTileDepth, float>;
 using TileRight = wmma::fragment<wmma::matrix_b, kTile, kTile, kTileDepth, wmma::precision::tf32,
                                  wmma::row_major>;
