@@ -65,9 +65,9 @@ NodeExample<float> rounded(const NodeCase& c) {
 TEST(cuda_bfloat16_operations_are_those_of_the_cpu) {
   for (int operation = 0; operation < cuda::kOperationCount; ++operation) {
     for (const int stride : {1, 2}) {
-      for (const int channels : {3, 16, 20, 32, 48}) {
+      for (const int channels : {3, 20, 48}) {
         NodeCase c = single(operation, stride, 1 + (operation + channels) % 3, 9, 11, channels);
-        c.images = channels < 16 ? 24 : 4;  // so that no sign counts for much
+        c.images = channels < 16 ? 24 : 2;  // so that no sign counts for much
         NodeExample<float> example = rounded(c);
         // Halves of a convolution, a factorized reduction, or nothing, and then the node.
         const bool separable = operation >= cuda::kSeparable3;
@@ -93,23 +93,24 @@ TEST(cuda_bfloat16_copies_are_exact) {
 TEST(cuda_bfloat16_large_batches_and_many_channels) {
   for (const int channels : {16, 64, 130, 256}) {
     for (const int stride : {1, 2}) {
-      NodeCase c = single(cuda::kSeparable5, stride, 1, 5, 7, channels);
-      c.images = channels > 100 ? 1 : 20;
+      const int operation = stride == 1 ? cuda::kSeparable3 : cuda::kIdentity;
+      NodeCase c = single(operation, stride, 1, 6, 7, channels);
+      c.images = channels > 100 ? 1 : 12;
       NodeExample<float> example = rounded(c);
       check(example.on_cuda<BFloat16>(), NodeExample<double>(example).on_cpu(),
-            bounds(kStored, 3, 2), "channels", channels);
+            stride == 1 ? bounds(kStored, 3, 2) : bounds(kStored, 2, 1), "channels", channels);
     }
   }
 }
 
 CellCase cell_case(unsigned seed) {
   CellCase c;
-  c.archs = 1 + static_cast<int>(seed % 3);
+  c.archs = 1 + static_cast<int>(seed / 2 % 3);
   c.reduction = seed % 2 == 1;
   c.older_is_larger = seed / 2 % 2 == 1;
-  c.older_is_shared = seed / 4 % 3 > 0;
-  c.newer_is_shared = seed / 4 % 3 > 1;
-  c.images = 6;
+  c.older_is_shared = seed % 3 > 0;
+  c.newer_is_shared = seed % 3 > 1;
+  c.images = 4;
   c.height = 9;
   c.width = 7;
   c.channels = seed % 4 == 0 ? 16 : 20;
@@ -130,7 +131,7 @@ CellExample<float> rounded(const CellCase& c) {
 constexpr int kCellImages = 11, kCellKinks = 8, kCellProducts = 8;
 
 TEST(cuda_bfloat16_cells_are_those_of_the_cpu) {
-  for (unsigned seed = 0; seed < 12; ++seed) {
+  for (unsigned seed = 0; seed < 6; ++seed) {
     CellExample<float> example = rounded(cell_case(seed));
     check(example.on_cuda<BFloat16>(), CellExample<double>(example).on_cpu(),
           bounds(kStored, kCellImages, kCellKinks), "cell", static_cast<int>(seed));
@@ -138,7 +139,7 @@ TEST(cuda_bfloat16_cells_are_those_of_the_cpu) {
 }
 
 TEST(cuda_bfloat16_results_do_not_depend_on_the_order_of_threads_and_blocks) {
-  for (unsigned seed = 0; seed < 4; ++seed) {
+  for (unsigned seed = 0; seed < 2; ++seed) {
     CellExample<float> example = rounded(cell_case(seed));
     const Tensors<float> forward = example.on_cuda<BFloat16>();
     CHECK(example.on_cuda<BFloat16>(false)[0] == forward[0]);
@@ -174,9 +175,9 @@ TEST(cuda_bfloat16_stems_are_those_of_the_cpu) {
 TEST(cuda_tf32_operations_are_those_of_the_cpu) {
   for (int operation = 0; operation < cuda::kOperationCount; ++operation) {
     for (const int stride : {1, 2}) {
-      for (const int channels : {3, 16, 20, 32, 48}) {
+      for (const int channels : {3, 20, 48}) {
         NodeCase c = single(operation, stride, 1 + (operation + channels) % 3, 9, 11, channels);
-        c.images = channels < 16 ? 24 : 4;
+        c.images = channels < 16 ? 24 : 2;
         const Tensors<float> exact = NodeExample<float>(c).on_cuda();
         c.tf32 = true;
         NodeExample<float> example(c);
@@ -197,12 +198,13 @@ TEST(cuda_tf32_operations_are_those_of_the_cpu) {
 TEST(cuda_tf32_large_batches_and_many_channels) {
   for (const int channels : {16, 64, 130, 256}) {
     for (const int stride : {1, 2}) {
-      NodeCase c = single(cuda::kSeparable5, stride, 1, 5, 7, channels);
-      c.images = channels > 100 ? 1 : 20;
+      const int operation = stride == 1 ? cuda::kSeparable3 : cuda::kIdentity;
+      NodeCase c = single(operation, stride, 1, 6, 7, channels);
+      c.images = channels > 100 ? 1 : 12;
       c.tf32 = true;
       NodeExample<float> example(c);
-      check(example.on_cuda(), NodeExample<double>(example).on_cpu(), bounds(kRounded, 2, 2),
-            "channels", channels);
+      check(example.on_cuda(), NodeExample<double>(example).on_cpu(),
+            bounds(kRounded, 2 / stride, 2 / stride), "channels", channels);
     }
   }
 }
@@ -226,7 +228,7 @@ TEST(cuda_tf32_is_not_for_float64) {
 }
 
 TEST(cuda_tf32_cells_are_those_of_the_cpu) {
-  for (unsigned seed = 0; seed < 12; ++seed) {
+  for (unsigned seed = 0; seed < 6; ++seed) {
     CellCase c = cell_case(seed);
     c.tf32 = true;
     CellExample<float> example(c);
@@ -236,7 +238,7 @@ TEST(cuda_tf32_cells_are_those_of_the_cpu) {
 }
 
 TEST(cuda_tf32_results_do_not_depend_on_the_order_of_threads_and_blocks) {
-  for (unsigned seed = 0; seed < 4; ++seed) {
+  for (unsigned seed = 0; seed < 2; ++seed) {
     CellCase c = cell_case(seed);
     c.tf32 = true;
     CellExample<float> example(c);
