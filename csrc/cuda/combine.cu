@@ -99,7 +99,7 @@ __global__ __launch_bounds__(kThreads) void combine_kernel(const Job<V> job) {
       add_product(sum, summand(job, arch, e, edge, pixel, image, y, x, c),
                   fill4(static_cast<T>(edge.factor)));
     }
-    store4(out + i * 4, sum);
+    write4(out + i * 4, sum);
   }
 }
 

@@ -134,7 +134,7 @@ __device__ void convolve_backward(const Job<V>& job, int arch, int e, const Stat
         } else {
           store4(depth, sums[i]);
         }
-        if (pixel >= 0) store4(to + pixel * padded + c, sums[i]);
+        if (pixel >= 0) write4(to + pixel * padded + c, sums[i]);
       }
     }
     __syncthreads();
@@ -174,7 +174,7 @@ __device__ void factorized_backward(const Job<V>& job, int arch, int e, const St
           2 * s.padded, true, blockIdx.x, job.parts,
           job.gradients.weight_part(s, arch, job.node, e, blockIdx.x), shared,
           [&](int pixel, int c, const Quad<T>& value) {
-            store4(to + static_cast<int64_t>(pixel) * s.padded + c, value);
+            write4(to + static_cast<int64_t>(pixel) * s.padded + c, value);
           });
     }
   }

@@ -92,7 +92,7 @@ __global__ __launch_bounds__(kThreads) void normalise_kernel(V* images, const Co
     load_wide(x + i * kValues, v);
 #pragma unroll
     for (int k = 0; k < kWide<V>; ++k) v[k] = affine4(v[k], norm, padded, c + 4 * k);
-    store_wide(x + i * kValues, v);
+    write_wide(x + i * kValues, v);
   }
 }
 

@@ -49,7 +49,7 @@ __global__ __launch_bounds__(kThreads) void output_backward_kernel(const CellJob
                                  job.y_coefficients + arch * 3 * s.padded, job.packed[2], depth,
                                  true, blockIdx.x, parts, weight_part, dynamic_shared<T>(),
                                  [&](int pixel, int c, const Quad<T>& value) {
-                                   store4(to + static_cast<int64_t>(pixel) * s.padded + c, value);
+                                   write4(to + static_cast<int64_t>(pixel) * s.padded + c, value);
                                  });
 }
 
@@ -58,7 +58,7 @@ template <class V>
 __device__ void clear_gradient(V* grad, int64_t size, int block, int blocks) {
   for (int64_t i = static_cast<int64_t>(block) * kThreads + threadIdx.x; i < size / 4;
        i += static_cast<int64_t>(blocks) * kThreads) {
-    store4(grad + i * 4, fill4(Compute<V>(0)));
+    write4(grad + i * 4, fill4(Compute<V>(0)));
   }
 }
 
@@ -73,7 +73,7 @@ __device__ void write_factorized(const Input<V>& input, const ProjectShape& shap
   const auto write = [&](int sy, int sx, const Quad<T>& v) {
     if (sy >= input.height || sx >= input.width) return;
     const int64_t at = (static_cast<int64_t>(image) * input.height + sy) * input.width + sx;
-    store4(to + at * input.padded + c, v);
+    write4(to + at * input.padded + c, v);
   };
   write(2 * y + which, 2 * x + which, value);
   write(2 * y + which, 2 * x + 1 - which, fill4(T(0)));
@@ -123,7 +123,7 @@ __global__ __launch_bounds__(kThreads,
                                    if (input.factorized) {
                                      write_factorized(input, shape, part_of, grad, pixel, c, value);
                                    } else {
-                                     store4(grad + static_cast<int64_t>(pixel) * input.padded + c,
+                                     write4(grad + static_cast<int64_t>(pixel) * input.padded + c,
                                             value);
                                    }
                                  });

@@ -83,7 +83,7 @@ __global__ __launch_bounds__(kThreads) void stem_normalise_kernel(const StemJob<
       T& value = v[k / 4].v[k % 4];
       value = c < job.channels ? value * job.scale[c] + job.bias[c] : T(0);
     }
-    store_wide(job.y + i * kValues, v);
+    write_wide(job.y + i * kValues, v);
   }
 }
 

@@ -193,7 +193,7 @@ class TileOuterProduct {
       const int tile = item / (kValues / 4), at = (item - tile * (kValues / 4)) * 4;
       Quad<float> sum = fill4(0.0f);
       for (int g = 0; g < groups_; ++g) sum += load4(shared + (g * count_ + tile) * kValues + at);
-      store4(place(tile, memory, memory_row) + at / kTile * memory_row + at % kTile, sum);
+      write4(place(tile, memory, memory_row) + at / kTile * memory_row + at % kTile, sum);
     }
   }
 

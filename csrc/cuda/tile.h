@@ -261,7 +261,7 @@ class OuterProduct {
       for (int i = 0; i < 4; ++i) sums[i] = first ? fill4(T(0)) : load4(to + i * memory_row);
       add_block(block, left, left_row, right, right_row, 0, 1, pixels, sums);
 #pragma unroll
-      for (int i = 0; i < 4; ++i) store4(to + i * memory_row, sums[i]);
+      for (int i = 0; i < 4; ++i) write4(to + i * memory_row, sums[i]);
     }
   }
 
@@ -271,7 +271,7 @@ class OuterProduct {
     const int t = threadIdx.x;
     for (int block = t + kSlots * kThreads; !added && block < count_; block += kThreads) {
       for (int i = 0; i < 4; ++i) {
-        store4(place(block, memory, memory_row) + i * memory_row, fill4(T(0)));
+        write4(place(block, memory, memory_row) + i * memory_row, fill4(T(0)));
       }
     }
     if (groups_ == 1) {
@@ -281,7 +281,7 @@ class OuterProduct {
         if (block < count_) {
           T* to = place(block, memory, memory_row);
 #pragma unroll
-          for (int i = 0; i < 4; ++i) store4(to + i * memory_row, sums_[s][i]);
+          for (int i = 0; i < 4; ++i) write4(to + i * memory_row, sums_[s][i]);
         }
       }
       return;
@@ -295,7 +295,7 @@ class OuterProduct {
       const int block = item / 4, i = item - block * 4;
       Quad<T> sum = fill4(T(0));
       for (int g = 0; g < groups_; ++g) sum += load4(shared + (g * count_ + block) * 16 + i * 4);
-      store4(place(block, memory, memory_row) + i * memory_row, sum);
+      write4(place(block, memory, memory_row) + i * memory_row, sum);
     }
   }
 
