@@ -232,7 +232,7 @@ inline void average_backward(const Summand<T>& s, const T* grad, int64_t channel
   T* share = buffers.share[0] + channels;
   for (int64_t r = 0; r < s.height; ++r) {
     const Row<T> to = row_of(out + r * line, s.accumulate);
-    if constexpr (S == 1) {
+    if (S == 1) {
       // The windows that a pixel is in are centred at those that its own window holds.
       pool_any_row(false, 1, grad, s.height, s.width, channels, Affine<T>{}, r, s.width, s.factor,
                    buffers.padded, to);
