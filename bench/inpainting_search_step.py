@@ -77,7 +77,7 @@ class MaskedSupernet(nn.Module):
         return F.conv_transpose2d(x, self.output, padding=1)
 
     def masked(self, x: Tensor, layer: CaeLayer) -> Tensor:
-        mask = torch.zeros(1, self.channels, 1, 1)
+        mask = x.new_zeros(1, self.channels, 1, 1)
         mask[:, : layer.channels] = 1
         return x * mask
 
@@ -103,7 +103,8 @@ def iteration(
     corrupted = target * (target > 0.5)
 
     def loss(chain: Chain) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision is torch.bfloat16):
+        enabled = precision is torch.bfloat16
+        with torch.autocast(target.device.type, torch.bfloat16, enabled=enabled):
             out = supernet(corrupted, chain)
         return F.mse_loss(out.float(), target)
 
@@ -136,12 +137,14 @@ def seconds(run: Callable[[Iteration], None], chains: Iteration) -> float:
 
 
 def make_run(kind: str, space: CaeSpace, target: Tensor) -> Callable[[Iteration], None]:
-    """A supernet of a kind, as a function that makes one iteration."""
+    """A supernet of a kind on the target's device, as a function that makes one iteration."""
     if kind == "2019":
-        baseline = MaskedSupernet(space)
+        with target.device:
+            baseline = MaskedSupernet(space)
         step = stepper(baseline)
         return lambda chains: iteration(baseline, step, chains, target, None)
-    ours = CaeSupernet(space)
+    with target.device:
+        ours = CaeSupernet(space)
     sgd = ActiveSGD(ours, 0.025, 0.9, 5.0)
     precision = torch.bfloat16 if kind == "bfloat16" else None
     return lambda chains: iteration(ours, sgd.step, chains, target, precision)
