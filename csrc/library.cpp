@@ -117,7 +117,8 @@ STABLE_TORCH_LIBRARY(asng, m) {
   // be a part of a larger tensor if each kernel is contiguous. Padding is with k/2 zeros.
   // ReLU of the convolution, (B, ⌈H/stride⌉, ⌈W/stride⌉, C').
   m.def("cae_encode(Tensor x, Tensor weight, int stride) -> Tensor");
-  // Gradients of x (empty unless wanted) and of the weight, contiguous.
+  // Gradients of x (empty unless wanted) and of the weight, contiguous; `grad` need not be: some of
+  // PyTorch's own gradients have other strides than its compiler expects.
   m.def(
       "_cae_encode_backward(Tensor grad, Tensor output, Tensor x, Tensor weight, int stride, "
       "bool wants_x) -> (Tensor, Tensor)");

@@ -110,6 +110,21 @@ def test_any_strides() -> None:
     )
 
 
+def test_gradients_of_any_strides() -> None:
+    """A compiled graph may hand over others than it was traced with."""
+    x, low, weight, stride, _ = sample()
+    high, small = (t.permute(0, 2, 3, 1).contiguous() for t in (x, low))
+    for backward, grad, output, images in (
+        (torch.ops.asng._cae_encode_backward, small, small, high),
+        (torch.ops.asng._cae_decode_backward, high, None, small),
+    ):
+        expected = backward(grad, output, images, weight, stride, True)
+        other = grad.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
+        assert not other.is_contiguous()
+        got = backward(other, output, images, weight, stride, True)
+        assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
 def test_the_image_needs_no_gradient() -> None:
     x, low, weight, _, _ = sample()
     for function, images in ((cae_ops.encode, x), (cae_ops.decode, low)):
