@@ -18,6 +18,7 @@ Run with ``python bench/gpu_inpainting.py [--device cpu] [--quick] [--json PATH]
 from __future__ import annotations
 
 import contextlib
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -27,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from gpu_timing import Run, arguments, compare, describe
 from inpainting_search_step import SPACES, iteration, make_run, some_iterations, stepper
-from table import Row, finish, format_row, save
+from table import Row, finish, made_row, save
 from torch import Tensor
 
 from asng_ext.nn import CaeCatSpace, CaeSpace, CaeSupernet, cae
@@ -220,16 +221,7 @@ def iteration_rows(
             )
             del runs
             if device.type == "cuda":
-                row: Row = {
-                    "name": f"peak memory, {kind}",
-                    "case": case,
-                    "ours": peaks[0],
-                    "baseline": peaks[1],
-                    "unit": "MiB",
-                    "ratio": peaks[1] / peaks[0],
-                }
-                print(format_row(row), flush=True)
-                rows.append(row)
+                rows.append(made_row(f"peak memory, {kind}", case, *peaks, "MiB"))
     return rows
 
 
@@ -243,6 +235,7 @@ def _over(run: Callable[[Any], None], iterations: Sequence[Any]) -> Run:
 
 def _begin_peak(device: torch.device) -> float:
     """MiB in use now."""
+    gc.collect()  # a supernet and its SGD refer to each other
     if device.type != "cuda":
         return 0.0
     torch.cuda.empty_cache()

@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
-from table import Row, finish, format_row, peak_memory
+from table import Row, finish, made_row, peak_memory
 from torch import Tensor, nn
 
 import asng_ext as asng
@@ -169,16 +169,9 @@ def measure(
     rows: list[Row] = []
     means = {kind: statistics.mean(values) for kind, values in times.items()}
     for kind in precisions:
-        row: Row = {
-            "name": f"inpainting iteration, {kind}",
-            "case": f"{name}, batch {target.shape[0]}, {target.shape[2]}x{target.shape[3]}",
-            "ours": means[kind],
-            "baseline": means["2019"],
-            "unit": "s",
-            "ratio": means["2019"] / means[kind],
-        }
-        print(format_row(row), flush=True)
-        rows.append(row)
+        case = f"{name}, batch {target.shape[0]}, {target.shape[2]}x{target.shape[3]}"
+        title = f"inpainting iteration, {kind}"
+        rows.append(made_row(title, case, means[kind], means["2019"], "s"))
     return rows
 
 
@@ -190,16 +183,8 @@ def peak_row(name: str, options: argparse.Namespace) -> Row:
         command += ["--threads", str(options.threads)] + ["--quick"] * options.quick
         out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         peaks[kind] = float(out)
-    row: Row = {
-        "name": "inpainting iteration, peak memory",
-        "case": name,
-        "ours": peaks["float32"],
-        "baseline": peaks["2019"],
-        "unit": "MiB",
-        "ratio": peaks["2019"] / peaks["float32"],
-    }
-    print(format_row(row), flush=True)
-    return row
+    title = "inpainting iteration, peak memory"
+    return made_row(title, name, peaks["float32"], peaks["2019"], "MiB")
 
 
 def main() -> None:
