@@ -56,7 +56,7 @@ def run(function: Callable[..., Tensor], tensors: list[Tensor | None], *args: An
     leaves = [None if t is None else t.detach().requires_grad_() for t in tensors]
     out = function(*leaves, *args)
     generator = torch.Generator().manual_seed(1)
-    probe = torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out.dtype)
+    probe = torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out)
     grads = torch.autograd.grad((out * probe).sum(), [t for t in leaves if t is not None])
     return [out.detach(), *grads]
 
