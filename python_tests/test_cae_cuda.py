@@ -15,6 +15,7 @@ import pytest
 import torch
 from autoencoders import Case, assert_same, plain_decode, plain_encode, run, sample
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.library import Library
 
 from asng_ext import _cae_cuda, cae_ops
@@ -267,6 +268,22 @@ def _never(*_: Any) -> bool:
 
 def _any_kernel(x: Tensor, weight: Tensor, *_: Any) -> bool:
     return weight.shape[2] in cae_ops.KERNELS
+
+
+@pytest.mark.parametrize("available", [True, False])
+def test_where_the_supernet_takes_this_way(
+    available: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On CUDA devices everywhere, but for 1×1 kernels and where the operators were not built."""
+    monkeypatch.setattr(cae_ops, "cuda_available", lambda: available)
+    with FakeTensorMode():
+        for dtype in (torch.float32, torch.float64, *HALF):
+            x = torch.empty(2, 3, 6, 6, device="cuda", dtype=dtype)
+            for kernel in (1, 3, 5):
+                weight = torch.empty(4, 3, kernel, kernel, device="cuda", dtype=dtype)
+                for stride in (1, 2):
+                    fuses = layers._fuses(x, weight, stride, x.shape[2:])
+                    assert fuses == (available and kernel != 1)
 
 
 # --------------------------------------------------------------------------- the kernel itself
