@@ -1,8 +1,11 @@
 """Compiled operators of the supernet: what they take, checked, and what they give.
 
 All work on the CPU and on CUDA devices with float32 or float64, have derivatives, and run under
-`torch.compile` and `torch.autocast`. λ architectures go through one call; what differs between
-them are small index tensors, and only operations that some architecture uses cost time.
+`torch.compile` and `torch.autocast`. On CUDA devices images may be bfloat16, with weights in
+float32: what lies in memory is rounded, and all arithmetic is float32. So it is under autocast to
+bfloat16, which on the CPU, and to float16 everywhere, means float32. λ architectures go through one
+call; what differs between them are small index tensors, and only operations that some architecture
+uses cost time.
 `asng_ext.reference_ops` says the same in plain PyTorch.
 
 Images are channels-last, (λ, B, H, W, C), any number of channels.
@@ -16,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from asng_ext import _libraries
+from asng_ext import _libraries, _operators
 from asng_ext._libraries import available
 from asng_ext._operators import padded_channels
 
@@ -79,8 +82,14 @@ def _check_images(x: Tensor, name: str, dim: int) -> None:
         raise ValueError(
             f"{name} must have {dim} dimensions, none of them 0, got shape {tuple(x.shape)}"
         )
-    if x.dtype not in (torch.float32, torch.float64) and not _under_autocast(x.device):
-        raise TypeError(f"{name} must be float32 or float64, got {x.dtype}")
+    halves = _operators.stores_halves(x.device)
+    if not (
+        x.dtype in (torch.float32, torch.float64)
+        or (halves and x.dtype == torch.bfloat16)
+        or _under_autocast(x.device)
+    ):
+        allowed = "float32, float64 or bfloat16" if halves else "float32 or float64"
+        raise TypeError(f"{name} must be {allowed} on {x.device.type}, got {x.dtype}")
     if x.device.type == "cuda":
         _libraries.require_cuda()
     elif x.device.type not in ("cpu", "meta"):
@@ -92,8 +101,9 @@ def _check_weight(x: Tensor, name: str, shape: tuple[int, ...], like: Tensor) ->
         raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
     if tuple(x.shape) != shape:
         raise ValueError(f"{name} must have shape {shape}, got {tuple(x.shape)}")
-    if x.dtype != like.dtype and not _under_autocast(like.device):
-        raise TypeError(f"{name} must be {like.dtype} as the images are, got {x.dtype}")
+    wanted = torch.float32 if like.dtype == torch.bfloat16 else like.dtype
+    if x.dtype != wanted and not _under_autocast(like.device):
+        raise TypeError(f"{name} must be {wanted} with images of {like.dtype}, got {x.dtype}")
     if x.device != like.device:
         raise ValueError(f"{name} must be on {like.device} as the images are, got {x.device}")
     return x.contiguous()
@@ -133,7 +143,8 @@ def mixed_node(
     uses are zeros.
 
     Args:
-        bank: The S candidate inputs, (S, λ, B, H, W, C).
+        bank: The S candidate inputs, (S, λ, B, H, W, C), in float32, float64 or, on a CUDA
+            device, bfloat16; the weights are float32 then.
         inputs: (λ, E) integers from 0 to S - 1, on the device of the bank.
         operations: (λ, E) integers from 0 to 4, likewise. On a CUDA device the values are not
             looked at: an architecture with one out of range gives NaN.
@@ -141,7 +152,7 @@ def mixed_node(
         stride: 1, or 2 to halve the images.
 
     Returns:
-        (λ, B, ⌈H/stride⌉, ⌈W/stride⌉, C)
+        (λ, B, ⌈H/stride⌉, ⌈W/stride⌉, C), of the dtype of the bank
 
     Raises:
         TypeError: An argument is not a tensor or has the wrong dtype.
@@ -190,5 +201,6 @@ def mixed_node(
         reduction,
         stride,
         torch.is_grad_enabled(),
+        _operators.allows_tf32(),
     )[0]
     return out[..., :channels]

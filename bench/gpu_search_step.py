@@ -1,7 +1,8 @@
 """Times the search of cells on a GPU at the paper's setting against plain PyTorch on the same GPU.
 
 An iteration is a weight step and a θ step on CIFAR-shaped random images, from their augmentation
-to the update of the distribution, as `asng_ext.search.search` makes it. Three ways:
+to the update of the distribution, as `asng_ext.search.search` makes it. Three ways, with TF32
+allowed, which is PyTorch's own setting for convolutions:
 
 * ``captured``: compiled operators and the optimizer on the GPU, replayed as one CUDA graph.
 * ``launched``: the same, launched from Python every time.
@@ -9,7 +10,8 @@ to the update of the distribution, as `asng_ext.search.search` makes it. Three w
 
 Marks are put between iterations while the search runs; the median of their distances counts. An
 epoch is timed as a whole, and a hundred are extrapolated from it; those of ``plain`` are its median
-iteration as many times. On a CPU there are no graphs:
+iteration as many times. Iterations of ``captured`` and ``plain`` follow with TF32 forbidden, and
+with the supernet under autocast to bfloat16. On a CPU there are no graphs:
 ``captured`` and ``launched`` are the same there.
 
 Run with ``python bench/gpu_search_step.py [--device cpu] [--quick] [--json PATH]``.
@@ -24,7 +26,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from gpu_timing import Mark, arguments, describe, laps
+from gpu_timing import PRECISIONS, Mark, allow_tf32, arguments, describe, laps
 from table import Row, finish, format_row, save
 
 import asng_ext as asng
@@ -81,12 +83,17 @@ def measure(
     device: torch.device,
     *,
     plain: bool,
+    kind: str,
 ) -> Measured:
-    """Searches two epochs; the first warms up."""
+    """Searches two epochs in one of `PRECISIONS`; the first warms up."""
     implementation = "plain" if plain else "auto"
     task = Marked(
         data,
-        replace(task_config, implementation=implementation),
+        replace(
+            task_config,
+            implementation=implementation,
+            precision="bfloat16" if kind == "bfloat16" else "float32",
+        ),
         search_batch_size=config.batch_size,
         retrain_batch_size=config.batch_size,
         seed=0,
@@ -103,7 +110,8 @@ def measure(
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
     # What is printed shows whether steps were captured, and if not, why.
-    search(task, optimizer, replace(config, epochs=2), seed=0, stream=sys.stdout)
+    with allow_tf32(kind != "float32"):
+        search(task, optimizer, replace(config, epochs=2), seed=0, stream=sys.stdout)
     times = laps(task.marks)
     memory = torch.cuda.max_memory_reserved(device) / 2**20 if device.type == "cuda" else 0.0
     return Measured(statistics.median(times), sum(times), len(times), memory)
@@ -142,31 +150,47 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     case = f"B={config.batch_size} C={task_config.channels} λ={config.population_size}"
 
-    def run(data: ImageData, *, graphs: bool = True, plain: bool = False) -> Measured:
+    def run(
+        data: ImageData, *, graphs: bool = True, plain: bool = False, kind: str = "TF32"
+    ) -> Measured:
         settings = replace(config, graphs=graphs)
-        return measure(data, settings, task_config, device, plain=plain)
+        return measure(data, settings, task_config, device, plain=plain, kind=kind)
 
     plain = run(part, plain=True)
     launched = run(part, graphs=False)
     captured = run(part)
     rows = [
-        row("search iteration, captured", case, captured.iteration, plain.iteration, "ms"),
-        row("search iteration, launched", case, launched.iteration, plain.iteration, "ms"),
+        row(
+            "search iteration, captured", f"{case} TF32", captured.iteration, plain.iteration, "ms"
+        ),
+        row(
+            "search iteration, launched", f"{case} TF32", launched.iteration, plain.iteration, "ms"
+        ),
     ]
     if device.type == "cuda":
-        rows.append(row("peak memory", case, captured.memory, plain.memory, "MiB"))
+        rows.append(row("peak memory", f"{case} TF32", captured.memory, plain.memory, "MiB"))
     save(rows, args.json)
     epoch = run(whole)
     minutes = EPOCHS / 60e3
     rows.append(
         row(
             f"{EPOCHS} epochs from one",
-            f"{case} steps={epoch.steps}",
+            f"{case} TF32 steps={epoch.steps}",
             epoch.epoch * minutes,
             plain.iteration * epoch.steps * minutes,
             "min",
         )
     )
+    save(rows, args.json)
+    for kind in PRECISIONS:
+        if kind == "TF32":
+            continue
+        ours, eager = run(part, kind=kind), run(part, plain=True, kind=kind)
+        label = f"{case} {kind}"
+        rows.append(row("search iteration, captured", label, ours.iteration, eager.iteration, "ms"))
+        if device.type == "cuda":
+            rows.append(row("peak memory", label, ours.memory, eager.memory, "MiB"))
+        save(rows, args.json)
     finish(rows, args.json)
 
 

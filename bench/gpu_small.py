@@ -1,8 +1,8 @@
 """Runs every kernel once or twice on small cases: what tools that slow a program down look at.
 
-The operators run forward and backward with both strides and ragged sizes, the optimizer with all
-kinds of variables, and a few iterations of a search. Nothing is timed; that results are finite is
-checked, what they are is for the tests.
+The operators run forward and backward in all precisions with both strides and ragged sizes, the
+optimizer with all kinds of variables, and a few iterations of a search. Nothing is timed; that
+results are finite is checked, what they are is for the tests.
 
 Run with ``compute-sanitizer python bench/gpu_small.py [--device cpu]``.
 """
@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 import torch
 from gpu_search_step import random_images
+from gpu_timing import PRECISIONS, allow_tf32, precision
 
 import asng_ext as asng
 from asng_ext import cae_ops, ops
@@ -76,19 +77,22 @@ def optimizer(device: str) -> None:
             raise FloatingPointError("probabilities are out of their range")
 
 
-def iterations(device: str) -> None:
-    """A search of a few iterations."""
+def iterations(device: str, kind: str) -> None:
+    """A search of a few iterations in one of `PRECISIONS`."""
     config = SearchConfig(epochs=1, batch_size=2, test_every=0, graphs=False)
+    halves = "bfloat16" if kind == "bfloat16" else "float32"
     task = ClassificationTask(
         random_images(8, 10),
-        ClassificationConfig(data="random", nodes=2, cells=3, channels=4),
+        ClassificationConfig(data="random", nodes=2, cells=3, channels=4, precision=halves),
         search_batch_size=2,
         retrain_batch_size=2,
         seed=0,
         device=device,
     )
     where = device if task.capturable else "cpu"
-    result = search(task, asng.ASNG(task.space, seed=0, device=where), config, seed=0, stream=None)
+    some = asng.ASNG(task.space, seed=0, device=where)
+    with allow_tf32(kind != "float32"):
+        result = search(task, some, config, seed=0, stream=None)
     finite(*result.supernet.state_dict().values())
 
 
@@ -97,14 +101,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     device = parser.parse_args(argv).device
     torch.manual_seed(0)
-    for channels, size in ((4, 5), (16, 8), (20, 7)):
-        for stride in (1, 2):
-            node(channels, size, stride, device)
+    for kind in PRECISIONS:
+        for channels, size in ((4, 5), (16, 8), (20, 7)):
+            for stride in (1, 2):
+                with precision(kind, torch.device(device)):
+                    node(channels, size, stride, device)
+        iterations(device, kind)
     autoencoder(torch.float32, device)
     if device == "cuda":
         autoencoder(torch.bfloat16, device)
     optimizer(device)
-    iterations(device)
     print("all finite")
 
 

@@ -7,16 +7,47 @@ that the benchmark works.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from table import Row, row_of_pairs
 
 Run = Callable[[], Any]
+
+PRECISIONS = ("float32", "TF32", "bfloat16")
+"""What is computed in: TF32 forbidden, TF32 allowed, and images in bfloat16 under autocast."""
+
+
+@contextlib.contextmanager
+def precision(name: str, device: torch.device) -> Iterator[None]:
+    """PyTorch's settings for one of `PRECISIONS`, for ours and the baseline alike."""
+    # Without a cache: graphs must not read what was cached when they were captured.
+    enabled = name == "bfloat16"
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=enabled, cache_enabled=False)
+    with allow_tf32(name != "float32"), autocast:
+        yield
+
+
+@contextlib.contextmanager
+def allow_tf32(allowed: bool) -> Iterator[None]:
+    """Whether PyTorch's convolutions and products, and our operators, may be in TF32."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32
+    cudnn.allow_tf32 = matmul.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32, matmul.allow_tf32 = before
+
+
+def image_type(name: str) -> torch.dtype:
+    """The dtype of images in one of `PRECISIONS`."""
+    return torch.bfloat16 if name == "bfloat16" else torch.float32
 
 
 def arguments(description: str, argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -130,7 +161,8 @@ def in_turn(runs: Sequence[Run]) -> Run:
 
 
 def ceilings(device: torch.device, quick: bool) -> tuple[float, float]:
-    """Float32 FLOP/s of a large product of matrices, and bytes/s of copying a large array."""
+    """FLOP/s of a large product of matrices, in whatever PyTorch's settings make of float32, and
+    bytes/s of copying a large array."""
     size, values = (512, 1 << 22) if quick else (8192, 1 << 29)
     a, b = torch.randn(2, size, size, device=device)
     source, target = torch.randn(2, values // 2, device=device)

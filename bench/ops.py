@@ -45,27 +45,36 @@ def copying_speed(values: int) -> float:
     return 2 * source.nbytes / least_seconds(lambda: target.copy_(source))
 
 
-def work(name: str, channels: int, size: int, batch: int, backward: bool) -> tuple[float, float]:
-    """FLOP and bytes that an operation cannot do without."""
+def work(
+    name: str, channels: int, size: int, batch: int, backward: bool, value_bytes: int = 4
+) -> tuple[float, float]:
+    """FLOP and bytes that an operation on images of `value_bytes` a value cannot do without."""
     values = batch * size * size * channels
     if not name.startswith("sep"):
         per_value = {"identity": 0, "avg_pool_3x3": 9, "max_pool_3x3": 9}[name]
-        return per_value * values * (2 if backward else 1), 4 * values * (4 if backward else 2)
+        flop = per_value * values * (2 if backward else 1)
+        return flop, value_bytes * values * (4 if backward else 2)
     taps = 9 if "3x3" in name else 25
     forward = 2 * 2 * values * (channels + taps)
     # Normalisation needs the whole batch, so what is normalised goes to memory and back, twice.
     passes = 6
     if not backward:
-        return forward, 4 * values * passes
-    return 3 * forward, 4 * values * (passes + 9)
+        return forward, value_bytes * values * passes
+    return 3 * forward, value_bytes * values * (passes + 9)
 
 
 def case(
-    name: str, channels: int, size: int, batch: int, backward: bool, device: str = "cpu"
+    name: str,
+    channels: int,
+    size: int,
+    batch: int,
+    backward: bool,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[Any, Any]:
-    """The operation compiled and in eager PyTorch."""
+    """The operation compiled and in eager PyTorch, on images of a dtype; weights are float32."""
     torch.manual_seed(0)
-    x = torch.randn(batch, channels, size, size, device=device)
+    x = torch.randn(batch, channels, size, size, device=device).to(dtype)
     x = x.to(memory_format=torch.channels_last)
     probe = torch.randn_like(x)
     module = make_operation(name, channels, 1, plain_norm)
@@ -97,11 +106,11 @@ def case(
 
     def fused_step() -> None:
         out = ops.mixed_node(bank, index, kind, weights)
-        torch.autograd.grad(out, (bank, *weights[:4]), grad)
+        torch.autograd.grad(out, (bank, *weights[:4]), grad.to(out.dtype))
 
     def eager_step() -> None:
         out = module(x) + 0 if name == "identity" else module(x)
-        torch.autograd.grad(out, (x, *module.parameters()), probe)
+        torch.autograd.grad(out, (x, *module.parameters()), probe.to(out.dtype))
 
     return fused_step, eager_step
 

@@ -3,13 +3,17 @@
 //
 // Throughout: λ architectures, B images in a batch, C channels. Images are (λ, B, H, W, P),
 // contiguous, where P is C rounded up to a multiple of 16; the values beyond C are zeros. Floating
-// point tensors of one call are all float32 or all float64. `inputs` and `operations` are int32 on
-// the device of the images. Those out of range are errors on the CPU; on a CUDA device nobody waits
-// to look at them, and the output of their architecture is NaN. An operation is 0 identity, 1
-// average pool 3×3, 2 max pool 3×3, 3 separable convolution 3×3, 4 separable convolution 5×5; with
-// stride 2 an identity is a factorized reduction. Batch normalisation has no weights and takes the
-// statistics of the B images of one architecture. Results do not depend on the number of threads or
-// on their order.
+// point tensors of one call are all float32 or all float64; on a CUDA device images, outputs that
+// are images, and gradients of either may also be bfloat16 where the rest is float32, in which all
+// is computed: what lies in memory is rounded, and nothing else. `inputs` and `operations` are
+// int32 on the device of the images. Those out of range are errors on the CPU; on a CUDA device
+// nobody waits to look at them, and the output of their architecture is NaN. An operation is 0
+// identity, 1 average pool 3×3, 2 max pool 3×3, 3 separable convolution 3×3, 4 separable
+// convolution 5×5; with stride 2 an identity is a factorized reduction. Batch normalisation has no
+// weights and takes the statistics of the B images of one architecture. Results do not depend on
+// the number of threads or on their order. With `tf32` a CUDA device may round the factors of
+// products of float32 matrices to TF32; with images in bfloat16 it does so anyway. The CPU never
+// does.
 
 #include <torch/csrc/stable/library.h>
 
@@ -23,17 +27,17 @@ STABLE_TORCH_LIBRARY(asng, m) {
   //   reduction (S, C, C)                rows for even pixels, ⌈C/2⌉ of them, then those for odd;
   //                                      may be None with stride 1
   // Returns the node's images (λ, B, ⌈H/stride⌉, ⌈W/stride⌉, P), and what the backward pass needs,
-  // a flat tensor which is empty if not `save`.
+  // a flat tensor of the weights' type which is empty if not `save`.
   m.def(
       "mixed_node(Tensor bank, Tensor inputs, Tensor operations, Tensor depthwise3, "
       "Tensor pointwise3, Tensor depthwise5, Tensor pointwise5, Tensor? reduction, int stride, "
-      "bool save) -> (Tensor, Tensor)");
+      "bool save, bool tf32) -> (Tensor, Tensor)");
   // Gradients of the bank and of the five weights (an empty tensor for a reduction of None). Those
   // of inputs and weights that no architecture uses are zeros.
   m.def(
       "_mixed_node_backward(Tensor grad, Tensor bank, Tensor saved, Tensor inputs, "
       "Tensor operations, Tensor depthwise3, Tensor pointwise3, Tensor depthwise5, "
-      "Tensor pointwise5, Tensor? reduction, int stride) "
+      "Tensor pointwise5, Tensor? reduction, int stride, bool tf32) "
       "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
 
   // A cell of N nodes: projections of its two inputs, the nodes, and the projection of the nodes
@@ -53,14 +57,15 @@ STABLE_TORCH_LIBRARY(asng, m) {
       "cell(Tensor older, Tensor newer, Tensor inputs, Tensor operations, Tensor older_weight, "
       "Tensor newer_weight, Tensor depthwise3, Tensor pointwise3, Tensor depthwise5, "
       "Tensor pointwise5, Tensor? reduction, Tensor output_weight, bool older_is_larger, "
-      "bool save) -> (Tensor, Tensor)");
+      "bool save, bool tf32) -> (Tensor, Tensor)");
   // Gradients of older and newer (empty unless wanted) and of the eight weights.
   m.def(
       "_cell_backward(Tensor grad, Tensor older, Tensor newer, Tensor output, Tensor saved, "
       "Tensor inputs, Tensor operations, Tensor older_weight, Tensor newer_weight, "
       "Tensor depthwise3, Tensor pointwise3, Tensor depthwise5, Tensor pointwise5, "
       "Tensor? reduction, Tensor output_weight, bool older_is_larger, bool wants_older, "
-      "bool wants_newer) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, "
+      "bool wants_newer, bool tf32) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, "
+      "Tensor, "
       "Tensor, Tensor)");
 
   // Cells one after the other: the first reads `images` twice, each later one the outputs of the
@@ -83,11 +88,13 @@ STABLE_TORCH_LIBRARY(asng, m) {
   // The stem: 3×3 convolution of images (B, H, W, C'), contiguous and not padded, with a weight
   // (C, C', 3, 3), then batch normalisation with weight and bias (C). Returns (1, B, H, W, P), an
   // input of cells that all architectures share, and what the backward pass needs.
-  m.def("stem(Tensor images, Tensor weight, Tensor scale, Tensor bias) -> (Tensor, Tensor)");
+  m.def(
+      "stem(Tensor images, Tensor weight, Tensor scale, Tensor bias, bool tf32) "
+      "-> (Tensor, Tensor)");
   // Gradients of weight, scale and bias; the images have none.
   m.def(
       "_stem_backward(Tensor grad, Tensor images, Tensor saved, Tensor weight, Tensor scale, "
-      "Tensor bias) -> (Tensor, Tensor, Tensor)");
+      "Tensor bias, bool tf32) -> (Tensor, Tensor, Tensor)");
 
   // The optimizer as tensors: P optimizers of one space with m categorical and n Gaussian variables
   // advance together. Floating point is float64; nothing is read back from the device.

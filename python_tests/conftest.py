@@ -9,6 +9,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+# Numbers are compared in full single precision.
+torch.backends.cudnn.allow_tf32 = False
 # One thread is fastest for small tensors, and results do not depend on the machine.
 torch.set_num_threads(1)
 
@@ -17,6 +19,7 @@ if library := os.environ.get("ASNG_CUDA_ON_CPU"):
     operators = importlib.import_module("asng_ext._operators")
     torch.ops.load_library(library)
     operators.runs_chains = lambda device: False  # type: ignore[attr-defined]
+    operators.stores_halves = lambda device: True  # type: ignore[attr-defined]
     # New tensors are full of NaN, so that it shows what an operator leaves unwritten.
     torch.use_deterministic_algorithms(True)
 

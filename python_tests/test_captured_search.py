@@ -99,10 +99,11 @@ def unseen_samples(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("unseen_samples")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("device", DEVICES)
-def test_a_search_of_cells_is_captured(device: str) -> None:
+def test_a_search_of_cells_is_captured(device: str, precision: str) -> None:
     """From the recipes of batches to the update of the distribution."""
-    task = small.task(device=device, implementation="fused")
+    task = small.task(device=device, implementation="fused", precision=precision)
     assert task.capturable
     graphs = counting(device)
     config = replace(small.SEARCH, epochs=2)
@@ -113,8 +114,9 @@ def test_a_search_of_cells_is_captured(device: str) -> None:
     assert small.equal(captured, usual)
     assert graphs.captured == 1
     assert graphs.replays == 2 * task.search_steps - WARM_UPS
-    # The optimizer on the host and torch.optim.SGD do the same.
-    if device == "cpu":
+    # The optimizer on the host and torch.optim.SGD do the same, to the last bits, which bfloat16
+    # may round another way.
+    if device == "cpu" and precision == "float32":
         host = run_search(config, task=task, optimizer=asng.ASNG(task.space, seed=7))
         for row, other in zip(host[2], captured[2], strict=True):
             assert row == pytest.approx(other, rel=1e-4)

@@ -139,6 +139,7 @@ class _StackedCell(nn.Module):
             output_weight,
             self.older_is_larger,
             torch.is_grad_enabled(),
+            _operators.allows_tf32(),
         )[0]
         return y
 
@@ -240,7 +241,8 @@ class FusedCellSupernet(nn.Module):
 
     def _classify(self, y: Tensor) -> Tensor:
         """(λ, B, H, W, P) to (λ, B, classes)."""
-        logits: Tensor = self.classifier(y.mean((2, 3))[..., : self.classifier.in_features])
+        features = y.mean((2, 3), dtype=self.classifier.weight.dtype)
+        logits: Tensor = self.classifier(features[..., : self.classifier.in_features])
         return logits
 
     def _run_cells(
@@ -275,6 +277,7 @@ class FusedCellSupernet(nn.Module):
                 self.stem.conv.weight.contiguous(),
                 norm.weight,
                 norm.bias,
+                _operators.allows_tf32(),
             )[0]
             return y
         # The operator has no gradient for the images.

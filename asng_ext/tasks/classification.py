@@ -54,6 +54,9 @@ class ClassificationConfig(Checked):
         "of the supernet: compiled operators, plain PyTorch, or the former where they can be used",
         choices=("auto", "fused", "plain"),
     )
+    precision: str = setting(
+        "float32", "of the supernet; bfloat16 is autocast", choices=("float32", "bfloat16")
+    )
     crop_padding: int = setting(
         -1, "pixels of padding for crops; -1 for the data's own", low=-1, final=True
     )
@@ -233,9 +236,16 @@ class ClassificationTask:
         """
         x, y = self._weight_stream.make(batch)  # both streams prepare images alike
         run = cast(CellSupernet | FusedCellSupernet, supernet).forward_population
-        logits = cast(Tensor, run(x, samples.categorical))  # no pair: it has no auxiliary head
+        with self._autocast():
+            logits = cast(Tensor, run(x, samples.categorical))  # no pair: it has no auxiliary head
+        if logits.dtype == torch.bfloat16:
+            logits = logits.float()
         each = F.cross_entropy(logits.flatten(0, 1), y.repeat(len(logits)), reduction="none")
         return each.view(len(logits), -1).mean(dim=1), {"accuracy": _accuracy(logits, y)}
+
+    def _autocast(self) -> torch.autocast:
+        enabled = self.config.precision == "bfloat16"
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
 
     def test_supernet(self, supernet: nn.Module, values: Mapping[str, Any]) -> dict[str, float]:
         """Cross-entropy and accuracy of one architecture on the test images.
@@ -243,7 +253,12 @@ class ClassificationTask:
         Normalisation uses the statistics of the test batch, as the supernet keeps none.
         """
         indices = self.cell_space.to_indices(values)
-        return self._test(lambda x: supernet(x, indices))
+
+        def run(x: Tensor) -> Tensor:
+            with self._autocast():
+                return cast(Tensor, supernet(x, indices))
+
+        return self._test(run)
 
     # Retraining
 

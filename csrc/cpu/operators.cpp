@@ -1,4 +1,5 @@
-// The operators on the CPU: checks, memory for results, and the call.
+// The operators on the CPU: checks, memory for results, and the call. Their last argument allows
+// TF32, which a CPU has no use for.
 
 #include <algorithm>
 #include <cstring>
@@ -72,7 +73,7 @@ struct NodeCall {
 std::tuple<Tensor, Tensor> mixed_node(Tensor bank, Tensor inputs, Tensor operations,
                                       Tensor depthwise3, Tensor pointwise3, Tensor depthwise5,
                                       Tensor pointwise5, OptionalTensor reduction, int64_t stride,
-                                      bool save) {
+                                      bool save, bool) {
   const std::vector<Tensor> convolutions = {depthwise3, pointwise3, depthwise5, pointwise5};
   const NodeCall call(bank, inputs, operations, convolutions, reduction, stride);
   const int64_t bound = call.shape.saved_bound();
@@ -95,7 +96,7 @@ std::tuple<Tensor, Tensor> mixed_node(Tensor bank, Tensor inputs, Tensor operati
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mixed_node_backward(
     Tensor grad, Tensor bank, Tensor saved, Tensor inputs, Tensor operations, Tensor depthwise3,
     Tensor pointwise3, Tensor depthwise5, Tensor pointwise5, OptionalTensor reduction,
-    int64_t stride) {
+    int64_t stride, bool) {
   const std::vector<Tensor> convolutions = {depthwise3, pointwise3, depthwise5, pointwise5};
   const NodeCall call(bank, inputs, operations, convolutions, reduction, stride);
   check(grad, "grad", call.dtype, call.out_sizes());
@@ -149,7 +150,7 @@ std::tuple<Tensor, Tensor> cell(Tensor older, Tensor newer, Tensor inputs, Tenso
                                 Tensor older_weight, Tensor newer_weight, Tensor depthwise3,
                                 Tensor pointwise3, Tensor depthwise5, Tensor pointwise5,
                                 OptionalTensor reduction, Tensor output_weight,
-                                bool older_is_larger, bool save) {
+                                bool older_is_larger, bool save, bool) {
   const CellTensors weights = {older_weight,
                                newer_weight,
                                {depthwise3, pointwise3, depthwise5, pointwise5},
@@ -172,7 +173,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
 cell_backward(Tensor grad, Tensor older, Tensor newer, Tensor output, Tensor saved, Tensor inputs,
               Tensor operations, Tensor older_weight, Tensor newer_weight, Tensor depthwise3,
               Tensor pointwise3, Tensor depthwise5, Tensor pointwise5, OptionalTensor reduction,
-              Tensor output_weight, bool older_is_larger, bool wants_older, bool wants_newer) {
+              Tensor output_weight, bool older_is_larger, bool wants_older, bool wants_newer,
+              bool) {
   const CellTensors weights = {older_weight,
                                newer_weight,
                                {depthwise3, pointwise3, depthwise5, pointwise5},

@@ -1,4 +1,4 @@
-// The stem's operators on the CPU.
+// The stem's operators on the CPU; see operators.cpp for their last argument.
 
 #include <tuple>
 
@@ -38,7 +38,7 @@ struct StemCall {
   }
 };
 
-std::tuple<Tensor, Tensor> stem(Tensor images, Tensor weight, Tensor scale, Tensor bias) {
+std::tuple<Tensor, Tensor> stem(Tensor images, Tensor weight, Tensor scale, Tensor bias, bool) {
   const StemCall call(images, weight, scale, bias);
   Tensor out = new_tensor(call.out_sizes(), call.dtype, false);
   Tensor saved = new_tensor({call.shape.saved_size()}, call.dtype, false);
@@ -52,7 +52,7 @@ std::tuple<Tensor, Tensor> stem(Tensor images, Tensor weight, Tensor scale, Tens
 }
 
 std::tuple<Tensor, Tensor, Tensor> stem_backward(Tensor grad, Tensor images, Tensor saved,
-                                                 Tensor weight, Tensor scale, Tensor bias) {
+                                                 Tensor weight, Tensor scale, Tensor bias, bool) {
   const StemCall call(images, weight, scale, bias);
   check(grad, "grad", call.dtype, call.out_sizes());
   check(saved, "saved", call.dtype, {call.shape.saved_size()});

@@ -26,17 +26,19 @@ MatrixShape output_matrix(const CellShape& s) {
   return m;
 }
 
-template <class T>
+template <class V>
 struct Cell {
-  CellJob<T> job;
+  using T = Compute<V>;
+
+  CellJob<V> job;
   PlanJob<T> plan;
-  Gradients<T> gradients;
+  Gradients<V> gradients;
   MatrixGradient<T> matrix_gradients[3];
   int64_t archs, padded, in_size, out_size;
 
   // `saved` is where the backward pass finds what it needs; if `keeps` is false there is none.
   Cell(Arena& arena, const CellShape& shape, bool keeps, T* saved, bool backward) {
-    Graph<T>& graph = job.graph;
+    Graph<V>& graph = job.graph;
     const GraphShape& s = graph.shape = shape.graph;
     archs = s.archs;
     padded = s.padded;
@@ -68,30 +70,28 @@ struct Cell {
   static int64_t size(const CellShape& shape, bool keeps) {
     const GraphShape& s = shape.graph;
     const int64_t archs = s.archs;
-    return archs * (2 * s.in_size() + s.nodes * s.out_size() + 6 * s.padded) +
-           s.nodes * norms_size(s) + (keeps ? s.nodes : 1) * halves_size(s);
+    return saved_values<V>(archs * 6 * s.padded + s.nodes * norms_size(s),
+                           archs * (2 * s.in_size() + s.nodes * s.out_size()) +
+                               (keeps ? s.nodes : 1) * halves_size(s));
   }
 
   void place_saved(T* at) {
-    Graph<T>& graph = job.graph;
-    const auto take = [&](int64_t count) {
-      T* piece = at;
-      if (at != nullptr) at += count;
-      return piece;
-    };
-    graph.inputs = take(2 * archs * in_size);
-    graph.nodes = take(graph.shape.nodes * archs * out_size);
-    graph.input_norms = take(4 * archs * padded);
-    job.y_norms = take(2 * archs * padded);
-    graph.norms = take(graph.shape.nodes * norms_size(graph.shape));
-    graph.z = at;
+    if (at == nullptr) return;
+    Graph<V>& graph = job.graph;
+    graph.input_norms = at;
+    job.y_norms = at + 4 * archs * padded;
+    graph.norms = job.y_norms + 2 * archs * padded;
+    V* images = reinterpret_cast<V*>(graph.norms + graph.shape.nodes * norms_size(graph.shape));
+    graph.inputs = images;
+    graph.nodes = images + 2 * archs * in_size;
+    graph.z = graph.nodes + graph.shape.nodes * archs * out_size;
   }
 
   void place_backward(Arena& arena) {
     const GraphShape& s = job.graph.shape;
     place_gradients(arena, s, gradients);
-    gradients.nodes = arena.take<T>(s.nodes * archs * out_size);
-    input_grads = arena.take<T>(2 * archs * in_size);
+    gradients.nodes = arena.take<V>(s.nodes * archs * out_size);
+    input_grads = arena.take<V>(2 * archs * in_size);
     input_coefficients = arena.take<T>(2 * archs * 3 * padded);
     job.input_grads = input_grads;
     job.input_coefficients = input_coefficients;
@@ -103,15 +103,15 @@ struct Cell {
       m.groups = m.shared ? 1 : s.archs;
       m.state = which == 2 ? kLooseNodes : which;
       const int64_t pixels = (which == 2 ? out_size : in_size) / padded;
-      m.parts = projection_part_count<T>(pixels, s.padded, m.shape.depth());
+      m.parts = projection_part_count<V>(pixels, s.padded, m.shape.depth());
       m.weight_parts = job.weight_parts[which] =
           arena.take<T>(m.groups * m.parts * m.shape.packed_size());
       job.parts[which] = m.parts;
     }
   }
 
-  void set(const CellWeights<const T>& weights, const Choices& choices, const T* older,
-           const T* newer, T* y) {
+  void set(const CellWeights<const T>& weights, const Choices& choices, const V* older,
+           const V* newer, V* y) {
     job.inputs[0].x = older;
     job.inputs[1].x = newer;
     job.y = y;
@@ -123,34 +123,37 @@ struct Cell {
     plan.matrices[2].weight = weights.output;
   }
 
-  T* input_grads = nullptr;
+  V* input_grads = nullptr;
   T* input_coefficients = nullptr;
 };
 
 }  // namespace
 
-int64_t CellShape::saved_size() const { return Cell<float>::size(*this, true); }
+template <class V>
+int64_t cell_saved_size(const CellShape& shape) {
+  return Cell<V>::size(shape, true);
+}
 
-template <class T>
+template <class V>
 size_t cell_forward_scratch(const CellShape& shape, bool save) {
   Arena arena(nullptr);
-  Cell<T>(arena, shape, save, nullptr, false);
+  Cell<V>(arena, shape, save, nullptr, false);
   return arena.used();
 }
 
-template <class T>
+template <class V>
 size_t cell_backward_scratch(const CellShape& shape) {
   Arena arena(nullptr);
-  Cell<T>(arena, shape, true, nullptr, true);
+  Cell<V>(arena, shape, true, nullptr, true);
   return arena.used();
 }
 
-template <class T>
-void cell_forward(const CellShape& shape, const CellWeights<const T>& weights,
-                  const Choices& choices, const T* older, const T* newer, T* y, T* saved,
+template <class V>
+void cell_forward(const CellShape& shape, const CellWeights<const Compute<V>>& weights,
+                  const Choices& choices, const V* older, const V* newer, V* y, Compute<V>* saved,
                   void* scratch, CudaStream stream) {
   Arena arena(scratch);
-  Cell<T> cell(arena, shape, saved != nullptr, saved, false);
+  Cell<V> cell(arena, shape, saved != nullptr, saved, false);
   cell.set(weights, choices, older, newer, y);
   make_plan(cell.plan, stream);
   project_inputs(cell.job, stream);
@@ -161,26 +164,27 @@ void cell_forward(const CellShape& shape, const CellWeights<const T>& weights,
   project_output(cell.job, stream);
 }
 
-template <class T>
-void cell_backward(const CellShape& shape, const CellWeights<const T>& weights,
-                   const Choices& choices, const T* older, const T* newer, const T* y,
-                   const T* grad_y, const T* saved, T* grad_older, T* grad_newer,
-                   const CellWeights<T>& grads, void* scratch, CudaStream stream) {
+template <class V>
+void cell_backward(const CellShape& shape, const CellWeights<const Compute<V>>& weights,
+                   const Choices& choices, const V* older, const V* newer, const V* y,
+                   const V* grad_y, const Compute<V>* saved, V* grad_older, V* grad_newer,
+                   const CellWeights<Compute<V>>& grads, void* scratch, CudaStream stream) {
+  using T = Compute<V>;
   Arena arena(scratch);
   // What was saved, and the output, are only read.
-  Cell<T> cell(arena, shape, true, const_cast<T*>(saved), true);
-  cell.set(weights, choices, older, newer, const_cast<T*>(y));
+  Cell<V> cell(arena, shape, true, const_cast<T*>(saved), true);
+  cell.set(weights, choices, older, newer, const_cast<V*>(y));
   cell.job.grad_y = grad_y;
   cell.job.inputs[0].grad = grad_older;
   cell.job.inputs[1].grad = grad_newer;
-  const Graph<T>& graph = cell.job.graph;
+  const Graph<V>& graph = cell.job.graph;
   const int inputs = graph.shape.inputs;
   make_plan(cell.plan, stream);
   reduce_output(cell.job, stream);
   project_output_backward(cell.job, cell.gradients, stream);
-  T* const none = nullptr;
   for (int node = graph.shape.nodes - 1; node >= 0; --node) {
-    gather(graph, cell.gradients, inputs + node, 1, none, none, stream);
+    gather(graph, cell.gradients, inputs + node, 1, static_cast<V*>(nullptr),
+           static_cast<T*>(nullptr), stream);
     half_backward(graph, cell.gradients, node, 1, stream);
     between_backward(graph, cell.gradients, node, stream);
     half_backward(graph, cell.gradients, node, 0, stream);
@@ -202,16 +206,20 @@ void cell_backward(const CellShape& shape, const CellWeights<const T>& weights,
   sum_weight_parts(sum, stream);
 }
 
-#define ASNG_INSTANTIATE(T)                                                                  \
-  template size_t cell_forward_scratch<T>(const CellShape&, bool);                           \
-  template size_t cell_backward_scratch<T>(const CellShape&);                                \
-  template void cell_forward(const CellShape&, const CellWeights<const T>&, const Choices&,  \
-                             const T*, const T*, T*, T*, void*, CudaStream);                 \
-  template void cell_backward(const CellShape&, const CellWeights<const T>&, const Choices&, \
-                              const T*, const T*, const T*, const T*, const T*, T*, T*,      \
-                              const CellWeights<T>&, void*, CudaStream);
+#define ASNG_INSTANTIATE(V)                                                                        \
+  template int64_t cell_saved_size<V>(const CellShape&);                                           \
+  template size_t cell_forward_scratch<V>(const CellShape&, bool);                                 \
+  template size_t cell_backward_scratch<V>(const CellShape&);                                      \
+  template void cell_forward<V>(const CellShape&, const CellWeights<const Compute<V>>&,            \
+                                const Choices&, const V*, const V*, V*, Compute<V>*, void*,        \
+                                CudaStream);                                                       \
+  template void cell_backward<V>(const CellShape&, const CellWeights<const Compute<V>>&,           \
+                                 const Choices&, const V*, const V*, const V*, const V*,           \
+                                 const Compute<V>*, V*, V*, const CellWeights<Compute<V>>&, void*, \
+                                 CudaStream);
 ASNG_INSTANTIATE(float)
 ASNG_INSTANTIATE(double)
+ASNG_INSTANTIATE(BFloat16)
 #undef ASNG_INSTANTIATE
 
 }  // namespace asng::cuda

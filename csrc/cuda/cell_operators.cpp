@@ -54,10 +54,11 @@ Choices choices_of(const Tensor& inputs, const Tensor& operations) {
 
 struct NodeCall {
   GraphShape shape;
-  ScalarType dtype;
+  ScalarType dtype;  // of the images
 
   NodeCall(const Tensor& bank, const Tensor& inputs, const Tensor& operations,
-           const Convolutions& convolutions, const OptionalTensor& reduction, int64_t stride) {
+           const Convolutions& convolutions, const OptionalTensor& reduction, int64_t stride,
+           bool tf32) {
     dtype = check_images(bank, "bank", 6);
     STD_TORCH_CHECK(stride == 1 || stride == 2, "stride must be 1 or 2, got ", stride);
     STD_TORCH_CHECK(stride == 1 || reduction.has_value(), "reduction is needed with stride 2");
@@ -74,6 +75,7 @@ struct NodeCall {
     shape.nodes = 1;
     shape.edges = narrow(inputs.size(1));
     shape.stride = narrow(stride);
+    shape.tf32 = tf32;
     shape.out_height = narrow((shape.height + stride - 1) / stride);
     shape.out_width = narrow((shape.width + stride - 1) / stride);
     STD_TORCH_CHECK(stride == 1 || shape.channels >= 2,
@@ -85,28 +87,35 @@ struct NodeCall {
     check_pairs(shape);
     check_like(inputs, "inputs", ScalarType::Int, {shape.archs, shape.edges}, bank);
     check_like(operations, "operations", ScalarType::Int, {shape.archs, shape.edges}, bank);
-    check_weights(convolutions, reduction, dtype, shape.inputs, shape.inputs, shape.channels, bank);
+    check_weights(convolutions, reduction, compute_type(dtype), shape.inputs, shape.inputs,
+                  shape.channels, bank);
   }
 
   std::vector<int64_t> out_sizes() const {
     return {shape.archs, shape.images, shape.out_height, shape.out_width, shape.padded};
+  }
+  int64_t saved_size() const {
+    int64_t size = 0;
+    with_type(dtype, [&](auto type) { size = node_saved_size<decltype(type)>(shape); });
+    return size;
   }
 };
 
 std::tuple<Tensor, Tensor> mixed_node(Tensor bank, Tensor inputs, Tensor operations,
                                       Tensor depthwise3, Tensor pointwise3, Tensor depthwise5,
                                       Tensor pointwise5, OptionalTensor reduction, int64_t stride,
-                                      bool save) {
+                                      bool save, bool tf32) {
   const Convolutions convolutions = {depthwise3, pointwise3, depthwise5, pointwise5};
-  const NodeCall call(bank, inputs, operations, convolutions, reduction, stride);
+  const NodeCall call(bank, inputs, operations, convolutions, reduction, stride, tf32);
   const Current current(bank);
   Tensor out = new_tensor(bank, call.out_sizes());
-  Tensor saved = new_tensor(bank, {save ? node_saved_size(call.shape) : 0});
+  Tensor saved = new_saved(bank, save ? call.saved_size() : 0);
   with_type(call.dtype, [&](auto type) {
-    using T = decltype(type);
-    const Tensor scratch = new_scratch(bank, node_forward_scratch<T>(call.shape, save));
-    node_forward<T>(call.shape, pointers<T, const T>(convolutions, reduction),
-                    choices_of(inputs, operations), data<T>(bank), data<T>(out),
+    using V = decltype(type);
+    using T = Compute<V>;
+    const Tensor scratch = new_scratch(bank, node_forward_scratch<V>(call.shape, save));
+    node_forward<V>(call.shape, pointers<T, const T>(convolutions, reduction),
+                    choices_of(inputs, operations), data<V>(bank), data<V>(out),
                     save ? data<T>(saved) : nullptr, scratch.data_ptr(), current.stream());
   });
   return {out, saved};
@@ -115,36 +124,39 @@ std::tuple<Tensor, Tensor> mixed_node(Tensor bank, Tensor inputs, Tensor operati
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mixed_node_backward(
     Tensor grad, Tensor bank, Tensor saved, Tensor inputs, Tensor operations, Tensor depthwise3,
     Tensor pointwise3, Tensor depthwise5, Tensor pointwise5, OptionalTensor reduction,
-    int64_t stride) {
+    int64_t stride, bool tf32) {
   const Convolutions convolutions = {depthwise3, pointwise3, depthwise5, pointwise5};
-  const NodeCall call(bank, inputs, operations, convolutions, reduction, stride);
+  const NodeCall call(bank, inputs, operations, convolutions, reduction, stride, tf32);
   check_like(grad, "grad", call.dtype, call.out_sizes(), bank);
   check_aligned(grad, "grad");
-  check_like(saved, "saved", call.dtype, {node_saved_size(call.shape)}, bank);
+  check_like(saved, "saved", compute_type(call.dtype), {call.saved_size()}, bank);
+  check_aligned(saved, "saved");
   const Current current(bank);
   Tensor grad_bank = new_like(bank);
   const std::vector<Tensor> grads = new_gradients(convolutions);
   const OptionalTensor grad_reduction =
       reduction.has_value() ? OptionalTensor(new_like(*reduction)) : std::nullopt;
   with_type(call.dtype, [&](auto type) {
-    using T = decltype(type);
-    const Tensor scratch = new_scratch(bank, node_backward_scratch<T>(call.shape));
-    node_backward<T>(call.shape, pointers<T, const T>(convolutions, reduction),
-                     choices_of(inputs, operations), data<T>(bank), data<T>(grad), data<T>(saved),
-                     data<T>(grad_bank), pointers<T>(grads, grad_reduction), scratch.data_ptr(),
+    using V = decltype(type);
+    using T = Compute<V>;
+    const Tensor scratch = new_scratch(bank, node_backward_scratch<V>(call.shape));
+    node_backward<V>(call.shape, pointers<T, const T>(convolutions, reduction),
+                     choices_of(inputs, operations), data<V>(bank), data<V>(grad), data<T>(saved),
+                     data<V>(grad_bank), pointers<T>(grads, grad_reduction), scratch.data_ptr(),
                      current.stream());
   });
   return {grad_bank, grads[0], grads[1],
-          grads[2],  grads[3], grad_reduction.value_or(new_tensor(bank, {0}))};
+          grads[2],  grads[3], grad_reduction.value_or(new_tensor(pointwise3, {0}))};
 }
 
 struct CellCall {
   CellShape shape;
-  ScalarType dtype;
+  ScalarType dtype;  // of the images
 
   CellCall(const Tensor& older, const Tensor& newer, const Tensor& inputs, const Tensor& operations,
            const Tensor& older_weight, const Tensor& newer_weight, const Convolutions& convolutions,
-           const OptionalTensor& reduction, const Tensor& output_weight, bool older_is_larger) {
+           const OptionalTensor& reduction, const Tensor& output_weight, bool older_is_larger,
+           bool tf32) {
     dtype = check_images(newer, "newer", 5);
     STD_TORCH_CHECK(check_images(older, "older", 5) == dtype,
                     "older and newer must have one dtype");
@@ -166,6 +178,7 @@ struct CellCall {
     s.height = narrow(newer.size(2));
     s.width = narrow(newer.size(3));
     s.stride = reduction.has_value() ? 2 : 1;
+    s.tf32 = tf32;
     s.out_height = (s.height + s.stride - 1) / s.stride;
     s.out_width = (s.width + s.stride - 1) / s.stride;
     shape.older_is_larger = older_is_larger;
@@ -183,10 +196,11 @@ struct CellCall {
     const int64_t nodes = s.nodes, channels = s.channels;
     check_like(inputs, "inputs", ScalarType::Int, {s.archs, nodes, 2}, newer);
     check_like(operations, "operations", ScalarType::Int, {s.archs, nodes, 2}, newer);
-    check_like(older_weight, "older_weight", dtype, {channels, shape.older.channels}, newer);
-    check_like(newer_weight, "newer_weight", dtype, {channels, shape.newer.channels}, newer);
-    check_like(output_weight, "output_weight", dtype, {channels, nodes * channels}, newer);
-    check_weights(convolutions, reduction, dtype, nodes * (nodes + 3) / 2, 2 * nodes, channels,
+    const ScalarType compute = compute_type(dtype);
+    check_like(older_weight, "older_weight", compute, {channels, shape.older.channels}, newer);
+    check_like(newer_weight, "newer_weight", compute, {channels, shape.newer.channels}, newer);
+    check_like(output_weight, "output_weight", compute, {channels, nodes * channels}, newer);
+    check_weights(convolutions, reduction, compute, nodes * (nodes + 3) / 2, 2 * nodes, channels,
                   newer);
   }
 
@@ -208,6 +222,11 @@ struct CellCall {
     const GraphShape& s = shape.graph;
     return {s.archs, s.images, s.out_height, s.out_width, s.padded};
   }
+  int64_t saved_size() const {
+    int64_t size = 0;
+    with_type(dtype, [&](auto type) { size = cell_saved_size<decltype(type)>(shape); });
+    return size;
+  }
 };
 
 template <class T, class P = T>
@@ -226,20 +245,21 @@ std::tuple<Tensor, Tensor> cell(Tensor older, Tensor newer, Tensor inputs, Tenso
                                 Tensor older_weight, Tensor newer_weight, Tensor depthwise3,
                                 Tensor pointwise3, Tensor depthwise5, Tensor pointwise5,
                                 OptionalTensor reduction, Tensor output_weight,
-                                bool older_is_larger, bool save) {
+                                bool older_is_larger, bool save, bool tf32) {
   const Convolutions convolutions = {depthwise3, pointwise3, depthwise5, pointwise5};
   const CellCall call(older, newer, inputs, operations, older_weight, newer_weight, convolutions,
-                      reduction, output_weight, older_is_larger);
+                      reduction, output_weight, older_is_larger, tf32);
   const Current current(newer);
   Tensor out = new_tensor(newer, call.out_sizes());
-  Tensor saved = new_tensor(newer, {save ? call.shape.saved_size() : 0});
+  Tensor saved = new_saved(newer, save ? call.saved_size() : 0);
   with_type(call.dtype, [&](auto type) {
-    using T = decltype(type);
-    const Tensor scratch = new_scratch(newer, cell_forward_scratch<T>(call.shape, save));
-    cell_forward<T>(call.shape,
+    using V = decltype(type);
+    using T = Compute<V>;
+    const Tensor scratch = new_scratch(newer, cell_forward_scratch<V>(call.shape, save));
+    cell_forward<V>(call.shape,
                     cell_pointers<T, const T>(older_weight, newer_weight, convolutions, reduction,
                                               output_weight),
-                    choices_of(inputs, operations), data<T>(older), data<T>(newer), data<T>(out),
+                    choices_of(inputs, operations), data<V>(older), data<V>(newer), data<V>(out),
                     save ? data<T>(saved) : nullptr, scratch.data_ptr(), current.stream());
   });
   return {out, saved};
@@ -250,14 +270,15 @@ cell_backward_operator(Tensor grad, Tensor older, Tensor newer, Tensor output, T
                        Tensor inputs, Tensor operations, Tensor older_weight, Tensor newer_weight,
                        Tensor depthwise3, Tensor pointwise3, Tensor depthwise5, Tensor pointwise5,
                        OptionalTensor reduction, Tensor output_weight, bool older_is_larger,
-                       bool wants_older, bool wants_newer) {
+                       bool wants_older, bool wants_newer, bool tf32) {
   const Convolutions convolutions = {depthwise3, pointwise3, depthwise5, pointwise5};
   const CellCall call(older, newer, inputs, operations, older_weight, newer_weight, convolutions,
-                      reduction, output_weight, older_is_larger);
+                      reduction, output_weight, older_is_larger, tf32);
   check_like(grad, "grad", call.dtype, call.out_sizes(), newer);
   check_aligned(grad, "grad");
   check_like(output, "output", call.dtype, call.out_sizes(), newer);
-  check_like(saved, "saved", call.dtype, {call.shape.saved_size()}, newer);
+  check_like(saved, "saved", compute_type(call.dtype), {call.saved_size()}, newer);
+  check_aligned(saved, "saved");
   const Current current(newer);
   const auto images_like = [&](const Tensor& t, bool wanted) {
     return wanted ? new_like(t) : new_tensor(newer, {0});
@@ -269,21 +290,22 @@ cell_backward_operator(Tensor grad, Tensor older, Tensor newer, Tensor output, T
   const OptionalTensor grad_reduction =
       reduction.has_value() ? OptionalTensor(new_like(*reduction)) : std::nullopt;
   with_type(call.dtype, [&](auto type) {
-    using T = decltype(type);
-    const Tensor scratch = new_scratch(newer, cell_backward_scratch<T>(call.shape));
-    cell_backward<T>(call.shape,
+    using V = decltype(type);
+    using T = Compute<V>;
+    const Tensor scratch = new_scratch(newer, cell_backward_scratch<V>(call.shape));
+    cell_backward<V>(call.shape,
                      cell_pointers<T, const T>(older_weight, newer_weight, convolutions, reduction,
                                                output_weight),
-                     choices_of(inputs, operations), data<T>(older), data<T>(newer),
-                     data<T>(output), data<T>(grad), data<T>(saved),
-                     wants_older ? data<T>(grad_older) : nullptr,
-                     wants_newer ? data<T>(grad_newer) : nullptr,
+                     choices_of(inputs, operations), data<V>(older), data<V>(newer),
+                     data<V>(output), data<V>(grad), data<T>(saved),
+                     wants_older ? data<V>(grad_older) : nullptr,
+                     wants_newer ? data<V>(grad_newer) : nullptr,
                      cell_pointers<T>(older_grad, newer_grad, grads, grad_reduction, output_grad),
                      scratch.data_ptr(), current.stream());
   });
   return {grad_older, grad_newer, older_grad,
           newer_grad, grads[0],   grads[1],
-          grads[2],   grads[3],   grad_reduction.value_or(new_tensor(newer, {0})),
+          grads[2],   grads[3],   grad_reduction.value_or(new_tensor(output_weight, {0})),
           output_grad};
 }
 

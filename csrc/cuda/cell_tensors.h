@@ -8,6 +8,7 @@
 #include "../tensors.h"
 #include "current.h"
 #include "shapes.h"
+#include "storage.h"
 
 namespace asng::cuda {
 
@@ -30,10 +31,16 @@ inline void check_aligned(const Tensor& t, const char* name) {
                   " must begin at a multiple of 16 bytes");
 }
 
+// The dtype of weights, and of what is kept for the backward pass, with images of this one.
+inline ScalarType compute_type(ScalarType dtype) {
+  return dtype == ScalarType::BFloat16 ? ScalarType::Float : dtype;
+}
+
 inline ScalarType check_float(const Tensor& t, const char* name) {
   const ScalarType dtype = t.scalar_type();
-  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double, name,
-                  " must be float32 or float64, got ", torch::headeronly::toString(dtype));
+  STD_TORCH_CHECK(
+      dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::BFloat16,
+      name, " must be float32, float64 or bfloat16, got ", torch::headeronly::toString(dtype));
   check_tensor(t, name, dtype, kDevice);
   for (int64_t i = 0; i < t.dim(); ++i) {
     STD_TORCH_CHECK(t.size(i) > 0, name, " must not be empty: dimension ", i, " is 0");
@@ -61,6 +68,9 @@ inline int narrow(int64_t value) { return static_cast<int>(value); }
 inline Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& sizes) {
   return torch::stable::new_empty(like, {sizes.data(), sizes.size()});
 }
+inline Tensor new_saved(const Tensor& like, int64_t size) {
+  return torch::stable::new_empty(like, {&size, 1}, compute_type(like.scalar_type()));
+}
 inline Tensor new_like(const Tensor& t) {
   const auto sizes = t.sizes();
   return new_tensor(t, {sizes.begin(), sizes.end()});
@@ -70,10 +80,11 @@ inline Tensor new_scratch(const Tensor& like, size_t bytes) {
   return torch::stable::new_empty(like, {&size, 1}, ScalarType::Byte);
 }
 
-// Calls f with a value of the C++ type of `dtype`.
+// Calls f with a value of the C++ type that images of this dtype are stored as.
 template <class F>
 void with_type(ScalarType dtype, F f) {
-  dtype == ScalarType::Double ? f(double()) : f(float());
+  if (dtype == ScalarType::Double) return f(double());
+  dtype == ScalarType::BFloat16 ? f(BFloat16()) : f(float());
 }
 
 template <class T>

@@ -10,18 +10,19 @@ namespace {
 
 constexpr int kWindow = 9;
 
-template <class T>
+template <class V>
 struct Job {
-  Graph<T> graph;
+  Graph<V> graph;
   int node;
   bool keeps_maxima;
 };
 
 // A 3×3 pool at an output pixel; zeros beyond the edge count for the average. Of equal maxima the
 // first counts, and NaN wins, as in PyTorch. Where maxima are kept, `maxima` is not null.
-template <class T>
-__device__ Quad<T> pool(const State<T>& from, int padded, int stride, bool max, int image, int y,
-                        int x, int c, uint32_t* maxima) {
+template <class V>
+__device__ Quad<Compute<V>> pool(const State<V>& from, int padded, int stride, bool max, int image,
+                                 int y, int x, int c, uint32_t* maxima) {
+  using T = Compute<V>;
   Quad<T> sum = fill4(T(0));
   uint32_t place[4] = {0, 0, 0, 0};
   bool found = false;
@@ -50,10 +51,11 @@ __device__ Quad<T> pool(const State<T>& from, int padded, int stride, bool max, 
   return sum;
 }
 
-template <class T>
-__device__ Quad<T> summand(const Job<T>& job, int arch, int e, const PlannedEdge& edge,
-                           int64_t pixel, int image, int y, int x, int c) {
-  const Graph<T>& graph = job.graph;
+template <class V>
+__device__ Quad<Compute<V>> summand(const Job<V>& job, int arch, int e, const PlannedEdge& edge,
+                                    int64_t pixel, int image, int y, int x, int c) {
+  using T = Compute<V>;
+  const Graph<V>& graph = job.graph;
   const int padded = graph.shape.padded;
   if (edge.operation == kInvalid) {
     const T not_a_number = static_cast<T>(nan(""));
@@ -67,7 +69,7 @@ __device__ Quad<T> summand(const Job<T>& job, int arch, int e, const PlannedEdge
     return affine4(load4(graph.half(arch, job.node, e, last) + pixel * padded + c),
                    graph.norm(arch, job.node, e, last), padded, c);
   }
-  const State<T> from = graph.state(arch, edge.input);
+  const State<V> from = graph.state(arch, edge.input);
   if (edge.operation == kIdentity) {
     return affine4(load4(from.x + pixel * padded + c), from.norm, padded, c);
   }
@@ -77,12 +79,13 @@ __device__ Quad<T> summand(const Job<T>& job, int arch, int e, const PlannedEdge
   return pool(from, padded, graph.stride(edge), edge.operation == kMaxPool, image, y, x, c, maxima);
 }
 
-template <class T>
-__global__ __launch_bounds__(kThreads) void combine_kernel(const Job<T> job) {
+template <class V>
+__global__ __launch_bounds__(kThreads) void combine_kernel(const Job<V> job) {
+  using T = Compute<V>;
   const GraphShape& s = job.graph.shape;
   const int arch = blockIdx.y, quads = s.padded / 4;
   const int64_t count = s.out_size() / 4;
-  T* out = job.graph.nodes + (static_cast<int64_t>(job.node) * s.archs + arch) * s.out_size();
+  V* out = job.graph.nodes + (static_cast<int64_t>(job.node) * s.archs + arch) * s.out_size();
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < count;
        i += static_cast<int64_t>(gridDim.x) * kThreads) {
     const int pixel = static_cast<int>(i / quads),
@@ -96,21 +99,22 @@ __global__ __launch_bounds__(kThreads) void combine_kernel(const Job<T> job) {
       add_product(sum, summand(job, arch, e, edge, pixel, image, y, x, c),
                   fill4(static_cast<T>(edge.factor)));
     }
-    store4(out + i * 4, sum);
+    write4(out + i * 4, sum);
   }
 }
 
 }  // namespace
 
-template <class T>
-void combine_forward(const Graph<T>& graph, int node, bool keeps_maxima, CudaStream stream) {
+template <class V>
+void combine_forward(const Graph<V>& graph, int node, bool keeps_maxima, CudaStream stream) {
   const int64_t count = graph.shape.out_size() / 4;
   const int blocks = static_cast<int>(std::min<int64_t>((count + kThreads - 1) / kThreads, 4096));
-  launch(combine_kernel<T>, dim3(blocks, graph.shape.archs), kThreads, 0, stream,
-         Job<T>{graph, node, keeps_maxima});
+  launch(combine_kernel<V>, dim3(blocks, graph.shape.archs), kThreads, 0, stream,
+         Job<V>{graph, node, keeps_maxima});
 }
 
 template void combine_forward(const Graph<float>&, int, bool, CudaStream);
 template void combine_forward(const Graph<double>&, int, bool, CudaStream);
+template void combine_forward(const Graph<BFloat16>&, int, bool, CudaStream);
 
 }  // namespace asng::cuda

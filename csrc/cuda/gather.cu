@@ -9,12 +9,12 @@ namespace asng::cuda {
 
 namespace {
 
-template <class T>
+template <class V>
 struct Job {
-  Graph<T> graph;
-  Gradients<T> gradients;
-  T* input_grads;
-  T* input_coefficients;
+  Graph<V> graph;
+  Gradients<V> gradients;
+  V* input_grads;
+  Compute<V>* input_coefficients;
   int first, parts;
 };
 
@@ -30,11 +30,12 @@ __device__ __forceinline__ int window_at(int position, int k, int middle, int st
   return out < size ? out : -1;
 }
 
-template <class T>
-__device__ Quad<T> pool_backward(const Job<T>& job, const Consumer& from, int stride, int image,
-                                 int y, int x, int c) {
+template <class V>
+__device__ Quad<Compute<V>> pool_backward(const Job<V>& job, const Consumer& from, int stride,
+                                          int image, int y, int x, int c) {
+  using T = Compute<V>;
   const GraphShape& s = job.graph.shape;
-  const T* grad = job.gradients.node(s, from.arch, from.node);
+  const V* grad = job.gradients.node(s, from.arch, from.node);
   const uint32_t* maxima = job.graph.maxima(from.arch, from.node, from.e);
   const bool max = from.operation == kMaxPool;
   Quad<T> sum = fill4(T(0));
@@ -62,11 +63,13 @@ __device__ Quad<T> pool_backward(const Job<T>& job, const Consumer& from, int st
   return sum;
 }
 
-template <int K, class T>
-__device__ Quad<T> convolution_backward(const Job<T>& job, const Consumer& from, int stride,
-                                        int image, int y, int x, int c, const Quad<T>& value) {
+template <int K, class V>
+__device__ Quad<Compute<V>> convolution_backward(const Job<V>& job, const Consumer& from,
+                                                 int stride, int image, int y, int x, int c,
+                                                 const Quad<Compute<V>>& value) {
+  using T = Compute<V>;
   const GraphShape& s = job.graph.shape;
-  const T* depth = job.gradients.depth_of(s, from.arch, from.node, from.e);
+  const V* depth = job.gradients.depth_of(s, from.arch, from.node, from.e);
   const T* weight = job.graph.depthwise(from.arch, from.node, from.e, 0);
   Quad<T> sum = fill4(T(0));
 #pragma unroll 1
@@ -88,9 +91,11 @@ __device__ Quad<T> convolution_backward(const Job<T>& job, const Consumer& from,
 }
 
 // What one edge sends to pixel (y, x) of a state, whose value there is `value`.
-template <class T>
-__device__ Quad<T> contribution(const Job<T>& job, const Consumer& from, int stride, int image,
-                                int y, int x, int c, int64_t pixel, const Quad<T>& value) {
+template <class V>
+__device__ Quad<Compute<V>> contribution(const Job<V>& job, const Consumer& from, int stride,
+                                         int image, int y, int x, int c, int64_t pixel,
+                                         const Quad<Compute<V>>& value) {
+  using T = Compute<V>;
   const GraphShape& s = job.graph.shape;
   switch (from.operation) {
     case kIdentity: {
@@ -118,8 +123,8 @@ __device__ Quad<T> contribution(const Job<T>& job, const Consumer& from, int str
 }
 
 // The edges that read state `index` of architectures [arch, end), in their order.
-template <class T>
-__device__ int list_consumers(const Graph<T>& graph, int arch, int end, int index, Consumer* list) {
+template <class V>
+__device__ int list_consumers(const Graph<V>& graph, int arch, int end, int index, Consumer* list) {
   __shared__ int count;
   const GraphShape& s = graph.shape;
   if (threadIdx.x == 0) {
@@ -138,9 +143,9 @@ __device__ int list_consumers(const Graph<T>& graph, int arch, int end, int inde
   return count;
 }
 
-template <class T>
-__device__ void finish_node(const Job<T>& job, int arch, int node, const double* totals) {
-  const Graph<T>& graph = job.graph;
+template <class V>
+__device__ void finish_node(const Job<V>& job, int arch, int node, const double* totals) {
+  const Graph<V>& graph = job.graph;
   const int padded = graph.shape.padded;
   for (int e = 0; e < graph.shape.edges; ++e) {
     const PlannedEdge edge = graph.edge(arch, node, e);
@@ -153,9 +158,10 @@ __device__ void finish_node(const Job<T>& job, int arch, int node, const double*
   }
 }
 
-template <class T>
-__global__ __launch_bounds__(kThreads) void gather_kernel(const Job<T> job) {
-  const Graph<T>& graph = job.graph;
+template <class V>
+__global__ __launch_bounds__(kThreads) void gather_kernel(const Job<V> job) {
+  using T = Compute<V>;
+  const Graph<V>& graph = job.graph;
   const GraphShape& s = graph.shape;
   const int arch = blockIdx.y, index = job.first + blockIdx.z, node = index - s.inputs;
   const bool is_input = node < 0, shared_input = is_input && s.is_shared(index);
@@ -168,12 +174,12 @@ __global__ __launch_bounds__(kThreads) void gather_kernel(const Job<T> job) {
       list_consumers(graph, arch, shared_input ? s.archs : arch + 1, index, consumers);
   const bool normalised_input = is_input && job.input_coefficients != nullptr;
   if (normalised_input && count == 0) return;
-  const State<T> state = graph.state(arch, index);
+  const State<V> state = graph.state(arch, index);
   const int64_t input = static_cast<int64_t>(index) * s.archs + arch;
-  T* to = is_input ? job.input_grads + input * s.in_size() : job.gradients.node(s, arch, node);
+  V* to = is_input ? job.input_grads + input * s.in_size() : job.gradients.node(s, arch, node);
   const int stride = is_input ? s.stride : 1;
   // Of the normalisations that end the edges of the node.
-  const T* z[2] = {nullptr, nullptr};
+  const V* z[2] = {nullptr, nullptr};
   const T* norm[2] = {nullptr, nullptr};
   for (int e = 0; !is_input && e < 2; ++e) {
     const PlannedEdge edge = graph.edge(arch, node, e);
@@ -196,7 +202,7 @@ __global__ __launch_bounds__(kThreads) void gather_kernel(const Job<T> job) {
                  for (int i = 0; i < count; ++i) {
                    grad += contribution(job, consumers[i], stride, image, y, x, c, pixel, value);
                  }
-                 store4(to + at, grad);
+                 grad = keep4(to + at, grad);
                }
                sums[0] += grad;
                if (normalised_input) add_product(sums[1], grad, value);
@@ -221,9 +227,10 @@ __global__ __launch_bounds__(kThreads) void gather_kernel(const Job<T> job) {
   }
 }
 
-template <class T>
-__global__ __launch_bounds__(kThreads) void reduce_edges_kernel(const Job<T> job) {
-  const Graph<T>& graph = job.graph;
+template <class V>
+__global__ __launch_bounds__(kThreads) void reduce_edges_kernel(const Job<V> job) {
+  using T = Compute<V>;
+  const Graph<V>& graph = job.graph;
   const GraphShape& s = graph.shape;
   const int arch = blockIdx.y / s.edges, e = blockIdx.y % s.edges, node = job.first;
   const PlannedEdge edge = graph.edge(arch, node, e);
@@ -235,8 +242,8 @@ __global__ __launch_bounds__(kThreads) void reduce_edges_kernel(const Job<T> job
   const int last = graph.separable(edge) ? 1 : 0;
   const T* norm = graph.norm(arch, node, e, last);
   const int pixels = static_cast<int>(s.out_size() / s.padded);
-  sum_gradient<T>(job.gradients.node(s, arch, node), graph.half(arch, node, e, last), norm, pixels,
-                  s.padded, blockIdx.x, job.parts, shared, totals);
+  sum_gradient(job.gradients.node(s, arch, node), graph.half(arch, node, e, last), norm, pixels,
+               s.padded, blockIdx.x, job.parts, shared, totals);
   double* partials = graph.partials + static_cast<int64_t>(blockIdx.y) * kMaxParts * 3 * s.padded;
   if (sum_over_blocks(totals, 2 * s.padded, partials, graph.counters + blockIdx.y, blockIdx.x,
                       job.parts)) {
@@ -247,34 +254,37 @@ __global__ __launch_bounds__(kThreads) void reduce_edges_kernel(const Job<T> job
 
 }  // namespace
 
-template <class T>
-void gather(const Graph<T>& graph, const Gradients<T>& gradients, int first, int count,
-            T* input_grads, T* coefficients, CudaStream stream) {
+template <class V>
+void gather(const Graph<V>& graph, const Gradients<V>& gradients, int first, int count,
+            V* input_grads, Compute<V>* coefficients, CudaStream stream) {
+  using T = Compute<V>;
   const GraphShape& s = graph.shape;
   const int64_t size = first < s.inputs ? s.in_size() : s.out_size();
   const int parts = pixel_parts(size / s.padded, s.padded);
   const int slots = (s.shared != 0 ? s.archs : 1) * s.nodes * s.edges;
   const size_t bytes =
       pixel_sums_bytes(s.padded, sizeof(T)) + static_cast<size_t>(slots) * sizeof(Consumer);
-  launch(gather_kernel<T>, dim3(parts, s.archs, count), kThreads, bytes, stream,
-         Job<T>{graph, gradients, input_grads, coefficients, first, parts});
+  launch(gather_kernel<V>, dim3(parts, s.archs, count), kThreads, bytes, stream,
+         Job<V>{graph, gradients, input_grads, coefficients, first, parts});
 }
 
-template <class T>
-void reduce_edges(const Graph<T>& graph, const Gradients<T>& gradients, int node,
+template <class V>
+void reduce_edges(const Graph<V>& graph, const Gradients<V>& gradients, int node,
                   CudaStream stream) {
   const GraphShape& s = graph.shape;
   const int parts = pixel_parts(s.out_size() / s.padded, s.padded);
-  launch(reduce_edges_kernel<T>, dim3(parts, s.archs * s.edges), kThreads,
-         pixel_sums_bytes(s.padded, sizeof(T)), stream,
-         Job<T>{graph, gradients, nullptr, nullptr, node, parts});
+  launch(reduce_edges_kernel<V>, dim3(parts, s.archs * s.edges), kThreads,
+         pixel_sums_bytes(s.padded, sizeof(Compute<V>)), stream,
+         Job<V>{graph, gradients, nullptr, nullptr, node, parts});
 }
 
-#define ASNG_INSTANTIATE(T)                                                                 \
-  template void gather(const Graph<T>&, const Gradients<T>&, int, int, T*, T*, CudaStream); \
-  template void reduce_edges(const Graph<T>&, const Gradients<T>&, int, CudaStream);
+#define ASNG_INSTANTIATE(V)                                                             \
+  template void gather(const Graph<V>&, const Gradients<V>&, int, int, V*, Compute<V>*, \
+                       CudaStream);                                                     \
+  template void reduce_edges(const Graph<V>&, const Gradients<V>&, int, CudaStream);
 ASNG_INSTANTIATE(float)
 ASNG_INSTANTIATE(double)
+ASNG_INSTANTIATE(BFloat16)
 #undef ASNG_INSTANTIATE
 
 }  // namespace asng::cuda

@@ -17,6 +17,9 @@
 namespace asng::cuda {
 
 inline constexpr int kThreads = 128;  // of a block, in every kernel that works on images
+// Blocks per multiprocessor for __launch_bounds__. Some large kernels do with the registers that
+// are left where there are four, and would by themselves take a few more.
+constexpr int resident_blocks(bool four) { return four ? 4 : 1; }
 // Blocks that share a reduction, at most.
 inline constexpr int kMaxParts = 256;
 
@@ -26,25 +29,27 @@ struct PlannedEdge {
 };
 
 // An image batch as the kernels read it.
-template <class T>
+template <class V>
 struct State {
-  const T* x;
-  const T* norm;  // see affine4
+  const V* x;
+  const Compute<V>* norm;  // see affine4
   int height, width;
 };
 
-template <class T>
+template <class V>
 struct Graph {
+  using T = Compute<V>;
+
   GraphShape shape;
   const PlannedEdge* plan = nullptr;  // (archs, nodes, edges)
   const int32_t* used = nullptr;      // (archs, states): whether an edge reads it
-  const T* inputs = nullptr;          // (inputs, archs, in_size)
+  const V* inputs = nullptr;          // (inputs, archs, in_size)
   const T* input_norms = nullptr;     // (inputs, archs, 2, padded) or null
-  T* nodes = nullptr;                 // (nodes, archs, out_size)
+  V* nodes = nullptr;                 // (nodes, archs, out_size)
   // (nodes, archs, edges, 2, out_size): outputs of the halves before their normalisation. The
   // first half's place holds the positions of a max pool's maxima. If z_nodes is 0 the nodes take
   // turns with one place.
-  T* z = nullptr;
+  V* z = nullptr;
   int64_t z_nodes = 0;
   T* norms = nullptr;         // (nodes, archs, edges, 2, 2, padded)
   const T* packed = nullptr;  // (archs, nodes, edges, slot_weights)
@@ -66,7 +71,7 @@ struct Graph {
   __device__ bool normalised(const PlannedEdge& edge) const {
     return separable(edge) || factorized(edge);
   }
-  __device__ State<T> state(int arch, int index) const {
+  __device__ State<V> state(int arch, int index) const {
     if (index >= shape.inputs) {
       const int64_t image = static_cast<int64_t>(index - shape.inputs) * shape.archs + arch;
       return {nodes + image * shape.out_size(), nullptr, shape.out_height, shape.out_width};
@@ -77,7 +82,7 @@ struct Graph {
             input_norms == nullptr ? nullptr : input_norms + image * 2 * shape.padded, shape.height,
             shape.width};
   }
-  __device__ T* half(int arch, int node, int e, int half) const {
+  __device__ V* half(int arch, int node, int e, int half) const {
     return z + node * z_nodes + ((arch * shape.edges + e) * 2 + half) * shape.out_size();
   }
   // Positions in their windows, those of four channels in one word.
@@ -102,20 +107,22 @@ struct Graph {
 };
 
 // What a backward pass adds to a graph.
-template <class T>
+template <class V>
 struct Gradients {
-  T* nodes = nullptr;         // (nodes, archs, out_size)
-  T* depth = nullptr;         // (nodes, archs, edges, depth_size)
-  T* second_depth = nullptr;  // (archs, edges, out_size): of the second half, nodes take turns
-  T* between = nullptr;       // (archs, edges, out_size): of the first half's normalised output
+  using T = Compute<V>;
+
+  V* nodes = nullptr;         // (nodes, archs, out_size)
+  V* depth = nullptr;         // (nodes, archs, edges, depth_size)
+  V* second_depth = nullptr;  // (archs, edges, out_size): of the second half, nodes take turns
+  V* between = nullptr;       // (archs, edges, out_size): of the first half's normalised output
   T* coefficients = nullptr;  // (archs, edges, 2, 3, padded): see finish_gradient; taking turns
   T* weight_parts = nullptr;  // (archs, nodes, edges, parts, slot_weights)
   int parts = 0;
 
-  __device__ T* node(const GraphShape& s, int arch, int node) const {
+  __device__ V* node(const GraphShape& s, int arch, int node) const {
     return nodes + (static_cast<int64_t>(node) * s.archs + arch) * s.out_size();
   }
-  __device__ T* depth_of(const GraphShape& s, int arch, int node, int e) const {
+  __device__ V* depth_of(const GraphShape& s, int arch, int node, int e) const {
     return depth + ((static_cast<int64_t>(node) * s.archs + arch) * s.edges + e) * s.depth_size();
   }
   __device__ T* coefficients_of(const GraphShape& s, int arch, int e, int half) const {

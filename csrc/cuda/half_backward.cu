@@ -14,10 +14,10 @@ namespace asng::cuda {
 
 namespace {
 
-template <class T>
+template <class V>
 struct Job {
-  Graph<T> graph;
-  Gradients<T> gradients;
+  Graph<V> graph;
+  Gradients<V> gradients;
   TileLayout layout;
   int node, half, parts;
 };
@@ -60,10 +60,11 @@ __device__ void depthwise_weight(const Tile& t, const T* source, int row, const 
   }
 }
 
-template <int K, int S, class T>
-__device__ void convolve_backward(const Job<T>& job, int arch, int e, const State<T>& from,
-                                  T* shared) {
-  const Graph<T>& graph = job.graph;
+template <int K, int S, bool kTensorCores, class V>
+__device__ void convolve_backward(const Job<V>& job, int arch, int e, const State<V>& from,
+                                  Compute<V>* shared) {
+  using T = Compute<V>;
+  const Graph<V>& graph = job.graph;
   const GraphShape& shape = graph.shape;
   const TileLayout& l = job.layout;
   const Tile& tile = l.tile;
@@ -72,18 +73,18 @@ __device__ void convolve_backward(const Job<T>& job, int arch, int e, const Stat
   T* taps = shared + l.taps;
   T* grads = shared + l.grad;
   T* taps_grad = shared + l.taps_grad;
-  const T* g = half == 1 ? job.gradients.node(shape, arch, node)
+  const V* g = half == 1 ? job.gradients.node(shape, arch, node)
                          : job.gradients.between + (arch * shape.edges + e) * shape.out_size();
-  const T* z = graph.half(arch, node, e, half);
+  const V* z = graph.half(arch, node, e, half);
   const T* coefficients = job.gradients.coefficients_of(shape, arch, e, half);
   const T* depthwise_weights = graph.depthwise(arch, node, e, half);
   const T* pointwise_weight = graph.pointwise(arch, node, e, half);
-  T* to = half == 1 ? job.gradients.second_depth + (arch * shape.edges + e) * shape.out_size()
+  V* to = half == 1 ? job.gradients.second_depth + (arch * shape.edges + e) * shape.out_size()
                     : job.gradients.depth_of(shape, arch, node, e);
   T* weight_part =
       job.gradients.weight_part(shape, arch, node, e, blockIdx.x) + half * shape.half_weights();
   for (int i = threadIdx.x; i < K * K * padded; i += kThreads) taps_grad[i] = 0;
-  OuterProduct<T> product(padded, padded);
+  PixelProduct<kTensorCores, T> product(padded, padded);
   const int tiles = tile_count(tile, shape);
   const bool chunked = tile.chunk < padded;
   for (int index = blockIdx.x; index < tiles; index += job.parts) {
@@ -112,15 +113,28 @@ __device__ void convolve_backward(const Job<T>& job, int arch, int e, const Stat
     product.add(grads, l.row, shared, l.row, tile.pixels(), weight_part, padded,
                 index == static_cast<int>(blockIdx.x));
     __syncthreads();
+    if constexpr (kTensorCores) {
+      TileProduct depth(tile.pixels(), padded);
+      depth.add(grads, l.row, pointwise_weight, padded, padded);
+      depth.store(shared, l.row);
+      __syncthreads();
+    }
     for (int block = threadIdx.x; block < tile.pixels() / 4 * across; block += kThreads) {
       const int down = block / across, c = (block - down * across) * 4;
       Quad<T> sums[4] = {fill4(T(0)), fill4(T(0)), fill4(T(0)), fill4(T(0))};
-      multiply(grads + down * 4 * l.row, l.row, pointwise_weight + c, padded, padded, sums);
+      if constexpr (!kTensorCores) {
+        multiply(grads + down * 4 * l.row, l.row, pointwise_weight + c, padded, padded, sums);
+      }
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int64_t pixel = tile_pixel(tile, shape, at, down * 4 + i);
-        store4(shared + (down * 4 + i) * l.row + c, sums[i]);
-        if (pixel >= 0) store4(to + pixel * padded + c, sums[i]);
+        T* depth = shared + (down * 4 + i) * l.row + c;
+        if constexpr (kTensorCores) {
+          sums[i] = load4(depth);
+        } else {
+          store4(depth, sums[i]);
+        }
+        if (pixel >= 0) write4(to + pixel * padded + c, sums[i]);
       }
     }
     __syncthreads();
@@ -141,64 +155,68 @@ __device__ void convolve_backward(const Job<T>& job, int arch, int e, const Stat
   }
 }
 
-template <class T>
-__device__ void factorized_backward(const Job<T>& job, int arch, int e, const State<T>& from,
-                                    T* shared) {
-  const Graph<T>& graph = job.graph;
+template <bool kTensorCores, class V>
+__device__ void factorized_backward(const Job<V>& job, int arch, int e, const State<V>& from,
+                                    Compute<V>* shared) {
+  using T = Compute<V>;
+  const Graph<V>& graph = job.graph;
   const GraphShape& s = graph.shape;
   const ProjectShape shape = {s.images, s.out_height, s.out_width, s.padded};
-  T* depth = job.gradients.depth_of(s, arch, job.node, e);
+  V* depth = job.gradients.depth_of(s, arch, job.node, e);
   for (int which = 0; which < 2; ++which) {
-    const Source<T> source = factorized_source(from, s.padded, which);
-    T* to = depth + which * s.out_size();
+    const Source<V> source = factorized_source(from, s.padded, which);
+    V* to = depth + which * s.out_size();
     for (int channel = 0; channel < s.padded; channel += kSourceChunk) {
-      project_backward(source, channel, min(s.padded - channel, kSourceChunk), shape,
-                       job.gradients.node(s, arch, job.node), graph.half(arch, job.node, e, 0),
-                       job.gradients.coefficients_of(s, arch, e, 0),
-                       graph.pointwise(arch, job.node, e, 0), 2 * s.padded, true, blockIdx.x,
-                       job.parts, job.gradients.weight_part(s, arch, job.node, e, blockIdx.x),
-                       shared, [&](int pixel, int c, const Quad<T>& value) {
-                         store4(to + static_cast<int64_t>(pixel) * s.padded + c, value);
-                       });
+      project_backward<kTensorCores>(
+          source, channel, min(s.padded - channel, kSourceChunk), shape,
+          job.gradients.node(s, arch, job.node), graph.half(arch, job.node, e, 0),
+          job.gradients.coefficients_of(s, arch, e, 0), graph.pointwise(arch, job.node, e, 0),
+          2 * s.padded, true, blockIdx.x, job.parts,
+          job.gradients.weight_part(s, arch, job.node, e, blockIdx.x), shared,
+          [&](int pixel, int c, const Quad<T>& value) {
+            write4(to + static_cast<int64_t>(pixel) * s.padded + c, value);
+          });
     }
   }
 }
 
-template <class T>
-__global__ __launch_bounds__(kThreads) void half_backward_kernel(const Job<T> job) {
-  const Graph<T>& graph = job.graph;
+template <bool kTensorCores, class V>
+__global__ __launch_bounds__(kThreads, resident_blocks(kTensorCores)) void half_backward_kernel(
+    const Job<V> job) {
+  const Graph<V>& graph = job.graph;
   const int arch = blockIdx.y / graph.shape.edges, e = blockIdx.y % graph.shape.edges;
   const PlannedEdge edge = graph.edge(arch, job.node, e);
   const bool reduces = job.half == 0 && graph.factorized(edge);
   if (edge.factor == 0 || !(reduces || graph.separable(edge))) return;
-  T* shared = dynamic_shared<T>();
-  State<T> from = {graph.half(arch, job.node, e, 0), graph.norm(arch, job.node, e, 0),
+  Compute<V>* shared = dynamic_shared<Compute<V>>();
+  State<V> from = {graph.half(arch, job.node, e, 0), graph.norm(arch, job.node, e, 0),
                    graph.shape.out_height, graph.shape.out_width};
   if (job.half == 0) from = graph.state(arch, edge.input);
   const bool strided = job.half == 0 && graph.stride(edge) == 2;
   if (reduces) {
-    factorized_backward(job, arch, e, from, shared);
+    factorized_backward<kTensorCores>(job, arch, e, from, shared);
   } else if (edge.operation == kSeparable3) {
-    strided ? convolve_backward<3, 2>(job, arch, e, from, shared)
-            : convolve_backward<3, 1>(job, arch, e, from, shared);
+    strided ? convolve_backward<3, 2, kTensorCores>(job, arch, e, from, shared)
+            : convolve_backward<3, 1, kTensorCores>(job, arch, e, from, shared);
   } else {
-    strided ? convolve_backward<5, 2>(job, arch, e, from, shared)
-            : convolve_backward<5, 1>(job, arch, e, from, shared);
+    strided ? convolve_backward<5, 2, kTensorCores>(job, arch, e, from, shared)
+            : convolve_backward<5, 1, kTensorCores>(job, arch, e, from, shared);
   }
 }
 
-template <int K, class T>
-__device__ void transposed(const Job<T>& job, int arch, int e, double* totals, T* shared) {
-  const Graph<T>& graph = job.graph;
+template <int K, class V>
+__device__ void transposed(const Job<V>& job, int arch, int e, double* totals, Compute<V>* shared) {
+  using T = Compute<V>;
+  const Graph<V>& graph = job.graph;
   const GraphShape& shape = graph.shape;
   const TileLayout& l = job.layout;
   const Tile& tile = l.tile;
   const int padded = shape.padded;
   const int64_t edge_offset = (arch * shape.edges + e) * shape.out_size();
-  const State<T> grad = {job.gradients.second_depth + edge_offset, nullptr, shape.out_height,
+  const State<V> grad = {job.gradients.second_depth + edge_offset, nullptr, shape.out_height,
                          shape.out_width};
-  T* between = job.gradients.between + edge_offset;
-  const T* z = graph.half(arch, job.node, e, 0);
+  V* between = job.gradients.between + edge_offset;
+  const V* z = graph.half(arch, job.node, e, 0);
   const T* norm = graph.norm(arch, job.node, e, 0);
   T* groups = shared + l.groups;
   const int tiles = tile_count(tile, shape);
@@ -222,7 +240,7 @@ __device__ void transposed(const Job<T>& job, int arch, int e, double* totals, T
 #pragma unroll
                           for (int i = 0; i < 4; ++i)
                             value.v[i] = x.v[i] > T(0) ? sums[p].v[i] : T(0);
-                          store4(between + pixel * padded + c, value);
+                          value = keep4(between + pixel * padded + c, value);
                           sum += value;
                           add_product(dot, value, x);
                         }
@@ -235,9 +253,10 @@ __device__ void transposed(const Job<T>& job, int arch, int e, double* totals, T
   }
 }
 
-template <class T>
-__global__ __launch_bounds__(kThreads) void between_backward_kernel(const Job<T> job) {
-  const Graph<T>& graph = job.graph;
+template <class V>
+__global__ __launch_bounds__(kThreads) void between_backward_kernel(const Job<V> job) {
+  using T = Compute<V>;
+  const Graph<V>& graph = job.graph;
   const int arch = blockIdx.y / graph.shape.edges, e = blockIdx.y % graph.shape.edges;
   const PlannedEdge edge = graph.edge(arch, job.node, e);
   if (edge.factor == 0 || !graph.separable(edge)) return;
@@ -258,40 +277,45 @@ __global__ __launch_bounds__(kThreads) void between_backward_kernel(const Job<T>
 
 }  // namespace
 
-template <class T>
-void half_backward(const Graph<T>& graph, const Gradients<T>& gradients, int node, int half,
+template <class V>
+void half_backward(const Graph<V>& graph, const Gradients<V>& gradients, int node, int half,
                    CudaStream stream) {
+  using T = Compute<V>;
   const GraphShape& s = graph.shape;
   const TileLayout layout = tile_layout(s, half == 0 ? s.stride : 1, sizeof(T), true);
   const size_t values = std::max(layout.values, project_backward_values(s.padded, sizeof(T)));
   check_shared(values * sizeof(T), s.channels);
-  launch(half_backward_kernel<T>, dim3(gradients.parts, s.archs * s.edges), kThreads,
-         values * sizeof(T), stream, Job<T>{graph, gradients, layout, node, half, gradients.parts});
+  const auto kernel = choose_tile_kernel<V>(
+      layout, s.tf32, [](auto tensor_cores) { return &half_backward_kernel<tensor_cores(), V>; });
+  launch(kernel, dim3(gradients.parts, s.archs * s.edges), kThreads, values * sizeof(T), stream,
+         Job<V>{graph, gradients, layout, node, half, gradients.parts});
 }
 
-template <class T>
-void between_backward(const Graph<T>& graph, const Gradients<T>& gradients, int node,
+template <class V>
+void between_backward(const Graph<V>& graph, const Gradients<V>& gradients, int node,
                       CudaStream stream) {
+  using T = Compute<V>;
   const GraphShape& s = graph.shape;
   const TileLayout layout = tile_layout(s, 1, sizeof(T), false);
   const int parts = std::min(tile_count(layout.tile, s), kMaxParts);
-  launch(between_backward_kernel<T>, dim3(parts, s.archs * s.edges), kThreads,
-         shared_bytes(layout, sizeof(T)), stream, Job<T>{graph, gradients, layout, node, 0, parts});
+  launch(between_backward_kernel<V>, dim3(parts, s.archs * s.edges), kThreads,
+         shared_bytes(layout, sizeof(T)), stream, Job<V>{graph, gradients, layout, node, 0, parts});
 }
 
-template <class T>
+template <class V>
 int weight_part_count(const GraphShape& s) {
   // Every part is a matrix to be added up in the end: fewer parts of large ones.
-  const int tiles = tile_count(tile_layout(s, 1, sizeof(T), true).tile, s);
+  const int tiles = tile_count(tile_layout(s, 1, sizeof(Compute<V>), true).tile, s);
   return std::min(tiles, std::max(16, std::min(kMaxParts, (1 << 18) / (s.padded * s.padded))));
 }
 
-#define ASNG_INSTANTIATE(T)                                                                \
-  template void half_backward(const Graph<T>&, const Gradients<T>&, int, int, CudaStream); \
-  template void between_backward(const Graph<T>&, const Gradients<T>&, int, CudaStream);   \
-  template int weight_part_count<T>(const GraphShape&);
+#define ASNG_INSTANTIATE(V)                                                                \
+  template void half_backward(const Graph<V>&, const Gradients<V>&, int, int, CudaStream); \
+  template void between_backward(const Graph<V>&, const Gradients<V>&, int, CudaStream);   \
+  template int weight_part_count<V>(const GraphShape&);
 ASNG_INSTANTIATE(float)
 ASNG_INSTANTIATE(double)
+ASNG_INSTANTIATE(BFloat16)
 #undef ASNG_INSTANTIATE
 
 }  // namespace asng::cuda

@@ -79,7 +79,7 @@ inline void check(cudaError_t error, const char* what) {
 
 template <class T>
 __device__ T* dynamic_shared() {
-  extern __shared__ __align__(16) unsigned char asng_dynamic_shared[];
+  extern __shared__ __align__(32) unsigned char asng_dynamic_shared[];
   return reinterpret_cast<T*>(asng_dynamic_shared);
 }
 

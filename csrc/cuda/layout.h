@@ -10,8 +10,9 @@
 namespace asng::cuda {
 
 // What every pass needs: the plan, packed weights, partial sums.
-template <class T>
-void place_graph(Arena& arena, Graph<T>& graph, PlanJob<T>& job) {
+template <class V>
+void place_graph(Arena& arena, Graph<V>& graph, PlanJob<Compute<V>>& job) {
+  using T = Compute<V>;
   const GraphShape& s = graph.shape;
   job.shape = s;
   job.counter_count = std::max(s.archs * s.edges, 2 * s.archs);
@@ -23,13 +24,14 @@ void place_graph(Arena& arena, Graph<T>& graph, PlanJob<T>& job) {
       arena.take<double>(static_cast<int64_t>(job.counter_count) * kMaxParts * 3 * s.padded);
 }
 
-template <class T>
-void place_gradients(Arena& arena, const GraphShape& s, Gradients<T>& g) {
+template <class V>
+void place_gradients(Arena& arena, const GraphShape& s, Gradients<V>& g) {
+  using T = Compute<V>;
   const int64_t pairs = static_cast<int64_t>(s.archs) * s.edges;
-  g.parts = weight_part_count<T>(s);
-  g.depth = arena.take<T>(s.slots() * s.depth_size());
-  g.second_depth = arena.take<T>(pairs * s.out_size());
-  g.between = arena.take<T>(pairs * s.out_size());
+  g.parts = weight_part_count<V>(s);
+  g.depth = arena.take<V>(s.slots() * s.depth_size());
+  g.second_depth = arena.take<V>(pairs * s.out_size());
+  g.between = arena.take<V>(pairs * s.out_size());
   g.coefficients = arena.take<T>(pairs * 6 * s.padded);
   g.weight_parts = arena.take<T>(static_cast<int64_t>(s.slots()) * g.parts * s.slot_weights());
 }

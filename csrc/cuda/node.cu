@@ -6,20 +6,22 @@ namespace asng::cuda {
 
 namespace {
 
-template <class T>
+template <class V>
 struct Node {
-  Graph<T> graph;
+  using T = Compute<V>;
+
+  Graph<V> graph;
   PlanJob<T> plan;
-  Gradients<T> gradients;
+  Gradients<V> gradients;
 
   // `saved` is where the backward pass finds what it needs; if `keeps` is false there is none.
   Node(Arena& arena, const GraphShape& shape, bool keeps, T* saved, bool backward) {
     graph.shape = shape;
     place_graph(arena, graph, plan);
-    if (!keeps) saved = arena.take<T>(node_saved_size(shape));
-    graph.z = saved;
+    if (!keeps) saved = arena.take<T>(node_saved_size<V>(shape));
+    graph.norms = saved;
+    graph.z = saved == nullptr ? nullptr : reinterpret_cast<V*>(saved + norms_size(shape));
     graph.z_nodes = 0;
-    graph.norms = saved == nullptr ? nullptr : saved + halves_size(shape);
     plan.backward = backward;
     if (backward) place_gradients(arena, shape, gradients);
   }
@@ -27,28 +29,31 @@ struct Node {
 
 }  // namespace
 
-int64_t node_saved_size(const GraphShape& s) { return halves_size(s) + norms_size(s); }
+template <class V>
+int64_t node_saved_size(const GraphShape& s) {
+  return saved_values<V>(norms_size(s), halves_size(s));
+}
 
-template <class T>
+template <class V>
 size_t node_forward_scratch(const GraphShape& shape, bool save) {
   Arena arena(nullptr);
-  Node<T>(arena, shape, save, nullptr, false);
+  Node<V>(arena, shape, save, nullptr, false);
   return arena.used();
 }
 
-template <class T>
+template <class V>
 size_t node_backward_scratch(const GraphShape& shape) {
   Arena arena(nullptr);
-  Node<T>(arena, shape, true, nullptr, true);
+  Node<V>(arena, shape, true, nullptr, true);
   return arena.used();
 }
 
-template <class T>
-void node_forward(const GraphShape& shape, const NodeWeights<const T>& weights,
-                  const Choices& choices, const T* bank, T* out, T* saved, void* scratch,
+template <class V>
+void node_forward(const GraphShape& shape, const NodeWeights<const Compute<V>>& weights,
+                  const Choices& choices, const V* bank, V* out, Compute<V>* saved, void* scratch,
                   CudaStream stream) {
   Arena arena(scratch);
-  Node<T> node(arena, shape, saved != nullptr, saved, false);
+  Node<V> node(arena, shape, saved != nullptr, saved, false);
   node.graph.inputs = bank;
   node.graph.nodes = out;
   node.plan.inputs = choices.inputs;
@@ -59,14 +64,16 @@ void node_forward(const GraphShape& shape, const NodeWeights<const T>& weights,
   combine_forward(node.graph, 0, saved != nullptr, stream);
 }
 
-template <class T>
-void node_backward(const GraphShape& shape, const NodeWeights<const T>& weights,
-                   const Choices& choices, const T* bank, const T* grad_out, const T* saved,
-                   T* grad_bank, const NodeWeights<T>& grads, void* scratch, CudaStream stream) {
+template <class V>
+void node_backward(const GraphShape& shape, const NodeWeights<const Compute<V>>& weights,
+                   const Choices& choices, const V* bank, const V* grad_out,
+                   const Compute<V>* saved, V* grad_bank, const NodeWeights<Compute<V>>& grads,
+                   void* scratch, CudaStream stream) {
+  using T = Compute<V>;
   Arena arena(scratch);
-  Node<T> node(arena, shape, true, const_cast<T*>(saved), true);  // only read
+  Node<V> node(arena, shape, true, const_cast<T*>(saved), true);  // only read
   node.graph.inputs = bank;
-  node.gradients.nodes = const_cast<T*>(grad_out);  // the same
+  node.gradients.nodes = const_cast<V*>(grad_out);  // the same
   node.plan.inputs = choices.inputs;
   node.plan.operations = choices.operations;
   node.plan.weights = weights;
@@ -86,16 +93,18 @@ void node_backward(const GraphShape& shape, const NodeWeights<const T>& weights,
   sum_weight_parts(sum, stream);
 }
 
-#define ASNG_INSTANTIATE(T)                                                                   \
-  template size_t node_forward_scratch<T>(const GraphShape&, bool);                           \
-  template size_t node_backward_scratch<T>(const GraphShape&);                                \
-  template void node_forward(const GraphShape&, const NodeWeights<const T>&, const Choices&,  \
-                             const T*, T*, T*, void*, CudaStream);                            \
-  template void node_backward(const GraphShape&, const NodeWeights<const T>&, const Choices&, \
-                              const T*, const T*, const T*, T*, const NodeWeights<T>&, void*, \
-                              CudaStream);
+#define ASNG_INSTANTIATE(V)                                                                    \
+  template int64_t node_saved_size<V>(const GraphShape&);                                      \
+  template size_t node_forward_scratch<V>(const GraphShape&, bool);                            \
+  template size_t node_backward_scratch<V>(const GraphShape&);                                 \
+  template void node_forward<V>(const GraphShape&, const NodeWeights<const Compute<V>>&,       \
+                                const Choices&, const V*, V*, Compute<V>*, void*, CudaStream); \
+  template void node_backward<V>(const GraphShape&, const NodeWeights<const Compute<V>>&,      \
+                                 const Choices&, const V*, const V*, const Compute<V>*, V*,    \
+                                 const NodeWeights<Compute<V>>&, void*, CudaStream);
 ASNG_INSTANTIATE(float)
 ASNG_INSTANTIATE(double)
+ASNG_INSTANTIATE(BFloat16)
 #undef ASNG_INSTANTIATE
 
 }  // namespace asng::cuda

@@ -31,18 +31,18 @@ void pack_matrix(const Matrix<T>& matrix, bool backward, CudaStream stream);
 
 // half_forward.cu, half_backward.cu, combine.cu
 
-template <class T>
-void half_forward(const Graph<T>& graph, int node, int half, CudaStream stream);
-template <class T>
-void combine_forward(const Graph<T>& graph, int node, bool keeps_maxima, CudaStream stream);
-template <class T>
-void half_backward(const Graph<T>& graph, const Gradients<T>& gradients, int node, int half,
+template <class V>
+void half_forward(const Graph<V>& graph, int node, int half, CudaStream stream);
+template <class V>
+void combine_forward(const Graph<V>& graph, int node, bool keeps_maxima, CudaStream stream);
+template <class V>
+void half_backward(const Graph<V>& graph, const Gradients<V>& gradients, int node, int half,
                    CudaStream stream);
-template <class T>
-void between_backward(const Graph<T>& graph, const Gradients<T>& gradients, int node,
+template <class V>
+void between_backward(const Graph<V>& graph, const Gradients<V>& gradients, int node,
                       CudaStream stream);
 // Parts of the weights' gradients that half_backward makes.
-template <class T>
+template <class V>
 int weight_part_count(const GraphShape& shape);
 
 // gather.cu
@@ -52,35 +52,37 @@ int weight_part_count(const GraphShape& shape);
 // With `coefficients` (inputs, archs, 3, padded) also the sums for the inputs' normalisation, and
 // what no edge reads is left out; without, its gradient is zeros. Of nodes, which must have two
 // edges, the sums are those of the normalisations that end the edges.
-template <class T>
-void gather(const Graph<T>& graph, const Gradients<T>& gradients, int first, int count,
-            T* input_grads, T* coefficients, CudaStream stream);
+template <class V>
+void gather(const Graph<V>& graph, const Gradients<V>& gradients, int first, int count,
+            V* input_grads, Compute<V>* coefficients, CudaStream stream);
 // The sums for the normalisations that end the edges of a node with any number of edges.
-template <class T>
-void reduce_edges(const Graph<T>& graph, const Gradients<T>& gradients, int node,
+template <class V>
+void reduce_edges(const Graph<V>& graph, const Gradients<V>& gradients, int node,
                   CudaStream stream);
 
 // project.cu, project_backward.cu
 
 // What a cell reads and makes.
-template <class T>
+template <class V>
 struct Input {
-  const T* x = nullptr;  // (archs or 1, images, height, width, padded)
+  const V* x = nullptr;  // (archs or 1, images, height, width, padded)
   int padded = 0, height = 0, width = 0;
   bool factorized = false;
-  T* grad = nullptr;  // null: not wanted
+  V* grad = nullptr;  // null: not wanted
 };
 
-template <class T>
+template <class V>
 struct CellJob {
-  Graph<T> graph;
-  Input<T> inputs[2];
+  using T = Compute<V>;
+
+  Graph<V> graph;
+  Input<V> inputs[2];
   const T* packed[3] = {nullptr, nullptr, nullptr};  // of older, newer and output
-  T* y = nullptr;                                    // (archs, out_size)
+  V* y = nullptr;                                    // (archs, out_size)
   T* y_norms = nullptr;                              // (archs, 2, padded)
   // Backward.
-  const T* grad_y = nullptr;
-  const T* input_grads = nullptr;                    // see gather
+  const V* grad_y = nullptr;
+  const V* input_grads = nullptr;                    // see gather
   const T* input_coefficients = nullptr;             // (2, archs, 3, padded)
   T* y_coefficients = nullptr;                       // (archs, 3, padded)
   T* weight_parts[3] = {nullptr, nullptr, nullptr};  // (archs, parts, padded, depth)
@@ -94,19 +96,19 @@ struct CellJob {
   }
 };
 
-template <class T>
-void project_inputs(const CellJob<T>& job, CudaStream stream);
-template <class T>
-void project_output(const CellJob<T>& job, CudaStream stream);
-template <class T>
-void reduce_output(const CellJob<T>& job, CudaStream stream);
-template <class T>
-void project_output_backward(const CellJob<T>& job, const Gradients<T>& gradients,
+template <class V>
+void project_inputs(const CellJob<V>& job, CudaStream stream);
+template <class V>
+void project_output(const CellJob<V>& job, CudaStream stream);
+template <class V>
+void reduce_output(const CellJob<V>& job, CudaStream stream);
+template <class V>
+void project_output_backward(const CellJob<V>& job, const Gradients<V>& gradients,
                              CudaStream stream);
-template <class T>
-void project_inputs_backward(const CellJob<T>& job, CudaStream stream);
+template <class V>
+void project_inputs_backward(const CellJob<V>& job, CudaStream stream);
 // Parts of a projection's weight gradient, (padded, depth), with so many output pixels.
-template <class T>
+template <class V>
 int projection_part_count(int64_t pixels, int padded, int depth);
 
 // weights.cu

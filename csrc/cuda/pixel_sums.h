@@ -47,8 +47,8 @@ inline int pixel_parts(int64_t pixels, int padded) {
 }
 
 // Adds Σ g and Σ g·normalised to the totals.
-template <class T>
-__device__ void sum_gradient(const T* g, const T* z, const T* norm, int pixels, int padded,
+template <class V, class T>
+__device__ void sum_gradient(const V* g, const V* z, const T* norm, int pixels, int padded,
                              int part, int parts, T* shared, double* totals) {
   sum_pixels(pixels, padded, part, parts, shared, totals, [&](int pixel, int c, Quad<T>(&sums)[3]) {
     const int64_t at = static_cast<int64_t>(pixel) * padded + c;

@@ -32,6 +32,7 @@ struct GraphShape {
   int out_height = 0, out_width = 0;  // of the nodes
   int stride = 1;                     // of operations on inputs
   unsigned shared = 0;  // bit i: all architectures share input i, kept as that of the first
+  bool tf32 = false;    // whether products of float32 matrices may round their factors to TF32
 
   ASNG_HD int64_t in_size() const { return static_cast<int64_t>(images) * height * width * padded; }
   ASNG_HD int64_t out_size() const {

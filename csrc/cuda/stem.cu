@@ -10,20 +10,22 @@ namespace asng::cuda {
 
 namespace {
 
-template <class T>
+template <class V>
 struct StemJob {
+  using T = Compute<V>;
+
   int images = 0, height = 0, width = 0, in_channels = 0, channels = 0, padded = 0;
-  const T* x = nullptr;  // (images, height, width, in_channels)
+  const V* x = nullptr;  // (images, height, width, in_channels)
   const T* packed = nullptr;
   const T* scale = nullptr;
   const T* bias = nullptr;
   T* norm = nullptr;  // (2, padded)
-  T* z = nullptr;     // (images, height, width, padded)
-  T* y = nullptr;     // the same
+  V* z = nullptr;     // (images, height, width, padded)
+  V* y = nullptr;     // the same
   double* partials = nullptr;
   unsigned* counter = nullptr;
   // Backward.
-  const T* grad_y = nullptr;
+  const V* grad_y = nullptr;
   T* coefficients = nullptr;  // (3, padded)
   T* weight_parts = nullptr;  // (parts, padded, depth)
   int parts = 0;
@@ -33,9 +35,9 @@ struct StemJob {
   ASNG_HD int depth() const { return padded_channels(9 * in_channels); }
 };
 
-template <class T>
-__device__ Source<T> window_source(const StemJob<T>& job) {
-  Source<T> s;
+template <class V>
+__device__ Source<V> window_source(const StemJob<V>& job) {
+  Source<V> s;
   s.x = job.x;
   s.channels = job.depth();
   s.height = job.height;
@@ -44,46 +46,55 @@ __device__ Source<T> window_source(const StemJob<T>& job) {
   return s;
 }
 
-template <class T>
-__device__ ProjectShape project_shape(const StemJob<T>& job) {
+template <class V>
+__device__ ProjectShape project_shape(const StemJob<V>& job) {
   return {job.images, job.height, job.width, job.padded};
 }
 
-template <class T>
-__global__ __launch_bounds__(kThreads) void stem_kernel(const StemJob<T> job, int parts) {
+template <bool kTensorCores, class V>
+__global__ __launch_bounds__(kThreads) void stem_kernel(const StemJob<V> job, int parts) {
+  using T = Compute<V>;
   double* totals = dynamic_shared<double>();
   T* shared = reinterpret_cast<T*>(totals + 3 * job.padded);
   clear(totals, 2 * job.padded);
   const ProjectShape shape = project_shape(job);
-  project_forward([&](int) { return window_source(job); }, 1, shape, job.packed, blockIdx.x, parts,
-                  job.z, totals, shared);
+  project_forward<kTensorCores>([&](int) { return window_source(job); }, 1, shape, job.packed,
+                                blockIdx.x, parts, job.z, totals, shared);
   if (sum_over_blocks(totals, 2 * job.padded, job.partials, job.counter, blockIdx.x, parts)) {
     finish_norm(totals, shape.pixels(), job.padded, job.norm);
   }
 }
 
-template <class T>
-__global__ __launch_bounds__(kThreads) void stem_normalise_kernel(const StemJob<T> job) {
-  const int64_t count = static_cast<int64_t>(job.images) * job.height * job.width * job.padded / 4;
+template <class V>
+__global__ __launch_bounds__(kThreads) void stem_normalise_kernel(const StemJob<V> job) {
+  using T = Compute<V>;
+  constexpr int kValues = 4 * kWide<V>;
+  const int pieces = job.padded / kValues;
+  const int64_t count = static_cast<int64_t>(job.images) * job.height * job.width * pieces;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < count;
        i += static_cast<int64_t>(gridDim.x) * kThreads) {
-    const int c = static_cast<int>(i % (job.padded / 4)) * 4;
-    Quad<T> v = affine4(load4(job.z + i * 4), job.norm, job.padded, c);
+    const int first = static_cast<int>(i % pieces) * kValues;
+    Quad<T> v[kWide<V>];
+    load_wide(job.z + i * kValues, v);
 #pragma unroll
-    for (int k = 0; k < 4; ++k) {
-      v.v[k] = c + k < job.channels ? v.v[k] * job.scale[c + k] + job.bias[c + k] : T(0);
+    for (int k = 0; k < kValues; ++k) {
+      if (k % 4 == 0) v[k / 4] = affine4(v[k / 4], job.norm, job.padded, first + k);
+      const int c = first + k;
+      T& value = v[k / 4].v[k % 4];
+      value = c < job.channels ? value * job.scale[c] + job.bias[c] : T(0);
     }
-    store4(job.y + i * 4, v);
+    write_wide(job.y + i * kValues, v);
   }
 }
 
-template <class T>
-__global__ __launch_bounds__(kThreads) void stem_reduce_kernel(const StemJob<T> job, int parts) {
+template <class V>
+__global__ __launch_bounds__(kThreads) void stem_reduce_kernel(const StemJob<V> job, int parts) {
+  using T = Compute<V>;
   const int padded = job.padded, pixels = project_shape(job).pixels();
   double* totals = dynamic_shared<double>();
   T* shared = reinterpret_cast<T*>(totals + 3 * padded);
   clear(totals, 3 * padded);
-  sum_gradient<T>(job.grad_y, job.z, job.norm, pixels, padded, blockIdx.x, parts, shared, totals);
+  sum_gradient(job.grad_y, job.z, job.norm, pixels, padded, blockIdx.x, parts, shared, totals);
   if (!sum_over_blocks(totals, 2 * padded, job.partials, job.counter, blockIdx.x, parts)) return;
   finish_gradient(totals, totals + padded, pixels, padded, job.norm, true, 1.0, job.coefficients);
   __syncthreads();
@@ -96,25 +107,28 @@ __global__ __launch_bounds__(kThreads) void stem_reduce_kernel(const StemJob<T> 
   }
 }
 
-template <class T>
-__global__ __launch_bounds__(kThreads) void stem_backward_kernel(const StemJob<T> job) {
+template <bool kTensorCores, class V>
+__global__ __launch_bounds__(kThreads) void stem_backward_kernel(const StemJob<V> job) {
+  using T = Compute<V>;
   const int channel = blockIdx.y * kSourceChunk, depth = job.depth();
   // The images need no gradient, so neither does this product need a weight.
-  project_backward(window_source(job), channel, min(depth - channel, kSourceChunk),
-                   project_shape(job), job.grad_y, job.z, job.coefficients,
-                   static_cast<const T*>(nullptr), depth, false, blockIdx.x, job.parts,
-                   job.weight_parts + static_cast<int64_t>(blockIdx.x) * job.padded * depth,
-                   dynamic_shared<T>(), [](int, int, const Quad<T>&) {});
+  project_backward<kTensorCores>(
+      window_source(job), channel, min(depth - channel, kSourceChunk), project_shape(job),
+      job.grad_y, job.z, job.coefficients, static_cast<const T*>(nullptr), depth, false, blockIdx.x,
+      job.parts, job.weight_parts + static_cast<int64_t>(blockIdx.x) * job.padded * depth,
+      dynamic_shared<T>(), [](int, int, const Quad<T>&) {});
 }
 
-template <class T>
-int64_t pixel_count(const StemJob<T>& job) {
+template <class V>
+int64_t pixel_count(const StemJob<V>& job) {
   return static_cast<int64_t>(job.images) * job.height * job.width;
 }
 
-template <class T>
+template <class V>
 struct Memory {
-  StemJob<T> job;
+  using T = Compute<V>;
+
+  StemJob<V> job;
   Matrix<T> matrix;
   MatrixGradient<T> gradient;
 
@@ -137,7 +151,7 @@ struct Memory {
       return;
     }
     job.coefficients = arena.take<T>(3 * s.padded);
-    job.parts = projection_part_count<T>(pixel_count(job), s.padded, job.depth());
+    job.parts = projection_part_count<V>(pixel_count(job), s.padded, job.depth());
     job.weight_parts = arena.take<T>(job.parts * matrix.shape.packed_size());
     gradient.shape = matrix.shape;
     gradient.weight_parts = job.weight_parts;
@@ -146,31 +160,33 @@ struct Memory {
   }
 
   // Of `saved`, which a backward pass only reads.
-  void set(const StemShape& s, const T* x, const T* scale, T* saved) {
+  void set(const StemShape& s, const V* x, const T* scale, T* saved) {
     job.x = x;
     job.scale = scale;
     job.norm = saved;
-    job.z = saved + 2 * s.padded;
+    job.z = reinterpret_cast<V*>(saved + 2 * s.padded);
   }
 };
 
 }  // namespace
 
-template <class T>
+template <class V>
 size_t stem_scratch(const StemShape& shape, bool backward) {
   Arena arena(nullptr);
-  Memory<T>(arena, shape, backward);
+  Memory<V>(arena, shape, backward);
   return arena.used();
 }
 
-template <class T>
-void stem_forward(const StemShape& shape, const T* weight, const T* scale, const T* bias,
-                  const T* x, T* y, T* saved, void* scratch, CudaStream stream) {
+template <class V>
+void stem_forward(const StemShape& shape, const Compute<V>* weight, const Compute<V>* scale,
+                  const Compute<V>* bias, const V* x, V* y, Compute<V>* saved, void* scratch,
+                  CudaStream stream) {
+  using T = Compute<V>;
   Arena arena(scratch);
-  Memory<T> memory(arena, shape, false);
+  Memory<V> memory(arena, shape, false);
   memory.set(shape, x, scale, saved);
   memory.matrix.weight = weight;
-  StemJob<T>& job = memory.job;
+  StemJob<V>& job = memory.job;
   job.bias = bias;
   job.y = y;
   fill_zero(job.counter, sizeof(unsigned), stream);
@@ -178,46 +194,54 @@ void stem_forward(const StemShape& shape, const T* weight, const T* scale, const
   const int run = project_pixels(job.padded);
   const int64_t runs = (pixel_count(job) + run - 1) / run;
   const int parts = static_cast<int>(std::min<int64_t>(runs, kMaxParts));
-  launch(stem_kernel<T>, parts, kThreads,
+  const auto kernel = choose_kernel<V>(
+      shape.tf32, [](auto tensor_cores) { return &stem_kernel<tensor_cores(), V>; });
+  launch(kernel, parts, kThreads,
          3 * static_cast<size_t>(job.padded) * sizeof(double) + kProjectValues * sizeof(T), stream,
          job, parts);
-  const int64_t blocks = (shape.out_size() / 4 + kThreads - 1) / kThreads;
-  launch(stem_normalise_kernel<T>, static_cast<unsigned>(std::min<int64_t>(blocks, 4096)), kThreads,
+  const int64_t pieces = shape.out_size() / (4 * kWide<V>);
+  const int64_t blocks = (pieces + kThreads - 1) / kThreads;
+  launch(stem_normalise_kernel<V>, static_cast<unsigned>(std::min<int64_t>(blocks, 4096)), kThreads,
          0, stream, job);
 }
 
-template <class T>
-void stem_backward(const StemShape& shape, const T* scale, const T* x, const T* grad_y,
-                   const T* saved, T* grad_weight, T* grad_scale, T* grad_bias, void* scratch,
-                   CudaStream stream) {
+template <class V>
+void stem_backward(const StemShape& shape, const Compute<V>* scale, const V* x, const V* grad_y,
+                   const Compute<V>* saved, Compute<V>* grad_weight, Compute<V>* grad_scale,
+                   Compute<V>* grad_bias, void* scratch, CudaStream stream) {
+  using T = Compute<V>;
   Arena arena(scratch);
-  Memory<T> memory(arena, shape, true);
+  Memory<V> memory(arena, shape, true);
   memory.set(shape, x, scale, const_cast<T*>(saved));
-  StemJob<T>& job = memory.job;
+  StemJob<V>& job = memory.job;
   job.grad_y = grad_y;
   job.grad_scale = grad_scale;
   job.grad_bias = grad_bias;
   fill_zero(job.counter, sizeof(unsigned), stream);
   const int parts = pixel_parts(pixel_count(job), job.padded);
-  launch(stem_reduce_kernel<T>, parts, kThreads, pixel_sums_bytes(job.padded, sizeof(T)), stream,
+  launch(stem_reduce_kernel<V>, parts, kThreads, pixel_sums_bytes(job.padded, sizeof(T)), stream,
          job, parts);
-  launch(stem_backward_kernel<T>, dim3(job.parts, (job.depth() + kSourceChunk - 1) / kSourceChunk),
-         kThreads, static_cast<size_t>(project_backward_values(job.padded, sizeof(T))) * sizeof(T),
-         stream, job);
+  const auto kernel = choose_kernel<V>(
+      shape.tf32, [](auto tensor_cores) { return &stem_backward_kernel<tensor_cores(), V>; });
+  launch(kernel, dim3(job.parts, (job.depth() + kSourceChunk - 1) / kSourceChunk), kThreads,
+         static_cast<size_t>(project_backward_values(job.padded, sizeof(T))) * sizeof(T), stream,
+         job);
   WeightJob<T> sum;
   sum.matrices[0] = memory.gradient;
   sum.matrices[0].grad = grad_weight;
   sum_weight_parts(sum, stream);
 }
 
-#define ASNG_INSTANTIATE(T)                                                                     \
-  template size_t stem_scratch<T>(const StemShape&, bool);                                      \
-  template void stem_forward(const StemShape&, const T*, const T*, const T*, const T*, T*, T*,  \
-                             void*, CudaStream);                                                \
-  template void stem_backward(const StemShape&, const T*, const T*, const T*, const T*, T*, T*, \
-                              T*, void*, CudaStream);
+#define ASNG_INSTANTIATE(V)                                                                       \
+  template size_t stem_scratch<V>(const StemShape&, bool);                                        \
+  template void stem_forward<V>(const StemShape&, const Compute<V>*, const Compute<V>*,           \
+                                const Compute<V>*, const V*, V*, Compute<V>*, void*, CudaStream); \
+  template void stem_backward<V>(const StemShape&, const Compute<V>*, const V*, const V*,         \
+                                 const Compute<V>*, Compute<V>*, Compute<V>*, Compute<V>*, void*, \
+                                 CudaStream);
 ASNG_INSTANTIATE(float)
 ASNG_INSTANTIATE(double)
+ASNG_INSTANTIATE(BFloat16)
 #undef ASNG_INSTANTIATE
 
 }  // namespace asng::cuda

@@ -10,9 +10,10 @@ namespace {
 
 struct StemCall {
   StemShape shape;
-  ScalarType dtype;
+  ScalarType dtype;  // of the images
 
-  StemCall(const Tensor& images, const Tensor& weight, const Tensor& scale, const Tensor& bias) {
+  StemCall(const Tensor& images, const Tensor& weight, const Tensor& scale, const Tensor& bias,
+           bool tf32) {
     STD_TORCH_CHECK(images.dim() == 4 && weight.dim() == 4,
                     "images and weight must have 4 dimensions, got ", images.dim(), " and ",
                     weight.dim());
@@ -23,47 +24,58 @@ struct StemCall {
     shape.in_channels = narrow(images.size(3));
     shape.channels = narrow(weight.size(0));
     shape.padded = padded_channels(shape.channels);
+    shape.tf32 = tf32;
     STD_TORCH_CHECK(shape.channels > 0, "weight must not be empty");
     STD_TORCH_CHECK(
         images.size(0) * images.size(1) * images.size(2) < std::numeric_limits<int32_t>::max() / 4,
         "images must have fewer pixels");
-    check_like(weight, "weight", dtype, {shape.channels, shape.in_channels, 3, 3}, images);
-    check_like(scale, "scale", dtype, {shape.channels}, images);
-    check_like(bias, "bias", dtype, {shape.channels}, images);
+    const ScalarType compute = compute_type(dtype);
+    check_like(weight, "weight", compute, {shape.channels, shape.in_channels, 3, 3}, images);
+    check_like(scale, "scale", compute, {shape.channels}, images);
+    check_like(bias, "bias", compute, {shape.channels}, images);
   }
 
   std::vector<int64_t> out_sizes() const {
     return {1, shape.images, shape.height, shape.width, shape.padded};
   }
+  int64_t saved_size() const {
+    int64_t size = 0;
+    with_type(dtype, [&](auto type) { size = shape.saved_size<decltype(type)>(); });
+    return size;
+  }
 };
 
-std::tuple<Tensor, Tensor> stem(Tensor images, Tensor weight, Tensor scale, Tensor bias) {
-  const StemCall call(images, weight, scale, bias);
+std::tuple<Tensor, Tensor> stem(Tensor images, Tensor weight, Tensor scale, Tensor bias,
+                                bool tf32) {
+  const StemCall call(images, weight, scale, bias, tf32);
   const Current current(images);
   Tensor out = new_tensor(images, call.out_sizes());
-  Tensor saved = new_tensor(images, {call.shape.saved_size()});
+  Tensor saved = new_saved(images, call.saved_size());
   with_type(call.dtype, [&](auto type) {
-    using T = decltype(type);
-    const Tensor scratch = new_scratch(images, stem_scratch<T>(call.shape, false));
-    stem_forward<T>(call.shape, data<T>(weight), data<T>(scale), data<T>(bias), data<T>(images),
-                    data<T>(out), data<T>(saved), scratch.data_ptr(), current.stream());
+    using V = decltype(type);
+    using T = Compute<V>;
+    const Tensor scratch = new_scratch(images, stem_scratch<V>(call.shape, false));
+    stem_forward<V>(call.shape, data<T>(weight), data<T>(scale), data<T>(bias), data<V>(images),
+                    data<V>(out), data<T>(saved), scratch.data_ptr(), current.stream());
   });
   return {out, saved};
 }
 
 std::tuple<Tensor, Tensor, Tensor> stem_backward_operator(Tensor grad, Tensor images, Tensor saved,
-                                                          Tensor weight, Tensor scale,
-                                                          Tensor bias) {
-  const StemCall call(images, weight, scale, bias);
+                                                          Tensor weight, Tensor scale, Tensor bias,
+                                                          bool tf32) {
+  const StemCall call(images, weight, scale, bias, tf32);
   check_like(grad, "grad", call.dtype, call.out_sizes(), images);
   check_aligned(grad, "grad");
-  check_like(saved, "saved", call.dtype, {call.shape.saved_size()}, images);
+  check_like(saved, "saved", compute_type(call.dtype), {call.saved_size()}, images);
+  check_aligned(saved, "saved");
   const Current current(images);
   Tensor grad_weight = new_like(weight), grad_scale = new_like(scale), grad_bias = new_like(bias);
   with_type(call.dtype, [&](auto type) {
-    using T = decltype(type);
-    const Tensor scratch = new_scratch(images, stem_scratch<T>(call.shape, true));
-    stem_backward<T>(call.shape, data<T>(scale), data<T>(images), data<T>(grad), data<T>(saved),
+    using V = decltype(type);
+    using T = Compute<V>;
+    const Tensor scratch = new_scratch(images, stem_scratch<V>(call.shape, true));
+    stem_backward<V>(call.shape, data<T>(scale), data<V>(images), data<V>(grad), data<T>(saved),
                      data<T>(grad_weight), data<T>(grad_scale), data<T>(grad_bias),
                      scratch.data_ptr(), current.stream());
   });

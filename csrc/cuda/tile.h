@@ -7,6 +7,7 @@
 #include <string>
 
 #include "graph.h"
+#include "tensor_cores.h"
 
 namespace asng::cuda {
 
@@ -22,7 +23,8 @@ struct Tile {
   ASNG_HD int pixels() const { return height * width; }
 };
 
-// Places in dynamic shared memory, counted in values behind 3·padded sums in double precision.
+// Places in dynamic shared memory, counted in values behind 3·padded sums in double precision, and
+// multiples of 8 but for the taps and the groups.
 struct TileLayout {
   Tile tile;
   int padded;
@@ -37,6 +39,14 @@ struct TileLayout {
   ASNG_HD int source_row() const { return tile.chunk + 4; }
   ASNG_HD size_t sums_bytes() const { return 3 * static_cast<size_t>(padded) * sizeof(double); }
 };
+
+// As choose_kernel, for products of a tile's pixels and a 1×1 weight: on the tensor cores if their
+// sums fit into registers.
+template <class V, class F>
+auto choose_tile_kernel(const TileLayout& l, bool tf32, F f) {
+  const bool fits = l.tile.pixels() * l.padded <= kLargestProduct;
+  return fits ? choose_kernel<V>(tf32, f) : f(std::false_type());
+}
 
 // A block's shared memory must fit; `channels` is what it depends on.
 inline void check_shared(size_t bytes, int channels) {
@@ -70,7 +80,7 @@ inline TileLayout tile_layout(const GraphShape& s, int stride, size_t value_byte
   l.row = s.padded + 4;
   l.source = pixels * l.row;
   // A factorized reduction has its pixels and groups here instead; its backward pass begins at 0.
-  const int source = height * width * l.source_row();
+  const int source = (height * width * l.source_row() + 7) / 8 * 8;
   l.taps = l.source + (stride == 2 && !backward ? std::max(source, kProjectValues) : source);
   l.groups = l.taps + 25 * l.tile.chunk;
   l.grad = l.groups + pixels / 4 * 2 * s.padded;
@@ -118,25 +128,30 @@ __device__ inline int64_t tile_pixel(const Tile& t, const GraphShape& s, const T
 
 // The input that K×K windows with stride S of a tile's pixels see, `chunk` channels from `channel`;
 // zeros beyond the edge.
-template <int K, int S, bool kRelu, class T>
-__device__ void load_source(const State<T>& from, int padded, const Tile& t, const TilePlace& at,
-                            int channel, int row, T* to) {
-  const int quads = t.chunk / 4, quad = threadIdx.x % quads * 4;
+template <int K, int S, bool kRelu, class V>
+__device__ void load_source(const State<V>& from, int padded, const Tile& t, const TilePlace& at,
+                            int channel, int row, Compute<V>* to) {
+  using T = Compute<V>;
+  const int pieces = t.chunk / (4 * kWide<V>), piece = threadIdx.x % pieces * 4 * kWide<V>;
   const int columns = (t.width - 1) * S + K, count = ((t.height - 1) * S + K) * columns;
-  const int step = kThreads / quads;
-  const T* image = from.x + static_cast<int64_t>(at.image) * from.height * from.width * padded;
+  const int step = kThreads / pieces;
+  const V* image = from.x + static_cast<int64_t>(at.image) * from.height * from.width * padded;
   const int top = at.y * S - K / 2, left = at.x * S - K / 2;
-  int place = threadIdx.x / quads;
+  int place = threadIdx.x / pieces;
   int r = place / columns, c = place - r * columns;
   for (; place < count; place += step) {
     const int y = top + r, x = left + c;
-    Quad<T> v = fill4(T(0));
+    Quad<T> v[kWide<V>] = {};
     if (y >= 0 && y < from.height && x >= 0 && x < from.width) {
-      v = load4(image + (static_cast<int64_t>(y) * from.width + x) * padded + channel + quad);
-      v = affine4(v, from.norm, padded, channel + quad);
-      if (kRelu) v = relu4(v);
+      load_wide(image + (static_cast<int64_t>(y) * from.width + x) * padded + channel + piece, v);
+#pragma unroll
+      for (int i = 0; i < kWide<V>; ++i) {
+        v[i] = affine4(v[i], from.norm, padded, channel + piece + 4 * i);
+        if (kRelu) v[i] = relu4(v[i]);
+      }
     }
-    store4(to + place * row + quad, v);
+#pragma unroll
+    for (int i = 0; i < kWide<V>; ++i) store4(to + place * row + piece + 4 * i, v[i]);
     for (c += step; c >= columns; c -= columns) ++r;
   }
 }
@@ -246,7 +261,7 @@ class OuterProduct {
       for (int i = 0; i < 4; ++i) sums[i] = first ? fill4(T(0)) : load4(to + i * memory_row);
       add_block(block, left, left_row, right, right_row, 0, 1, pixels, sums);
 #pragma unroll
-      for (int i = 0; i < 4; ++i) store4(to + i * memory_row, sums[i]);
+      for (int i = 0; i < 4; ++i) write4(to + i * memory_row, sums[i]);
     }
   }
 
@@ -256,7 +271,7 @@ class OuterProduct {
     const int t = threadIdx.x;
     for (int block = t + kSlots * kThreads; !added && block < count_; block += kThreads) {
       for (int i = 0; i < 4; ++i) {
-        store4(place(block, memory, memory_row) + i * memory_row, fill4(T(0)));
+        write4(place(block, memory, memory_row) + i * memory_row, fill4(T(0)));
       }
     }
     if (groups_ == 1) {
@@ -266,7 +281,7 @@ class OuterProduct {
         if (block < count_) {
           T* to = place(block, memory, memory_row);
 #pragma unroll
-          for (int i = 0; i < 4; ++i) store4(to + i * memory_row, sums_[s][i]);
+          for (int i = 0; i < 4; ++i) write4(to + i * memory_row, sums_[s][i]);
         }
       }
       return;
@@ -280,7 +295,7 @@ class OuterProduct {
       const int block = item / 4, i = item - block * 4;
       Quad<T> sum = fill4(T(0));
       for (int g = 0; g < groups_; ++g) sum += load4(shared + (g * count_ + block) * 16 + i * 4);
-      store4(place(block, memory, memory_row) + i * memory_row, sum);
+      write4(place(block, memory, memory_row) + i * memory_row, sum);
     }
   }
 
@@ -311,5 +326,9 @@ class OuterProduct {
   Quad<T> sums_[kSlots][4];
   int across_, count_, groups_;
 };
+
+// Sums over pixels on the tensor cores or not.
+template <bool kTensorCores, class T>
+using PixelProduct = std::conditional_t<kTensorCores, TileOuterProduct, OuterProduct<T>>;
 
 }  // namespace asng::cuda

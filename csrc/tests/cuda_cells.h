@@ -6,10 +6,12 @@
 #include <limits>
 #include <new>
 #include <random>
+#include <type_traits>
 #include <vector>
 
 #include "../cpu/cell.h"
 #include "../cuda/cells.h"
+#include "cuda_on_cpu.h"
 
 namespace asng::test {
 
@@ -43,6 +45,25 @@ using Tensors = std::vector<std::vector<T>>;
 template <class T>
 std::vector<T> take(const Memory& memory, int64_t count) {
   return std::vector<T>(memory.as<T>(), memory.as<T>() + count);
+}
+
+// One number in another type; to bfloat16 it is rounded.
+template <class To, class From>
+To converted1(From value) {
+  if constexpr (std::is_same_v<To, cuda::BFloat16>) {
+    return {__float2bfloat16(static_cast<float>(value)).bits};
+  } else if constexpr (std::is_same_v<From, cuda::BFloat16>) {
+    return static_cast<To>(__bfloat162float({value.bits}));
+  } else {
+    return static_cast<To>(value);
+  }
+}
+template <class To, class From>
+std::vector<To> converted(const std::vector<From>& values) {
+  std::vector<To> result;
+  result.reserve(values.size());
+  for (const From value : values) result.push_back(converted1<To>(value));
+  return result;
 }
 
 // ‖a − b‖ / (‖b‖ + 1e-3); infinite if one holds a NaN.
@@ -99,6 +120,16 @@ struct OperationWeights {
       pointwise[kind] = draw.normal<T>(edges * 2 * channels * channels);
     }
     reduction = draw.normal<T>(reductions * channels * channels);
+  }
+
+  // The same numbers in another type.
+  template <class U>
+  explicit OperationWeights(const OperationWeights<U>& other)
+      : reduction(converted<T>(other.reduction)) {
+    for (int kind = 0; kind < 2; ++kind) {
+      depthwise[kind] = converted<T>(other.depthwise[kind]);
+      pointwise[kind] = converted<T>(other.pointwise[kind]);
+    }
   }
 
   void fill(T value) {

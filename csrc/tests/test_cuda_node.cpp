@@ -5,121 +5,11 @@
 #include <string>
 
 #include "check.h"
-#include "cuda_cells.h"
+#include "cuda_node_example.h"
 #include "cuda_on_cpu.h"
 
 namespace asng::test {
 namespace {
-
-struct NodeCase {
-  int channels = 16, images = 2, height = 5, width = 4, stride = 1, inputs = 2;
-  std::vector<int32_t> input, operation;  // (archs, edges)
-  int archs = 1;
-};
-
-template <class T>
-struct NodeExample {
-  NodeCase c;
-  int edges, out_height, out_width, padded;
-  Draw draw{7};
-  std::vector<T> bank, probe;
-  OperationWeights<T> weights;
-
-  explicit NodeExample(const NodeCase& node)
-      : c(node),
-        edges(static_cast<int>(node.input.size()) / node.archs),
-        out_height((node.height + node.stride - 1) / node.stride),
-        out_width((node.width + node.stride - 1) / node.stride),
-        padded(cuda::padded_channels(node.channels)),
-        bank(draw.images<T>(static_cast<int64_t>(c.inputs) * c.archs * in_pixels(), c.channels)),
-        probe(draw.images<T>(static_cast<int64_t>(c.archs) * out_pixels(), c.channels)),
-        weights(draw, c.inputs, c.inputs, c.channels) {}
-
-  int64_t in_pixels() const { return static_cast<int64_t>(c.images) * c.height * c.width; }
-  int64_t out_pixels() const { return static_cast<int64_t>(c.images) * out_height * out_width; }
-
-  Tensors<T> on_cpu() {
-    cpu::NodeShape s;
-    s.archs = c.archs;
-    s.inputs = s.state_stride = c.inputs;
-    s.edges = edges;
-    s.images = c.images;
-    s.out_height = out_height;
-    s.out_width = out_width;
-    s.channels = c.channels;
-    s.padded = padded;
-    s.reduced_inputs = c.stride == 2 ? c.inputs : 0;
-    std::vector<T> out(probe.size()), grad_bank(bank.size());
-    std::vector<cpu::State<T>> states;
-    for (int arch = 0; arch < c.archs; ++arch) {
-      for (int input = 0; input < c.inputs; ++input) {
-        const int64_t offset =
-            (static_cast<int64_t>(input) * c.archs + arch) * in_pixels() * padded;
-        cpu::State<T> state;
-        state.x = bank.data() + offset;
-        state.grad = grad_bank.data() + offset;
-        state.has_grad = true;
-        state.height = c.height;
-        state.width = c.width;
-        states.push_back(state);
-      }
-    }
-    OperationWeights<T> grads = weights;
-    grads.fill(0);
-    cpu::Node<T> node(s, weights.template pointers<cpu::NodeWeights<const T>>(), c.input.data(),
-                      c.operation.data(), edges);
-    std::vector<T> saved(static_cast<size_t>(s.saved_bound()));
-    cpu::Bump<T> memory(saved.data(), s.saved_bound());
-    node.place(memory);
-    node.forward(states, out.data());
-    node.backward(states, probe.data(), grads.template pointers<cpu::NodeWeights<T>>());
-    Tensors<T> result = {out, grad_bank};
-    grads.append_to(result);
-    return result;
-  }
-
-  cuda::GraphShape shape() const {
-    cuda::GraphShape s;
-    s.archs = c.archs;
-    s.nodes = 1;
-    s.edges = edges;
-    s.inputs = c.inputs;
-    s.images = c.images;
-    s.channels = c.channels;
-    s.padded = padded;
-    s.height = c.height;
-    s.width = c.width;
-    s.out_height = out_height;
-    s.out_width = out_width;
-    s.stride = c.stride;
-    return s;
-  }
-
-  Tensors<T> on_cuda(bool save = true) {
-    const cuda::GraphShape s = shape();
-    const auto pointers = weights.template pointers<cuda::NodeWeights<const T>>();
-    const cuda::Choices choices = {c.input.data(), c.operation.data()};
-    const Memory out(probe.size() * sizeof(T));
-    const Memory saved(save ? static_cast<size_t>(cuda::node_saved_size(s)) * sizeof(T) : 0);
-    {
-      const Memory scratch(cuda::node_forward_scratch<T>(s, save));
-      cuda::node_forward<T>(s, pointers, choices, bank.data(), out.as<T>(),
-                            save ? saved.as<T>() : nullptr, scratch.get(), nullptr);
-    }
-    Tensors<T> result = {take<T>(out, static_cast<int64_t>(probe.size()))};
-    if (!save) return result;
-    const Memory grad_bank(bank.size() * sizeof(T));
-    OperationWeights<T> grads = weights;
-    grads.fill(std::numeric_limits<T>::quiet_NaN());
-    const Memory scratch(cuda::node_backward_scratch<T>(s));
-    cuda::node_backward<T>(s, pointers, choices, bank.data(), probe.data(), saved.as<T>(),
-                           grad_bank.as<T>(), grads.template pointers<cuda::NodeWeights<T>>(),
-                           scratch.get(), nullptr);
-    result.push_back(take<T>(grad_bank, static_cast<int64_t>(bank.size())));
-    grads.append_to(result);
-    return result;
-  }
-};
 
 template <class T>
 void compare(const NodeCase& c, double tolerance) {
@@ -137,21 +27,6 @@ void compare(const NodeCase& c, double tolerance) {
       std::fprintf(stderr, "    operation %d on input %d\n", c.operation[e], c.input[e]);
     }
   }
-}
-
-// Every operation by itself, architectures with inputs of their own.
-NodeCase single(int operation, int stride, int archs, int height, int width, int channels) {
-  NodeCase c;
-  c.channels = channels;
-  c.height = height;
-  c.width = width;
-  c.stride = stride;
-  c.archs = archs;
-  for (int arch = 0; arch < archs; ++arch) {
-    c.input.push_back(arch % 2);
-    c.operation.push_back(operation);
-  }
-  return c;
 }
 
 TEST(cuda_operations_are_those_of_the_cpu) {
@@ -198,20 +73,6 @@ TEST(cuda_many_channels) {
       }
     }
   }
-}
-
-NodeCase mixed(int stride) {
-  NodeCase c;
-  c.channels = 20;
-  c.height = 6;
-  c.width = 7;
-  c.stride = stride;
-  c.inputs = 3;
-  c.archs = 3;
-  // One edge occurs twice, one three times; two edges read one input.
-  c.input = {0, 0, 0, 1, 2, 2, 1, 1, 1};
-  c.operation = {3, 3, 4, 2, 0, 1, 0, 0, 0};
-  return c;
 }
 
 TEST(cuda_edges_may_share_inputs_and_occur_twice) {

@@ -242,12 +242,23 @@ def test_two_graphs_at_once() -> None:
     assert torch.equal(late[0], alone)
 
 
-def test_autocast() -> None:
-    _, fused = pair(torch.float32, channels=4, cells=3)
-    x = torch.randn(2, 3, 6, 6)
-    with torch.autocast("cpu", torch.bfloat16):
-        logits = fused.forward_population(x, draw(2))
-    assert torch.isfinite(logits).all()
+@pytest.mark.parametrize("device", DEVICES)
+def test_autocast(device: str) -> None:
+    settings = {"channels": 4, "cells": 3, "auxiliary": True, "image_size": 8}
+    _, fused = pair(torch.float32, **settings)
+    fused = fused.to(device)
+    x = torch.randn(8, 3, 8, 8).to(device)
+    loss, grads = [], []
+    for enabled in (False, True):
+        fused.zero_grad()
+        with torch.autocast(device, torch.bfloat16, enabled=enabled):
+            logits, auxiliary = fused.forward_population(x, draw(2))
+        loss.append(torch.cat([logits, auxiliary]).float())
+        loss[-1].square().sum().backward()
+        grads.append(torch.cat([g.flatten() for g in gradients(fused).values()]))
+        assert all(p.grad.dtype == torch.float32 for p in fused.parameters() if p.grad is not None)
+    assert (loss[1] - loss[0]).norm() < 0.1 * loss[0].norm()
+    assert (grads[1] - grads[0]).norm() < 0.5 * grads[0].norm()
 
 
 def test_architectures_on_a_device_are_not_looked_at() -> None:
@@ -324,7 +335,7 @@ def test_opcheck_of_cells(save: bool) -> None:
     *most, _, output = (w if save else w.detach() for w in fused.cells[0].weights())
     torch.library.opcheck(
         torch.ops.asng.cell,
-        (images, images, inputs[0], operations[0], *most, None, output, False, save),
+        (images, images, inputs[0], operations[0], *most, None, output, False, save, False),
         test_utils=WITHOUT_GRAPHS,
     )
 

@@ -1,0 +1,264 @@
+// A cell, and the stem, on the CPU's kernels and on the CUDA kernels that run on the CPU.
+#pragma once
+
+#include "../cpu/stem.h"
+#include "cuda_cells.h"
+
+namespace asng::test {
+
+struct CellCase {
+  int archs = 2, nodes = 3, images = 2, channels = 6, height = 5, width = 6;
+  int older_channels = 20, newer_channels = 4;
+  bool reduction = false, older_is_larger = false;
+  bool older_is_shared = false, newer_is_shared = false;
+  bool wants_older = true, wants_newer = true;
+  unsigned seed = 1;
+  bool tf32 = false;
+};
+
+template <class T>
+struct CellExample {
+  CellCase c;
+  int padded, out_height, out_width, older_height, older_width, edges;
+  Draw draw;
+  std::vector<int32_t> inputs, operations;
+  std::vector<T> older, newer, probe, older_weight, newer_weight, output_weight;
+  OperationWeights<T> weights;
+
+  explicit CellExample(const CellCase& cell)
+      : c(cell),
+        padded(cuda::padded_channels(c.channels)),
+        out_height(c.reduction ? (c.height + 1) / 2 : c.height),
+        out_width(c.reduction ? (c.width + 1) / 2 : c.width),
+        older_height(c.older_is_larger ? 2 * c.height - 1 : c.height),
+        older_width(c.older_is_larger ? 2 * c.width : c.width),
+        edges(c.nodes * (c.nodes + 3) / 2),
+        draw(c.seed),
+        older(draw.images<T>(static_cast<int64_t>(c.older_is_shared ? 1 : c.archs) * c.images *
+                                 older_height * older_width,
+                             c.older_channels)),
+        newer(draw.images<T>(
+            static_cast<int64_t>(c.newer_is_shared ? 1 : c.archs) * c.images * c.height * c.width,
+            c.newer_channels)),
+        probe(draw.images<T>(static_cast<int64_t>(c.archs) * c.images * out_height * out_width,
+                             c.channels)),
+        older_weight(draw.normal<T>(c.channels * c.older_channels)),
+        newer_weight(draw.normal<T>(c.channels * c.newer_channels)),
+        output_weight(draw.normal<T>(c.channels * c.nodes * c.channels)),
+        weights(draw, edges, c.reduction ? 2 * c.nodes : 0, c.channels) {
+    for (int arch = 0; arch < c.archs; ++arch) {
+      for (int node = 0; node < c.nodes; ++node) {
+        for (int e = 0; e < 2; ++e) {
+          inputs.push_back(draw.below(node + 2));
+          operations.push_back(draw.below(cuda::kOperationCount));
+        }
+      }
+    }
+  }
+
+  // The same numbers in another type.
+  template <class U>
+  explicit CellExample(const CellExample<U>& other)
+      : c(other.c),
+        padded(other.padded),
+        out_height(other.out_height),
+        out_width(other.out_width),
+        older_height(other.older_height),
+        older_width(other.older_width),
+        edges(other.edges),
+        draw(other.draw),
+        inputs(other.inputs),
+        operations(other.operations),
+        older(converted<T>(other.older)),
+        newer(converted<T>(other.newer)),
+        probe(converted<T>(other.probe)),
+        older_weight(converted<T>(other.older_weight)),
+        newer_weight(converted<T>(other.newer_weight)),
+        output_weight(converted<T>(other.output_weight)),
+        weights(other.weights) {}
+
+  Tensors<T> zero_weights() const {
+    return {std::vector<T>(older_weight.size()), std::vector<T>(newer_weight.size()),
+            std::vector<T>(output_weight.size())};
+  }
+
+  template <class W, class M>
+  static W pointers(M& older, M& newer, M& output, OperationWeights<T>& operations) {
+    W w;
+    w.older = older.data();
+    w.newer = newer.data();
+    w.output = output.data();
+    w.operations = operations.template pointers<decltype(w.operations)>();
+    return w;
+  }
+
+  Tensors<T> on_cpu() {
+    cpu::CellShape s;
+    s.archs = c.archs;
+    s.nodes = c.nodes;
+    s.images = c.images;
+    s.channels = c.channels;
+    s.padded = padded;
+    s.older = {c.older_is_shared ? 1 : c.archs, c.older_channels,
+               cuda::padded_channels(c.older_channels), older_height, older_width};
+    s.newer = {c.newer_is_shared ? 1 : c.archs, c.newer_channels,
+               cuda::padded_channels(c.newer_channels), c.height, c.width};
+    s.out_height = out_height;
+    s.out_width = out_width;
+    s.reduction = c.reduction;
+    s.older_is_larger = c.older_is_larger;
+    std::vector<T> y(probe.size()), saved(static_cast<size_t>(s.saved_bound()));
+    std::vector<T> grad_older(c.wants_older ? older.size() : 0);
+    std::vector<T> grad_newer(c.wants_newer ? newer.size() : 0);
+    const auto w =
+        pointers<cpu::CellWeights<const T>>(older_weight, newer_weight, output_weight, weights);
+    OperationWeights<T> grads = weights;
+    grads.fill(0);
+    Tensors<T> others = zero_weights();
+    cpu::Cell<T>(s, w, inputs.data(), operations.data())
+        .forward(older.data(), newer.data(), y.data(), saved.data());
+    cpu::Cell<T>(s, w, inputs.data(), operations.data())
+        .backward(older.data(), newer.data(), y.data(), probe.data(), saved.data(),
+                  c.wants_older ? grad_older.data() : nullptr,
+                  c.wants_newer ? grad_newer.data() : nullptr,
+                  pointers<cpu::CellWeights<T>>(others[0], others[1], others[2], grads));
+    Tensors<T> result = {y, grad_older, grad_newer, others[0], others[1], others[2]};
+    grads.append_to(result);
+    return result;
+  }
+
+  cuda::CellShape shape() const {
+    cuda::CellShape s;
+    s.graph.archs = c.archs;
+    s.graph.nodes = c.nodes;
+    s.graph.edges = 2;
+    s.graph.inputs = 2;
+    s.graph.images = c.images;
+    s.graph.channels = c.channels;
+    s.graph.padded = padded;
+    s.graph.height = c.height;
+    s.graph.width = c.width;
+    s.graph.out_height = out_height;
+    s.graph.out_width = out_width;
+    s.graph.stride = c.reduction ? 2 : 1;
+    s.graph.tf32 = c.tf32;
+    s.older = {c.older_is_shared, c.older_channels, cuda::padded_channels(c.older_channels),
+               older_height, older_width};
+    s.newer = {c.newer_is_shared, c.newer_channels, cuda::padded_channels(c.newer_channels),
+               c.height, c.width};
+    s.older_is_larger = c.older_is_larger;
+    return s;
+  }
+
+  // With images stored as V.
+  template <class V = T>
+  Tensors<T> on_cuda(bool save = true) {
+    const cuda::CellShape s = shape();
+    const std::vector<V> stored_older = converted<V>(older), stored_newer = converted<V>(newer);
+    const std::vector<V> stored_probe = converted<V>(probe);
+    const auto w =
+        pointers<cuda::CellWeights<const T>>(older_weight, newer_weight, output_weight, weights);
+    const cuda::Choices choices = {inputs.data(), operations.data()};
+    const Memory y(probe.size() * sizeof(V));
+    const Memory saved(save ? static_cast<size_t>(cuda::cell_saved_size<V>(s)) * sizeof(T) : 0);
+    {
+      const Memory scratch(cuda::cell_forward_scratch<V>(s, save));
+      cuda::cell_forward<V>(s, w, choices, stored_older.data(), stored_newer.data(), y.as<V>(),
+                            save ? saved.as<T>() : nullptr, scratch.get(), nullptr);
+    }
+    Tensors<T> result = {converted<T>(take<V>(y, static_cast<int64_t>(probe.size())))};
+    if (!save) return result;
+    const int64_t older_size = c.wants_older ? static_cast<int64_t>(older.size()) : 0;
+    const int64_t newer_size = c.wants_newer ? static_cast<int64_t>(newer.size()) : 0;
+    const Memory grad_older(older_size * sizeof(V)), grad_newer(newer_size * sizeof(V));
+    OperationWeights<T> grads = weights;
+    const T nan = std::numeric_limits<T>::quiet_NaN();
+    grads.fill(nan);
+    Tensors<T> others = zero_weights();
+    for (std::vector<T>& values : others) values.assign(values.size(), nan);
+    const Memory scratch(cuda::cell_backward_scratch<V>(s));
+    cuda::cell_backward<V>(s, w, choices, stored_older.data(), stored_newer.data(), y.as<V>(),
+                           stored_probe.data(), saved.as<T>(),
+                           c.wants_older ? grad_older.as<V>() : nullptr,
+                           c.wants_newer ? grad_newer.as<V>() : nullptr,
+                           pointers<cuda::CellWeights<T>>(others[0], others[1], others[2], grads),
+                           scratch.get(), nullptr);
+    result.push_back(converted<T>(take<V>(grad_older, older_size)));
+    result.push_back(converted<T>(take<V>(grad_newer, newer_size)));
+    for (const std::vector<T>& values : others) result.push_back(values);
+    grads.append_to(result);
+    return result;
+  }
+};
+
+struct StemCase {
+  int images, height, width, in_channels, channels;
+  bool tf32 = false;
+};
+
+template <class T>
+struct StemExample {
+  StemCase c;
+  int64_t pixels;
+  int padded;
+  std::vector<T> x, weight, scale, bias, probe;
+
+  explicit StemExample(const StemCase& stem, Draw draw = Draw(3))
+      : c(stem),
+        pixels(static_cast<int64_t>(c.images) * c.height * c.width),
+        padded(cuda::padded_channels(c.channels)),
+        x(draw.normal<T>(pixels * c.in_channels)),
+        weight(draw.normal<T>(c.channels * c.in_channels * 9)),
+        scale(draw.normal<T>(c.channels)),
+        bias(draw.normal<T>(c.channels)),
+        probe(draw.images<T>(pixels, c.channels)) {}
+
+  // The same numbers in another type.
+  template <class U>
+  explicit StemExample(const StemExample<U>& other)
+      : c(other.c),
+        pixels(other.pixels),
+        padded(other.padded),
+        x(converted<T>(other.x)),
+        weight(converted<T>(other.weight)),
+        scale(converted<T>(other.scale)),
+        bias(converted<T>(other.bias)),
+        probe(converted<T>(other.probe)) {}
+
+  Tensors<T> on_cpu() const {
+    const cpu::StemShape s = {c.images, c.height, c.width, c.in_channels, c.channels, padded};
+    std::vector<T> y(probe.size()), saved(static_cast<size_t>(s.saved_size()));
+    std::vector<T> grad_weight(weight.size()), grad_scale(scale.size()), grad_bias(bias.size());
+    cpu::Stem<T> stem(s, weight.data());
+    stem.forward(x.data(), scale.data(), bias.data(), y.data(), saved.data());
+    stem.backward(x.data(), scale.data(), probe.data(), saved.data(), grad_weight.data(),
+                  grad_scale.data(), grad_bias.data());
+    return {y, grad_weight, grad_scale, grad_bias};
+  }
+
+  // With images stored as V.
+  template <class V = T>
+  Tensors<T> on_cuda() const {
+    const cuda::StemShape s = {c.images,   c.height, c.width, c.in_channels,
+                               c.channels, padded,   c.tf32};
+    const std::vector<V> stored_x = converted<V>(x), stored_probe = converted<V>(probe);
+    const Memory out(probe.size() * sizeof(V));
+    const Memory saved(static_cast<size_t>(s.saved_size<V>()) * sizeof(T));
+    {
+      const Memory scratch(cuda::stem_scratch<V>(s, false));
+      cuda::stem_forward<V>(s, weight.data(), scale.data(), bias.data(), stored_x.data(),
+                            out.as<V>(), saved.as<T>(), scratch.get(), nullptr);
+    }
+    const T nan = std::numeric_limits<T>::quiet_NaN();
+    std::vector<T> grad_weight(weight.size(), nan), grad_scale(scale.size(), nan);
+    std::vector<T> grad_bias(bias.size(), nan);
+    const Memory scratch(cuda::stem_scratch<V>(s, true));
+    cuda::stem_backward<V>(s, scale.data(), stored_x.data(), stored_probe.data(), saved.as<T>(),
+                           grad_weight.data(), grad_scale.data(), grad_bias.data(), scratch.get(),
+                           nullptr);
+    return {converted<T>(take<V>(out, static_cast<int64_t>(probe.size()))), grad_weight, grad_scale,
+            grad_bias};
+  }
+};
+
+}  // namespace asng::test

@@ -1,0 +1,28 @@
+#pragma once
+
+#include "../cuda/stream.h"
+
+namespace asng::cuda {
+
+// A product on the tensor cores: `left` is (rows, depth), or (depth, rows) for sums over pixels;
+// `right` (depth, columns), `out` (rows, columns) in rows `out_row` apart.
+struct SampleProduct {
+  int rows, columns, depth, out_row;
+  const float* left;
+  const float* right;
+  float* out;
+};
+
+void sample_tile_product(const SampleProduct& product, CudaStream stream);
+// Likewise, zeros where `values` (rows, columns), which it overwrites, are not positive.
+void sample_tile_product_where_positive(const SampleProduct& product, float* values,
+                                        CudaStream stream);
+// In two goes.
+void sample_tile_outer_product(const SampleProduct& product, CudaStream stream);
+// Without any pixels.
+void sample_no_outer_product(const SampleProduct& product, CudaStream stream);
+
+enum class Misuse { kNone, kUnrounded, kMisaligned, kDifferent, kAbsent };
+void sample_misuse(Misuse how, const float* memory, float* out, CudaStream stream);
+
+}  // namespace asng::cuda

@@ -1,0 +1,156 @@
+// Products on the tensor cores of a grid that runs on the CPU, of small integers, which are exact.
+#include <memory>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "check.h"
+#include "cuda_cells.h"
+#include "mma_on_cpu.h"
+#include "product_samples.h"
+
+namespace asng::test {
+namespace {
+
+using namespace asng::cuda;
+
+// Memory that begins where a device's does.
+struct Matrix {
+  Memory memory;
+  int64_t size;
+
+  explicit Matrix(int64_t size) : memory(static_cast<size_t>(size) * sizeof(float)), size(size) {}
+  Matrix(Draw& draw, int64_t size) : Matrix(size) {
+    for (int64_t i = 0; i < size; ++i) data()[i] = static_cast<float>(draw.below(19) - 9);
+  }
+  float* data() const { return memory.as<float>(); }
+};
+
+struct Case {
+  int rows, columns, depth;
+};
+
+// Σ left · right, `transposed` for a left factor that lies (depth, rows).
+double entry(const Case& c, const Matrix& left, const Matrix& right, bool transposed, int row,
+             int column) {
+  double sum = 0;
+  for (int k = 0; k < c.depth; ++k) {
+    const float a = left.data()[transposed ? k * c.rows + row : row * c.depth + k];
+    sum += static_cast<double>(a) * static_cast<double>(right.data()[k * c.columns + column]);
+  }
+  return sum;
+}
+
+void check_product(const Case& c, bool transposed) {
+  Draw draw(static_cast<unsigned>(c.rows + c.columns + c.depth));
+  const int row = c.columns + 32;
+  const Matrix left(draw, c.rows * c.depth), right(draw, c.depth * c.columns), out(c.rows * row);
+  const SampleProduct product = {c.rows,      c.columns,    c.depth,   row,
+                                 left.data(), right.data(), out.data()};
+  transposed ? sample_tile_outer_product(product, nullptr) : sample_tile_product(product, nullptr);
+  bool all = true;
+  for (int i = 0; i < c.rows * row; ++i) {
+    const float got = out.data()[i];
+    all = all && (i % row < c.columns ? got == entry(c, left, right, transposed, i / row, i % row)
+                                      : std::isnan(got));  // nothing is written beside the matrix
+  }
+  CHECK(all);
+  if (!all) std::fprintf(stderr, "  %d×%d, depth %d\n", c.rows, c.columns, c.depth);
+}
+
+void in_both_orders(void (*run)()) {
+  run();
+  const cuda_on_cpu::Backward backward;
+  run();
+}
+
+TEST(cuda_products_of_tiles_are_exact) {
+  in_both_orders([] {
+    for (const Case& c : {Case{16, 16, 8},
+                          {128, 16, 16},
+                          {128, 32, 40},
+                          {64, 64, 24},
+                          {64, 48, 32},
+                          {32, 80, 80},
+                          {16, 256, 16}}) {
+      check_product(c, false);
+    }
+  });
+}
+
+TEST(cuda_sums_over_pixels_are_exact) {
+  in_both_orders([] {
+    // From one tile, whose pixels four warps share, to more than the warps keep in registers.
+    for (const Case& c : {Case{16, 16, 16},
+                          {16, 16, 80},
+                          {32, 16, 32},
+                          {16, 48, 32},
+                          {32, 32, 64},
+                          {64, 64, 16},
+                          {80, 80, 16},
+                          {256, 32, 16},
+                          {144, 144, 16}}) {
+      check_product(c, true);
+    }
+  });
+}
+
+TEST(cuda_sums_over_no_pixels_are_zeros) {
+  for (const int size : {16, 32, 80}) {
+    const Matrix nothing(size * size), out(size * size);
+    sample_no_outer_product({size, size, 16, size, nothing.data(), nothing.data(), out.data()},
+                            nullptr);
+    for (int i = 0; i < size * size; ++i) CHECK(out.data()[i] == 0);
+  }
+}
+
+TEST(cuda_products_go_where_there_are_positive_values) {
+  in_both_orders([] {
+    for (const Case& c : {Case{64, 32, 16}, {16, 16, 48}}) {
+      Draw draw(5);
+      const Matrix left(draw, c.rows * c.depth), right(draw, c.depth * c.columns);
+      const Matrix values(draw, c.rows * c.columns);
+      const std::vector<float> before(values.data(), values.data() + values.size);
+      sample_tile_product_where_positive(
+          {c.rows, c.columns, c.depth, c.columns, left.data(), right.data(), nullptr},
+          values.data(), nullptr);
+      for (int i = 0; i < c.rows * c.columns; ++i) {
+        const double sum = entry(c, left, right, false, i / c.columns, i % c.columns);
+        CHECK(values.data()[i] == (before[static_cast<size_t>(i)] > 0 ? sum : 0));
+      }
+    }
+  });
+}
+
+TEST(cuda_tf32_rounds_to_the_nearest) {
+  using nvcuda::wmma::__float_to_tf32;
+  CHECK(__float_to_tf32(1.0f) == 1.0f);
+  CHECK(__float_to_tf32(1.0f + 0x1p-10f) == 1.0f + 0x1p-10f);
+  CHECK(__float_to_tf32(1.0f + 0x1p-11f) == 1.0f + 0x1p-10f);  // a tie: away from zero
+  CHECK(__float_to_tf32(-1.0f - 0x1p-11f) == -1.0f - 0x1p-10f);
+  CHECK(__float_to_tf32(1.0f + 0x1.ffep-12f) == 1.0f);
+  CHECK(std::isinf(__float_to_tf32(std::numeric_limits<float>::infinity())));
+  CHECK(std::isnan(__float_to_tf32(std::nanf(""))));
+}
+
+TEST(cuda_misuse_of_tensor_cores_is_an_error_that_says_where) {
+  const Matrix memory(1024), out(256);
+  for (int i = 0; i < 1024; ++i) memory.data()[i] = 0.1f;
+  const auto error_of = [&](Misuse how) -> std::string {
+    try {
+      sample_misuse(how, memory.data(), out.data(), nullptr);
+    } catch (const std::runtime_error& error) {
+      return error.what();
+    }
+    return "";
+  };
+  CHECK(error_of(Misuse::kNone).empty());
+  CHECK(error_of(Misuse::kUnrounded).find("a factor was not rounded to TF32 at") == 0);
+  CHECK(error_of(Misuse::kMisaligned).find("a tile must begin at a multiple of 32") == 0);
+  CHECK(error_of(Misuse::kDifferent).find("lanes pass different arguments") == 0);
+  CHECK(error_of(Misuse::kAbsent).find("thread (7, 0, 0) has ended") != std::string::npos);
+}
+
+}  // namespace
+}  // namespace asng::test
