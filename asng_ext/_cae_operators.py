@@ -6,9 +6,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.library import register_autocast, register_autograd, register_fake
+from torch.library import Library, register_autocast, register_autograd, register_fake
+
+from asng_ext import _cae_cuda
 
 __all__ = ["register"]
+
+# What is registered by it ends with it.
+_CUDA = Library("asng", "IMPL")  # type: ignore[no-untyped-call]
 
 
 def _encode_fake(x: Tensor, weight: Tensor, stride: int) -> Tensor:
@@ -21,7 +26,7 @@ def _encode_backward_fake(
     grad: Tensor, output: Tensor, x: Tensor, weight: Tensor, stride: int, wants_x: bool
 ) -> tuple[Tensor, Tensor]:
     grad_x = x.new_empty(x.shape if wants_x else (0,))
-    return grad_x, x.new_empty(weight.shape)
+    return grad_x, weight.new_empty(weight.shape)
 
 
 def _encode_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -53,7 +58,7 @@ def _decode_backward_fake(
     grad: Tensor, output: Tensor | None, x: Tensor, weight: Tensor, stride: int, wants_x: bool
 ) -> tuple[Tensor, Tensor]:
     grad_x = x.new_empty(x.shape if wants_x else (0,))
-    return grad_x, x.new_empty(weight.shape)
+    return grad_x, weight.new_empty(weight.shape)
 
 
 def _decode_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -80,6 +85,10 @@ def _decode_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     )
 
 
+def _finish_fake(y: Tensor, skipped: Tensor | None, relu: bool) -> None:
+    pass
+
+
 def register() -> None:
     """To be called once the library is loaded."""
     register_fake("asng::cae_encode", _encode_fake)
@@ -91,3 +100,5 @@ def register() -> None:
     # The transforms need more than half precision.
     for name in ("asng::cae_encode", "asng::cae_decode"):
         register_autocast(name, "cpu", torch.float32)
+    register_fake("asng::_cae_finish", _finish_fake)
+    _cae_cuda.register(_CUDA)

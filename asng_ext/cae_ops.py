@@ -1,11 +1,13 @@
 """Compiled layers of convolutional autoencoders: convolution, skip and ReLU in one operator.
 
-They compute the channels of the weight they are given, which may be a corner of a larger one, and
-make 5 to 6 times fewer multiplications than the sum over the taps (minimal filtering of 8×8 tiles).
-In single precision the result differs from that sum by about 1e-5 of the largest value.
+They compute the channels of the weight they are given, which may be a corner of a larger one. On
+the CPU they make 5 to 6 times fewer multiplications than the sum over the taps (minimal filtering
+of 8×8 tiles); in single precision the result differs from that sum by about 1e-5 of the largest
+value. On CUDA devices the convolutions are PyTorch's, with TF32 where its settings allow that.
 
-All work on the CPU with float32 or float64, have first derivatives, and run under `torch.compile`
-and `torch.autocast`, in float32 there. Images are (N, C, H, W) and best channels-last; results are.
+All have first derivatives and run under `torch.compile` and `torch.autocast`. On the CPU they take
+float32 or float64, and compute in float32 under autocast; on CUDA devices they take bfloat16 and
+float16, too, and autocast has its say. Images are (N, C, H, W) and best channels-last; results are.
 """
 
 from __future__ import annotations
@@ -14,12 +16,15 @@ import torch
 from torch import Tensor
 
 from asng_ext import _libraries
-from asng_ext._libraries import available
+from asng_ext._libraries import available, cuda_available
 
-__all__ = ["KERNELS", "available", "decode", "encode"]
+__all__ = ["KERNELS", "available", "cuda_available", "decode", "encode"]
 
 KERNELS = (3, 5)
 """Sides of kernels that the operators have."""
+
+_WIDE = (torch.float32, torch.float64)
+_HALF = (torch.bfloat16, torch.float16)
 
 
 def encode(x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
@@ -99,12 +104,18 @@ def _check_tensor(x: Tensor, name: str, like: Tensor) -> None:
         raise ValueError(
             f"{name} must have 4 dimensions, none of them 0, got shape {tuple(x.shape)}"
         )
-    if x.device.type not in ("cpu", "meta") or x.device != like.device:
-        raise ValueError(f"{name} must be on the CPU as all others are, got {x.device}")
-    if torch.is_autocast_enabled("cpu"):
+    on_gpu = x.device.type == "cuda"
+    if on_gpu:
+        _libraries.require_cuda()
+    elif x.device.type not in ("cpu", "meta"):
+        raise ValueError(f"{name} must be on the CPU or a CUDA device, got {x.device}")
+    if x.device != like.device:
+        raise ValueError(f"{name} must be on {like.device} as the images are, got {x.device}")
+    if torch.is_autocast_enabled("cuda" if on_gpu else "cpu"):
         return
-    if x.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"{name} must be float32 or float64, got {x.dtype}")
+    if x.dtype not in _WIDE and not (on_gpu and x.dtype in _HALF):
+        known = "float32, float64, bfloat16 or float16" if on_gpu else "float32 or float64"
+        raise TypeError(f"{name} must be {known}, got {x.dtype}")
     if x.dtype != like.dtype:
         raise TypeError(f"{name} must be {like.dtype} as the images are, got {x.dtype}")
 

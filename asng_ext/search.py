@@ -162,7 +162,8 @@ def _obstacle(**parts: object) -> str | None:
     """Which part of a step keeps it from being captured; None if none is known to."""
     for what, thing in parts.items():
         if not getattr(thing, "capturable", False):
-            return f"the {what}, {type(thing).__name__}, works on the host (it is not capturable)"
+            why = getattr(thing, "obstacle", "works on the host (it is not capturable)")
+            return f"the {what}, {type(thing).__name__}, {why}"
     return None
 
 

@@ -41,8 +41,8 @@ parts="$scratch/parts.tsv"
 export PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 
 # Name and least number of seconds of each part, in order: what one leaves, the later ones may use.
-names=(environment build tests memcheck racecheck optimizer search ops)
-least=(5 90 60 40 40 25 100 90)
+names=(environment build tests memcheck racecheck optimizer search ops inpainting)
+least=(5 90 60 40 40 25 100 90 45)
 
 # Seconds that a part may take.
 limit_of() {
@@ -167,13 +167,14 @@ else
 fi
 cd "$scratch/package" || exit 1
 export PYTHONPATH="$scratch/package"
-for name in tests memcheck racecheck optimizer search ops; do
+for name in tests memcheck racecheck optimizer search ops inpainting; do
   case $name in
     tests) command=tests ;;
     memcheck | racecheck) command="sanitize $name" ;;
     optimizer) command="bench gpu_optimizer" ;;
     search) command="bench gpu_search_step" ;;
     ops) command="bench gpu_ops" ;;
+    inpainting) command="bench gpu_inpainting" ;;
   esac
   if [ $usable = no ]; then
     note $name "skipped: no build" 0

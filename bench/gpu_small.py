@@ -17,7 +17,7 @@ from gpu_search_step import random_images
 from gpu_timing import PRECISIONS, allow_tf32, precision
 
 import asng_ext as asng
-from asng_ext import ops
+from asng_ext import cae_ops, ops
 from asng_ext.config import SearchConfig
 from asng_ext.search import search
 from asng_ext.tasks.classification import ClassificationConfig, ClassificationTask
@@ -52,6 +52,16 @@ def node(channels: int, size: int, stride: int, device: str) -> None:
         )
         grads = torch.autograd.grad(out.square().sum(), [bank, *given])
         finite(out, *grads)
+
+
+def autoencoder(dtype: torch.dtype, device: str) -> None:
+    """Layers of an autoencoder with and without a skip; odd sizes leave tails."""
+    x = torch.randn(2, 3, 7, 5, device=device, dtype=dtype, requires_grad=True)
+    weight = torch.randn(6, 5, 3, 3, device=device, dtype=dtype, requires_grad=True)
+    for stride in (1, 2):
+        small = cae_ops.encode(x, weight[:, :3], stride)
+        out = cae_ops.decode(small, weight[:, :3], x, stride, (7, 5))
+        finite(out, *torch.autograd.grad(out.square().sum(), [x, weight]))
 
 
 def optimizer(device: str) -> None:
@@ -97,6 +107,9 @@ def main(argv: Sequence[str] | None = None) -> None:
                 with precision(kind, torch.device(device)):
                     node(channels, size, stride, device)
         iterations(device, kind)
+    autoencoder(torch.float32, device)
+    if device == "cuda":
+        autoencoder(torch.bfloat16, device)
     optimizer(device)
     print("all finite")
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from table import Row, format_row
+from table import Row, row_of_pairs
 
 Run = Callable[[], Any]
 
@@ -151,16 +151,7 @@ def compare(
         (milliseconds(ours, device, counts[0]), milliseconds(baseline, device, counts[1]))
         for _ in range(rounds)
     ]
-    row: Row = {
-        "name": name,
-        "case": case,
-        "ours": statistics.median(a for a, _ in pairs) * scale,
-        "baseline": statistics.median(b for _, b in pairs) * scale,
-        "unit": unit,
-        "ratio": statistics.median(b / a for a, b in pairs),
-    }
-    print(format_row(row), flush=True)
-    return row
+    return row_of_pairs(name, case, pairs, scale, unit)
 
 
 def in_turn(runs: Sequence[Run]) -> Run:

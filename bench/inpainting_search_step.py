@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
-from table import Row, finish, format_row, peak_memory
+from table import Row, finish, made_row, peak_memory
 from torch import Tensor, nn
 
 import asng_ext as asng
@@ -77,7 +77,7 @@ class MaskedSupernet(nn.Module):
         return F.conv_transpose2d(x, self.output, padding=1)
 
     def masked(self, x: Tensor, layer: CaeLayer) -> Tensor:
-        mask = torch.zeros(1, self.channels, 1, 1)
+        mask = x.new_zeros(1, self.channels, 1, 1)
         mask[:, : layer.channels] = 1
         return x * mask
 
@@ -103,7 +103,8 @@ def iteration(
     corrupted = target * (target > 0.5)
 
     def loss(chain: Chain) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision is torch.bfloat16):
+        enabled = precision is torch.bfloat16
+        with torch.autocast(target.device.type, torch.bfloat16, enabled=enabled):
             out = supernet(corrupted, chain)
         return F.mse_loss(out.float(), target)
 
@@ -136,12 +137,14 @@ def seconds(run: Callable[[Iteration], None], chains: Iteration) -> float:
 
 
 def make_run(kind: str, space: CaeSpace, target: Tensor) -> Callable[[Iteration], None]:
-    """A supernet of a kind, as a function that makes one iteration."""
+    """A supernet of a kind on the target's device, as a function that makes one iteration."""
     if kind == "2019":
-        baseline = MaskedSupernet(space)
+        with target.device:
+            baseline = MaskedSupernet(space)
         step = stepper(baseline)
         return lambda chains: iteration(baseline, step, chains, target, None)
-    ours = CaeSupernet(space)
+    with target.device:
+        ours = CaeSupernet(space)
     sgd = ActiveSGD(ours, 0.025, 0.9, 5.0)
     precision = torch.bfloat16 if kind == "bfloat16" else None
     return lambda chains: iteration(ours, sgd.step, chains, target, precision)
@@ -166,16 +169,9 @@ def measure(
     rows: list[Row] = []
     means = {kind: statistics.mean(values) for kind, values in times.items()}
     for kind in precisions:
-        row: Row = {
-            "name": f"inpainting iteration, {kind}",
-            "case": f"{name}, batch {target.shape[0]}, {target.shape[2]}x{target.shape[3]}",
-            "ours": means[kind],
-            "baseline": means["2019"],
-            "unit": "s",
-            "ratio": means["2019"] / means[kind],
-        }
-        print(format_row(row), flush=True)
-        rows.append(row)
+        case = f"{name}, batch {target.shape[0]}, {target.shape[2]}x{target.shape[3]}"
+        title = f"inpainting iteration, {kind}"
+        rows.append(made_row(title, case, means[kind], means["2019"], "s"))
     return rows
 
 
@@ -187,16 +183,8 @@ def peak_row(name: str, options: argparse.Namespace) -> Row:
         command += ["--threads", str(options.threads)] + ["--quick"] * options.quick
         out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         peaks[kind] = float(out)
-    row: Row = {
-        "name": "inpainting iteration, peak memory",
-        "case": name,
-        "ours": peaks["float32"],
-        "baseline": peaks["2019"],
-        "unit": "MiB",
-        "ratio": peaks["2019"] / peaks["float32"],
-    }
-    print(format_row(row), flush=True)
-    return row
+    title = "inpainting iteration, peak memory"
+    return made_row(title, name, peaks["float32"], peaks["2019"], "MiB")
 
 
 def main() -> None:

@@ -57,13 +57,29 @@ def compare(
     scale = {"s": 1.0, "ms": 1e3, "us": 1e6}[unit]
     counts = _repeats(ours, slice_seconds), _repeats(baseline, slice_seconds)
     pairs = [(_seconds(ours, counts[0]), _seconds(baseline, counts[1])) for _ in range(rounds)]
+    return row_of_pairs(name, case, pairs, scale, unit)
+
+
+def row_of_pairs(
+    name: str, case: str, pairs: Sequence[tuple[float, float]], scale: float, unit: str
+) -> Row:
+    """Medians of (ours, baseline), in `scale` units, and of their ratios; prints the row."""
+    ours, baseline = (statistics.median(pair[i] for pair in pairs) * scale for i in (0, 1))
+    ratio = statistics.median(b / a for a, b in pairs)
+    return made_row(name, case, ours, baseline, unit, ratio)
+
+
+def made_row(
+    name: str, case: str, ours: float, baseline: float, unit: str, ratio: float | None = None
+) -> Row:
+    """A row, printed; without a ratio, that of the two numbers."""
     row: Row = {
         "name": name,
         "case": case,
-        "ours": statistics.median(a for a, _ in pairs) * scale,
-        "baseline": statistics.median(b for _, b in pairs) * scale,
+        "ours": ours,
+        "baseline": baseline,
         "unit": unit,
-        "ratio": statistics.median(b / a for a, b in pairs),
+        "ratio": baseline / ours if ratio is None else ratio,
     }
     print(format_row(row), flush=True)
     return row

@@ -7,71 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
+from autoencoders import assert_same, plain_decode, plain_encode, run, sample
 from torch import Tensor
 
 from asng_ext import cae_ops, ops
 
 pytestmark = pytest.mark.skipif(not ops.available(), reason="the operators are not built")
 
-Case = tuple[Tensor, Tensor, Tensor, int, tuple[int, int]]
 SIZES = [(1, 1), (1, 9), (2, 3), (8, 8), (13, 10), (33, 18)]
-
-
-def sample(
-    size: tuple[int, int] = (7, 6),
-    channels: tuple[int, int] = (3, 5),
-    kernel: int = 3,
-    stride: int = 1,
-    dtype: torch.dtype = torch.float64,
-    batch: int = 2,
-) -> Case:
-    """High image, low image, a weight that is the corner of a bank, stride and high size."""
-    generator = torch.Generator().manual_seed(0)
-
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=dtype)
-
-    high, low = channels
-    bank = draw(low + 2, high + 1, kernel, kernel) / kernel
-    halved = [-(-side // stride) for side in size]
-    x = draw(batch, high, *size).contiguous(memory_format=torch.channels_last)
-    return x, draw(batch, low, *halved), bank[:low, :high], stride, size
-
-
-def plain_encode(x: Tensor, weight: Tensor, stride: int) -> Tensor:
-    return F.relu(F.conv2d(x, weight, stride=stride, padding=weight.shape[2] // 2))
-
-
-def plain_decode(
-    x: Tensor,
-    weight: Tensor,
-    skipped: Tensor | None,
-    stride: int,
-    size: tuple[int, int],
-    relu: bool = True,
-) -> Tensor:
-    even = [s - stride * (n - 1) - 1 for s, n in zip(size, x.shape[2:], strict=True)]
-    y = F.conv_transpose2d(x, weight, None, stride, weight.shape[2] // 2, even)
-    y = y if skipped is None else y + skipped
-    return F.relu(y) if relu else y
-
-
-def run(function: Callable[..., Tensor], tensors: list[Tensor | None], *args: Any) -> list[Tensor]:
-    """Output and gradients of a scalar of it."""
-    leaves = [None if t is None else t.detach().requires_grad_() for t in tensors]
-    out = function(*leaves, *args)
-    generator = torch.Generator().manual_seed(1)
-    probe = torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out.dtype)
-    grads = torch.autograd.grad((out * probe).sum(), [t for t in leaves if t is not None])
-    return [out.detach(), *grads]
-
-
-def assert_same(got: list[Tensor], expected: list[Tensor], tolerance: float = 1e-11) -> None:
-    for a, b in zip(got, expected, strict=True):
-        assert a.dtype == b.dtype
-        scale = 1 + b.abs().max()
-        torch.testing.assert_close(a / scale, b / scale, rtol=tolerance, atol=tolerance)
 
 
 @pytest.fixture(params=[1, 2])
@@ -165,6 +108,21 @@ def test_any_strides() -> None:
     assert_same(
         run(cae_ops.decode, others, stride, size), run(cae_ops.decode, tensors, stride, size), 0.0
     )
+
+
+def test_gradients_of_any_strides() -> None:
+    """A compiled graph may hand over others than it was traced with."""
+    x, low, weight, stride, _ = sample()
+    high, small = (t.permute(0, 2, 3, 1).contiguous() for t in (x, low))
+    for backward, grad, output, images in (
+        (torch.ops.asng._cae_encode_backward, small, small, high),
+        (torch.ops.asng._cae_decode_backward, high, None, small),
+    ):
+        expected = backward(grad, output, images, weight, stride, True)
+        other = grad.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
+        assert not other.is_contiguous()
+        got = backward(other, output, images, weight, stride, True)
+        assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
 
 
 def test_the_image_needs_no_gradient() -> None:

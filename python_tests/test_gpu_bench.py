@@ -52,6 +52,27 @@ def test_the_baseline_samples_what_its_distribution_says(bench: Path) -> None:
     torch.testing.assert_close(shares, torch.tensor([0.2, 0.3, 0.5]), atol=0.02, rtol=0)
 
 
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_the_baselines_of_layers_compute_the_same(
+    bench: Path, transposed: bool, stride: int
+) -> None:
+    from gpu_inpainting import Inputs, Inputs2019, Layer
+
+    layer = Layer(transposed, 3, stride, 6, 4, 7)
+    inputs = Inputs(layer, 2, torch.device("cpu"), torch.float32)
+    ours, plain = inputs.active(True), inputs.plain(True)
+    wide = Inputs2019(inputs).run(True)
+    assert len(ours) == len(plain) == len(wide) == 3 + (transposed and stride == 1)
+    for a, b, c in zip(ours, plain, wide, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(c[: a.shape[0], : a.shape[1]], b)
+    # Channels that are not active have nothing, and give nothing.
+    assert not wide[0][:, plain[0].shape[1] :].any()
+    assert not wide[2][6:].any()
+    assert not wide[2][:, 4:].any()
+
+
 STUB = """#!{shell}
 case "$*" in
   *gpu_optimizer*) echo broken; exit 3 ;;
@@ -94,6 +115,7 @@ def test_a_part_that_fails_does_not_hide_the_others(tmp_path: Path) -> None:
         "optimizer": "failed (3)",
         "search": "passed",
         "ops": "failed (137)",
+        "inpainting": "passed",
     }
     assert "broken" in output
     table = output.partition("columns: ours")[2]

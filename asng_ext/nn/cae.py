@@ -89,9 +89,12 @@ def _decode(
 
 def _fuses(x: Tensor, weight: Tensor, stride: int, size: Sequence[int]) -> bool:
     """Whether the compiled layers can do it and are faster; `size` is that of the larger image."""
+    if weight.shape[2] not in cae_ops.KERNELS:
+        return False
+    if x.device.type == "cuda":
+        return cae_ops.cuda_available()
     if (
-        weight.shape[2] not in cae_ops.KERNELS
-        or x.device.type != "cpu"
+        x.device.type != "cpu"
         or x.dtype not in (torch.float32, torch.float64)
         or torch.is_autocast_enabled("cpu")
         or not cae_ops.available()

@@ -159,11 +159,14 @@ class InpaintingTask:
         config: Mask and search space.
         search_batch_size, retrain_batch_size: Images per step.
         seed: Decides the halves, the order of the images, flips and masks.
-        device: Where to compute.
+        device: Where to compute. A search waits for it once per step, to read the losses.
 
     Raises:
         ValueError: If the images are smaller than SSIM's window.
     """
+
+    capturable = False
+    obstacle = "has layers whose number and shapes depend on the architectures that are sampled"
 
     def __init__(
         self,

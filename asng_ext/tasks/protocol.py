@@ -53,7 +53,8 @@ class SearchTask(Protocol):
     If the attribute ``capturable`` is there and true, steps can be captured in a graph: ``losses``
     does the same work on the device whatever the numbers are, takes samples that are there, and
     draws only from PyTorch's generators; batches are tensors on the device and plain values, in
-    tuples, lists and dicts. See :mod:`asng_ext.graphs`.
+    tuples, lists and dicts. See :mod:`asng_ext.graphs`. Where it is not, the attribute ``obstacle``
+    may say why, in words that follow the name of the task.
     """
 
     @property

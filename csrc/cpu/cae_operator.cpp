@@ -77,6 +77,7 @@ std::tuple<Tensor, Tensor> cae_encode_backward(Tensor grad, Tensor output, Tenso
                                                int64_t stride, bool wants_x) {
   STD_TORCH_CHECK(x.dim() == 4, "images must have 4 dimensions, got ", x.dim());
   const CaeCall call(x, true, weight, stride, x.size(1), x.size(2));
+  grad = torch::stable::contiguous(grad);
   check(grad, "grad", call.dtype, call.low_sizes());
   check(output, "output", call.dtype, call.low_sizes());
   Tensor grad_x = call.empty(wants_x ? call.high_sizes() : std::vector<int64_t>{0});
@@ -113,6 +114,7 @@ std::tuple<Tensor, Tensor> cae_decode_backward(Tensor grad, OptionalTensor outpu
                                                Tensor weight, int64_t stride, bool wants_x) {
   STD_TORCH_CHECK(grad.dim() == 4, "grad must have 4 dimensions, got ", grad.dim());
   const CaeCall call(x, false, weight, stride, grad.size(1), grad.size(2));
+  grad = torch::stable::contiguous(grad);
   check(grad, "grad", call.dtype, call.high_sizes());
   if (output.has_value()) check(*output, "output", call.dtype, call.high_sizes());
   Tensor grad_x = call.empty(wants_x ? call.low_sizes() : std::vector<int64_t>{0});

@@ -25,14 +25,22 @@ inline void combine_row(const Summand<T>& s, int64_t image, int64_t y, int64_t w
     return;
   }
   x += y * width * channels;
-  for (int64_t c = 0; c < channels; c += kLanes<T>) {
+  for_channels<T>(channels, [&](int64_t first, auto vectors) ASNG_INLINE_LAMBDA {
+    constexpr int N = vectors.value;
     const bool affine = s.affine.scale != nullptr;
-    const Vec<T> scale = (affine ? load(s.affine.scale + c) : zero + T(1)) * s.factor;
-    const Vec<T> shift = (affine ? load(s.affine.shift + c) : zero) * s.factor;
-    for (int64_t i = c; i < width * channels; i += channels) {
-      out.put(i, load(x + i) * scale + shift);
+    Vec<T> scale[N], shift[N];
+    for (int n = 0; n < N; ++n) {
+      const int64_t c = first + n * kLanes<T>;
+      scale[n] = (affine ? load(s.affine.scale + c) : zero + T(1)) * s.factor;
+      shift[n] = (affine ? load(s.affine.shift + c) : zero) * s.factor;
     }
-  }
+    for (int64_t p = first; p < width * channels; p += channels) {
+      for (int n = 0; n < N; ++n) {
+        const int64_t i = p + n * kLanes<T>;
+        out.put(i, load(x + i) * scale[n] + shift[n]);
+      }
+    }
+  });
 }
 
 template <class T>
@@ -65,23 +73,21 @@ void combine_forward(const Combine<T>& task) {
 template <class T>
 void combine_backward(const Combine<T>& task) {
   const int64_t channels = task.channels, pixels = task.out_height * task.out_width;
-  int64_t padded = 0, row = 0;
+  int64_t row = 0;
   for (int64_t s = 0; s < task.summand_count; ++s) {
     const Summand<T>& summand = task.summands[s];
-    if (!is_pool(summand)) continue;
     const int64_t width = (summand.width + 2) * channels;
-    row = width > row ? width : row;
-    padded = (summand.height + 2) * width > padded ? (summand.height + 2) * width : padded;
+    if (is_pool(summand) && width > row) row = width;
   }
   PoolBuffers<T> buffers = {};
   const auto carve = [&](void* base) {
     Carver carver(base);
-    buffers.place = carver.take<T>(padded);
-    buffers.grad = carver.take<T>(padded);
     buffers.padded = carver.take<T>(row);
+    buffers.spread = carver.take<T>(row);
     for (int r = 0; r < 3; ++r) {
       buffers.best[r] = carver.take<T>(row);
       buffers.along[r] = carver.take<T>(row);
+      buffers.share[r] = carver.take<T>(row);
     }
     return carver.used();
   };
@@ -95,9 +101,10 @@ void combine_backward(const Combine<T>& task) {
       }
     }
     if (!is_pool(summand)) continue;
-    fill_with(buffers.place, padded, T(-1));
-    fill_with(buffers.grad, padded, T(0));
     fill_with(buffers.padded, row, -std::numeric_limits<T>::infinity());
+    for (T* share : buffers.share) fill_with(share, row, T(0));
+    // Values in the margin are compared, and add zeros.
+    for (T* along : buffers.along) fill_with(along, row, T(0));
     for (int64_t image = 0; image < task.images; ++image) {
       pool_backward(summand, channels, task.out_height, task.out_width, image,
                     task.grad + image * pixels * channels, buffers);

@@ -10,27 +10,29 @@ namespace asng::cpu::ASNG_CAPABILITY {
 template <class T, bool kRelu, int C>
 inline void fill_padded(const T* x, Affine<T> affine, int64_t height, int64_t width,
                         int64_t channels, int64_t pad, T* padded) {
-  constexpr int64_t lanes = kLanes<T>;
   channels = channels_of<C>(channels);
   const int64_t padded_width = width + 2 * pad;
-  for (int64_t y = 0; y < height; ++y) {
-    const T* from = x + y * width * channels;
-    T* to = padded + ((y + pad) * padded_width + pad) * channels;
-    for (int64_t c = 0; c < channels; c += lanes) {
-      if (affine.scale != nullptr) {
-        const Vec<T> scale = load(affine.scale + c), shift = load(affine.shift + c);
-        for (int64_t i = c; i < width * channels; i += channels) {
-          const Vec<T> v = load(from + i) * scale + shift;
-          store(to + i, kRelu ? relu<T>(v) : v);
-        }
-      } else {
-        for (int64_t i = c; i < width * channels; i += channels) {
-          const Vec<T> v = load(from + i);
-          store(to + i, kRelu ? relu<T>(v) : v);
+  for_channels<T>(channels, [&](int64_t first, auto vectors) ASNG_INLINE_LAMBDA {
+    constexpr int N = vectors.value;
+    const bool mapped = affine.scale != nullptr;
+    const Vec<T> zero = {};
+    Vec<T> scale[N], shift[N];
+    for (int n = 0; n < N; ++n) {
+      const int64_t c = first + n * kLanes<T>;
+      scale[n] = mapped ? load(affine.scale + c) : zero + T(1);
+      shift[n] = mapped ? load(affine.shift + c) : zero;
+    }
+    for (int64_t y = 0; y < height; ++y) {
+      const T* from = x + y * width * channels + first;
+      T* to = padded + ((y + pad) * padded_width + pad) * channels + first;
+      for (int64_t i = 0; i < width * channels; i += channels) {
+        for (int n = 0; n < N; ++n) {
+          const Vec<T> v = load(from + i + n * kLanes<T>) * scale[n] + shift[n];
+          store(to + i + n * kLanes<T>, kRelu ? relu<T>(v) : v);
         }
       }
     }
-  }
+  });
 }
 
 template <class T, int K, int S, int P>

@@ -119,87 +119,135 @@ inline void max_along(const T* row, int64_t width, int64_t channels, Affine<T> a
   }
 }
 
-// Position in its window, 0 to 8, of each maximum of one row, from those along up to three rows.
-template <class T>
-inline void max_across(const T* const* best, const T* const* along, const bool* inside,
-                       int64_t size, T* place) {
+// Hands a row of output gradients to the rows of their windows: for each pixel to the row with the
+// largest value, of equal ones the first. Adds to `share` what each of the R rows gets.
+template <class T, int R>
+inline void max_across(const T* const* best, const T* grad, int64_t size, T* const* share) {
+  const Vec<T> zero = {};
   for (int64_t i = 0; i < size; i += kLanes<T>) {
-    const int start = inside[0] ? 0 : 1;
-    Vec<T> top = load(best[start] + i), at = load(along[start] + i) + T(3 * start);
-    for (int r = start + 1; r < 3; ++r) {
-      if (!inside[r]) continue;
+    const Vec<T> g = load(grad + i);
+    Vec<T> top = load(best[0] + i), left[R];
+    left[0] = g;
+#pragma GCC unroll 2
+    for (int r = 1; r < R; ++r) {
       const Vec<T> v = load(best[r] + i);
       const auto wins = (v > top) | (v != v);
       top = wins ? v : top;
-      at = wins ? load(along[r] + i) + T(3 * r) : at;
+      left[r] = wins ? g : zero;
+#pragma GCC unroll 2
+      for (int k = 0; k < r; ++k) left[k] = wins ? zero : left[k];
     }
-    store(place + i, at);
+#pragma GCC unroll 3
+    for (int r = 0; r < R; ++r) add_to(share[r] + i, left[r]);
   }
 }
 
-// With stride 1 a pixel's gradient is gathered from the nine windows that it is in: place and grad
-// are padded.
-template <class T>
-inline void max_gather_row(const T* place, const T* grad, int64_t row, int64_t width,
-                           int64_t channels, T factor, Row<T> out) {
+// Hands what a row has got to its pixels: to all three of a window, or for the maximum to the one
+// that `along` says. `share` and `along` have a margin of one pixel, which is zero in `share`, and
+// so has `spread`, a row to work in.
+template <class T, int S, bool kMax>
+inline void to_pixels(const T* along, const T* share, int64_t out_width, int64_t width,
+                      int64_t channels, T factor, T* spread, Row<T> out) {
   const Vec<T> zero = {};
+  if constexpr (S != 1) fill_with(spread, (width + 2) * channels, T(0));
   for (int64_t c = 0; c < channels; c += kLanes<T>) {
-    for (int64_t i = 0; i < width; ++i) {
-      Vec<T> total = {};
-#pragma GCC unroll 9
-      for (int k = 0; k < kWindow; ++k) {
-        // The window whose position k is this pixel lies as far on the other side.
-        const int64_t at = (2 - k / 3) * row + (i + 2 - k % 3) * channels + c;
-        total = load(place + at) == zero + T(k) ? total + load(grad + at) : total;
+    if constexpr (S == 1) {
+      for (int64_t i = c; i < width * channels; i += channels) {
+        Vec<T> total = {};
+#pragma GCC unroll 3
+        for (int k = 0; k < 3; ++k) {
+          // The window whose pixel k this is lies as far on the other side.
+          const int64_t at = i + (2 - k) * channels;
+          const Vec<T> g = load(share + at);
+          total += kMax ? (load(along + at) == zero + T(k) ? g : zero) : g;
+        }
+        out.put(i, total * factor);
       }
-      out.put(i * channels + c, total * factor);
+      continue;
+    }
+    for (int64_t x = 0; x < out_width; ++x) {
+      const int64_t at = (x + 1) * channels + c;
+      const Vec<T> g = load(share + at);
+      for (int k = 0; k < 3; ++k) {
+        add_to(spread + (x * S + k) * channels + c,
+               kMax ? (load(along + at) == zero + T(k) ? g : zero) : g);
+      }
+    }
+    for (int64_t i = c; i < width * channels; i += channels) {
+      out.put(i, load(spread + channels + i) * factor);
     }
   }
 }
 
-// Adds an output pixel's gradient to the pixels of its window, in a padded image.
-template <class T>
-inline void pool_scatter_row(bool max, const T* grad, const T* place, T* spread, int64_t row,
-                             int64_t stride, int64_t width, int64_t channels) {
-  const Vec<T> zero = {};
-  for (int64_t c = 0; c < channels; c += kLanes<T>) {
-    for (int64_t i = 0; i < width; ++i) {
-      const Vec<T> g = load(grad + i * channels + c), at = load(place + i * channels + c);
-      T* to = spread + i * stride * channels + c;
-      for (int k = 0; k < kWindow; ++k) {
-        add_to(to + k / 3 * row + k % 3 * channels, !max || at == zero + T(k) ? g : zero);
-      }
-    }
-  }
-}
-
-// Buffers of a pool's backward pass: two padded images, a padded row, and three rows twice.
+// Rows to work in: two with a margin, and three each of the largest values along a row of the
+// image, of where they are, and of the gradients that the row has got; the latter two have a
+// margin.
 template <class T>
 struct PoolBuffers {
-  T *place, *grad, *padded, *best[3], *along[3];
+  T *padded, *spread, *best[3], *along[3], *share[3];
 };
 
-// Positions of the maxima of one image, rows `place_row` apart.
+// The gradient of one image's max pool goes to the first of the largest values of each window: to
+// its row, and from there to its pixel. Row r of the image is number r mod 3 of the buffers.
 template <class T, int S>
-inline void max_places(const Summand<T>& s, const T* image, int64_t channels, int64_t out_height,
-                       int64_t out_width, const PoolBuffers<T>& buffers, T* place,
-                       int64_t place_row) {
-  int64_t done = -1;  // rows up to here are in the buffers, row r at r mod 3
+inline void max_backward(const Summand<T>& s, const T* image, const T* grad, int64_t channels,
+                         int64_t out_height, int64_t out_width, const PoolBuffers<T>& buffers,
+                         T* out) {
+  const int64_t line = s.width * channels, out_line = out_width * channels;
+  int64_t seen = 0, done = 0;
   for (int64_t y = 0; y < out_height; ++y) {
-    const T *best[3], *along[3];
-    bool inside[3];
-    for (int64_t k = 0; k < 3; ++k) {
-      const int64_t r = y * S + k - 1;
-      inside[k] = r >= 0 && r < s.height;
-      if (!inside[k]) continue;
-      best[k] = buffers.best[r % 3];
-      along[k] = buffers.along[r % 3];
-      if (r <= done) continue;
-      done = r;
-      max_along<T, S>(image + r * s.width * channels, s.width, channels, s.affine, buffers.padded,
-                      out_width, buffers.best[r % 3], buffers.along[r % 3]);
+    const int64_t first = y * S > 0 ? y * S - 1 : 0;
+    const int64_t last = y * S + 1 < s.height ? y * S + 1 : s.height - 1;
+    for (; seen <= last; ++seen) {
+      max_along<T, S>(image + seen * line, s.width, channels, s.affine, buffers.padded, out_width,
+                      buffers.best[seen % 3], buffers.along[seen % 3] + channels);
+      fill_with(buffers.share[seen % 3] + channels, out_line, T(0));
     }
-    max_across(best, along, inside, out_width * channels, place + y * place_row);
+    const T* best[3];
+    T* share[3];
+    for (int64_t r = first; r <= last; ++r) {
+      best[r - first] = buffers.best[r % 3];
+      share[r - first] = buffers.share[r % 3] + channels;
+    }
+    const auto across = last - first == 0   ? &max_across<T, 1>
+                        : last - first == 1 ? &max_across<T, 2>
+                                            : &max_across<T, 3>;
+    across(best, grad + y * out_line, out_line, share);
+    // Rows that the next window does not reach have got everything.
+    const int64_t end = y + 1 < out_height ? (y + 1) * S - 1 : s.height;
+    for (; done < end; ++done) {
+      to_pixels<T, S, true>(buffers.along[done % 3], buffers.share[done % 3], out_width, s.width,
+                            channels, s.factor, buffers.spread,
+                            row_of(out + done * line, s.accumulate));
+    }
+  }
+}
+
+// The gradient of one image's average pool: a row gets that of every window that it is in.
+template <class T, int S>
+inline void average_backward(const Summand<T>& s, const T* grad, int64_t channels,
+                             int64_t out_height, int64_t out_width, const PoolBuffers<T>& buffers,
+                             T* out) {
+  const int64_t line = s.width * channels, out_line = out_width * channels;
+  T* share = buffers.share[0] + channels;
+  for (int64_t r = 0; r < s.height; ++r) {
+    const Row<T> to = row_of(out + r * line, s.accumulate);
+    if (S == 1) {
+      // The windows that a pixel is in are centred at those that its own window holds.
+      pool_any_row(false, 1, grad, s.height, s.width, channels, Affine<T>{}, r, s.width, s.factor,
+                   buffers.padded, to);
+      continue;
+    }
+    const int64_t first = r > 0 ? (r + S - 2) / S : 0;
+    const int64_t last = (r + 1) / S < out_height ? (r + 1) / S : out_height - 1;
+    fill_with(share, out_line, T(0));
+    for (int64_t y = first; y <= last; ++y) {
+      for (int64_t i = 0; i < out_line; i += kLanes<T>) {
+        add_to(share + i, load(grad + y * out_line + i));
+      }
+    }
+    to_pixels<T, S, false>(nullptr, buffers.share[0], out_width, s.width, channels,
+                           s.factor / kWindow, buffers.spread, to);
   }
 }
 
@@ -209,44 +257,15 @@ inline void pool_backward(const Summand<T>& s, int64_t channels, int64_t out_hei
                           int64_t out_width, int64_t image, const T* grad,
                           const PoolBuffers<T>& buffers) {
   const int64_t size = s.height * s.width * channels;
-  const int64_t row = (s.width + 2) * channels, line = out_width * channels;
-  const bool max = s.piece == Piece::kMaxPool, gather = s.stride == 1;
   T* out = s.grad + image * size;
-  if (gather && !max) {
-    // The windows that a pixel is in are centred at those that its own window holds.
-    for (int64_t y = 0; y < s.height; ++y) {
-      pool_any_row(false, 1, grad, s.height, s.width, channels, Affine<T>{}, y, s.width, s.factor,
-                   buffers.padded, row_of(out + y * line, s.accumulate));
-    }
+  if (s.piece == Piece::kMaxPool) {
+    (s.stride == 1 ? &max_backward<T, 1> : &max_backward<T, 2>)(s, s.x + image * size, grad,
+                                                                channels, out_height, out_width,
+                                                                buffers, out);
     return;
   }
-  // Gathering needs a margin around the places, which no window's position may equal.
-  T* place = gather ? buffers.place + row + channels : buffers.place;
-  const int64_t place_row = gather ? row : line;
-  if (max) {
-    const T* x = s.x + image * size;
-    gather ? max_places<T, 1>(s, x, channels, out_height, out_width, buffers, place, place_row)
-           : max_places<T, 2>(s, x, channels, out_height, out_width, buffers, place, place_row);
-  }
-  if (gather) {
-    fill_padded<T, false, 0>(grad, {}, s.height, s.width, channels, 1, buffers.grad);
-    for (int64_t y = 0; y < s.height; ++y) {
-      max_gather_row(buffers.place + y * row, buffers.grad + y * row, row, s.width, channels,
-                     s.factor, row_of(out + y * line, s.accumulate));
-    }
-    return;
-  }
-  fill_with(buffers.grad, (s.height + 2) * row, T(0));
-  for (int64_t y = 0; y < out_height; ++y) {
-    pool_scatter_row(max, grad + y * line, place + y * line, buffers.grad + y * s.stride * row, row,
-                     s.stride, out_width, channels);
-  }
-  const T factor = max ? s.factor : s.factor / kWindow;
-  for (int64_t y = 0; y < s.height; ++y) {
-    const T* from = buffers.grad + (y + 1) * row + channels;
-    const Row<T> to = row_of(out + y * s.width * channels, s.accumulate);
-    for (int64_t i = 0; i < s.width * channels; i += kLanes<T>) to.put(i, load(from + i) * factor);
-  }
+  (s.stride == 1 ? &average_backward<T, 1> : &average_backward<T, 2>)(s, grad, channels, out_height,
+                                                                      out_width, buffers, out);
 }
 
 }  // namespace asng::cpu::ASNG_CAPABILITY

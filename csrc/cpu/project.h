@@ -15,15 +15,16 @@ namespace asng::cpu::ASNG_CAPABILITY {
 template <class T, class Visit>
 ASNG_INLINE void for_each_pixel(const Source<T>& source, int64_t out_width, int64_t begin,
                                 int64_t end, Visit visit) {
-  if (source.stride == 1 && source.offset == 0) {
+  const int64_t stride = source.stride, offset = source.offset;
+  const int64_t height = source.height, width = source.width;
+  if (stride == 1 && offset == 0) {
     for (int64_t i = begin; i < end; ++i) visit(i, i);
     return;
   }
   int64_t y = begin / out_width, x = begin % out_width;
   for (int64_t i = begin; i < end; ++i) {
-    const int64_t sy = y * source.stride + source.offset;
-    const int64_t sx = x * source.stride + source.offset;
-    visit(i, sy < source.height && sx < source.width ? sy * source.width + sx : -1);
+    const int64_t sy = y * stride + offset, sx = x * stride + offset;
+    visit(i, sy < height && sx < width ? sy * width + sx : -1);
     if (++x == out_width) {
       x = 0;
       ++y;
@@ -75,18 +76,30 @@ inline void gather(const Source<T>* sources, int64_t count, int64_t image, int64
       tile += channels / kChannelBlock * kTileBlock;
       continue;
     }
-    for (int64_t c = 0; c < channels; c += kLanes<T>) {
+    for_channels<T>(channels, [&](int64_t first, auto vectors) ASNG_INLINE_LAMBDA {
+      constexpr int N = vectors.value;
       const bool affine = source.affine.scale != nullptr;
-      const Vec<T> scale = affine ? load(source.affine.scale + c) : zero + T(1);
-      const Vec<T> shift = affine ? load(source.affine.shift + c) : zero;
-      T* to = tile + c / kChannelBlock * kTileBlock + c % kChannelBlock;
-      for_each_pixel(source, out_width, begin, end, [&](int64_t i, int64_t pixel) {
-        const Vec<T> v = pixel < 0 ? zero : relu<T>(load(x + pixel * channels + c) * scale + shift);
-        store(to + (i - begin) * kChannelBlock, v);
-        // What the next tile will read at this place.
-        prefetch(x + (pixel + (end - begin) * source.stride * source.stride) * channels + c);
-      });
-    }
+      Vec<T> scale[N], shift[N];
+      T* to[N];
+      for (int n = 0; n < N; ++n) {
+        const int64_t c = first + n * kLanes<T>;
+        scale[n] = affine ? load(source.affine.scale + c) : zero + T(1);
+        shift[n] = affine ? load(source.affine.shift + c) : zero;
+        to[n] = tile + c / kChannelBlock * kTileBlock + c % kChannelBlock;
+      }
+      const T* from = x + first;
+      // What the next tile will read at the place of a pixel.
+      const T* next = from + (end - begin) * source.stride * source.stride * channels;
+      for_each_pixel(
+          source, out_width, begin, end, [&](int64_t i, int64_t pixel) ASNG_INLINE_LAMBDA {
+            for (int n = 0; n < N; ++n) {
+              const int64_t at = pixel * channels + n * kLanes<T>;
+              const Vec<T> v = pixel < 0 ? zero : relu<T>(load(from + at) * scale[n] + shift[n]);
+              store(to[n] + (i - begin) * kChannelBlock, v);
+              prefetch(next + at);
+            }
+          });
+    });
     tile += channels / kChannelBlock * kTileBlock;
   }
 }
@@ -104,26 +117,35 @@ inline void spread_gradient(const Source<T>* sources, int64_t count, int64_t ima
     const bool accumulate = source.accumulate || source.stride != 1;
     T* out = source.grad == nullptr ? nullptr
                                     : source.grad + image * source.height * source.width * channels;
-    for (int64_t c = 0; out != nullptr && c < channels; c += kLanes<T>) {
-      const int64_t first = c / kChannelBlock * kTileBlock + c % kChannelBlock;
-      Vec<T> sum = {}, dot = {};
-      for_each_pixel(source, out_width, begin, end, [&](int64_t i, int64_t pixel) {
-        if (pixel < 0) return;
-        const int64_t at = first + (i - begin) * kChannelBlock;
-        const Vec<T> x = load(tile + at);
-        Vec<T> g = x > zero ? load(grad + at) : zero;
-        T* to = out + pixel * channels + c;
-        if (accumulate) g += load(to);
-        store(to, g);
-        sum += g;
-        dot += g * x;
-      });
-      if (source.sum == nullptr) continue;
-      for (int64_t lane = 0; lane < kLanes<T>; ++lane) {
-        source.sum[c + lane] += static_cast<double>(sum[lane]);
-        source.dot[c + lane] += static_cast<double>(dot[lane]);
+    const auto pass = [&](int64_t first, auto vectors) ASNG_INLINE_LAMBDA {
+      constexpr int N = vectors.value;
+      Vec<T> sum[N] = {}, dot[N] = {};
+      int64_t place[N];
+      for (int n = 0; n < N; ++n) {
+        const int64_t c = first + n * kLanes<T>;
+        place[n] = c / kChannelBlock * kTileBlock + c % kChannelBlock;
       }
-    }
+      for_each_pixel(source, out_width, begin, end,
+                     [&](int64_t i, int64_t pixel) ASNG_INLINE_LAMBDA {
+                       if (pixel < 0) return;
+                       T* to = out + pixel * channels + first;
+                       for (int n = 0; n < N; ++n) {
+                         const int64_t at = place[n] + (i - begin) * kChannelBlock;
+                         const Vec<T> x = load(tile + at);
+                         Vec<T> g = x > zero ? load(grad + at) : zero;
+                         if (accumulate) g += load(to + n * kLanes<T>);
+                         store(to + n * kLanes<T>, g);
+                         sum[n] += g;
+                         dot[n] += g * x;
+                       }
+                     });
+      if (source.sum == nullptr) return;
+      for (int n = 0; n < N; ++n) {
+        add_wide<T>(source.sum + first + n * kLanes<T>, sum[n]);
+        add_wide<T>(source.dot + first + n * kLanes<T>, dot[n]);
+      }
+    };
+    if (out != nullptr) for_channels<T>(channels, pass);
     tile += channels / kChannelBlock * kTileBlock;
     grad += channels / kChannelBlock * kTileBlock;
   }
@@ -251,34 +273,48 @@ void reduce(const Reduce<T>& task) {
   const int64_t channels = task.channels;
   for (int64_t begin = 0; begin < task.pixels; begin += kTilePixels) {
     const int64_t end = begin + kTilePixels < task.pixels ? begin + kTilePixels : task.pixels;
-    for (int64_t c = 0; c < channels; c += kLanes<T>) {
+    for_channels<T>(channels, [&](int64_t first, auto vectors) ASNG_INLINE_LAMBDA {
+      constexpr int N = vectors.value;
       const bool affine = task.affine.scale != nullptr;
-      const Vec<T> scale = affine ? load(task.affine.scale + c) : zero + T(1);
-      const Vec<T> shift = affine ? load(task.affine.shift + c) : zero;
-      Vec<T> s = {}, d = {};
+      Vec<T> scale[N], shift[N], s[N] = {}, d[N] = {};
+      for (int n = 0; n < N; ++n) {
+        const int64_t c = first + n * kLanes<T>;
+        scale[n] = affine ? load(task.affine.scale + c) : zero + T(1);
+        shift[n] = affine ? load(task.affine.shift + c) : zero;
+      }
       for (int64_t p = begin; p < end; ++p) {
-        const int64_t i = p * channels + c;
-        Vec<T> g = load(task.grads[0] + i);
-        for (int64_t k = 1; k < task.grad_count; ++k) g += load(task.grads[k] + i);
-        s += g;
-        d += g * (load(task.z + i) * scale + shift);
+        for (int n = 0; n < N; ++n) {
+          const int64_t i = p * channels + first + n * kLanes<T>;
+          Vec<T> g = load(task.grads[0] + i);
+          for (int64_t k = 1; k < task.grad_count; ++k) g += load(task.grads[k] + i);
+          s[n] += g;
+          d[n] += g * (load(task.z + i) * scale[n] + shift[n]);
+        }
       }
-      for (int64_t lane = 0; lane < kLanes<T>; ++lane) {
-        task.sum[c + lane] += static_cast<double>(s[lane]);
-        task.dot[c + lane] += static_cast<double>(d[lane]);
+      for (int n = 0; n < N; ++n) {
+        add_wide<T>(task.sum + first + n * kLanes<T>, s[n]);
+        add_wide<T>(task.dot + first + n * kLanes<T>, d[n]);
       }
-    }
+    });
   }
 }
 
 template <class T>
 void normalise(T* x, int64_t pixels, int64_t channels, Affine<T> affine) {
-  for (int64_t c = 0; c < channels; c += kLanes<T>) {
-    const Vec<T> scale = load(affine.scale + c), shift = load(affine.shift + c);
-    for (int64_t i = c; i < pixels * channels; i += channels) {
-      store(x + i, load(x + i) * scale + shift);
+  for_channels<T>(channels, [&](int64_t first, auto vectors) ASNG_INLINE_LAMBDA {
+    constexpr int N = vectors.value;
+    Vec<T> scale[N], shift[N];
+    for (int n = 0; n < N; ++n) {
+      scale[n] = load(affine.scale + first + n * kLanes<T>);
+      shift[n] = load(affine.shift + first + n * kLanes<T>);
     }
-  }
+    for (int64_t p = first; p < pixels * channels; p += channels) {
+      for (int n = 0; n < N; ++n) {
+        T* to = x + p + n * kLanes<T>;
+        store(to, load(to) * scale[n] + shift[n]);
+      }
+    }
+  });
 }
 
 }  // namespace asng::cpu::ASNG_CAPABILITY

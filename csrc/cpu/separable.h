@@ -25,12 +25,22 @@ template <class T, int C>
 inline void norm_gradient(const T* grad, const T* z, NormGradient<T> norm, int64_t pixels,
                           int64_t channels, T* out) {
   channels = channels_of<C>(channels);
-  for (int64_t c = 0; c < channels; c += kLanes<T>) {
-    const Vec<T> a = load(norm.a + c), b = load(norm.b + c), constant = load(norm.c + c);
-    for (int64_t i = c; i < pixels * channels; i += channels) {
-      store(out + i, load(grad + i) * a + (load(z + i) * b + constant));
+  for_channels<T>(channels, [&](int64_t first, auto vectors) ASNG_INLINE_LAMBDA {
+    constexpr int N = vectors.value;
+    Vec<T> a[N], b[N], constant[N];
+    for (int n = 0; n < N; ++n) {
+      const int64_t c = first + n * kLanes<T>;
+      a[n] = load(norm.a + c);
+      b[n] = load(norm.b + c);
+      constant[n] = load(norm.c + c);
     }
-  }
+    for (int64_t p = 0; p < pixels; ++p) {
+      for (int n = 0; n < N; ++n) {
+        const int64_t i = p * channels + first + n * kLanes<T>;
+        store(out + i, load(grad + i) * a[n] + (load(z + i) * b[n] + constant[n]));
+      }
+    }
+  });
 }
 
 template <class T, int K, int S, int C>
@@ -80,18 +90,24 @@ inline void masked_row(const T* grad, const T* activated, int64_t width, int64_t
                        bool accumulate, T* out, T* sum, T* dot) {
   channels = channels_of<C>(channels);
   const Vec<T> zero = {};
-  for (int64_t c = 0; c < channels; c += kLanes<T>) {
-    Vec<T> s = {}, d = {};
-    for (int64_t i = c; i < width * channels; i += channels) {
-      const Vec<T> x = load(activated + i);
-      const Vec<T> g = x > zero ? load(grad + i) : zero;
-      s += g;
-      d += g * x;
-      store(out + i, accumulate ? load(out + i) + g : g);
+  for_channels<T>(channels, [&](int64_t first, auto vectors) ASNG_INLINE_LAMBDA {
+    constexpr int N = vectors.value;
+    Vec<T> s[N] = {}, d[N] = {};
+    for (int64_t p = first; p < width * channels; p += channels) {
+      for (int n = 0; n < N; ++n) {
+        const int64_t i = p + n * kLanes<T>;
+        const Vec<T> x = load(activated + i);
+        const Vec<T> g = x > zero ? load(grad + i) : zero;
+        s[n] += g;
+        d[n] += g * x;
+        store(out + i, accumulate ? load(out + i) + g : g);
+      }
     }
-    add_to(sum + c, s);
-    add_to(dot + c, d);
-  }
+    for (int n = 0; n < N; ++n) {
+      add_to(sum + first + n * kLanes<T>, s[n]);
+      add_to(dot + first + n * kLanes<T>, d[n]);
+    }
+  });
 }
 
 template <class T, int K, int S, int C>

@@ -16,6 +16,9 @@
 #endif
 
 #define ASNG_INLINE inline __attribute__((always_inline))
+// After the parameters of a lambda. Left to itself the compiler makes a function of one that is
+// called at several places, and reads what it refers to again after every store.
+#define ASNG_INLINE_LAMBDA __attribute__((always_inline))
 
 namespace asng::cpu::ASNG_CAPABILITY {
 
@@ -33,6 +36,11 @@ inline constexpr int64_t kLanes = ASNG_VECTOR_BYTES / sizeof(T);
 
 // Registers decide how many accumulators a block of a product may have.
 inline constexpr bool kManyRegisters = ASNG_VECTOR_BYTES == 64;
+
+template <int n>
+struct Constant {
+  static constexpr int value = n;
+};
 
 template <class T>
 ASNG_INLINE Vec<T> load(const T* p) {
@@ -55,6 +63,12 @@ ASNG_INLINE void add_to(T* p, Vec<T> v) {
   store<T>(p, load(p) + v);
 }
 
+// The same to sums in double precision.
+template <class T>
+ASNG_INLINE void add_wide(double* p, Vec<T> v) {
+  for (int64_t lane = 0; lane < kLanes<T>; ++lane) p[lane] += static_cast<double>(v[lane]);
+}
+
 template <class T>
 ASNG_INLINE void fill_with(T* p, int64_t count, T value) {
   for (int64_t i = 0; i < count; ++i) p[i] = value;
@@ -65,6 +79,21 @@ ASNG_INLINE void fill_with(T* p, int64_t count, T value) {
 template <int C>
 ASNG_INLINE constexpr int64_t channels_of(int64_t channels) {
   return C == 0 ? channels : C;
+}
+
+// Calls pass(c, N) with N a constant, for groups of N vectors of channels from channel c on: 4, 2
+// or
+// 1. Loops over pixels belong inside `pass`, and loops over its vectors inside those, so that
+// memory is read in order for the usual numbers of channels.
+template <class T, class Pass>
+ASNG_INLINE void for_channels(int64_t channels, Pass pass) {
+  constexpr int64_t lanes = kLanes<T>;
+  int64_t c = 0;
+  if constexpr (kManyRegisters) {
+    for (; c + 4 * lanes <= channels; c += 4 * lanes) pass(c, Constant<4>{});
+  }
+  for (; c + 2 * lanes <= channels; c += 2 * lanes) pass(c, Constant<2>{});
+  for (; c < channels; c += lanes) pass(c, Constant<1>{});
 }
 
 // Asks for a value that will be read later, so that it comes while others are worked on. Any

@@ -1,10 +1,5 @@
 #include "cuda_on_cpu.h"
 
-#include <sys/mman.h>
-#if !defined(__x86_64__)
-#include <ucontext.h>
-#endif
-
 #include <cstdio>
 #include <exception>
 #include <memory>
@@ -15,82 +10,16 @@
 #include <string_view>
 #include <vector>
 
-#if defined(__SANITIZE_ADDRESS__)
-#include <sanitizer/asan_interface.h>
-#include <sanitizer/common_interface_defs.h>
-#endif
+#include "fibers.h"
 
-#if defined(__x86_64__)
-// swapcontext() makes a system call each time, and under AddressSanitizer clears the shadow of a
-// whole stack; a kernel switches between its threads at every barrier and shuffle.
-extern "C" void asng_switch_stack(void** from, void* to);
-asm(R"(
-.text
-.type asng_switch_stack, @function
-asng_switch_stack:
-  pushq %rbp
-  pushq %rbx
-  pushq %r12
-  pushq %r13
-  pushq %r14
-  pushq %r15
-  movq %rsp, (%rdi)
-  movq %rsi, %rsp
-  popq %r15
-  popq %r14
-  popq %r13
-  popq %r12
-  popq %rbx
-  popq %rbp
-  ret
-.size asng_switch_stack, .-asng_switch_stack
-)");
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/common_interface_defs.h>
 #endif
 
 namespace asng::cuda_on_cpu {
 
 namespace {
 
-// Where a fiber, or the scheduler, was when another took its turn.
-class Context {
- public:
-  // Starts at `entry`, which must not return, on the given stack.
-  void start(void* bottom, std::size_t bytes, void (*entry)()) {
-#if defined(__x86_64__)
-    // As if asng_switch_stack() had been called by `entry` before its first instruction: six
-    // registers, and the address to return to where the stack is aligned as at a call.
-    void** top = reinterpret_cast<void**>(static_cast<unsigned char*>(bottom) + bytes) - 2;
-    *top = reinterpret_cast<void*>(entry);
-    top -= 6;
-    std::fill_n(top, 6, nullptr);
-    stack_ = top;
-#else
-    getcontext(&context_);
-    context_.uc_stack.ss_sp = bottom;
-    context_.uc_stack.ss_size = bytes;
-    context_.uc_link = nullptr;
-    makecontext(&context_, entry, 0);
-#endif
-  }
-
-  void switch_to(Context& other) {
-#if defined(__x86_64__)
-    asng_switch_stack(&stack_, other.stack_);
-#else
-    swapcontext(&context_, &other.context_);
-#endif
-  }
-
- private:
-#if defined(__x86_64__)
-  void* stack_ = nullptr;
-#else
-  ucontext_t context_;
-#endif
-};
-
-constexpr std::size_t kStackBytes = 256 * 1024;
-constexpr std::size_t kPageBytes = 4096;
 constexpr unsigned int kLargestBlock = 1024;
 constexpr std::size_t kLargestShared = 227 * 1024;
 constexpr std::size_t kLargestResident = 16 * 1024;
@@ -110,35 +39,6 @@ struct Wait {
   unsigned long long target = 0;
   int count = 0;
   Exchanged exchanged = {};
-};
-
-// A stack with a page below it that must not be touched, so that an overflow is a crash at once.
-class Stack {
- public:
-  Stack() {
-    base_ = mmap(nullptr, kStackBytes + kPageBytes, PROT_READ | PROT_WRITE,
-                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (base_ == MAP_FAILED || mprotect(base_, kPageBytes, PROT_NONE) != 0) {
-      throw std::bad_alloc();
-    }
-  }
-  ~Stack() { munmap(base_, kStackBytes + kPageBytes); }
-  Stack(const Stack&) = delete;
-  Stack& operator=(const Stack&) = delete;
-
-  void* bottom() const { return static_cast<unsigned char*>(base_) + kPageBytes; }
-  // A thread that was abandoned has left the guards of its variables behind.
-  void begin() {
-#if defined(__SANITIZE_ADDRESS__)
-    if (in_use_) __asan_unpoison_memory_region(bottom(), kStackBytes);
-#endif
-    in_use_ = true;
-  }
-  void end() { in_use_ = false; }
-
- private:
-  void* base_;
-  bool in_use_ = false;
 };
 
 struct Block;

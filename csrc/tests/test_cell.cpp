@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "../cpu/cell.h"
+#include "cell_weights.h"
 #include "check.h"
 #include "threads.h"
 
@@ -44,28 +45,6 @@ int64_t input_size(const CellShape& s, const CellInput& input) {
   return input.archs * s.images * input.height * input.width * input.padded;
 }
 
-// All weights in one vector, and where each kind begins.
-template <class P, class V>
-CellWeights<P> split(const CellShape& s, V& values) {
-  auto* next = values.data();
-  const auto take = [&](int64_t count) {
-    auto* part = next;
-    next += count;
-    return part;
-  };
-  const int64_t edges = s.nodes * (s.nodes + 3) / 2, c = s.channels;
-  CellWeights<P> w;
-  w.older = take(c * s.older.channels);
-  w.newer = take(c * s.newer.channels);
-  w.output = take(c * s.nodes * c);
-  for (int kind = 0; kind < 2; ++kind) {
-    w.operations.depthwise[kind] = take(edges * 2 * c * (kind == 0 ? 9 : 25));
-    w.operations.pointwise[kind] = take(edges * 2 * c * c);
-  }
-  if (s.reduction) w.operations.reduction = take(2 * s.nodes * c * c);
-  return w;
-}
-
 constexpr size_t kWeights = 20000;
 
 Result run(const CellShape& s, bool save, int threads) {
@@ -97,16 +76,16 @@ Result run(const CellShape& s, bool save, int threads) {
   Result result;
   result.y.resize(probe.size());
   std::vector<float> saved(save ? static_cast<size_t>(s.saved_bound()) : 0);
-  Cell<float>(s, split<const float>(s, weights), inputs.data(), operations.data())
+  Cell<float>(s, split(s, weights.data()), inputs.data(), operations.data())
       .forward(older.data(), newer.data(), result.y.data(), save ? saved.data() : nullptr);
   if (save) {
     result.grad_older.resize(older.size());
     result.grad_newer.resize(newer.size());
     result.weights.resize(kWeights);
-    Cell<float>(s, split<const float>(s, weights), inputs.data(), operations.data())
+    Cell<float>(s, split(s, weights.data()), inputs.data(), operations.data())
         .backward(older.data(), newer.data(), result.y.data(), probe.data(), saved.data(),
                   result.grad_older.data(), result.grad_newer.data(),
-                  split<float>(s, result.weights));
+                  split(s, result.weights.data()));
   }
   test::thread_count = 1;
   return result;

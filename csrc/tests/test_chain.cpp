@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "../cpu/chain.h"
+#include "cell_weights.h"
 #include "check.h"
 #include "threads.h"
 
@@ -16,27 +17,6 @@ struct Result {
   std::vector<double> y, grad_x;
   std::vector<std::vector<double>> weights;
 };
-
-// All weights of a cell in one vector, and where each kind begins; counts them if there is none.
-template <class P>
-int64_t split(const CellShape& s, P* values, CellWeights<P>& w) {
-  int64_t used = 0;
-  const auto take = [&](int64_t count) {
-    P* part = values == nullptr ? nullptr : values + used;
-    used += count;
-    return part;
-  };
-  const int64_t edges = s.nodes * (s.nodes + 3) / 2, c = s.channels;
-  w.older = take(c * s.older.channels);
-  w.newer = take(c * s.newer.channels);
-  w.output = take(c * s.nodes * c);
-  for (int kind = 0; kind < 2; ++kind) {
-    w.operations.depthwise[kind] = take(edges * 2 * c * (kind == 0 ? 9 : 25));
-    w.operations.pointwise[kind] = take(edges * 2 * c * c);
-  }
-  if (s.reduction) w.operations.reduction = take(2 * s.nodes * c * c);
-  return used;
-}
 
 struct Example {
   std::vector<CellShape> shapes;
@@ -100,9 +80,7 @@ struct Example {
   }
 
   CellWeights<const double> weights_of(size_t i) const {
-    CellWeights<const double> w;
-    split<const double>(shapes[i], weights[i].data(), w);
-    return w;
+    return split(shapes[i], weights[i].data());
   }
 
   Result empty() const {
@@ -130,7 +108,7 @@ struct Example {
     std::vector<double> saved(static_cast<size_t>(Chain<double>::saved_bound(shapes)));
     chain().forward(x.data(), x.data(), r.y.data(), saved.data());
     std::vector<CellWeights<double>> grads(shapes.size());
-    for (size_t i = 0; i < shapes.size(); ++i) split(shapes[i], r.weights[i].data(), grads[i]);
+    for (size_t i = 0; i < shapes.size(); ++i) grads[i] = split(shapes[i], r.weights[i].data());
     chain().backward(x.data(), x.data(), r.y.data(), probe.data(), saved.data(), r.grad_x.data(),
                      r.grad_x.data(), grads);
     std::vector<double> unsaved(r.y.size());
@@ -158,8 +136,7 @@ struct Example {
     grads.back() = probe;
     for (size_t i = count; i-- > 0;) {
       std::vector<double> older(outputs[i].size()), newer(outputs[i + 1].size());
-      CellWeights<double> w;
-      split(shapes[i], r.weights[i].data(), w);
+      const CellWeights<double> w = split(shapes[i], r.weights[i].data());
       cell(i).backward(outputs[i].data(), outputs[i + 1].data(), outputs[i + 2].data(),
                        grads[i + 2].data(), saved[i].data(), older.data(), newer.data(), w);
       for (size_t k = 0; k < older.size(); ++k) grads[i][k] += older[k];

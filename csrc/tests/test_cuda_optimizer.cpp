@@ -1,5 +1,6 @@
 // The optimizer for CUDA, on a grid that runs on the CPU, against csrc/host: the same architectures
 // from the same seed, and states that agree.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -311,4 +312,85 @@ TEST(cuda_optimizer_keeps_memory_safe_from_categories_that_do_not_exist) {
 
 TEST(cuda_optimizer_takes_the_largest_population) {
   check_agreement({{6, 3}, 1}, 1, kLargestPopulation, 3);
+  check_agreement({repeated(40, 5), 3}, 2, kLargestPopulation, 2);
+  check_agreement({repeated(1100, 3), 5}, 1, kLargestPopulation, 1);  // on several blocks
+}
+
+namespace {
+
+// Losses that differ, so that every generation moves.
+void check_large(const Space& space, std::int64_t problems, std::int64_t lambda, int generations) {
+  Pair pair(space, problems, lambda);
+  CHECK(tell_blocks(pair.shape()) > 1);
+  for (int g = 0; g < generations; ++g) {
+    CHECK(pair.ask());
+    const std::vector<double> theta = pair.theta, mean = pair.mean, s = pair.s, step = pair.step;
+    std::vector<double> losses;
+    for (std::int64_t k = 0; k < problems * lambda; ++k) {
+      losses.push_back(static_cast<double>((5 * k + g) % 7));
+    }
+    CHECK(pair.tell(losses));
+    CHECK_NEAR(pair.difference(), 0.0, 1e-9);
+    // The last variables of each kind, too.
+    CHECK(theta.empty() || !std::equal(theta.end() - 64, theta.end(), pair.theta.end() - 64));
+    CHECK(pair.mean.empty() || pair.mean.back() != mean.back());
+    CHECK(pair.s.back() != s.back() && pair.step != step);
+  }
+}
+
+}  // namespace
+
+TEST(cuda_optimizer_agrees_for_100000_variables) {
+  check_large({repeated(100'000, 5)}, 1, 2, 3);
+  std::vector<std::int64_t> sizes = repeated(60'000, 2);
+  for (std::size_t i = 0; i < sizes.size(); i += 7) sizes[i] = 1 + static_cast<std::int64_t>(i % 9);
+  const Space mixed{sizes, 40'000};
+  check_large(mixed, 1, 2, 3);
+  check_large(mixed, 2, 5, 2);
+  check_large({{}, 100'000}, 1, 2, 2);
+  const Backward backward;
+  check_large(mixed, 1, 2, 2);
+}
+
+TEST(cuda_optimizer_draws_single_samples) {
+  for (const Space& space : {Space{repeated(30, 5)}, Space{{2, 7, 1, 3}, 5}, Space{{}, 1}}) {
+    Pair pair(space, 3, 1);
+    const std::vector<double> theta = pair.theta, mean = pair.mean;
+    for (int g = 0; g < 20; ++g) {
+      CHECK(pair.ask());
+      // One sample alone is neither good nor bad.
+      CHECK(pair.tell({1.0, static_cast<double>(g), kNan}));
+      CHECK(pair.difference() == 0.0);
+    }
+    CHECK(pair.theta == theta && pair.mean == mean);
+  }
+}
+
+TEST(cuda_optimizer_lets_each_problem_have_its_own_luck) {
+  // On one block each, and on two.
+  for (std::int64_t variables : {20, 1300}) {
+    constexpr std::int64_t kProblems = 3, kLambda = 4;
+    Pair pair({repeated(variables, 4), 5}, kProblems, kLambda);
+    CHECK(tell_blocks(pair.shape()) == (variables > 1000 ? 2 : 1));
+    for (int g = 0; g < 12; ++g) {
+      CHECK(pair.ask());
+      const std::vector<double> theta = pair.theta;
+      std::vector<double> losses = losses_of(pair, static_cast<std::uint64_t>(g));
+      const auto row = [&](std::int64_t p) { return losses.begin() + p * kLambda; };
+      const std::int64_t lucky = g % kProblems, tied = (g + 1) % kProblems;
+      for (std::int64_t k = 0; k < kLambda; ++k) {
+        row(lucky)[k] = static_cast<double>((k * 3 + g) % 4);
+        row(tied)[k] = 7.0;
+        row((g + 2) % kProblems)[k] = k % 2 == 0 ? kNan : kInfinity;
+      }
+      CHECK(pair.tell(losses));
+      CHECK_NEAR(pair.difference(), 0.0, 1e-9);
+      for (std::int64_t p = 0; p < kProblems; ++p) {
+        const std::int64_t size = pair.shape().theta_size;
+        const bool moved = !std::equal(theta.begin() + p * size, theta.begin() + (p + 1) * size,
+                                       pair.theta.begin() + p * size);
+        CHECK(moved == (p == lucky));
+      }
+    }
+  }
 }

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ import pytest
 import small
 import torch
 import torch.nn.functional as F
+from recording import Recorder, RecordingGraphs
 
 import asng_ext as asng
 from asng_ext.config import RetrainConfig, SearchConfig
@@ -20,8 +24,9 @@ from asng_ext.metrics import psnr, ssim
 from asng_ext.nn import CaeLayer, parameter_count
 from asng_ext.retrain import retrain
 from asng_ext.run import RunFolder
-from asng_ext.search import search
+from asng_ext.search import _Iteration, search
 from asng_ext.tasks.inpainting import PRESETS, InpaintingConfig, InpaintingTask, load_data
+from asng_ext.training import Means, make_optimizer
 
 CONFIG = InpaintingConfig(
     data="photos", image_size=12, layers=3, channels="2,4", levels_back=3, steps_per_epoch=3
@@ -37,7 +42,7 @@ RETRAIN = RetrainConfig(
 )
 
 
-def task(seed: int = 0, channels: int = 3, **changes: Any) -> InpaintingTask:
+def task(seed: int = 0, channels: int = 3, device: str = "cpu", **changes: Any) -> InpaintingTask:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (31, 12, 12, channels), generator=generator).to(torch.uint8)
     return InpaintingTask(
@@ -46,11 +51,77 @@ def task(seed: int = 0, channels: int = 3, **changes: Any) -> InpaintingTask:
         search_batch_size=4,
         retrain_batch_size=5,
         seed=seed,
+        device=device,
     )
 
 
 def values_of(task: InpaintingTask, *layers: CaeLayer) -> dict[str, Any]:
     return task.cae_space.encode(layers)
+
+
+# -------------------------------------------------------------------------------------- devices
+
+
+def iterations(some: InpaintingTask, optimizer: Any) -> Iterator[Callable[[], None]]:
+    """Those of an epoch, as the search makes them; their batches are made on the way."""
+    supernet = some.supernet()
+    sgd = make_optimizer(supernet, SEARCH)
+    iteration = _Iteration(some, supernet, sgd, optimizer, SEARCH, Means())
+    for pair in zip(some.weight_batches(1), some.theta_batches(1), strict=True):
+        yield lambda pair=pair: iteration(pair)  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("mask", ["center", "pixel", "half"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_nothing_but_the_losses_is_read_from_the_device(mask: str, precision: str) -> None:
+    class Deaf(asng.ASNG):
+        told = 0
+
+        def tell(self, samples: Any, losses: Any) -> bool:
+            self.told += 1
+            return False
+
+    some = task(mask=mask, precision=precision)
+    optimizer = Deaf(some.space, seed=0)
+    made = iterations(some, optimizer)
+    next(made)()  # what is made once, such as the counts of metrics and an epoch's order
+    recorder = Recorder()
+    with recorder:
+        for iteration in made:
+            iteration()
+    assert optimizer.told == 3
+    assert len(recorder.calls) > 100
+    # The norm of no gradients, which is of no device: banks have none, their corners do.
+    assert recorder.reads == ["lift_fresh"] * 2
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("mask", ["center", "pixel", "half"])
+def test_a_search_waits_once_per_iteration(mask: str) -> None:
+    some = task(mask=mask, device="cuda")
+    made = iterations(some, asng.ASNG(some.space, seed=0))
+    next(made)()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            count = sum(1 for iteration in made if iteration() is None)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    waits = [w for w in caught if "synchronizing CUDA operation" in str(w.message)]
+    assert count == some.search_steps - 1
+    assert len(waits) == count, [f"{w.filename}:{w.lineno}" for w in waits]
+
+
+def test_steps_are_not_captured_and_it_says_why() -> None:
+    graphs, stream = RecordingGraphs(), io.StringIO()
+    some = task()
+    optimizer = asng.ASNG(some.space, seed=0)
+    search(some, optimizer, SEARCH, seed=0, stream=stream, graphs=graphs)
+    assert graphs.ran == 0
+    lines = [line for line in stream.getvalue().splitlines() if "CUDA graphs" in line]
+    assert len(lines) == 1
+    assert "without CUDA graphs: the task, InpaintingTask, has layers whose number" in lines[0]
 
 
 # -------------------------------------------------------------------------------------- batches

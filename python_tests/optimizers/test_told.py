@@ -1,0 +1,120 @@
+"""What ASNG is told: in which order and form, and what it refuses."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from optimizing import MIXED, loss, state_of
+
+import asng_ext as asng
+from asng_ext import Samples, SearchSpace
+
+
+def test_pending_asks_may_be_told_in_any_order_and_rows_reordered() -> None:
+    optimizer = asng.ASNG(MIXED, population_size=3, seed=0)
+    first, second, third = (optimizer.ask() for _ in range(3))
+    assert not np.array_equal(first.numerical, second.numerical)
+    twin = copy.deepcopy(optimizer)
+    for samples in (third, first, second):
+        losses = [loss(sample) for sample in samples]
+        optimizer.tell(samples, losses)
+        twin.tell(samples[[2, 0, 1]], [losses[i] for i in (2, 0, 1)])
+    np.testing.assert_allclose(optimizer.theta.categorical, twin.theta.categorical, rtol=1e-12)
+    np.testing.assert_allclose(optimizer.s, twin.s, rtol=1e-9, atol=1e-12)
+
+
+def test_dicts_and_strided_arrays_may_be_told() -> None:
+    space = SearchSpace.from_sizes([3, 4, 5])
+    optimizer, twin = (asng.ASNG(space, seed=2) for _ in range(2))
+    for _ in range(20):
+        samples = optimizer.ask()
+        wide = np.zeros((4, 6), dtype=np.int32)
+        wide[::2, ::2] = samples.categorical
+        losses = [float(row["x0"] + row["x1"] * row["x2"]) for row in samples]
+        optimizer.tell(list(samples), losses)
+        twin.ask()
+        twin.tell(Samples(space, wide[::2, ::2], samples.numerical), losses)  # type: ignore[arg-type]
+    assert state_of(optimizer) == state_of(twin)
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [
+        tuple,
+        np.array,
+        lambda x: np.array(x, dtype=np.float32),
+        lambda x: np.array([x, x]).T[:, 0],
+        torch.tensor,
+        lambda x: torch.tensor(x, dtype=torch.bfloat16),
+        lambda x: torch.tensor(x, dtype=torch.float16, requires_grad=True),
+        lambda x: torch.tensor(x, dtype=torch.float64).requires_grad_() * 1,
+        lambda x: [torch.tensor(value) for value in x],
+        lambda x: [np.float32(value) for value in x],
+        lambda x: [int(value * 2) for value in x],
+    ],
+)
+def test_losses_of_any_kind(convert: Any) -> None:
+    optimizer, twin = (asng.ASNG(MIXED, population_size=4, seed=0) for _ in range(2))
+    losses = [1.5, -2.0, 0.0, 3.0]
+    assert optimizer.tell(optimizer.ask(), convert(losses))
+    twin.tell(twin.ask(), losses)
+    assert state_of(optimizer) == state_of(twin)
+
+
+@pytest.mark.parametrize(
+    ("losses", "error", "words"),
+    [
+        ([1.0], ValueError, "one number per sample"),
+        ([1.0, 2.0, 3.0], ValueError, "one number per sample"),
+        ([1.0, -math.inf], ValueError, "infinitely good"),
+        (["a", "b"], TypeError, "numbers"),
+        ([1.0, None], TypeError, "numbers"),
+        (np.zeros((2, 1)), ValueError, "shape"),
+        (torch.zeros(2, 2), ValueError, "shape"),
+        ({"a": 1}, TypeError, "numbers"),
+        (3.0, TypeError, "numbers"),
+        (None, TypeError, "numbers"),
+    ],
+)
+def test_bad_losses_change_nothing(losses: Any, error: type[Exception], words: str) -> None:
+    optimizer = asng.ASNG(MIXED, seed=0)
+    samples = optimizer.ask()
+    before = state_of(optimizer)
+    with pytest.raises(error, match=words):
+        optimizer.tell(samples, losses)
+    assert state_of(optimizer) == before
+
+
+def test_bad_samples_change_nothing() -> None:
+    optimizer = asng.ASNG(MIXED, seed=0)
+    other = asng.ASNG(SearchSpace.from_sizes([3, 3]), seed=0)
+    good = optimizer.ask()
+    before = state_of(optimizer)
+    out_of_range = Samples(MIXED, good.categorical + 3, good.numerical)
+    not_finite = Samples(MIXED, good.categorical, good.numerical * math.nan)
+    wrong_shape = Samples(MIXED, good.categorical[:, :1], good.numerical)
+    for samples, words in (
+        (other.ask(), "samples must be of"),
+        (out_of_range, r"samples.categorical\[0, 0\]"),
+        (not_finite, "finite"),
+        (wrong_shape, "categorical"),
+        ([{"op": "a"}, {"op": "b"}], "missing"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            optimizer.tell(samples, [1.0, 2.0])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="at least 2"):
+        optimizer.tell(good[:1], [1.0])
+    assert state_of(optimizer) == before
+
+
+def test_maximize_refuses_what_is_infinitely_good() -> None:
+    optimizer = asng.ASNG(MIXED, seed=0, maximize=True)
+    samples = optimizer.ask()
+    with pytest.raises(ValueError, match="infinitely good"):
+        optimizer.tell(samples, [1.0, math.inf])
+    assert optimizer.tell(samples, [1.0, -math.inf])
