@@ -181,7 +181,10 @@ def test_progress_and_what_it_raises() -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 def test_ctrl_c_stops_a_batch(tmp_path: Path) -> None:
     code = (
+        "import signal\n"
         "from asng_ext.tasks.toy import *\n"
+        # A shell's background jobs, which the tests may be, ignore the signal.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "print('ready', flush=True)\n"
         "try:\n"
         "    simulate(ToySettings(target=-1.0, iteration_limit=2**50), ToyOptimizer())\n"
