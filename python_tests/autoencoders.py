@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from asng_ext import cae_ops
+
 Case = tuple[Tensor, Tensor, Tensor, int, tuple[int, int]]
 
 
@@ -66,3 +68,15 @@ def assert_same(got: list[Tensor], expected: list[Tensor], tolerance: float = 1e
         assert a.dtype == b.dtype
         scale = 1 + b.abs().max()
         torch.testing.assert_close(a / scale, b / scale, rtol=tolerance, atol=tolerance)
+
+
+def check_finite_differences(kernel: int, stride: int) -> None:
+    """Of both layers, against their derivatives."""
+    x, low, weight, _, size = sample((5, 4), (2, 3), kernel, stride, batch=1)
+    leaves = [t.detach().clone().requires_grad_() for t in (x, low, weight)]
+    assert torch.autograd.gradcheck(
+        lambda x, w: cae_ops.encode(x, w, stride), (leaves[0], leaves[2])
+    )
+    assert torch.autograd.gradcheck(
+        lambda low, w, x: cae_ops.decode(low, w, x, stride, size), (leaves[1], leaves[2], leaves[0])
+    )

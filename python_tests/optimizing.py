@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import asng_ext as asng
@@ -25,11 +26,16 @@ def loss(sample: dict[str, Any]) -> float:
     ) + 4 * abs(sample["rate"] - 0.3)
 
 
-def advance(optimizer: asng.ASNG, steps: int) -> None:
+Optimizer = asng.ASNG | asng.SNG | asng.NaturalAdam
+
+
+def advance(
+    optimizer: Optimizer, steps: int, loss: Callable[[dict[str, Any]], float] = loss
+) -> None:
     for _ in range(steps):
         samples = optimizer.ask()
         optimizer.tell(samples, [loss(sample) for sample in samples])
 
 
-def state_of(optimizer: asng.ASNG) -> str:
+def state_of(optimizer: Optimizer) -> str:
     return json.dumps(optimizer.state_dict())

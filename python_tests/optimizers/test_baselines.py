@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from optimizing import advance, state_of
 
 import asng_ext as asng
 from asng_ext import SearchSpace
@@ -34,16 +35,6 @@ def loss(sample: dict[str, Any]) -> float:
     return float(
         (sample["op"] != "b") + (not sample["flag"]) + abs(sample["width"] - 2) / 4
     ) + 2 * abs(sample["rate"] - 0.3)
-
-
-def advance(optimizer: Baseline, steps: int) -> None:
-    for _ in range(steps):
-        samples = optimizer.ask()
-        optimizer.tell(samples, [loss(sample) for sample in samples])
-
-
-def state_of(optimizer: Baseline) -> str:
-    return json.dumps(optimizer.state_dict())
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -93,7 +84,7 @@ def test_finds_the_best_sample(kind: type[Baseline], step: float) -> None:
     for seed in range(9):
         name = "delta" if kind is asng.SNG else "step_size"
         optimizer = kind(MIXED, seed=seed, **{name: step})  # type: ignore[arg-type]
-        advance(optimizer, 3000)
+        advance(optimizer, 3000, loss)
         found.append(optimizer.recommend())
     assert sum(best["op"] == "b" for best in found) >= 7
     assert sum(best["flag"] is True for best in found) >= 7
@@ -105,9 +96,9 @@ def test_finds_the_best_sample(kind: type[Baseline], step: float) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_resume_bit_for_bit(kind: type[Baseline]) -> None:
     whole = kind(MIXED, seed=9)
-    advance(whole, 40)
+    advance(whole, 40, loss)
     first = kind(MIXED, seed=9)
-    advance(first, 17)
+    advance(first, 17, loss)
     buffer = io.BytesIO()
     torch.save(first.state_dict(), buffer)
     buffer.seek(0)
@@ -117,7 +108,7 @@ def test_resume_bit_for_bit(kind: type[Baseline]) -> None:
     through_json.load_state_dict(json.loads(state_of(first)))
     copies = [first, resumed, through_json, copy.deepcopy(first), pickle.loads(pickle.dumps(first))]
     for optimizer in copies:
-        advance(optimizer, 23)
+        advance(optimizer, 23, loss)
         assert state_of(optimizer) == state_of(whole)
         assert type(optimizer) is kind
 
@@ -154,7 +145,7 @@ def test_an_adam_state_that_does_not_fit_is_refused_whole(
     change: dict[str, Any], words: str
 ) -> None:
     source, target = asng.NaturalAdam(MIXED, seed=0), asng.NaturalAdam(MIXED, seed=1)
-    advance(source, 5)
+    advance(source, 5, loss)
     before = state_of(target)
     with pytest.raises(ValueError, match=words):
         target.load_state_dict({**source.state_dict(), **change})
@@ -188,14 +179,14 @@ def test_what_people_plot() -> None:
     assert sng.entropy == adam.entropy
     assert "SNG(" in repr(sng)
     assert "delta=0.25" in repr(sng)
-    advance(adam, 3)
+    advance(adam, 3, loss)
     assert adam.generation == 3
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_losses_without_information_change_nothing(kind: type[Baseline]) -> None:
     optimizer = kind(MIXED, seed=0)
-    advance(optimizer, 3)
+    advance(optimizer, 3, loss)
     before = optimizer.state_dict()
     assert not optimizer.tell(optimizer.ask(), [1.0, 1.0])
     after = optimizer.state_dict()
