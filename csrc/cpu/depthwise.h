@@ -35,27 +35,38 @@ inline void fill_padded(const T* x, Affine<T> affine, int64_t height, int64_t wi
   });
 }
 
-template <class T, int K, int S, int P>
+// P pixels × N vectors of channels. Enough sums at a time that none waits for its last addition, and
+// no more than there are registers for. A value is loaded once and used by every window it is in.
+template <class T, int K, int S, int P, int N>
 ASNG_INLINE void depthwise_pixels(const T* in, int64_t row, int64_t channels, const T* weight,
                                   T* out, const T* ahead) {
-  Vec<T> acc[P] = {};
+  Vec<T> acc[N][P] = {};
 #pragma GCC unroll 8
   for (int p = 0; p < P; ++p) prefetch(ahead + p * channels);
 #pragma GCC unroll 5
   for (int ky = 0; ky < K; ++ky) {
-    const T* line = in + ky * row;
-    Vec<T> v[(P - 1) * S + K];
-#pragma GCC unroll 32
-    for (int i = 0; i < (P - 1) * S + K; ++i) v[i] = load(line + i * channels);
+#pragma GCC unroll 2
+    for (int n = 0; n < N; ++n) {
+      const T* line = in + ky * row + n * kLanes<T>;
+      Vec<T> w[K];
 #pragma GCC unroll 5
-    for (int kx = 0; kx < K; ++kx) {
-      const Vec<T> w = load(weight + (ky * K + kx) * channels);
-#pragma GCC unroll 8
-      for (int p = 0; p < P; ++p) acc[p] += w * v[p * S + kx];
+      for (int kx = 0; kx < K; ++kx) w[kx] = load(weight + (ky * K + kx) * channels + n * kLanes<T>);
+#pragma GCC unroll 32
+      for (int i = 0; i < (P - 1) * S + K; ++i) {
+        const Vec<T> v = load(line + i * channels);
+#pragma GCC unroll 5
+        for (int kx = 0; kx < K; ++kx) {
+          const int p = (i - kx) / S;
+          if (i >= kx && (i - kx) % S == 0 && p < P) acc[n][p] += w[kx] * v;
+        }
+      }
     }
   }
+#pragma GCC unroll 2
+  for (int n = 0; n < N; ++n) {
 #pragma GCC unroll 8
-  for (int p = 0; p < P; ++p) store(out + p * channels, acc[p]);
+    for (int p = 0; p < P; ++p) store(out + p * channels + n * kLanes<T>, acc[n][p]);
+  }
 }
 
 // One row of a depthwise convolution. `in` is the first pixel of the first window in a padded image
@@ -65,44 +76,72 @@ template <class T, int K, int S, int C>
 inline void depthwise_row(const T* in, int64_t row, const T* weight, T* out, int64_t width,
                           int64_t channels, const T* ahead) {
   channels = channels_of<C>(channels);
-  constexpr int wide = kManyRegisters ? 8 : 4;
-  for (int64_t c = 0; c < channels; c += kLanes<T>) {
+  // A block of channels has two vectors at least where registers are few.
+  constexpr int wide = kManyRegisters ? 8 : 4, vectors = kManyRegisters ? 1 : 2;
+  for (int64_t c = 0; c < channels; c += vectors * kLanes<T>) {
     int64_t x = 0;
     for (; x + wide <= width; x += wide) {
-      depthwise_pixels<T, K, S, wide>(in + x * S * channels + c, row, channels, weight + c,
-                                      out + x * channels + c, ahead + x * channels + c);
+      depthwise_pixels<T, K, S, wide, vectors>(in + x * S * channels + c, row, channels, weight + c,
+                                               out + x * channels + c, ahead + x * channels + c);
     }
     for (; x + 2 <= width; x += 2) {
-      depthwise_pixels<T, K, S, 2>(in + x * S * channels + c, row, channels, weight + c,
-                                   out + x * channels + c, ahead + x * channels + c);
+      depthwise_pixels<T, K, S, 2, vectors>(in + x * S * channels + c, row, channels, weight + c,
+                                            out + x * channels + c, ahead + x * channels + c);
     }
     for (; x < width; ++x) {
-      depthwise_pixels<T, K, S, 1>(in + x * S * channels + c, row, channels, weight + c,
-                                   out + x * channels + c, ahead + x * channels + c);
+      depthwise_pixels<T, K, S, 1, vectors>(in + x * S * channels + c, row, channels, weight + c,
+                                            out + x * channels + c, ahead + x * channels + c);
     }
   }
 }
 
-// Rows [begin, end) of the taps' gradients, their accumulators in registers.
-template <class T, int K, int S, int kBegin, int kEnd>
-ASNG_INLINE void depthwise_taps(const T* in, int64_t row, const T* grad, int64_t width,
-                                int64_t channels, T* grad_weight, const T* ahead) {
-  constexpr int rows = kEnd - kBegin;
-  Vec<T> acc[rows * K];
-#pragma GCC unroll 25
-  for (int k = 0; k < rows * K; ++k) acc[k] = load(grad_weight + (kBegin * K + k) * channels);
-  for (int64_t x = 0; x < width; ++x) {
-    const Vec<T> g = load(grad + x * channels);
-    prefetch(ahead + x * channels);
+template <int kBegin, int kCount>
+struct TapRows {
+  static constexpr int begin = kBegin, count = kCount;
+};
+
+// What P pixels from x on add to the gradients of rows [kBegin, kBegin + kRows) of taps, whose
+// accumulators are registers. A value is loaded once and used by every tap that meets it.
+template <class T, int K, int S, int kBegin, int kRows, int P>
+ASNG_INLINE void depthwise_taps_pixels(const T* in, int64_t row, const T* grad, int64_t x,
+                                       int64_t channels, Vec<T>* acc, const T* ahead) {
+  Vec<T> g[P];
+#pragma GCC unroll 4
+  for (int p = 0; p < P; ++p) {
+    g[p] = load(grad + (x + p) * channels);
+    if constexpr (kBegin == 0) prefetch(ahead + (x + p) * channels);
+  }
 #pragma GCC unroll 5
-    for (int ky = 0; ky < rows; ++ky) {
-      const T* line = in + (kBegin + ky) * row + x * S * channels;
-#pragma GCC unroll 5
-      for (int kx = 0; kx < K; ++kx) acc[ky * K + kx] += g * load(line + kx * channels);
+  for (int ky = 0; ky < kRows; ++ky) {
+    const T* line = in + (kBegin + ky) * row + x * S * channels;
+#pragma GCC unroll 16
+    for (int i = 0; i < (P - 1) * S + K; ++i) {
+      const Vec<T> v = load(line + i * channels);
+#pragma GCC unroll 4
+      for (int p = 0; p < P; ++p) {
+        const int kx = i - p * S;
+        if (kx >= 0 && kx < K) acc[ky * K + kx] += g[p] * v;
+      }
     }
   }
+}
+
+template <class T, int K, int S, int kBegin, int kRows>
+ASNG_INLINE void depthwise_taps(const T* in, int64_t row, const T* grad, int64_t width,
+                                int64_t channels, T* grad_weight, const T* ahead) {
+  Vec<T> acc[kRows * K];
+  grad_weight += kBegin * K * channels;
 #pragma GCC unroll 25
-  for (int k = 0; k < rows * K; ++k) store(grad_weight + (kBegin * K + k) * channels, acc[k]);
+  for (int k = 0; k < kRows * K; ++k) acc[k] = load(grad_weight + k * channels);
+  int64_t x = 0;
+  for (; x + 4 <= width; x += 4) {
+    depthwise_taps_pixels<T, K, S, kBegin, kRows, 4>(in, row, grad, x, channels, acc, ahead);
+  }
+  for (; x < width; ++x) {
+    depthwise_taps_pixels<T, K, S, kBegin, kRows, 1>(in, row, grad, x, channels, acc, ahead);
+  }
+#pragma GCC unroll 25
+  for (int k = 0; k < kRows * K; ++k) store(grad_weight + k * channels, acc[k]);
 }
 
 // grad_weight (K², channels) += what one row of output gradients and its windows contribute.
@@ -111,16 +150,16 @@ inline void depthwise_weight_row(const T* in, int64_t row, const T* grad, int64_
                                  int64_t channels, T* grad_weight, const T* ahead) {
   channels = channels_of<C>(channels);
   for (int64_t c = 0; c < channels; c += kLanes<T>) {
+    const auto taps = [&](auto rows) ASNG_INLINE_LAMBDA {
+      depthwise_taps<T, K, S, rows.begin, rows.count>(in + c, row, grad + c, width, channels,
+                                                      grad_weight + c, ahead + c);
+    };
     if constexpr (kManyRegisters || K == 3) {
-      depthwise_taps<T, K, S, 0, K>(in + c, row, grad + c, width, channels, grad_weight + c,
-                                    ahead + c);
+      taps(TapRows<0, K>{});
     } else {
-      depthwise_taps<T, K, S, 0, 2>(in + c, row, grad + c, width, channels, grad_weight + c,
-                                    ahead + c);
-      depthwise_taps<T, K, S, 2, 4>(in + c, row, grad + c, width, channels, grad_weight + c,
-                                    ahead + c);
-      depthwise_taps<T, K, S, 4, 5>(in + c, row, grad + c, width, channels, grad_weight + c,
-                                    ahead + c);
+      taps(TapRows<0, 2>{});
+      taps(TapRows<2, 2>{});
+      taps(TapRows<4, 1>{});
     }
   }
 }
