@@ -4,9 +4,9 @@
 #include <cstdint>
 #include <vector>
 
+#include "graph.h"
 #include "kernels.h"
 #include "memory.h"
-#include "node.h"
 #include "projection.h"
 
 namespace asng::cpu {
@@ -26,12 +26,10 @@ struct CellShape {
 
   int64_t in_size() const { return images * newer.height * newer.width * padded; }
   int64_t out_size() const { return images * out_height * out_width * padded; }
-  NodeShape node(int64_t index) const;
+  GraphShape graph() const;
   // Values that the backward pass needs, at most. The function of the same name in
   // asng_ext/_operators.py must agree.
   int64_t saved_bound() const;
-  // Values that a forward pass needs which saves nothing, at most.
-  int64_t working_bound() const;
 };
 
 template <class T>
@@ -39,14 +37,8 @@ struct CellWeights {
   T* older = nullptr;   // (channels, older channels); factorized: rows for even pixels come first
   T* newer = nullptr;   // (channels, newer channels)
   T* output = nullptr;  // (channels, nodes · channels)
-  // depthwise (edges, …) and so on; edge (node, input) is number node·(node + 3)/2 + input.
-  // reduction (2·nodes, …): number 2·node + input.
-  NodeWeights<T> operations;
+  OperationWeights<T> operations;
 };
-
-// The weights of one node.
-template <class T>
-NodeWeights<T> node_weights(const NodeWeights<T>& all, int64_t node, int64_t channels);
 
 // An input or the output of a cell: images of every architecture, or of all together.
 template <class T>
@@ -92,7 +84,7 @@ class Cell {
                 T* grad_older, T* grad_newer, const CellWeights<T>& grads);
 
   // As `forward`, but leaves the output as it is before its normalisation, which goes to `norms`,
-  // as in CellImages. `memory` has room for saved_bound() values if `save`, else working_bound().
+  // as in CellImages. `memory` has room for saved_bound() values.
   void run(CellImages<T> older, CellImages<T> newer, T* z, T* norms, Bump<T>& memory, bool save);
 
   // As `backward`, with the memory of `run`, which must have saved. The output is as `run` left it,
@@ -107,18 +99,11 @@ class Cell {
   void skip(CellImages<T> older, CellImages<T> newer, Bump<T>& memory);
 
   void normalise(T* z, const T* norms) const;
-  bool reads(int64_t arch, bool older) const { return uses(arch, older ? 0 : 1); }
+  bool reads(int64_t arch, bool older) const { return graph_.reads(arch, older ? 0 : 1); }
 
  private:
   int64_t parts() const { return part_count(shape_.images); }
-  State<T>& state(int64_t arch, int64_t index) {
-    return states_[static_cast<size_t>(arch * (shape_.nodes + 2) + index)];
-  }
-  bool uses(int64_t arch, int64_t index) const {
-    return used_[static_cast<size_t>(arch * (shape_.nodes + 2) + index)];
-  }
   void place_inputs(Bump<T>& memory, CellImages<T> older, CellImages<T> newer);
-  std::vector<T*> place_node(Bump<T>& memory, Bump<T>& turn, int64_t index);
   void place_outputs(const T* z, const T* norms, bool normalised);
   // Memory for one image of every loose node of an architecture.
   size_t loose_bytes() const {
@@ -127,24 +112,20 @@ class Cell {
   std::vector<Source<T>> loose_sources(const Projection<T>& p, const T* nodes) const;
   void combine_loose(const Projection<T>& p, int64_t image, T* nodes) const;
   void project_inputs();
-  void project_outputs();
+  void project_outputs(int64_t arch, int64_t part_index, Part images, PartialSums& sums) const;
   Block pack(std::vector<Projection<T>>& projections, bool backward);
   void finish_gradients(std::vector<Projection<T>>& projections,
-                        const std::vector<PartialSums>* sums);
-  void backward_outputs(const T* grad_y, const std::vector<PartialSums>* sums, T* grad_weight);
+                        const std::vector<PartialSums>& sums);
+  std::vector<PartialSums> reduce_outputs() const;
+  void backward_outputs(int64_t arch, int64_t part_index, Part images) const;
   void backward_inputs(const InputGradient<T>& older, const InputGradient<T>& newer,
                        const CellWeights<T>& grads);
 
   CellShape shape_;
   CellWeights<const T> weights_;
-  std::vector<Node<T>> nodes_;
-  std::vector<State<T>> states_;       // (archs, 2 + nodes)
-  std::vector<bool> used_;             // (archs, 2 + nodes): whether a node reads it
-  std::vector<Projection<T>> inputs_;  // those of the older input come first
-  // One for every architecture, of its loose nodes, those that no node reads. Their images are
-  // never stored: who needs one makes it again from the edges, which are in memory anyway.
-  std::vector<Projection<T>> outputs_;
-  std::vector<std::vector<int64_t>> loose_;  // of each architecture
+  Graph<T> graph_;
+  std::vector<Projection<T>> inputs_;   // those of the older input come first
+  std::vector<Projection<T>> outputs_;  // one for every architecture, of its loose nodes
   std::vector<T> coefficients_;
 };
 

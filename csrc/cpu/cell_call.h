@@ -21,9 +21,10 @@ inline void check_weights(const std::vector<Tensor>& convolutions, const Optiona
 }
 
 template <class T, class P = T>
-NodeWeights<P> pointers(const std::vector<Tensor>& convolutions, const OptionalTensor& reduction) {
+OperationWeights<P> pointers(const std::vector<Tensor>& convolutions,
+                             const OptionalTensor& reduction) {
   const auto data = [](const Tensor& t) { return static_cast<T*>(t.data_ptr()); };
-  NodeWeights<P> weights;
+  OperationWeights<P> weights;
   for (int kind = 0; kind < 2; ++kind) {
     weights.depthwise[kind] = data(convolutions[2 * kind]);
     weights.pointwise[kind] = data(convolutions[2 * kind + 1]);

@@ -56,7 +56,7 @@ void Chain<T>::forward(const T* older, const T* newer, T* y, T* saved) {
   int64_t outputs = 0, working = 0;
   for (const CellShape& shape : shapes_) {
     outputs += output_bound(shape);
-    working = std::max(working, shape.working_bound());
+    working = std::max(working, shape.saved_bound());
   }
   const int64_t count = save ? saved_bound(shapes_) : outputs;
   const Block block = acquire(save ? 0 : static_cast<size_t>(count) * sizeof(T));

@@ -35,8 +35,20 @@ inline void fill_padded(const T* x, Affine<T> affine, int64_t height, int64_t wi
   });
 }
 
-// P pixels × N vectors of channels. Enough sums at a time that none waits for its last addition, and
-// no more than there are registers for. A value is loaded once and used by every window it is in.
+// Zeros around the image in the middle of a padded one.
+template <class T>
+inline void clear_margins(T* padded, int64_t height, int64_t width, int64_t channels, int64_t pad) {
+  const int64_t row = (width + 2 * pad) * channels, side = pad * channels;
+  fill_with(padded, pad * row + side, T(0));
+  for (int64_t y = pad; y < pad + height - 1; ++y) {
+    fill_with(padded + (y + 1) * row - side, 2 * side, T(0));
+  }
+  fill_with(padded + (pad + height) * row - side, side + pad * row, T(0));
+}
+
+// P pixels × N vectors of channels. Enough sums at a time that none waits for its last addition,
+// and no more than there are registers for. A value is loaded once and used by every window it is
+// in.
 template <class T, int K, int S, int P, int N>
 ASNG_INLINE void depthwise_pixels(const T* in, int64_t row, int64_t channels, const T* weight,
                                   T* out, const T* ahead) {
@@ -50,7 +62,8 @@ ASNG_INLINE void depthwise_pixels(const T* in, int64_t row, int64_t channels, co
       const T* line = in + ky * row + n * kLanes<T>;
       Vec<T> w[K];
 #pragma GCC unroll 5
-      for (int kx = 0; kx < K; ++kx) w[kx] = load(weight + (ky * K + kx) * channels + n * kLanes<T>);
+      for (int kx = 0; kx < K; ++kx)
+        w[kx] = load(weight + (ky * K + kx) * channels + n * kLanes<T>);
 #pragma GCC unroll 32
       for (int i = 0; i < (P - 1) * S + K; ++i) {
         const Vec<T> v = load(line + i * channels);

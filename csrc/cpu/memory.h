@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <vector>
 
 namespace asng::cpu {
 
@@ -36,6 +37,27 @@ class Bump {
  private:
   T* next_;
   int64_t left_;
+};
+
+// Places of one size that serve again when they are given back.
+template <class T>
+class Slots {
+ public:
+  Slots(Bump<T>& memory, int64_t size) : memory_(memory), size_(size) {}
+
+  // The place that was given back last, if there is one: it is likely to be in the cache.
+  T* take() {
+    if (free_.empty()) return memory_.take(size_);
+    T* slot = free_.back();
+    free_.pop_back();
+    return slot;
+  }
+  void give(T* slot) { free_.push_back(slot); }
+
+ private:
+  Bump<T>& memory_;
+  int64_t size_;
+  std::vector<T*> free_;
 };
 
 }  // namespace asng::cpu

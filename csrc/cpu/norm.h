@@ -30,8 +30,14 @@ inline Part part(int64_t images, int64_t index) {
 // Two sums per channel for every part of the batch.
 class PartialSums {
  public:
+  PartialSums() = default;
   PartialSums(int64_t parts, int64_t channels)
       : parts_(parts), channels_(channels), values_(static_cast<size_t>(2 * parts * channels)) {}
+
+  // Adds what others of the same size have summed.
+  void add(const PartialSums& others) {
+    for (size_t i = 0; i < values_.size(); ++i) values_[i] += others.values_[i];
+  }
 
   double* first(int64_t part) { return values_.data() + 2 * part * channels_; }
   double* second(int64_t part) { return first(part) + channels_; }
@@ -45,7 +51,7 @@ class PartialSums {
     return sum;
   }
 
-  int64_t parts_, channels_;
+  int64_t parts_ = 0, channels_ = 0;
   std::vector<double> values_;
 };
 

@@ -8,13 +8,14 @@
 
 #include "cell_call.h"
 #include "memory.h"
+#include "node.h"
 #include "tensors.h"
 
 namespace asng::cpu {
 namespace {
 
 struct NodeCall {
-  NodeShape shape;
+  GraphShape shape;
   ScalarType dtype;
   int64_t height, width;
 
@@ -27,7 +28,7 @@ struct NodeCall {
     STD_TORCH_CHECK(inputs.dim() == 2, "inputs must have 2 dimensions, got ", inputs.dim());
     STD_TORCH_CHECK(convolutions[1].dim() == 4, "pointwise3 must have 4 dimensions, got ",
                     convolutions[1].dim());
-    shape.inputs = shape.state_stride = bank.size(0);
+    shape.inputs = bank.size(0);
     shape.archs = bank.size(1);
     shape.images = bank.size(2);
     height = bank.size(3);
@@ -37,7 +38,7 @@ struct NodeCall {
     shape.edges = inputs.size(1);
     shape.out_height = (height + stride - 1) / stride;
     shape.out_width = (width + stride - 1) / stride;
-    shape.reduced_inputs = stride == 2 ? shape.inputs : 0;
+    shape.reduction = stride == 2;
     STD_TORCH_CHECK(stride == 1 || shape.channels >= 2,
                     "a factorized reduction needs 2 channels, got ", shape.channels);
     STD_TORCH_CHECK(shape.edges > 0, "inputs must have at least one column");
@@ -53,21 +54,26 @@ struct NodeCall {
     return {shape.archs, shape.images, shape.out_height, shape.out_width, shape.padded};
   }
 
+  // With `grad`, of the bank, null in a forward pass.
   template <class T>
-  std::vector<State<T>> states(const T* bank, T* grad) const {
-    const int64_t size = shape.images * height * width * shape.padded;
-    std::vector<State<T>> states(static_cast<size_t>(shape.archs * shape.inputs));
+  Node<T> node(const Tensor& bank, T* grad, const Tensor& inputs, const Tensor& operations,
+               const std::vector<Tensor>& convolutions, const OptionalTensor& reduction) const {
+    Node<T> node(shape, pointers<T, const T>(convolutions, reduction),
+                 inputs.const_data_ptr<int32_t>(), operations.const_data_ptr<int32_t>());
     for (int64_t arch = 0; arch < shape.archs; ++arch) {
       for (int64_t input = 0; input < shape.inputs; ++input) {
-        State<T>& s = states[static_cast<size_t>(arch * shape.inputs + input)];
-        s.x = bank + (input * shape.archs + arch) * size;
-        s.grad = grad == nullptr ? nullptr : grad + (input * shape.archs + arch) * size;
+        const int64_t offset = (input * shape.archs + arch) * state_size();
+        State<T>& s = node.input(arch, input);
+        s.x = bank.const_data_ptr<T>() + offset;
+        s.grad = grad == nullptr ? nullptr : grad + offset;
         s.height = height;
         s.width = width;
       }
     }
-    return states;
+    return node;
   }
+
+  int64_t state_size() const { return shape.images * height * width * shape.padded; }
 };
 
 std::tuple<Tensor, Tensor> mixed_node(Tensor bank, Tensor inputs, Tensor operations,
@@ -81,14 +87,9 @@ std::tuple<Tensor, Tensor> mixed_node(Tensor bank, Tensor inputs, Tensor operati
   Tensor saved = new_tensor({save ? bound : 0}, call.dtype, false);
   with_type(call.dtype, [&](auto type) {
     using T = decltype(type);
-    Node<T> node(call.shape, pointers<T, const T>(convolutions, reduction),
-                 inputs.const_data_ptr<int32_t>(), operations.const_data_ptr<int32_t>(),
-                 call.shape.edges);
+    Node<T> node = call.node<T>(bank, nullptr, inputs, operations, convolutions, reduction);
     const Block block = acquire(save ? 0 : static_cast<size_t>(bound) * sizeof(T));
-    Bump<T> memory(static_cast<T*>(save ? saved.data_ptr() : block.get()), bound);
-    node.place(memory);
-    node.forward(call.states(bank.const_data_ptr<T>(), static_cast<T*>(nullptr)),
-                 out.mutable_data_ptr<T>());
+    node.forward(static_cast<T*>(save ? saved.data_ptr() : block.get()), out.mutable_data_ptr<T>());
   });
   return {out, saved};
 }
@@ -107,17 +108,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mixed_node_backward(
   Tensor grad_reduction = zeros_or_empty(reduction, call.dtype);
   with_type(call.dtype, [&](auto type) {
     using T = decltype(type);
-    Node<T> node(call.shape, pointers<T, const T>(convolutions, reduction),
-                 inputs.const_data_ptr<int32_t>(), operations.const_data_ptr<int32_t>(),
-                 call.shape.edges);
-    Bump<T> memory(static_cast<T*>(saved.data_ptr()), call.shape.saved_bound());
-    node.place(memory);
-    std::vector<State<T>> states =
-        call.states(bank.const_data_ptr<T>(), grad_bank.mutable_data_ptr<T>());
-    node.backward(states, grad.const_data_ptr<T>(), pointers<T>(grads, grad_reduction));
-    const int64_t size = grad_bank.numel() / static_cast<int64_t>(states.size());
-    for (const State<T>& s : states) {
-      if (!s.has_grad) std::fill_n(s.grad, size, T(0));
+    Node<T> node = call.node<T>(bank, grad_bank.mutable_data_ptr<T>(), inputs, operations,
+                                convolutions, reduction);
+    node.backward(static_cast<T*>(saved.data_ptr()), grad.const_data_ptr<T>(),
+                  pointers<T>(grads, grad_reduction));
+    for (int64_t arch = 0; arch < call.shape.archs; ++arch) {
+      for (int64_t input = 0; input < call.shape.inputs; ++input) {
+        const State<T>& s = node.input(arch, input);
+        if (!s.has_grad) std::fill_n(s.grad, call.state_size(), T(0));
+      }
     }
   });
   return {grad_bank, grads[0], grads[1], grads[2], grads[3], grad_reduction};

@@ -57,31 +57,29 @@ void Projection<T>::pack_backward() {
 }
 
 template <class T>
-void Projection<T>::forward_images(const std::vector<Source<T>>& from, int64_t first, int64_t count,
-                                   int64_t part_index, PartialSums& sums) const {
+void Projection<T>::forward_from(const std::vector<Source<T>>& from, Part range, int64_t part_index,
+                                 PartialSums& sums) const {
   ProjectForward<T> task;
   task.sources = from.data();
   task.source_count = static_cast<int64_t>(from.size());
-  task.images = count;
+  task.images = range.count;
   task.out_height = out_height;
   task.out_width = out_width;
   task.out_channels = padded;
   task.weight = packed;
-  task.z = z + first * out_height * out_width * padded;
+  task.z = z + range.first * out_height * out_width * padded;
   task.sum = sums.first(part_index);
   task.sum_squares = sums.second(part_index);
   kernels<T>().project_forward(task);
 }
 
 template <class T>
-void Projection<T>::forward(int64_t part_index, PartialSums& sums) const {
-  const Part range = part(images, part_index);
-  forward_images(sources_from(*this, range.first), range.first, range.count, part_index, sums);
+void Projection<T>::forward(Part range, int64_t part_index, PartialSums& sums) const {
+  forward_from(sources_from(*this, range.first), range, part_index, sums);
 }
 
 template <class T>
-void Projection<T>::reduce(int64_t part_index, PartialSums& sums) const {
-  const Part range = part(images, part_index);
+void Projection<T>::reduce(Part range, int64_t part_index, PartialSums& sums) const {
   const int64_t offset = range.first * out_height * out_width * padded;
   std::vector<const T*> from = grads;
   for (const T*& grad : from) grad += offset;
@@ -98,20 +96,20 @@ void Projection<T>::reduce(int64_t part_index, PartialSums& sums) const {
 }
 
 template <class T>
-void Projection<T>::clear_gradient(int64_t part_index) const {
-  std::fill_n(grad_parts + part_index * packed_size(), packed_size(), T(0));
+void Projection<T>::clear_gradient() const {
+  std::fill_n(grad_parts, part_count(images) * packed_size(), T(0));
 }
 
 template <class T>
-void Projection<T>::backward_images(const std::vector<Source<T>>& from, int64_t first,
-                                    int64_t count, int64_t part_index) const {
-  const int64_t offset = first * out_height * out_width * padded;
+void Projection<T>::backward_from(const std::vector<Source<T>>& from, Part range,
+                                  int64_t part_index) const {
+  const int64_t offset = range.first * out_height * out_width * padded;
   std::vector<const T*> incoming = grads;
   for (const T*& grad : incoming) grad += offset;
   ProjectBackward<T> task;
   task.sources = from.data();
   task.source_count = static_cast<int64_t>(from.size());
-  task.images = count;
+  task.images = range.count;
   task.out_height = out_height;
   task.out_width = out_width;
   task.out_channels = padded;
@@ -125,15 +123,13 @@ void Projection<T>::backward_images(const std::vector<Source<T>>& from, int64_t 
 }
 
 template <class T>
-void Projection<T>::backward(int64_t part_index) const {
-  const Part range = part(images, part_index);
+void Projection<T>::backward(Part range, int64_t part_index) const {
   std::vector<Source<T>> from = sources_from(*this, range.first);
   if (source_sums != nullptr) {
     from[0].sum = source_sums->first(part_index);
     from[0].dot = source_sums->second(part_index);
   }
-  clear_gradient(part_index);
-  backward_images(from, range.first, range.count, part_index);
+  backward_from(from, range, part_index);
 }
 
 template <class T>

@@ -43,15 +43,15 @@ struct Projection {
 
   void pack_forward();   // packed: (depth, padded)
   void pack_backward();  // packed: (padded, depth)
-  void forward(int64_t part_index, PartialSums& sums) const;
-  // Images [first, first + count), which are in the part, from sources that begin with them.
-  void forward_images(const std::vector<Source<T>>& from, int64_t first, int64_t count,
-                      int64_t part_index, PartialSums& sums) const;
-  void reduce(int64_t part_index, PartialSums& sums) const;
-  void backward(int64_t part_index) const;
-  void clear_gradient(int64_t part_index) const;
-  void backward_images(const std::vector<Source<T>>& from, int64_t first, int64_t count,
-                       int64_t part_index) const;
+  // Some images, all of one part.
+  void forward(Part range, int64_t part_index, PartialSums& sums) const;
+  void reduce(Part range, int64_t part_index, PartialSums& sums) const;
+  void clear_gradient() const;
+  void backward(Part range, int64_t part_index) const;
+  // The same from sources that begin with the first of these images.
+  void forward_from(const std::vector<Source<T>>& from, Part range, int64_t part_index,
+                    PartialSums& sums) const;
+  void backward_from(const std::vector<Source<T>>& from, Part range, int64_t part_index) const;
   void add_weight_gradient(T* grad) const;  // grad has the layout of `weight`
 };
 

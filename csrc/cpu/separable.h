@@ -60,7 +60,7 @@ void separable_forward_impl(const SeparableForward<T>& task) {
     return carver.used();
   };
   carve(scratch(carve(nullptr)));
-  fill_with(padded, padded_size, T(0));
+  clear_margins(padded, s.height, s.width, channels, pad);
   fill_with(sum, channels, T(0));
   fill_with(squares, channels, T(0));
   for (int64_t image = 0; image < s.images; ++image) {
@@ -137,8 +137,8 @@ void separable_backward_impl(const SeparableBackward<T>& task) {
     return carver.used();
   };
   carve(scratch(carve(nullptr)));
-  fill_with(x, padded_size, T(0));
-  fill_with(depth, grad_size, T(0));
+  clear_margins(x, s.height, s.width, channels, pad);
+  clear_margins(depth, s.out_height, s.out_width, channels, pad);
   fill_with(sum, channels, T(0));
   fill_with(dot, channels, T(0));
   for (int64_t image = 0; image < s.images; ++image) {

@@ -59,7 +59,7 @@ void Stem<T>::forward(const T* x, const T* scale, const T* bias, T* y, T* saved)
   p.packed = packed.data();
   p.pack_forward();
   PartialSums sums(parts, shape_.padded);
-  run_tasks(parts, [&](int64_t i) { p.forward(i, sums); });
+  run_tasks(parts, [&](int64_t i) { p.forward(part(shape_.images, i), i, sums); });
   finish_norm(sums, p.pixels(), shape_.padded, p.norm);
   std::vector<T> affine(static_cast<size_t>(2 * shape_.padded));
   for (int64_t c = 0; c < shape_.channels; ++c) {
@@ -94,7 +94,7 @@ void Stem<T>::backward(const T* x, const T* scale, const T* grad_y, T* saved, T*
   const int64_t parts = part_count(shape_.images), columns = p.weight_stride;
   p.grads = {grad_y};
   PartialSums sums(parts, shape_.padded);
-  run_tasks(parts, [&](int64_t i) { p.reduce(i, sums); });
+  run_tasks(parts, [&](int64_t i) { p.reduce(part(shape_.images, i), i, sums); });
   std::vector<T> coefficients(static_cast<size_t>(3 * shape_.padded));
   p.norm_gradient = finish_norm_gradient(sums, p.pixels(), shape_.padded, p.norm.scale, p.stored,
                                          T(1), coefficients.data());
@@ -110,7 +110,7 @@ void Stem<T>::backward(const T* x, const T* scale, const T* grad_y, T* saved, T*
   // The images need no gradient, so neither does this product need a weight.
   std::vector<T> grad_parts(static_cast<size_t>(parts * p.packed_size()));
   p.grad_parts = grad_parts.data();
-  run_tasks(parts, [&](int64_t i) { p.backward(i); });
+  run_tasks(parts, [&](int64_t i) { p.backward(part(shape_.images, i), i); });
   std::vector<T> grad(static_cast<size_t>(shape_.channels * columns));
   p.add_weight_gradient(grad.data());
   for (int64_t o = 0; o < shape_.channels; ++o) {

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "../cpu/cell.h"
+#include "../cpu/node.h"
 #include "../cuda/cells.h"
 #include "cuda_on_cpu.h"
 

@@ -75,40 +75,36 @@ struct NodeExample {
   int64_t out_pixels() const { return static_cast<int64_t>(c.images) * out_height * out_width; }
 
   Tensors<T> on_cpu() {
-    cpu::NodeShape s;
+    cpu::GraphShape s;
     s.archs = c.archs;
-    s.inputs = s.state_stride = c.inputs;
+    s.inputs = c.inputs;
     s.edges = edges;
     s.images = c.images;
     s.out_height = out_height;
     s.out_width = out_width;
     s.channels = c.channels;
     s.padded = padded;
-    s.reduced_inputs = c.stride == 2 ? c.inputs : 0;
+    s.reduction = c.stride == 2;
     std::vector<T> out(probe.size()), grad_bank(bank.size());
-    std::vector<cpu::State<T>> states;
+    cpu::Node<T> node(s, weights.template pointers<cpu::OperationWeights<const T>>(),
+                      c.input.data(), c.operation.data());
     for (int arch = 0; arch < c.archs; ++arch) {
       for (int input = 0; input < c.inputs; ++input) {
         const int64_t offset =
             (static_cast<int64_t>(input) * c.archs + arch) * in_pixels() * padded;
-        cpu::State<T> state;
+        cpu::State<T>& state = node.input(arch, input);
         state.x = bank.data() + offset;
         state.grad = grad_bank.data() + offset;
         state.has_grad = true;
         state.height = c.height;
         state.width = c.width;
-        states.push_back(state);
       }
     }
     OperationWeights<T> grads = weights;
     grads.fill(0);
-    cpu::Node<T> node(s, weights.template pointers<cpu::NodeWeights<const T>>(), c.input.data(),
-                      c.operation.data(), edges);
     std::vector<T> saved(static_cast<size_t>(s.saved_bound()));
-    cpu::Bump<T> memory(saved.data(), s.saved_bound());
-    node.place(memory);
-    node.forward(states, out.data());
-    node.backward(states, probe.data(), grads.template pointers<cpu::NodeWeights<T>>());
+    node.forward(saved.data(), out.data());
+    node.backward(saved.data(), probe.data(), grads.template pointers<cpu::OperationWeights<T>>());
     Tensors<T> result = {out, grad_bank};
     grads.append_to(result);
     return result;

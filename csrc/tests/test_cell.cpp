@@ -47,9 +47,9 @@ int64_t input_size(const CellShape& s, const CellInput& input) {
 
 constexpr size_t kWeights = 20000;
 
-Result run(const CellShape& s, bool save, int threads) {
+Result run(const CellShape& s, bool save, int threads, unsigned seed = 4) {
   test::thread_count = threads;
-  std::mt19937 generator(4);
+  std::mt19937 generator(seed);
   std::normal_distribution<float> normal;
   const auto draw = [&](int64_t count, int64_t padded, int64_t channels) {
     std::vector<float> values(static_cast<size_t>(count));
@@ -105,6 +105,17 @@ TEST(cells_give_the_same_bits_on_any_threads) {
         }
       }
     }
+  }
+}
+
+TEST(places_serve_again_only_when_nobody_needs_them) {
+  for (unsigned seed = 0; seed < 60; ++seed) {
+    CellShape shape = make_shape(2, seed % 2 == 0, seed % 3 == 0, false);
+    shape.nodes = 5;
+    const Result saved = run(shape, true, 2, seed);
+    CHECK(run(shape, false, 2, seed).y == saved.y);
+    // Whatever lies in memory that is used again makes no difference.
+    CHECK(run(shape, true, 1, seed) == saved);
   }
 }
 

@@ -17,7 +17,7 @@ constexpr int64_t kInputs = 2;
 
 template <class T>
 struct Example {
-  NodeShape shape;
+  GraphShape shape;
   int64_t height, width;
   std::vector<int32_t> inputs, operations;
   std::vector<T> bank, depthwise[2], pointwise[2], reduction;
@@ -26,14 +26,14 @@ struct Example {
           std::vector<int32_t> operations_)
       : height(h), width(w), inputs(inputs_), operations(operations_) {
     shape.archs = static_cast<int64_t>(inputs.size()) / 2;
-    shape.inputs = shape.state_stride = kInputs;
+    shape.inputs = kInputs;
     shape.edges = 2;
     shape.images = 3;
     shape.out_height = (h + stride - 1) / stride;
     shape.out_width = (w + stride - 1) / stride;
     shape.channels = channels;
     shape.padded = padded_channels(channels);
-    shape.reduced_inputs = stride == 2 ? kInputs : 0;
+    shape.reduction = stride == 2;
     std::mt19937 generator(1);
     std::normal_distribution<double> normal;
     const auto fill = [&](std::vector<T>& values, int64_t count) {
@@ -54,8 +54,8 @@ struct Example {
   int64_t image_size() const { return shape.images * height * width * shape.padded; }
 
   template <class P, class V>
-  NodeWeights<P> weights(V& v) const {
-    NodeWeights<P> w;
+  OperationWeights<P> weights(V& v) const {
+    OperationWeights<P> w;
     for (int kind = 0; kind < 2; ++kind) {
       w.depthwise[kind] = v.depthwise[kind].data();
       w.pointwise[kind] = v.pointwise[kind].data();
@@ -64,30 +64,27 @@ struct Example {
     return w;
   }
 
-  std::vector<State<T>> states(T* grad) const {
-    std::vector<State<T>> states;
+  // Gradients of the bank are added to `grad`.
+  Node<T> node(T* grad = nullptr) const {
+    Node<T> node(shape, weights<const T>(*this), inputs.data(), operations.data());
     for (int64_t arch = 0; arch < shape.archs; ++arch) {
       for (int64_t input = 0; input < kInputs; ++input) {
         const int64_t offset = (arch * kInputs + input) * image_size();
-        State<T> s;
+        State<T>& s = node.input(arch, input);
         s.x = bank.data() + offset;
         s.grad = grad == nullptr ? nullptr : grad + offset;
         s.has_grad = true;
         s.height = height;
         s.width = width;
-        states.push_back(s);
       }
     }
-    return states;
+    return node;
   }
 
   std::vector<T> forward() const {
-    Node<T> node(shape, weights<const T>(*this), inputs.data(), operations.data(), 2);
     std::vector<T> saved(static_cast<size_t>(shape.saved_bound()));
-    Bump<T> memory(saved.data(), shape.saved_bound());
-    node.place(memory);
     std::vector<T> out(static_cast<size_t>(shape.archs * shape.out_size()));
-    node.forward(states(nullptr), out.data());
+    node().forward(saved.data(), out.data());
     return out;
   }
 
@@ -98,14 +95,11 @@ struct Example {
                          &grads.pointwise[1], &grads.reduction}) {
       values->assign(values->size(), T(0));
     }
-    Node<T> node(shape, weights<const T>(*this), inputs.data(), operations.data(), 2);
     std::vector<T> saved(static_cast<size_t>(shape.saved_bound()));
-    Bump<T> memory(saved.data(), shape.saved_bound());
-    node.place(memory);
     std::vector<T> out(static_cast<size_t>(shape.archs * shape.out_size()));
-    node.forward(states(nullptr), out.data());
-    std::vector<State<T>> with_grads = states(grads.bank.data());
-    node.backward(with_grads, probe.data(), weights<T>(grads));
+    Node<T> own = node(grads.bank.data());
+    own.forward(saved.data(), out.data());
+    own.backward(saved.data(), probe.data(), weights<T>(grads));
     return grads;
   }
 };
