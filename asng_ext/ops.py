@@ -123,12 +123,14 @@ def _check_indices(
     # Values are unknown while a graph is traced; the operator itself checks them again. Those on a
     # device stay there: looking at them would mean to wait for it.
     if not torch.compiler.is_compiling() and x.device.type == "cpu":
-        low, high = int(x.min()), int(x.max())
+        # As a list: reductions of a small tensor take longer than all of this.
+        rows = x.tolist()
+        low, high = min(map(min, rows)), max(map(max, rows))
         if low < 0 or high >= count:
             raise ValueError(
                 f"{name} must be from 0 to {count - 1}, got {low if low < 0 else high}"
             )
-    return x.to(torch.int32).contiguous()
+    return (x if x.dtype == torch.int32 else x.to(torch.int32)).contiguous()
 
 
 def mixed_node(
@@ -201,6 +203,6 @@ def mixed_node(
         reduction,
         stride,
         torch.is_grad_enabled(),
-        _operators.allows_tf32(),
+        bank.device.type != "cpu" and _operators.allows_tf32(),
     )[0]
-    return out[..., :channels]
+    return out[..., :channels] if padding else out

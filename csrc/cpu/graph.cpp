@@ -77,26 +77,26 @@ Block Graph<T>::pack(bool backward) {
   const int64_t count = shape_.archs * shape_.nodes * shape_.edges * 2 * per_half;
   Block block = acquire(static_cast<size_t>(count) * sizeof(T));
   Bump<T> memory(static_cast<T*>(block.get()), count);
-  for (Edge& edge : edges_) {
-    if (edge.factorized()) {
-      set_up_reduction(edge);
-      edge.reduction.packed = memory.take(edge.reduction.packed_size());
+  for (Edge* edge : normalised_) {
+    if (edge->factorized()) {
+      set_up_reduction(*edge);
+      edge->reduction.packed = memory.take(edge->reduction.packed_size());
+      continue;
     }
-    if (!edge.separable()) continue;
     for (int half = 0; half < 2; ++half) {
-      edge.depthwise[half] = memory.take(edge.taps() * padded);
-      edge.flipped[half] = memory.take(edge.taps() * padded);
-      edge.pointwise[half] = memory.take(padded * padded);
+      edge->depthwise[half] = memory.take(edge->taps() * padded);
+      edge->flipped[half] = memory.take(edge->taps() * padded);
+      edge->pointwise[half] = memory.take(padded * padded);
     }
   }
-  run_tasks(static_cast<int64_t>(edges_.size()), [&](int64_t i) {
-    Edge& edge = edges_[static_cast<size_t>(i)];
+  run_tasks(static_cast<int64_t>(normalised_.size()), [&](int64_t i) {
+    Edge& edge = *normalised_[static_cast<size_t>(i)];
     edge.sums = PartialSums(parts(), padded);
     if (edge.factorized()) {
       backward ? edge.reduction.pack_backward() : edge.reduction.pack_forward();
-    } else if (edge.separable()) {
-      for (int half = 0; half < 2; ++half) pack_half(edge, half, backward);
+      return;
     }
+    for (int half = 0; half < 2; ++half) pack_half(edge, half, backward);
   });
   return block;
 }
@@ -200,9 +200,9 @@ void Graph<T>::run_forward(int64_t phase, int64_t arch, int64_t part_index, Part
       combine(arch, s - shape_.inputs, images,
               images_[at(arch, s)] + images.first * shape_.image_size());
     }
-    for (Edge& edge : edges_) {
-      if (edge.arch == arch && edge.input == s && age < edge.halves()) {
-        forward_half(edge, static_cast<int>(age), part_index, images);
+    for (Edge* edge : normalised_) {
+      if (edge->arch == arch && edge->input == s && age < edge->halves()) {
+        forward_half(*edge, static_cast<int>(age), part_index, images);
       }
     }
   }
@@ -216,11 +216,11 @@ void Graph<T>::forward(const Task& finish) {
       run_forward(phase, arch, part_index, images);
       if (phase == last_ready_) finish(arch, part_index, images);
     });
-    for (Edge& edge : edges_) {
-      const int64_t half = phase - ready_[at(edge.arch, edge.input)];
-      if (half < 0 || half >= edge.halves()) continue;
-      finish_norm(edge.sums, shape_.pixels(), shape_.padded, edge.norm[half]);
-      edge.sums = PartialSums(parts(), shape_.padded);
+    for (Edge* edge : normalised_) {
+      const int64_t half = phase - ready_[at(edge->arch, edge->input)];
+      if (half < 0 || half >= edge->halves()) continue;
+      finish_norm(edge->sums, shape_.pixels(), shape_.padded, edge->norm[half]);
+      edge->sums = PartialSums(parts(), shape_.padded);
     }
   }
 }

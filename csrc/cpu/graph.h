@@ -181,6 +181,7 @@ class Graph {
   GraphShape shape_;
   OperationWeights<const T> weights_;
   std::vector<Edge> edges_;                        // by architecture and node
+  std::vector<Edge*> normalised_;                  // those of them with a normalisation
   std::vector<std::vector<Edge*>> node_edges_;     // (archs, states); none for inputs
   std::vector<std::vector<const Edge*>> readers_;  // (archs, states)
   std::vector<State<T>> states_;                   // (archs, states)

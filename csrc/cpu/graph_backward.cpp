@@ -13,20 +13,22 @@ Block Graph<T>::place_weight_gradients() {
   const int64_t count = shape_.archs * shape_.nodes * shape_.edges * 2 * per_half;
   Block block = acquire(static_cast<size_t>(count) * sizeof(T));
   Bump<T> memory(static_cast<T*>(block.get()), count);
-  for (Edge& edge : edges_) {
-    if (edge.factorized()) {
-      edge.reduction.grad_parts = memory.take(parts() * edge.reduction.packed_size());
+  for (Edge* edge : normalised_) {
+    if (edge->factorized()) {
+      edge->reduction.grad_parts = memory.take(parts() * edge->reduction.packed_size());
+      continue;
     }
-    if (!edge.separable()) continue;
     for (int half = 0; half < 2; ++half) {
-      edge.grad_depthwise[half] = memory.take(parts() * edge.taps() * padded);
-      edge.grad_pointwise[half] = memory.take(parts() * padded * padded);
+      edge->grad_depthwise[half] = memory.take(parts() * edge->taps() * padded);
+      edge->grad_pointwise[half] = memory.take(parts() * padded * padded);
     }
   }
-  run_tasks(static_cast<int64_t>(edges_.size()), [&](int64_t i) {
-    const Edge& edge = edges_[static_cast<size_t>(i)];
-    if (edge.factorized()) edge.reduction.clear_gradient();
-    if (!edge.separable()) return;
+  run_tasks(static_cast<int64_t>(normalised_.size()), [&](int64_t i) {
+    const Edge& edge = *normalised_[static_cast<size_t>(i)];
+    if (edge.factorized()) {
+      edge.reduction.clear_gradient();
+      return;
+    }
     for (int half = 0; half < 2; ++half) {
       std::fill_n(edge.grad_depthwise[half], parts() * edge.taps() * padded, T(0));
       std::fill_n(edge.grad_pointwise[half], parts() * padded * padded, T(0));
@@ -160,16 +162,15 @@ void Graph<T>::add_weight_gradient(const Edge& edge, const OperationWeights<T>& 
 template <class T>
 void Graph<T>::add_weight_gradients(const OperationWeights<T>& grads) {
   std::vector<std::vector<const Edge*>> groups;
-  for (const Edge& edge : edges_) {
-    if (edge.halves() == 0) continue;
+  for (const Edge* edge : normalised_) {
     const auto same = std::find_if(groups.begin(), groups.end(), [&](const auto& group) {
-      return group[0]->node == edge.node && group[0]->input == edge.input &&
-             group[0]->operation == edge.operation;
+      return group[0]->node == edge->node && group[0]->input == edge->input &&
+             group[0]->operation == edge->operation;
     });
     if (same == groups.end()) {
-      groups.push_back({&edge});
+      groups.push_back({edge});
     } else {
-      same->push_back(&edge);
+      same->push_back(edge);
     }
   }
   run_tasks(static_cast<int64_t>(groups.size()), [&](int64_t i) {
@@ -182,9 +183,9 @@ void Graph<T>::backward(const Task& begin, const OperationWeights<T>& grads) {
   coefficients_.resize(edges_.size() * 6 * static_cast<size_t>(shape_.padded));
   const Block packed = pack(true);
   const Block weights = place_weight_gradients();
-  for (Edge& edge : edges_) {
-    if (edge.factorized()) {
-      edge.reduction.grads = {state(edge.arch, shape_.inputs + edge.node).grad};
+  for (Edge* edge : normalised_) {
+    if (edge->factorized()) {
+      edge->reduction.grads = {state(edge->arch, shape_.inputs + edge->node).grad};
     }
   }
   for (int64_t phase = 0; phase <= last_done_; ++phase) {
@@ -192,10 +193,11 @@ void Graph<T>::backward(const Task& begin, const OperationWeights<T>& grads) {
       if (phase == 0) begin(arch, part_index, images);
       run_backward(phase, arch, part_index, images);
     });
-    for (Edge& edge : edges_) {
-      const int64_t age = phase - done_[at(edge.arch, shape_.inputs + edge.node)];
-      if (age >= 0 && age < edge.halves())
-        finish_gradient(edge, edge.last() - static_cast<int>(age));
+    for (Edge* edge : normalised_) {
+      const int64_t age = phase - done_[at(edge->arch, shape_.inputs + edge->node)];
+      if (age >= 0 && age < edge->halves()) {
+        finish_gradient(*edge, edge->last() - static_cast<int>(age));
+      }
     }
   }
   add_weight_gradients(grads);

@@ -72,6 +72,7 @@ void Graph<T>::add_edges(int64_t arch, int64_t node, const int32_t* inputs,
     edge.stride = shape_.stride(input);
     edges_.push_back(edge);  // never more than were reserved, so that pointers stay
     own.push_back(&edges_.back());
+    if (edge.halves() > 0) normalised_.push_back(own.back());
     readers_[at(arch, input)].push_back(own.back());
   }
 }
@@ -111,10 +112,10 @@ void Graph<T>::place(Bump<T>& memory) {
     images_[s] = memory.take(shape_.out_size());
     states_[s].x = images_[s];
   }
-  for (Edge& edge : edges_) {
-    for (int half = 0; half < edge.halves(); ++half) {
-      place_norm(edge, half, memory);
-      edge.z[half] = memory.take(shape_.out_size());
+  for (Edge* edge : normalised_) {
+    for (int half = 0; half < edge->halves(); ++half) {
+      place_norm(*edge, half, memory);
+      edge->z[half] = memory.take(shape_.out_size());
     }
   }
 }
@@ -148,16 +149,16 @@ void Graph<T>::place_in_turns(Bump<T>& memory) {
         if (last_use(arch, s) == phase) unused.push_back(images);
       }
     }
-    for (Edge& edge : edges_) {
-      const int64_t half = phase - ready_[at(edge.arch, edge.input)];
-      if (half >= 0 && half < edge.halves()) {
-        place_norm(edge, static_cast<int>(half), memory);
-        edge.z[half] = slots.take();
+    for (Edge* edge : normalised_) {
+      const int64_t half = phase - ready_[at(edge->arch, edge->input)];
+      if (half >= 0 && half < edge->halves()) {
+        place_norm(*edge, static_cast<int>(half), memory);
+        edge->z[half] = slots.take();
       }
-      if (half == 1 && edge.separable()) unused.push_back(edge.z[0]);
-      const int64_t node = shape_.inputs + edge.node;
-      if (edge.halves() > 0 && stored(edge.arch, node) && ready_[at(edge.arch, node)] == phase) {
-        unused.push_back(edge.z[edge.last()]);
+      if (half == 1 && edge->separable()) unused.push_back(edge->z[0]);
+      const int64_t node = shape_.inputs + edge->node;
+      if (stored(edge->arch, node) && ready_[at(edge->arch, node)] == phase) {
+        unused.push_back(edge->z[edge->last()]);
       }
     }
     for (T* slot : unused) slots.give(slot);
