@@ -62,7 +62,7 @@ def _new_saved(images: Tensor, weight: Tensor, statistics: int, values: int) -> 
 def _node_saved(archs: int, edges: int, out_size: int, padded: int) -> tuple[int, int]:
     """Statistics, and values of images, that a node keeps.
 
-    See NodeShape::saved_bound of csrc/cpu/node.h, node_saved_size of csrc/cuda/cells.h.
+    See GraphShape::saved_bound of csrc/cpu/graph.h, node_saved_size of csrc/cuda/cells.h.
     """
     return archs * edges * 4 * padded, archs * edges * 2 * out_size
 

@@ -17,7 +17,6 @@ ASNG_INLINE bool is_pool(const Summand<T>& s) {
 template <class T>
 inline void combine_row(const Summand<T>& s, int64_t image, int64_t y, int64_t width,
                         int64_t channels, T* columns, Row<T> out) {
-  const Vec<T> zero = {};
   const T* x = s.x + image * s.height * s.width * channels;
   if (is_pool(s)) {
     pool_any_row(s.piece == Piece::kMaxPool, s.stride, x, s.height, s.width, channels, s.affine, y,
@@ -27,17 +26,15 @@ inline void combine_row(const Summand<T>& s, int64_t image, int64_t y, int64_t w
   x += y * width * channels;
   for_channels<T>(channels, [&](int64_t first, auto vectors) ASNG_INLINE_LAMBDA {
     constexpr int N = vectors.value;
-    const bool affine = s.affine.scale != nullptr;
-    Vec<T> scale[N], shift[N];
+    AffineVectors<T, N> map(s.affine, first);
     for (int n = 0; n < N; ++n) {
-      const int64_t c = first + n * kLanes<T>;
-      scale[n] = (affine ? load(s.affine.scale + c) : zero + T(1)) * s.factor;
-      shift[n] = (affine ? load(s.affine.shift + c) : zero) * s.factor;
+      map.scale[n] *= s.factor;
+      map.shift[n] *= s.factor;
     }
     for (int64_t p = first; p < width * channels; p += channels) {
       for (int n = 0; n < N; ++n) {
         const int64_t i = p + n * kLanes<T>;
-        out.put(i, load(x + i) * scale[n] + shift[n]);
+        out.put(i, map(n, load(x + i)));
       }
     }
   });

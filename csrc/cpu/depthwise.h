@@ -6,6 +6,24 @@
 
 namespace asng::cpu::ASNG_CAPABILITY {
 
+// The affine map of N vectors of channels from channel `first` on; as stored without one.
+template <class T, int N>
+struct AffineVectors {
+  Vec<T> scale[N], shift[N];
+
+  ASNG_INLINE AffineVectors(Affine<T> affine, int64_t first) {
+    const bool mapped = affine.scale != nullptr;
+    const Vec<T> zero = {};
+    for (int n = 0; n < N; ++n) {
+      const int64_t c = first + n * kLanes<T>;
+      scale[n] = mapped ? load(affine.scale + c) : zero + T(1);
+      shift[n] = mapped ? load(affine.shift + c) : zero;
+    }
+  }
+
+  ASNG_INLINE Vec<T> operator()(int n, Vec<T> v) const { return v * scale[n] + shift[n]; }
+};
+
 // Copies an image into the middle of a padded one, through the affine map and ReLU if wanted.
 template <class T, bool kRelu, int C>
 inline void fill_padded(const T* x, Affine<T> affine, int64_t height, int64_t width,
@@ -14,20 +32,13 @@ inline void fill_padded(const T* x, Affine<T> affine, int64_t height, int64_t wi
   const int64_t padded_width = width + 2 * pad;
   for_channels<T>(channels, [&](int64_t first, auto vectors) ASNG_INLINE_LAMBDA {
     constexpr int N = vectors.value;
-    const bool mapped = affine.scale != nullptr;
-    const Vec<T> zero = {};
-    Vec<T> scale[N], shift[N];
-    for (int n = 0; n < N; ++n) {
-      const int64_t c = first + n * kLanes<T>;
-      scale[n] = mapped ? load(affine.scale + c) : zero + T(1);
-      shift[n] = mapped ? load(affine.shift + c) : zero;
-    }
+    const AffineVectors<T, N> map(affine, first);
     for (int64_t y = 0; y < height; ++y) {
       const T* from = x + y * width * channels + first;
       T* to = padded + ((y + pad) * padded_width + pad) * channels + first;
       for (int64_t i = 0; i < width * channels; i += channels) {
         for (int n = 0; n < N; ++n) {
-          const Vec<T> v = load(from + i + n * kLanes<T>) * scale[n] + shift[n];
+          const Vec<T> v = map(n, load(from + i + n * kLanes<T>));
           store(to + i + n * kLanes<T>, kRelu ? relu<T>(v) : v);
         }
       }

@@ -40,17 +40,14 @@ ASNG_INLINE Vec<T> larger(Vec<T> a, Vec<T> b) {
 template <class T, bool kMax, int R>
 inline void pool_columns(const T* rows, int64_t width, int64_t channels, Affine<T> affine,
                          T* columns) {
-  const Vec<T> zero = {};
   const int64_t line = width * channels;
   for (int64_t c = 0; c < channels; c += kLanes<T>) {
-    const bool mapped = affine.scale != nullptr;
-    const Vec<T> scale = mapped ? load(affine.scale + c) : zero + T(1);
-    const Vec<T> shift = mapped ? load(affine.shift + c) : zero;
+    const AffineVectors<T, 1> map(affine, c);
     for (int64_t i = c; i < line; i += channels) {
-      Vec<T> v = load(rows + i) * scale + shift;
+      Vec<T> v = map(0, load(rows + i));
 #pragma GCC unroll 2
       for (int r = 1; r < R; ++r) {
-        const Vec<T> w = load(rows + r * line + i) * scale + shift;
+        const Vec<T> w = map(0, load(rows + r * line + i));
         v = kMax ? larger<T>(v, w) : v + w;
       }
       store(columns + i, v);

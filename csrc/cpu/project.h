@@ -78,27 +78,24 @@ inline void gather(const Source<T>* sources, int64_t count, int64_t image, int64
     }
     for_channels<T>(channels, [&](int64_t first, auto vectors) ASNG_INLINE_LAMBDA {
       constexpr int N = vectors.value;
-      const bool affine = source.affine.scale != nullptr;
-      Vec<T> scale[N], shift[N];
+      const AffineVectors<T, N> map(source.affine, first);
       T* to[N];
       for (int n = 0; n < N; ++n) {
         const int64_t c = first + n * kLanes<T>;
-        scale[n] = affine ? load(source.affine.scale + c) : zero + T(1);
-        shift[n] = affine ? load(source.affine.shift + c) : zero;
         to[n] = tile + c / kChannelBlock * kTileBlock + c % kChannelBlock;
       }
       const T* from = x + first;
       // What the next tile will read at the place of a pixel.
       const T* next = from + (end - begin) * source.stride * source.stride * channels;
-      for_each_pixel(
-          source, out_width, begin, end, [&](int64_t i, int64_t pixel) ASNG_INLINE_LAMBDA {
-            for (int n = 0; n < N; ++n) {
-              const int64_t at = pixel * channels + n * kLanes<T>;
-              const Vec<T> v = pixel < 0 ? zero : relu<T>(load(from + at) * scale[n] + shift[n]);
-              store(to[n] + (i - begin) * kChannelBlock, v);
-              prefetch(next + at);
-            }
-          });
+      for_each_pixel(source, out_width, begin, end,
+                     [&](int64_t i, int64_t pixel) ASNG_INLINE_LAMBDA {
+                       for (int n = 0; n < N; ++n) {
+                         const int64_t at = pixel * channels + n * kLanes<T>;
+                         const Vec<T> v = pixel < 0 ? zero : relu<T>(map(n, load(from + at)));
+                         store(to[n] + (i - begin) * kChannelBlock, v);
+                         prefetch(next + at);
+                       }
+                     });
     });
     tile += channels / kChannelBlock * kTileBlock;
   }
@@ -271,15 +268,9 @@ void project_backward(const ProjectBackward<T>& task) {
 // the sums in registers.
 template <class T, int kGrads, int N>
 ASNG_INLINE void reduce_pixels(const Reduce<T>& task, int64_t begin, int64_t end, int64_t first) {
-  const Vec<T> zero = {};
-  const bool affine = task.affine.scale != nullptr;
+  const AffineVectors<T, N> map(task.affine, first);
   const int64_t count = kGrads == 0 ? task.grad_count : kGrads;
-  Vec<T> scale[N], shift[N], s[N] = {}, d[N] = {};
-  for (int n = 0; n < N; ++n) {
-    const int64_t c = first + n * kLanes<T>;
-    scale[n] = affine ? load(task.affine.scale + c) : zero + T(1);
-    shift[n] = affine ? load(task.affine.shift + c) : zero;
-  }
+  Vec<T> s[N] = {}, d[N] = {};
   for (int64_t p = begin; p < end; ++p) {
 #pragma GCC unroll 4
     for (int n = 0; n < N; ++n) {
@@ -287,7 +278,7 @@ ASNG_INLINE void reduce_pixels(const Reduce<T>& task, int64_t begin, int64_t end
       Vec<T> g = load(task.grads[0] + i);
       for (int64_t k = 1; k < count; ++k) g += load(task.grads[k] + i);
       s[n] += g;
-      d[n] += g * (load(task.z + i) * scale[n] + shift[n]);
+      d[n] += g * map(n, load(task.z + i));
     }
   }
   for (int n = 0; n < N; ++n) {
@@ -318,15 +309,11 @@ template <class T>
 void normalise(T* x, int64_t pixels, int64_t channels, Affine<T> affine) {
   for_channels<T>(channels, [&](int64_t first, auto vectors) ASNG_INLINE_LAMBDA {
     constexpr int N = vectors.value;
-    Vec<T> scale[N], shift[N];
-    for (int n = 0; n < N; ++n) {
-      scale[n] = load(affine.scale + first + n * kLanes<T>);
-      shift[n] = load(affine.shift + first + n * kLanes<T>);
-    }
+    const AffineVectors<T, N> map(affine, first);
     for (int64_t p = first; p < pixels * channels; p += channels) {
       for (int n = 0; n < N; ++n) {
         T* to = x + p + n * kLanes<T>;
-        store(to, load(to) * scale[n] + shift[n]);
+        store(to, map(n, load(to)));
       }
     }
   });
