@@ -4,54 +4,21 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from supernets import SPACE, draw, gradients, pair
 
 from asng_ext import ops
-from asng_ext.nn import CellNetwork, CellSpace, CellSupernet, FusedCellSupernet, cell_supernet
+from asng_ext.nn import CellNetwork, CellSupernet, FusedCellSupernet, cell_supernet
 from asng_ext.nn import fused as fused_module
 
 pytestmark = pytest.mark.skipif(not ops.available(), reason="the operators are not built")
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
-SPACE = CellSpace()
 GOLDEN = Path(__file__).parents[1] / "golden" / "cell_network.npz"
-
-
-def pair(dtype: torch.dtype = torch.float64, **settings: Any) -> tuple[CellSupernet, Any]:
-    """Both implementations from the same seed."""
-    torch.manual_seed(3)
-    plain = CellSupernet(SPACE, **settings).to(dtype)
-    torch.manual_seed(3)
-    return plain, FusedCellSupernet(SPACE, **settings).to(dtype)
-
-
-def draw(count: int, seed: int = 0) -> np.ndarray:
-    """(count, d) architectures."""
-    rng = np.random.default_rng(seed)
-    return rng.integers(SPACE.categories, size=(count, len(SPACE.categories)))
-
-
-def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Gradients by the names of the state dict; zeros where there are none."""
-    named = {}
-    if isinstance(model, FusedCellSupernet):
-        for i, cell in enumerate(model.cells):
-            weights = {n: p.data for n, p in cell.named_parameters()}
-            for p in cell.parameters():
-                p.data = torch.zeros_like(p) if p.grad is None else p.grad
-            named |= {f"cells.{i}.{n}": v.detach().clone() for n, v in cell.views()}
-            for n, p in cell.named_parameters():
-                p.data = weights[n]
-    for name, p in model.named_parameters():
-        if name.startswith("cells.") and isinstance(model, FusedCellSupernet):
-            continue
-        named[name] = torch.zeros_like(p) if p.grad is None else p.grad
-    return named
 
 
 def loss_of(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -308,74 +275,6 @@ def test_a_captured_pass_takes_new_architectures() -> None:
     graph.replay()
     assert got[0][0].isnan().all()
     assert torch.equal(got[0][1], expected[2][0][1])
-
-
-def cell_arguments(dtype: torch.dtype) -> tuple[Any, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """A small supernet, images for its cells, and indices of two architectures."""
-    _, fused = pair(dtype, channels=4, cells=3)
-    inputs, operations = fused._index_tensors(draw(2), torch.device("cpu"))
-    images = fused._run_stem(torch.randn(2, 3, 6, 5, dtype=dtype)).detach().requires_grad_()
-    return fused, images, inputs, operations
-
-
-# `saved` holds places that no sampled operation fills, which differ from call to call.
-WITHOUT_GRAPHS = ("test_schema", "test_autograd_registration", "test_faketensor")
-
-
-@pytest.mark.parametrize("save", [True, False])
-def test_opcheck_of_cells(save: bool) -> None:
-    fused, images, inputs, operations = cell_arguments(torch.float32)
-    weights = [w if save else w.detach() for cell in fused.cells for w in cell.weights()]
-    images = images if save else images.detach()
-    torch.library.opcheck(
-        torch.ops.asng.cells,
-        (images, inputs, operations, weights, save),
-        test_utils=WITHOUT_GRAPHS,
-    )
-    *most, _, output = (w if save else w.detach() for w in fused.cells[0].weights())
-    torch.library.opcheck(
-        torch.ops.asng.cell,
-        (images, images, inputs[0], operations[0], *most, None, output, False, save, False),
-        test_utils=WITHOUT_GRAPHS,
-    )
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_a_chain_is_its_cells_one_after_the_other(seed: int) -> None:
-    fused, images, _, _ = cell_arguments(torch.float64)
-    architectures = draw(3, seed)
-    # No node of any normal cell of the first reads the newer input, none of the second the older.
-    architectures[0].reshape(2, -1, 2, 2)[0, :, 0] = 0
-    architectures[1].reshape(2, -1, 2, 2)[0, :, 0] = 1
-    inputs, operations = fused._index_tensors(architectures, torch.device("cpu"))
-    weights = [w for cell in fused.cells for w in cell.weights()]
-    got, _ = torch.ops.asng.cells(images, inputs, operations, weights, True)
-    expected, _ = fused._run_cells(images, inputs, operations)
-    torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
-    leaves = [images, *fused.cells.parameters()]
-    probe = torch.randn_like(got)
-    for a, b in zip(
-        torch.autograd.grad(got, leaves, probe),
-        torch.autograd.grad(expected, leaves, probe),
-        strict=True,
-    ):
-        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
-
-
-def test_the_operator_of_cells_refuses_what_it_cannot_run() -> None:
-    fused, images, inputs, operations = cell_arguments(torch.float32)
-    weights = [w for cell in fused.cells for w in cell.weights()]
-    cells = torch.ops.asng.cells
-    with pytest.raises(RuntimeError, match="weights must be 8 for each cell, got 7"):
-        cells(images, inputs, operations, weights[:7], False)
-    with pytest.raises(RuntimeError, match="inputs must have shape"):
-        cells(images, inputs[:1], operations, weights, False)
-    with pytest.raises(RuntimeError, match="operations must have dtype Int"):
-        cells(images, inputs, operations.long(), weights, False)
-    with pytest.raises(ValueError, match="from 0 to 4, got 9"):
-        cells(images, inputs, torch.full_like(operations, 9), weights, False)
-    with pytest.raises(RuntimeError, match="newer_weight must have shape"):
-        cells(images, inputs, operations, [*weights[:9], weights[1], *weights[10:]], False)
 
 
 @pytest.mark.slow
