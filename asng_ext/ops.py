@@ -203,6 +203,6 @@ def mixed_node(
         reduction,
         stride,
         torch.is_grad_enabled(),
-        bank.device.type != "cpu" and _operators.allows_tf32(),
+        _operators.allows_tf32(),
     )[0]
     return out[..., :channels] if padding else out
