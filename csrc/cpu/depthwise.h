@@ -73,8 +73,9 @@ ASNG_INLINE void depthwise_pixels(const T* in, int64_t row, int64_t channels, co
       const T* line = in + ky * row + n * kLanes<T>;
       Vec<T> w[K];
 #pragma GCC unroll 5
-      for (int kx = 0; kx < K; ++kx)
+      for (int kx = 0; kx < K; ++kx) {
         w[kx] = load(weight + (ky * K + kx) * channels + n * kLanes<T>);
+      }
 #pragma GCC unroll 32
       for (int i = 0; i < (P - 1) * S + K; ++i) {
         const Vec<T> v = load(line + i * channels);
@@ -119,6 +120,7 @@ inline void depthwise_row(const T* in, int64_t row, const T* weight, T* out, int
   }
 }
 
+// Rows of taps that go through an image together.
 template <int kBegin, int kCount>
 struct TapRows {
   static constexpr int begin = kBegin, count = kCount;
