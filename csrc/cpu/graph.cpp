@@ -62,11 +62,12 @@ void Graph<T>::set_up_reduction(Edge& edge) {
   source.width = state.width;
   read_factorized(p, source, shape_.channels);
   p.weight = weights_.reduction +
-             (edge.node * shape_.inputs + edge.input) * shape_.channels * shape_.channels;
+             shape_.reduction_index(edge.node, edge.input) * shape_.channels * shape_.channels;
   p.weight_stride = shape_.channels;
   p.z = edge.z[0];
   p.norm = edge.norm[0];
   p.stored = edge.norm[0].affine();
+  p.grads = {states_[at(edge.arch, shape_.inputs + edge.node)].grad};
 }
 
 template <class T>
@@ -200,10 +201,8 @@ void Graph<T>::run_forward(int64_t phase, int64_t arch, int64_t part_index, Part
       combine(arch, s - shape_.inputs, images,
               images_[at(arch, s)] + images.first * shape_.image_size());
     }
-    for (Edge* edge : normalised_) {
-      if (edge->arch == arch && edge->input == s && age < edge->halves()) {
-        forward_half(*edge, static_cast<int>(age), part_index, images);
-      }
+    for (Edge* edge : readers_[at(arch, s)]) {
+      if (age < edge->halves()) forward_half(*edge, static_cast<int>(age), part_index, images);
     }
   }
 }

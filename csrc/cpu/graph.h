@@ -66,6 +66,8 @@ struct GraphShape {
   int64_t weight_index(int64_t node, int64_t state) const {
     return node * inputs + node * (node - 1) / 2 + state;
   }
+  // Number of the factorized reduction that it has for an input.
+  int64_t reduction_index(int64_t node, int64_t input) const { return node * inputs + input; }
   // Values that edges keep for the backward pass, at most.
   int64_t saved_bound() const { return archs * nodes * edges * (2 * out_size() + 4 * padded); }
 };
@@ -180,13 +182,13 @@ class Graph {
 
   GraphShape shape_;
   OperationWeights<const T> weights_;
-  std::vector<Edge> edges_;                        // by architecture and node
-  std::vector<Edge*> normalised_;                  // those of them with a normalisation
-  std::vector<std::vector<Edge*>> node_edges_;     // (archs, states); none for inputs
-  std::vector<std::vector<const Edge*>> readers_;  // (archs, states)
-  std::vector<State<T>> states_;                   // (archs, states)
-  std::vector<T*> images_;                         // of nodes that are read, (archs, states)
-  std::vector<std::vector<int64_t>> loose_;        // of each architecture
+  std::vector<Edge> edges_;                     // by architecture and node
+  std::vector<Edge*> normalised_;               // those of them with a normalisation
+  std::vector<std::vector<Edge*>> node_edges_;  // (archs, states); none for inputs
+  std::vector<std::vector<Edge*>> readers_;     // (archs, states)
+  std::vector<State<T>> states_;                // (archs, states)
+  std::vector<T*> images_;                      // of nodes that are read, (archs, states)
+  std::vector<std::vector<int64_t>> loose_;     // of each architecture
   // Phases in which the images of states can be made, and in which their gradients are complete.
   std::vector<int64_t> ready_, done_;
   int64_t last_ready_ = 0, last_done_ = 0;

@@ -132,8 +132,8 @@ template <class T>
 void Graph<T>::add_weight_gradient(const Edge& edge, const OperationWeights<T>& grads) const {
   const int64_t channels = shape_.channels, padded = shape_.padded, taps = edge.taps();
   if (edge.factorized()) {
-    edge.reduction.add_weight_gradient(grads.reduction + (edge.node * shape_.inputs + edge.input) *
-                                                             channels * channels);
+    edge.reduction.add_weight_gradient(
+        grads.reduction + shape_.reduction_index(edge.node, edge.input) * channels * channels);
     return;
   }
   const int kind = edge.operation - kSeparable3Operation;
@@ -183,11 +183,6 @@ void Graph<T>::backward(const Task& begin, const OperationWeights<T>& grads) {
   coefficients_.resize(edges_.size() * 6 * static_cast<size_t>(shape_.padded));
   const Block packed = pack(true);
   const Block weights = place_weight_gradients();
-  for (Edge* edge : normalised_) {
-    if (edge->factorized()) {
-      edge->reduction.grads = {state(edge->arch, shape_.inputs + edge->node).grad};
-    }
-  }
   for (int64_t phase = 0; phase <= last_done_; ++phase) {
     run_images([&](int64_t arch, int64_t part_index, Part images) {
       if (phase == 0) begin(arch, part_index, images);
