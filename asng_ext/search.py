@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TextIO
 
@@ -123,8 +123,7 @@ def _search(
         means.reset()
         rate = config.learning_rate
         with seeded(seed, f"search epoch {epoch}", device):
-            batches = zip(task.weight_batches(epoch), task.theta_batches(epoch), strict=True)
-            for step, pair in enumerate(batches):
+            for step, pair in enumerate(_pairs(task, epoch)):
                 rate = cosine(config.learning_rate, epoch * steps + step, config.epochs * steps)
                 set_learning_rate(sgd, rate)
                 iteration(pair)
@@ -153,6 +152,25 @@ def _search(
     if events:
         events.close()
     return SearchResult(optimizer.recommend(), supernet, rows)
+
+
+def _pairs(task: SearchTask, epoch: int) -> Iterator[tuple[Any, Any]]:
+    """For each step of an epoch a batch for the weights and one for the distribution."""
+    streams = {
+        "weight_batches": iter(task.weight_batches(epoch)),
+        "theta_batches": iter(task.theta_batches(epoch)),
+    }
+    for step in range(task.search_steps):
+        pair = []
+        for name, stream in streams.items():
+            try:
+                pair.append(next(stream))
+            except StopIteration:
+                raise ValueError(
+                    f"{name} of {type(task).__name__} must give {task.search_steps} batches an "
+                    f"epoch, as many as its search_steps says, got {step}"
+                ) from None
+        yield pair[0], pair[1]
 
 
 _NO_GRAPHS = "steps run without CUDA graphs: "

@@ -33,12 +33,20 @@ def data() -> ImageData:
     return replace(digits, train=few(digits.train, 121), test=few(digits.test, 50))
 
 
-def task(seed: int = 0, device: str = "cpu", **changes: Any) -> ClassificationTask:
+def task(
+    seed: int = 0,
+    device: str = "cpu",
+    *,
+    images: ImageData | None = None,
+    search_batch_size: int = SEARCH.batch_size,
+    retrain_batch_size: int = RETRAIN.batch_size,
+    **changes: Any,
+) -> ClassificationTask:
     return ClassificationTask(
-        data(),
+        data() if images is None else images,
         replace(TASK, **changes),
-        search_batch_size=SEARCH.batch_size,
-        retrain_batch_size=RETRAIN.batch_size,
+        search_batch_size=search_batch_size,
+        retrain_batch_size=retrain_batch_size,
         seed=seed,
         device=device,
     )

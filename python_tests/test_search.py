@@ -7,6 +7,7 @@ import io
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -281,3 +282,25 @@ def test_the_found_architecture_beats_the_average_one() -> None:
     uniform = asng.ASNG(task.space, population_size=24, seed=1).ask()
     others = [task.test_supernet(result.supernet, sample)["loss"] for sample in uniform]
     assert found < np.median(others)
+
+
+@pytest.mark.parametrize("name", ["weight_batches", "theta_batches"])
+def test_too_few_batches(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = OwnTask()
+    batches = getattr(task, name)(0)
+    monkeypatch.setattr(task, name, lambda epoch: iter(batches[:3]))
+    config = SearchConfig(epochs=1, test_every=0)
+    with pytest.raises(ValueError, match=f"{name} of OwnTask must give 4 batches.*got 3"):
+        search(task, asng.ASNG(task.space, seed=0), config, seed=0, stream=None)
+
+
+def test_batches_without_end_are_cut_off_after_the_steps_of_an_epoch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    task = OwnTask()
+    monkeypatch.setattr(task, "weight_batches", lambda epoch: cycle(task._batches(epoch, 0)))
+    monkeypatch.setattr(task, "theta_batches", lambda epoch: cycle(task._batches(epoch, 1)))
+    config = SearchConfig(epochs=2, test_every=0)
+    result = search(task, asng.ASNG(task.space, seed=0), config, seed=0, stream=None)
+    assert len(result.rows) == 2
+    assert len(task.evaluated) == 2 * 2 * 4

@@ -57,7 +57,8 @@ class BatchStream:
     mean, std: (C,), as in `ImageData`.
 
     Raises TypeError and ValueError for indices of another dtype or shape or out of range, a
-    batch_size below 1 and a seed that is no integer.
+    batch_size below 1, a seed that is no integer, and an augmentation that can leave nothing of an
+    image.
     """
 
     def __init__(
@@ -79,6 +80,13 @@ class BatchStream:
         self.name = name
         self.augmentation = augmentation
         _, height, width, channels = image_set.images.shape
+        for what in ("cutout", "crop_padding"):
+            pixels = getattr(augmentation or NO_AUGMENTATION, what)
+            if pixels >= min(height, width):
+                raise ValueError(
+                    f"{what} must be below {min(height, width)}, the smaller side of the images in "
+                    f"pixels, got {pixels}"
+                )
         self._prepare = Augmenter(
             augmentation or NO_AUGMENTATION,
             (self.batch_size, channels, height, width),

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import os
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any, TextIO
 
 import numpy as np
 import torch
@@ -24,6 +26,10 @@ from .photos import unlabelled
 __all__ = ["load_folder"]
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")
+"""What a file may be, whatever its name says: for some others Pillow starts other programs."""
+_LARGE, _TOO_LARGE = 2**24, 2**26
+"""Pixels to decode, 12 bytes each, from which on an image is decoded alone, or left out."""
 TEST_SHARE = 10
 """Without a division in the folder, one image in so many is for testing."""
 _NAMED = 5
@@ -45,8 +51,10 @@ def load_folder(
     division, so the two parts show different people.
 
     The pixels are kept in a file that is found again as long as the list of files, their sizes
-    and times of change, and image_size stay the same. Files that cannot be read are left out,
-    with a word about it. Labels are 0, and batches are in [0, 1].
+    and times of change, and image_size stay the same; others than its owner cannot read it. Files
+    that cannot be read are left out, with a word about it, and so are those of more than 67
+    megapixels that cannot be decoded at a fraction of their size, as JPEG files can. Labels are 0,
+    and batches are in [0, 1].
 
     Args:
         folder: The folder.
@@ -110,26 +118,52 @@ def _cached(
     """(n, size, size, 3) from the cache, or from the files and then into the cache."""
     place = hashlib.sha256(f"{folder.resolve()}/{name}/{size}".encode()).hexdigest()[:16]
     target = cache / f"{place}-{_fingerprint(paths, folder)}.npy"
-    try:
-        found: NDArray[np.uint8] = np.load(target)
-        return found
-    except (OSError, ValueError, EOFError):
-        pass  # not there, or damaged: read the images
+    kept = _load(target, len(paths), size)
+    if kept is not None:
+        return kept
     images = _read_all(paths, name, size, stream)
-    cache.mkdir(parents=True, exist_ok=True)
-    write_atomically(target, lambda file: np.save(file, images))
-    for other in cache.glob(f"{place}-*.npy"):
-        if other != target:
-            other.unlink(missing_ok=True)  # of the folder as it was before
+
+    def write(file: IO[bytes]) -> None:
+        os.chmod(file.fileno(), 0o600)  # the images may be private
+        np.save(file, images)
+
+    try:
+        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_atomically(target, write)
+        for other in cache.glob(f"{place}-*.npy"):
+            if other != target:
+                other.unlink(missing_ok=True)  # of the folder as it was before
+    except OSError as error:
+        if stream is not None:
+            stream.write(
+                f"the images will be read again the next time: cannot cache them: {error}\n"
+            )
     return images
+
+
+def _load(path: Path, most: int, size: int) -> NDArray[np.uint8] | None:
+    """Up to ``most`` images of a file in the cache; None if it is not there, damaged or of
+    something else."""
+    try:
+        with open(path, "rb") as file:
+            found = np.load(file)
+    except Exception:  # a damaged file can end in almost any
+        return None
+    if not isinstance(found, np.ndarray) or found.dtype != np.uint8 or found.ndim != 4:
+        return None
+    fits = found.shape[1:] == (size, size, 3) and 1 <= len(found) <= most
+    return found if fits else None
 
 
 def _fingerprint(paths: Sequence[Path], folder: Path) -> str:
     digest = hashlib.sha256()
     for path in paths:
-        status = path.stat()
-        name = path.relative_to(folder).as_posix()
-        digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+        try:
+            status = path.stat()
+            state = f"{status.st_size}\0{status.st_mtime_ns}"
+        except OSError:
+            state = "missing"  # where a link leads, say
+        digest.update(f"{path.relative_to(folder).as_posix()}\0{state}\n".encode(errors="replace"))
     return digest.hexdigest()[:16]
 
 
@@ -177,27 +211,34 @@ def _reader(size: int) -> Callable[[Path], NDArray[np.uint8] | None]:
             "pip install pillow (or asng-ext[demo])"
         ) from error
 
+    alone = threading.Lock()
+
     def read(path: Path) -> NDArray[np.uint8] | None:
         try:
-            with pillow.open(path) as image:
+            if not path.is_file():  # opening a pipe would wait for somebody to write into it
+                return None
+            with pillow.open(path, formats=_FORMATS) as image:
                 width, height = image.size
                 side = min(width, height)
                 if side >= size:
                     # A JPEG may be decoded at a fraction of its size, if that is enough.
                     image.draft("RGB", (2 * size * width // side, 2 * size * height // side))
-                    rgb = image.convert("RGB")
-        except (OSError, SyntaxError, ValueError, pillow.DecompressionBombError):
+                    pixels = image.width * image.height
+                    if pixels > _TOO_LARGE:
+                        return None
+                    with alone if pixels > _LARGE else contextlib.nullcontext():
+                        return scaled(image)
+        except (OSError, SyntaxError, ValueError, MemoryError, pillow.DecompressionBombError):
             return None
-        if side < size:
-            raise ValueError(
-                f"images must have at least image_size={size} pixels on each side, "
-                f"got {width}×{height} in {path}"
-            )
-        width, height = rgb.size
-        side = min(width, height)
-        left, top = (width - side) // 2, (height - side) // 2
-        square = (left, top, left + side, top + side)
-        scaled = rgb.crop(square).resize((size, size), pillow.Resampling.BILINEAR)
-        return np.asarray(scaled, dtype=np.uint8)
+        raise ValueError(
+            f"images must have at least image_size={size} pixels on each side, "
+            f"got {width}×{height} in {path}"
+        )
+
+    def scaled(image: Any) -> NDArray[np.uint8]:
+        side = min(image.size)
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        square = image.crop((left, top, left + side, top + side)).convert("RGB")
+        return np.asarray(square.resize((size, size), pillow.Resampling.BILINEAR), dtype=np.uint8)
 
     return read

@@ -155,10 +155,13 @@ class ClassificationTask:
         self.cell_space = CellSpace(config.nodes)
         self._space = self.cell_space.search_space()
         for_weights, for_theta = split_halves(len(self.data.train), seed)
+        # One size of batches for both halves, of which one may be an image larger.
+        search_batch_size = min(search_batch_size, len(for_theta))
         self._weight_stream = self._stream("weights", for_weights, search_batch_size, seed)
         self._theta_stream = self._stream("theta", for_theta, search_batch_size, seed)
         self._retrain_stream = self._stream("retrain", None, retrain_batch_size, seed)
         self._check_limit()
+        self._check_batch_sizes()
 
     def _stream(self, name: str, indices: Tensor | None, batch_size: int, seed: int) -> BatchStream:
         return BatchStream(
@@ -174,16 +177,40 @@ class ClassificationTask:
 
     def _check_limit(self) -> None:
         """Every architecture must fit into the limit: found out before the search, not after."""
-        inputs_and_largest_operation = [0, 1] + 2 * [len(self.cell_space.OPERATIONS) - 1]
-        largest = inputs_and_largest_operation * (2 * self.config.nodes)
         try:
-            self.channels(self.cell_space.to_dict(largest))
+            self.channels(self._largest())
         except ValueError:
             raise ValueError(
                 f"parameter_limit must leave room for the largest architecture of "
                 f"{self.config.nodes} nodes and {self.config.final_cells} cells, "
                 f"got {self.config.parameter_limit}"
             ) from None
+
+    def _check_batch_sizes(self) -> None:
+        """Batch normalization cannot train on a single value per channel: found out before the
+        search, not after."""
+        height, width = self.data.image_size
+        if self._weight_stream.batch_size == 1 and max(height, width) <= 4:
+            raise ValueError(
+                f"batch_size must be at least 2 for images of {height}×{width} pixels, of which "
+                "the last cells see one, got 1"
+            )
+        if self._retrain_stream.batch_size > 1:
+            return
+        with torch.device("meta"):  # shapes without arithmetic
+            network = self._network(self._largest())
+            try:
+                network(torch.empty(1, self.data.channels, height, width))
+            except ValueError:
+                raise ValueError(
+                    "the batch_size of retraining must be at least 2 for this network and images "
+                    f"of {height}×{width} pixels, got 1"
+                ) from None
+
+    def _largest(self) -> dict[str, Any]:
+        """The architecture with the most weights."""
+        inputs_and_largest_operation = [0, 1] + 2 * [len(self.cell_space.OPERATIONS) - 1]
+        return self.cell_space.to_dict(inputs_and_largest_operation * (2 * self.config.nodes))
 
     # Search
 
@@ -234,7 +261,7 @@ class ClassificationTask:
 
         The images are made here, so that preparing them is part of the step that is captured.
         """
-        x, y = self._weight_stream.make(batch)  # both streams prepare images alike
+        x, y = self._weight_stream.make(batch)  # the other stream would make the same of it
         run = cast(CellSupernet | FusedCellSupernet, supernet).forward_population
         with self._autocast():
             logits = cast(Tensor, run(x, samples.categorical))  # no pair: it has no auxiliary head

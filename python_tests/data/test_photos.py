@@ -5,13 +5,16 @@ from __future__ import annotations
 import io
 import os
 import socket
+import stat
+import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from asng_ext.data import folder as folder_module
 from asng_ext.data import load_folder, load_photos
@@ -141,6 +144,108 @@ def test_unreadable_files_are_named(celeba: Path, tmp_path: Path) -> None:
     assert "left out 8 unreadable images:" in stream.getvalue()
     assert "000000x0.jpg" in stream.getvalue()
     assert "and 3 more" in stream.getvalue()
+
+
+def test_what_is_no_image_is_left_out_and_starts_nothing(
+    celeba: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pillow would start Ghostscript for EPS, and wait at a pipe for somebody to write into it."""
+    images = celeba / "img_align_celeba"
+    (images / "000000x0.png").write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 16 16\n%%EndComments\nshowpage\n%%EOF\n"
+    )
+    os.mkfifo(images / "000000x1.png")
+    (images / "000000x2.png").symlink_to(tmp_path / "nowhere")
+    (images / "000000x3.png").mkdir()
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("no program is to be started")
+
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", fail)
+    monkeypatch.setattr(subprocess, "Popen", fail)
+    stream = io.StringIO()
+    data = load_folder(celeba, 8, cache=tmp_path / "cache", stream=stream)
+    assert len(data.train) + len(data.test) == 20
+    assert "left out 3 unreadable images" in stream.getvalue()
+
+
+def test_huge_images_are_decoded_alone_or_left_out(
+    celeba: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = celeba / "img_align_celeba"
+    write_image(images / "000000x0.png", (250, 0, 0), (40, 40))
+    write_image(images / "000000x1.jpg", (240, 0, 0), (256, 256))  # decoded at a fraction
+    monkeypatch.setattr(folder_module, "_LARGE", 100)
+    monkeypatch.setattr(folder_module, "_TOO_LARGE", 40 * 40 - 1)
+    active: list[int] = []
+    most = 0
+    crop = Image.Image.crop
+
+    def watched(self: Image.Image, box: Any) -> Image.Image:
+        nonlocal most
+        active.append(1)
+        most = max(most, len(active))
+        time.sleep(0.001)
+        active.pop()
+        return crop(self, box)
+
+    monkeypatch.setattr(Image.Image, "crop", watched)
+    stream = io.StringIO()
+    data = load_folder(celeba, 8, cache=tmp_path / "cache", stream=stream)
+    assert "left out 1 unreadable images:" in stream.getvalue()
+    assert "000000x0.png" in stream.getvalue()
+    assert min(abs(red - 240) for red in colors(data.train.images)) <= 3
+    assert most == 1
+
+
+def test_a_cache_that_cannot_be_written(celeba: Path, tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file")
+    stream = io.StringIO()
+    data = load_folder(celeba, 8, cache=tmp_path / "cache", stream=stream)
+    assert len(data.train) == 18
+    assert "will be read again the next time: cannot cache them" in stream.getvalue()
+    assert str(tmp_path / "cache") in stream.getvalue()
+
+
+def test_other_files_in_the_cache_are_replaced(celeba: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    first = load_folder(celeba, 8, cache=cache, stream=None)
+    huge = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        huge, {"descr": "|u1", "fortran_order": False, "shape": (2**40, 8, 8, 3)}
+    )
+    some = next(cache.iterdir())
+    others: list[np.ndarray | bytes | dict[str, np.ndarray]] = [
+        np.zeros((18, 8, 8, 3)),
+        np.zeros((18, 9, 9, 3), dtype=np.uint8),
+        np.zeros((0, 8, 8, 3), dtype=np.uint8),
+        np.zeros((99, 8, 8, 3), dtype=np.uint8),
+        np.uint8(3),
+        np.array([{}], dtype=object),
+        {"images": np.zeros((18, 8, 8, 3), dtype=np.uint8)},
+        b"",
+        b"PK\3\4",
+        huge.getvalue(),
+    ]
+    for other in others:
+        content = io.BytesIO()
+        if isinstance(other, bytes):
+            content.write(other)
+        elif isinstance(other, dict):
+            np.savez(content, **other)
+        else:
+            np.save(content, other)
+        some.write_bytes(content.getvalue())
+        again = load_folder(celeba, 8, cache=cache, stream=None)
+        assert torch.equal(again.train.images, first.train.images)
+        assert torch.equal(again.test.images, first.test.images)
+
+
+def test_nobody_else_can_read_the_cache(celeba: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    load_folder(celeba, 8, cache=cache, stream=None)
+    assert stat.S_IMODE(cache.stat().st_mode) == 0o700
+    assert {stat.S_IMODE(path.stat().st_mode) for path in cache.iterdir()} == {0o600}
 
 
 def test_wrong_folders(tmp_path: Path) -> None:
