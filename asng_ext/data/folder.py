@@ -29,7 +29,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 _FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")
 """What a file may be, whatever its name says: for some others Pillow starts other programs."""
 _LARGE, _TOO_LARGE = 2**24, 2**26
-"""Pixels to decode, 12 bytes each, from which on an image is decoded alone, or left out."""
+"""Pixels to decode, 16 bytes each, from which on an image is decoded alone, or left out."""
 TEST_SHARE = 10
 """Without a division in the folder, one image in so many is for testing."""
 _NAMED = 5
@@ -238,7 +238,8 @@ def _reader(size: int) -> Callable[[Path], NDArray[np.uint8] | None]:
     def scaled(image: Any) -> NDArray[np.uint8]:
         side = min(image.size)
         left, top = (image.width - side) // 2, (image.height - side) // 2
-        square = image.crop((left, top, left + side, top + side)).convert("RGB")
-        return np.asarray(square.resize((size, size), pillow.Resampling.BILINEAR), dtype=np.uint8)
+        square = image.crop((left, top, left + side, top + side))
+        rgb = square if square.mode == "RGB" else square.convert("RGB")  # it would copy RGB, too
+        return np.asarray(rgb.resize((size, size), pillow.Resampling.BILINEAR), dtype=np.uint8)
 
     return read
