@@ -11,7 +11,7 @@ from asng_ext.nn.cell_network import (
     parameter_count,
     widest_channels,
 )
-from asng_ext.nn.choice import Choice, derive, search_space, set_architecture
+from asng_ext.nn.choice import Choice, derive, search_space, set_architecture, subnet
 from asng_ext.nn.fused import FusedCellSupernet, cell_supernet
 
 __all__ = [
@@ -37,5 +37,6 @@ __all__ = [
     "parameter_count",
     "search_space",
     "set_architecture",
+    "subnet",
     "widest_channels",
 ]

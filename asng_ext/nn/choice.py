@@ -3,8 +3,8 @@
 Example:
     model = nn.Sequential(Choice("op", {"conv": nn.Conv2d(3, 8, 3), "pool": nn.MaxPool2d(3)}))
     space = search_space(model)  # {"op": Categorical(["conv", "pool"])}
-    set_architecture(model, {"op": "conv"})  # the supernet runs these candidates
-    final = derive(model, {"op": "conv"})  # a network of its own, without any choice left
+    network = subnet(model, {"op": "conv"})  # runs these candidates, with the model's weights
+    final = derive(model, {"op": "conv"})  # the same with weights of its own
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from asng_ext.space import Categorical, SearchSpace
 
-__all__ = ["Choice", "derive", "search_space", "set_architecture"]
+__all__ = ["Choice", "derive", "search_space", "set_architecture", "subnet"]
 
 
 class Choice(nn.Module):
@@ -63,6 +64,7 @@ class Choice(nn.Module):
                     f"{key!r} cannot name a candidate of choice {name!r}: {error.args[0]}"
                 ) from error
         self._active: str | None = None
+        self._switched = False
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -93,22 +95,37 @@ class Choice(nn.Module):
             ValueError: There is none.
         """
         self.candidate(value)
+        self._switched = self._switched or self._active not in (None, value)
         self._active = value
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Passes everything to the active candidate; the others are not touched.
 
         Raises:
-            RuntimeError: None is active yet.
+            RuntimeError: None is active yet; or a backward pass repeats the call, as in gradient
+                checkpointing, after different candidates were active. Compiled code does not check
+                the latter.
         """
         if self._active is None:
             raise RuntimeError(
-                f"choice {self.name!r} has no active candidate yet: call set_architecture first"
+                f"choice {self.name!r} has no active candidate yet: use subnet, or call "
+                "set_architecture first"
+            )
+        # Nothing tells which candidate was active when the call was made first.
+        if not torch.compiler.is_compiling() and self._switched and _in_backward():
+            raise RuntimeError(
+                f"choice {self.name!r} is called again in a backward pass, and other candidates "
+                "were active before: for gradient checkpointing run subnet(model, values) instead "
+                "of the model after set_architecture"
             )
         return self.candidates[self._active](*args, **kwargs)
 
     def extra_repr(self) -> str:
         return f"name={self.name!r}, active={self._active!r}"
+
+
+def _in_backward() -> bool:
+    return torch._C._current_graph_task_id() != -1
 
 
 def _choices(model: nn.Module) -> Iterator[Choice]:
@@ -155,6 +172,9 @@ def _check(model: nn.Module, values: Mapping[str, object]) -> None:
 def set_architecture(model: nn.Module, values: Mapping[str, object]) -> None:
     """Activates a candidate in every `Choice` of the model; after an error none has changed.
 
+    It is for code that must call the model itself. All threads and all calls to come see the
+    change, also those that repeat an earlier one: prefer `subnet`, which changes nothing.
+
     Args:
         model: The supernet.
         values: Name of a candidate for the name of every choice.
@@ -167,31 +187,58 @@ def set_architecture(model: nn.Module, values: Mapping[str, object]) -> None:
         choice.activate(str(values[choice.name]))
 
 
+def subnet(model: nn.Module, values: Mapping[str, object]) -> nn.Module:
+    """The model with the selected candidate in the place of every `Choice`, on the same weights.
+
+    The model stays as it is, and what is later set or made does not change the network, so that it
+    can be repeated in a backward pass (gradient checkpointing) and run in threads beside others.
+
+    Modules around choices are copied without what they hold; all others are the model's own. Make
+    the network after `train()` or `eval()` was called: the copies do not follow the model's mode.
+
+    Args:
+        model: The supernet.
+        values: Name of a candidate for the name of every choice.
+
+    Raises:
+        ValueError: A choice has no value, or a value no choice or no candidate; or a module around
+            a choice was compiled.
+    """
+    _check(model, values)
+    resolved: dict[nn.Module, nn.Module] = {}
+
+    def resolve(module: nn.Module) -> nn.Module:
+        while isinstance(module, Choice):  # a candidate may be a choice itself
+            module = module.candidate(values[module.name])
+        if module not in resolved:
+            children = {k: m if m is None else resolve(m) for k, m in module._modules.items()}
+            changed = any(m is not children[k] for k, m in module._modules.items())
+            resolved[module] = _with_children(module, children) if changed else module
+        return resolved[module]
+
+    return resolve(model)
+
+
+def _with_children(module: nn.Module, children: dict[str, nn.Module | None]) -> nn.Module:
+    """A shallow copy with other children."""
+    attributes = vars(module)
+    # Both are bound to the module itself and would run its own children.
+    if "forward" in attributes or attributes.get("_compiled_call_impl") is not None:
+        raise ValueError(
+            f"{type(module).__name__} around a choice must not be compiled: "
+            "compile the network that subnet returns"
+        )
+    copied = object.__new__(type(module))
+    copied.__dict__ = {**attributes, "_modules": children}
+    return copied
+
+
 def derive(model: nn.Module, values: Mapping[str, object]) -> nn.Module:
     """A copy of the model in which the selected candidate stands in the place of every `Choice`.
 
     The copy shares nothing with the model. Modules shared inside the model stay shared inside
     the copy.
 
-    Args:
-        model: The supernet, left as it is.
-        values: Name of a candidate for the name of every choice.
-
-    Raises:
-        ValueError: A choice has no value, or a value no choice or no candidate.
+    Args and raises: see `subnet`.
     """
-    _check(model, values)
-
-    def resolve(module: nn.Module) -> nn.Module:
-        while isinstance(module, Choice):  # a candidate may be a choice itself
-            module = module.candidate(values[module.name])
-        return module
-
-    derived = resolve(copy.deepcopy(model))
-    # modules() asks a module for its children only after the loop has replaced them.
-    for parent in derived.modules():
-        # Not named_children(), which leaves out the second name of a module that has two.
-        for name, child in parent._modules.items():
-            if child is not None:
-                parent._modules[name] = resolve(child)
-    return derived
+    return copy.deepcopy(subnet(model, values))

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from asng_ext.nn import Choice, derive, search_space, set_architecture
+from asng_ext.nn import Choice, derive, search_space, set_architecture, subnet
 
 
 class Shift(nn.Module):
@@ -59,9 +62,9 @@ def test_search_space_and_architectures() -> None:
         values = space.decode(row)
         set_architecture(model, values)
         assert model(ZERO) == result
-        derived = derive(model, values)
-        assert derived(ZERO) == result
-        assert not any(isinstance(module, Choice) for module in derived.modules())
+        for network in (derive(model, values), subnet(model, values)):
+            assert network(ZERO) == result
+            assert not any(isinstance(module, Choice) for module in network.modules())
 
 
 def test_choices_of_one_name_choose_alike() -> None:
@@ -100,6 +103,113 @@ def test_derive_keeps_sharing_inside_the_model() -> None:
     derived = derive(model, {"op": "1"})
     assert derived(ZERO) == 6
     assert len(list(derived.parameters())) == 1
+
+
+def test_a_subnet_has_the_weights_of_the_model() -> None:
+    model = supernet()
+    network = subnet(model, {"outer": "nested", "inner": "1", "last": "a"})
+    network(ZERO).backward()
+    assert [p.grad for p in model.parameters()] == [None, 1, None, 1, 1]
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    assert network(ZERO) == 0
+    assert model[0].candidates["nested"][1] is not network[0][1]
+    assert model[0].candidates["nested"][0] is network[0][0]  # nothing to choose in it
+    set_architecture(model, {"outer": "plain", "inner": "0", "last": "b"})
+    assert [module.calls for module in network.modules() if isinstance(module, Shift)] == [2, 2, 2]
+
+
+def test_subnets_in_threads() -> None:
+    model = supernet()
+    results: dict[str, Tensor] = {}
+    barrier = threading.Barrier(2)
+
+    def run(inner: str) -> None:
+        network = subnet(model, {"outer": "nested", "inner": inner, "last": "b"})
+        barrier.wait()
+        results[inner] = network(ZERO)
+
+    threads = [threading.Thread(target=run, args=(inner,)) for inner in "01"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == {"0": 12, "1": 22}
+
+
+@pytest.mark.slow
+def test_compiled_subnets() -> None:
+    model = supernet()
+    for inner, result in (("0", 112), ("1", 122)):
+        network = subnet(model, {"outer": "nested", "inner": inner, "last": "a"})
+        out = torch.compile(network, backend="aot_eager", fullgraph=True)(ZERO)
+        assert out == result
+        out.backward()
+    # Around a choice, compiled code would run the choice.
+    values = {"outer": "plain", "inner": "0", "last": "b"}
+    with pytest.raises(ValueError, match="OptimizedModule around a choice must not be compiled"):
+        subnet(torch.compile(model, backend="eager"), values)
+    model.compile(backend="eager")
+    with pytest.raises(ValueError, match="Sequential around a choice must not be compiled"):
+        subnet(model, values)
+
+
+class Checkpointed(nn.Module):
+    """Repeats its layers in the backward pass."""
+
+    def __init__(self, layers: nn.Module, use_reentrant: bool) -> None:
+        super().__init__()
+        self.layers = layers
+        self.use_reentrant = use_reentrant
+
+    def forward(self, x: Tensor) -> Any:
+        return checkpoint(self.layers, x, use_reentrant=self.use_reentrant)
+
+
+def layers() -> nn.Sequential:
+    torch.manual_seed(0)
+    ways = {"relu": nn.Sequential(nn.Linear(8, 8), nn.ReLU()), "tanh": nn.Tanh()}
+    return nn.Sequential(nn.Linear(4, 8), Choice("way", ways), nn.Linear(8, 2))
+
+
+def gradients(model: nn.Module, call: Callable[[str, Tensor], Tensor]) -> list[Tensor | None]:
+    """Of the losses of two architectures together."""
+    x = torch.linspace(-1, 1, 12).reshape(3, 4).requires_grad_()
+    model.zero_grad()
+    torch.stack([call(way, x).pow(2).sum() for way in ("relu", "tanh")]).sum().backward()
+    return [p.grad for p in model.parameters()]
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+@pytest.mark.parametrize("inside", [True, False])
+def test_gradient_checkpointing(use_reentrant: bool, inside: bool) -> None:
+    model = layers()
+    expected = gradients(model, lambda way, x: subnet(model, {"way": way})(x))
+    wrapped = Checkpointed(model, use_reentrant)
+
+    def call(way: str, x: Tensor) -> Any:
+        if inside:
+            return subnet(wrapped, {"way": way})(x)
+        return checkpoint(subnet(model, {"way": way}), x, use_reentrant=use_reentrant)
+
+    for got, wanted in zip(gradients(model, call), expected, strict=True):
+        assert wanted is not None
+        assert torch.equal(got, wanted)
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_checkpointing_another_architecture_is_an_error(use_reentrant: bool) -> None:
+    model = Checkpointed(layers(), use_reentrant)
+
+    def call(way: str, x: Tensor) -> Any:
+        set_architecture(model, {"way": way})
+        return model(x)
+
+    x = torch.ones(3, 4, requires_grad=True)
+    call("relu", x).sum().backward()  # the only one until now
+    with pytest.raises(RuntimeError, match="choice 'way' is called again in a backward pass"):
+        gradients(model, call)
 
 
 def test_state_dict_does_not_depend_on_the_active_candidate() -> None:
