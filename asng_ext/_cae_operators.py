@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.library import Library, register_autocast, register_autograd, register_fake
+from torch.library import Library, register_autocast
 
 from asng_ext import _cae_cuda
+from asng_ext._registration import call_backward, register_fake, register_operator
 
 __all__ = ["register"]
 
@@ -36,8 +37,8 @@ def _encode_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _encode_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     wants_x = ctx.needs_input_grad[0]
-    grad_x, grad_weight = torch.ops.asng._cae_encode_backward(
-        grad.contiguous(), *ctx.saved_tensors, ctx.stride, wants_x
+    grad_x, grad_weight = call_backward(
+        "cae_encode", grad.contiguous(), *ctx.saved_tensors, ctx.stride, wants_x
     )
     return grad_x if wants_x else None, grad_weight, None
 
@@ -74,9 +75,7 @@ def _decode_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         # This is the skipped tensor's gradient, and then nobody else need look at the output.
         grad = torch.ops.aten.threshold_backward(grad, output, 0)
         output = None
-    grad_x, grad_weight = torch.ops.asng._cae_decode_backward(
-        grad, output, x, weight, ctx.stride, wants_x
-    )
+    grad_x, grad_weight = call_backward("cae_decode", grad, output, x, weight, ctx.stride, wants_x)
     return (
         grad_x if wants_x else None,
         grad_weight,
@@ -91,14 +90,14 @@ def _finish_fake(y: Tensor, skipped: Tensor | None, relu: bool) -> None:
 
 def register() -> None:
     """To be called once the library is loaded."""
-    register_fake("asng::cae_encode", _encode_fake)
-    register_fake("asng::_cae_encode_backward", _encode_backward_fake)
-    register_fake("asng::cae_decode", _decode_fake)
-    register_fake("asng::_cae_decode_backward", _decode_backward_fake)
-    register_autograd("asng::cae_encode", _encode_backward, setup_context=_encode_setup)
-    register_autograd("asng::cae_decode", _decode_backward, setup_context=_decode_setup)
+    register_operator(
+        "cae_encode", _encode_fake, _encode_setup, _encode_backward, _encode_backward_fake
+    )
+    register_operator(
+        "cae_decode", _decode_fake, _decode_setup, _decode_backward, _decode_backward_fake
+    )
     # The transforms need more than half precision.
     for name in ("asng::cae_encode", "asng::cae_decode"):
         register_autocast(name, "cpu", torch.float32)
-    register_fake("asng::_cae_finish", _finish_fake)
+    register_fake("_cae_finish", _finish_fake)
     _cae_cuda.register(_CUDA)

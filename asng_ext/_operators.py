@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.library import Library, register_autograd, register_fake
+from torch.library import Library
 
 from asng_ext import _cae_operators
 from asng_ext._libraries import available
+from asng_ext._registration import call_backward, register_operator
 
 __all__ = ["CHANNEL_BLOCK", "allows_tf32", "padded_channels", "runs_chains", "stores_halves"]
 
@@ -115,8 +116,16 @@ def _mixed_node_backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tup
     if grad is None:
         return (None,) * 11
     bank, saved, index, operations, *weights = ctx.saved_tensors
-    grad_bank, *grads = torch.ops.asng._mixed_node_backward(
-        grad.contiguous(), bank, saved, index, operations, *weights, ctx.stride, ctx.tf32
+    grad_bank, *grads = call_backward(
+        "mixed_node",
+        grad.contiguous(),
+        bank,
+        saved,
+        index,
+        operations,
+        *weights,
+        ctx.stride,
+        ctx.tf32,
     )
     if weights[-1] is None:
         grads[-1] = None
@@ -194,8 +203,14 @@ def _cell_backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Any
     wants_older, wants_newer = ctx.needs_input_grad[:2]
     saved = ctx.saved_tensors
     grads = list(
-        torch.ops.asng._cell_backward(
-            grad.contiguous(), *saved, ctx.older_is_larger, wants_older, wants_newer, ctx.tf32
+        call_backward(
+            "cell",
+            grad.contiguous(),
+            *saved,
+            ctx.older_is_larger,
+            wants_older,
+            wants_newer,
+            ctx.tf32,
         )
     )
     reduction = saved[12]
@@ -259,8 +274,8 @@ def _cells_backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[An
     if grad is None:
         return None, None, None, [None] * len(weights), None
     wants_images = ctx.needs_input_grad[0]
-    grad_images, grads = torch.ops.asng._cells_backward(
-        grad.contiguous(), images, output, saved, index, operations, weights, wants_images
+    grad_images, grads = call_backward(
+        "cells", grad.contiguous(), images, output, saved, index, operations, weights, wants_images
     )
     return grad_images if wants_images else None, None, None, grads, None
 
@@ -293,7 +308,7 @@ def _stem_backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Any
         raise RuntimeError("asng::stem has no gradient with respect to the images")
     if grad is None:
         return (None,) * 5
-    grads = torch.ops.asng._stem_backward(grad.contiguous(), *ctx.saved_tensors, ctx.tf32)
+    grads = call_backward("stem", grad.contiguous(), *ctx.saved_tensors, ctx.tf32)
     return (None, *grads, None)
 
 
@@ -339,18 +354,16 @@ def _register_autocast(name: str, images: int, device_type: str) -> None:
 
 
 def _register() -> None:
-    register_fake("asng::stem", _stem_fake)
-    register_fake("asng::_stem_backward", _stem_backward_fake)
-    register_autograd("asng::stem", _stem_backward, setup_context=_stem_setup)
-    register_fake("asng::mixed_node", _mixed_node_fake)
-    register_fake("asng::_mixed_node_backward", _mixed_node_backward_fake)
-    register_fake("asng::cell", _cell_fake)
-    register_fake("asng::_cell_backward", _cell_backward_fake)
-    register_autograd("asng::mixed_node", _mixed_node_backward, setup_context=_mixed_node_setup)
-    register_autograd("asng::cell", _cell_backward, setup_context=_cell_setup)
-    register_fake("asng::cells", _cells_fake)
-    register_fake("asng::_cells_backward", _cells_backward_fake)
-    register_autograd("asng::cells", _cells_backward, setup_context=_cells_setup)
+    register_operator("stem", _stem_fake, _stem_setup, _stem_backward, _stem_backward_fake)
+    register_operator(
+        "mixed_node",
+        _mixed_node_fake,
+        _mixed_node_setup,
+        _mixed_node_backward,
+        _mixed_node_backward_fake,
+    )
+    register_operator("cell", _cell_fake, _cell_setup, _cell_backward, _cell_backward_fake)
+    register_operator("cells", _cells_fake, _cells_setup, _cells_backward, _cells_backward_fake)
     for device_type in ("cpu", "cuda"):
         for name, images in _IMAGES.items():
             _register_autocast(name, images, device_type)

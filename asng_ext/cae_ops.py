@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from asng_ext import _libraries
+from asng_ext import _operators as _operators  # registers the derivatives
 from asng_ext._libraries import available, cuda_available
 
 __all__ = ["KERNELS", "available", "cuda_available", "decode", "encode"]

@@ -130,7 +130,7 @@ def _check_indices(
             raise ValueError(
                 f"{name} must be from 0 to {count - 1}, got {low if low < 0 else high}"
             )
-    return (x if x.dtype == torch.int32 else x.to(torch.int32)).contiguous()
+    return x.to(device, torch.int32).contiguous()
 
 
 def mixed_node(

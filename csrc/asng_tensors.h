@@ -12,6 +12,7 @@ struct AsngState {
   // Columns of `counters`: the seed, the populations drawn and told, and two for launches on a
   // device.
   static constexpr int64_t kCounters = 5;
+  static constexpr int64_t kMost = 65535;  // optimizers, and samples of each
 
   Tensor counters, theta, mean, variance, offsets;
   int64_t problems, categorical, gaussian, theta_size;
@@ -26,13 +27,21 @@ struct AsngState {
     theta_size = theta.size(1);
     gaussian = mean.size(1);
     categorical = offsets.size(0) - 1;
-    STD_TORCH_CHECK(problems > 0 && problems <= 65535, "theta must have from 1 to 65535 rows, got ",
-                    problems);
+    STD_TORCH_CHECK(problems > 0 && problems <= kMost, "theta must have from 1 to ", kMost,
+                    " rows, got ", problems);
+    STD_TORCH_CHECK(categorical >= 0 && categorical + gaussian > 0,
+                    "offsets and mean must be of at least one variable, got shapes (",
+                    offsets.size(0), ",) and (", mean.size(0), ", ", gaussian, ")");
     check(counters, "counters", ScalarType::Long, {problems, kCounters}, device);
     check(theta, "theta", ScalarType::Double, {problems, theta_size}, device);
     check(mean, "mean", ScalarType::Double, {problems, gaussian}, device);
     check(variance, "variance", ScalarType::Double, {problems, gaussian}, device);
     check(offsets, "offsets", ScalarType::Long, {categorical + 1}, device);
+  }
+
+  void check_population(int64_t population, int64_t least) const {
+    STD_TORCH_CHECK(population >= least && population <= kMost, "population must be from ", least,
+                    " to ", kMost, ", got ", population);
   }
 
   int64_t n_theta() const { return theta_size - categorical + 2 * gaussian; }
@@ -48,7 +57,7 @@ inline int64_t check_told(const AsngState& state, const Tensor& s, const Tensor&
                           const Tensor& margin, const Tensor& bounds, DeviceType device) {
   STD_TORCH_CHECK(losses.dim() == 2, "losses must have 2 dimensions, got ", losses.dim());
   const int64_t problems = state.problems, population = losses.size(1);
-  STD_TORCH_CHECK(population >= 2, "losses must have at least 2 columns, got ", population);
+  state.check_population(population, 2);
   check(s, "s", ScalarType::Double, {problems, state.n_theta()}, device);
   check(step, "step", ScalarType::Double, {problems, 2}, device);
   check(categorical, "categorical", ScalarType::Long, {problems, population, state.categorical},

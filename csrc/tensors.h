@@ -22,6 +22,18 @@ inline std::string words(const std::vector<int64_t>& sizes) {
   return text + ")";
 }
 
+// The product of sizes, none of which comes near to overflowing in what it is a factor of.
+inline int64_t checked_product(const std::vector<int64_t>& sizes) {
+  constexpr int64_t kMost = int64_t{1} << 48;
+  int64_t product = 1;
+  for (const int64_t size : sizes) {
+    STD_TORCH_CHECK(size >= 0 && (size == 0 || product <= kMost / size), "values of shape ",
+                    words(sizes), " are more than ", kMost);
+    product *= size;
+  }
+  return product;
+}
+
 inline void check_tensor(const Tensor& t, const char* name, ScalarType dtype,
                          DeviceType device = DeviceType::CPU) {
   STD_TORCH_CHECK(t.device().type() == device, name, " must be on ",

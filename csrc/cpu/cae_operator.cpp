@@ -1,5 +1,6 @@
 // The layers of convolutional autoencoders on the CPU.
 
+#include <limits>
 #include <tuple>
 
 #include "tensors.h"
@@ -30,8 +31,10 @@ struct CaeCall {
                     "weight must have 3×3 or 5×5 taps, got ", weight.size(2), "×", weight.size(3));
     STD_TORCH_CHECK(weight.stride(3) == 1 && weight.stride(2) == shape.kernel,
                     "the taps of weight must lie next to each other");
-    STD_TORCH_CHECK(known.numel() > 0 && weight.numel() > 0 && height > 0 && width > 0,
-                    "images and weight must not be empty");
+    STD_TORCH_CHECK(known.numel() > 0 && weight.numel() > 0, "images and weight must not be empty");
+    constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
+    STD_TORCH_CHECK(height > 0 && height <= kMost && width > 0 && width <= kMost,
+                    "height and width must be from 1 to ", kMost, ", got ", height, " and ", width);
     shape.images = known.size(0);
     shape.height = height;
     shape.width = width;

@@ -69,6 +69,7 @@ inline CellShape cell_shape(int64_t archs, int64_t nodes, int64_t images, CellIn
                     "older_weight and newer_weight must have 2 dimensions, got ", weight->dim());
   }
   STD_TORCH_CHECK(archs > 0 && nodes > 0, "inputs must not be empty");
+  STD_TORCH_CHECK(weights.older.size(0) > 0, "older_weight must not be empty");
   CellShape shape;
   shape.archs = archs;
   shape.nodes = nodes;
@@ -89,6 +90,8 @@ inline CellShape cell_shape(int64_t archs, int64_t nodes, int64_t images, CellIn
   }
   shape.older = older;
   shape.newer = newer;
+  // saved_bound() is below.
+  checked_product({archs, nodes, 16, images, newer.height, newer.width, shape.padded});
   const int64_t scale = older_is_larger ? 2 : 1;
   STD_TORCH_CHECK((older.height + scale - 1) / scale == newer.height &&
                       (older.width + scale - 1) / scale == newer.width,

@@ -45,6 +45,8 @@ struct NodeCall {
     STD_TORCH_CHECK(padded_channels(shape.channels) == shape.padded, "bank must have ",
                     padded_channels(shape.channels), " channels for weights of ", shape.channels,
                     ", got ", shape.padded);
+    checked_product({shape.archs, shape.edges, 6, shape.images, shape.out_height, shape.out_width,
+                     shape.padded});  // saved_bound() is below
     check(inputs, "inputs", ScalarType::Int, {shape.archs, shape.edges});
     check(operations, "operations", ScalarType::Int, {shape.archs, shape.edges});
     check_weights(convolutions, reduction, dtype, shape.inputs, shape.inputs, shape.channels);

@@ -39,7 +39,7 @@ host::Parameters parameters_of(const AsngState& state, int64_t problem) {
 std::tuple<Tensor, Tensor> asng_ask(Tensor counters, Tensor theta, Tensor mean, Tensor variance,
                                     Tensor offsets, int64_t population) {
   const AsngState state(counters, theta, mean, variance, offsets, DeviceType::CPU);
-  STD_TORCH_CHECK(population > 0, "population must be above 0, got ", population);
+  state.check_population(population, 1);
   Tensor categorical =
       state.empty({state.problems, population, state.categorical}, ScalarType::Long);
   Tensor numerical = state.empty({state.problems, population, state.gaussian}, ScalarType::Double);

@@ -15,13 +15,10 @@ using OptionalTensor = std::optional<Tensor>;
 
 // Memory of the library, which gets it back with the tensor's end.
 inline Tensor new_tensor(const std::vector<int64_t>& sizes, ScalarType dtype, bool zeros) {
-  std::vector<int64_t> strides(sizes.size());
-  int64_t count = 1;
-  for (size_t i = sizes.size(); i-- > 0;) {
-    strides[i] = count;
-    count *= sizes[i];
-  }
-  const size_t bytes = static_cast<size_t>(count) * (dtype == ScalarType::Double ? 8 : 4);
+  const size_t bytes =
+      static_cast<size_t>(checked_product(sizes)) * (dtype == ScalarType::Double ? 8 : 4);
+  std::vector<int64_t> strides(sizes.size(), 1);
+  for (size_t i = sizes.size(); i-- > 1;) strides[i - 1] = strides[i] * sizes[i];
   Block block = acquire(bytes);
   if (zeros) std::memset(block.get(), 0, bytes);
   const ReturnBlock give_back = block.get_deleter();

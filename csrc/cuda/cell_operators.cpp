@@ -166,6 +166,7 @@ struct CellCall {
       STD_TORCH_CHECK(weight->dim() == 2,
                       "older_weight and newer_weight must have 2 dimensions, got ", weight->dim());
     }
+    STD_TORCH_CHECK(older_weight.size(0) > 0, "older_weight must not be empty");
     GraphShape& s = shape.graph;
     STD_TORCH_CHECK(inputs.numel() > 0 && inputs.numel() <= 65535,
                     "inputs must have from 1 to 65535 elements, got ", inputs.numel());

@@ -1,0 +1,66 @@
+"""What all compiled operators have in common: results without values are for tensors of one device,
+and derivatives can be taken once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["call_backward", "register_fake", "register_operator"]
+
+
+def register_operator(
+    name: str,
+    fake: Callable[..., Any],
+    setup_context: Callable[..., None],
+    backward: Callable[..., Any],
+    backward_fake: Callable[..., Any],
+) -> None:
+    """Registers the fake and the derivative of an operator and the fake of `_<name>_backward`.
+
+    `backward` uses that second operator by `call_backward`. It has no derivative: with
+    `create_graph=True` gradients can be computed, and raise RuntimeError when differentiated.
+    """
+
+    def raise_error(ctx: Any, *grads: Any) -> Any:
+        raise RuntimeError(
+            f"asng::{name} has no second derivative: it can be differentiated only once. "
+            "Layers of plain PyTorch can be differentiated more often"
+        )
+
+    register_fake(name, fake)
+    register_fake(f"_{name}_backward", backward_fake)
+    torch.library.register_autograd(f"asng::{name}", backward, setup_context=setup_context)
+    torch.library.register_autograd(f"asng::_{name}_backward", raise_error)
+
+
+def register_fake(name: str, fake: Callable[..., Any]) -> None:
+    """Registers the function that gives results without values, for meta tensors and tracing.
+
+    PyTorch calls it if any argument is a meta tensor; unless all are, it raises RuntimeError.
+    """
+
+    def checked(*args: Any) -> Any:
+        tensors = [t for arg in args for t in (arg if isinstance(arg, list) else [arg])]
+        devices = {str(t.device) for t in tensors if isinstance(t, Tensor)}
+        if len(devices) > 1:
+            raise RuntimeError(
+                f"tensors given to asng::{name} must be on one device, got {sorted(devices)}"
+            )
+        return fake(*args)
+
+    torch.library.register_fake(f"asng::{name}", checked)
+
+
+def call_backward(name: str, *args: Any) -> Any:
+    """Calls the operator `_<name>_backward`."""
+    operator = getattr(torch.ops.asng, f"_{name}_backward")
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return operator(*args)
+    # Nothing is recorded without create_graph, and passing the derivative by saves 10 µs.
+    with torch._C._AutoDispatchBelowAutograd():
+        return operator(*args)
