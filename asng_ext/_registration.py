@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
-__all__ = ["call_backward", "register_fake", "register_operator"]
+__all__ = ["call", "call_backward", "register_fake", "register_operator"]
 
 
 def register_operator(
@@ -38,6 +39,11 @@ def register_operator(
     torch.library.register_autograd(f"asng::_{name}_backward", raise_error)
 
 
+def _tensors(args: tuple[Any, ...]) -> list[Tensor]:
+    flat = [value for arg in args for value in (arg if isinstance(arg, list) else [arg])]
+    return [value for value in flat if isinstance(value, Tensor)]
+
+
 def register_fake(name: str, fake: Callable[..., Any]) -> None:
     """Registers the function that gives results without values, for meta tensors and tracing.
 
@@ -45,8 +51,7 @@ def register_fake(name: str, fake: Callable[..., Any]) -> None:
     """
 
     def checked(*args: Any) -> Any:
-        tensors = [t for arg in args for t in (arg if isinstance(arg, list) else [arg])]
-        devices = {str(t.device) for t in tensors if isinstance(t, Tensor)}
+        devices = {str(t.device) for t in _tensors(args)}
         if len(devices) > 1:
             raise RuntimeError(
                 f"tensors given to asng::{name} must be on one device, got {sorted(devices)}"
@@ -54,6 +59,19 @@ def register_fake(name: str, fake: Callable[..., Any]) -> None:
         return fake(*args)
 
     torch.library.register_fake(f"asng::{name}", checked)
+
+
+def call(name: str, *args: Any) -> Any:
+    """Calls an operator.
+
+    Raises:
+        NotImplementedError: An argument has a tangent; PyTorch would drop it without a word.
+    """
+    if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
+        dual = map(forward_ad.unpack_dual, _tensors(args))
+        if any(primal_and_tangent.tangent is not None for primal_and_tangent in dual):
+            raise NotImplementedError(f"asng::{name} has no forward-mode derivative")
+    return getattr(torch.ops.asng, name)(*args)
 
 
 def call_backward(name: str, *args: Any) -> Any:

@@ -18,6 +18,7 @@ from torch import Tensor
 from asng_ext import _libraries
 from asng_ext import _operators as _operators  # registers the derivatives
 from asng_ext._libraries import available, cuda_available
+from asng_ext._registration import call
 
 __all__ = ["KERNELS", "available", "cuda_available", "decode", "encode"]
 
@@ -45,7 +46,7 @@ def encode(x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
         RuntimeError: The operators are not available.
     """
     weight = _checked(x, weight, 1, stride)
-    out: Tensor = torch.ops.asng.cae_encode(_to_nhwc(x), weight, stride)
+    out: Tensor = call("cae_encode", _to_nhwc(x), weight, stride)
     return out.permute(0, 3, 1, 2)
 
 
@@ -88,9 +89,7 @@ def decode(
         if tuple(skipped.shape) != expected:
             raise ValueError(f"skipped must have shape {expected}, got {tuple(skipped.shape)}")
         skipped = _to_nhwc(skipped)
-    out: Tensor = torch.ops.asng.cae_decode(
-        _to_nhwc(x), weight, skipped, stride, height, width, relu
-    )
+    out: Tensor = call("cae_decode", _to_nhwc(x), weight, skipped, stride, height, width, relu)
     return out.permute(0, 3, 1, 2)
 
 

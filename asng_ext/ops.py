@@ -22,6 +22,7 @@ from torch import Tensor
 from asng_ext import _libraries, _operators
 from asng_ext._libraries import available
 from asng_ext._operators import padded_channels
+from asng_ext._registration import call
 
 __all__ = ["NodeWeights", "available", "capability", "mixed_node", "release_memory"]
 
@@ -192,7 +193,8 @@ def mixed_node(
             raise ValueError(f"bank must have at least 2 channels with stride 2, got {channels}")
     padding = padded_channels(channels) - channels
     padded = F.pad(bank, (0, padding)) if padding else bank.contiguous()
-    out: Tensor = torch.ops.asng.mixed_node(
+    out: Tensor = call(
+        "mixed_node",
         padded,
         index,
         kinds,

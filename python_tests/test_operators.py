@@ -213,3 +213,16 @@ def test_a_gradient_penalty_on_a_layer_is_an_error() -> None:
     (grad,) = torch.autograd.grad(y.sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="asng::cae_encode has no second derivative"):
         (y.mean() + grad.norm()).backward()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of PyTorch's own, of torch.jit
+@pytest.mark.parametrize("function", [cae_ops.encode, cae_ops.decode])
+def test_forward_mode_is_an_error(function: Callable[..., Tensor]) -> None:
+    x, weight = torch.ones(1, 2, 4, 4), torch.ones(2, 2, 3, 3)
+    with pytest.raises(NotImplementedError, match=r"asng::cae_\w+ has no forward-mode derivative"):
+        torch.func.jvp(lambda w: function(x, w), (weight,), (weight,))
+    with torch.autograd.forward_ad.dual_level():
+        function(x, weight)  # without a tangent
+        dual = torch.autograd.forward_ad.make_dual(x, x)
+        with pytest.raises(NotImplementedError, match="has no forward-mode derivative"):
+            function(dual, weight)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from asng_ext import _libraries, _operators
+from asng_ext._registration import call
 from asng_ext.nn.cell import Architecture, Cell, CellSpace, Population
 from asng_ext.nn.cell_network import CellSupernet
 from asng_ext.nn.operations import FactorizedReduction
@@ -129,7 +130,8 @@ class _StackedCell(nn.Module):
     def forward(self, older: Tensor, newer: Tensor, inputs: Tensor, operations: Tensor) -> Tensor:
         """(λ or 1, B, H, W, P) twice to (λ, B, H', W', P)."""
         *weights, _, output_weight = self.weights()
-        y: Tensor = torch.ops.asng.cell(
+        y: Tensor = call(
+            "cell",
             older,
             newer,
             inputs,
@@ -236,7 +238,7 @@ class FusedCellSupernet(nn.Module):
             logits = self._classify(y)
             return logits if auxiliary_logits is None else (logits, auxiliary_logits)
         weights = [weight for cell in self.cells for weight in cast(_StackedCell, cell).weights()]
-        y, _ = torch.ops.asng.cells(stem, inputs, operations, weights, torch.is_grad_enabled())
+        y, _ = call("cells", stem, inputs, operations, weights, torch.is_grad_enabled())
         return self._classify(y)
 
     def _classify(self, y: Tensor) -> Tensor:
@@ -272,7 +274,8 @@ class FusedCellSupernet(nn.Module):
             )
         norm = self.stem.norm
         if not x.requires_grad:
-            y: Tensor = torch.ops.asng.stem(
+            y: Tensor = call(
+                "stem",
                 x.permute(0, 2, 3, 1).contiguous(),
                 self.stem.conv.weight.contiguous(),
                 norm.weight,
