@@ -1,25 +1,72 @@
-"""The live line of a long loop."""
+"""The live line of a long loop, and words on standard error that never end a run."""
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Mapping
-from typing import TextIO
+from typing import Any, TextIO, cast
 
-__all__ = ["Progress"]
+__all__ = ["STDERR", "Progress", "columns", "say"]
+
+
+class _StandardError:
+    """``sys.stderr`` as it is when it is used: it may have been replaced, or be None.
+
+    What cannot be written is dropped.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys.stderr, name)
+
+    def write(self, text: str) -> int:
+        say(sys.stderr, text)
+        return len(text)
+
+
+STDERR = cast(TextIO, _StandardError())
+"""Standard error, looked up when something is written."""
+
+
+def say(stream: TextIO | None, text: str) -> None:
+    """Writes text to a stream, as far as that is possible.
+
+    Nothing is written to None, to a closed stream, a terminal or pipe whose other end is closed, or
+    a full disk: losing sight of a run must not end it. What the encoding lacks is escaped.
+    """
+    try:
+        if stream is not None:
+            stream.write(_escaped(stream, text))
+            stream.flush()
+    except (AttributeError, OSError, ValueError):
+        pass
+
+
+def columns(stream: TextIO | None) -> int:
+    """Width of the terminal that a stream writes to, 80 if it does not say; 0 if it is none."""
+    try:
+        if stream is None or not stream.isatty():
+            return 0
+    except (AttributeError, ValueError):
+        return 0
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or 80
+    except (AttributeError, OSError, ValueError):
+        return 80
 
 
 class Progress:
     """Shows how far a loop is, what it measures and how long it will take.
 
-    On a terminal one line is drawn over and over; elsewhere there is a line per epoch.
+    On a terminal one line is drawn over and over; elsewhere there is a line per epoch. It never
+    raises because of the stream; see :func:`say`.
 
     Args:
         label: What is going on.
         total: Steps in all.
         done: Steps that were done before.
-        stream: Where to; standard error by default, None shows nothing.
+        stream: Where to; None shows nothing.
         interval: Seconds between drawings of the live line.
     """
 
@@ -28,7 +75,7 @@ class Progress:
         label: str,
         total: int,
         done: int = 0,
-        stream: TextIO | None = sys.stderr,
+        stream: TextIO | None = STDERR,
         interval: float = 0.25,
     ) -> None:
         self.label = label
@@ -51,41 +98,47 @@ class Progress:
 
         Ask before collecting what it shows, for which the host may have to wait for the device.
         """
-        live = self.stream is not None and self.stream.isatty()
-        return live and time.monotonic() - self.drawn >= self.interval
+        due = time.monotonic() - self.drawn >= self.interval
+        return due and columns(self.stream) > 0
 
     def draw(self, done: int, values: Mapping[str, float]) -> None:
-        """Draws the live line over the last one."""
-        if self.stream is None:
-            return
+        """Draws the live line over the last one; the last values are left out where the terminal
+        is too narrow."""
         self.drawn = time.monotonic()
-        line = self._line(done, values)
-        self.stream.write("\r" + line.ljust(self.width))
-        self.stream.flush()
+        # The last column stays free: some terminals begin a new line once it is written.
+        room = (columns(self.stream) or 80) - 1
+        shown = dict(values)
+        while len(line := self._line(done, shown)) > room and shown:
+            shown.popitem()
+        line = line[:room]
+        say(self.stream, "\r" + line.ljust(min(self.width, room)))
         self.width = len(line)
 
     def note(self, text: str) -> None:
         """Says something, in a line that stays."""
-        if self.stream is None:
-            return
-        start = "\r" if self.stream.isatty() else ""
-        self.stream.write(start + f"{self.label}: {text}".ljust(self.width) + "\n")
-        self.stream.flush()
-        self.width = 0
+        self._stay(f"{self.label}: {text}")
 
     def line(self, done: int, values: Mapping[str, float]) -> None:
         """Draws a line that stays."""
-        if self.stream is None:
-            return
-        line = self._line(done, values)
-        start = "\r" if self.stream.isatty() else ""
-        self.stream.write(start + line.ljust(self.width) + "\n")
-        self.stream.flush()
+        self._stay(self._line(done, values))
+
+    def _stay(self, line: str) -> None:
+        room = columns(self.stream) - 1
+        if room > 0:
+            line = "\r" + line.ljust(min(self.width, room))
+        say(self.stream, line + "\n")
         self.width = 0
 
     def _line(self, done: int, values: Mapping[str, float]) -> str:
-        shown = "  ".join(f"{name} {_short(value)}" for name, value in values.items())
-        return f"{self.label} {done}/{self.total}  {shown}  {_duration(self.left(done))} left"
+        shown = [f"{self.label} {done}/{self.total}"]
+        shown += [f"{name} {_short(value)}" for name, value in values.items()]
+        shown += [f"{_duration(self.left(done))} left"]
+        return _escaped(self.stream, "  ".join(shown))
+
+
+def _escaped(stream: TextIO | None, text: str) -> str:
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def _short(value: float) -> str:
