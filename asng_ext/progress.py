@@ -1,14 +1,15 @@
-"""The live line of a long loop, and words on standard error that never end a run."""
+"""The live line of a long loop, and words to the user that never end a run."""
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import time
 from collections.abc import Mapping
 from typing import Any, TextIO, cast
 
-__all__ = ["STDERR", "Progress", "columns", "say"]
+__all__ = ["STDERR", "Progress", "columns", "say", "tell"]
 
 
 class _StandardError:
@@ -41,6 +42,21 @@ def say(stream: TextIO | None, text: str) -> None:
             stream.flush()
     except (AttributeError, OSError, ValueError):
         pass
+
+
+def tell(text: str, end: str = "\n") -> None:
+    """Prints a result on standard output.
+
+    It is no error if nobody reads it: a closed pipe or terminal.
+
+    Raises:
+        OSError: If it cannot be written for another reason, such as a full disk.
+    """
+    try:
+        print(text, end=end, flush=True)
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.EIO):
+            raise
 
 
 def columns(stream: TextIO | None) -> int:
