@@ -17,13 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, get_type_hints
 
 from asng_ext import __version__
-from asng_ext.config import (
-    RetrainConfig,
-    SearchConfig,
-    load_toml,
-    section_from,
-    section_to_dict,
-)
+from asng_ext.config import RetrainConfig, SearchConfig, load_toml
 from asng_ext.progress import STDERR, say, tell
 from asng_ext.tasks import KINDS, TaskKind, toy_study
 
@@ -228,7 +222,8 @@ def _given(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
 def _config(
     kind: TaskKind, args: argparse.Namespace, preset: str | None, from_file: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """All settings: what was given, before what a file says, before the preset."""
+    """The settings that are not defaults, unchecked: what was given comes before what a file says,
+    and that before the preset."""
     given = _given(args)
     if preset is None:
         of_task = {**_table(from_file, kind.name), **given.get("task", {})}
@@ -237,14 +232,9 @@ def _config(
     config = {"task": kind.name, "seed": 0, "device": "cpu", **from_file}
     config |= {"version": __version__}
     config |= {name: getattr(args, name) for name in ("seed", "device") if hasattr(args, name)}
-    for name, option, section in (
-        ("search", "search", SearchConfig),
-        ("retrain", "retrain", RetrainConfig),
-        (kind.name, "task", kind.config),
-    ):
+    for name, option in (("search", "search"), ("retrain", "retrain"), (kind.name, "task")):
         base = kind.presets[preset].get(name, {})
-        merged = {**base, **_table(from_file, name), **given.get(option, {})}
-        config[name] = section_to_dict(section_from(section, merged))
+        config[name] = {**base, **_table(from_file, name), **given.get(option, {})}
     return config
 
 
@@ -271,7 +261,7 @@ def _search(args: argparse.Namespace) -> None:
     from_file: Mapping[str, Any] = {}
     if args.config:
         path = Path(args.config)
-        from_file = load_toml(path.read_text(encoding="utf-8"), str(path))
+        from_file = load_toml(path.read_bytes(), str(path))
     config = _config(KINDS[args.task], args, args.preset, from_file)
     _finish_search(_create(args, args.task, config))
 

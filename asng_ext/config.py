@@ -198,9 +198,9 @@ def dump_toml(config: Mapping[str, Any]) -> str:
     return tomli_w.dumps(config)
 
 
-def load_toml(text: str, name: str) -> dict[str, Any]:
+def load_toml(text: str | bytes, name: str) -> dict[str, Any]:
     """Settings from TOML; ``name`` is the file's, for the message of the ValueError."""
     try:
-        return dict(tomllib.loads(text))
+        return dict(tomllib.loads(text.decode() if isinstance(text, bytes) else text))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{name} is not valid TOML: {error}") from None

@@ -50,6 +50,7 @@ class Experiment:
         self.retrain_config: RetrainConfig = section_from(RetrainConfig, self.config["retrain"])
         self.seed: int = self.config["seed"]
         kind = KINDS[self.config["task"]]
+        kind.check(self.search_config)
         task_config = section_from(kind.config, self.config[kind.name])
         self.device = _device(self.config["device"])
         self.task: Task = kind.task(

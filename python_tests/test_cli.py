@@ -385,9 +385,17 @@ def test_settings_are_checked_before_data_are_loaded(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     missing = ["search", "inpainting", "--data", tmp_path / "missing"]
-    for wrong in ("--kernels=1,2", "--alpha=inf", "--retrain-epochs=0", "--seed=-1"):
-        assert asng(*missing, wrong) == 2
-        assert wrong.strip("-").split("=")[0].replace("retrain-", "") in capsys.readouterr().err
+    for wrong, words in {
+        "--kernels=1,2": "[inpainting]: kernels must be",
+        "--channels=99999": "[inpainting]: channels must be",
+        "--alpha=inf": "[search]: alpha must be",
+        "--retrain-epochs=0": "[retrain]: epochs must be",
+        "--seed=-1": "seed must be",
+        "--weight-decay=0.1": "weight_decay of the search must be 0",
+    }.items():
+        assert asng(*missing, wrong, "--out", tmp_path / "out") == 2
+        assert words in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_word_about_tensorboard(

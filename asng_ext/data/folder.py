@@ -133,10 +133,10 @@ def _cached(
             if other != target:
                 other.unlink(missing_ok=True)  # of the folder as it was before
     except OSError as error:
-        if stream is not None:
-            stream.write(
-                f"the images will be read again the next time: cannot cache them: {error}\n"
-            )
+        say(
+            stream,
+            f"the images will be read again the next time: cannot cache them: {error}\n",
+        )
     return images
 
 

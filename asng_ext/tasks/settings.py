@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from asng_ext.config import Checked, setting
+from asng_ext.config import Checked, SearchConfig, setting
 
 if TYPE_CHECKING:
     from asng_ext.nn import CaeSpace
@@ -35,6 +35,7 @@ class TaskKind:
         load: Loads the data from (settings, seed).
         task: Makes the task from (data, settings), and by keyword search_batch_size,
             retrain_batch_size, seed and device.
+        check: Raises a ValueError for settings of the search that do not suit the task.
     """
 
     name: str
@@ -45,6 +46,7 @@ class TaskKind:
     demo: str
     load: Callable[[Any, int], Any]
     task: Callable[..., Task]
+    check: Callable[[SearchConfig], None] = lambda search: None
 
 
 # Classification
@@ -231,6 +233,16 @@ _RETRAIN = {
     "learning_rate": 1e-3,
     "weight_decay": 0.0,
 }
+
+
+def _check_inpainting(search: SearchConfig) -> None:
+    if search.weight_decay:
+        raise ValueError(
+            "weight_decay of the search must be 0 for inpainting, as weights that were not "
+            f"sampled rest, got {search.weight_decay}"
+        )
+
+
 _INPAINTING = TaskKind(
     name="inpainting",
     help="autoencoders that restore missing parts of images (Section 3.3)",
@@ -260,6 +272,7 @@ _INPAINTING = TaskKind(
     demo="photos",
     load=_load_inpainting,
     task=_inpainting_task,
+    check=_check_inpainting,
 )
 
 
