@@ -121,35 +121,40 @@ class Progress:
         """Draws the live line over the last one; the last values are left out where the terminal
         is too narrow."""
         self.drawn = time.monotonic()
-        # The last column stays free: some terminals begin a new line once it is written.
-        room = (columns(self.stream) or 80) - 1
-        shown = dict(values)
-        while len(line := self._line(done, shown)) > room and shown:
-            shown.popitem()
-        line = line[:room]
-        say(self.stream, "\r" + line.ljust(min(self.width, room)))
-        self.width = len(line)
+        parts = self._parts(done, values)
+        while len("  ".join(parts)) > self._room() and len(parts) > 2:
+            del parts[-2]
+        self._write("  ".join(parts)[: self._room()])
 
     def note(self, text: str) -> None:
         """Says something, in a line that stays."""
-        self._stay(f"{self.label}: {text}")
+        self._write(f"{self.label}: {text}", end="\n")
 
     def line(self, done: int, values: Mapping[str, float]) -> None:
-        """Draws a line that stays."""
-        self._stay(self._line(done, values))
+        """Draws a line that stays; the time left and the last values are left out where the
+        terminal is too narrow."""
+        parts = self._parts(done, values)
+        while len("  ".join(parts)) > self._room() and len(parts) > 1:
+            del parts[-1]
+        self._write("  ".join(parts), end="\n")
 
-    def _stay(self, line: str) -> None:
-        room = columns(self.stream) - 1
-        if room > 0:
-            line = "\r" + line.ljust(min(self.width, room))
-        say(self.stream, line + "\n")
-        self.width = 0
+    def _parts(self, done: int, values: Mapping[str, float]) -> list[str]:
+        shown = [f"{name} {_short(value)}" for name, value in values.items()]
+        parts = [f"{self.label} {done}/{self.total}", *shown, f"{_duration(self.left(done))} left"]
+        return [_escaped(self.stream, part) for part in parts]
 
-    def _line(self, done: int, values: Mapping[str, float]) -> str:
-        shown = [f"{self.label} {done}/{self.total}"]
-        shown += [f"{name} {_short(value)}" for name, value in values.items()]
-        shown += [f"{_duration(self.left(done))} left"]
-        return _escaped(self.stream, "  ".join(shown))
+    def _room(self) -> int:
+        """Characters that fit into a line."""
+        # The last column stays free: some terminals begin a new line once it is written.
+        width = columns(self.stream)
+        return width - 1 if width else sys.maxsize
+
+    def _write(self, line: str, end: str = "") -> None:
+        """Writes over the live line, if there can be one."""
+        live = columns(self.stream) > 0
+        covering = line.ljust(min(self.width, self._room()))
+        say(self.stream, (f"\r{covering}" if live else line) + end)
+        self.width = 0 if end else len(line)
 
 
 def _escaped(stream: TextIO | None, text: str) -> str:

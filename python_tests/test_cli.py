@@ -166,6 +166,7 @@ def test_a_full_folder_is_not_overwritten(
         ("[search]\nepoch = 3", "unknown settings ['epoch']"),
         ("[search]\nepochs = 3.5", "epochs must be of type int"),
         ("[search\n", "not valid TOML"),
+        ("x = '\udcff'", "not valid TOML"),
         ("[other]\nx = 1", "unknown settings ['other']"),
         ("search = 3", "[search] must be a table"),
         ("classification = 3", "[classification] must be a table"),
@@ -178,7 +179,7 @@ def test_bad_settings_files(
     text: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = tmp_path / "settings.toml"
-    settings.write_text(text)
+    settings.write_text(text, errors="surrogateescape")
     code = asng(
         "search", "classification", "--data=digits", "--config", settings, "--out", tmp_path / "o"
     )
@@ -217,6 +218,13 @@ def test_the_command_is_installed(tmp_path: Path) -> None:
     result = asng_process("--version", cwd=tmp_path)
     assert result.returncode == 0
     assert result.stdout.startswith("asng-ext ")
+
+
+def test_help_on_a_terminal_without_greek_letters() -> None:
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    result = asng_process("search", "classification", "--help", env=environment)
+    assert result.returncode == 0, result.stderr
+    assert "architectures per step, \\u03bb" in result.stdout
 
 
 def test_help_does_not_wait_for_torch() -> None:

@@ -140,7 +140,7 @@ def study(
         for first, count in _missing([(key, seed, run) in rows for run in range(runs)]):
 
             def progress(done: int, iterations: int, label: str = label, n: int = number) -> None:
-                report(f"{n}/{len(todo)} {label}: {done} runs, {iterations:,} iterations\r")
+                report(f"{n}/{len(todo)} {done} runs, {iterations:,} iterations of {label}\r")
 
             results = simulate(
                 case.settings,
