@@ -3,56 +3,104 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import datetime
+import importlib.util
+import os
+import shlex
+import signal
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import TYPE_CHECKING, Any, TextIO, get_type_hints
 
 from asng_ext import __version__
-from asng_ext.config import (
-    RetrainConfig,
-    SearchConfig,
-    load_toml,
-    section_from,
-    section_to_dict,
-)
-from asng_ext.experiment import Experiment
-from asng_ext.tasks import KINDS, toy_study
-from asng_ext.tasks.protocol import TaskKind
+from asng_ext.config import RetrainConfig, SearchConfig, load_toml
+from asng_ext.progress import STDERR, say, tell
+from asng_ext.tasks import KINDS, TaskKind, toy_study
+
+# What needs torch, which takes seconds to import, is imported by the commands that need it.
+if TYPE_CHECKING:
+    from asng_ext.experiment import Experiment
 
 __all__ = ["main"]
 
-_ERRORS = (
-    ValueError,
-    TypeError,
-    FileNotFoundError,
-    FileExistsError,
-    ImportError,
-    FloatingPointError,
-)
+_ERRORS = (ValueError, TypeError, OSError, ImportError, FloatingPointError)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command; returns the exit status."""
-    args = _parser().parse_args(argv)
+    """Runs a command; returns the exit status.
+
+    A command goes on when the terminal is closed, and when nobody reads what it prints.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, ValueError):  # not a text file, or closed
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    args = argparse.Namespace()
     try:
-        return int(args.run(args) or 0)
+        try:
+            _parser().parse_args(arguments, args)
+        except SystemExit:
+            tell("", end="")  # finds out whether what --help printed can be written
+            raise
+        with _without_hangup():
+            args.run(args)
+        return 0
     except _ERRORS as error:
-        print(f"asng: error: {error}", file=sys.stderr)
+        say(STDERR, f"asng: error: {error}\n")
         return 2
     except KeyboardInterrupt:
-        print("\nasng: interrupted; what is finished is kept", file=sys.stderr)
+        go_on = getattr(args, "go_on", arguments)
+        say(STDERR, f"\nasng: interrupted; to go on: {shlex.join(['asng', *go_on])}\n")
         return 130
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            _discard_unwritten(stream)
+
+
+@contextlib.contextmanager
+def _without_hangup() -> Iterator[None]:
+    """Closing the terminal does not end the process."""
+    if not hasattr(signal, "SIGHUP") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before or signal.SIG_DFL)
+
+
+def _discard_unwritten(stream: TextIO | None) -> None:
+    """What cannot be written goes nowhere, so that Python does not stumble over it at exit."""
+    if stream is None or stream.closed:
+        return
+    try:
+        stream.flush()
+    except OSError:
+        with contextlib.suppress(OSError), open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), stream.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="asng", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="asng",
+        description="Neural architecture search by adaptive stochastic natural gradient (ASNG).",
+        epilog="Closing the terminal does not end a command; Ctrl-C does, and says how to go on.",
+    )
     parser.add_argument("--version", action="version", version=f"asng-ext {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    demo = commands.add_parser("demo", help="search, retrain and test on bundled data, in minutes")
+    demo = commands.add_parser(
+        "demo",
+        help="search, retrain and test on bundled data, in minutes",
+        description="Searches, retrains and tests with the settings of a preset: "
+        + ", ".join(f"{kind.demo} for {kind.name}" for kind in KINDS.values())
+        + ". `asng search TASK --help` shows them.",
+    )
     demo.add_argument("task", nargs="?", choices=tuple(KINDS), default="classification")
     _add_common(demo)
     demo.set_defaults(run=_demo)
@@ -60,7 +108,11 @@ def _parser() -> argparse.ArgumentParser:
     search = commands.add_parser("search", help="search an architecture")
     tasks = search.add_subparsers(required=True, metavar="TASK", dest="task")
     for kind in KINDS.values():
-        task = tasks.add_parser(kind.name, help=kind.help)
+        task = tasks.add_parser(
+            kind.name,
+            help=kind.help,
+            description="Options come before the file of settings, and the file before the preset.",
+        )
         _add_common(task)
         task.add_argument(
             "--preset",
@@ -69,9 +121,9 @@ def _parser() -> argparse.ArgumentParser:
             help="settings to start from; by default those of the data set",
         )
         task.add_argument("--config", metavar="FILE", help="settings as a TOML file")
-        _add_section(task, "task", kind.config, title=kind.name)
-        _add_section(task, "search", SearchConfig)
-        _add_section(task, "retrain", RetrainConfig, prefix="retrain-")
+        _add_section(task, "task", kind.config, title=kind.name, kind=kind)
+        _add_section(task, "search", SearchConfig, kind=kind)
+        _add_section(task, "retrain", RetrainConfig, prefix="retrain-", kind=kind)
         task.set_defaults(run=_search)
 
     resume = commands.add_parser("resume", help="continue an interrupted search")
@@ -79,7 +131,9 @@ def _parser() -> argparse.ArgumentParser:
     resume.set_defaults(run=_resume)
 
     retrain = commands.add_parser(
-        "retrain", help="train the architecture of a run from scratch, or continue doing so"
+        "retrain",
+        help="train the architecture of a run from scratch, or continue doing so",
+        description="Settings that are not given are those in the run's config.toml.",
     )
     retrain.add_argument("folder", metavar="RUN", help="run folder")
     retrain.add_argument("--device", default=argparse.SUPPRESS, help="cpu or cuda")
@@ -111,35 +165,48 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 def _add_section(
     parser: argparse.ArgumentParser,
     name: str,
-    kind: type[Any],
+    section: type[Any],
     *,
     prefix: str = "",
     title: str | None = None,
     final: bool = False,
+    kind: TaskKind | None = None,
 ) -> None:
     """An option for every setting of a section, or every final one; its destination is
-    "section.setting". Tasks may have settings of the same name: the option is there once."""
+    "section.setting". Tasks may have settings of the same name: the option is there once.
+    The help says what the presets of ``kind`` have."""
     group = parser.add_argument_group(f"{title or name} settings")
-    types = get_type_hints(kind)
-    for item in dataclasses.fields(kind):
+    types = get_type_hints(section)
+    for item in dataclasses.fields(section):
         flag = f"--{prefix}{item.name.replace('_', '-')}"
         if (final and not item.metadata["final"]) or flag in parser._option_string_actions:
             continue
+        help = item.metadata["help"]
+        if kind is not None and item.name != "data":
+            help += f" ({_of_presets(kind, title or name, item)})"
         options: dict[str, Any] = {
             "dest": f"{name}.{item.name}",
             "default": argparse.SUPPRESS,
-            "help": f"{item.metadata['help']} ({item.default!r})".replace("%", "%%"),
+            "help": help.replace("%", "%%"),
         }
         if types[item.name] is bool:
             group.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
+        elif item.metadata["choices"]:
+            group.add_argument(flag, choices=item.metadata["choices"], **options)
         else:
-            group.add_argument(
-                flag,
-                type=types[item.name],
-                metavar=item.name.split("_")[-1].upper(),
-                choices=item.metadata["choices"],
-                **options,
-            )
+            metavar = item.name.split("_")[-1].upper()
+            group.add_argument(flag, type=types[item.name], metavar=metavar, **options)
+
+
+def _of_presets(kind: TaskKind, section: str, item: dataclasses.Field[Any]) -> str:
+    """What a setting is without the option: one value, or one for each preset."""
+    values = {
+        preset: sections.get(section, {}).get(item.name, item.default)
+        for preset, sections in kind.presets.items()
+    }
+    if len(set(values.values())) == 1:
+        return f"default: {values.popitem()[1]}"
+    return "; ".join(f"{preset}: {value}" for preset, value in values.items())
 
 
 def _given(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
@@ -155,54 +222,74 @@ def _given(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
 def _config(
     kind: TaskKind, args: argparse.Namespace, preset: str | None, from_file: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """All settings: what was given, before what a file says, before the preset."""
+    """The settings that are not defaults, unchecked: what was given comes before what a file says,
+    and that before the preset."""
     given = _given(args)
     if preset is None:
-        of_task = {**from_file.get(kind.name, {}), **given.get("task", {})}
+        of_task = {**_table(from_file, kind.name), **given.get("task", {})}
         preset = kind.preset_for(str(of_task.get("data", "")))
     # What a file holds beside the sections is checked with everything else.
     config = {"task": kind.name, "seed": 0, "device": "cpu", **from_file}
     config |= {"version": __version__}
     config |= {name: getattr(args, name) for name in ("seed", "device") if hasattr(args, name)}
-    sections = (("search", "search"), ("retrain", "retrain"), (kind.name, "task"))
-    for (name, option), base in zip(sections, kind.presets[preset]):
-        merged = {**from_file.get(name, {}), **given.get(option, {})}
-        config[name] = section_to_dict(section_from(type(base), merged, base))
+    for name, option in (("search", "search"), ("retrain", "retrain"), (kind.name, "task")):
+        base = kind.presets[preset].get(name, {})
+        config[name] = {**base, **_table(from_file, name), **given.get(option, {})}
     return config
 
 
-def _search(args: argparse.Namespace) -> int:
+def _table(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A section of a file; an empty one if it is not there."""
+    table = config.get(name, {})
+    if not isinstance(table, Mapping):
+        raise TypeError(f"[{name}] must be a table of settings, got {table!r}")
+    return table
+
+
+def _create(args: argparse.Namespace, name: str, config: Mapping[str, Any]) -> Experiment:
+    """A run in a new folder, which is what an interrupted command goes on with."""
+    from asng_ext.experiment import Experiment
+
+    if importlib.util.find_spec("tensorboard") is None:
+        say(STDERR, "no events/ for TensorBoard: tensorboard is not installed\n")
+    experiment = Experiment.create(args.out or _folder(name), config)
+    args.go_on = ["resume", str(experiment.run.path)]
+    return experiment
+
+
+def _search(args: argparse.Namespace) -> None:
     from_file: Mapping[str, Any] = {}
     if args.config:
         path = Path(args.config)
-        from_file = load_toml(path.read_text(encoding="utf-8"), str(path))
+        from_file = load_toml(path.read_bytes(), str(path))
     config = _config(KINDS[args.task], args, args.preset, from_file)
-    experiment = Experiment.create(args.out or _folder(args.task), config)
-    experiment.search()
-    print(f"architecture: {experiment.run.file('architecture.json')}")
-    print(f"retrain it:   asng retrain {experiment.run.path}")
-    return 0
+    _finish_search(_create(args, args.task, config))
 
 
-def _demo(args: argparse.Namespace) -> int:
+def _demo(args: argparse.Namespace) -> None:
     kind = KINDS[args.task]
-    experiment = Experiment.create(
-        args.out or _folder(f"demo-{kind.name}"), _config(kind, args, kind.demo, {})
-    )
+    experiment = _create(args, f"demo-{kind.name}", _config(kind, args, kind.demo, {}))
     experiment.search()
+    args.go_on = ["retrain", str(experiment.run.path)]
     _report(experiment, experiment.retrain())
-    return 0
 
 
-def _resume(args: argparse.Namespace) -> int:
-    experiment = Experiment.open(args.folder)
+def _resume(args: argparse.Namespace) -> None:
+    from asng_ext.experiment import Experiment
+
+    _finish_search(Experiment.open(args.folder))
+
+
+def _finish_search(experiment: Experiment) -> None:
     experiment.search()
-    print(f"architecture: {experiment.run.file('architecture.json')}")
-    return 0
+    tell(f"architecture: {experiment.run.file('architecture.json')}")
+    tell(f"retrain it:   {shlex.join(['asng', 'retrain', str(experiment.run.path)])}")
 
 
 def _open(args: argparse.Namespace) -> Experiment:
     """The run of ``args.folder`` with what was given instead of what its config.toml says."""
+    from asng_ext.experiment import Experiment
+
     given = _given(args)
     return Experiment.open(
         args.folder,
@@ -212,24 +299,22 @@ def _open(args: argparse.Namespace) -> Experiment:
     )
 
 
-def _retrain(args: argparse.Namespace) -> int:
+def _retrain(args: argparse.Namespace) -> None:
     experiment = _open(args)
     _report(experiment, experiment.retrain())
-    return 0
 
 
-def _evaluate(args: argparse.Namespace) -> int:
+def _evaluate(args: argparse.Namespace) -> None:
     for name, value in _open(args).evaluate().items():
-        print(f"test {name}: {value:.4f}")
-    return 0
+        tell(f"test {name}: {value:.4f}")
 
 
 def _report(experiment: Experiment, tested: Mapping[str, float]) -> None:
     for name, value in tested.items():
-        print(f"test {name}: {value:.4f}")
-    print(f"run folder: {experiment.run.path}")
+        tell(f"test {name}: {value:.4f}")
+    tell(f"run folder: {experiment.run.path}")
     for path in sorted(experiment.run.path.iterdir()):
-        print(f"  {path.name}")
+        tell(f"  {path.name}")
 
 
 def _folder(name: str) -> Path:

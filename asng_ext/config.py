@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -35,6 +36,7 @@ def setting(
     low: float | None = None,
     high: float | None = None,
     above: float | None = None,
+    below: float | None = None,
     choices: tuple[str, ...] | None = None,
     final: bool = False,
     neutral: bool = False,
@@ -45,15 +47,23 @@ def setting(
         default: The default; its type is the setting's.
         help: What it means, with the unit.
         low, high: Inclusive bounds of a number.
-        above: Exclusive lower bound of a number.
+        above, below: Exclusive bounds of a number. Every number has an upper bound.
         choices: The values a string may have.
         final: Whether a setting of a task concerns the final network only, and so may still be
             changed after the search.
         neutral: Whether results do not depend on it, so that it may change when a run goes on.
     """
-    limits = {"low": low, "high": high, "above": above, "choices": choices}
+    limits = {"low": low, "high": high, "above": above, "below": below, "choices": choices}
     kinds = {"final": final, "neutral": neutral}
     return field(default=default, metadata={"help": help, **kinds, **limits})
+
+
+_BOUNDS = (
+    ("at least", "low", operator.ge),
+    ("above", "above", operator.gt),
+    ("at most", "high", operator.le),
+    ("below", "below", operator.lt),
+)
 
 
 class Checked:
@@ -62,52 +72,60 @@ class Checked:
     def __post_init__(self) -> None:
         types = get_type_hints(type(self))
         for item in dataclasses.fields(self):  # type: ignore[arg-type]
-            value = _typed(item.name, getattr(self, item.name), types[item.name])
-            object.__setattr__(self, item.name, value)
-            limits = item.metadata
-            choices = limits.get("choices")
+            value, limits = getattr(self, item.name), item.metadata
+            _check_type(item.name, value, types[item.name])
+            choices = limits["choices"]
             if choices is not None and value not in choices:
                 raise ValueError(f"{item.name} must be one of {', '.join(choices)}, got {value!r}")
-            low, high, above = (limits.get(key) for key in ("low", "high", "above"))
-            if (
-                (low is not None and not value >= low)
-                or (high is not None and not value <= high)
-                or (above is not None and not value > above)
-            ):
-                parts = [
-                    f"at least {low:g}" if low is not None else "",
-                    f"above {above:g}" if above is not None else "",
-                    f"at most {high:g}" if high is not None else "",
-                ]
-                wanted = " and ".join(part for part in parts if part)
+            bounds = [
+                (word, limits[key], holds)
+                for word, key, holds in _BOUNDS
+                if limits[key] is not None
+            ]
+            if not all(holds(value, bound) for _, bound, holds in bounds):
+                wanted = " and ".join(f"{word} {bound}" for word, bound, _ in bounds)
                 raise ValueError(f"{item.name} must be {wanted}, got {value!r}")
+            # An integer that no float can hold is out of bounds.
+            object.__setattr__(self, item.name, types[item.name](value))
 
 
-def _typed(name: str, value: Any, kind: type) -> Any:
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if type(value) is not kind:
+def _check_type(name: str, value: Any, kind: type) -> None:
+    if type(value) is not kind and not (kind is float and type(value) is int):
         raise TypeError(f"{name} must be of type {kind.__name__}, got {value!r}")
-    return value
+
+
+_MOST_EPOCHS = 1_000_000
+_MOST_IMAGES = 1_000_000
+_MOST_THREADS = 1024
+"""More than processors run at once; tens of thousands would end the process."""
 
 
 @dataclass(frozen=True)
 class SearchConfig(Checked):
     """Settings of the search loop; the defaults are those of Section 3.2."""
 
-    epochs: int = setting(100, "passes over the half of the data that trains weights", low=1)
-    batch_size: int = setting(64, "images per step", low=1)
-    learning_rate: float = setting(0.025, "of SGD at the start; falls to 0 on a cosine", above=0)
+    epochs: int = setting(
+        100, "passes over the half of the data that trains weights", low=1, high=_MOST_EPOCHS
+    )
+    batch_size: int = setting(64, "images per step", low=1, high=_MOST_IMAGES)
+    learning_rate: float = setting(
+        0.025, "of SGD at the start; falls to 0 on a cosine", above=0, high=1e3
+    )
     momentum: float = setting(0.9, "of SGD", low=0, high=1)
-    weight_decay: float = setting(3e-4, "of SGD", low=0)
-    gradient_clip: float = setting(5.0, "largest Euclidean norm of the gradient", above=0)
-    population_size: int = setting(2, "architectures per step, λ", low=2)
-    alpha: float = setting(1.5, "ASNG's threshold α", above=0)
-    delta_init: float = setting(1.0, "ASNG's initial trust-region radius δ⁰", above=0)
+    weight_decay: float = setting(3e-4, "of SGD", low=0, high=1e3)
+    gradient_clip: float = setting(5.0, "largest Euclidean norm of the gradient", above=0, high=1e9)
+    population_size: int = setting(2, "architectures per step, λ", low=2, high=1024)
+    alpha: float = setting(1.5, "ASNG's threshold α", above=0, high=1e6)
+    delta_init: float = setting(1.0, "ASNG's initial trust-region radius δ⁰", above=0, high=1e6)
     margin: str = setting("paper", "lower bound of probabilities", choices=("paper", "catcma"))
-    threads: int = setting(0, "of PyTorch on the CPU; 0 leaves that to PyTorch", low=0)
+    threads: int = setting(
+        0, "of PyTorch on the CPU; 0 leaves that to PyTorch", low=0, high=_MOST_THREADS
+    )
     test_every: int = setting(
-        1, "epochs between tests of the most likely architecture; 0 for none", low=0
+        1,
+        "epochs between tests of the most likely architecture; 0 for none",
+        low=0,
+        high=_MOST_EPOCHS,
     )
     graphs: bool = setting(
         True, "replay steps as CUDA graphs, on a GPU and where they can be captured", neutral=True
@@ -118,42 +136,45 @@ class SearchConfig(Checked):
 class RetrainConfig(Checked):
     """Settings of the retraining loop; the defaults are those of Section 3.2."""
 
-    epochs: int = setting(600, "passes over all training data", low=1)
-    batch_size: int = setting(80, "images per step", low=1)
+    epochs: int = setting(600, "passes over all training data", low=1, high=_MOST_EPOCHS)
+    batch_size: int = setting(80, "images per step", low=1, high=_MOST_IMAGES)
     optimizer: str = setting("sgd", "what trains the weights", choices=("sgd", "adam"))
     schedule: str = setting(
         "cosine",
         "of the step size: a half cosine to 0, or a tenth after 2/5 and again after 4/5",
         choices=("cosine", "steps"),
     )
-    learning_rate: float = setting(0.025, "step size at the start", above=0)
+    learning_rate: float = setting(0.025, "step size at the start", above=0, high=1e3)
     momentum: float = setting(0.9, "of SGD", low=0, high=1)
-    weight_decay: float = setting(3e-4, "times the weights, added to the gradient", low=0)
-    gradient_clip: float = setting(5.0, "largest Euclidean norm of the gradient", above=0)
+    weight_decay: float = setting(3e-4, "times the weights, added to the gradient", low=0, high=1e3)
+    gradient_clip: float = setting(5.0, "largest Euclidean norm of the gradient", above=0, high=1e9)
     precision: str = setting(
         "float32",
         "bfloat16 runs the network under autocast",
         choices=("float32", "bfloat16"),
     )
     compile: bool = setting(False, "compile the network with torch.compile")
-    threads: int = setting(0, "of PyTorch on the CPU; 0 leaves that to PyTorch", low=0)
-    test_every: int = setting(1, "epochs between tests; the last is always tested", low=1)
+    threads: int = setting(
+        0, "of PyTorch on the CPU; 0 leaves that to PyTorch", low=0, high=_MOST_THREADS
+    )
+    test_every: int = setting(
+        1, "epochs between tests; the last is always tested", low=1, high=_MOST_EPOCHS
+    )
 
 
-def section_from(
-    kind: type[Section], values: Mapping[str, Any], base: Section | None = None
-) -> Section:
-    """A section from settings by name; the others come from ``base`` or are the defaults.
+def section_from(kind: type[Section], values: Mapping[str, Any]) -> Section:
+    """A section from settings by name; the others are the defaults.
 
     Raises:
         ValueError, TypeError: If a setting is unknown, of the wrong type or out of its limits.
     """
+    if not isinstance(values, Mapping):
+        raise TypeError(f"a section of settings must be a table, got {values!r}")
     names = [item.name for item in dataclasses.fields(kind)]  # type: ignore[arg-type]
     unknown = sorted(set(values) - set(names))
     if unknown:
         raise ValueError(f"unknown settings {unknown}; there are {names}")
-    start = section_to_dict(base) if base is not None else {}
-    return kind(**{**start, **values})
+    return kind(**values)
 
 
 def section_to_dict(section: Any) -> dict[str, Any]:
@@ -177,9 +198,9 @@ def dump_toml(config: Mapping[str, Any]) -> str:
     return tomli_w.dumps(config)
 
 
-def load_toml(text: str, name: str) -> dict[str, Any]:
+def load_toml(text: str | bytes, name: str) -> dict[str, Any]:
     """Settings from TOML; ``name`` is the file's, for the message of the ValueError."""
     try:
-        return dict(tomllib.loads(text))
-    except tomllib.TOMLDecodeError as error:
+        return dict(tomllib.loads(text.decode() if isinstance(text, bytes) else text))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{name} is not valid TOML: {error}") from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
@@ -14,6 +13,7 @@ from asng_ext import __version__
 from asng_ext._checks import check_integer
 from asng_ext.config import RetrainConfig, SearchConfig, section_from, section_to_dict
 from asng_ext.optimizers import ASNG
+from asng_ext.progress import STDERR, say
 from asng_ext.retrain import CheckpointMismatchError, retrain
 from asng_ext.run import Metrics, RunFolder
 from asng_ext.search import search
@@ -41,7 +41,7 @@ class Experiment:
     """
 
     def __init__(
-        self, run: RunFolder, config: Mapping[str, Any], stream: TextIO | None = sys.stderr
+        self, run: RunFolder, config: Mapping[str, Any], stream: TextIO | None = STDERR
     ) -> None:
         self.run = run
         self.stream = stream
@@ -50,6 +50,7 @@ class Experiment:
         self.retrain_config: RetrainConfig = section_from(RetrainConfig, self.config["retrain"])
         self.seed: int = self.config["seed"]
         kind = KINDS[self.config["task"]]
+        kind.check(self.search_config)
         task_config = section_from(kind.config, self.config[kind.name])
         self.device = _device(self.config["device"])
         self.task: Task = kind.task(
@@ -63,7 +64,7 @@ class Experiment:
 
     @classmethod
     def create(
-        cls, path: Path | str, config: Mapping[str, Any], stream: TextIO | None = sys.stderr
+        cls, path: Path | str, config: Mapping[str, Any], stream: TextIO | None = STDERR
     ) -> Experiment:
         """An experiment in a new folder; nothing is written if a setting or the data are wrong."""
         experiment = cls(RunFolder(path), config, stream)
@@ -79,7 +80,7 @@ class Experiment:
         loops: Mapping[str, Mapping[str, Any]] | None = None,
         task: Mapping[str, Any] | None = None,
         device: str | None = None,
-        stream: TextIO | None = sys.stderr,
+        stream: TextIO | None = STDERR,
     ) -> Experiment:
         """The experiment of an existing run folder.
 
@@ -262,8 +263,7 @@ def _plots(stream: TextIO | None) -> Any:
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        if stream is not None:
-            stream.write("no pictures: matplotlib is not installed\n")
+        say(stream, "no pictures: matplotlib is not installed\n")
         return None
     from asng_ext import plots
 

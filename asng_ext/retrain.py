@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from typing import Any, TextIO, cast
 
@@ -10,7 +9,7 @@ import torch
 from torch import nn
 
 from asng_ext.config import RetrainConfig, section_to_dict
-from asng_ext.progress import Progress
+from asng_ext.progress import STDERR, Progress
 from asng_ext.run import Metrics, RunFolder
 from asng_ext.tasks.protocol import RetrainTask
 from asng_ext.training import (
@@ -39,7 +38,7 @@ def retrain(
     *,
     seed: int,
     run: RunFolder | None = None,
-    stream: TextIO | None = sys.stderr,
+    stream: TextIO | None = STDERR,
 ) -> tuple[nn.Module, dict[str, float]]:
     """Trains the network of an architecture and tests it.
 
@@ -110,7 +109,6 @@ def _retrain(
             with _autocast(config, device):
                 tested = task.test(network)
             row |= {f"test_{name}": value for name, value in tested.items()}
-        progress.line((epoch + 1) * steps, _shown(row))
         if run and metrics and events:
             metrics.add(row)
             events.add(row)
@@ -124,6 +122,7 @@ def _retrain(
                     "optimizer": optimizer.state_dict(),
                 },
             )
+        progress.line((epoch + 1) * steps, _shown(row))
     if events:
         events.close()
     if not tested:
@@ -141,9 +140,9 @@ def _autocast(config: RetrainConfig, device: torch.device) -> torch.autocast:
 
 def _shown(row: dict[str, float]) -> dict[str, float]:
     names = {
-        "loss": "train_loss",
-        "accuracy": "train_accuracy",
-        "PSNR": "train_psnr",
+        "train loss": "train_loss",
+        "train accuracy": "train_accuracy",
+        "train PSNR": "train_psnr",
         "test accuracy": "test_accuracy",
         "test PSNR": "test_psnr",
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TextIO
@@ -12,7 +11,7 @@ from torch import nn
 
 from asng_ext.config import SearchConfig, lasting
 from asng_ext.graphs import CudaGraphs, GraphBackend, Replayed
-from asng_ext.progress import Progress
+from asng_ext.progress import STDERR, Progress
 from asng_ext.run import Metrics, RunFolder
 from asng_ext.tasks.protocol import Optimizer, SearchTask
 from asng_ext.training import (
@@ -52,7 +51,7 @@ def search(
     *,
     seed: int,
     run: RunFolder | None = None,
-    stream: TextIO | None = sys.stderr,
+    stream: TextIO | None = STDERR,
     graphs: GraphBackend | None = None,
 ) -> SearchResult:
     """Searches an architecture while training the weights of the supernet.
@@ -142,13 +141,13 @@ def _search(
         ):
             tested = task.test_supernet(supernet, optimizer.recommend())
             row |= {f"test_{name}": value for name, value in tested.items()}
-        progress.line((epoch + 1) * steps, _shown(row, optimizer))
         if run and metrics and events:
             metrics.add(row)
             events.add(row)
             _checkpoint(run, supernet, sgd, optimizer, config, epoch + 1)
         else:
             rows.append(row)
+        progress.line((epoch + 1) * steps, _shown(row, optimizer))
     if events:
         events.close()
     return SearchResult(optimizer.recommend(), supernet, rows)
@@ -234,9 +233,9 @@ class _Iteration:
 
 def _shown(row: dict[str, float], optimizer: Optimizer) -> dict[str, float]:
     names = {
-        "loss": "train_loss",
-        "accuracy": "theta_accuracy",
-        "PSNR": "theta_psnr",
+        "train loss": "train_loss",
+        "valid. accuracy": "theta_accuracy",  # of the half that moves the distribution
+        "valid. PSNR": "theta_psnr",
         "test accuracy": "test_accuracy",
         "test PSNR": "test_psnr",
     }

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
+import os
+import pty
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import small
 
 from asng_ext import cli
-from asng_ext.config import load_toml
+from asng_ext.config import RetrainConfig, SearchConfig, load_toml, section_from
+from asng_ext.data import MASKS
 from asng_ext.experiment import Experiment
+from asng_ext.metrics import SSIM_WINDOW
 from asng_ext.run import RunFolder
 from asng_ext.tasks import KINDS
+from asng_ext.tasks.toy_study import read_rows
 
 
 def asng(*arguments: object) -> int:
@@ -157,7 +166,12 @@ def test_a_full_folder_is_not_overwritten(
         ("[search]\nepoch = 3", "unknown settings ['epoch']"),
         ("[search]\nepochs = 3.5", "epochs must be of type int"),
         ("[search\n", "not valid TOML"),
+        ("x = '\udcff'", "not valid TOML"),
         ("[other]\nx = 1", "unknown settings ['other']"),
+        ("search = 3", "[search] must be a table"),
+        ("classification = 3", "[classification] must be a table"),
+        ("x = " + "[" * 5000, "not valid TOML"),
+        ("x = " + "9" * 5000, "not valid TOML"),
         ('task = "chess"', "task must be"),
     ],
 )
@@ -165,7 +179,7 @@ def test_bad_settings_files(
     text: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = tmp_path / "settings.toml"
-    settings.write_text(text)
+    settings.write_text(text, errors="surrogateescape")
     code = asng(
         "search", "classification", "--data=digits", "--config", settings, "--out", tmp_path / "o"
     )
@@ -190,10 +204,212 @@ def test_a_broken_run_folder_is_named(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "network.pt is missing" in capsys.readouterr().err
 
 
-def test_the_command_is_installed(tmp_path: Path) -> None:
-    code = "import sys; from asng_ext.cli import main; sys.exit(main(['--version']))"
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+def asng_process(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    code = "import sys; from asng_ext.cli import main; sys.exit(main())"
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        **{"stderr": subprocess.PIPE, "stdout": subprocess.PIPE, **options},
+        text=True,
+        timeout=60,
     )
+
+
+def test_the_command_is_installed(tmp_path: Path) -> None:
+    result = asng_process("--version", cwd=tmp_path)
     assert result.returncode == 0
     assert result.stdout.startswith("asng-ext ")
+
+
+def test_help_on_a_terminal_without_greek_letters() -> None:
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    result = asng_process("search", "classification", "--help", env=environment)
+    assert result.returncode == 0, result.stderr
+    assert "architectures per step, \\u03bb" in result.stdout
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    code = """
+import sys
+from asng_ext.cli import main
+for command in "--version", "--help", "search classification --help", "search inpainting --help":
+    try:
+        main(command.split())
+    except SystemExit as exit:
+        assert exit.code == 0
+assert "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def help_of(*command: str, capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit):
+        asng(*command, "--help")
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_help_says_what_a_preset_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = help_of("search", "inpainting", capsys=capsys)
+    for words in (
+        "trains weights (celeba: 100; photos: 25)",
+        "images per step (default: 16)",
+        "--retrain-optimizer {sgd,adam} what trains the weights (default: adam)",
+        "to choose from, in pixels (default: 1,3,5)",
+    ):
+        assert words in shown
+    shown = help_of("retrain", capsys=capsys)
+    assert "--schedule {cosine,steps}" in shown
+    assert "--batch-size SIZE images per step --" in shown
+
+
+@pytest.mark.parametrize("command", [[], ["demo"], ["resume"], ["evaluate"], ["toy"]])
+@pytest.mark.parametrize("width", ["40", "80"])
+def test_every_command_has_help(
+    command: list[str], width: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("COLUMNS", width)
+    assert "usage: asng" in help_of(*command, capsys=capsys)
+
+
+SECTIONS = [SearchConfig, RetrainConfig, *(kind.config for kind in KINDS.values())]
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_every_number_has_limits(section: type[Any]) -> None:
+    section()  # the defaults are within
+    for item in dataclasses.fields(section):
+        if isinstance(item.default, (bool, str)):
+            continue
+        limits = item.metadata
+        high = limits["high"] if limits["below"] is None else limits["below"]
+        low = limits["low"] if limits["above"] is None else limits["above"]
+        section(**{item.name: type(item.default)((low + high) / 2)})
+        wrong = [low - 1, high + 1, 2**63, -(2**63), 10**110, 10**400]
+        for value in (*wrong, math.nan, math.inf, -math.inf, "1", None, True, [1]):
+            with pytest.raises((ValueError, TypeError), match=f"^{item.name} must be "):
+                section(**{item.name: value})
+    with pytest.raises(TypeError, match="must be a table"):
+        section_from(section, 3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("preset", ["cifar10", "digits", "celeba", "photos"])
+def test_presets_are_within_the_limits(preset: str) -> None:
+    kind = next(kind for kind in KINDS.values() if preset in kind.presets)
+    sections = {"search": SearchConfig, "retrain": RetrainConfig, kind.name: kind.config}
+    for name, values in kind.presets[preset].items():
+        section_from(sections[name], values)
+
+
+def test_settings_that_are_checked_without_torch() -> None:
+    fields = {item.name: item for item in dataclasses.fields(KINDS["inpainting"].config)}
+    assert fields["mask"].metadata["choices"] == MASKS
+    assert fields["image_size"].metadata["low"] == SSIM_WINDOW
+
+
+TOY = ["toy", "--no-figure", "--runs=4", "--threads=1", "--powers", "0", "1", "--output"]
+
+
+@pytest.mark.parametrize("buffered", [True, False])
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_nobody_reads_what_is_printed(stream: str, buffered: bool, tmp_path: Path) -> None:
+    """A pipe whose reader has gone, and a full disk."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    full = os.open("/dev/full", os.O_WRONLY)
+    for broken, status in ((writer, 0), (full, 2)):
+        out = tmp_path / str(broken)
+        for arguments in (["--help"], [*TOY, out, "--iteration-limit=100"]):
+            environment = os.environ | {"PYTHONUNBUFFERED": "" if buffered else "1"}
+            result = asng_process(*arguments, **{stream: broken}, env=environment)
+            said = result.stderr or ""
+            assert result.returncode == (status if stream == "stdout" else 0), said
+            assert "Traceback" not in said
+            assert "Exception ignored" not in said
+            assert ("error: [Errno 28]" in said) == (stream == "stdout" and broken == full)
+        assert (out / "toy.csv").is_file()
+        os.close(broken)
+
+
+def test_losing_the_terminal_loses_nothing(tmp_path: Path) -> None:
+    """The process gets SIGHUP, and all that it writes fails."""
+    leader = """
+import fcntl, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+from asng_ext.cli import main
+sys.exit(main())
+"""
+    screen, terminal = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", leader, *TOY, tmp_path, "--iteration-limit=20000"],
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        start_new_session=True,
+    )
+    os.close(terminal)
+    received = b""
+    while b"succeed" not in received:
+        received += os.read(screen, 4096)
+    os.close(screen)
+    assert process.wait(timeout=60) == 0
+    assert len(read_rows(tmp_path / "toy.csv")) == 2 * 3 * 2 * 4
+
+
+@pytest.mark.parametrize(
+    ("stage", "expected"), [("search", "asng resume {}"), ("retrain", "asng retrain {}")]
+)
+def test_an_interruption_says_how_to_go_on(
+    stage: str,
+    expected: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupted(*arguments: Any, **named: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Experiment, "search", lambda self: {})
+    monkeypatch.setattr(Experiment, "retrain", lambda self: {})
+    monkeypatch.setattr(Experiment, stage, interrupted)
+    folder = tmp_path / "a run"
+    for arguments in (["demo", "--out", folder], [*expected.split()[1:2], folder]):
+        assert asng(*arguments) == 130
+        said = capsys.readouterr().err
+        assert f"interrupted; to go on: {expected.format(shlex.quote(str(folder)))}\n" in said
+
+
+def test_an_interruption_before_there_is_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*arguments: Any, **named: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Experiment, "create", interrupted)
+    out = tmp_path / "out"
+    assert asng("search", "classification", "--data=digits", "--out", out) == 130
+    assert f"asng search classification --data=digits --out {out}\n" in capsys.readouterr().err
+
+
+def test_settings_are_checked_before_data_are_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = ["search", "inpainting", "--data", tmp_path / "missing"]
+    for wrong, words in {
+        "--kernels=1,2": "[inpainting]: kernels must be",
+        "--channels=99999": "[inpainting]: channels must be",
+        "--alpha=inf": "[search]: alpha must be",
+        "--retrain-epochs=0": "[retrain]: epochs must be",
+        "--seed=-1": "seed must be",
+        "--weight-decay=0.1": "weight_decay of the search must be 0",
+    }.items():
+        assert asng(*missing, wrong, "--out", tmp_path / "out") == 2
+        assert words in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_word_about_tensorboard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Experiment, "search", lambda self: {})
+    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None)
+    assert asng("search", "classification", *small.OPTIONS, "--out", tmp_path / "run") == 0
+    assert capsys.readouterr().err.count("tensorboard is not installed") == 1

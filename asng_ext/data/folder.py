@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import importlib
 import os
-import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from asng_ext.progress import Progress
+from asng_ext.progress import STDERR, Progress, say
 from asng_ext.run import write_atomically
 
 from .images import ImageData
@@ -41,7 +40,7 @@ def load_folder(
     image_size: int = 64,
     *,
     cache: str | Path | None = None,
-    stream: TextIO | None = sys.stderr,
+    stream: TextIO | None = STDERR,
 ) -> ImageData:
     """The images of a folder, RGB, their central squares scaled to image_size × image_size.
 
@@ -134,10 +133,10 @@ def _cached(
             if other != target:
                 other.unlink(missing_ok=True)  # of the folder as it was before
     except OSError as error:
-        if stream is not None:
-            stream.write(
-                f"the images will be read again the next time: cannot cache them: {error}\n"
-            )
+        say(
+            stream,
+            f"the images will be read again the next time: cannot cache them: {error}\n",
+        )
     return images
 
 
@@ -195,8 +194,7 @@ def _read_all(
         more = f" and {len(unreadable) - _NAMED} more" if len(unreadable) > _NAMED else ""
         if not count:
             raise ValueError(f"none of {len(paths)} images can be read: {named}{more}")
-        if stream is not None:
-            stream.write(f"left out {len(unreadable)} unreadable images: {named}{more}\n")
+        say(stream, f"left out {len(unreadable)} unreadable images: {named}{more}\n")
     return images[:count]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from asng_ext import _libraries
-from asng_ext.config import Checked, RetrainConfig, SearchConfig, setting
 from asng_ext.data import (
     BatchStream,
     ImageData,
@@ -33,76 +32,13 @@ from asng_ext.nn import (
     widest_channels,
 )
 from asng_ext.space import Samples, SearchSpace
-from asng_ext.tasks.protocol import Metrics, TaskKind
+from asng_ext.tasks.protocol import Metrics
+from asng_ext.tasks.settings import ClassificationConfig
 
-__all__ = ["KIND", "PRESETS", "ClassificationConfig", "ClassificationTask", "load_data"]
+__all__ = ["ClassificationConfig", "ClassificationTask", "load_data"]
 
 Batch = tuple[Tensor, Tensor]
 _TEST_BATCH = 500
-
-
-@dataclass(frozen=True)
-class ClassificationConfig(Checked):
-    """Data, supernet and final network; the defaults are those of Section 3.2."""
-
-    data: str = setting("", "digits, which are bundled, or the folder of CIFAR-10", final=True)
-    nodes: int = setting(5, "nodes per cell", low=1)
-    cells: int = setting(8, "cells of the supernet", low=3)
-    channels: int = setting(16, "channels of the supernet's first cell", low=1)
-    implementation: str = setting(
-        "auto",
-        "of the supernet: compiled operators, plain PyTorch, or the former where they can be used",
-        choices=("auto", "fused", "plain"),
-    )
-    precision: str = setting(
-        "float32", "of the supernet; bfloat16 is autocast", choices=("float32", "bfloat16")
-    )
-    crop_padding: int = setting(
-        -1, "pixels of padding for crops; -1 for the data's own", low=-1, final=True
-    )
-    cutout: int = setting(
-        -1, "side of the square cut out; -1 for the data's own", low=-1, final=True
-    )
-    final_cells: int = setting(20, "cells of the retrained network", low=3, final=True)
-    final_channels: int = setting(
-        0, "channels of its first cell; 0 for the most parameter_limit allows", low=0, final=True
-    )
-    parameter_limit: int = setting(
-        4_000_000,
-        "most weights of the retrained network, without the auxiliary head",
-        low=1,
-        final=True,
-    )
-    drop_path: float = setting(
-        0.3, "drop-path rate in the last epoch of retraining", low=0, final=True
-    )
-    auxiliary_weight: float = setting(
-        0.4, "weight of the auxiliary head's loss; 0 for no head", low=0, final=True
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.drop_path >= 1:
-            raise ValueError(f"drop_path must be below 1, got {self.drop_path}")
-
-
-PRESETS: dict[str, tuple[SearchConfig, RetrainConfig, ClassificationConfig]] = {
-    "cifar10": (SearchConfig(test_every=5), RetrainConfig(test_every=5), ClassificationConfig()),
-    "digits": (
-        SearchConfig(epochs=50, learning_rate=0.05, threads=1),
-        RetrainConfig(epochs=90, batch_size=64, learning_rate=0.05, threads=1),
-        ClassificationConfig(
-            data="digits",
-            nodes=3,
-            cells=3,
-            channels=8,
-            final_cells=5,
-            parameter_limit=100_000,
-            drop_path=0.1,
-        ),
-    ),
-}
-"""Search, retraining and task settings by name."""
 
 
 def load_data(config: ClassificationConfig, seed: int) -> ImageData:
@@ -385,15 +321,3 @@ class ClassificationTask:
 
 def _accuracy(logits: Tensor, y: Tensor) -> Tensor:
     return (logits.argmax(dim=-1) == y).float().mean()
-
-
-KIND = TaskKind(
-    name="classification",
-    help="cells of an image classifier (Section 3.2)",
-    config=ClassificationConfig,
-    presets=PRESETS,
-    preset_for=lambda data: "digits" if data == "digits" else "cifar10",
-    demo="digits",
-    load=load_data,
-    task=ClassificationTask,
-)

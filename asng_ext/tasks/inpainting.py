@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -12,9 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from asng_ext.config import Checked, RetrainConfig, SearchConfig, setting
 from asng_ext.data import (
-    MASKS,
     BatchStream,
     ImageData,
     draw_masks,
@@ -25,109 +22,21 @@ from asng_ext.data import (
 )
 from asng_ext.metrics import SSIM_WINDOW, psnr, ssim
 from asng_ext.nn import (
-    CaeCatSpace,
-    CaeIntSpace,
     CaeNetwork,
-    CaeSpace,
     CaeSupernet,
     base_layers,
     parameter_count,
 )
 from asng_ext.space import Samples, SearchSpace
-from asng_ext.tasks.protocol import Metrics, TaskKind
+from asng_ext.tasks.protocol import Metrics
+from asng_ext.tasks.settings import InpaintingConfig
 
-__all__ = ["KIND", "PRESETS", "InpaintingConfig", "InpaintingTask", "load_data"]
+__all__ = ["InpaintingConfig", "InpaintingTask", "load_data"]
 
 Batch = tuple[Tensor, Tensor]
 _TEST_BATCH = 32
 _SHOWN = 8
 """Test images in the picture of restored images."""
-
-
-@dataclass(frozen=True)
-class InpaintingConfig(Checked):
-    """Data, mask and search space; the defaults are those of Section 3.3."""
-
-    data: str = setting(
-        "", "photos, which are bundled, or a folder of images such as CelebA", final=True
-    )
-    mask: str = setting("center", "what is missing", choices=MASKS)
-    image_size: int = setting(64, "side of an image in pixels", low=SSIM_WINDOW)
-    space: str = setting(
-        "cat", "kernels and channels categorical, or integer", choices=("cat", "int")
-    )
-    layers: int = setting(20, "layers to choose from", low=1)
-    kernels: str = setting("1,3,5", "sides of kernels to choose from, in pixels")
-    channels: str = setting(
-        "64,128,256", "channels of a layer; with integers the range from the least to the most"
-    )
-    levels_back: int = setting(5, "how many layers back an input may lie", low=1)
-    steps_per_epoch: int = setting(
-        0, "steps in an epoch of search and of retraining; 0 for a pass over the data", low=0
-    )
-    precision: str = setting(
-        "float32", "of the supernet; bfloat16 is autocast", choices=("float32", "bfloat16")
-    )
-    network: str = setting(
-        "found",
-        "what to retrain: the architecture found, or as many 3×3 layers with skips",
-        choices=("found", "base"),
-        final=True,
-    )
-    base_channels: int = setting(64, "channels of the layers of base", low=1, final=True)
-    test_images: int = setting(0, "how many images to test on; 0 for all", low=0, final=True)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.make_space()
-
-    def make_space(self) -> CaeSpace:
-        """The search space."""
-        kernels, channels = (_numbers(name, getattr(self, name)) for name in _LISTS)
-        if self.space == "cat":
-            return CaeCatSpace(self.layers, kernels, self.levels_back, channels)
-        return CaeIntSpace(
-            self.layers, kernels, self.levels_back, low=min(channels), high=max(channels)
-        )
-
-
-_LISTS = ("kernels", "channels")
-
-
-def _numbers(name: str, text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise ValueError(f"{name} must be integers parted by commas, got {text!r}") from None
-
-
-_SEARCH = SearchConfig(batch_size=16, weight_decay=0.0, test_every=5)
-_RETRAIN = RetrainConfig(
-    batch_size=16, optimizer="adam", schedule="steps", learning_rate=1e-3, weight_decay=0.0
-)
-
-PRESETS: dict[str, tuple[SearchConfig, RetrainConfig, InpaintingConfig]] = {
-    "celeba": (
-        replace(_SEARCH, epochs=100),
-        replace(_RETRAIN, epochs=1000, test_every=10),
-        InpaintingConfig(steps_per_epoch=500, test_images=2000),
-    ),
-    "photos": (
-        replace(_SEARCH, epochs=25, learning_rate=0.1),
-        replace(_RETRAIN, epochs=25, test_every=5),
-        InpaintingConfig(
-            data="photos",
-            mask="pixel",
-            image_size=32,
-            layers=8,
-            channels="16,32,64",  # a quarter of the paper's, and so is the next
-            base_channels=16,
-            steps_per_epoch=100,
-            test_images=256,
-        ),
-    ),
-}
-"""Search, retraining and task settings by name."""
 
 
 def load_data(config: InpaintingConfig) -> ImageData:
@@ -379,15 +288,3 @@ def _psnr(out: Tensor, target: Tensor) -> Tensor:
 def _limited(decibels: Tensor) -> Tensor:
     """An image that is exactly right, such as a black one, must not make a mean infinite."""
     return decibels.clamp(max=100.0)
-
-
-KIND = TaskKind(
-    name="inpainting",
-    help="autoencoders that restore missing parts of images (Section 3.3)",
-    config=InpaintingConfig,
-    presets=PRESETS,
-    preset_for=lambda data: "photos" if data == "photos" else "celeba",
-    demo="photos",
-    load=lambda config, seed: load_data(config),
-    task=InpaintingTask,
-)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from asng_ext.config import RetrainConfig, SearchConfig
 from asng_ext.space import Samples, SearchSpace
 
-__all__ = ["Metrics", "Optimizer", "RetrainTask", "SearchTask", "Task", "TaskKind"]
+__all__ = ["Metrics", "Optimizer", "RetrainTask", "SearchTask", "Task"]
 
 Metrics = dict[str, Tensor]
 """Means over a batch, by name, on the device: reading one would make the device wait."""
@@ -134,29 +132,3 @@ class Task(SearchTask, RetrainTask, Protocol):
     def draw_results(self, network: nn.Module, folder: Path) -> None:
         """Draws what there is to see of a retrained network into files of a folder."""
         ...
-
-
-@dataclass(frozen=True)
-class TaskKind:
-    """A task of the command line.
-
-    Attributes:
-        name: Its name, also that of its section in config.toml.
-        help: What it is, in a few words.
-        config: The dataclass of its settings; one of them is "data".
-        presets: Settings of search, retraining and task by name.
-        preset_for: The preset that suits a value of the setting "data".
-        demo: The preset of a short run on data that need no download.
-        load: Loads the data from (settings, seed).
-        task: Makes the task from (data, settings), and by keyword search_batch_size,
-            retrain_batch_size, seed and device.
-    """
-
-    name: str
-    help: str
-    config: type[Any]
-    presets: Mapping[str, tuple[SearchConfig, RetrainConfig, Any]]
-    preset_for: Callable[[str], str]
-    demo: str
-    load: Callable[[Any, int], Any]
-    task: Callable[..., Task]

@@ -42,6 +42,8 @@ PROBLEMS = ("squared_error", "ordered_product")
 OPTIMIZERS = ("ASNG", "SNG", "NaturalAdam")
 REGULARISATION = 1e-8
 MOST_NUMBERS = 2**24
+MOST = 1e9
+"""Larger settings have no meaning, and their products would overflow."""
 
 
 @dataclass(frozen=True)
@@ -92,13 +94,13 @@ class ToySettings:
                 f"{MOST_NUMBERS}, got {self.variables} variables, {self.categories} categories, "
                 f"population_size {self.population_size}"
             )
-        check_number("learning_rate", self.learning_rate, least=0.0)
+        check_number("learning_rate", self.learning_rate, least=0.0, below=MOST)
         check_number("momentum", self.momentum, least=0.0, below=1.0)
-        for name, least in (("noise", 0.0), ("target", -math.inf)):
+        for name, least in (("noise", 0.0), ("target", -MOST)):
             value = getattr(self, name)
             if isinstance(value, float) and math.isnan(value):
                 object.__setattr__(self, name, 1 / self.categories)
-            check_number(name, getattr(self, name), least=least)
+            check_number(name, getattr(self, name), least=least, below=MOST)
         check_integer("iteration_limit", self.iteration_limit, 0, 2**53)
 
     @property
@@ -135,8 +137,8 @@ class ToyOptimizer:
     def __post_init__(self) -> None:
         if self.name not in OPTIMIZERS:
             raise ValueError(f"name must be one of {OPTIMIZERS}, got {self.name!r}")
-        check_number("step_size", self.step_size, 0.0)
-        check_number("alpha", self.alpha, 0.0)
+        check_number("step_size", self.step_size, 0.0, below=MOST)
+        check_number("alpha", self.alpha, 0.0, below=MOST)
         check_number("beta1", self.beta1, least=0.0, below=1.0)
         check_number("beta2", self.beta2, least=0.0, below=1.0)
 
@@ -320,7 +322,7 @@ def simulate(
     if threads is None:
         threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
         threads = threads or os.cpu_count() or 1
-    check_integer("threads", threads, 1, 2**16)
+    check_integer("threads", threads, 1, 1025)
     if progress is not None and not callable(progress):
         raise TypeError(f"progress must be a function or None, got {progress!r}")
     results = _host.toy_batch(

@@ -7,7 +7,6 @@ import argparse
 import csv
 import math
 import os
-import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -16,9 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from asng_ext._checks import check_integer, check_number
+from asng_ext.progress import STDERR, columns, say, tell
 from asng_ext.tasks.toy import OPTIMIZERS, PROBLEMS, ToyOptimizer, ToySettings, simulate
 
-__all__ = ["Case", "Row", "Summary", "add_parser", "cases", "main", "read_rows", "study", "summary"]
+__all__ = ["Case", "Row", "Summary", "add_parser", "cases", "read_rows", "study", "summary"]
 
 POWERS = tuple(p / 4 for p in range(9))
 ALPHAS = (1.1, 1.5, 2.0, 3.0, 5.0, 10.0)
@@ -89,7 +90,12 @@ def cases(
         learning_rates: ε_x.
         alphas: α of ASNG, which is then the only optimizer.
         alpha: α of ASNG in the sweep over step sizes.
+
+    Raises:
+        TypeError, ValueError: If a number is of the wrong kind or out of its range.
     """
+    for power in powers:
+        check_number("powers", power, least=-40.0, below=40.0)
     return [
         Case(
             ToyOptimizer(name, step_size=settings.n_theta**-power, alpha=a),
@@ -117,7 +123,11 @@ def study(
 
     Returns:
         The rows of these cases and runs, in order; the file may hold more.
+
+    Raises:
+        TypeError, ValueError: If an argument is of the wrong kind or out of its range.
     """
+    check_integer("runs", runs, 1, 10**6)
     rows = {row[:3]: row for row in (read_rows(path) if path.exists() else [])}
     start = time.monotonic()
     simulated = 0
@@ -130,7 +140,7 @@ def study(
         for first, count in _missing([(key, seed, run) in rows for run in range(runs)]):
 
             def progress(done: int, iterations: int, label: str = label, n: int = number) -> None:
-                report(f"{n}/{len(todo)} {label}: {done} runs, {iterations:,} iterations\r")
+                report(f"{n}/{len(todo)} {done} runs, {iterations:,} iterations of {label}\r")
 
             results = simulate(
                 case.settings,
@@ -213,8 +223,7 @@ def _write_rows(path: Path, rows: Iterable[Row]) -> None:
 
 
 def add_parser(subparsers: Any) -> None:
-    """Adds the command ``toy`` to argparse subparsers; its ``run`` takes the parsed arguments and
-    returns the exit status."""
+    """Adds the command ``toy`` to argparse subparsers; its ``run`` takes the parsed arguments."""
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "toy",
         help="the toy study: ASNG, SNG and Adam over initial step sizes (Figure 1)",
@@ -223,104 +232,93 @@ def add_parser(subparsers: Any) -> None:
             "sizes n_theta^(-p) and learning rates of the weights, and draws iterations to "
             "success divided by the success rate. Started again, it goes on where it stopped."
         ),
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--sweep", choices=("step-size", "alpha"), default="step-size")
-    parser.add_argument("--output", default="runs/toy", metavar="FOLDER")
-    parser.add_argument("--runs", type=int, default=100, help="of every case")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, help="default: one per processor")
-    parser.add_argument("--variables", type=int, default=30, help="D")
-    parser.add_argument("--categories", type=int, default=5, help="K")
-    parser.add_argument("--population-size", type=int, default=2, help="lambda")
-    parser.add_argument("--learning-rates", type=float, nargs="+", default=[0.05, 0.0005])
-    parser.add_argument("--optimizers", nargs="+", choices=OPTIMIZERS, default=list(OPTIMIZERS))
-    parser.add_argument(
+    add, default = parser.add_argument, " (default: %(default)s)"
+    add(
+        "--sweep", choices=("step-size", "alpha"), default="step-size", help="what varies" + default
+    )
+    add("--output", default="runs/toy", metavar="FOLDER", help="for table and figure" + default)
+    add("--runs", type=int, default=100, help="of every case" + default)
+    add("--seed", type=int, default=0, help="decides everything that is random" + default)
+    add("--threads", type=int, help="default: one per processor")
+    add("--variables", type=int, default=30, metavar="D", help="how many" + default)
+    add("--categories", type=int, default=5, metavar="K", help="of each variable" + default)
+    add("--population-size", type=int, default=2, metavar="LAMBDA", help="λ" + default)
+    add(
+        "--learning-rates", type=float, nargs="+", metavar="RATE", default=[0.05, 0.0005],
+        help="of the weights; default: 0.05 0.0005",
+    )  # fmt: skip
+    add(
+        "--optimizers", nargs="+", choices=OPTIMIZERS, default=list(OPTIMIZERS),
+        help="default: all of them",
+    )  # fmt: skip
+    add(
         "--powers", type=float, nargs="+", metavar="P",
         help="default: 0 to 2 in nine steps; 0, 0.5 and 1 for --sweep alpha",
     )  # fmt: skip
-    parser.add_argument("--alphas", type=float, nargs="+", default=list(ALPHAS), metavar="ALPHA")
-    parser.add_argument("--iteration-limit", type=int, default=100_000)
-    parser.add_argument(
-        "--noise", type=float, default=math.nan, help="standard deviation of z; nan is 1/K"
-    )
-    parser.add_argument("--problem", choices=PROBLEMS, default="squared_error")
-    parser.add_argument("--no-figure", action="store_true", help="write only the table")
+    add(
+        "--alphas", type=float, nargs="+", default=list(ALPHAS), metavar="ALPHA",
+        help=f"for --sweep alpha; default: {' '.join(f'{alpha:g}' for alpha in ALPHAS)}",
+    )  # fmt: skip
+    add("--iteration-limit", type=int, default=100_000, metavar="N", help="of a run" + default)
+    add("--noise", type=float, default=math.nan, help="standard deviation of z; default: 1/K")
+    add("--problem", choices=PROBLEMS, default="squared_error", help="the function" + default)
+    add("--no-figure", action="store_true", help="write only the table")
     parser.set_defaults(run=run)
 
 
-def run(args: argparse.Namespace) -> int:
-    """The command."""
-    by_alpha = args.sweep == "alpha"
-    try:
-        if args.runs < 1:
-            raise ValueError(f"runs must be at least 1, got {args.runs}")
-        settings = ToySettings(
-            problem=args.problem,
-            variables=args.variables,
-            categories=args.categories,
-            population_size=args.population_size,
-            noise=args.noise,
-            iteration_limit=args.iteration_limit,
-        )
-        todo = cases(
-            settings,
-            tuple(dict.fromkeys(args.optimizers)),
-            tuple(args.powers or ((0.0, 0.5, 1.0) if by_alpha else POWERS)),
-            tuple(args.learning_rates),
-            tuple(args.alphas) if by_alpha else (),
-        )
-        folder = Path(args.output)
-        name = "toy_alpha" if by_alpha else "toy"
-        if not args.no_figure:
-            from asng_ext.tasks import toy_figure
+def run(args: argparse.Namespace) -> None:
+    """The command.
 
-            toy_figure.require_matplotlib()
-        rows = study(
-            todo,
-            folder / f"{name}.csv",
-            seed=args.seed,
-            runs=args.runs,
-            threads=args.threads,
-            report=_to_terminal,
-        )
-        print(f"wrote {folder / f'{name}.csv'}")
-        if not args.no_figure:
-            points = [
-                (case, summary(rows[i * args.runs : (i + 1) * args.runs]))
-                for i, case in enumerate(todo)
-            ]
-            target = folder / f"{name}.png"
-            toy_figure.draw(points, target, by_alpha=by_alpha)
-            print(f"wrote {target}")
-    except (ValueError, TypeError, ImportError, OSError) as error:
-        print(f"asng toy: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nasng toy: interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
-    return 0
+    Raises:
+        ValueError, TypeError, ImportError, OSError: If it cannot be done.
+    """
+    by_alpha = args.sweep == "alpha"
+    settings = ToySettings(
+        problem=args.problem,
+        variables=args.variables,
+        categories=args.categories,
+        population_size=args.population_size,
+        noise=args.noise,
+        iteration_limit=args.iteration_limit,
+    )
+    todo = cases(
+        settings,
+        tuple(dict.fromkeys(args.optimizers)),
+        tuple(args.powers or ((0.0, 0.5, 1.0) if by_alpha else POWERS)),
+        tuple(args.learning_rates),
+        tuple(args.alphas) if by_alpha else (),
+    )
+    folder = Path(args.output)
+    name = "toy_alpha" if by_alpha else "toy"
+    if not args.no_figure:
+        from asng_ext.tasks import toy_figure
+
+        toy_figure.require_matplotlib()
+    rows = study(
+        todo,
+        folder / f"{name}.csv",
+        seed=args.seed,
+        runs=args.runs,
+        threads=args.threads,
+        report=_to_terminal,
+    )
+    tell(f"wrote {folder / f'{name}.csv'}")
+    if not args.no_figure:
+        points = [
+            (case, summary(rows[i * args.runs : (i + 1) * args.runs]))
+            for i, case in enumerate(todo)
+        ]
+        target = folder / f"{name}.png"
+        toy_figure.draw(points, target, by_alpha=by_alpha)
+        tell(f"wrote {target}")
 
 
 def _to_terminal(line: str) -> None:
     """Lines that end in a carriage return are overwritten, and left out where that is no use."""
-    if line.endswith("\r"):
-        if sys.stderr.isatty():
-            print(f"\x1b[2K{line}", end="", file=sys.stderr, flush=True)
-        return
-    clear = "\x1b[2K" if sys.stderr.isatty() else ""
-    print(clear + line, end="", file=sys.stderr, flush=True)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """``python -m asng_ext.tasks.toy_study [options]``, the same as ``asng toy [options]``."""
-    parser = argparse.ArgumentParser(prog="asng")
-    add_parser(parser.add_subparsers(required=True))
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    args = parser.parse_args(["toy", *given])
-    status: int = args.run(args)
-    return status
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+    width = columns(STDERR)
+    clear = "\r\x1b[2K" if width else ""
+    if not line.endswith("\r"):
+        say(STDERR, clear + line)
+    elif width:
+        say(STDERR, clear + line[:-1][: width - 1])

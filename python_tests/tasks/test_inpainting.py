@@ -25,7 +25,8 @@ from asng_ext.nn import CaeLayer, parameter_count
 from asng_ext.retrain import retrain
 from asng_ext.run import RunFolder
 from asng_ext.search import _Iteration, search
-from asng_ext.tasks.inpainting import PRESETS, InpaintingConfig, InpaintingTask, load_data
+from asng_ext.tasks import KINDS
+from asng_ext.tasks.inpainting import InpaintingConfig, InpaintingTask, load_data
 from asng_ext.training import Means, make_optimizer
 
 CONFIG = InpaintingConfig(
@@ -334,7 +335,10 @@ def test_everything_runs_on_a_gpu(tmp_path: Path) -> None:
 
 
 def test_presets_are_those_of_the_paper() -> None:
-    searching, retraining, config = PRESETS["celeba"]
+    preset = KINDS["inpainting"].presets["celeba"]
+    searching = SearchConfig(**preset["search"])
+    retraining = RetrainConfig(**preset["retrain"])
+    config = InpaintingConfig(**preset["inpainting"])
     assert searching.epochs * config.steps_per_epoch == 50_000
     assert retraining.epochs * config.steps_per_epoch == 500_000
     assert searching.batch_size == retraining.batch_size == 16

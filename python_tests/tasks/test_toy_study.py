@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from asng_ext import cli
 from asng_ext.tasks import toy_figure, toy_study
 from asng_ext.tasks.toy import ToySettings
-from asng_ext.tasks.toy_study import cases, main, read_rows, study, summary
+from asng_ext.tasks.toy_study import cases, read_rows, study, summary
 
 SETTINGS = ToySettings(variables=4, categories=3, iteration_limit=300)
 ARGUMENTS = [
     *("--variables", "4", "--categories", "3", "--iteration-limit", "300", "--runs", "6"),
     *("--powers", "0", "1", "--learning-rates", "0.05", "0.001"),
 ]
+
+
+def main(arguments: list[str]) -> int:
+    return cli.main(["toy", *arguments])
 
 
 def test_the_default_sweep_is_the_papers_figure() -> None:
@@ -74,7 +80,7 @@ def test_an_interruption_keeps_what_is_done(
     monkeypatch.setattr(toy_study, "simulate", interrupted)
     command = [*ARGUMENTS, "--output", str(tmp_path / "cut"), "--no-figure"]
     assert main(command) == 130
-    assert "goes on" in capsys.readouterr().err
+    assert f"to go on: asng toy {shlex.join(command)}\n" in capsys.readouterr().err
     assert len(read_rows(tmp_path / "cut" / "toy.csv")) == 3 * 6
     assert main(command) == 0
     monkeypatch.undo()
@@ -137,8 +143,19 @@ def test_bad_input_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     for arguments, words in (
         (["--runs", "0"], "runs must be at least 1"),
         (["--variables", "0"], "variables"),
+        (["--runs", "10000000"], "runs"),
+        (["--variables", str(10**110)], "variables"),
         (["--threads", "-1"], "threads"),
+        (["--threads", "100000"], "threads"),
+        (["--seed", str(2**64)], "seed"),
+        (["--iteration-limit", str(10**110)], "iteration_limit"),
         (["--learning-rates", "-1"], "learning_rate"),
+        (["--learning-rates", "inf"], "learning_rate"),
+        (["--noise", "inf"], "noise"),
+        (["--powers", "nan"], "powers"),
+        (["--powers", "-1000"], "powers"),
+        (["--powers", "-20"], "step_size"),
+        (["--sweep", "alpha", "--alphas", "1e300"], "alpha"),
     ):
         assert main([*ARGUMENTS, *arguments, "--no-figure", "--output", str(tmp_path)]) == 2
         assert words in capsys.readouterr().err

@@ -1,0 +1,280 @@
+"""The tasks of the command line: their settings, presets, and where the rest is.
+
+Nothing here imports torch before data are loaded or a task is made, so that ``--help`` is quick.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from asng_ext.config import Checked, SearchConfig, setting
+
+if TYPE_CHECKING:
+    from asng_ext.nn import CaeSpace
+    from asng_ext.tasks.protocol import Task
+
+__all__ = ["KINDS", "ClassificationConfig", "InpaintingConfig", "Preset", "TaskKind"]
+
+Preset = Mapping[str, Mapping[str, Any]]
+"""Settings by section, as in config.toml; what is left out has its default."""
+
+
+@dataclass(frozen=True)
+class TaskKind:
+    """A task of the command line.
+
+    Attributes:
+        name: Its name, also that of its section in config.toml.
+        help: What it is, in a few words.
+        config: The dataclass of its settings; one of them is "data".
+        presets: Settings of search, retraining and task by name.
+        preset_for: The preset that suits a value of the setting "data".
+        demo: The preset of a short run on data that need no download.
+        load: Loads the data from (settings, seed).
+        task: Makes the task from (data, settings), and by keyword search_batch_size,
+            retrain_batch_size, seed and device.
+        check: Raises a ValueError for settings of the search that do not suit the task.
+    """
+
+    name: str
+    help: str
+    config: type[Any]
+    presets: Mapping[str, Preset]
+    preset_for: Callable[[str], str]
+    demo: str
+    load: Callable[[Any, int], Any]
+    task: Callable[..., Task]
+    check: Callable[[SearchConfig], None] = lambda search: None
+
+
+# Classification
+
+
+@dataclass(frozen=True)
+class ClassificationConfig(Checked):
+    """Data, supernet and final network; the defaults are those of Section 3.2."""
+
+    data: str = setting("", "digits, which are bundled, or the folder of CIFAR-10", final=True)
+    nodes: int = setting(5, "nodes per cell", low=1, high=32)
+    cells: int = setting(8, "cells of the supernet", low=3, high=100)
+    channels: int = setting(16, "channels of the supernet's first cell", low=1, high=1024)
+    implementation: str = setting(
+        "auto",
+        "of the supernet: compiled operators, plain PyTorch, or the former where they can be used",
+        choices=("auto", "fused", "plain"),
+    )
+    precision: str = setting(
+        "float32", "of the supernet; bfloat16 is autocast", choices=("float32", "bfloat16")
+    )
+    crop_padding: int = setting(
+        -1, "pixels of padding for crops; -1 for the data's own", low=-1, high=64, final=True
+    )
+    cutout: int = setting(
+        -1, "side of the square cut out; -1 for the data's own", low=-1, high=64, final=True
+    )
+    final_cells: int = setting(20, "cells of the retrained network", low=3, high=200, final=True)
+    final_channels: int = setting(
+        0,
+        "channels of its first cell; 0 for the most parameter_limit allows",
+        low=0,
+        high=4096,
+        final=True,
+    )
+    parameter_limit: int = setting(
+        4_000_000,
+        "most weights of the retrained network, without the auxiliary head",
+        low=1,
+        high=1_000_000_000,
+        final=True,
+    )
+    drop_path: float = setting(
+        0.3, "drop-path rate in the last epoch of retraining", low=0, below=1, final=True
+    )
+    auxiliary_weight: float = setting(
+        0.4, "weight of the auxiliary head's loss; 0 for no head", low=0, high=1000, final=True
+    )
+
+
+def _load_classification(config: ClassificationConfig, seed: int) -> Any:
+    from asng_ext.tasks.classification import load_data
+
+    return load_data(config, seed)
+
+
+def _classification_task(*positional: Any, **named: Any) -> Task:
+    from asng_ext.tasks.classification import ClassificationTask
+
+    return ClassificationTask(*positional, **named)
+
+
+_CLASSIFICATION = TaskKind(
+    name="classification",
+    help="cells of an image classifier (Section 3.2)",
+    config=ClassificationConfig,
+    presets={
+        "cifar10": {"search": {"test_every": 5}, "retrain": {"test_every": 5}},
+        "digits": {
+            "search": {"epochs": 50, "learning_rate": 0.05, "threads": 1},
+            "retrain": {"epochs": 90, "batch_size": 64, "learning_rate": 0.05, "threads": 1},
+            "classification": {
+                "data": "digits",
+                "nodes": 3,
+                "cells": 3,
+                "channels": 8,
+                "final_cells": 5,
+                "parameter_limit": 100_000,
+                "drop_path": 0.1,
+            },
+        },
+    },
+    preset_for=lambda data: "digits" if data == "digits" else "cifar10",
+    demo="digits",
+    load=_load_classification,
+    task=_classification_task,
+)
+
+
+# Inpainting
+
+_MOST_CHANNELS = 4096
+
+
+@dataclass(frozen=True)
+class InpaintingConfig(Checked):
+    """Data, mask and search space; the defaults are those of Section 3.3."""
+
+    data: str = setting(
+        "", "photos, which are bundled, or a folder of images such as CelebA", final=True
+    )
+    mask: str = setting("center", "what is missing", choices=("center", "pixel", "half"))
+    image_size: int = setting(
+        64,
+        "side of an image in pixels; the window of SSIM has to fit",
+        low=11,
+        high=1024,
+    )
+    space: str = setting(
+        "cat", "kernels and channels categorical, or integer", choices=("cat", "int")
+    )
+    layers: int = setting(20, "layers to choose from", low=1, high=200)
+    kernels: str = setting("1,3,5", "sides of kernels to choose from, in pixels")
+    channels: str = setting(
+        "64,128,256", "channels of a layer; with integers the range from the least to the most"
+    )
+    levels_back: int = setting(5, "how many layers back an input may lie", low=1, high=200)
+    steps_per_epoch: int = setting(
+        0,
+        "steps in an epoch of search and of retraining; 0 for a pass over the data",
+        low=0,
+        high=1_000_000,
+    )
+    precision: str = setting(
+        "float32", "of the supernet; bfloat16 is autocast", choices=("float32", "bfloat16")
+    )
+    network: str = setting(
+        "found",
+        "what to retrain: the architecture found, or as many 3×3 layers with skips",
+        choices=("found", "base"),
+        final=True,
+    )
+    base_channels: int = setting(
+        64, "channels of the layers of base", low=1, high=_MOST_CHANNELS, final=True
+    )
+    test_images: int = setting(
+        0, "how many images to test on; 0 for all", low=0, high=100_000_000, final=True
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.make_space()
+
+    def make_space(self) -> CaeSpace:
+        """The search space."""
+        from asng_ext.nn import CaeCatSpace, CaeIntSpace
+
+        kernels = _numbers("kernels", self.kernels, 31)
+        channels = _numbers("channels", self.channels, _MOST_CHANNELS)
+        if self.space == "cat":
+            return CaeCatSpace(self.layers, kernels, self.levels_back, channels)
+        return CaeIntSpace(
+            self.layers, kernels, self.levels_back, low=min(channels), high=max(channels)
+        )
+
+
+def _numbers(name: str, text: str, high: int) -> tuple[int, ...]:
+    try:
+        numbers = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"{name} must be integers parted by commas, got {text!r}") from None
+    if max(numbers) > high or len(numbers) > 64:
+        raise ValueError(f"{name} must be at most 64 integers of at most {high}, got {text!r}")
+    return numbers
+
+
+def _load_inpainting(config: InpaintingConfig, seed: int) -> Any:
+    from asng_ext.tasks.inpainting import load_data
+
+    return load_data(config)
+
+
+def _inpainting_task(*positional: Any, **named: Any) -> Task:
+    from asng_ext.tasks.inpainting import InpaintingTask
+
+    return InpaintingTask(*positional, **named)
+
+
+_SEARCH = {"batch_size": 16, "weight_decay": 0.0, "test_every": 5}
+_RETRAIN = {
+    "batch_size": 16,
+    "optimizer": "adam",
+    "schedule": "steps",
+    "learning_rate": 1e-3,
+    "weight_decay": 0.0,
+}
+
+
+def _check_inpainting(search: SearchConfig) -> None:
+    if search.weight_decay:
+        raise ValueError(
+            "weight_decay of the search must be 0 for inpainting, as weights that were not "
+            f"sampled rest, got {search.weight_decay}"
+        )
+
+
+_INPAINTING = TaskKind(
+    name="inpainting",
+    help="autoencoders that restore missing parts of images (Section 3.3)",
+    config=InpaintingConfig,
+    presets={
+        "celeba": {
+            "search": {**_SEARCH, "epochs": 100},
+            "retrain": {**_RETRAIN, "epochs": 1000, "test_every": 10},
+            "inpainting": {"steps_per_epoch": 500, "test_images": 2000},
+        },
+        "photos": {
+            "search": {**_SEARCH, "epochs": 25, "learning_rate": 0.1},
+            "retrain": {**_RETRAIN, "epochs": 25, "test_every": 5},
+            "inpainting": {
+                "data": "photos",
+                "mask": "pixel",
+                "image_size": 32,
+                "layers": 8,
+                "channels": "16,32,64",  # a quarter of the paper's, and so is the next
+                "base_channels": 16,
+                "steps_per_epoch": 100,
+                "test_images": 256,
+            },
+        },
+    },
+    preset_for=lambda data: "photos" if data == "photos" else "celeba",
+    demo="photos",
+    load=_load_inpainting,
+    task=_inpainting_task,
+    check=_check_inpainting,
+)
+
+
+KINDS: dict[str, TaskKind] = {kind.name: kind for kind in (_CLASSIFICATION, _INPAINTING)}
+"""The tasks by name."""
