@@ -38,6 +38,7 @@ def setting(
     choices: tuple[str, ...] | None = None,
     final: bool = False,
     neutral: bool = False,
+    only: str | None = None,
 ) -> Any:
     """A field of a config section.
 
@@ -49,10 +50,13 @@ def setting(
         choices: The values a string may have.
         final: Whether a setting of a task concerns the final network only, and so may still be
             changed after the search.
-        neutral: Whether results do not depend on it, so that it may change when a run goes on.
+        neutral: Whether results do not depend on it but for rounding, so that it may change when a
+            run goes on.
+        only: The loop, "search" or "retrain", on whose results alone it has an influence; None for
+            both.
     """
     limits = {"low": low, "high": high, "above": above, "choices": choices}
-    kinds = {"final": final, "neutral": neutral}
+    kinds = {"final": final, "neutral": neutral, "only": only}
     return field(default=default, metadata={"help": help, **kinds, **limits})
 
 
@@ -105,7 +109,9 @@ class SearchConfig(Checked):
     alpha: float = setting(1.5, "ASNG's threshold α", above=0)
     delta_init: float = setting(1.0, "ASNG's initial trust-region radius δ⁰", above=0)
     margin: str = setting("paper", "lower bound of probabilities", choices=("paper", "catcma"))
-    threads: int = setting(0, "of PyTorch on the CPU; 0 leaves that to PyTorch", low=0)
+    threads: int = setting(
+        0, "of PyTorch on the CPU; 0 leaves that to PyTorch", low=0, neutral=True
+    )
     test_every: int = setting(
         1, "epochs between tests of the most likely architecture; 0 for none", low=0
     )
@@ -136,7 +142,9 @@ class RetrainConfig(Checked):
         choices=("float32", "bfloat16"),
     )
     compile: bool = setting(False, "compile the network with torch.compile")
-    threads: int = setting(0, "of PyTorch on the CPU; 0 leaves that to PyTorch", low=0)
+    threads: int = setting(
+        0, "of PyTorch on the CPU; 0 leaves that to PyTorch", low=0, neutral=True
+    )
     test_every: int = setting(1, "epochs between tests; the last is always tested", low=1)
 
 
@@ -161,12 +169,12 @@ def section_to_dict(section: Any) -> dict[str, Any]:
     return dataclasses.asdict(section)
 
 
-def lasting(section: Any) -> dict[str, Any]:
-    """The settings of a section on which results depend, by name."""
+def lasting(section: Any, loop: str | None = None) -> dict[str, Any]:
+    """The settings of a section on which results depend, by name; those of one loop, if given."""
     return {
         item.name: getattr(section, item.name)
         for item in dataclasses.fields(section)
-        if not item.metadata["neutral"]
+        if not item.metadata["neutral"] and (loop is None or item.metadata["only"] in (None, loop))
     }
 
 
@@ -181,5 +189,5 @@ def load_toml(text: str, name: str) -> dict[str, Any]:
     """Settings from TOML; ``name`` is the file's, for the message of the ValueError."""
     try:
         return dict(tomllib.loads(text))
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{name} is not valid TOML: {error}") from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from asng_ext import _libraries
-from asng_ext.config import Checked, RetrainConfig, SearchConfig, setting
+from asng_ext.config import Checked, RetrainConfig, SearchConfig, lasting, setting
 from asng_ext.data import (
     BatchStream,
     ImageData,
@@ -47,15 +47,19 @@ class ClassificationConfig(Checked):
 
     data: str = setting("", "digits, which are bundled, or the folder of CIFAR-10", final=True)
     nodes: int = setting(5, "nodes per cell", low=1)
-    cells: int = setting(8, "cells of the supernet", low=3)
-    channels: int = setting(16, "channels of the supernet's first cell", low=1)
+    cells: int = setting(8, "cells of the supernet", low=3, only="search")
+    channels: int = setting(16, "channels of the supernet's first cell", low=1, only="search")
     implementation: str = setting(
         "auto",
         "of the supernet: compiled operators, plain PyTorch, or the former where they can be used",
         choices=("auto", "fused", "plain"),
+        only="search",
     )
     precision: str = setting(
-        "float32", "of the supernet; bfloat16 is autocast", choices=("float32", "bfloat16")
+        "float32",
+        "of the supernet; bfloat16 is autocast",
+        choices=("float32", "bfloat16"),
+        only="search",
     )
     crop_padding: int = setting(
         -1, "pixels of padding for crops; -1 for the data's own", low=-1, final=True
@@ -63,21 +67,28 @@ class ClassificationConfig(Checked):
     cutout: int = setting(
         -1, "side of the square cut out; -1 for the data's own", low=-1, final=True
     )
-    final_cells: int = setting(20, "cells of the retrained network", low=3, final=True)
+    final_cells: int = setting(
+        20, "cells of the retrained network", low=3, final=True, only="retrain"
+    )
     final_channels: int = setting(
-        0, "channels of its first cell; 0 for the most parameter_limit allows", low=0, final=True
+        0,
+        "channels of its first cell; 0 for the most parameter_limit allows",
+        low=0,
+        final=True,
+        only="retrain",
     )
     parameter_limit: int = setting(
         4_000_000,
         "most weights of the retrained network, without the auxiliary head",
         low=1,
         final=True,
+        only="retrain",
     )
     drop_path: float = setting(
-        0.3, "drop-path rate in the last epoch of retraining", low=0, final=True
+        0.3, "drop-path rate in the last epoch of retraining", low=0, final=True, only="retrain"
     )
     auxiliary_weight: float = setting(
-        0.4, "weight of the auxiliary head's loss; 0 for no head", low=0, final=True
+        0.4, "weight of the auxiliary head's loss; 0 for no head", low=0, final=True, only="retrain"
     )
 
     def __post_init__(self) -> None:
@@ -211,6 +222,16 @@ class ClassificationTask:
         """The architecture with the most weights."""
         inputs_and_largest_operation = [0, 1] + 2 * [len(self.cell_space.OPERATIONS) - 1]
         return self.cell_space.to_dict(inputs_and_largest_operation * (2 * self.config.nodes))
+
+    def identity(self, loop: str) -> dict[str, Any]:
+        """What results of a loop depend on, by name."""
+        return {
+            "task": "classification",
+            "task_seed": self._weight_stream.seed,
+            **lasting(self.config, loop),
+            "augmentation": asdict(self.data.augmentation),
+            "data": self.data.fingerprint(),
+        }
 
     # Search
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from asng_ext.config import Checked, RetrainConfig, SearchConfig, setting
+from asng_ext.config import Checked, RetrainConfig, SearchConfig, lasting, setting
 from asng_ext.data import (
     MASKS,
     BatchStream,
@@ -66,15 +66,21 @@ class InpaintingConfig(Checked):
         0, "steps in an epoch of search and of retraining; 0 for a pass over the data", low=0
     )
     precision: str = setting(
-        "float32", "of the supernet; bfloat16 is autocast", choices=("float32", "bfloat16")
+        "float32",
+        "of the supernet; bfloat16 is autocast",
+        choices=("float32", "bfloat16"),
+        only="search",
     )
     network: str = setting(
         "found",
         "what to retrain: the architecture found, or as many 3×3 layers with skips",
         choices=("found", "base"),
         final=True,
+        only="retrain",
     )
-    base_channels: int = setting(64, "channels of the layers of base", low=1, final=True)
+    base_channels: int = setting(
+        64, "channels of the layers of base", low=1, final=True, only="retrain"
+    )
     test_images: int = setting(0, "how many images to test on; 0 for all", low=0, final=True)
 
     def __post_init__(self) -> None:
@@ -219,6 +225,16 @@ class InpaintingTask:
         count, _, height, width = target.shape
         masks = draw_masks(self.config.mask, count, height, width, generator=generator)
         return target * masks
+
+    def identity(self, loop: str) -> dict[str, Any]:
+        """What results of a loop depend on, by name."""
+        return {
+            "task": "inpainting",
+            "task_seed": self.seed,
+            **lasting(self.config, loop),
+            "augmentation": asdict(self.data.augmentation),
+            "data": self.data.fingerprint(),
+        }
 
     # Search
 
