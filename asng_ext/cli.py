@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import datetime
 import sys
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, TextIO, get_type_hints
 
 from asng_ext import __version__
+from asng_ext._checks import check_one_process
 from asng_ext.config import (
     RetrainConfig,
     SearchConfig,
@@ -27,8 +30,7 @@ __all__ = ["main"]
 _ERRORS = (
     ValueError,
     TypeError,
-    FileNotFoundError,
-    FileExistsError,
+    OSError,
     ImportError,
     FloatingPointError,
 )
@@ -38,13 +40,41 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit status."""
     args = _parser().parse_args(argv)
     try:
-        return int(args.run(args) or 0)
+        check_one_process()
+        with _plain_warnings():
+            return int(args.run(args) or 0)
     except _ERRORS as error:
         print(f"asng: error: {error}", file=sys.stderr)
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        words = str(error).partition("\n")[0] or "out of memory"
+        # PyTorch has no class of its own for what the CPU lacks.
+        if "out of memory" not in words and "can't allocate memory" not in words:
+            raise
+        print(f"asng: error: {words}; a smaller batch_size needs less", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nasng: interrupted; what is finished is kept", file=sys.stderr)
         return 130
+
+
+@contextlib.contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Warnings say what is to be known, and not where in the code."""
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        print(f"asng: warning: {message}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -177,7 +207,7 @@ def _search(args: argparse.Namespace) -> int:
         path = Path(args.config)
         from_file = load_toml(path.read_text(encoding="utf-8"), str(path))
     config = _config(KINDS[args.task], args, args.preset, from_file)
-    experiment = Experiment.create(args.out or _folder(args.task), config)
+    experiment = _create(args, args.task, config)
     experiment.search()
     print(f"architecture: {experiment.run.file('architecture.json')}")
     print(f"retrain it:   asng retrain {experiment.run.path}")
@@ -186,9 +216,7 @@ def _search(args: argparse.Namespace) -> int:
 
 def _demo(args: argparse.Namespace) -> int:
     kind = KINDS[args.task]
-    experiment = Experiment.create(
-        args.out or _folder(f"demo-{kind.name}"), _config(kind, args, kind.demo, {})
-    )
+    experiment = _create(args, f"demo-{kind.name}", _config(kind, args, kind.demo, {}))
     experiment.search()
     _report(experiment, experiment.retrain())
     return 0
@@ -232,9 +260,10 @@ def _report(experiment: Experiment, tested: Mapping[str, float]) -> None:
         print(f"  {path.name}")
 
 
-def _folder(name: str) -> Path:
-    now = datetime.datetime.now()
-    return Path("runs") / f"{name}-{now:%Y%m%d-%H%M%S}"
+def _create(args: argparse.Namespace, name: str, config: Mapping[str, Any]) -> Experiment:
+    """A new run in the folder that was asked for, or in one named after the time."""
+    path = args.out or Path("runs") / f"{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    return Experiment.create(path, config, another_name=args.out is None)
 
 
 if __name__ == "__main__":
