@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 from typing import Any
 
 import numpy as np
 
-__all__ = ["check_integer", "check_number"]
+__all__ = ["check_integer", "check_number", "check_one_process"]
 
 
 def check_integer(name: str, value: Any, low: int, end: int) -> None:
@@ -38,3 +39,13 @@ def check_number(
         if math.isfinite(bound)
     ]
     raise ValueError(f"{name} must be finite{''.join(' and ' + b for b in bounds)}, got {value}")
+
+
+def check_one_process() -> None:
+    """ValueError if this is one of several processes that share a run, as torchrun starts them."""
+    processes = os.environ.get("WORLD_SIZE", "")
+    if processes.isdigit() and int(processes) > 1:
+        raise ValueError(
+            f"a run on several processes is not supported, and WORLD_SIZE is {processes}: start "
+            "one process, without torchrun, and for several runs give each its own folder"
+        )

@@ -12,11 +12,13 @@ import shlex
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, get_type_hints
 
 from asng_ext import __version__
+from asng_ext._checks import check_one_process
 from asng_ext.config import RetrainConfig, SearchConfig, load_toml
 from asng_ext.progress import STDERR, say, tell
 from asng_ext.tasks import KINDS, TaskKind, toy_study
@@ -46,11 +48,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         except SystemExit:
             tell("", end="")  # finds out whether what --help printed can be written
             raise
-        with _without_hangup():
+        check_one_process()
+        with _without_hangup(), _plain_warnings():
             args.run(args)
         return 0
     except _ERRORS as error:
         say(STDERR, f"asng: error: {error}\n")
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        words = str(error).partition("\n")[0] or "out of memory"
+        # PyTorch has no class of its own for what the CPU lacks.
+        if "out of memory" not in words and "can't allocate memory" not in words:
+            raise
+        say(STDERR, f"asng: error: {words}; a smaller batch_size needs less\n")
         return 2
     except KeyboardInterrupt:
         go_on = getattr(args, "go_on", arguments)
@@ -83,6 +93,25 @@ def _discard_unwritten(stream: TextIO | None) -> None:
     except OSError:
         with contextlib.suppress(OSError), open(os.devnull, "w") as nowhere:
             os.dup2(nowhere.fileno(), stream.fileno())
+
+
+@contextlib.contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Warnings say what is to be known, and not where in the code."""
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        say(STDERR, f"asng: warning: {message}\n")
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -252,7 +281,8 @@ def _create(args: argparse.Namespace, name: str, config: Mapping[str, Any]) -> E
 
     if importlib.util.find_spec("tensorboard") is None:
         say(STDERR, "no events/ for TensorBoard: tensorboard is not installed\n")
-    experiment = Experiment.create(args.out or _folder(name), config)
+    path = args.out or Path("runs") / f"{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    experiment = Experiment.create(path, config, another_name=args.out is None)
     args.go_on = ["resume", str(experiment.run.path)]
     return experiment
 
@@ -315,11 +345,6 @@ def _report(experiment: Experiment, tested: Mapping[str, float]) -> None:
     tell(f"run folder: {experiment.run.path}")
     for path in sorted(experiment.run.path.iterdir()):
         tell(f"  {path.name}")
-
-
-def _folder(name: str) -> Path:
-    now = datetime.datetime.now()
-    return Path("runs") / f"{name}-{now:%Y%m%d-%H%M%S}"
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ def setting(
     choices: tuple[str, ...] | None = None,
     final: bool = False,
     neutral: bool = False,
+    only: str | None = None,
 ) -> Any:
     """A field of a config section.
 
@@ -51,10 +52,13 @@ def setting(
         choices: The values a string may have.
         final: Whether a setting of a task concerns the final network only, and so may still be
             changed after the search.
-        neutral: Whether results do not depend on it, so that it may change when a run goes on.
+        neutral: Whether results do not depend on it but for rounding, so that it may change when a
+            run goes on.
+        only: The loop, "search" or "retrain", on whose results alone it has an influence; None for
+            both.
     """
     limits = {"low": low, "high": high, "above": above, "below": below, "choices": choices}
-    kinds = {"final": final, "neutral": neutral}
+    kinds = {"final": final, "neutral": neutral, "only": only}
     return field(default=default, metadata={"help": help, **kinds, **limits})
 
 
@@ -119,7 +123,11 @@ class SearchConfig(Checked):
     delta_init: float = setting(1.0, "ASNG's initial trust-region radius δ⁰", above=0, high=1e6)
     margin: str = setting("paper", "lower bound of probabilities", choices=("paper", "catcma"))
     threads: int = setting(
-        0, "of PyTorch on the CPU; 0 leaves that to PyTorch", low=0, high=_MOST_THREADS
+        0,
+        "of PyTorch on the CPU; 0 leaves that to PyTorch",
+        low=0,
+        high=_MOST_THREADS,
+        neutral=True,
     )
     test_every: int = setting(
         1,
@@ -155,7 +163,11 @@ class RetrainConfig(Checked):
     )
     compile: bool = setting(False, "compile the network with torch.compile")
     threads: int = setting(
-        0, "of PyTorch on the CPU; 0 leaves that to PyTorch", low=0, high=_MOST_THREADS
+        0,
+        "of PyTorch on the CPU; 0 leaves that to PyTorch",
+        low=0,
+        high=_MOST_THREADS,
+        neutral=True,
     )
     test_every: int = setting(
         1, "epochs between tests; the last is always tested", low=1, high=_MOST_EPOCHS
@@ -182,12 +194,12 @@ def section_to_dict(section: Any) -> dict[str, Any]:
     return dataclasses.asdict(section)
 
 
-def lasting(section: Any) -> dict[str, Any]:
-    """The settings of a section on which results depend, by name."""
+def lasting(section: Any, loop: str | None = None) -> dict[str, Any]:
+    """The settings of a section on which results depend, by name; those of one loop, if given."""
     return {
         item.name: getattr(section, item.name)
         for item in dataclasses.fields(section)
-        if not item.metadata["neutral"]
+        if not item.metadata["neutral"] and (loop is None or item.metadata["only"] in (None, loop))
     }
 
 

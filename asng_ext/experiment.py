@@ -10,11 +10,12 @@ from typing import Any, TextIO
 import torch
 
 from asng_ext import __version__
-from asng_ext._checks import check_integer
+from asng_ext._checks import check_integer, check_one_process
+from asng_ext.checkpoints import fitting
 from asng_ext.config import RetrainConfig, SearchConfig, section_from, section_to_dict
 from asng_ext.optimizers import ASNG
 from asng_ext.progress import STDERR, say
-from asng_ext.retrain import CheckpointMismatchError, retrain
+from asng_ext.retrain import autocast, retrain
 from asng_ext.run import Metrics, RunFolder
 from asng_ext.search import search
 from asng_ext.space import Categorical
@@ -23,6 +24,7 @@ from asng_ext.tasks.protocol import Task
 
 __all__ = ["Experiment"]
 
+_ARCHITECTURE = "architecture.json"
 _LOOPS: dict[str, type[Any]] = {"search": SearchConfig, "retrain": RetrainConfig}
 
 
@@ -36,13 +38,15 @@ class Experiment:
         stream: Where progress is shown; None for nowhere.
 
     Raises:
-        ValueError, TypeError: If a setting is unknown, of the wrong type or out of its limits.
+        ValueError, TypeError: If a setting is unknown, of the wrong type or out of its limits, or
+            this is one of several processes that torchrun has started.
         FileNotFoundError: If the data are not where the settings say.
     """
 
     def __init__(
         self, run: RunFolder, config: Mapping[str, Any], stream: TextIO | None = STDERR
     ) -> None:
+        check_one_process()
         self.run = run
         self.stream = stream
         self.config = _checked(config)
@@ -64,12 +68,22 @@ class Experiment:
 
     @classmethod
     def create(
-        cls, path: Path | str, config: Mapping[str, Any], stream: TextIO | None = STDERR
+        cls,
+        path: Path | str,
+        config: Mapping[str, Any],
+        stream: TextIO | None = STDERR,
+        *,
+        another_name: bool = False,
     ) -> Experiment:
-        """An experiment in a new folder; nothing is written if a setting or the data are wrong."""
+        """An experiment in a new folder; nothing is written if a setting or the data are wrong.
+
+        With ``another_name`` the folder gets a number behind its name if there is one already.
+
+        Raises:
+            FileExistsError, BlockingIOError: As :meth:`RunFolder.create` does.
+        """
         experiment = cls(RunFolder(path), config, stream)
-        experiment.run = RunFolder.create(path)
-        experiment.run.write_config(experiment.config)
+        experiment.run = RunFolder.create(path, experiment.config, another_name=another_name)
         return experiment
 
     @classmethod
@@ -93,8 +107,10 @@ class Experiment:
         """
         run = RunFolder.open(path)
         config = run.read_config()
-        for section, values in {**(loops or {}), config.get("task", ""): task or {}}.items():
-            config[section] = {**config.get(section, {}), **values}
+        given = {**(loops or {}), **({str(config.get("task")): task} if task else {})}
+        for section, values in given.items():
+            if isinstance(before := config.get(section, {}), Mapping):
+                config[section] = {**before, **values}
         if device is not None:
             config["device"] = device
         return cls(run, config, stream)
@@ -105,27 +121,28 @@ class Experiment:
         Writes search.csv, search.pt, architecture.json and pictures.
         """
         optimizer = self.optimizer()
-        result = search(
-            self.task,
-            optimizer,
-            self.search_config,
-            seed=self.seed,
-            run=self.run,
-            stream=self.stream,
-        )
-        theta = optimizer.theta.categorical
-        names = list(self.task.space.categorical)
-        self.run.write_json(
-            "architecture.json",
-            {
-                "task": self.config["task"],
-                "version": __version__,
-                "architecture": result.architecture,
-                "probabilities": {name: float(row.max()) for name, row in zip(names, theta)},
-                "network": dict(self.task.summary(result.architecture)),
-            },
-        )
-        self._draw_search(result.architecture, result.rows, theta)
+        with self.run.lock():
+            result = search(
+                self.task,
+                optimizer,
+                self.search_config,
+                seed=self.seed,
+                run=self.run,
+                stream=self.stream,
+            )
+            theta = optimizer.theta.categorical
+            names = list(self.task.space.categorical)
+            self.run.write_json(
+                _ARCHITECTURE,
+                {
+                    "task": self.config["task"],
+                    "version": __version__,
+                    "architecture": result.architecture,
+                    "probabilities": {name: float(row.max()) for name, row in zip(names, theta)},
+                    "network": dict(self.task.summary(result.architecture)),
+                },
+            )
+            self._draw_search(result.architecture, result.rows, theta)
         return result.architecture
 
     def optimizer(self) -> ASNG:
@@ -153,60 +170,94 @@ class Experiment:
             FileNotFoundError: If the search has not finished.
             ValueError: If architecture.json is not one of this task.
         """
-        content = self.run.read_json("architecture.json")
+        return self._found()[1]
+
+    def _found(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What architecture.json holds, and the architecture in it."""
+        path, resume = self.run.file(_ARCHITECTURE), f"`asng resume {self.run.path}`"
+        if not path.exists():
+            raise FileNotFoundError(
+                f"{path} is missing: the search has not finished; continue it with {resume}"
+            )
+        content = self.run.read_json(_ARCHITECTURE)
         values = content.get("architecture")
         if content.get("task") != self.config["task"] or not isinstance(values, dict):
             raise ValueError(
-                f"{self.run.file('architecture.json')} must hold the architecture of a "
-                f"{self.config['task']} task"
+                f"{path} must hold the architecture of a {self.config['task']} task; "
+                f"{resume} writes it anew"
             )
-        self.task.space.encode(values)
-        return values
+        with fitting(path, f"{resume} writes it anew"):
+            self.task.space.encode(values)
+        return content, values
 
     def retrain(self) -> dict[str, float]:
         """Retrains the architecture, or goes on doing so; returns its test metrics.
 
         Writes config.toml with the settings used, retrain.csv, retrain.pt, network.pt,
-        results.json and a picture.
+        results.json, the size of the network into architecture.json, and a picture.
         """
-        values = self.architecture()
-        before = self.run.read_config()
-        # Written first, so that an interrupted retraining goes on with the settings it began with.
-        self.run.write_config(self.config)
-        try:
-            network, tested = retrain(
-                self.task,
-                values,
-                self.retrain_config,
-                seed=self.seed,
-                run=self.run,
-                stream=self.stream,
+        with self.run.lock():
+            content, values = self._found()
+            before = self.run.read_config()
+            # Written first, so that an interrupted retraining goes on with the settings it began
+            # with.
+            self.run.write_config(self.config)
+            try:
+                network, tested = retrain(
+                    self.task,
+                    values,
+                    self.retrain_config,
+                    seed=self.seed,
+                    run=self.run,
+                    stream=self.stream,
+                )
+            except ValueError:  # of a checkpoint: nothing has been trained
+                self.run.write_config(before)
+                raise
+            # The settings of the network may have changed since the search.
+            self.run.write_json(
+                _ARCHITECTURE, {**content, "network": dict(self.task.summary(values))}
             )
-        except CheckpointMismatchError:
-            self.run.write_config(before)
-            raise
-        rows = Metrics(self.run.file("retrain.csv"), keep=self.retrain_config.epochs).rows
-        plots = _plots(self.stream)
-        if plots is not None:
-            plots.plot_retrain(rows, self.run.file("retrain.png"))
-            self.task.draw_results(network, self.run.path)
+            rows = Metrics(self.run.file("retrain.csv"), keep=self.retrain_config.epochs).rows
+            plots = _plots(self.stream)
+            if plots is not None:
+                plots.plot_retrain(rows, self.run.file("retrain.png"))
+                self.task.draw_results(network, self.run.path)
         return tested
 
     def evaluate(self) -> dict[str, float]:
-        """Test metrics of the retrained network.
+        """Test metrics of the retrained network, which is built from the settings that are saved
+        with it: those in config.toml may be of a retraining that has not finished.
 
         Raises:
             FileNotFoundError: If there is none yet.
+            ValueError: If network.pt is damaged or not of this task.
         """
-        state = self.run.load("network.pt")
-        if state is None:
-            raise FileNotFoundError(
-                f"{self.run.file('network.pt')} is missing: "
-                f"run `asng retrain {self.run.path}` first"
-            )
-        network = self.task.network(state["architecture"])
-        network.load_state_dict(state["network"])
-        return self.task.test(network)
+        path, again = self.run.file("network.pt"), f"`asng retrain {self.run.path}`"
+        if not path.exists():
+            raise FileNotFoundError(f"{path} is missing: run {again} first")
+        try:
+            state = self.run.load("network.pt")
+        except ValueError as error:
+            raise ValueError(f"{error}; {again} writes it anew") from None
+        assert state is not None
+        name = self.config["task"]
+        with fitting(path, f"{again} writes it anew"):
+            made_with = dict(state.get("identity", {}))  # earlier versions did not save it
+            if made_with.get("task", name) != name:
+                raise ValueError(f"it is of a {made_with['task']} task, not {name}")
+            own = {
+                key: made_with[key]
+                for key in self.config[name]
+                if key in made_with and key != "data"  # which is where it is now
+            }
+            config = {**self.config, name: {**self.config[name], **own}}
+        task = self.task if config == self.config else Experiment(self.run, config, None).task
+        with fitting(path, f"{again} writes it anew"):
+            network = task.network(state["architecture"])
+            network.load_state_dict(state["network"])
+        with autocast(made_with.get("precision", self.retrain_config.precision), self.device):
+            return task.test(network)
 
     def _draw_search(
         self, architecture: Mapping[str, Any], rows: list[dict[str, float]], theta: Any
@@ -238,6 +289,8 @@ def _checked(config: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"unknown settings {unknown}; there are {sorted(known)}")
     check_integer("seed", checked.get("seed"), 0, 2**63)
     for name, kind in sections.items():
+        if not isinstance(checked.get(name, {}), Mapping):
+            raise ValueError(f"[{name}] must be a table of settings, got {checked[name]!r}")
         try:
             checked[name] = section_to_dict(section_from(kind, checked.get(name, {})))
         except (ValueError, TypeError) as error:

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any, TextIO, cast
 
 import torch
 from torch import nn
 
-from asng_ext.config import RetrainConfig, section_to_dict
+from asng_ext.checkpoints import (
+    computed_by,
+    differences,
+    fitting,
+    identity,
+    progress_of,
+    warn_if_elsewhere,
+)
+from asng_ext.config import RetrainConfig, lasting
 from asng_ext.progress import STDERR, Progress
 from asng_ext.run import Metrics, RunFolder
 from asng_ext.tasks.protocol import RetrainTask
@@ -24,7 +33,7 @@ from asng_ext.training import (
     set_learning_rate,
 )
 
-__all__ = ["CheckpointMismatchError", "retrain"]
+__all__ = ["CheckpointMismatchError", "autocast", "retrain"]
 
 
 class CheckpointMismatchError(ValueError):
@@ -55,11 +64,17 @@ def retrain(
         The network and its test metrics.
 
     Raises:
-        FloatingPointError: If the training loss becomes NaN or infinite.
+        FloatingPointError: If the training loss or a weight becomes NaN or infinite. The checkpoint
+            before stays.
         CheckpointMismatchError: If the checkpoint in ``run`` is of other settings or another
             architecture.
+        ValueError: If it is damaged, and the one before, too.
+        BlockingIOError: If another process uses ``run``.
+
+    Warns:
+        UserWarning: As :func:`asng_ext.search.search` does.
     """
-    with cpu_threads(config.threads):
+    with run.lock() if run else contextlib.nullcontext(), cpu_threads(config.threads):
         return _retrain(task, values, config, seed, run, stream)
 
 
@@ -75,10 +90,12 @@ def _retrain(
         network = task.network(values)
     device = next(network.parameters()).device
     optimizer = make_optimizer(network, config)
-    first_epoch = _resume(run, network, optimizer, values, config)
+    made_with = identity("retrain", task, seed, lasting(config))
+    first_epoch, known = _resume(run, network, optimizer, values, config, made_with)
     # Compiled after the weights are in place; state dicts are those of the plain network.
     runner = cast(nn.Module, torch.compile(network)) if config.compile else network
-    metrics = Metrics(run.file("retrain.csv"), keep=first_epoch) if run else None
+    metrics = Metrics(run.file("retrain.csv"), first_epoch, known) if run else None
+    rows: list[dict[str, float]] = metrics.rows if metrics else []
     events = run.events("retrain") if run and first_epoch < config.epochs else None
 
     schedule = cosine if config.schedule == "cosine" else in_steps
@@ -95,7 +112,7 @@ def _retrain(
                 rate = schedule(config.learning_rate, epoch * steps + step, config.epochs * steps)
                 set_learning_rate(optimizer, rate)
                 optimizer.zero_grad()
-                with _autocast(config, device):
+                with autocast(config.precision, device):
                     loss, further = task.training_loss(runner, batch)
                 loss.backward()  # type: ignore[no-untyped-call]
                 nn.utils.clip_grad_norm_(network.parameters(), config.gradient_clip)
@@ -104,38 +121,50 @@ def _retrain(
                 if progress.due():
                     progress.draw(epoch * steps + step + 1, _shown(means.read()))
         row = {"epoch": float(epoch + 1), **means.read(), "learning_rate": rate}
-        check_convergent(row)
+        check_convergent(row, network)
         if (epoch + 1) % config.test_every == 0 or epoch + 1 == config.epochs:
-            with _autocast(config, device):
+            with autocast(config.precision, device):
                 tested = task.test(network)
-            row |= {f"test_{name}": value for name, value in tested.items()}
+            row |= {f"test_{name}": float(value) for name, value in tested.items()}
+        rows.append(row)
         if run and metrics and events:
-            metrics.add(row)
-            events.add(row)
             run.save(
                 "retrain.pt",
                 {
                     "epochs_done": epoch + 1,
-                    "config": section_to_dict(config),
+                    "rows": rows,
+                    "identity": made_with,
                     "architecture": dict(values),
+                    "computed_by": computed_by(device),
                     "network": network.state_dict(),
                     "optimizer": optimizer.state_dict(),
                 },
+                keep_previous=True,
             )
+            metrics.write()
+            events.add(row)
         progress.line((epoch + 1) * steps, _shown(row))
     if events:
         events.close()
     if not tested:
-        with _autocast(config, device):
+        with autocast(config.precision, device):
             tested = task.test(network)
     if run:
-        run.save("network.pt", {"architecture": dict(values), "network": network.state_dict()})
+        run.save(
+            "network.pt",
+            {
+                "architecture": dict(values),
+                "network": network.state_dict(),
+                "identity": made_with,
+            },
+        )
         run.write_json("results.json", tested)
     return network, tested
 
 
-def _autocast(config: RetrainConfig, device: torch.device) -> torch.autocast:
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.precision == "bfloat16")
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """What the network of a retraining with that ``precision`` runs in."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
 
 
 def _shown(row: dict[str, float]) -> dict[str, float]:
@@ -155,22 +184,28 @@ def _resume(
     optimizer: torch.optim.Optimizer,
     values: Mapping[str, Any],
     config: RetrainConfig,
-) -> int:
-    """Loads the checkpoint, if there is one; returns how many epochs are done."""
-    state = run.load("retrain.pt") if run else None
-    if run is None or state is None:
-        return 0
-    if state["config"] != section_to_dict(config) or state["architecture"] != dict(values):
+    made_with: dict[str, Any],
+) -> tuple[int, list[dict[str, float]] | None]:
+    """Loads the checkpoint, if there is one; returns how many epochs are done, and their metrics,
+    None for those in the table."""
+    checkpoint = run.load_checkpoint("retrain.pt") if run else None
+    if run is None or checkpoint is None:
+        return 0, None
+    path, state = checkpoint
+    with fitting(path):
+        # Earlier versions knew the settings of the loop only.
+        saved = dict(state["identity"] if "identity" in state else state["config"])
+        changed = differences(path, saved, made_with)
+        another = state["architecture"] != dict(values)
+    if changed or another:
+        other = f"other settings: {changed}" if changed else "another architecture"
         raise CheckpointMismatchError(
-            f"the retraining in {run.path} was begun with other settings or another architecture; "
-            f"to begin anew, remove {run.file('retrain.pt')}"
+            f"the retraining in {run.path} was begun with {other}; to begin anew, remove {path}"
         )
-    try:
+    with fitting(path):
+        done, rows = progress_of(state, config.epochs)
         network.load_state_dict(state["network"])
-    except RuntimeError:
-        raise CheckpointMismatchError(
-            f"the retraining in {run.path} was begun with another network of the architecture; "
-            f"to begin anew, remove {run.file('retrain.pt')}"
-        ) from None
-    restore_optimizer(optimizer, state["optimizer"])
-    return int(state["epochs_done"])
+        restore_optimizer(optimizer, state["optimizer"])
+        if done < config.epochs:
+            warn_if_elsewhere(path, state, next(network.parameters()).device)
+    return done, rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TextIO
@@ -9,6 +10,14 @@ from typing import Any, TextIO
 import torch
 from torch import nn
 
+from asng_ext.checkpoints import (
+    computed_by,
+    differences,
+    fitting,
+    identity,
+    progress_of,
+    warn_if_elsewhere,
+)
 from asng_ext.config import SearchConfig, lasting
 from asng_ext.graphs import CudaGraphs, GraphBackend, Replayed
 from asng_ext.progress import STDERR, Progress
@@ -77,10 +86,16 @@ def search(
             nothing elsewhere.
 
     Raises:
-        FloatingPointError: If the training loss becomes NaN or infinite.
-        ValueError: If the checkpoint in ``run`` is of a search with other settings.
+        FloatingPointError: If the training loss or a weight becomes NaN or infinite, or no loss of
+            an epoch that was to move the distribution is finite. The checkpoint before stays.
+        ValueError: If the checkpoint in ``run`` is of a search with other settings, or damaged.
+        BlockingIOError: If another process uses ``run``.
+
+    Warns:
+        UserWarning: If the checkpoint was computed with another number of threads, instruction set,
+            device or PyTorch, or is damaged, and the one before is used.
     """
-    with cpu_threads(config.threads):
+    with run.lock() if run else contextlib.nullcontext(), cpu_threads(config.threads):
         return _search(task, optimizer, config, seed, run, stream, graphs)
 
 
@@ -102,8 +117,9 @@ def _search(
     # Also where graphs are off: the numbers are to be the same.
     sgd = make_optimizer(supernet, config, capturable=graphs is not None and obstacle is None)
     obstacle = obstacle or _obstacle(SGD=sgd)
-    first_epoch = _resume(run, supernet, sgd, optimizer, config)
-    metrics = Metrics(run.file("search.csv"), keep=first_epoch) if run else None
+    made_with = identity("search", task, seed, lasting(config))
+    first_epoch, known = _resume(run, supernet, sgd, optimizer, config, made_with)
+    metrics = Metrics(run.file("search.csv"), first_epoch, known) if run else None
     events = run.events("search") if run and first_epoch < config.epochs else None
     rows: list[dict[str, float]] = metrics.rows if metrics else []
 
@@ -130,23 +146,39 @@ def _search(
                     shown = _shown(means.read(), optimizer)
                     progress.draw(epoch * steps + step + 1, shown)
         row = {"epoch": float(epoch + 1), **means.read()}
+        if row.pop("theta_without_loss") == 1:
+            raise FloatingPointError(
+                f"no loss of the search's epoch {epoch + 1} that was to move the distribution is "
+                "finite; lower learning_rate, and see what losses the task gives without gradients"
+            )
         row |= {
             "convergence": optimizer.convergence,
             "delta": optimizer.delta,
             "learning_rate": rate,
         }
-        check_convergent(row)
+        check_convergent(row, supernet)
         if config.test_every and (
             (epoch + 1) % config.test_every == 0 or epoch + 1 == config.epochs
         ):
             tested = task.test_supernet(supernet, optimizer.recommend())
-            row |= {f"test_{name}": value for name, value in tested.items()}
+            row |= {f"test_{name}": float(value) for name, value in tested.items()}
+        rows.append(row)
         if run and metrics and events:
-            metrics.add(row)
+            run.save(
+                "search.pt",
+                {
+                    "epochs_done": epoch + 1,
+                    "rows": rows,
+                    "identity": made_with,
+                    "computed_by": computed_by(device),
+                    "supernet": supernet.state_dict(),
+                    "sgd": sgd.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                },
+                keep_previous=True,
+            )
+            metrics.write()
             events.add(row)
-            _checkpoint(run, supernet, sgd, optimizer, config, epoch + 1)
-        else:
-            rows.append(row)
         progress.line((epoch + 1) * steps, _shown(row, optimizer))
     if events:
         events.close()
@@ -228,7 +260,8 @@ class _Iteration:
         with torch.no_grad(), frozen_batch_norm(self.supernet):
             losses, metrics = self.task.losses(self.supernet, batch, samples)
         self.optimizer.tell(samples, losses)
-        self.means.add({"loss": losses.mean(), **metrics}, "theta_")
+        failed = (~losses.isfinite()).all()  # such a step moves nothing
+        self.means.add({"loss": losses.mean(), **metrics, "without_loss": failed}, "theta_")
 
 
 def _shown(row: dict[str, float], optimizer: Optimizer) -> dict[str, float]:
@@ -243,46 +276,34 @@ def _shown(row: dict[str, float], optimizer: Optimizer) -> dict[str, float]:
     return shown | {"convergence": optimizer.convergence, "δ": optimizer.delta}
 
 
-def _checkpoint(
-    run: RunFolder,
-    supernet: nn.Module,
-    sgd: torch.optim.Optimizer,
-    optimizer: Optimizer,
-    config: SearchConfig,
-    epochs_done: int,
-) -> None:
-    run.save(
-        "search.pt",
-        {
-            "epochs_done": epochs_done,
-            "config": lasting(config),
-            "supernet": supernet.state_dict(),
-            "sgd": sgd.state_dict(),
-            "optimizer": optimizer.state_dict(),
-        },
-    )
-
-
 def _resume(
     run: RunFolder | None,
     supernet: nn.Module,
     sgd: torch.optim.Optimizer,
     optimizer: Optimizer,
     config: SearchConfig,
-) -> int:
-    """Loads the checkpoint, if there is one; returns how many epochs are done."""
-    state = run.load("search.pt") if run else None
-    if run is None or state is None:
-        return 0
-    settings = lasting(config)
-    saved = {name: state["config"].get(name) for name in settings}
-    if saved != settings:
-        changed = sorted(name for name in settings if saved[name] != settings[name])
+    made_with: dict[str, Any],
+) -> tuple[int, list[dict[str, float]] | None]:
+    """Loads the checkpoint, if there is one; returns how many epochs are done, and their metrics,
+    None for those in the table."""
+    checkpoint = run.load_checkpoint("search.pt") if run else None
+    if run is None or checkpoint is None:
+        return 0, None
+    path, state = checkpoint
+    with fitting(path):
+        # Earlier versions knew the settings of the loop only.
+        saved = dict(state["identity"] if "identity" in state else state["config"])
+        changed = differences(path, saved, made_with)
+    if changed:
         raise ValueError(
-            f"the search in {run.path} was begun with other settings ({', '.join(changed)}); "
+            f"the search in {run.path} was begun with other settings: {changed}; "
             "continue it with the same, or search in another folder"
         )
-    supernet.load_state_dict(state["supernet"])
-    restore_optimizer(sgd, state["sgd"])
-    optimizer.load_state_dict(state["optimizer"])
-    return int(state["epochs_done"])
+    with fitting(path):
+        done, rows = progress_of(state, config.epochs)
+        supernet.load_state_dict(state["supernet"])
+        restore_optimizer(sgd, state["sgd"])
+        optimizer.load_state_dict(state["optimizer"])
+        if done < config.epochs:
+            warn_if_elsewhere(path, state, next(supernet.parameters()).device)
+    return done, rows

@@ -39,12 +39,22 @@ def in_steps(start: float, done: int, total: int) -> float:
     return start * 0.1 ** ((5 * done >= 2 * total) + (5 * done >= 4 * total))
 
 
-def check_convergent(row: Mapping[str, float]) -> None:
-    """FloatingPointError if the "train_loss" of an epoch's row is NaN or infinite."""
-    if not math.isfinite(row["train_loss"]):
+def check_convergent(row: Mapping[str, float], model: nn.Module) -> None:
+    """FloatingPointError if a training has diverged: before its last checkpoint is replaced.
+
+    Args:
+        row: Metrics of an epoch, none of which but "train_loss" and "convergence" must be finite.
+        model: Its weights must be, too: the last step may have spoilt them.
+    """
+    spoilt = [name for name in ("train_loss", "convergence") if not math.isfinite(row.get(name, 0))]
+    weights = [weight for weight in model.parameters() if weight.numel()]
+    largest = nn.utils.get_total_norm(weights, math.inf)
+    if not spoilt and not math.isfinite(largest):
+        spoilt = ["a weight"]
+    if spoilt:
         raise FloatingPointError(
-            f"training diverged in epoch {row['epoch']:.0f}: train_loss is {row['train_loss']}; "
-            "lower learning_rate"
+            f"training diverged in epoch {row['epoch']:.0f}: {' and '.join(spoilt)} is NaN or "
+            "infinite; lower learning_rate"
         )
 
 

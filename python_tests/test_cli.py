@@ -40,7 +40,8 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_search_writes_a_run_folder(searched: Path) -> None:
     names = {path.name for path in searched.iterdir()}
-    expected = {"config.toml", "search.csv", "search.pt", "architecture.json", "events"}
+    expected = {"config.toml", "search.csv", "architecture.json", "events"}
+    expected |= {"search.pt", "search.prev.pt"}
     pictures = {"architecture.png", "search.png", "theta.png"}
     assert names == expected | pictures
     found = json.loads((searched / "architecture.json").read_text())
@@ -75,12 +76,58 @@ def test_a_refused_retraining_changes_nothing(
     (folder / "retrain.pt").unlink(missing_ok=True)
     assert asng("retrain", folder, "--epochs", 1) == 0
     before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
-    for refused in (["--epochs", 2], ["--epochs", 1, "--final-channels", 7]):
+    for refused in (["--epochs", 2], ["--epochs", 1, "--final-channels", 7, "--cutout", 2]):
         assert asng("retrain", folder, *refused) == 2
         assert "was begun with" in capsys.readouterr().err
         after = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
         assert after == before
     assert asng("retrain", folder) == 0
+
+
+def test_what_is_said_of_the_network_is_true_of_network_pt(
+    searched: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(searched, folder)
+
+    def begin_anew() -> None:
+        for name in ("retrain.pt", "retrain.prev.pt"):
+            (folder / name).unlink(missing_ok=True)
+
+    begin_anew()
+    options = ["--epochs=1", "--final-channels=5", "--final-cells=4", "--precision=bfloat16"]
+    assert asng("retrain", folder, *options) == 0
+    found = json.loads((folder / "architecture.json").read_text())
+    state = RunFolder(folder).load("network.pt")
+    assert state is not None
+    weights = sum(
+        state["network"][name].numel()
+        for name, _ in Experiment.open(folder)
+        .task.network(found["architecture"])
+        .named_parameters()
+    )
+    network = found["network"]
+    assert (network["channels"], network["cells"]) == (5, 4)
+    assert network["parameters"] + network["parameters_auxiliary"] == weights
+    results = json.loads((folder / "results.json").read_text())
+
+    begin_anew()
+    capsys.readouterr()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            RunFolder, "save", lambda *args, **options: (_ for _ in ()).throw(MemoryError)
+        )
+        assert asng("retrain", folder, "--final-channels=7", "--precision=float32") == 2
+    assert "out of memory" in capsys.readouterr().err
+    assert RunFolder(folder).read_config()["classification"]["final_channels"] == 7
+    assert asng("evaluate", folder) == 0  # the network that is there
+    printed = capsys.readouterr().out
+    assert printed == "".join(f"test {name}: {value:.4f}\n" for name, value in results.items())
+    (folder / "network.pt").write_bytes(b"")
+    assert asng("evaluate", folder) == 2
+    error = capsys.readouterr().err
+    assert "network.pt is not a complete checkpoint" in error
+    assert f"`asng retrain {folder}` writes it anew" in error
 
 
 def test_resume_of_a_finished_search_changes_nothing(searched: Path) -> None:
@@ -173,6 +220,7 @@ def test_a_full_folder_is_not_overwritten(
         ("x = " + "[" * 5000, "not valid TOML"),
         ("x = " + "9" * 5000, "not valid TOML"),
         ('task = "chess"', "task must be"),
+        ("a = " + "[" * 100_000, "settings.toml is not valid TOML"),
     ],
 )
 def test_bad_settings_files(
@@ -193,15 +241,92 @@ def test_a_broken_run_folder_is_named(tmp_path: Path, capsys: pytest.CaptureFixt
     args = cli._parser().parse_args(["search", "classification", *options])
     Experiment.create(folder, cli._config(KINDS["classification"], args, None, {}), stream=None)
     assert asng("retrain", folder) == 2
-    assert "architecture.json is missing" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "architecture.json is missing" in error
+    assert f"continue it with `asng resume {folder}`" in error
     (folder / "architecture.json").write_text("{")
     assert asng("retrain", folder) == 2
     assert "not valid JSON" in capsys.readouterr().err
     (folder / "architecture.json").write_text('{"task": "classification", "architecture": {}}')
     assert asng("retrain", folder) == 2
     assert "missing" in capsys.readouterr().err
+    (folder / "architecture.json").write_text("[" * 100_000)
+    assert asng("retrain", folder) == 2
+    assert "not valid JSON" in capsys.readouterr().err
     assert asng("evaluate", folder) == 2
     assert "network.pt is missing" in capsys.readouterr().err
+    (folder / "search.pt").mkdir()
+    assert asng("resume", folder) == 2
+    assert "search.pt" in capsys.readouterr().err
+    config = RunFolder(folder).read_config()
+    RunFolder(folder).write_config(config | {"search": 3})
+    assert asng("resume", folder) == 2
+    assert "[search] must be a table of settings, got 3" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("always")
+def test_warnings_are_one_line(
+    searched: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(searched, folder)
+    (folder / "search.pt").write_bytes(b"")
+    assert asng("resume", folder) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert [line for line in lines if "warning" in line.lower()] == [
+        f"asng: warning: {folder / 'search.pt'} is not a complete checkpoint: File is not a zip "
+        "file; going on from search.prev.pt"
+    ]
+    assert (folder / "search.csv").read_bytes() == (searched / "search.csv").read_bytes()
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("can't allocate memory: 9 bytes")])
+def test_a_lack_of_memory_is_no_traceback(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "_resume", fail)
+    assert asng("resume", "somewhere") == 2
+    assert "memory" in (words := capsys.readouterr().err)
+    assert words.endswith("a smaller batch_size needs less\n")
+
+
+def test_other_runtime_errors_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("an illegal memory access")
+
+    monkeypatch.setattr(cli, "_resume", fail)
+    with pytest.raises(RuntimeError, match="illegal"):
+        asng("resume", "somewhere")
+
+
+def test_several_processes_are_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    folder = tmp_path / "run"
+    assert asng("search", "classification", *small.OPTIONS, "--out", folder) == 2
+    assert "several processes is not supported" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="WORLD_SIZE is 2"):
+        Experiment.create(folder, {"task": "classification"})
+    assert not folder.exists()
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    args = cli._parser().parse_args(["search", "classification", *small.OPTIONS])
+    config = cli._config(KINDS["classification"], args, None, {})
+    Experiment.create(folder, config, stream=None)
+
+
+def test_runs_without_a_folder_get_one_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    args = cli._parser().parse_args(["search", "classification", *small.OPTIONS])
+    config = cli._config(KINDS["classification"], args, None, {})
+    folders = {cli._create(args, "digits", config).run.path for _ in range(3)}
+    assert len(folders) == 3
+    assert all(folder.parent == Path("runs") for folder in folders)
 
 
 def asng_process(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:

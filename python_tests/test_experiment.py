@@ -10,10 +10,11 @@ import small
 import torch
 
 from asng_ext import _libraries, experiment
-from asng_ext.config import section_to_dict
+from asng_ext.config import lasting, section_to_dict
 from asng_ext.experiment import Experiment
 from asng_ext.nn import CellSupernet
 from asng_ext.run import RunFolder
+from asng_ext.tasks import KINDS
 
 
 @pytest.mark.parametrize(
@@ -60,3 +61,36 @@ def test_compiled_operators_that_cannot_be_used_on_the_gpu_are_named(
     task.device = torch.device("cuda")
     with pytest.raises(RuntimeError, match="_C_cuda was not built"):
         task.supernet()
+
+
+@pytest.mark.parametrize(
+    ("kind", "search_only", "retrain_only"),
+    [
+        (
+            "classification",
+            {"cells", "channels", "implementation", "precision"},
+            {"final_cells", "final_channels", "parameter_limit", "drop_path", "auxiliary_weight"},
+        ),
+        ("inpainting", {"precision"}, {"network", "base_channels"}),
+    ],
+)
+def test_a_loop_depends_on_its_own_settings(
+    kind: str, search_only: set[str], retrain_only: set[str]
+) -> None:
+    section = KINDS[kind].config()
+    of_search, of_retrain = lasting(section, "search"), lasting(section, "retrain")
+    assert set(of_search) - set(of_retrain) == search_only
+    assert set(of_retrain) - set(of_search) == retrain_only
+    assert {**of_search, **of_retrain} == section_to_dict(section)
+
+
+def test_other_data_have_another_fingerprint() -> None:
+    data = small.data()
+    fingerprint = data.fingerprint()
+    assert fingerprint == small.data().fingerprint()
+    assert fingerprint.startswith("121 + 50 images 8×8×1, 10 classes, ")
+    for tensor in (data.train.labels, data.test.images):
+        tensor[-1] += 1
+        changed = data.fingerprint()
+        tensor[-1] -= 1
+        assert changed != fingerprint

@@ -13,7 +13,7 @@ from torch import nn
 
 import asng_ext as asng
 from asng_ext.nn import CellNetwork, parameter_count
-from asng_ext.retrain import retrain
+from asng_ext.retrain import CheckpointMismatchError, retrain
 from asng_ext.run import Metrics, RunFolder
 
 
@@ -102,9 +102,57 @@ def test_another_architecture_is_not_mixed_in(tmp_path: Path) -> None:
     retrain(task, architecture(task), config, seed=0, run=run, stream=None)
     with pytest.raises(ValueError, match="another architecture"):
         retrain(task, architecture(task, seed=8), config, seed=0, run=run, stream=None)
-    wider = small.task(final_channels=9)
-    with pytest.raises(ValueError, match="another network"):
-        retrain(wider, architecture(task), config, seed=0, run=run, stream=None)
+    others = {
+        "final_channels was 0 and is 9": (small.task(final_channels=9), 0),
+        "cutout was -1 and is 2": (small.task(cutout=2), 0),
+        "drop_path was 0.2 and is 0.1": (small.task(drop_path=0.1), 0),
+        "seed was 0 and is 1": (task, 1),
+    }
+    for words, (other, seed) in others.items():
+        with pytest.raises(CheckpointMismatchError, match=words):
+            retrain(other, architecture(task), config, seed=seed, run=run, stream=None)
+    # The supernet's size has no influence.
+    retrain(small.task(cells=4), architecture(task), config, seed=0, run=run, stream=None)
+
+
+def test_a_damaged_checkpoint_costs_an_epoch_and_changes_nothing(tmp_path: Path) -> None:
+    task = small.task()
+    values = architecture(task)
+    run = RunFolder.create(tmp_path / "run")
+    config = replace(small.RETRAIN, epochs=2)
+    retrain(task, values, config, seed=0, run=run, stream=None)
+    names = ("retrain.csv", "results.json")
+    before = {name: run.file(name).read_bytes() for name in names}
+    whole = run.load("retrain.pt"), run.load("network.pt")
+    run.file("retrain.pt").write_bytes(run.file("retrain.pt").read_bytes()[:-9])
+    run.file("retrain.csv").write_text("somebody's own")
+    with pytest.warns(UserWarning, match=r"going on from retrain\.prev\.pt"):
+        retrain(task, values, config, seed=0, run=run, stream=None)
+    assert small.equal((run.load("retrain.pt"), run.load("network.pt")), whole)
+    assert {name: run.file(name).read_bytes() for name in names} == before
+
+
+def test_a_last_step_that_spoils_the_weights_keeps_the_checkpoint(tmp_path: Path) -> None:
+    task = small.task()
+    training_loss, steps = task.training_loss, 0
+
+    def spoils(network: nn.Module, batch: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        loss, metrics = training_loss(network, batch)
+        if steps == 2 * task.retrain_steps:
+            # Adds 0 to the loss and NaN to the gradient.
+            loss = loss + (0 * next(network.parameters())).abs().sqrt().sum()
+        return loss, metrics
+
+    task.training_loss = spoils  # type: ignore[method-assign]
+    run = RunFolder.create(tmp_path / "run")
+    with pytest.raises(FloatingPointError, match="epoch 2: a weight is NaN"):
+        retrain(task, architecture(task), small.RETRAIN, seed=0, run=run, stream=None)
+    state = run.load("retrain.pt")
+    assert state is not None
+    assert state["epochs_done"] == 1
+    assert not run.file("network.pt").exists()
 
 
 def test_drop_path_grows_to_its_rate() -> None:

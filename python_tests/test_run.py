@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import io
 import math
+import os
+import random
+import re
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import IO
 
 import pytest
+import small
 import torch
 from recording import RecordingGraphs
 
@@ -42,20 +53,84 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
 
-def test_metrics_keep_rows_up_to_a_checkpoint(tmp_path: Path) -> None:
-    metrics = Metrics(tmp_path / "metrics.csv")
-    metrics.add({"epoch": 1, "loss": 0.1})
-    metrics.add({"epoch": 2, "loss": 1 / 3, "test": math.nan})
-    metrics.add({"epoch": 3, "loss": 0.25})
-    again = Metrics(tmp_path / "metrics.csv", keep=2)
+def _write(text: bytes, file: IO[bytes]) -> None:
+    file.write(text)
+
+
+def test_what_was_there_is_kept_under_another_name(tmp_path: Path) -> None:
+    path, previous = tmp_path / "file", tmp_path / "previous"
+    for text in (b"one", b"two", b"three"):
+        write_atomically(path, partial(_write, text), previous=previous)
+    assert (path.read_text(), previous.read_text()) == ("three", "two")
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [
+        (errno.ENOSPC, "No space left on device; free some space"),
+        (errno.EROFS, "Read-only file system; make the file system writable"),
+        (errno.EACCES, "Permission denied; change its permissions"),
+    ],
+)
+def test_what_cannot_be_written_is_named_with_a_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, remedy: str
+) -> None:
+    def refuse(*paths: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    run = RunFolder.create(tmp_path / "run")
+    run.save("search.pt", {"n": 1})
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", refuse)
+        with pytest.raises(OSError, match=re.escape(remedy)) as caught:
+            run.save("search.pt", {"n": 2}, keep_previous=True)
+    assert caught.value.filename == str(run.file("search.pt"))
+    assert run.load("search.pt") == {"n": 1}
+    assert [entry.name for entry in run.path.iterdir()] == ["search.pt"]
+
+
+def test_a_full_disk_leaves_the_checkpoint_that_was_there(tmp_path: Path) -> None:
+    """In a process whose files must not become larger, which PyTorch reports in its own way."""
+    code = f"""
+import resource, signal, torch
+from asng_ext.run import RunFolder
+run = RunFolder({str(tmp_path)!r})
+run.save("search.pt", {{"x": torch.zeros(10)}})
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+try:
+    run.save("search.pt", {{"x": torch.zeros(100_000)}})
+except OSError as error:
+    assert error.filename == str(run.file("search.pt")), error
+    assert "allow larger files" in str(error), error
+    assert run.load("search.pt")["x"].numel() == 10
+    assert len(list(run.path.iterdir())) == 1
+else:
+    raise AssertionError
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_metrics_are_those_that_are_known_or_those_in_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    rows = [{"epoch": 1, "loss": 0.1}, {"epoch": 2, "loss": 1 / 3, "test": math.nan}]
+    metrics = Metrics(path, rows=rows)
+    metrics.rows.append({"epoch": 3, "loss": 0.5})
+    metrics.write()
+    lines = path.read_text().splitlines()
+    assert (lines[0], lines[3]) == ("epoch,loss,test", "3,0.5,")
+    again = Metrics(path, keep=2)
     assert [row["epoch"] for row in again.rows] == [1, 2]
     assert again.rows[1]["loss"] == 1 / 3
     assert "test" not in again.rows[0]
-    again.add({"epoch": 3, "loss": 0.5})
-    lines = (tmp_path / "metrics.csv").read_text().splitlines()
-    assert lines[0] == "epoch,loss,test"
-    assert lines[3] == "3,0.5,"
-    assert Metrics(tmp_path / "metrics.csv").rows == []
+    assert Metrics(path).rows == []
+    for foreign in ("epoch,loss\n1,high\n", "epoch\n1,2,3\n"):
+        path.write_text(foreign)
+        with pytest.raises(ValueError, match=r"metrics\.csv is not a table of metrics"):
+            Metrics(path, keep=1)
+    assert Metrics(path, rows=rows).rows == rows
+    assert path.read_text().splitlines()[0] == "epoch,loss,test"
 
 
 def test_run_folder(tmp_path: Path) -> None:
@@ -79,6 +154,133 @@ def test_run_folder(tmp_path: Path) -> None:
     run.file("config.toml").write_text("seed = [")
     with pytest.raises(ValueError, match=r"config\.toml is not valid TOML"):
         run.read_config()
+
+
+def test_a_folder_is_created_by_one(tmp_path: Path) -> None:
+    def create(number: int, another_name: bool) -> str:
+        barrier.wait()
+        try:
+            path = tmp_path / ("numbered" if another_name else "run")
+            config = {"by": number}
+            return RunFolder.create(path, config, another_name=another_name).path.name
+        except (FileExistsError, BlockingIOError):
+            return ""
+
+    barrier = threading.Barrier(8)
+    with ThreadPoolExecutor(8) as pool:
+        assert sorted(pool.map(lambda i: create(i, False), range(8))) == [""] * 7 + ["run"]
+        named = sorted(pool.map(lambda i: create(i, True), range(8)))
+    assert named == ["numbered", *(f"numbered-{number}" for number in range(2, 9))]
+    assert {RunFolder(tmp_path / name).read_config()["by"] for name in named} == set(range(8))
+
+
+def test_leftovers_of_a_dead_process_do_not_make_a_folder_unusable(tmp_path: Path) -> None:
+    (tmp_path / ".config.toml.123.tmp").write_text("seed =")
+    (tmp_path / ".lock").write_text("process 123 on nowhere since long ago")
+    run = RunFolder.create(tmp_path, {"seed": 1})
+    assert [entry.name for entry in run.path.iterdir()] == ["config.toml"]
+    (tmp_path / ".search.pt.123.tmp").write_bytes(b"half")
+    (tmp_path / ".notes.tmp").write_bytes(b"somebody's own")
+    with run.lock():
+        assert {entry.name for entry in run.path.iterdir()} == {
+            ".lock",
+            ".notes.tmp",
+            "config.toml",
+        }
+
+
+def test_a_folder_in_use_is_refused_and_a_dead_users_is_not(tmp_path: Path) -> None:
+    code = f"""
+import sys
+from asng_ext.run import RunFolder
+with RunFolder({str(tmp_path)!r}).lock():
+    print("locked", flush=True)
+    sys.stdin.read()
+"""
+    run = RunFolder(tmp_path)
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        words = f"in use by process {process.pid} on .* since 20.* UTC"
+        with pytest.raises(BlockingIOError, match=words), run.lock():
+            pass
+        process.kill()
+    assert (tmp_path / ".lock").exists()
+    with run.lock(), run.lock():
+        assert f"process {os.getpid()} " in (tmp_path / ".lock").read_text()
+        with pytest.raises(BlockingIOError), RunFolder(tmp_path).lock():
+            pass
+    assert not (tmp_path / ".lock").exists()
+
+
+def test_a_file_system_without_locks_is_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOTSUP, "Operation not supported")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.warns(UserWarning, match="cannot be locked"), RunFolder(tmp_path).lock():
+        pass
+
+
+def test_no_bit_of_a_checkpoint_changes_unnoticed(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path / "run")
+    content = {"x": torch.arange(8.0), "n": 3, "rows": [{"loss": 0.5}]}
+    run.save("search.pt", content)
+    good = run.file("search.pt").read_bytes()
+    generator, refused = random.Random(0), 0
+    places = [generator.randrange(8 * len(good)) for _ in range(300)]
+    for place in places:
+        broken = bytearray(good)
+        broken[place // 8] ^= 1 << place % 8
+        run.file("search.pt").write_bytes(broken)
+        try:
+            assert small.equal(run.load("search.pt"), content)  # a bit that nobody looks at
+        except ValueError as error:
+            refused += f"{run.file('search.pt')} is not a complete checkpoint" in str(error)
+    assert refused > 100
+    for length in (0, 1, len(good) // 2, len(good) - 1):
+        run.file("search.pt").write_bytes(good[:length])
+        with pytest.raises(ValueError, match="not a complete checkpoint"):
+            run.load("search.pt")
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path / "run")
+    for number in (1, 2):
+        run.save("search.pt", {"n": number}, keep_previous=True)
+    path = run.file("search.pt")
+    assert run.load_checkpoint("search.pt") == (path, {"n": 2})
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.warns(UserWarning, match=r"search\.pt is not .*; going on from search\.prev\.pt"):
+        assert run.load_checkpoint("search.pt") == (path, {"n": 1})
+    assert run.load_checkpoint("search.pt") == (path, {"n": 1})
+    path.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"no checkpoint before .* remove .*search\.pt"):
+        run.load_checkpoint("search.pt")
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(IsADirectoryError, match="move the folder away"):
+        run.load_checkpoint("search.pt")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.json", b"[" * 100_000, "is not valid JSON"),
+        ("a.json", b"\xff\xfe", "is not a text file in UTF-8"),
+        ("config.toml", b"a = " + b"[" * 100_000, "is not valid TOML"),
+        ("config.toml", b"\xff", "is not a text file in UTF-8"),
+    ],
+)
+def test_broken_text_files_are_named(tmp_path: Path, name: str, content: bytes, words: str) -> None:
+    run = RunFolder(tmp_path)
+    run.file(name).write_bytes(content)
+    with pytest.raises(ValueError, match=re.escape(f"{run.file(name)} {words}")):
+        run.read_config() if name == "config.toml" else run.read_json(name)
 
 
 def test_checkpoints_hold_no_code(tmp_path: Path) -> None:
@@ -189,8 +391,8 @@ def test_means_are_of_as_many_steps_as_are_replayed() -> None:
 
 def test_neutral_settings_are_not_lasting() -> None:
     config = SearchConfig()
-    assert set(section_to_dict(config)) - set(lasting(config)) == {"graphs"}
-    assert lasting(replace(config, graphs=False)) == lasting(config)
+    assert set(section_to_dict(config)) - set(lasting(config)) == {"graphs", "threads"}
+    assert lasting(replace(config, graphs=False, threads=3)) == lasting(config)
     assert lasting(replace(config, epochs=7)) != lasting(config)
 
 

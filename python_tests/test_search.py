@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterable, Mapping
+import shutil
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 import asng_ext as asng
-from asng_ext.config import SearchConfig
+from asng_ext.config import SearchConfig, lasting
 from asng_ext.nn import Choice, search_space, set_architecture
 from asng_ext.run import RunFolder
 from asng_ext.search import search
@@ -252,23 +253,198 @@ def test_divergence_is_reported(tmp_path: Path) -> None:
     assert not run.file("search.pt").exists()
 
 
-def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
+def test_a_last_step_that_spoils_the_weights_keeps_the_checkpoint(tmp_path: Path) -> None:
+    class Spoils(OwnTask):
+        def losses(self, supernet: nn.Module, batch: Any, samples: asng.Samples) -> Any:
+            losses, metrics = super().losses(supernet, batch, samples)
+            if len(self.evaluated) == 2 * 2 * self.search_steps - 1:  # last weight step of epoch 2
+                # Adds 0 to the loss and NaN to the gradient.
+                losses = losses + (0 * next(supernet.parameters())).abs().sqrt().sum()
+            return losses, metrics
+
+    task = Spoils()
+    run = RunFolder.create(tmp_path / "run")
+    config = SearchConfig(epochs=3)
+    with pytest.raises(FloatingPointError, match="epoch 2: a weight is NaN"):
+        search(task, asng.ASNG(task.space, seed=0), config, seed=0, run=run, stream=None)
+    state = run.load("search.pt")
+    assert state is not None
+    assert state["epochs_done"] == 1
+    assert all(value.isfinite().all() for value in state["supernet"].values())
+
+
+def test_losses_that_are_never_finite_end_the_search() -> None:
+    class Fails(OwnTask):
+        failures = 0.0
+
+        def losses(self, supernet: nn.Module, batch: Any, samples: asng.Samples) -> Any:
+            losses, metrics = super().losses(supernet, batch, samples)
+            if not torch.is_grad_enabled() and len(self.evaluated) / 2 <= self.failures:
+                losses = losses * math.nan
+            return losses, metrics
+
+    task, config = Fails(), SearchConfig(epochs=1, test_every=0)
+    task.failures = task.search_steps - 1  # some may fail
+    rows = search(task, asng.ASNG(task.space), config, seed=0, stream=None).rows
+    assert set(rows[0]) == {
+        "epoch", "train_loss", "theta_loss", "convergence", "delta", "learning_rate"
+    }  # fmt: skip
+    task = Fails()
+    task.failures = math.inf
+    with pytest.raises(FloatingPointError, match=r"no loss .* epoch 1 .* is finite"):
+        search(task, asng.ASNG(task.space), config, seed=0, stream=None)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A search of 2 epochs."""
+    run = RunFolder.create(tmp_path_factory.mktemp("runs") / "finished")
+    task = small.task()
+    search(task, small.optimizer(task), TWO_EPOCHS, seed=0, run=run, stream=None)
+    return run
+
+
+TWO_EPOCHS = replace(small.SEARCH, epochs=2)
+
+
+@pytest.fixture
+def run(finished: RunFolder, tmp_path: Path) -> RunFolder:
+    """A copy of it."""
+    return RunFolder(shutil.copytree(finished.path, tmp_path / "run"))
+
+
+def other_images(task: Any) -> None:
+    task.data.train.images[0] += 1
+
+
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [
+        ("learning_rate was 0.05 and is 0.01", {"config": {"learning_rate": 0.01}}),
+        ("seed was 0 and is 1", {"seed": 1}),
+        ("task_seed was 0 and is 1", {"task_seed": 1}),
+        ("crop_padding was -1 and is 2", {"task": {"crop_padding": 2}}),
+        ("cutout was -1 and is 3", {"task": {"cutout": 3}}),
+        ("precision was 'float32' and is 'bfloat16'", {"task": {"precision": "bfloat16"}}),
+        ("nodes was 2 and is 3", {"task": {"nodes": 3, "parameter_limit": 9000}}),
+        ("cells was 3 and is 4", {"task": {"cells": 4}}),
+        ("channels was 4 and is 5", {"task": {"channels": 5}}),
+        ("data was '121 \\+ 50 images 8×8×1, 10 classes, ", {"change": other_images}),
+    ],
+)
+def test_a_search_of_anything_else_is_refused_by_name(
+    run: RunFolder, name: str, changed: dict[str, Any]
+) -> None:
+    task = small.task(changed.get("task_seed", 0), **changed.get("task", {}))
+    changed.get("change", lambda task: None)(task)
+    config = replace(TWO_EPOCHS, **changed.get("config", {}))
+    before = run.file("search.pt").read_bytes()
+    with pytest.raises(ValueError, match=f"begun with other settings: .*{name}"):
+        search(
+            task, small.optimizer(task), config, seed=changed.get("seed", 0), run=run, stream=None
+        )
+    assert run.file("search.pt").read_bytes() == before
+
+
+def test_what_has_no_influence_may_change(run: RunFolder) -> None:
+    task = small.task(final_cells=4, drop_path=0.5)
+    config = replace(TWO_EPOCHS, threads=1, graphs=False)
+    result = search(task, small.optimizer(task), config, seed=0, run=run, stream=None)
+    assert len(result.rows) == 2
+
+
+def go_on(run: RunFolder, config: SearchConfig = TWO_EPOCHS) -> Any:
+    task = small.task()
+    return search(task, small.optimizer(task), config, seed=0, run=run, stream=None)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda state: state.pop("sgd"), "it lacks 'sgd'"),
+        (lambda state: state.pop("config", state.pop("identity")), "it lacks 'config'"),
+        (lambda state: state["supernet"].popitem(), "Missing key"),
+        (lambda state: state.update(supernet=3), "state_dict"),
+        (lambda state: state.update(epochs_done=10**9), "epochs_done must be"),
+        (lambda state: state["rows"].pop(), "rows must be 2"),
+        (lambda state: state["optimizer"].update(theta=[0.5]), "theta"),
+    ],
+)
+def test_a_checkpoint_of_another_structure_is_named(
+    run: RunFolder, change: Callable[[dict[str, Any]], Any], words: str
+) -> None:
+    state = run.load("search.pt")
+    assert state is not None
+    change(state)
+    run.save("search.pt", state)
+    with pytest.raises(ValueError, match=rf"search\.pt does not fit this run: .*{words}"):
+        go_on(run)
+
+
+def test_a_damaged_checkpoint_costs_an_epoch_and_changes_nothing(run: RunFolder) -> None:
+    whole = run.load("search.pt")
+    table = run.file("search.csv").read_bytes()
+    for damage in (b"not a checkpoint", run.file("search.pt").read_bytes()[:-9]):
+        run.file("search.pt").write_bytes(damage)
+        with pytest.warns(UserWarning, match=r"going on from search\.prev\.pt"):
+            go_on(run)
+        assert small.equal(run.load("search.pt"), whole)
+        assert run.file("search.csv").read_bytes() == table
+
+
+@pytest.mark.parametrize("found", [None, b"", b"a,b\nc,d\n", b"epoch,train_loss\n7,0.1\n"])
+def test_a_lost_or_foreign_table_is_written_anew(run: RunFolder, found: bytes | None) -> None:
+    table = run.file("search.csv").read_bytes()
+    run.file("search.csv").unlink()
+    if found is not None:
+        run.file("search.csv").write_bytes(found)
+    assert len(go_on(run).rows) == 2
+    assert run.file("search.csv").read_bytes() == table
+
+
+def test_a_checkpoint_of_an_earlier_version_is_taken_with_a_warning(run: RunFolder) -> None:
+    state = run.load("search.pt")
+    assert state is not None
+    del state["rows"], state["computed_by"]
+    whole = state.pop("identity")
+    state["config"] = {name: whole[name] for name in lasting(TWO_EPOCHS)}
+    run.save("search.pt", state)
+    with pytest.warns(UserWarning, match=r"does not say with which .*data.*seed.* it was made"):
+        assert [row["epoch"] for row in go_on(run).rows] == [1, 2]
+
+
+def test_other_threads_are_warned_of(run: RunFolder) -> None:
+    run.file("search.prev.pt").replace(run.file("search.pt"))
+    go_on(run, replace(TWO_EPOCHS, threads=torch.get_num_threads()))
+    state = run.load("search.pt")
+    assert state is not None
+    assert state["computed_by"]["threads"] == torch.get_num_threads()
+    run.file("search.prev.pt").replace(run.file("search.pt"))
+    more = torch.get_num_threads() + 1
+    words = f"threads was {more - 1} and is {more}; .* not bit for bit"
+    with pytest.warns(UserWarning, match=words):
+        go_on(run, replace(TWO_EPOCHS, threads=more))
+
+
+def test_one_search_in_a_folder_at_a_time(run: RunFolder) -> None:
+    with RunFolder(run.path).lock(), pytest.raises(BlockingIOError, match="in use by process"):
+        go_on(run)
+
+
+def test_a_checkpoint_is_written_before_its_line(tmp_path: Path) -> None:
+    class Reads(io.StringIO):
+        def write(self, text: str) -> int:
+            state = run.load("search.pt")
+            assert state is not None
+            steps = state["epochs_done"] * small.task().search_steps
+            shown.append(f"{steps}/" in text)
+            return len(text)
+
+    shown: list[bool] = []
     run = RunFolder.create(tmp_path / "run")
     task = small.task()
-    config = replace(small.SEARCH, epochs=1)
-    search(task, small.optimizer(task), config, seed=0, run=run, stream=None)
-    with pytest.raises(ValueError, match="learning_rate"):
-        search(
-            task,
-            small.optimizer(task),
-            replace(config, learning_rate=0.01),
-            seed=0,
-            run=run,
-            stream=None,
-        )
-    run.file("search.pt").write_bytes(b"not a checkpoint")
-    with pytest.raises(ValueError, match="not a complete checkpoint"):
-        search(task, small.optimizer(task), config, seed=0, run=run, stream=None)
+    search(task, small.optimizer(task), TWO_EPOCHS, seed=0, run=run, stream=Reads())
+    assert shown == [True, True]
 
 
 def test_the_found_architecture_beats_the_average_one() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from asng_ext import _libraries
+from asng_ext.config import lasting
 from asng_ext.data import (
     BatchStream,
     ImageData,
@@ -147,6 +148,16 @@ class ClassificationTask:
         """The architecture with the most weights."""
         inputs_and_largest_operation = [0, 1] + 2 * [len(self.cell_space.OPERATIONS) - 1]
         return self.cell_space.to_dict(inputs_and_largest_operation * (2 * self.config.nodes))
+
+    def identity(self, loop: str) -> dict[str, Any]:
+        """What results of a loop depend on, by name."""
+        return {
+            "task": "classification",
+            "task_seed": self._weight_stream.seed,
+            **lasting(self.config, loop),
+            "augmentation": asdict(self.data.augmentation),
+            "data": self.data.fingerprint(),
+        }
 
     # Search
 

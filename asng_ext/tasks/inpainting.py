@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -11,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from asng_ext.config import lasting
 from asng_ext.data import (
     BatchStream,
     ImageData,
@@ -128,6 +130,16 @@ class InpaintingTask:
         count, _, height, width = target.shape
         masks = draw_masks(self.config.mask, count, height, width, generator=generator)
         return target * masks
+
+    def identity(self, loop: str) -> dict[str, Any]:
+        """What results of a loop depend on, by name."""
+        return {
+            "task": "inpainting",
+            "task_seed": self.seed,
+            **lasting(self.config, loop),
+            "augmentation": asdict(self.data.augmentation),
+            "data": self.data.fingerprint(),
+        }
 
     # Search
 

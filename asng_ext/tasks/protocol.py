@@ -53,6 +53,10 @@ class SearchTask(Protocol):
     draws only from PyTorch's generators; batches are tensors on the device and plain values, in
     tuples, lists and dicts. See :mod:`asng_ext.graphs`. Where it is not, the attribute ``obstacle``
     may say why, in words that follow the name of the task.
+
+    A method ``identity(loop)``, if there is one, gives plain values by name on which the results
+    of a loop ("search" or "retrain") depend beside the loop's own settings and its seed: a run goes
+    on only if they are the same. See :meth:`Task.identity`.
     """
 
     @property
@@ -120,6 +124,12 @@ class RetrainTask(Protocol):
 
 class Task(SearchTask, RetrainTask, Protocol):
     """A whole experiment: what both loops need, and what the run folder shows."""
+
+    def identity(self, loop: str) -> dict[str, Any]:
+        """What results of a loop, "search" or "retrain", depend on, by name: the task, those of its
+        settings that matter there, and which data it has. For "retrain" that is also all that
+        :meth:`network` needs beside the architecture."""
+        ...
 
     def summary(self, values: Mapping[str, Any]) -> Mapping[str, Any]:
         """Numbers about the network of an architecture, such as its parameters."""

@@ -58,15 +58,21 @@ class ClassificationConfig(Checked):
 
     data: str = setting("", "digits, which are bundled, or the folder of CIFAR-10", final=True)
     nodes: int = setting(5, "nodes per cell", low=1, high=32)
-    cells: int = setting(8, "cells of the supernet", low=3, high=100)
-    channels: int = setting(16, "channels of the supernet's first cell", low=1, high=1024)
+    cells: int = setting(8, "cells of the supernet", low=3, high=100, only="search")
+    channels: int = setting(
+        16, "channels of the supernet's first cell", low=1, high=1024, only="search"
+    )
     implementation: str = setting(
         "auto",
         "of the supernet: compiled operators, plain PyTorch, or the former where they can be used",
         choices=("auto", "fused", "plain"),
+        only="search",
     )
     precision: str = setting(
-        "float32", "of the supernet; bfloat16 is autocast", choices=("float32", "bfloat16")
+        "float32",
+        "of the supernet; bfloat16 is autocast",
+        choices=("float32", "bfloat16"),
+        only="search",
     )
     crop_padding: int = setting(
         -1, "pixels of padding for crops; -1 for the data's own", low=-1, high=64, final=True
@@ -74,13 +80,16 @@ class ClassificationConfig(Checked):
     cutout: int = setting(
         -1, "side of the square cut out; -1 for the data's own", low=-1, high=64, final=True
     )
-    final_cells: int = setting(20, "cells of the retrained network", low=3, high=200, final=True)
+    final_cells: int = setting(
+        20, "cells of the retrained network", low=3, high=200, final=True, only="retrain"
+    )
     final_channels: int = setting(
         0,
         "channels of its first cell; 0 for the most parameter_limit allows",
         low=0,
         high=4096,
         final=True,
+        only="retrain",
     )
     parameter_limit: int = setting(
         4_000_000,
@@ -88,12 +97,23 @@ class ClassificationConfig(Checked):
         low=1,
         high=1_000_000_000,
         final=True,
+        only="retrain",
     )
     drop_path: float = setting(
-        0.3, "drop-path rate in the last epoch of retraining", low=0, below=1, final=True
+        0.3,
+        "drop-path rate in the last epoch of retraining",
+        low=0,
+        below=1,
+        final=True,
+        only="retrain",
     )
     auxiliary_weight: float = setting(
-        0.4, "weight of the auxiliary head's loss; 0 for no head", low=0, high=1000, final=True
+        0.4,
+        "weight of the auxiliary head's loss; 0 for no head",
+        low=0,
+        high=1000,
+        final=True,
+        only="retrain",
     )
 
 
@@ -171,16 +191,25 @@ class InpaintingConfig(Checked):
         high=1_000_000,
     )
     precision: str = setting(
-        "float32", "of the supernet; bfloat16 is autocast", choices=("float32", "bfloat16")
+        "float32",
+        "of the supernet; bfloat16 is autocast",
+        choices=("float32", "bfloat16"),
+        only="search",
     )
     network: str = setting(
         "found",
         "what to retrain: the architecture found, or as many 3×3 layers with skips",
         choices=("found", "base"),
         final=True,
+        only="retrain",
     )
     base_channels: int = setting(
-        64, "channels of the layers of base", low=1, high=_MOST_CHANNELS, final=True
+        64,
+        "channels of the layers of base",
+        low=1,
+        high=_MOST_CHANNELS,
+        final=True,
+        only="retrain",
     )
     test_images: int = setting(
         0, "how many images to test on; 0 for all", low=0, high=100_000_000, final=True
