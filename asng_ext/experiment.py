@@ -11,6 +11,7 @@ import torch
 
 from asng_ext import __version__
 from asng_ext._checks import check_integer
+from asng_ext._random import DrawsFrom
 from asng_ext.config import RetrainConfig, SearchConfig, section_from, section_to_dict
 from asng_ext.optimizers import ASNG
 from asng_ext.progress import STDERR, say
@@ -204,7 +205,8 @@ class Experiment:
                 f"{self.run.file('network.pt')} is missing: "
                 f"run `asng retrain {self.run.path}` first"
             )
-        network = self.task.network(state["architecture"])
+        with DrawsFrom(self.seed, "network"):
+            network = self.task.network(state["architecture"])
         network.load_state_dict(state["network"])
         return self.task.test(network)
 
