@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TextIO, get_type_hints
 
 from asng_ext import __version__
 from asng_ext._checks import check_one_process
+from asng_ext._openmp import spin_briefly
 from asng_ext.config import RetrainConfig, SearchConfig, load_toml
 from asng_ext.progress import STDERR, say, tell
 from asng_ext.tasks import KINDS, TaskKind, toy_study
@@ -37,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     A command goes on when the terminal is closed, and when nobody reads what it prints.
     """
+    spin_briefly()  # before torch is imported
     arguments = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, ValueError):  # not a text file, or closed
@@ -132,6 +134,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("task", nargs="?", choices=tuple(KINDS), default="classification")
     _add_common(demo)
+    demo.add_argument(
+        "--threads",
+        type=int,
+        default=argparse.SUPPRESS,
+        help="of PyTorch on the CPU, in search and retraining (what the preset says); "
+        "1 is best where other processes want the processors",
+    )
     demo.set_defaults(run=_demo)
 
     search = commands.add_parser("search", help="search an architecture")
@@ -298,6 +307,9 @@ def _search(args: argparse.Namespace) -> None:
 
 def _demo(args: argparse.Namespace) -> None:
     kind = KINDS[args.task]
+    if hasattr(args, "threads"):
+        for section in ("search", "retrain"):
+            setattr(args, f"{section}.threads", args.threads)
     experiment = _create(args, f"demo-{kind.name}", _config(kind, args, kind.demo, {}))
     experiment.search()
     args.go_on = ["retrain", str(experiment.run.path)]

@@ -11,6 +11,7 @@ import torch
 
 from asng_ext import __version__
 from asng_ext._checks import check_integer, check_one_process
+from asng_ext._random import DrawsFrom
 from asng_ext.checkpoints import fitting
 from asng_ext.config import RetrainConfig, SearchConfig, section_from, section_to_dict
 from asng_ext.optimizers import ASNG
@@ -254,7 +255,8 @@ class Experiment:
             config = {**self.config, name: {**self.config[name], **own}}
         task = self.task if config == self.config else Experiment(self.run, config, None).task
         with fitting(path, f"{again} writes it anew"):
-            network = task.network(state["architecture"])
+            with DrawsFrom(self.seed, "network"):
+                network = task.network(state["architecture"])
             network.load_state_dict(state["network"])
         with autocast(made_with.get("precision", self.retrain_config.precision), self.device):
             return task.test(network)

@@ -9,6 +9,7 @@ from typing import Any, TextIO, cast
 import torch
 from torch import nn
 
+from asng_ext._random import DrawsFrom
 from asng_ext.checkpoints import (
     computed_by,
     differences,
@@ -26,10 +27,11 @@ from asng_ext.training import (
     check_convergent,
     cosine,
     cpu_threads,
+    drawn,
+    draws_of,
     in_steps,
     make_optimizer,
     restore_optimizer,
-    seeded,
     set_learning_rate,
 )
 
@@ -86,7 +88,7 @@ def _retrain(
     run: RunFolder | None,
     stream: TextIO | None,
 ) -> tuple[nn.Module, dict[str, float]]:
-    with seeded(seed, "network", torch.device("cpu")):
+    with DrawsFrom(seed, "network"):
         network = task.network(values)
     device = next(network.parameters()).device
     optimizer = make_optimizer(network, config)
@@ -107,19 +109,20 @@ def _retrain(
         task.begin_epoch(network, epoch, config.epochs)
         means = Means()
         network.train()
-        with seeded(seed, f"retrain epoch {epoch}", device):
-            for step, batch in enumerate(task.train_batches(epoch)):
-                rate = schedule(config.learning_rate, epoch * steps + step, config.epochs * steps)
-                set_learning_rate(optimizer, rate)
-                optimizer.zero_grad()
+        draws = draws_of(task, seed, f"retrain epoch {epoch}", device)
+        for step, batch in enumerate(drawn(draws, task.train_batches, epoch)):
+            rate = schedule(config.learning_rate, epoch * steps + step, config.epochs * steps)
+            set_learning_rate(optimizer, rate)
+            optimizer.zero_grad()
+            with draws:
                 with autocast(config.precision, device):
                     loss, further = task.training_loss(runner, batch)
                 loss.backward()  # type: ignore[no-untyped-call]
-                nn.utils.clip_grad_norm_(network.parameters(), config.gradient_clip)
-                optimizer.step()
-                means.add({"loss": loss, **further}, "train_")
-                if progress.due():
-                    progress.draw(epoch * steps + step + 1, _shown(means.read()))
+            nn.utils.clip_grad_norm_(network.parameters(), config.gradient_clip)
+            optimizer.step()
+            means.add({"loss": loss, **further}, "train_")
+            if progress.due():
+                progress.draw(epoch * steps + step + 1, _shown(means.read()))
         row = {"epoch": float(epoch + 1), **means.read(), "learning_rate": rate}
         check_convergent(row, network)
         if (epoch + 1) % config.test_every == 0 or epoch + 1 == config.epochs:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TextIO
 
 import torch
 from torch import nn
 
+from asng_ext._random import DrawsFrom
 from asng_ext.checkpoints import (
     computed_by,
     differences,
@@ -28,10 +30,11 @@ from asng_ext.training import (
     check_convergent,
     cosine,
     cpu_threads,
+    drawn,
+    draws_of,
     frozen_batch_norm,
     make_optimizer,
     restore_optimizer,
-    seeded,
     set_learning_rate,
 )
 
@@ -108,7 +111,7 @@ def _search(
     stream: TextIO | None,
     graphs: GraphBackend | None,
 ) -> SearchResult:
-    with seeded(seed, "supernet", torch.device("cpu")):
+    with DrawsFrom(seed, "supernet"):
         supernet = task.supernet()
     device = next(supernet.parameters()).device
     if graphs is None and device.type == "cuda":
@@ -137,14 +140,15 @@ def _search(
     for epoch in range(first_epoch, config.epochs):
         means.reset()
         rate = config.learning_rate
-        with seeded(seed, f"search epoch {epoch}", device):
-            for step, pair in enumerate(_pairs(task, epoch)):
-                rate = cosine(config.learning_rate, epoch * steps + step, config.epochs * steps)
-                set_learning_rate(sgd, rate)
+        draws = draws_of(task, seed, f"search epoch {epoch}", device)
+        for step, pair in enumerate(drawn(draws, partial(_pairs, task), epoch)):
+            rate = cosine(config.learning_rate, epoch * steps + step, config.epochs * steps)
+            set_learning_rate(sgd, rate)
+            with draws:
                 iteration(pair)
-                if progress.due():
-                    shown = _shown(means.read(), optimizer)
-                    progress.draw(epoch * steps + step + 1, shown)
+            if progress.due():
+                shown = _shown(means.read(), optimizer)
+                progress.draw(epoch * steps + step + 1, shown)
         row = {"epoch": float(epoch + 1), **means.read()}
         if row.pop("theta_without_loss") == 1:
             raise FloatingPointError(

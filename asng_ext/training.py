@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import math
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from asng_ext._random import GlobalGenerators
 from asng_ext.active_sgd import ActiveSGD, made_of_banks
 from asng_ext.config import RetrainConfig, SearchConfig
 
@@ -20,13 +20,17 @@ __all__ = [
     "check_convergent",
     "cosine",
     "cpu_threads",
+    "drawn",
+    "draws_of",
     "frozen_batch_norm",
     "in_steps",
     "make_optimizer",
     "restore_optimizer",
-    "seeded",
     "set_learning_rate",
 ]
+
+
+Batch = TypeVar("Batch")
 
 
 def cosine(start: float, done: int, total: int) -> float:
@@ -58,19 +62,35 @@ def check_convergent(row: Mapping[str, float], model: nn.Module) -> None:
         )
 
 
-@contextlib.contextmanager
-def seeded(seed: int, purpose: str, device: torch.device) -> Iterator[None]:
-    """PyTorch's global generators as a function of (seed, purpose), and afterwards as before.
+def draws_of(
+    task: object, seed: int, purpose: str, device: torch.device
+) -> contextlib.AbstractContextManager[None]:
+    """What each step of an epoch runs in, so that its draws are a function of (seed, purpose).
 
-    Weight initialisation, dropout and drop-path draw from the global generators. Seeding them for
-    each epoch makes an epoch the same whatever ran before it, so that a resumed run is the run.
+    That makes an epoch the same whatever ran before it: a resumed run is the run. A task that says
+    that it has ``own_generators`` needs nothing; for any other, PyTorch's global generators are
+    borrowed: dropout and most of what users write draw from them.
     """
-    digest = hashlib.sha256(f"{seed}/{purpose}".encode()).digest()
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        # Only the low 32 bits seed PyTorch's generator on the CPU.
-        torch.manual_seed(int.from_bytes(digest[:4], "little"))
-        yield
+    if getattr(task, "own_generators", False):
+        return contextlib.nullcontext()
+    return GlobalGenerators(seed, purpose, device)
+
+
+def drawn(
+    draws: contextlib.AbstractContextManager[None],
+    batches_of: Callable[[int], Iterable[Batch]],
+    epoch: int,
+) -> Iterator[Batch]:
+    """The batches of an epoch, made within ``draws``; what is done with them is not."""
+    with draws:
+        batches = iter(batches_of(epoch))
+    while True:
+        with draws:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+        yield batch
 
 
 @contextlib.contextmanager

@@ -538,3 +538,18 @@ def test_a_word_about_tensorboard(
     monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None)
     assert asng("search", "classification", *small.OPTIONS, "--out", tmp_path / "run") == 0
     assert capsys.readouterr().err.count("tensorboard is not installed") == 1
+
+
+@pytest.mark.parametrize("threads", [None, 3])
+def test_threads_of_the_demo(threads: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+
+    def refuse(path: object, config: dict[str, Any], *others: Any) -> None:
+        seen.update(config)
+        raise ValueError("that is all")
+
+    monkeypatch.setattr(Experiment, "create", refuse)
+    given = [] if threads is None else ["--threads", threads]
+    assert asng("demo", *given) == 2
+    expected = [1 if threads is None else threads] * 2  # that of the preset
+    assert [seen[name]["threads"] for name in ("search", "retrain")] == expected

@@ -34,7 +34,7 @@ from asng_ext.config import (
 )
 from asng_ext.progress import Progress
 from asng_ext.run import Metrics, RunFolder, write_atomically
-from asng_ext.training import Means, cosine, cpu_threads, in_steps, seeded
+from asng_ext.training import Means, cosine, cpu_threads, in_steps
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
@@ -349,22 +349,6 @@ def test_cpu_threads() -> None:
 def test_in_steps() -> None:
     rates = [in_steps(1.0, done, 10) for done in (0, 3, 4, 7, 8, 9)]
     assert rates == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
-
-
-def test_seeded_is_a_function_of_its_arguments_and_restores() -> None:
-    device = torch.device("cpu")
-    state = torch.get_rng_state()
-    draws = []
-    for seed, purpose in ((1, "a"), (1, "a"), (1, "b"), (2, "a")):
-        with seeded(seed, purpose, device):
-            draws.append(float(torch.rand(())))
-        torch.rand(2)
-    assert draws[0] == draws[1]
-    assert len(set(draws)) == 3
-    torch.set_rng_state(state)
-    with seeded(1, "a", device):
-        torch.rand(3)
-    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_means() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, SupportsIndex, TypeAlias, cast
 
@@ -257,6 +257,7 @@ class Cell(nn.Module):
         newer: Tensor,
         architecture: CellArchitecture,
         drop_path_rate: float | None = None,
+        draws: Iterator[Tensor] | None = None,
     ) -> Tensor:
         """Runs the operations of `architecture` and no others.
 
@@ -266,6 +267,8 @@ class Cell(nn.Module):
             architecture: What to compute.
             drop_path_rate: Probability with which an image skips an operation other than a true
                 identity; None does not draw at all.
+            draws: (N,) random numbers for each of the `dropped_edges`; None draws them from
+                PyTorch's global generator.
 
         Returns:
             (N, channels, H, W), or (N, channels, ⌈H/2⌉, ⌈W/2⌉) of a reduction cell.
@@ -280,8 +283,8 @@ class Cell(nn.Module):
             first = self._run(node, left, states)
             second = first if left == right else self._run(node, right, states)
             if drop_path_rate is not None:
-                first = self._drop(node, left, first, drop_path_rate)
-                second = self._drop(node, right, second, drop_path_rate)
+                first = self._drop(node, left, first, drop_path_rate, draws)
+                second = self._drop(node, right, second, drop_path_rate, draws)
             states[node + FIRST_NODE] = first + second
         loose = architecture.loose_nodes
         y: Tensor = self.output([states[node + FIRST_NODE] for node in loose], loose)
@@ -291,10 +294,20 @@ class Cell(nn.Module):
         y: Tensor = self.operations[_key(node, edge)](states[edge.input])
         return y
 
-    def _drop(self, node: int, edge: Edge, x: Tensor, rate: float) -> Tensor:
-        if isinstance(self.operations[_key(node, edge)], nn.Identity):
+    def dropped_edges(self, architecture: CellArchitecture) -> int:
+        """How many edges drop-path concerns: all but true identities."""
+        edges = [(node, edge) for node, pair in enumerate(architecture.nodes) for edge in pair]
+        return sum(not self._is_identity(node, edge) for node, edge in edges)
+
+    def _drop(
+        self, node: int, edge: Edge, x: Tensor, rate: float, draws: Iterator[Tensor] | None
+    ) -> Tensor:
+        if self._is_identity(node, edge):
             return x
-        return drop_path(x, rate)
+        return drop_path(x, rate, None if draws is None else next(draws))
+
+    def _is_identity(self, node: int, edge: Edge) -> bool:
+        return isinstance(self.operations[_key(node, edge)], nn.Identity)
 
 
 def _all_edges(node: int) -> list[Edge]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
@@ -128,6 +129,7 @@ class _CellStack(nn.Module):
         x: Tensor,
         architectures: tuple[CellArchitecture, CellArchitecture],
         drop_path_rate: float | None = None,
+        draws: Iterator[Tensor] | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Logits (N, classes); with those of the auxiliary head in training, if there is one."""
         x = x.contiguous(memory_format=torch.channels_last)
@@ -135,7 +137,7 @@ class _CellStack(nn.Module):
         auxiliary_logits: Tensor | None = None
         for i, cell in enumerate(self.cells):
             architecture = architectures[self.is_reduction[i]]
-            older, newer = newer, cell(older, newer, architecture, drop_path_rate)
+            older, newer = newer, cell(older, newer, architecture, drop_path_rate, draws)
             if self.training and self.auxiliary is not None and i == self.auxiliary_at:
                 auxiliary_logits = self.auxiliary(newer)
         logits: Tensor = self.classifier(newer.mean((2, 3)))
@@ -249,6 +251,9 @@ class CellNetwork(_CellStack):
             Below 29 it goes without its pooling.
         drop_path_rate: See the attribute.
 
+    Attributes:
+        generator: On the network's device; where `draw_drop_path` draws, None at first.
+
     Raises:
         ValueError: The architecture is not one of the space, `cells` is less than 3, another number
             is less than 1, or the rate is not in [0, 1).
@@ -284,6 +289,7 @@ class CellNetwork(_CellStack):
         self._architectures = architectures
         self.architecture = space.check(architecture)
         self.drop_path_rate = drop_path_rate
+        self.generator: torch.Generator | None = None
 
     @property
     def drop_path_rate(self) -> float:
@@ -301,15 +307,44 @@ class CellNetwork(_CellStack):
             raise ValueError(f"drop_path_rate must be at least 0 and less than 1, got {rate}")
         self._drop_path_rate = float(rate)
 
-    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+    def draw_drop_path(self, images: int) -> Tensor | None:
+        """Draws the random numbers of drop-path for a forward pass from `generator`.
+
+        Drawn outside of `forward`, which `torch.compile` can then compile whole: it cannot trace
+        draws from a generator of one's own.
+
+        Returns:
+            (edges, images), or None where nothing is dropped or there is no generator.
+        """
+        generator = self.generator
+        if generator is None or not self._drops():
+            return None
+        edges = sum(
+            cast(Cell, cell).dropped_edges(self._architectures[reduction])
+            for cell, reduction in zip(self.cells, self.is_reduction, strict=True)
+        )
+        return torch.rand(edges, images, generator=generator, device=generator.device)
+
+    def forward(
+        self, x: Tensor, drop_path_draws: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """Classifies images of shape (N, in_channels, H, W), in any memory format.
+
+        Args:
+            x: The images.
+            drop_path_draws: What `draw_drop_path` gives for N images; without them, drop-path draws
+                from PyTorch's global generator.
 
         Returns:
             Logits, (N, classes). With an auxiliary head, in training mode, the pair of the logits
             and those of the head.
         """
-        drops = self.training and self.drop_path_rate > 0
-        return self._run(x, self._architectures, self.drop_path_rate if drops else None)
+        rate = self.drop_path_rate if self._drops() else None
+        draws = None if drop_path_draws is None else iter(drop_path_draws.unbind())
+        return self._run(x, self._architectures, rate, draws)
+
+    def _drops(self) -> bool:
+        return self.training and self.drop_path_rate > 0
 
     def inherit_weights(self, supernet: CellSupernet | FusedCellSupernet) -> None:
         """Starts from the supernet's weights instead of random ones.

@@ -151,15 +151,19 @@ def make_operation(name: str, channels: int, stride: int, norm: Norm) -> nn.Modu
             raise ValueError(f"name must be one of {', '.join(OPERATIONS)}, got {name!r}")
 
 
-def drop_path(x: Tensor, rate: float) -> Tensor:
+def drop_path(x: Tensor, rate: float, draws: Tensor | None = None) -> Tensor:
     """Zeroes each image of the batch with probability `rate` and scales up the others.
 
-    The expectation stays that of `x`. Draws one number per image from PyTorch's generator.
+    The expectation stays that of `x`.
 
     Args:
         x: (N, C, H, W).
         rate: Probability, in [0, 1).
+        draws: (N,) uniform random numbers in [0, 1), one per image, on the device of `x`; None
+            draws them from PyTorch's global generator.
     """
     keep = 1 - rate
-    kept = torch.rand(x.shape[0], 1, 1, 1, device=x.device) < keep
+    if draws is None:
+        draws = torch.rand(x.shape[0], device=x.device)
+    kept = draws.view(-1, 1, 1, 1) < keep
     return x * (kept / keep).to(x.dtype)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from asng_ext import _libraries
+from asng_ext._random import seeded_generator
 from asng_ext.config import lasting
 from asng_ext.data import (
     BatchStream,
@@ -72,9 +73,11 @@ class ClassificationTask:
             search and the other half moves the distribution.
         config: Supernet and final network.
         search_batch_size, retrain_batch_size: Images per step.
-        seed: Decides the halves, the order of the images and their augmentation.
+        seed: Decides the halves, the order of the images, their augmentation and drop-path.
         device: Where to compute.
     """
+
+    own_generators = True
 
     def __init__(
         self,
@@ -97,6 +100,7 @@ class ClassificationTask:
         self._weight_stream = self._stream("weights", for_weights, search_batch_size, seed)
         self._theta_stream = self._stream("theta", for_theta, search_batch_size, seed)
         self._retrain_stream = self._stream("retrain", None, retrain_batch_size, seed)
+        self.seed = seed
         self._check_limit()
         self._check_batch_sizes()
 
@@ -274,15 +278,18 @@ class ClassificationTask:
         return self._retrain_stream.epoch(epoch)
 
     def begin_epoch(self, network: nn.Module, epoch: int, epochs: int) -> None:
-        """Drop-path grows linearly to its final rate."""
+        """Drop-path grows linearly to its final rate, and begins with draws of the epoch's own."""
         if not isinstance(network, CellNetwork):
             raise TypeError(f"network must be a CellNetwork, got {type(network).__name__}")
         network.drop_path_rate = self.config.drop_path * epoch / max(1, epochs - 1)
+        network.generator = seeded_generator(self.seed, f"retrain epoch {epoch}", self.device)
 
     def training_loss(self, network: nn.Module, batch: Batch) -> tuple[Tensor, Metrics]:
         """Cross-entropy in nats, with the auxiliary head's share, and the accuracy."""
         x, y = batch
-        out = network(x)
+        # Compiled or not, the network has the methods of a CellNetwork.
+        draws = cast(CellNetwork, network).draw_drop_path(len(x))
+        out = network(x, draws)
         if isinstance(out, tuple):
             logits, auxiliary = out
             extra = self.config.auxiliary_weight * F.cross_entropy(auxiliary, y)

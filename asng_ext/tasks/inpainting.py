@@ -76,6 +76,7 @@ class InpaintingTask:
         ValueError: If the images are smaller than SSIM's window.
     """
 
+    own_generators = True
     capturable = False
     obstacle = "has layers whose number and shapes depend on the architectures that are sampled"
 

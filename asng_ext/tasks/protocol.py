@@ -1,4 +1,11 @@
-"""What the search loop and the retraining loop need to know of a task."""
+"""What the search loop and the retraining loop need to know of a task.
+
+New supernets and networks are initialized as a function of the seed that the loop is given. So is
+what else a task draws from PyTorch's global generators, for dropout, say. These belong to the whole
+process: a loop borrows them for each step, one loop at a time, and another thread must not draw
+from them meanwhile. A task that draws all it needs from generators of its own says so by a true
+attribute ``own_generators``; the loops then leave the global ones alone.
+"""
 
 from __future__ import annotations
 
@@ -50,9 +57,9 @@ class SearchTask(Protocol):
 
     If the attribute ``capturable`` is there and true, steps can be captured in a graph: ``losses``
     does the same work on the device whatever the numbers are, takes samples that are there, and
-    draws only from PyTorch's generators; batches are tensors on the device and plain values, in
-    tuples, lists and dicts. See :mod:`asng_ext.graphs`. Where it is not, the attribute ``obstacle``
-    may say why, in words that follow the name of the task.
+    draws only from PyTorch's global generators; batches are tensors on the device and plain values,
+    in tuples, lists and dicts. See :mod:`asng_ext.graphs`. Where it is not, the attribute
+    ``obstacle`` may say why, in words that follow the name of the task.
 
     A method ``identity(loop)``, if there is one, gives plain values by name on which the results
     of a loop ("search" or "retrain") depend beside the loop's own settings and its seed: a run goes

@@ -45,6 +45,23 @@ def test_drop_path_repeats_with_the_seed() -> None:
     assert not torch.equal(results[0], results[2])
 
 
+def test_drop_path_draws_from_a_generator_of_its_own() -> None:
+    network = drop_path_network(3).train()
+    x = torch.randn(16, 3, 8, 8)
+    assert network.draw_drop_path(16) is None
+    network.drop_path_rate = 0.5
+    torch.manual_seed(1)
+    expected = network(x)
+    network.generator = torch.Generator().manual_seed(1)
+    state = torch.get_rng_state()
+    draws = network.draw_drop_path(16)
+    assert draws is not None
+    assert torch.equal(network(x, draws), expected)
+    assert not torch.equal(network(x, network.draw_drop_path(16)), expected)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert network.eval().draw_drop_path(16) is None
+
+
 def test_drop_path_keeps_the_expectation_of_a_node() -> None:
     network = drop_path_network(2).double()
     cell, architecture = network.cells[0], network.space.parse(network.architecture)[0]
@@ -86,9 +103,11 @@ def test_wrong_drop_path_rate(rate: float) -> None:
         CellNetwork(CellSpace(1), [0] * 8, cells=3, drop_path_rate=rate)
 
 
-def test_changing_drop_path_rate_recompiles_once() -> None:
+@pytest.mark.parametrize("generator", [None, torch.Generator()])
+def test_changing_drop_path_rate_recompiles_once(generator: torch.Generator | None) -> None:
     torch.compiler.reset()
     network = drop_path_network(0)
+    network.generator = generator
     graphs = []
 
     def count(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
@@ -98,5 +117,5 @@ def test_changing_drop_path_rate_recompiles_once() -> None:
     compiled = torch.compile(network, fullgraph=True, backend=count)
     for rate in (0.0, 0.1, 0.2, 0.3):
         network.drop_path_rate = rate
-        compiled(torch.randn(2, 3, 8, 8))
+        compiled(torch.randn(2, 3, 8, 8), compiled.draw_drop_path(2))
     assert len(graphs) == 2
