@@ -4,8 +4,8 @@ Environment:
     FORCE_CUDA: unset builds the CUDA parts if nvcc (12.0 or newer) is found, 1 fails, saying what
         is missing, if they cannot be built, 0 never builds them. Whether this machine has a GPU,
         or a torch with CUDA, makes no difference.
-    TORCH_CUDA_ARCH_LIST: CUDA architectures, such as "8.0;9.0+PTX". Unset builds machine code for
-        Ampere, Ada, Hopper and Blackwell as far as nvcc has them, and PTX of the newest.
+    TORCH_CUDA_ARCH_LIST: CUDA architectures, such as "8.0;9.0+PTX". Unset builds for the GPUs of
+        this machine and, where there are none, for "8.0;9.0+PTX", which newer ones can run, too.
     MAX_JOBS: parallel compile jobs.
     ASNG_TORCH_DIR: folder of the torch package (2.11 or newer) whose headers the operators are
         built with. Unset takes the torch of the environment that is installed into, also from an
@@ -21,11 +21,18 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from sysconfig import get_platform
 
 from setuptools import Extension, setup
+from setuptools.command.build import build
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
+
+
+def say(message: str) -> None:
+    """Prints a line that pip shows with -v."""
+    print(f"asng_ext: {message}", file=sys.stderr, flush=True)
 
 
 def find_nvcc() -> str | None:
@@ -114,18 +121,62 @@ def has_stable_headers(torch_dir: Path) -> bool:
     return header.is_file() and "TORCH_VERSION_2_11_0" in header.read_text(encoding="utf-8")
 
 
-def cuda_architectures() -> str | None:
-    """TORCH_CUDA_ARCH_LIST in CMake's form: "8.0;9.0+PTX" becomes "80-real;90"."""
+def output_of(*command: str) -> str:
+    """What a command prints; nothing if it is not there or fails."""
+    try:
+        run = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return run.stdout
+
+
+def choose_architectures(nvcc: str) -> tuple[str, str]:
+    """CUDA architectures in the form of TORCH_CUDA_ARCH_LIST, and the reason in words."""
     listed = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(";", " ").split()
+    if listed:
+        return ";".join(listed), "TORCH_CUDA_ARCH_LIST"
+    capabilities = output_of("nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader")
+    known = re.findall(r"compute_(\d+)", output_of(nvcc, "--list-gpu-arch"))
+    usable = {
+        (int(major), int(minor))
+        for major, minor in re.findall(r"(\d+)\.(\d)", capabilities)
+        if int(major) >= 8 and major + minor in known
+    }
+    if usable:
+        listed = [f"{major}.{minor}" for major, minor in sorted(usable)]
+        return ";".join(listed) + "+PTX", "of the GPUs here, TORCH_CUDA_ARCH_LIST is unset"
+    return "8.0;9.0+PTX", "there is no GPU to build for here, TORCH_CUDA_ARCH_LIST is unset"
+
+
+def in_cmake_form(listed: str) -> str:
+    """ "8.0;9.0+PTX" becomes "80-real;90"."""
     names = []
-    for item in listed:
+    for item in listed.split(";"):
         parts = re.fullmatch(r"(\d+)\.(\d[af]?)(\+PTX)?", item)
         if parts is None:
             raise SystemExit(
                 f'TORCH_CUDA_ARCH_LIST must hold architectures such as "8.0;9.0+PTX", got {item!r}'
             )
         names.append(parts[1] + parts[2] + ("" if parts[3] else "-real"))
-    return ";".join(names) or None
+    return ";".join(names)
+
+
+def forget_configuration(folder: Path) -> None:
+    """Keeps what an earlier build has compiled, but not what CMake had found: pip deletes the ninja
+    and the pybind11 of an isolated build, and settings may be unset again."""
+    (folder / "CMakeCache.txt").unlink(missing_ok=True)
+    for found in folder.glob("CMakeFiles/[0-9]*"):
+        shutil.rmtree(found)
+
+
+class Build(build):
+    """Builds what is installed by copying."""
+
+    def run(self) -> None:
+        # What an earlier version left there would be installed, too.
+        if ROOT / "build" in Path(self.build_lib).resolve().parents:
+            shutil.rmtree(self.build_lib, ignore_errors=True)
+        super().run()
 
 
 class CMakeBuild(build_ext):
@@ -133,53 +184,48 @@ class CMakeBuild(build_ext):
 
     def run(self) -> None:
         torch_dir, torch_reason = find_torch()
-        print(
-            f"asng_ext: operators {'on' if torch_dir else 'off'} ({torch_reason})", file=sys.stderr
-        )
+        say(f"operators {'on' if torch_dir else 'off'} ({torch_reason})")
         nvcc, reason = decide_cuda(torch_dir)
-        print(f"asng_ext: CUDA {'on' if nvcc else 'off'} ({reason})", file=sys.stderr)
-        architectures = cuda_architectures() if nvcc else None
-        if nvcc:
-            said = (
-                architectures
-                or "of Ampere, Ada, Hopper and Blackwell, TORCH_CUDA_ARCH_LIST is unset"
-            )
-            print(f"asng_ext: CUDA architectures {said}", file=sys.stderr)
+        say(f"CUDA {'on' if nvcc else 'off'} ({reason})")
         if shutil.which("cmake") is None:
             raise SystemExit("asng_ext needs CMake to build: `pip install cmake`")
         import pybind11
 
-        for extension in self.extensions:
-            target = Path(self.get_ext_fullpath(extension.name)).parent.resolve()
-            build = Path(self.build_temp).resolve()
-            build.mkdir(parents=True, exist_ok=True)
-            configure = [
-                "cmake",
-                "-S",
-                str(ROOT),
-                "-B",
-                str(build),
-                "-DCMAKE_BUILD_TYPE=Release",
-                f"-DCMAKE_INSTALL_PREFIX={target}",
-                f"-DPython_EXECUTABLE={sys.executable}",
-                f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
-                f"-DASNG_BUILD_CUDA={'ON' if nvcc else 'OFF'}",
-                f"-DASNG_TORCH_DIR={torch_dir or ''}",
-            ]
-            if nvcc:
-                configure.append(f"-DCMAKE_CUDA_COMPILER={Path(nvcc).resolve()}")
-                if architectures:
-                    configure.append(f"-DCMAKE_CUDA_ARCHITECTURES={architectures}")
-            if shutil.which("ninja"):
-                configure += ["-G", "Ninja"]
-            jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)
-            compile = ["cmake", "--build", str(build), "--parallel", jobs]
-            for command in (configure, compile, ["cmake", "--install", str(build)]):
-                if subprocess.run(command, check=False).returncode != 0:
-                    advice = "; FORCE_CUDA=0 leaves out what needs nvcc" if nvcc else ""
-                    raise SystemExit(f"asng_ext: {' '.join(command[:2])} failed{advice}")
+        def cmake(*arguments: str) -> None:
+            if subprocess.run(["cmake", *arguments], check=False).returncode != 0:
+                advice = "; FORCE_CUDA=0 leaves out what needs nvcc" if nvcc else ""
+                raise SystemExit(f"asng_ext: cmake {arguments[0]} failed{advice}")
+
+        target = Path(self.get_ext_fullpath(self.extensions[0].name)).parent.resolve()
+        # Not setuptools' own, which is another one for each `pip install -e .`.
+        folder = ROOT / "build" / f"cmake-{get_platform()}-{sys.implementation.cache_tag}"
+        forget_configuration(folder)
+        configure = [
+            f"-DCMAKE_INSTALL_PREFIX={target}",
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            f"-DASNG_BUILD_CUDA={'ON' if nvcc else 'OFF'}",
+            f"-DASNG_TORCH_DIR={torch_dir or ''}",
+        ]
+        if nvcc:
+            listed, reason = choose_architectures(nvcc)
+            say(f"CUDA architectures {listed} ({reason})")
+            configure.append(f"-DCMAKE_CUDA_COMPILER={Path(nvcc).resolve()}")
+            configure.append(f"-DCMAKE_CUDA_ARCHITECTURES={in_cmake_form(listed)}")
+        if shutil.which("ninja"):
+            configure += ["-G", "Ninja"]
+        cmake("-S", str(ROOT), "-B", str(folder), "-DCMAKE_BUILD_TYPE=Release", *configure)
+        jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)
+        cmake("--build", str(folder), "--parallel", jobs)
+        # In place, a library that is not built any more would still be loaded.
+        for old in target.glob("_C*.so"):
+            old.unlink()
+        cmake("--install", str(folder))
 
 
 # The extension stands for all that CMake installs; its name decides only where that goes.
 if __name__ == "__main__":
-    setup(ext_modules=[Extension("asng_ext._host", sources=[])], cmdclass={"build_ext": CMakeBuild})
+    setup(
+        ext_modules=[Extension("asng_ext._host", sources=[])],
+        cmdclass={"build": Build, "build_ext": CMakeBuild},
+    )

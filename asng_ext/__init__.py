@@ -4,12 +4,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 try:
-    from asng_ext import _host as _host
+    import_module("asng_ext._host")
+except ModuleNotFoundError:
+    raise ImportError(
+        f"{__path__[0]} holds asng_ext without its compiled parts, as the source folder does after "
+        "`pip install .`. Start Python in another folder to use what is installed, or run "
+        "`pip install -e .` in the source folder to use it from there"
+    ) from None
 except ImportError as error:
     raise ImportError(
         f"the compiled part of asng_ext (_host) cannot be loaded: {error}. Install the package "
-        "with `pip install .`, and do not import it from its source folder unless it was "
-        "installed with `pip install -e .`"
+        "again with `pip install .`"
     ) from error
 
 from asng_ext.optimizers import ASNG, SNG, NaturalAdam, Theta

@@ -103,6 +103,16 @@ def test_all_that_cuda_needs_of_a_torch_with_cuda_is_a_stream(tmp_path: Path) ->
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.skipif(
+    torch.version.cuda is None or not (Path(_libraries.__file__).parent / "_C_cuda.so").exists(),
+    reason="needs _C_cuda and a torch with CUDA",
+)
+def test_a_torch_with_cuda_loads_the_operators_for_it(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", LOAD]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+
+
 MARKED = """
 import pytest
 

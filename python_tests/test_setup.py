@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+import asng_ext
 
 SETUP = Path(__file__).parents[1] / "setup.py"
 
@@ -28,11 +33,14 @@ def build(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
     return module
 
 
+def make_tool(path: Path, says: str) -> None:
+    path.write_text(f"#!/bin/sh\necho '{says}'\n")
+    path.chmod(0o755)
+
+
 def make_nvcc(folder: Path, says: str) -> None:
     (folder / "bin").mkdir()
-    nvcc = folder / "bin" / "nvcc"
-    nvcc.write_text(f"#!/bin/sh\necho '{says}'\n")
-    nvcc.chmod(0o755)
+    make_tool(folder / "bin" / "nvcc", says)
 
 
 def test_cuda_is_built_if_there_is_an_nvcc(
@@ -79,16 +87,72 @@ def test_forcing_cuda_says_what_is_missing(
         build.decide_cuda(torch_dir)
 
 
-def test_architectures_in_the_form_of_cmake(
-    build: ModuleType, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("gpus", "expected"),
+    [
+        ("", "8.0;9.0+PTX"),
+        ("12.0\n8.6\n12.0", "8.6;12.0+PTX"),
+        ("7.5\n8.6", "8.6+PTX"),
+        ("7.5", "8.0;9.0+PTX"),  # too old for the kernels
+        ("13.5", "8.0;9.0+PTX"),  # too new for this nvcc
+        ("No devices were found", "8.0;9.0+PTX"),
+    ],
+)
+def test_architectures_are_those_of_the_gpus(
+    gpus: str, expected: str, build: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    assert build.cuda_architectures() is None
-    for listed, expected in (
-        ("8.0;9.0+PTX", "80-real;90"),
-        ("8.6 9.0a 12.0+PTX", "86-real;90a-real;120"),
-    ):
-        monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", listed)
-        assert build.cuda_architectures() == expected
-    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0;Hopper")
+    nvcc = tmp_path / "nvcc"
+    make_tool(nvcc, "compute_75\ncompute_80\ncompute_86\ncompute_90\ncompute_120")
+    if gpus:
+        make_tool(tmp_path / "nvidia-smi", gpus)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert build.choose_architectures(str(nvcc))[0] == expected
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0 8.9+PTX")
+    assert build.choose_architectures(str(nvcc))[0] == "8.0;8.9+PTX"
+
+
+def test_architectures_in_the_form_of_cmake(build: ModuleType) -> None:
+    assert build.in_cmake_form("8.0;9.0+PTX") == "80-real;90"
+    assert build.in_cmake_form("8.6;9.0a;12.0+PTX") == "86-real;90a-real;120"
     with pytest.raises(SystemExit, match="got 'Hopper'"):
-        build.cuda_architectures()
+        build.in_cmake_form("8.0;Hopper")
+
+
+def test_a_build_keeps_what_is_compiled_and_nothing_of_other_tools(
+    build: ModuleType, tmp_path: Path
+) -> None:
+    compiled = tmp_path / "CMakeFiles" / "_C.dir" / "library.cpp.o"
+    found = tmp_path / "CMakeFiles" / "4.1.2" / "CMakeCXXCompiler.cmake"
+    cache = tmp_path / "CMakeCache.txt"
+    for file in (compiled, found, cache):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    build.forget_configuration(tmp_path)
+    assert compiled.exists()
+    assert not found.exists()
+    assert not cache.exists()
+    build.forget_configuration(tmp_path / "new")
+
+
+@pytest.mark.parametrize(
+    ("compiled", "says"),
+    [
+        (None, "holds asng_ext without its compiled parts"),
+        ("raise ImportError('wrong ELF class')", "cannot be loaded: wrong ELF class"),
+    ],
+)
+def test_a_package_without_compiled_parts_says_so(
+    compiled: str | None, says: str, tmp_path: Path
+) -> None:
+    package = tmp_path / "asng_ext"
+    package.mkdir()
+    shutil.copy(asng_ext.__file__, package)
+    if compiled is not None:
+        (package / "_host.py").write_text(compiled)
+    # -S: without what is installed.
+    command = [sys.executable, "-S", "-c", "import asng_ext"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("ImportError: ")
+    assert says in last
+    assert "pip install" in last

@@ -296,7 +296,6 @@ def test_compiles_to_one_graph() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # from PyTorch itself
 def test_compiles_with_inductor() -> None:
     torch.compiler.reset()
     check_compiled("inductor")

@@ -26,9 +26,6 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not ops.available(), reason="the operators are not built"),
     pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a compiler"),
-    # From PyTorch itself.
-    pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
 ]
 
 STEPS = 3
