@@ -25,8 +25,8 @@ FORMATS = [torch.contiguous_format, torch.channels_last]
 ALONE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 0.01, torch.bfloat16: 0.05}
 """What rounding may do to a layer without parts, relative to the norm."""
 IN_A_ROW = {torch.float64: 1e-9, torch.float32: 1e-3}
-"""What it may do where layers follow each other. An error δ of ReLU's arguments turns the sign of δ/π
-of them, and the norm feels the square root: with half precision that hides what is wrong."""
+"""What it may do where layers follow each other. An error δ of ReLU's arguments turns the sign of
+δ/π of them, and the norm feels the square root: with half precision that hides what is wrong."""
 SPACE = CellSpace(1)
 
 Call = tuple[Callable[..., Tensor], list[Tensor]]
