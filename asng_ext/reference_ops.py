@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from asng_ext.nn.operations import average_pool
 from asng_ext.ops import NodeWeights
 
 __all__ = ["mixed_node", "normalise", "operation"]
@@ -58,7 +59,7 @@ def operation(x: Tensor, number: int, index: int, weights: NodeWeights, stride: 
         assert weights.reduction is not None
         return _factorized_reduction(x, weights.reduction[index])
     if number == 1:
-        return F.avg_pool2d(x, 3, stride, padding=1)
+        return average_pool(x, stride)
     if number == 2:
         return F.max_pool2d(x, 3, stride, padding=1)
     if number == 3:

@@ -9,7 +9,7 @@ import torch
 
 import asng_ext as asng
 from asng_ext.config import RetrainConfig, SearchConfig
-from asng_ext.data import ImageData, ImageSet, load_digits
+from asng_ext.data import DIGITS_AUGMENTATION, ImageData, ImageSet, load_digits
 from asng_ext.tasks.classification import ClassificationConfig, ClassificationTask
 
 SEARCH = SearchConfig(epochs=3, batch_size=20, learning_rate=0.05)
@@ -31,6 +31,17 @@ def few(images: ImageSet, count: int) -> ImageSet:
 def data() -> ImageData:
     digits = load_digits(0)
     return replace(digits, train=few(digits.train, 121), test=few(digits.test, 50))
+
+
+def noise() -> ImageData:
+    """As much that nothing can be learned from, for machines without scikit-learn."""
+    generator = torch.Generator().manual_seed(0)
+
+    def images(count: int) -> ImageSet:
+        pixels = torch.randint(0, 256, (count, 8, 8, 1), generator=generator).to(torch.uint8)
+        return ImageSet(pixels, torch.arange(count) % 10, tuple("0123456789"))
+
+    return ImageData.of(images(121), images(50), DIGITS_AUGMENTATION)
 
 
 def task(

@@ -103,7 +103,8 @@ def unseen_samples(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("device", DEVICES)
 def test_a_search_of_cells_is_captured(device: str, precision: str) -> None:
     """From the recipes of batches to the update of the distribution."""
-    task = small.task(device=device, implementation="fused", precision=precision)
+    images = small.noise()
+    task = small.task(device=device, images=images, implementation="fused", precision=precision)
     assert task.capturable
     graphs = counting(device)
     config = replace(small.SEARCH, epochs=2)

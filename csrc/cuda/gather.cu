@@ -122,10 +122,11 @@ __device__ Quad<Compute<V>> contribution(const Job<V>& job, const Consumer& from
   }
 }
 
-// The edges that read state `index` of architectures [arch, end), in their order.
+// The edges that read state `index` of architectures [arch, end), in their order, and how many;
+// both in shared memory.
 template <class V>
-__device__ int list_consumers(const Graph<V>& graph, int arch, int end, int index, Consumer* list) {
-  __shared__ int count;
+__device__ int list_consumers(const Graph<V>& graph, int arch, int end, int index, Consumer* list,
+                              int& count) {
   const GraphShape& s = graph.shape;
   if (threadIdx.x == 0) {
     count = 0;
@@ -168,10 +169,11 @@ __global__ __launch_bounds__(kThreads) void gather_kernel(const Job<V> job) {
   if (shared_input && arch > 0) return;
   double* totals = dynamic_shared<double>();
   T* shared = reinterpret_cast<T*>(totals + 3 * s.padded);
-  Consumer* consumers = reinterpret_cast<Consumer*>(shared + 12 * kThreads);
+  int* counted = reinterpret_cast<int*>(shared + 12 * kThreads);
+  Consumer* consumers = reinterpret_cast<Consumer*>(counted + 1);
   clear(totals, 3 * s.padded);
   const int count =
-      list_consumers(graph, arch, shared_input ? s.archs : arch + 1, index, consumers);
+      list_consumers(graph, arch, shared_input ? s.archs : arch + 1, index, consumers, *counted);
   const bool normalised_input = is_input && job.input_coefficients != nullptr;
   if (normalised_input && count == 0) return;
   const State<V> state = graph.state(arch, index);
@@ -216,7 +218,7 @@ __global__ __launch_bounds__(kThreads) void gather_kernel(const Job<V> job) {
   const int group = blockIdx.z * s.archs + arch;
   double* partials = graph.partials + static_cast<int64_t>(group) * kMaxParts * 3 * s.padded;
   if (!sum_over_blocks(totals, 3 * s.padded, partials, graph.counters + group, blockIdx.x,
-                       job.parts)) {
+                       job.parts, shared)) {
     return;
   }
   if (is_input) {
@@ -246,7 +248,7 @@ __global__ __launch_bounds__(kThreads) void reduce_edges_kernel(const Job<V> job
                s.padded, blockIdx.x, job.parts, shared, totals);
   double* partials = graph.partials + static_cast<int64_t>(blockIdx.y) * kMaxParts * 3 * s.padded;
   if (sum_over_blocks(totals, 2 * s.padded, partials, graph.counters + blockIdx.y, blockIdx.x,
-                      job.parts)) {
+                      job.parts, shared)) {
     finish_gradient(totals, totals + s.padded, pixels, s.padded, norm, true, edge.factor,
                     job.gradients.coefficients_of(s, arch, e, last));
   }
@@ -262,8 +264,8 @@ void gather(const Graph<V>& graph, const Gradients<V>& gradients, int first, int
   const int64_t size = first < s.inputs ? s.in_size() : s.out_size();
   const int parts = pixel_parts(size / s.padded, s.padded);
   const int slots = (s.shared != 0 ? s.archs : 1) * s.nodes * s.edges;
-  const size_t bytes =
-      pixel_sums_bytes(s.padded, sizeof(T)) + static_cast<size_t>(slots) * sizeof(Consumer);
+  const size_t bytes = pixel_sums_bytes(s.padded, sizeof(T)) + sizeof(int) +
+                       static_cast<size_t>(slots) * sizeof(Consumer);
   launch(gather_kernel<V>, dim3(parts, s.archs, count), kThreads, bytes, stream,
          Job<V>{graph, gradients, input_grads, coefficients, first, parts});
 }

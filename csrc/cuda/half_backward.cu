@@ -268,7 +268,7 @@ __global__ __launch_bounds__(kThreads) void between_backward_kernel(const Job<V>
                                 : transposed<5>(job, arch, e, totals, shared);
   double* partials = graph.partials + static_cast<int64_t>(blockIdx.y) * kMaxParts * 3 * padded;
   if (sum_over_blocks(totals, 2 * padded, partials, graph.counters + blockIdx.y, blockIdx.x,
-                      job.parts)) {
+                      job.parts, shared)) {
     finish_gradient(totals, totals + padded, static_cast<double>(graph.shape.out_size() / padded),
                     padded, graph.norm(arch, job.node, e, 0), true, 1.0,
                     job.gradients.coefficients_of(graph.shape, arch, e, 0));
@@ -304,8 +304,12 @@ void between_backward(const Graph<V>& graph, const Gradients<V>& gradients, int 
 
 template <class V>
 int weight_part_count(const GraphShape& s) {
+  const auto tile_count_of = [&](int stride) {
+    return tile_count(tile_layout(s, stride, sizeof(Compute<V>), true).tile, s);
+  };
+  // In both halves every part has a tile.
+  const int tiles = std::min(tile_count_of(1), tile_count_of(s.stride));
   // Every part is a matrix to be added up in the end: fewer parts of large ones.
-  const int tiles = tile_count(tile_layout(s, 1, sizeof(Compute<V>), true).tile, s);
   return std::min(tiles, std::max(16, std::min(kMaxParts, (1 << 18) / (s.padded * s.padded))));
 }
 

@@ -123,7 +123,7 @@ __global__ __launch_bounds__(kThreads) void half_forward_kernel(const Job<V> job
   }
   double* partials = graph.partials + static_cast<int64_t>(blockIdx.y) * kMaxParts * 3 * padded;
   if (sum_over_blocks(totals, 2 * padded, partials, graph.counters + blockIdx.y, blockIdx.x,
-                      job.parts)) {
+                      job.parts, shared)) {
     const double count = static_cast<double>(graph.shape.out_size() / padded);
     finish_norm(totals, count, padded, graph.norm(arch, job.node, e, job.half));
   }

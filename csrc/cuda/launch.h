@@ -4,7 +4,8 @@
 // tensor cores, belongs between #if !defined(ASNG_CUDA_ON_CPU), beside a path that does without.
 //
 // Kernels are called by launch() instead of <<<>>>, and get their dynamic shared memory from
-// dynamic_shared<T>() instead of an extern array.
+// dynamic_shared<T>() instead of an extern array. A kernel has dynamic or static shared memory, not
+// both: a device's limits are on the sum, and so what a launch asks for is all that counts.
 #pragma once
 
 #include <cstddef>
@@ -23,10 +24,35 @@
 
 namespace asng::cuda {
 
-// Shared memory that every kernel may use without asking for more.
+// Shared memory that every kernel may use without opting in to more.
 constexpr std::size_t kPlainSharedBytes = 48 * 1024;
 
+// Of a block on the current device, for kernels that opt in.
+inline std::size_t largest_shared_bytes();
+
+namespace detail {
+
+// Lets the kernel have so much dynamic shared memory on the current device.
+inline void opt_in(const void* kernel, std::size_t bytes);
+
+inline void allow_shared(const void* kernel, std::size_t bytes) {
+  if (bytes <= kPlainSharedBytes) return;
+  if (bytes > largest_shared_bytes()) {
+    throw std::runtime_error("a kernel needs " + std::to_string(bytes) +
+                             " bytes of shared memory, and a block of this device has " +
+                             std::to_string(largest_shared_bytes()));
+  }
+  opt_in(kernel, bytes);
+}
+
+}  // namespace detail
+
 #if defined(ASNG_CUDA_ON_CPU)
+
+inline std::size_t largest_shared_bytes() { return cuda_on_cpu::largest_shared_bytes(); }
+inline void detail::opt_in(const void* kernel, std::size_t bytes) {
+  cuda_on_cpu::opt_in(kernel, bytes);
+}
 
 template <class T>
 T* dynamic_shared() {
@@ -37,7 +63,9 @@ template <class... P, class... A>
 void launch(void (*kernel)(P...), dim3 grid, dim3 block, std::size_t shared_bytes, CudaStream,
             A&&... arguments) {
   const std::tuple<P...> values(std::forward<A>(arguments)...);
-  cuda_on_cpu::run(grid, block, shared_bytes, [&] { std::apply(kernel, values); });
+  const void* function = reinterpret_cast<const void*>(kernel);
+  detail::allow_shared(function, shared_bytes);
+  cuda_on_cpu::run(function, grid, block, shared_bytes, [&] { std::apply(kernel, values); });
 }
 
 // For kernels whose blocks wait for each other: all of them run at the same time.
@@ -45,8 +73,10 @@ template <class... P, class... A>
 void launch_together(void (*kernel)(P...), dim3 grid, dim3 block, std::size_t shared_bytes,
                      CudaStream, A&&... arguments) {
   const std::tuple<P...> values(std::forward<A>(arguments)...);
+  const void* function = reinterpret_cast<const void*>(kernel);
+  detail::allow_shared(function, shared_bytes);
   cuda_on_cpu::run(
-      grid, block, shared_bytes, [&] { std::apply(kernel, values); },
+      function, grid, block, shared_bytes, [&] { std::apply(kernel, values); },
       cuda_on_cpu::Blocks::kTogether);
 }
 
@@ -62,10 +92,9 @@ inline void wait_for(unsigned long long* counter, unsigned long long target,
 
 // Few, so that small tests also reach the code for more work than multiprocessors.
 inline int multiprocessor_count() { return 3; }
-inline std::size_t largest_shared_bytes() { return 96 * 1024; }
 
 inline void fill_zero(void* memory, std::size_t bytes, CudaStream) {
-  std::memset(memory, 0, bytes);
+  cuda_on_cpu::fill_zero(memory, bytes);
 }
 
 #else
@@ -85,12 +114,10 @@ __device__ T* dynamic_shared() {
 
 namespace detail {
 
-inline void allow_shared(const void* kernel, std::size_t bytes) {
-  if (bytes > kPlainSharedBytes) {
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               static_cast<int>(bytes)),
-          "asking for shared memory");
-  }
+inline void opt_in(const void* kernel, std::size_t bytes) {
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             static_cast<int>(bytes)),
+        "asking for shared memory");
 }
 
 template <class Launch, class... P, class... A>
@@ -143,7 +170,6 @@ inline int device_attribute(cudaDeviceAttr attribute) {
 
 inline int multiprocessor_count() { return device_attribute(cudaDevAttrMultiProcessorCount); }
 
-// Dynamic and static shared memory that a block of the current device may use.
 inline std::size_t largest_shared_bytes() {
   return static_cast<std::size_t>(device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin));
 }

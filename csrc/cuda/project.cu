@@ -17,11 +17,11 @@ __device__ bool is_used(const Graph<V>& graph, int arch, int end, int input) {
 
 // For sums whose blocks are parts of group `group`.
 template <class V>
-__device__ bool finish(const Graph<V>& graph, int group, int parts, double* totals) {
+__device__ bool finish(const Graph<V>& graph, int group, int parts, double* totals, void* shared) {
   const int padded = graph.shape.padded;
   return sum_over_blocks(totals, 2 * padded,
                          graph.partials + static_cast<int64_t>(group) * kMaxParts * 3 * padded,
-                         graph.counters + group, blockIdx.x, parts);
+                         graph.counters + group, blockIdx.x, parts, shared);
 }
 
 template <bool kTensorCores, class V>
@@ -48,7 +48,7 @@ __global__ __launch_bounds__(kThreads) void project_inputs_kernel(const CellJob<
   const ProjectShape shape = {s.images, s.height, s.width, s.padded};
   project_forward<kTensorCores>(sources, input.factorized ? 2 : 1, shape, job.packed[which],
                                 blockIdx.x, parts, const_cast<V*>(to.x), totals, shared);
-  if (finish(graph, which * s.archs + arch, parts, totals)) {
+  if (finish(graph, which * s.archs + arch, parts, totals, shared)) {
     finish_norm(totals, shape.pixels(), s.padded, const_cast<T*>(to.norm));
   }
 }
@@ -73,7 +73,7 @@ __global__ __launch_bounds__(kThreads) void project_output_kernel(const CellJob<
   const ProjectShape shape = {s.images, s.out_height, s.out_width, s.padded};
   project_forward<kTensorCores>(sources, s.nodes, shape, job.packed[2], blockIdx.x, parts,
                                 job.y + arch * s.out_size(), totals, shared);
-  if (finish(graph, arch, parts, totals)) {
+  if (finish(graph, arch, parts, totals, shared)) {
     finish_norm(totals, shape.pixels(), s.padded, job.y_norms + arch * 2 * s.padded);
   }
 }

@@ -20,7 +20,8 @@ __global__ __launch_bounds__(kThreads) void reduce_output_kernel(const CellJob<V
   sum_gradient(job.grad_y + arch * s.out_size(), job.y + arch * s.out_size(),
                static_cast<const T*>(nullptr), pixels, s.padded, blockIdx.x, parts, shared, totals);
   double* partials = graph.partials + static_cast<int64_t>(arch) * kMaxParts * 3 * s.padded;
-  if (sum_over_blocks(totals, 2 * s.padded, partials, graph.counters + arch, blockIdx.x, parts)) {
+  if (sum_over_blocks(totals, 2 * s.padded, partials, graph.counters + arch, blockIdx.x, parts,
+                      shared)) {
     finish_gradient(totals, totals + s.padded, pixels, s.padded, job.y_norms + arch * 2 * s.padded,
                     false, 1.0, job.y_coefficients + arch * 3 * s.padded);
   }

@@ -26,11 +26,11 @@ __device__ inline void clear(double* values, int count) {
 }
 
 // Writes this block's totals as part `part` of `parts` of the group whose parts and counter these
-// are. Returns true in the block that is the last one to do so, with the sums in `totals`.
+// are. Returns true in the block that is the last one to do so, with the sums in `totals`. `shared`
+// is shared memory for 2·kThreads doubles, aligned to 16 bytes, whose contents are lost.
 __device__ inline bool sum_over_blocks(double* totals, int columns, double* partials,
-                                       unsigned* counter, int part, int parts) {
-  __shared__ bool last;
-  __shared__ double2 slices_of[kThreads];
+                                       unsigned* counter, int part, int parts, void* shared) {
+  double2* slices_of = static_cast<double2*>(shared);
   const int t = threadIdx.x;
   __syncthreads();
   for (int j = t; j < columns; j += kThreads) {
@@ -38,9 +38,8 @@ __device__ inline bool sum_over_blocks(double* totals, int columns, double* part
   }
   __threadfence();
   __syncthreads();
-  if (t == 0) last = atomicInc(counter, parts - 1) == static_cast<unsigned>(parts - 1);
-  __syncthreads();
-  if (!last) return false;
+  const bool last = t == 0 && atomicInc(counter, parts - 1) == static_cast<unsigned>(parts - 1);
+  if (__syncthreads_or(last) == 0) return false;
   __threadfence();
   const int pairs = columns / 2, width = min(pairs, kThreads), slices = kThreads / width;
   const int lane = t % width, slice = t / width;

@@ -60,7 +60,8 @@ __global__ __launch_bounds__(kThreads) void stem_kernel(const StemJob<V> job, in
   const ProjectShape shape = project_shape(job);
   project_forward<kTensorCores>([&](int) { return window_source(job); }, 1, shape, job.packed,
                                 blockIdx.x, parts, job.z, totals, shared);
-  if (sum_over_blocks(totals, 2 * job.padded, job.partials, job.counter, blockIdx.x, parts)) {
+  if (sum_over_blocks(totals, 2 * job.padded, job.partials, job.counter, blockIdx.x, parts,
+                      shared)) {
     finish_norm(totals, shape.pixels(), job.padded, job.norm);
   }
 }
@@ -95,7 +96,8 @@ __global__ __launch_bounds__(kThreads) void stem_reduce_kernel(const StemJob<V> 
   T* shared = reinterpret_cast<T*>(totals + 3 * padded);
   clear(totals, 3 * padded);
   sum_gradient(job.grad_y, job.z, job.norm, pixels, padded, blockIdx.x, parts, shared, totals);
-  if (!sum_over_blocks(totals, 2 * padded, job.partials, job.counter, blockIdx.x, parts)) return;
+  if (!sum_over_blocks(totals, 2 * padded, job.partials, job.counter, blockIdx.x, parts, shared))
+    return;
   finish_gradient(totals, totals + padded, pixels, padded, job.norm, true, 1.0, job.coefficients);
   __syncthreads();
   for (int c = threadIdx.x; c < padded; c += kThreads) {

@@ -16,6 +16,9 @@ namespace asng::cuda {
 inline constexpr int kSourceChunk = 32, kSourceRow = kSourceChunk + 4;
 inline constexpr int kProjectValues = 128 * kSourceRow + 2048;
 
+// Of a tile. With so few there are no products on the tensor cores.
+inline constexpr int kFewestPixels = 8;
+
 // Output pixels that a block works on at once, and how many channels of their input it holds.
 struct Tile {
   int height, width, chunk;
@@ -31,7 +34,7 @@ struct TileLayout {
   int row;     // between the pixels of `depth` and of `grad`
   int source;  // input pixels of a chunk, with the margin that the kernel needs
   int taps;    // depthwise weights of a chunk
-  int groups;  // sums of groups of four pixels
+  int groups;  // sums of groups of four pixels, in a forward pass
   int grad;    // gradients, in a backward pass
   int taps_grad;
   int values;
@@ -44,7 +47,8 @@ struct TileLayout {
 // sums fit into registers.
 template <class V, class F>
 auto choose_tile_kernel(const TileLayout& l, bool tf32, F f) {
-  const bool fits = l.tile.pixels() * l.padded <= kLargestProduct;
+  const int pixels = l.tile.pixels();
+  const bool fits = pixels % kTile == 0 && pixels * l.padded <= kLargestProduct;
   return fits ? choose_kernel<V>(tf32, f) : f(std::false_type());
 }
 
@@ -57,22 +61,22 @@ inline void check_shared(size_t bytes, int channels) {
   }
 }
 
-inline TileLayout tile_layout(const GraphShape& s, int stride, size_t value_bytes, bool backward) {
-  // About as many values in a tile whatever the number of channels.
-  const int budget = value_bytes == 8 ? 1024 : 4096;
-  int pixels = 128;
-  while (pixels > 16 && pixels * s.padded > budget) pixels /= 2;
-  // Small images are cut smaller, so that there are blocks for every multiprocessor.
-  const int64_t all = static_cast<int64_t>(s.images) * s.out_height * s.out_width;
-  while (pixels > 32 && all / pixels < kMaxParts) pixels /= 2;
+inline size_t shared_bytes(const TileLayout& l, size_t value_bytes) {
+  return l.sums_bytes() + static_cast<size_t>(l.values) * value_bytes;
+}
+
+// With so many pixels.
+inline TileLayout tile_layout(const GraphShape& s, int stride, size_t value_bytes, bool backward,
+                              int pixels) {
   TileLayout l;
   l.tile.width = s.out_width > 8 && pixels >= 64 ? 16 : s.out_width > 4 && pixels >= 32 ? 8 : 4;
   l.tile.height = pixels / l.tile.width;
   const int height = (l.tile.height - 1) * stride + 5, width = (l.tile.width - 1) * stride + 5;
   // As many channels at once as there are threads for, four pixels and four channels each, if they
-  // leave room for a second block beside this one.
+  // leave room for a second block beside this one. Tiles of the fewest pixels save all they can.
   l.tile.chunk = kChannelBlock;
-  for (int chunk = 2 * kChannelBlock; s.padded % chunk == 0 && chunk * pixels <= 16 * kThreads;
+  for (int chunk = 2 * kChannelBlock;
+       pixels > kFewestPixels && s.padded % chunk == 0 && chunk * pixels <= 16 * kThreads;
        chunk *= 2) {
     if (height * width * chunk * value_bytes <= 24 * 1024) l.tile.chunk = chunk;
   }
@@ -82,19 +86,31 @@ inline TileLayout tile_layout(const GraphShape& s, int stride, size_t value_byte
   // A factorized reduction has its pixels and groups here instead; its backward pass begins at 0.
   const int source = (height * width * l.source_row() + 7) / 8 * 8;
   l.taps = l.source + (stride == 2 && !backward ? std::max(source, kProjectValues) : source);
-  l.groups = l.taps + 25 * l.tile.chunk;
-  l.grad = l.groups + pixels / 4 * 2 * s.padded;
-  l.taps_grad = l.grad;
-  l.values = l.grad;
+  l.groups = l.grad = l.taps + 25 * l.tile.chunk;
   if (backward) {
-    l.taps_grad += std::max(pixels * l.row, kThreads * 20);
+    l.taps_grad = l.grad + std::max(pixels * l.row, kThreads * 20);
     l.values = l.taps_grad + 25 * s.padded;
+  } else {
+    l.taps_grad = l.values = l.groups + pixels / 4 * 2 * s.padded;
   }
   return l;
 }
 
-inline size_t shared_bytes(const TileLayout& l, size_t value_bytes) {
-  return l.sums_bytes() + static_cast<size_t>(l.values) * value_bytes;
+inline TileLayout tile_layout(const GraphShape& s, int stride, size_t value_bytes, bool backward) {
+  // About as many values in a tile whatever the number of channels.
+  const int budget = value_bytes == 8 ? 1024 : 4096;
+  int pixels = 128;
+  while (pixels > 16 && pixels * s.padded > budget) pixels /= 2;
+  // Small images are cut smaller, so that there are blocks for every multiprocessor.
+  const int64_t all = static_cast<int64_t>(s.images) * s.out_height * s.out_width;
+  while (pixels > 32 && all / pixels < kMaxParts) pixels /= 2;
+  TileLayout l = tile_layout(s, stride, value_bytes, backward, pixels);
+  // So are those of so many channels that a block would not have the room.
+  const size_t bytes = shared_bytes(l, value_bytes);
+  if (bytes > kPlainSharedBytes && bytes > largest_shared_bytes()) {
+    l = tile_layout(s, stride, value_bytes, backward, kFewestPixels);
+  }
+  return l;
 }
 
 // Where a tile lies in the batch.

@@ -3,11 +3,13 @@
 #include <cstdio>
 #include <exception>
 #include <memory>
+#include <mutex>
 #include <new>
 #include <span>
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <unordered_map>
 #include <vector>
 
 #include "fibers.h"
@@ -21,7 +23,7 @@ namespace asng::cuda_on_cpu {
 namespace {
 
 constexpr unsigned int kLargestBlock = 1024;
-constexpr std::size_t kLargestShared = 227 * 1024;
+constexpr std::size_t kPlainShared = 48 * 1024;
 constexpr std::size_t kLargestResident = 16 * 1024;
 
 enum class State { kRunnable, kAtBarrier, kInWarpOperation, kSpinning, kDone };
@@ -69,6 +71,21 @@ struct Block {
 struct Grid;
 thread_local Grid* active = nullptr;
 thread_local bool backward = false;
+thread_local bool launches_only = false;
+thread_local std::size_t largest_shared = kLargestShared;
+
+// What kernels have opted in to; as on a device, for all threads.
+std::mutex opted_in_mutex;
+std::unordered_map<const void*, std::size_t>& opted_in() {
+  static std::unordered_map<const void*, std::size_t> bytes;
+  return bytes;
+}
+
+std::size_t allowed_shared(const void* function) {
+  const std::lock_guard lock(opted_in_mutex);
+  const auto found = opted_in().find(function);
+  return found == opted_in().end() ? kPlainShared : std::max(kPlainShared, found->second);
+}
 
 std::string name(const uint3& index) {
   char text[48];
@@ -310,21 +327,23 @@ void require(bool condition, const std::string& what) {
 
 }  // namespace
 
-void run(dim3 grid, dim3 block, std::size_t shared_bytes, const std::function<void()>& kernel,
-         Blocks how) {
+void run(const void* function, dim3 grid, dim3 block, std::size_t shared_bytes,
+         const std::function<void()>& kernel, Blocks how) {
   const std::size_t threads = std::size_t{block.x} * block.y * block.z;
   require(threads > 0 && threads <= kLargestBlock && block.z <= 64,
           "a block of " + name({block.x, block.y, block.z}));
   require(grid.x > 0 && grid.x <= 0x7fffffffu && grid.y > 0 && grid.y <= 65535 && grid.z > 0 &&
               grid.z <= 65535,
           "a grid of " + name({grid.x, grid.y, grid.z}));
-  require(shared_bytes <= kLargestShared,
-          std::to_string(shared_bytes) + " bytes of dynamic shared memory");
+  require(shared_bytes <= allowed_shared(function), std::to_string(shared_bytes) +
+                                                        " bytes of dynamic shared memory, of " +
+                                                        std::to_string(allowed_shared(function)));
   require(active == nullptr, "kernels cannot launch kernels here");
   const std::size_t blocks = std::size_t{grid.x} * grid.y * grid.z;
   const std::size_t resident = how == Blocks::kTogether ? blocks : 1;
   require(resident * threads <= kLargestResident,
           std::to_string(resident) + " blocks that wait for each other");
+  if (launches_only) return;
   Grid state(kernel, resident, threads, shared_bytes);
   gridDim = grid;
   blockDim = block;
@@ -338,6 +357,35 @@ void run(dim3 grid, dim3 block, std::size_t shared_bytes, const std::function<vo
 }
 
 void* dynamic_shared() { return active->current->block->shared.get(); }
+
+void opt_in(const void* function, std::size_t bytes) {
+  require(bytes <= largest_shared, std::to_string(bytes) + " bytes of dynamic shared memory");
+  const std::lock_guard lock(opted_in_mutex);
+  opted_in()[function] = bytes;
+}
+
+std::size_t largest_shared_bytes() { return largest_shared; }
+
+void fill_zero(void* memory, std::size_t bytes) {
+  if (!launches_only) std::memset(memory, 0, bytes);
+}
+
+LaunchesOnly::LaunchesOnly(std::size_t largest) {
+  launches_only = true;
+  largest_shared = largest;
+}
+LaunchesOnly::~LaunchesOnly() {
+  launches_only = false;
+  largest_shared = kLargestShared;
+}
+
+StaticShared::StaticShared(const Location& where) {
+  if (active->shared_bytes > 0 || active->blocks.size() > 1) {
+    throw std::runtime_error("static shared memory at " + place(where) +
+                             (active->blocks.size() > 1 ? " of blocks that run at the same time"
+                                                        : " beside dynamic shared memory"));
+  }
+}
 
 Backward::Backward() { backward = true; }
 Backward::~Backward() { backward = false; }

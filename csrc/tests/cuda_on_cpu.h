@@ -3,7 +3,9 @@
 // device. For tests: slow, and strict where CUDA leaves behaviour undefined. Errors (thrown by
 // run() as std::runtime_error, saying which threads and where) are
 //   a barrier or warp operation that some of its threads never reach, or reach at another line;
-//   a shuffle that reads a lane outside its mask; a launch that no device would accept.
+//   a shuffle that reads a lane outside its mask; a launch that no device would accept: of blocks
+//   or grids too large, or of a block with more shared memory than 48 KiB, or than its kernel has
+//   opted in to; static shared memory, which such limits count as well, beside dynamic.
 // Blocks run one after another, or take turns if they are launched together. Static shared memory
 // keeps what the last block left there, dynamic shared memory starts as NaNs, and AddressSanitizer
 // guards the bounds of both.
@@ -23,7 +25,11 @@
 #define __device__
 #define __host__
 #define __constant__ static const
-#define __shared__ static
+#define __shared__                                              \
+  const asng::cuda_on_cpu::StaticShared ASNG_AT_LINE(__LINE__); \
+  static
+#define ASNG_AT_LINE(line) ASNG_JOINED(asng_static_shared_, line)
+#define ASNG_JOINED(name, line) name##line
 #define __forceinline__ inline
 #define __noinline__
 #define __align__(bytes) alignas(bytes)
@@ -46,12 +52,35 @@ namespace asng::cuda_on_cpu {
 using Location = std::source_location;
 
 // Blocks that wait for each other must be launched together; they cannot have static shared memory,
-// of which there is one for all.
+// of which there is one for all blocks here.
 enum class Blocks { kOneByOne, kTogether };
 
-// Runs the grid; every thread calls `kernel`.
-void run(dim3 grid, dim3 block, std::size_t shared_bytes, const std::function<void()>& kernel,
-         Blocks how = Blocks::kOneByOne);
+// Runs the grid; every thread calls `kernel`, which stands for `function`.
+void run(const void* function, dim3 grid, dim3 block, std::size_t shared_bytes,
+         const std::function<void()>& kernel, Blocks how = Blocks::kOneByOne);
+
+// As cudaFuncSetAttribute does for the largest dynamic shared memory.
+void opt_in(const void* function, std::size_t bytes);
+
+inline constexpr std::size_t kLargestShared = 227 * 1024;  // of compute capability 9.0
+std::size_t largest_shared_bytes();
+
+void fill_zero(void* memory, std::size_t bytes);
+
+// While one of these lives, launches are checked, but nothing runs and no memory is looked at;
+// blocks may opt in to so much shared memory.
+class LaunchesOnly {
+ public:
+  explicit LaunchesOnly(std::size_t largest_shared = kLargestShared);
+  ~LaunchesOnly();
+  LaunchesOnly(const LaunchesOnly&) = delete;
+  LaunchesOnly& operator=(const LaunchesOnly&) = delete;
+};
+
+// Stands where a kernel declares static shared memory; fails where it may not.
+struct StaticShared {
+  explicit StaticShared(const Location& where = Location::current());
+};
 
 void* dynamic_shared();
 

@@ -103,6 +103,13 @@ __global__ void diverge_kernel(Divergence how, int* out) {
   out[t] = 1;
 }
 
+__global__ void both_kinds_kernel(int* out) {
+  __shared__ int board[32];
+  board[threadIdx.x] = static_cast<int>(threadIdx.x);
+  __syncthreads();
+  out[threadIdx.x] = board[31 - threadIdx.x];
+}
+
 __global__ void race_kernel(int* out) {
   __shared__ int board[64];
   const int t = static_cast<int>(threadIdx.x);
@@ -163,6 +170,9 @@ void sample_histogram(const int* values, int count, int bins, int* counts,
 }
 void sample_diverge(Divergence how, int* out, CudaStream stream) {
   launch(diverge_kernel, 1, 64, 0, stream, how, out);
+}
+void sample_both_kinds(std::size_t shared_bytes, int* out, CudaStream stream) {
+  launch(both_kinds_kernel, 1, 32, shared_bytes, stream, out);
 }
 void sample_race(int* out, CudaStream stream) { launch(race_kernel, 1, 64, 0, stream, out); }
 void sample_wide(const float4* in, float4* out, int count, unsigned int threads,

@@ -15,6 +15,8 @@ void sample_histogram(const int* values, int count, int bins, int* counts,
                       unsigned int* blocks_done, int* last_block, std::size_t shared_bytes,
                       CudaStream stream);
 void sample_diverge(Divergence how, int* out, CudaStream stream);
+// A kernel with static shared memory beside `shared_bytes` of dynamic.
+void sample_both_kinds(std::size_t shared_bytes, int* out, CudaStream stream);
 void sample_race(int* out, CudaStream stream);
 // Five blocks, each of which sums up all parts once all blocks have arrived; none is absent if < 0.
 void sample_together(int* parts, int* sums, unsigned long long* arrivals, int absent,

@@ -72,6 +72,11 @@ TEST(cuda_many_channels) {
         channels < 100 ? compare<double>(c, 1e-9) : compare<float>(c, 1e-3);
       }
     }
+    // Tiles that are smaller, because those of other numbers of channels would not fit.
+    NodeCase c = single(cuda::kSeparable3, stride, 1, 3, 5, 490);
+    c.images = 1;
+    c.inputs = 1;
+    compare<double>(c, 1e-9);
   }
 }
 

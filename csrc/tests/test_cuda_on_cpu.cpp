@@ -153,6 +153,46 @@ TEST(cuda_invalid_launches_are_errors) {
       "shared memory"));
 }
 
+TEST(cuda_shared_memory_has_the_limits_of_a_device) {
+  std::vector<int> counts(13);
+  const auto histogram = [&](std::size_t bytes) {
+    unsigned int done = 0;
+    int last = 0;
+    return error_of(
+        [&] { sample_histogram(nullptr, 0, 13, counts.data(), &done, &last, bytes, nullptr); });
+  };
+  CHECK(histogram(227 * 1024).empty());  // launch() opts in
+  CHECK(holds(histogram(227 * 1024 + 1), "needs 232449 bytes of shared memory"));
+  // Without that, 48 KiB.
+  const int other = 0;
+  const auto run = [&](std::size_t bytes) {
+    return error_of([&] { asng::cuda_on_cpu::run(&other, 1, 32, bytes, [] {}); });
+  };
+  CHECK(run(48 * 1024).empty());
+  CHECK(holds(run(48 * 1024 + 1), "49153 bytes of dynamic shared memory, of 49152"));
+  asng::cuda_on_cpu::opt_in(&other, 50000);
+  CHECK(run(50000).empty());
+  CHECK(!run(50001).empty());
+}
+
+TEST(cuda_static_shared_memory_beside_dynamic_is_an_error) {
+  std::array<int, 32> out{};
+  CHECK(error_of([&] { sample_both_kinds(0, out.data(), nullptr); }).empty());
+  CHECK(out[0] == 31);
+  const std::string error = error_of([&] { sample_both_kinds(4, out.data(), nullptr); });
+  CHECK(holds(error, "static shared memory at") && holds(error, "cuda_samples.cu:"));
+}
+
+TEST(cuda_launches_only_are_checked_and_nothing_runs) {
+  const asng::cuda_on_cpu::LaunchesOnly check(64 * 1024);
+  const auto launch = [](std::size_t bytes) {
+    return error_of(
+        [&] { sample_histogram(nullptr, 9, 13, nullptr, nullptr, nullptr, bytes, nullptr); });
+  };
+  CHECK(launch(64 * 1024).empty());
+  CHECK(holds(launch(65 * 1024), "a block of this device has 65536"));
+}
+
 TEST(cuda_bfloat16_rounds_to_the_nearest) {
   CHECK(__bfloat162float(__float2bfloat16(1.0f)) == 1.0f);
   CHECK(__bfloat162float(__float2bfloat16(1.0f + 0x1p-8f)) == 1.0f);  // a tie: to even

@@ -12,6 +12,8 @@ from asng_ext.nn.operations import (
     FactorizedReduction,
     ReLUConvNorm,
     SeparableConv,
+    _average_pool_of_padded,
+    average_pool,
     batch_statistics_norm,
     drop_path,
     make_operation,
@@ -69,12 +71,26 @@ def test_separable_conv_is_two_rounds_with_the_stride_in_the_first(
 @pytest.mark.parametrize("stride", [1, 2])
 def test_pools(stride: int) -> None:
     x = image(2, 3, 6, 6)
-    average = make_operation("avg_pool_3x3", 3, stride, plain_norm)(x)
+    average = average_pool(x, stride)
     nine = F.conv2d(x, torch.full((3, 1, 3, 3), 1 / 9).double(), None, stride, 1, groups=3)
     torch.testing.assert_close(average, nine)
     largest = make_operation("max_pool_3x3", 3, stride, plain_norm)(x)
     padded = F.pad(x, (1, 1, 1, 1), value=-torch.inf).unfold(2, 3, stride).unfold(3, 3, stride)
     torch.testing.assert_close(largest, padded.amax((-2, -1)))
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_average_pool_is_the_same_on_every_device_to_the_bit(
+    stride: int, memory_format: torch.memory_format
+) -> None:
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        for size in ((2, 3, 6, 6), (3, 4, 7, 5), (1, 2, 1, 1), (2, 2, 2, 1)):
+            x = image(*size).to(dtype, memory_format=memory_format).requires_grad_()
+            on_cpu, on_gpu = average_pool(x, stride), _average_pool_of_padded(x, stride)
+            assert torch.equal(on_cpu, on_gpu)
+            probe = image(*on_cpu.shape, seed=1).to(dtype)
+            assert torch.equal(*(torch.autograd.grad(y, x, probe)[0] for y in (on_cpu, on_gpu)))
 
 
 def test_identity() -> None:

@@ -1,0 +1,175 @@
+// Whether a device would accept every launch: grids, and shared memory against what a block may
+// have, for all numbers of channels and batches around the sizes at which tiles change. Nothing
+// runs.
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "../cuda/cells.h"
+#include "../cuda/optimizer.h"
+#include "check.h"
+#include "cuda_on_cpu.h"
+
+namespace asng::test {
+namespace {
+
+using cuda::BFloat16;
+using cuda::Compute;
+using cuda_on_cpu::LaunchesOnly;
+
+constexpr int kMostChannels = 512;
+// Of a block: compute capability 8.6 and 8.9, 8.0, 9.0.
+constexpr std::size_t kSmall = 99 * 1024, kMiddle = 163 * 1024;
+
+struct Batch {
+  int images, height, width;
+};
+
+// Tiles depend on images · height · width of the output, in powers of two, and on its width.
+std::vector<Batch> batches() {
+  std::vector<Batch> all = {{1, 1, 1}, {64, 8, 8}, {500, 16, 16}, {512, 32, 32}};
+  for (const int width : {4, 8, 16}) {
+    for (const int pixels : {1 << 13, 1 << 14, 1 << 15}) {
+      all.push_back({pixels / width - 1, 1, width});
+      all.push_back({pixels / width, 1, width});
+    }
+  }
+  return all;
+}
+
+// Addresses for what nobody looks at.
+template <class T>
+T* somewhere() {
+  return reinterpret_cast<T*>(std::uintptr_t{1} << 20);
+}
+
+template <class T>
+cuda::NodeWeights<T> weights() {
+  T* const w = somewhere<T>();
+  return {{w, w}, {w, w}, w};
+}
+
+cuda::GraphShape graph(const Batch& out, int channels, int stride, bool tf32) {
+  cuda::GraphShape s;
+  s.archs = 2;
+  s.nodes = 1;
+  s.edges = 2;
+  s.inputs = 2;
+  s.images = out.images;
+  s.channels = channels;
+  s.padded = cuda::padded_channels(channels);
+  s.out_height = out.height;
+  s.out_width = out.width;
+  s.height = stride * out.height;
+  s.width = stride * out.width;
+  s.stride = stride;
+  s.tf32 = tf32;
+  return s;
+}
+
+template <class V>
+void launch_node(const cuda::GraphShape& s) {
+  using T = Compute<V>;
+  V* const images = somewhere<V>();
+  T* const saved = somewhere<T>();
+  void* const scratch = somewhere<void>();
+  cuda::node_forward<V>(s, weights<const T>(), {}, images, images, saved, scratch, nullptr);
+  cuda::node_backward<V>(s, weights<const T>(), {}, images, images, saved, images, weights<T>(),
+                         scratch, nullptr);
+}
+
+// The older input is larger, and wider than the rest.
+template <class V>
+void launch_cell(const cuda::GraphShape& s) {
+  using T = Compute<V>;
+  cuda::CellShape shape;
+  shape.graph = s;
+  shape.newer = {false, s.channels, s.padded, s.height, s.width};
+  shape.older = {true, kMostChannels, kMostChannels, 2 * s.height, 2 * s.width};
+  shape.older_is_larger = true;
+  V* const images = somewhere<V>();
+  T* const w = somewhere<T>();
+  void* const scratch = somewhere<void>();
+  const cuda::CellWeights<const T> given = {w, w, w, weights<const T>()};
+  cuda::cell_forward<V>(shape, given, {}, images, images, images, w, scratch, nullptr);
+  cuda::cell_backward<V>(shape, given, {}, images, images, images, images, w, images, images,
+                         {w, w, w, weights<T>()}, scratch, nullptr);
+}
+
+template <class V>
+void launch_stem(const cuda::GraphShape& s) {
+  using T = Compute<V>;
+  cuda::StemShape shape = {s.images, s.height, s.width, 3, s.channels, s.padded, s.tf32};
+  V* const images = somewhere<V>();
+  T* const w = somewhere<T>();
+  void* const scratch = somewhere<void>();
+  cuda::stem_forward<V>(shape, w, w, w, images, images, w, scratch, nullptr);
+  cuda::stem_backward<V>(shape, w, images, images, w, w, w, w, scratch, nullptr);
+}
+
+// The error of a launch, empty if there is none.
+template <class V>
+std::string refusal(const Batch& batch, int channels, int stride, bool tf32) {
+  const cuda::GraphShape s = graph(batch, channels, stride, tf32);
+  try {
+    launch_node<V>(s);
+    if (batch.width > 8) {
+      launch_cell<V>(s);
+      launch_stem<V>(s);
+    }
+  } catch (const std::runtime_error& error) {
+    return error.what();
+  }
+  return "";
+}
+
+// The least number of channels that is refused; more than kMostChannels if none is.
+template <class V>
+int first_refused(std::size_t largest_shared, bool tf32 = false) {
+  const LaunchesOnly device(largest_shared);
+  const std::vector<Batch> all = batches();
+  for (int channels = 1; channels <= kMostChannels; ++channels) {
+    for (const int stride : {1, 2}) {
+      for (const Batch& batch : all) {
+        if (!refusal<V>(batch, channels, stride, tf32).empty()) return channels;
+      }
+    }
+  }
+  return kMostChannels + 1;
+}
+
+TEST(cuda_all_channels_fit_a_device) {
+  CHECK(first_refused<float>(cuda_on_cpu::kLargestShared) > kMostChannels);
+  CHECK(first_refused<float>(cuda_on_cpu::kLargestShared, true) > kMostChannels);
+  CHECK(first_refused<double>(cuda_on_cpu::kLargestShared) > kMostChannels);
+  CHECK(first_refused<BFloat16>(cuda_on_cpu::kLargestShared) > kMostChannels);
+}
+
+// Of smaller devices all but the most channels in float64.
+TEST(cuda_channels_fit_smaller_devices) {
+  CHECK(first_refused<float>(kSmall) > kMostChannels);
+  CHECK(first_refused<BFloat16>(kSmall) > kMostChannels);
+  CHECK(first_refused<double>(kSmall) > 240);
+  CHECK(first_refused<double>(kMiddle) > 448);
+}
+
+TEST(cuda_a_refusal_says_what_is_needed) {
+  const LaunchesOnly device(kSmall);
+  const std::string error = refusal<double>({1, 8, 8}, 700, 1, false);
+  CHECK(error.find("700 channels need ") == 0);
+  CHECK(error.find("a block of this device has 101376") != std::string::npos);
+}
+
+TEST(cuda_all_populations_fit_a_device) {
+  const LaunchesOnly device(kSmall);
+  for (std::int64_t population = 1; population <= cuda::kLargestPopulation; ++population) {
+    for (const std::int64_t variables : {std::int64_t{1}, std::int64_t{100'000}}) {
+      const cuda::OptimizerShape shape = {1, population, variables, 0, 5 * variables};
+      cuda::tell(shape, {}, {}, {}, {}, cuda::tell_blocks(shape), nullptr);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace asng::test
