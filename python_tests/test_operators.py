@@ -215,7 +215,7 @@ def test_a_gradient_penalty_on_a_layer_is_an_error() -> None:
         (y.mean() + grad.norm()).backward()
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of PyTorch's own, of torch.jit
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # by PyTorch itself
 @pytest.mark.parametrize("function", [cae_ops.encode, cae_ops.decode])
 def test_forward_mode_is_an_error(function: Callable[..., Tensor]) -> None:
     x, weight = torch.ones(1, 2, 4, 4), torch.ones(2, 2, 3, 3)
