@@ -52,7 +52,8 @@ def random_images(count: int, size: int) -> ImageData:
         labels = torch.randint(0, 10, (number,), generator=generator)
         return ImageSet(pixels.to(torch.uint8), labels, tuple("0123456789"))
 
-    return ImageData.of(images(count), images(100), CIFAR10_AUGMENTATION)
+    augmentation = replace(CIFAR10_AUGMENTATION, cutout=size // 2)
+    return ImageData.of(images(count), images(100), augmentation)
 
 
 class Marked(ClassificationTask):
