@@ -7,18 +7,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from asng_ext import _host
 from asng_ext.space import Samples, SearchSpace
 
 __all__ = ["as_array", "check_space"]
 
 
 def as_array(losses: Any) -> npt.NDArray[np.float64]:
-    """Losses as float64: anything NumPy reads, and tensors of any floating type and device."""
+    """Losses as float64: anything NumPy reads, and tensors of any floating type and device, with
+    or without a gradient, also in a list."""
     if hasattr(losses, "detach"):  # a tensor; bfloat16 and CUDA ones are unknown to NumPy
         losses = losses.detach().double().cpu().numpy()
-    elif isinstance(losses, (list, tuple)):
-        losses = [float(loss) for loss in losses]
     try:
+        if isinstance(losses, (list, tuple)):
+            losses = _host.numbers(list(losses))
         array = np.asarray(losses, dtype=np.float64)
     except (TypeError, ValueError):
         raise TypeError(

@@ -85,7 +85,7 @@ class Optimizer(ABC):
             raise TypeError(f"space must be a SearchSpace, got {type(space).__name__}")
         if space.n_theta == 0:
             raise ValueError("space must hold a variable with more than one value")
-        check_integer("population_size", population_size, 2, 2**31)
+        check_integer("population_size", population_size, 2, 2**24 + 1)
         if not 0 <= convergence_limit <= 1:
             raise ValueError(f"convergence_limit must be in [0, 1], got {convergence_limit}")
         if generation_limit is not None:
