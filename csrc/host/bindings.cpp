@@ -78,11 +78,21 @@ void require_shape(const py::array& array, std::initializer_list<std::int64_t> s
 
 // As NumPy reads it; an array as it is.
 py::array array_of(const py::object& values, const char* name) {
-  py::array array = py::array::ensure(values);
+  py::array array = py::isinstance<py::array>(values) ? py::reinterpret_borrow<py::array>(values)
+                                                      : py::array::ensure(values);
   if (!array) {
     throw py::type_error(std::string(name) + " must hold numbers");
   }
   return array;
+}
+
+// As an array of float64 to read; one that can be read as it is costs nothing.
+Array<double> doubles_of(const py::object& values) {
+  if (py::isinstance<py::array>(values) &&
+      readable<double>(py::reinterpret_borrow<py::array>(values))) {
+    return py::reinterpret_borrow<Array<double>>(values);
+  }
+  return Array<double>(values);
 }
 
 // Numbers that an update changes in place: the array itself, so that references to it stay good,
@@ -195,7 +205,7 @@ std::vector<double> converted_numbers(const py::object& list) {
 std::vector<double>& read_losses(const py::object& losses) {
   static thread_local std::vector<double> numbers;
   if (PyList_Check(losses.ptr()) == 0 && PyTuple_Check(losses.ptr()) == 0) {
-    const Array<double> values(detached(losses));
+    const Array<double> values = doubles_of(detached(losses));
     numbers.assign(values.data(), values.data() + values.size());
     return numbers;
   }
@@ -280,19 +290,20 @@ struct CompatCall {
 // Neither is looked at if there are none.
 py::tuple compat_adapt(CompatUpdate& update, const py::object& theta, const py::object& theta_int,
                        const py::object& s, double gamma, double Delta, const py::object& one_hot,
-                       const Array<double>& numerical, const py::object& losses,
+                       const py::object& numerical, const py::object& losses,
                        bool range_restriction, double offset, bool offset_in_accumulation) {
   require(std::isfinite(gamma), "gamma must be finite");
   require(std::isfinite(Delta) && Delta > 0.0, "Delta must be finite and above 0");
   CompatCall call(update, theta, one_hot, losses);
   const std::int64_t n = update.layout().n_gaussian();
   py::object gaussians = theta_int;
+  const Array<double> draws = doubles_of(numerical);
   if (n > 0) {
-    require_shape(numerical, {call.population.lambda, n}, "numerical");
+    require_shape(draws, {call.population.lambda, n}, "numerical");
     Array<double> moments = in_place(theta_int, {2, n}, "theta_int");
     call.arrays.mean = moments.mutable_data();
     call.arrays.second_moment = call.arrays.mean + n;
-    call.population.gaussian = numerical.data();
+    call.population.gaussian = draws.data();
     gaussians = moments;
   }
   Array<double> sums = in_place(s, {update.layout().n_theta()}, "s");
@@ -333,9 +344,11 @@ py::tuple compat_step_adam(CompatUpdate& update, const py::object& theta,
   return py::make_tuple(call.theta, m, v, moved);
 }
 
-py::array_t<bool> compat_one_hot(const CompatUpdate& update, const Array<double>& theta,
-                                 const Array<double>& uniforms) {
+py::array_t<bool> compat_one_hot(const CompatUpdate& update, const py::object& with_theta,
+                                 const py::object& with_uniforms) {
   const Layout& layout = update.layout();
+  const Array<double> theta = doubles_of(with_theta);
+  const Array<double> uniforms = doubles_of(with_uniforms);
   require_shape(theta, {layout.n_categorical(), update.stride()}, "theta");
   require(uniforms.size() == layout.n_categorical(), "uniforms must hold one per variable");
   py::array_t<bool> out({layout.n_categorical(), update.stride()});
