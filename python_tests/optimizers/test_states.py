@@ -237,9 +237,11 @@ def test_a_search_is_not_resumed_in_another_space(tmp_path: Path) -> None:
                 {"act": Categorical(["id", "relu", "drop"]), "out": Categorical(["a", "b"])}
             )
 
+    run = RunFolder.create(tmp_path / "run")
+
     def resumed(task: StackedTask) -> Any:
         optimizer = asng.ASNG(task.space, seed=0)
-        config, run = SearchConfig(epochs=1), RunFolder(tmp_path / "run")
+        config = SearchConfig(epochs=1)
         return search(task, optimizer, config, seed=0, run=run, stream=None)
 
     assert resumed(StackedTask()).architecture == resumed(StackedTask()).architecture
