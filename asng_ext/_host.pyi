@@ -72,29 +72,28 @@ class CompatUpdate:
     def adapt(
         self,
         theta: FloatArray,
-        mean: FloatArray,
-        second_moment: FloatArray,
+        theta_int: FloatArray,
         s: FloatArray,
         gamma: float,
         Delta: float,
-        samples: npt.NDArray[Any],
-        numerical: FloatArray,
-        losses: FloatArray,
+        samples: npt.ArrayLike,
+        numerical: npt.ArrayLike,
+        losses: Any,
         range_restriction: bool,
         offset: float,
         offset_in_accumulation: bool,
         /,
-    ) -> tuple[bool, float, float, float, float]: ...
+    ) -> tuple[FloatArray, FloatArray, FloatArray, bool, float, float, float, float]: ...
     def step(
         self,
         theta: FloatArray,
         delta: float,
-        samples: npt.NDArray[Any],
-        losses: FloatArray,
+        samples: npt.ArrayLike,
+        losses: Any,
         range_restriction: bool,
         offset: float,
         /,
-    ) -> float: ...
+    ) -> tuple[FloatArray, float]: ...
     def step_adam(
         self,
         theta: FloatArray,
@@ -104,12 +103,14 @@ class CompatUpdate:
         beta1: float,
         beta2: float,
         updates: int,
-        samples: npt.NDArray[Any],
-        losses: FloatArray,
+        samples: npt.ArrayLike,
+        losses: Any,
         range_restriction: bool,
         /,
-    ) -> bool: ...
+    ) -> tuple[FloatArray, FloatArray, FloatArray, bool]: ...
     def one_hot(self, theta: FloatArray, uniforms: FloatArray, /) -> npt.NDArray[np.bool_]: ...
+
+def numbers(values: list[Any], /) -> FloatArray: ...
 
 class ToyRun:
     iteration: int

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import zip_longest
 from typing import Any, overload
 
 import numpy as np
@@ -15,6 +18,9 @@ __all__ = ["Categorical", "Integer", "Real", "Samples", "SearchSpace", "Variable
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 
+MOST_CHOICES = 2**24
+"""Of one categorical variable."""
+
 
 @dataclass(frozen=True)
 class Categorical:
@@ -23,20 +29,35 @@ class Categorical:
     Args:
         values: The choices, at least one. With a single value there is nothing to search, and
             the variable costs nothing.
+        labels: What the choices are called in the state of an optimizer, one text for each, which
+            must be the same when the state is loaded. By default their ``repr`` without memory
+            addresses, which does not tell apart two lambdas, for instance.
 
     Raises:
-        ValueError: If ``values`` is empty.
-        TypeError: If ``values`` is a string or not a sequence.
+        ValueError: If ``values`` is empty or too long, or there is not one label for each.
+        TypeError: If ``values`` is a string or not a sequence, or a label is not a string.
     """
 
     values: tuple[Any, ...]
+    labels: tuple[str, ...] = field(default=(), repr=False)
 
-    def __init__(self, values: Sequence[Any]) -> None:
+    def __init__(self, values: Sequence[Any], labels: Sequence[str] = ()) -> None:
         if isinstance(values, (str, bytes)) or not isinstance(values, Sequence):
             raise TypeError(f"values must be a list or tuple of choices, got {values!r}")
         if not values:
             raise ValueError("values must hold at least one choice, got none")
+        try:
+            count = len(values)
+        except OverflowError:  # a very long range
+            count = MOST_CHOICES + 1
+        if count > MOST_CHOICES:
+            raise ValueError(f"values must hold at most {MOST_CHOICES} choices, got {values!r:.40}")
+        if isinstance(labels, str) or not all(isinstance(label, str) for label in labels):
+            raise TypeError(f"labels must be a list or tuple of strings, got {labels!r}")
+        if labels and len(labels) != count:
+            raise ValueError(f"labels must hold one for each of {count} values, got {len(labels)}")
         object.__setattr__(self, "values", tuple(values))
+        object.__setattr__(self, "labels", tuple(labels))
 
     def index(self, value: Any) -> int:
         """The position of ``value`` among the choices (ValueError if it is none of them)."""
@@ -122,6 +143,33 @@ class Real:
 
 
 Variable = Categorical | Integer | Real
+
+
+def _label(choice: Any) -> str:
+    """A choice as text that is the same in every process."""
+    if isinstance(choice, np.generic):
+        choice = choice.item()
+    kind: Any = type(choice)
+    if kind in (int, str, float, bytes):
+        return repr(choice)
+    if kind in (tuple, list):
+        inner = ", ".join(map(_label, choice))
+        return f"[{inner}]" if kind is list else f"({inner})"
+    if kind in (set, frozenset):  # their order differs between processes
+        return f"{kind.__name__}({', '.join(sorted(map(_label, choice)))})"
+    if kind is dict:
+        return f"{{{', '.join(f'{_label(k)}: {_label(v)}' for k, v in choice.items())}}}"
+    # Without the module, which is __main__ in a script and has its name when that is imported.
+    if isinstance(choice, type):
+        return f"<class {choice.__qualname__}>"
+    if kind.__repr__ is object.__repr__:
+        return f"<{kind.__qualname__} object>"
+    return without_addresses(repr(choice))
+
+
+def without_addresses(text: str) -> str:
+    """A ``repr`` without the memory addresses in it."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", text)
 
 
 def _check_bounds(low: float, high: float) -> None:
@@ -231,6 +279,26 @@ class SearchSpace(Mapping[str, Variable]):
     def n_theta(self) -> int:
         """Dimension of theta: K - 1 for each categorical variable, 2 for each Gaussian."""
         return sum(self.sizes) - len(self.categorical) + 2 * len(self.numerical)
+
+    @cached_property
+    def description(self) -> tuple[str, ...]:
+        """Name, kind, and choices or range of each variable in order, as text that is the same in
+        every process: two spaces are the same to an optimizer if their descriptions are."""
+        described = []
+        for name, variable in self._variables.items():
+            text = repr(variable)
+            if isinstance(variable, Categorical):
+                labels = variable.labels or map(_label, variable.values)
+                text = f"Categorical({', '.join(labels)})"
+            described.append(f"{name!r}: {text}")
+        return tuple(described)
+
+    def difference(self, description: Sequence[str]) -> str | None:
+        """Where another space, given by its description, differs first; None if it does not."""
+        for i, (other, own) in enumerate(zip_longest(description, self.description)):
+            if other != own:
+                return f"variable {i} is {other or 'absent'}, not {own or 'absent'}"
+        return None
 
     def decode(
         self,

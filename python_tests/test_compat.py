@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from asng_ext import compat
 
@@ -303,3 +305,123 @@ def test_baselines_have_the_old_interface(kind: type[compat.SNG | compat.Adam]) 
     np.testing.assert_array_equal(optimizer.theta, before)
     with pytest.raises(ValueError, match="samples"):
         optimizer.update(samples[:, :3], np.arange(4.0))
+
+
+KINDS = [compat.AdaptiveSNG, compat.CategoricalASNG, compat.SNG, compat.Adam]
+
+
+def drawn(optimizer: object, count: int = 2) -> np.ndarray:
+    return np.array([optimizer.sampling() for _ in range(count)])
+
+
+def test_memory_that_must_not_change_is_copied(tmp_path: Path) -> None:
+    path, zeros = tmp_path / "theta.npy", bytes(8 * 10)
+    optimizer, twin = compat.AdaptiveSNG(SIZES), compat.AdaptiveSNG(SIZES)
+    np.save(path, optimizer.theta)
+    samples = drawn(optimizer)
+    optimizer.theta = np.load(path, mmap_mode="r")
+    optimizer.s = np.frombuffer(zeros)
+    for _ in range(2):
+        optimizer.update(samples, [1.0, 2.0])
+        twin.update(samples, [1.0, 2.0])
+    np.testing.assert_array_equal(optimizer.theta, twin.theta)
+    np.testing.assert_array_equal(optimizer.s, twin.s)
+    np.testing.assert_array_equal(np.load(path), compat.AdaptiveSNG(SIZES).theta)
+    assert zeros == bytes(8 * 10)
+    mixed = compat.MixedAdaptiveSNG(SIZES, [(0, 10)])
+    mixed.theta_int.flags.writeable = False
+    kept = mixed.theta_int
+    mixed.update(mixed.sampling(2), [1.0, 2.0])
+    np.testing.assert_array_equal(kept, [[5], [50]])
+    assert mixed.theta_int[0, 0] != 5
+
+
+def test_arrays_of_any_layout_are_taken_and_others_changed_in_place() -> None:
+    optimizer = compat.Adam(SIZES)
+    theta = optimizer.theta
+    samples = drawn(optimizer)
+    optimizer.update(samples, [1.0, 2.0])
+    assert optimizer.theta is theta
+    expected = compat.Adam(SIZES, init_theta=theta)
+    unaligned = np.ndarray(theta.shape, np.float64, bytearray(theta.nbytes + 1), 1)
+    unaligned[:] = theta
+    for start in (unaligned, np.asfortranarray(theta), theta.astype(">f8"), theta.tolist()):
+        other = compat.Adam(SIZES)
+        other.theta, other.m, other.v, other.t = start, optimizer.m, optimizer.v, optimizer.t
+        other.m, other.v = other.m.copy(), other.v.copy()
+        for kind in (np.int64, np.float32, np.uint8):
+            assert other.sampling().shape == (5, 5)
+            other.update(np.asfortranarray(samples.astype(kind)), [2.0, 1.0])
+        other.update(list(samples), [2.0, 1.0])
+        expected.m, expected.v, expected.t = optimizer.m.copy(), optimizer.v.copy(), optimizer.t
+        expected.theta = theta.copy()
+        for _ in range(4):
+            expected.update(samples, [2.0, 1.0])
+        np.testing.assert_array_equal(other.theta, expected.theta)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_numbers_that_end_in_nan_are_refused(kind: type) -> None:
+    first = {compat.SNG: "delta_init"}.get(kind, "alpha")
+    for value in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match=f"{first} must be finite and above 0"):
+            kind(SIZES, value)
+    bad = compat.Categorical(SIZES).theta
+    bad[0, 0] = math.nan
+    with pytest.raises(ValueError, match="init_theta must hold finite numbers"):
+        kind(SIZES, init_theta=bad)
+    for value in (math.nan, math.inf, -0.5):
+        optimizer = kind(SIZES)
+        model = getattr(optimizer, "p_model", optimizer)
+        samples = drawn(optimizer)
+        model.theta[0, 0] = value
+        before = model.theta.copy()
+        with pytest.raises(ValueError, match="theta must hold finite numbers of at least 0"):
+            optimizer.update(samples, [1.0, 2.0])
+        np.testing.assert_array_equal(model.theta, before)
+
+
+def test_other_settings_and_arrays_that_end_in_nan_are_refused() -> None:
+    with pytest.raises(ValueError, match="delta_init"):
+        compat.AdaptiveSNG(SIZES, delta_init=math.nan)
+    with pytest.raises(ValueError, match="Delta_max"):
+        compat.AdaptiveSNG(SIZES, Delta_max=math.nan)
+    with pytest.raises(ValueError, match="beta2"):
+        compat.Adam(SIZES, beta2=1.0)
+    with pytest.raises(ValueError, match=r"categories .* \[1, 16777216\]"):
+        compat.AdaptiveSNG([2, 2**40])
+    with pytest.raises(ValueError, match="alpha"):
+        compat.MixedAdaptiveSNG(SIZES, [(0, 10)], alpha=-1.0)
+    for name, value, words in (
+        ("s", np.full(10, math.nan), "s must hold finite"),
+        ("s", np.zeros(9), r"s must have shape \(10\), got \(9,\)"),
+        ("theta", np.zeros((3, 5)), r"theta must have shape \(5, 5\), got \(3, 5\)"),
+        ("gamma", math.nan, "gamma"),
+        ("Delta", 0.0, "Delta"),
+    ):
+        optimizer = compat.AdaptiveSNG(SIZES)
+        samples = drawn(optimizer)
+        before = optimizer.theta.copy()
+        setattr(optimizer, name, value)
+        with pytest.raises(ValueError, match=words):
+            optimizer.update(samples, [1.0, 2.0])
+        if name != "theta":
+            np.testing.assert_array_equal(optimizer.theta, before)
+    mixed = compat.MixedAdaptiveSNG(SIZES, [(0, 10)])
+    drawn_pair = mixed.sampling(2)
+    mixed.theta_int[1, 0] = math.nan
+    with pytest.raises(ValueError, match="theta_int must hold finite"):
+        mixed.update(drawn_pair, [1.0, 2.0])
+    with pytest.raises(TypeError, match="samples must hold numbers, got dtype object"):
+        compat.AdaptiveSNG(SIZES).update(samples.astype(object), [1.0, 2.0])
+
+
+def test_losses_with_gradients() -> None:
+    values = torch.tensor([2.0, 1.0], requires_grad=True)
+    expected = compat.AdaptiveSNG(SIZES)
+    samples = drawn(expected)
+    expected.update(samples, [2.0, 1.0])
+    for losses in (values, [values[0], values[1]], (values[0] * 1, 1.0)):
+        optimizer = compat.AdaptiveSNG(SIZES)
+        optimizer.update(samples, losses)
+        np.testing.assert_array_equal(optimizer.theta, expected.theta)

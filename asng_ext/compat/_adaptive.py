@@ -14,7 +14,6 @@ from asng_ext.compat._common import (
     CategoricalBase,
     Integers,
     Probabilities,
-    contiguous,
     initial,
     make_updater,
     padded,
@@ -46,8 +45,7 @@ class Categorical(Probabilities):
     def sampling_lam(self, lam: int) -> BoolArray:
         """(lam, d, Cmax) one-hot samples."""
         uniforms = np.random.rand(lam, self.d, 1)
-        theta = contiguous(self.theta)
-        return np.stack([self._updater.one_hot(theta, row) for row in uniforms])
+        return np.stack([self._updater.one_hot(self.theta, row) for row in uniforms])
 
     def loglikelihood(self, X: npt.NDArray[Any]) -> FloatArray:
         """(lam,) log-likelihoods of one-hot samples (lam, d, Cmax)."""
@@ -109,21 +107,20 @@ class AdaptiveSNG(CategoricalBase):
 
     def update(self, c_one: Any, fxc: Any, range_restriction: bool = True) -> None:
         """One update from one-hot samples (λ, d, Cmax) and their losses (λ,)."""
-        self.theta = contiguous(self.theta)
-        moved, self.gamma, self.Delta, self.delta, eps = self._updater.adapt(
+        adapted = self._updater.adapt(
             self.theta,
-            NO_GAUSSIANS,
             NO_GAUSSIANS,
             self.s,
             self.gamma,
             self.Delta,
-            np.ascontiguousarray(c_one),
+            c_one,
             NO_GAUSSIANS,
             fxc,
             range_restriction,
             1e-9,
             True,
         )
+        self.theta, _, self.s, moved, self.gamma, self.Delta, self.delta, eps = adapted
         if moved:
             self.eps = eps
 
@@ -189,20 +186,19 @@ class CategoricalASNG:
 
     def update(self, Ms: Any, losses: Any, range_restriction: bool = True) -> None:
         """One update from one-hot samples (λ, d, Cmax) and their losses (λ,)."""
-        theta = self.p_model.theta = contiguous(self.p_model.theta)
-        _, self.gamma, self.Delta, _, _ = self._updater.adapt(
-            theta,
-            NO_GAUSSIANS,
+        adapted = self._updater.adapt(
+            self.p_model.theta,
             NO_GAUSSIANS,
             self.s,
             self.gamma,
             self.Delta,
-            np.ascontiguousarray(Ms),
+            Ms,
             NO_GAUSSIANS,
             losses,
             range_restriction,
             0.0,
             False,
         )
+        self.p_model.theta, _, self.s, _, self.gamma, self.Delta, _, _ = adapted
 
     utility = staticmethod(utility)

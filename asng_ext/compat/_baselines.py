@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from asng_ext.compat._common import CategoricalBase, Integers, contiguous, theta_header
+from asng_ext._checks import check_number
+from asng_ext.compat._common import CategoricalBase, Integers, theta_header
 
 __all__ = ["SNG", "Adam"]
 
@@ -34,6 +35,7 @@ class SNG(CategoricalBase):
         lam: int = 2,
         init_theta: npt.ArrayLike | None = None,
     ) -> None:
+        check_number("delta_init", delta_init, 0.0)
         super().__init__(categories, lam, init_theta)
         self.delta = delta_init
         self.eps = self.delta
@@ -44,9 +46,8 @@ class SNG(CategoricalBase):
 
     def update(self, c_one: Any, fxc: Any, range_restriction: bool = True) -> None:
         """One update from one-hot samples (λ, d, Cmax) and their losses (λ,)."""
-        self.theta = contiguous(self.theta)
-        eps = self._updater.step(
-            self.theta, self.delta, np.ascontiguousarray(c_one), fxc, range_restriction, 1e-8
+        self.theta, eps = self._updater.step(
+            self.theta, self.delta, c_one, fxc, range_restriction, 1e-8
         )
         if eps > 0:
             self.eps = eps
@@ -87,6 +88,9 @@ class Adam(CategoricalBase):
         lam: int = 2,
         init_theta: npt.ArrayLike | None = None,
     ) -> None:
+        check_number("alpha", alpha, 0.0)
+        for name, value in (("beta1", beta1), ("beta2", beta2)):
+            check_number(name, value, least=0.0, below=1.0)
         super().__init__(categories, lam, init_theta)
         self.alpha, self.beta1, self.beta2 = alpha, beta1, beta2
         self.m = np.zeros_like(self.theta)
@@ -99,8 +103,7 @@ class Adam(CategoricalBase):
 
     def update(self, c_one: Any, fxc: Any, range_restriction: bool = True) -> None:
         """One update from one-hot samples (λ, d, Cmax) and their losses (λ,)."""
-        self.theta = contiguous(self.theta)
-        self.t += self._updater.step_adam(
+        self.theta, self.m, self.v, moved = self._updater.step_adam(
             self.theta,
             self.m,
             self.v,
@@ -108,10 +111,11 @@ class Adam(CategoricalBase):
             self.beta1,
             self.beta2,
             self.t + 1,
-            np.ascontiguousarray(c_one),
+            c_one,
             fxc,
             range_restriction,
         )
+        self.t += moved
 
     def log_header(self) -> list[str]:
         """Names of the columns of :meth:`log`."""

@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from asng_ext import _host
+from asng_ext._checks import check_number
 from asng_ext.optimizers import margins
-from asng_ext.space import FloatArray, IntArray, Integer
+from asng_ext.space import MOST_CHOICES, FloatArray, IntArray, Integer
 
 Integers = Sequence[int] | npt.NDArray[Any]
 BoolArray = npt.NDArray[np.bool_]
@@ -21,9 +22,13 @@ NO_GAUSSIANS = np.empty(0)
 
 def check_sizes(categories: Integers) -> IntArray:
     sizes = np.asarray(categories)
-    if sizes.ndim != 1 or sizes.dtype.kind not in "iu" or (sizes.size and sizes.min() < 1):
+    if (
+        sizes.ndim != 1
+        or sizes.dtype.kind not in "iu"
+        or not ((sizes >= 1) & (sizes <= MOST_CHOICES)).all()
+    ):
         raise ValueError(
-            f"categories must be a sequence of integers of at least 1, got {categories!r}"
+            f"categories must be a sequence of integers in [1, {MOST_CHOICES}], got {categories!r}"
         )
     return sizes.astype(np.int64)
 
@@ -46,6 +51,8 @@ def initial(init: Any, like: FloatArray) -> FloatArray:
     array = np.array(init, dtype=np.float64)
     if array.shape != like.shape:
         raise ValueError(f"init_theta must have shape {like.shape}, got {array.shape}")
+    if not np.isfinite(array).all():
+        raise ValueError(f"init_theta must hold finite numbers, got {array}")
     return array
 
 
@@ -59,6 +66,10 @@ def make_updater(
     low, high = (
         ([float(bound) for bound in column] for column in zip(*ranges)) if len(ranges) else ([], [])
     )
+    check_number("alpha", alpha, 0.0)
+    check_number("delta_init", delta_init, 0.0)
+    if not delta_max > 0:
+        raise ValueError(f"Delta_max must be above 0, got {delta_max}")
     return _host.CompatUpdate(
         sizes=sizes.tolist(),
         stride=int(sizes.max()) if sizes.size else 0,
@@ -99,11 +110,6 @@ def utility(f: Any, rho: float = 0.25, negative: bool = True) -> tuple[FloatArra
         shared[begin:end] = places[begin:end].mean()
         begin = end
     return shared, order
-
-
-def contiguous(array: npt.NDArray[Any]) -> FloatArray:
-    """The array itself where it can be, so that references to theta stay good."""
-    return np.ascontiguousarray(array, dtype=np.float64)
 
 
 def theta_header(sizes: IntArray, name: str = "theta") -> list[str]:
@@ -148,7 +154,7 @@ class Probabilities:
 
     def sampling(self) -> BoolArray:
         """(d, Cmax) one-hot sample."""
-        return self._updater.one_hot(contiguous(self.theta), np.random.rand(self.d, 1))
+        return self._updater.one_hot(self.theta, np.random.rand(self.d, 1))
 
     def mle(self) -> FloatArray:
         """(d, Cmax) one-hot, the most likely categories."""

@@ -12,7 +12,6 @@ from asng_ext.compat._common import (
     BoolArray,
     Integers,
     check_sizes,
-    contiguous,
     flat,
     initial,
     make_updater,
@@ -96,8 +95,7 @@ class MixedAdaptiveSNG:
     def sampling(self, lam: int) -> tuple[BoolArray, FloatArray]:
         """(lam, d_cat, Cmax) one-hot samples and (lam, d_int) raw draws in antithetic pairs."""
         uniforms = np.random.rand(lam, self.d_cat, 1)
-        theta = contiguous(self.theta_cat)
-        categories = np.stack([self._updater.one_hot(theta, row) for row in uniforms])
+        categories = np.stack([self._updater.one_hot(self.theta_cat, row) for row in uniforms])
         mean = self.theta_int[0]
         std = np.sqrt(self.theta_int[1] - mean**2)
         numbers = np.empty((lam + lam % 2, self.d_int))
@@ -113,22 +111,21 @@ class MixedAdaptiveSNG:
 
     def update(self, c: Any, fxc: Any, range_restriction: bool = True) -> None:
         """One update from (one-hot samples (λ, d_cat, Cmax), raw draws (λ, d_int)) and losses."""
-        self.theta_cat = contiguous(self.theta_cat)
-        self.theta_int = contiguous(self.theta_int)
-        moved, self.gamma, self.Delta, self.delta, eps = self._updater.adapt(
+        adapted = self._updater.adapt(
             self.theta_cat,
-            self.theta_int[0],
-            self.theta_int[1],
+            self.theta_int,
             self.s,
             self.gamma,
             self.Delta,
-            np.ascontiguousarray(c[0]),
-            np.ascontiguousarray(c[1], dtype=np.float64),
+            c[0],
+            c[1],
             fxc,
             range_restriction,
             1e-9,
             False,
         )
+        self.theta_cat, self.theta_int, self.s, moved = adapted[:4]
+        self.gamma, self.Delta, self.delta, eps = adapted[4:]
         if moved:
             self.eps = eps
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from asng_ext.space import Categorical, SearchSpace
+from asng_ext.space import Categorical, SearchSpace, without_addresses
 
 __all__ = ["Choice", "derive", "search_space", "set_architecture", "subnet"]
 
@@ -146,15 +146,34 @@ def _variables(model: nn.Module) -> dict[str, tuple[str, ...]]:
     return variables
 
 
+def _labels(choice: Choice) -> list[str]:
+    """What candidates that are only numbered are called in the state of an optimizer."""
+    if choice.names != tuple(str(i) for i in range(len(choice.names))):
+        return []
+
+    def described(module: nn.Module) -> str:
+        # Not the repr of a choice, which says what is active.
+        inner = module.name if isinstance(module, Choice) else module.extra_repr()
+        return without_addresses(f"{type(module).__name__}({inner})")
+
+    return [" ".join(map(described, module.modules())) for module in choice.candidates.values()]
+
+
 def search_space(model: nn.Module) -> SearchSpace:
     """One categorical variable for each name of a `Choice` in the model, in order of occurrence.
 
     Choices inside candidates of other choices count too.
 
+    In the states of optimizers candidates that were given without names are called by what they
+    are, so that a state does not fit when they come in another order.
+
     Raises:
         ValueError: There is no choice, or two choices of one name differ in their candidates.
     """
-    return SearchSpace({name: Categorical(v) for name, v in _variables(model).items()})
+    _variables(model)  # checks
+    first = {choice.name: choice for choice in reversed(list(_choices(model)))}
+    names = dict.fromkeys(choice.name for choice in _choices(model))
+    return SearchSpace({n: Categorical(first[n].names, _labels(first[n])) for n in names})
 
 
 def _check(model: nn.Module, values: Mapping[str, object]) -> None:

@@ -234,6 +234,8 @@ class ASNGEngine:
 
     def losses(self, losses: Any) -> Tensor:
         """Losses as (λ,) float64 on the device."""
+        if isinstance(losses, (list, tuple)) and any(isinstance(x, Tensor) for x in losses):
+            losses = self._stacked(losses)
         if not isinstance(losses, Tensor):
             try:
                 losses = torch.as_tensor(np.asarray(losses, dtype=np.float64))
@@ -246,6 +248,17 @@ class ASNGEngine:
         if losses.is_complex():
             raise TypeError(f"losses must be real numbers, got dtype {losses.dtype}")
         return self._here(losses.detach(), torch.float64)
+
+    def _stacked(self, losses: Sequence[Any]) -> Tensor:
+        """Tensors of one element and numbers as a tensor."""
+        try:
+            tensors = [
+                x.detach() if isinstance(x, Tensor) else torch.tensor(float(x), dtype=torch.float64)
+                for x in losses
+            ]
+            return torch.stack([x.reshape(()).to(self.tensors.device) for x in tensors])
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(f"losses must be a sequence of numbers: {error}") from None
 
     def ask(self) -> tuple[Any, Any]:
         """(λ, n_cat) int64 and (λ, n_num) float64 tensors."""

@@ -7,18 +7,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from asng_ext.space import Categorical, Samples, SearchSpace
+from asng_ext import _host
+from asng_ext.space import Samples, SearchSpace
 
-__all__ = ["as_array", "matching"]
+__all__ = ["as_array", "check_space"]
 
 
 def as_array(losses: Any) -> npt.NDArray[np.float64]:
-    """Losses as float64: anything NumPy reads, and tensors of any floating type and device."""
+    """Losses as float64: anything NumPy reads, and tensors of any floating type and device, with
+    or without a gradient, also in a list."""
     if hasattr(losses, "detach"):  # a tensor; bfloat16 and CUDA ones are unknown to NumPy
         losses = losses.detach().double().cpu().numpy()
-    elif isinstance(losses, (list, tuple)):
-        losses = [float(loss) for loss in losses]
     try:
+        if isinstance(losses, (list, tuple)):
+            losses = _host.numbers(list(losses))
         array = np.asarray(losses, dtype=np.float64)
     except (TypeError, ValueError):
         raise TypeError(
@@ -31,14 +33,9 @@ def as_array(losses: Any) -> npt.NDArray[np.float64]:
     return np.ascontiguousarray(array)
 
 
-def matching(samples: Samples, space: SearchSpace) -> Samples:
-    """Samples of an equal space; ones read back from a file belong to a space of their own."""
-    same = list(samples.space) == list(space) and all(
-        (len(a.values) == len(b.values))
-        if isinstance(a, Categorical) and isinstance(b, Categorical)
-        else a == b
-        for a, b in zip(samples.space.values(), space.values())
-    )
-    if not same:
-        raise ValueError(f"samples must be of {space!r}, got samples of {samples.space!r}")
-    return samples
+def check_space(samples: Samples, space: SearchSpace) -> None:
+    """ValueError unless the samples' space is an equal one; samples read back from a file belong
+    to a space of their own."""
+    difference = space.difference(samples.space.description)
+    if difference:
+        raise ValueError(f"samples must be of the optimizer's space, but their {difference}")

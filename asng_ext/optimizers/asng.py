@@ -11,7 +11,7 @@ import numpy as np
 from asng_ext import _host
 from asng_ext._checks import check_number
 from asng_ext.optimizers._distribution import Margin, Theta, margins
-from asng_ext.optimizers.base import Optimizer
+from asng_ext.optimizers.base import TOLERANCE, Optimizer
 from asng_ext.space import FloatArray, SearchSpace
 
 if TYPE_CHECKING:
@@ -163,6 +163,18 @@ class ASNG(Optimizer):
     def _own_numbers(self) -> dict[str, Any]:
         return {"gamma": self.gamma, "Delta": self.Delta}
 
+    def _array_bounds(self) -> dict[str, tuple[Any, Any]]:
+        return {**super()._array_bounds(), "s": (-math.inf, math.inf)}
+
     def _check_own_numbers(self, state: Mapping[str, Any]) -> None:
-        super()._check_own_numbers(state)
-        check_number("state['Delta']", state["Delta"], 0.0)
+        least = self.delta_init / math.sqrt(self.n_theta)
+        for name, low, high in (
+            ("gamma", 0.0, 1.0),
+            ("Delta", least, max(self.delta_max, least)),
+        ):
+            value = state[name]
+            check_number(f"state[{name!r}]", value)
+            if not low * (1 - TOLERANCE) <= value <= high * (1 + TOLERANCE):
+                raise ValueError(
+                    f"state[{name!r}] must be in [{low:.9g}, {high:.9g}], got {value:.9g}"
+                )

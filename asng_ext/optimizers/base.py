@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import secrets
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -13,7 +14,7 @@ import numpy as np
 from asng_ext import _host
 from asng_ext._checks import check_integer
 from asng_ext.optimizers._distribution import Margin, Theta, margins
-from asng_ext.optimizers._told import as_array, matching
+from asng_ext.optimizers._told import as_array, check_space
 from asng_ext.space import FloatArray, Samples, SearchSpace
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Optimizer"]
 
-STATE_VERSION = 1
+STATE_VERSION = 2  # 1 held sizes and ranges instead of the space
+TOLERANCE = 1e-6  # for rounding of the numbers in a state, relative to their range
 COMMON_SETTINGS = (
     "population_size",
     "margin",
@@ -83,7 +85,7 @@ class Optimizer(ABC):
             raise TypeError(f"space must be a SearchSpace, got {type(space).__name__}")
         if space.n_theta == 0:
             raise ValueError("space must hold a variable with more than one value")
-        check_integer("population_size", population_size, 2, 2**31)
+        check_integer("population_size", population_size, 2, 2**24 + 1)
         if not 0 <= convergence_limit <= 1:
             raise ValueError(f"convergence_limit must be in [0, 1], got {convergence_limit}")
         if generation_limit is not None:
@@ -154,8 +156,7 @@ class Optimizer(ABC):
                 f"got {len(losses)} for {len(categorical)} samples"
             )
         if samples.space is not self.space:
-            samples = matching(samples, self.space)
-            categorical = samples.categorical
+            check_space(samples, self.space)
         try:
             return self._engine.tell(categorical, samples.numerical, losses, self.maximize)
         except TypeError as error:
@@ -257,6 +258,7 @@ class Optimizer(ABC):
         return {
             "version": STATE_VERSION,
             "optimizer": type(self).__name__,
+            "space": list(self.space.description),
             **self._settings(),
             "seed": self.seed,
             "asked": int(engine.asked),
@@ -269,44 +271,57 @@ class Optimizer(ABC):
         """Continues, bit for bit, where the optimizer that gave ``state`` was.
 
         Raises:
-            ValueError: If the state is of another kind of optimizer, another space or other
-                settings, is incomplete, or holds numbers that no state can have. The optimizer is
-                then as it was.
+            ValueError, TypeError: If the state is of another kind of optimizer, another space or
+                other settings, is incomplete, or holds what no state can. The optimizer is then as
+                it was.
+
+        Warns:
+            UserWarning: If the state was saved before states said of which space they are, and
+                fits as far as can be seen.
         """
-        expected = {
-            "version": STATE_VERSION,
-            "optimizer": type(self).__name__,
-            **self._settings(),
-        }
+        if not isinstance(state, Mapping):
+            raise TypeError(f"state must be a mapping, got {type(state).__name__}")
+        expected = {"optimizer": type(self).__name__, **self._settings()}
+        own = self.state_dict()
+        old = state.get("version") == 1
+        if old:
+            del own["space"]
+            ranges = [[float(v.low), float(v.high)] for v in self.space.numerical.values()]
+            expected |= {"sizes": self.space.sizes, "ranges": ranges}
+        else:
+            expected["version"] = STATE_VERSION
         # The kind first: of another one, everything else is missing as well.
         for key in ("version", "optimizer"):
-            if key in state and state[key] != expected[key]:
+            if key in state and key in expected and state[key] != expected[key]:
                 raise ValueError(
                     f"state was saved with {key}={state[key]!r}, this optimizer has "
                     f"{expected[key]!r}"
                 )
-        missing = sorted(set(self.state_dict()) - set(state))
+        missing = sorted({*own, *expected} - set(state))
         if missing:
             raise ValueError(f"state lacks {missing}")
+        if not old:
+            if not isinstance(state["space"], (list, tuple)):
+                raise TypeError(f"state['space'] must be a list, got {state['space']!r}")
+            difference = self.space.difference(state["space"])
+            if difference:
+                raise ValueError(f"state must be of the optimizer's space, but its {difference}")
         for key, value in expected.items():
             if state[key] != value:
                 raise ValueError(
                     f"state was saved with {key}={state[key]!r}, this optimizer has {value!r}"
                 )
-        arrays: dict[str, FloatArray] = {}
-        for name in self._arrays():
-            array = np.asarray(state[name], dtype=np.float64)
-            if array.shape != getattr(self._engine, name).shape or not np.isfinite(array).all():
-                raise ValueError(
-                    f"state[{name!r}] must hold {getattr(self._engine, name).size} finite numbers"
-                )
-            arrays[name] = array
-        if (arrays["theta"] < 0).any() or (arrays["variance"] <= 0).any():
-            raise ValueError("state must hold probabilities of at least 0 and variances above 0")
+        arrays = {name: self._checked_array(name, state[name]) for name in self._arrays()}
         check_integer("state['seed']", state["seed"], 0, 2**64)
         for name in ("asked", "generation"):
             check_integer(f"state[{name!r}]", state[name], 0, 2**63)
         self._check_own_numbers(state)
+        if old:
+            warnings.warn(
+                "state does not say of which space it is; its numbers of choices and its ranges "
+                "fit, but names, order and choices of the variables are not checked",
+                stacklevel=2,
+            )
         for name, value in arrays.items():
             setattr(self._engine, name, value)
         for name in ("seed", "asked", "generation", *self._own_numbers()):
@@ -315,24 +330,61 @@ class Optimizer(ABC):
     def _arrays(self) -> tuple[str, ...]:
         return ("theta", "mean", "variance", *self._own_arrays)
 
+    def _checked_array(self, name: str, values: Any) -> FloatArray:
+        """An array of a state (ValueError or TypeError if it is none that a state can have)."""
+        least, most = self._array_bounds()[name]
+        try:
+            array = np.asarray(values, dtype=np.float64)
+        except (TypeError, ValueError):
+            raise TypeError(f"state[{name!r}] must hold numbers, got {values!r:.60}") from None
+        shape = getattr(self._engine, name).shape
+        if array.shape != shape or not np.isfinite(array).all():
+            raise ValueError(f"state[{name!r}] must hold {math.prod(shape)} finite numbers")
+        wrong = np.flatnonzero((array < least) | (array > most))
+        if wrong.size:
+            i = wrong[0]
+            low, high = np.broadcast_to(least, shape)[i], np.broadcast_to(most, shape)[i]
+            raise ValueError(
+                f"state[{name!r}][{i}] must be in [{low:.9g}, {high:.9g}], got {array[i]:.9g}"
+            )
+        if name == "theta" and array.size:
+            first = np.cumsum([0, *self.space.sizes[:-1]])
+            sums = np.add.reduceat(array, first)
+            wrong = np.flatnonzero(np.abs(sums - 1) > TOLERANCE)
+            if wrong.size:
+                raise ValueError(
+                    f"state['theta'] must hold probabilities that sum to 1 for each variable, but "
+                    f"those of {list(self.space.categorical)[wrong[0]]!r} sum to "
+                    f"{sums[wrong[0]]:.9g}"
+                )
+        return array
+
+    def _array_bounds(self) -> dict[str, tuple[Any, Any]]:
+        """The least and the most that an update leaves in the arrays, by name, with room for
+        rounding."""
+        variables = self.space.numerical.values()
+        low = np.array([float(v.low) for v in variables])
+        high = np.array([float(v.high) for v in variables])
+        half = (high - low) / 2
+        # A range may be so narrow that its half is below the smallest standard deviation.
+        least = np.minimum([v.std_min for v in variables], half)
+        margin = np.repeat(self._engine.margin, self.space.sizes)
+        return {
+            "theta": (margin - TOLERANCE, 1 + TOLERANCE),
+            "mean": (low - TOLERANCE * half, high + TOLERANCE * half),
+            "variance": (least**2 * (1 - TOLERANCE), half**2 * (1 + TOLERANCE)),
+        }
+
     def _own_numbers(self) -> dict[str, Any]:
         """The numbers that the engine keeps beside the arrays, by name."""
         return {}
 
-    def _check_own_numbers(self, state: Mapping[str, Any]) -> None:
+    def _check_own_numbers(self, state: Mapping[str, Any]) -> None:  # noqa: B027
         """ValueError or TypeError if they are none that a state can have."""
-        for name in self._own_numbers():
-            if not 0 <= state[name] < math.inf:
-                raise ValueError(
-                    f"state[{name!r}] must be finite and at least 0, got {state[name]}"
-                )
 
     def _settings(self) -> dict[str, Any]:
         """What must be equal for a state to fit, in a form that compares and saves well."""
-        ranges = [[float(v.low), float(v.high)] for v in self.space.numerical.values()]
         return {
-            "sizes": self.space.sizes,
-            "ranges": ranges,
             "population_size": self.population_size,
             **{name: getattr(self, name) for name in self._own_settings},
             "margin": self.margin,

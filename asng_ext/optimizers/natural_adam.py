@@ -10,7 +10,7 @@ import numpy as np
 from asng_ext import _host
 from asng_ext._checks import check_integer, check_number
 from asng_ext.optimizers._distribution import Margin
-from asng_ext.optimizers.base import Optimizer
+from asng_ext.optimizers.base import TOLERANCE, Optimizer
 from asng_ext.space import SearchSpace
 
 __all__ = ["NaturalAdam"]
@@ -94,7 +94,20 @@ class NaturalAdam(Optimizer):
     def _own_numbers(self) -> dict[str, Any]:
         return {"updates": self.updates}
 
+    def _array_bounds(self) -> dict[str, tuple[Any, Any]]:
+        bounds = super()._array_bounds()
+        # Moments are means of gradients g of Fisher norm 1 or less and of their squares. There
+        # |g_j| <= sqrt(theta_j) <= 1, and of a Gaussian |g_1| <= sigma and
+        # |g_2| <= sqrt(4 mu^2 sigma^2 + 2 sigma^4).
+        mean, variance = np.abs(bounds["mean"]).max(axis=0), bounds["variance"][1]
+        most = np.concatenate(
+            [
+                np.ones(sum(self.space.sizes)),
+                np.sqrt(variance),
+                np.sqrt(4 * mean**2 * variance + 2 * variance**2),
+            ]
+        ) * (1 + TOLERANCE)
+        return {**bounds, "first_moment": (-most, most), "second_moment": (0.0, most**2)}
+
     def _check_own_numbers(self, state: Mapping[str, Any]) -> None:
         check_integer("state['updates']", state["updates"], 0, 2**63)
-        if (np.asarray(state["second_moment"]) < 0).any():
-            raise ValueError("state['second_moment'] must hold numbers of at least 0")

@@ -318,7 +318,7 @@ def simulate(
     """
     check_integer("seed", seed, 0, 2**64)
     check_integer("first", first, 0, 2**63)
-    check_integer("runs", runs, 0, 2**31)
+    check_integer("runs", runs, 0, MOST_NUMBERS + 1)
     if threads is None:
         threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
         threads = threads or os.cpu_count() or 1

@@ -26,6 +26,9 @@ void require(bool condition, const char* message) {
   }
 }
 
+// The most variables times categories, times samples, runs at once, and numbers drawn at once.
+constexpr std::int64_t kMost = std::int64_t{1} << 24;
+
 // The settings by name, in a dictionary that holds all of them.
 ToySettings read_settings(const py::dict& values) {
   ToySettings settings;
@@ -53,12 +56,11 @@ ToySettings read_settings(const py::dict& values) {
   settings.delta_max = number("delta_max");
   settings.adam = {number("step_size"), number("beta1"), number("beta2")};
   settings.margin = number("margin");
-  const std::int64_t limit = std::int64_t{1} << 24;
-  require(settings.variables >= 1 && settings.variables <= limit, "variables out of range");
-  require(settings.categories >= 2 && settings.categories <= limit, "categories out of range");
-  require(settings.lambda >= 2 && settings.lambda <= limit, "population_size out of range");
-  require(settings.variables * settings.categories <= limit &&
-              settings.variables * settings.lambda <= limit,
+  require(settings.variables >= 1 && settings.variables <= kMost, "variables out of range");
+  require(settings.categories >= 2 && settings.categories <= kMost, "categories out of range");
+  require(settings.lambda >= 2 && settings.lambda <= kMost, "population_size out of range");
+  require(settings.variables * settings.categories <= kMost &&
+              settings.variables * settings.lambda <= kMost,
           "variables times categories and times population_size must be at most 2^24");
   require(settings.iteration_limit >= 0, "iteration_limit must be at least 0");
   return settings;
@@ -67,7 +69,7 @@ ToySettings read_settings(const py::dict& values) {
 py::tuple batch(const py::dict& values, std::uint64_t seed, std::uint64_t first, std::int64_t count,
                 int threads, const py::object& progress) {
   const ToySettings settings = read_settings(values);
-  require(count >= 0, "count must be at least 0");
+  require(count >= 0 && count <= kMost, "count must be in [0, 2^24]");
   std::vector<ToyOutcome> outcomes(static_cast<std::size_t>(count));
   {
     const py::gil_scoped_release release;
@@ -99,7 +101,7 @@ py::array_t<double> rows(const ToyRun& run, const std::vector<double>& values) {
 
 template <typename Draw>
 py::array_t<double> drawn(std::int64_t count, const Draw& draw) {
-  require(count >= 0, "count must be at least 0");
+  require(count >= 0 && count <= kMost, "count must be in [0, 2^24]");
   py::array_t<double> out(count);
   draw(out.mutable_data());
   return out;

@@ -135,10 +135,15 @@ def test_states_of_other_kinds_are_refused() -> None:
     ("change", "words"),
     [
         ({"second_moment": [-1.0] * 10}, "second_moment"),
+        ({"second_moment": [0.0] * 9 + [1e300]}, r"state\['second_moment'\]\[9\]"),
+        ({"first_moment": [1.1] + [0.0] * 9}, r"state\['first_moment'\]\[0\] must be in \[-1"),
         ({"first_moment": [0.0]}, "first_moment"),
         ({"updates": -1}, "updates"),
         ({"step_size": 1.0}, "step_size"),
         ({"theta": [math.nan] * 6}, "theta"),
+        ({"theta": [0.5, 0.5, 0.5, 1.0, 0.5, 0.5]}, "theta"),
+        ({"variance": [17.0, 0.1]}, "variance"),
+        ({"mean": [8.1, 0.5]}, "mean"),
     ],
 )
 def test_an_adam_state_that_does_not_fit_is_refused_whole(

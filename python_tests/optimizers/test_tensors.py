@@ -166,6 +166,8 @@ def test_what_can_be_told(device: str) -> None:
         (samples, np.array([3, 1, 2], dtype=np.float32)),
         (samples, torch.tensor([3, 1, 2], dtype=torch.bfloat16, device=device)),
         (samples, torch.tensor([3.0, 1.0, 2.0], requires_grad=True)),
+        (samples, list(torch.tensor([3.0, 1.0, 2.0], requires_grad=True, device=device))),
+        (samples, (torch.tensor([3.0], requires_grad=True), 1.0, torch.tensor(2))),
         (samples[[2, 0, 1]], [2, 3, 1]),
     ]
     states = []
@@ -216,6 +218,7 @@ def test_errors_leave_the_optimizer_as_it_was(device: str) -> None:
     cases: list[tuple[Any, Any, type[Exception], str]] = [
         (samples, [1, 2], ValueError, "one number per sample"),
         (samples, ["a", "b", "c"], TypeError, "losses must be"),
+        (samples, [torch.ones(2), 1.0, "c"], TypeError, "losses must be"),
         (samples, torch.ones(3, 1), ValueError, r"shape \(λ,\)"),
         (samples, 1.0, ValueError, r"shape \(λ,\)"),
         (samples, torch.ones(3, dtype=torch.complex64), TypeError, "real numbers"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from optimizing import MIXED, loss, state_of
 
 import asng_ext as asng
-from asng_ext import Samples, SearchSpace
+from asng_ext import Samples, SearchSpace, _host
 
 
 def test_pending_asks_may_be_told_in_any_order_and_rows_reordered() -> None:
@@ -54,6 +55,9 @@ def test_dicts_and_strided_arrays_may_be_told() -> None:
         lambda x: torch.tensor(x, dtype=torch.float16, requires_grad=True),
         lambda x: torch.tensor(x, dtype=torch.float64).requires_grad_() * 1,
         lambda x: [torch.tensor(value) for value in x],
+        lambda x: [torch.tensor(value, requires_grad=True) for value in x],
+        lambda x: tuple(torch.tensor([value], requires_grad=True) * 1 for value in x),
+        lambda x: [*x[:3], torch.tensor(x[3], requires_grad=True)],
         lambda x: [np.float32(value) for value in x],
         lambda x: [int(value * 2) for value in x],
     ],
@@ -73,6 +77,8 @@ def test_losses_of_any_kind(convert: Any) -> None:
         ([1.0, 2.0, 3.0], ValueError, "one number per sample"),
         ([1.0, -math.inf], ValueError, "infinitely good"),
         (["a", "b"], TypeError, "numbers"),
+        (("a", "b"), TypeError, "numbers"),
+        ([torch.zeros(2), 1.0], ValueError, "one element"),
         ([1.0, None], TypeError, "numbers"),
         (np.zeros((2, 1)), ValueError, "shape"),
         (torch.zeros(2, 2), ValueError, "shape"),
@@ -118,3 +124,56 @@ def test_maximize_refuses_what_is_infinitely_good() -> None:
     with pytest.raises(ValueError, match="infinitely good"):
         optimizer.tell(samples, [1.0, math.inf])
     assert optimizer.tell(samples, [1.0, -math.inf])
+
+
+class Meddling:
+    """A loss that does something while it is read."""
+
+    def __init__(self, value: float, deed: Callable[[], Any]) -> None:
+        self.value, self.deed = value, deed
+
+    def __float__(self) -> float:
+        self.deed()
+        return self.value
+
+
+def test_losses_may_change_their_list_while_they_are_read() -> None:
+    optimizer, twin = (asng.ASNG(MIXED, population_size=200, seed=0) for _ in range(2))
+    losses: list[Any] = []
+    losses += [0.5, Meddling(7.0, losses.clear), *(float(k) for k in range(198))]
+    assert optimizer.tell(optimizer.ask(), losses)
+    assert not losses
+    twin.tell(twin.ask(), [0.5, 7.0, *(float(k) for k in range(198))])
+    assert state_of(optimizer) == state_of(twin)
+
+
+def test_losses_may_tell_while_they_are_read() -> None:
+    optimizer, twin = (asng.ASNG(MIXED, seed=0) for _ in range(2))
+    samples, other = optimizer.ask(), optimizer.ask()
+    optimizer.tell(samples, [Meddling(2.0, lambda: optimizer.tell(other, [1.0, 3.0])), 1.0])
+    twin.ask(), twin.ask()
+    twin.tell(other, [1.0, 3.0])
+    twin.tell(samples, [2.0, 1.0])
+    assert state_of(optimizer) == state_of(twin)
+
+
+def test_sizes_and_numbers_have_limits() -> None:
+    common: Any = asng.ASNG(SearchSpace.from_sizes([3]), seed=0)._common
+    step = {"alpha": 1.5, "delta_init": 1.0, "delta_max": 9.0}
+    for change, words in (
+        ({"sizes": [2**62] * 4 + [10], "margin": [0.0] * 5}, "sizes must be"),
+        ({"sizes": [2**31] * 3, "margin": [0.0] * 3}, "sizes must sum"),
+        ({"sizes": [-1]}, "sizes"),
+        ({"margin": []}, "margin"),
+        ({"population_size": 2**62}, "population_size"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            _host.ASNG({**common, **change}, **step)
+    with pytest.raises(ValueError, match="population_size"):
+        asng.ASNG(MIXED, population_size=2**24 + 1)
+    for values in (range(2**24 + 1), range(2**70)):
+        with pytest.raises(ValueError, match="at most 16777216 choices"):
+            asng.Categorical(values)
+    for draw in (lambda: _host.toy_start(0, 2**40), lambda: _host.toy_noise(0, 0, 2**62)):
+        with pytest.raises(ValueError, match="count must be in"):
+            draw()
