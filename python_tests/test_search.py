@@ -77,7 +77,7 @@ class OwnTask:
 
 def test_a_task_of_ones_own() -> None:
     task = OwnTask()
-    optimizer = asng.ASNG(task.space, seed=0)
+    optimizer = asng.ASNG(task.space, population_size=2, seed=0)
     config = SearchConfig(epochs=60, learning_rate=0.1)
     result = search(task, optimizer, config, seed=0, stream=None)
     assert set(result.architecture) == {"act", "out"}
@@ -101,7 +101,7 @@ def test_steps_alternate_and_all_samples_see_one_batch() -> None:
 def test_evaluating_leaves_no_trace_in_batch_norm() -> None:
     task = OwnTask()
     supernet = task.supernet().train()
-    samples = asng.ASNG(task.space, seed=0).ask()
+    samples = asng.ASNG(task.space, population_size=2, seed=0).ask()
     before = {name: value.clone() for name, value in supernet.state_dict().items()}
     with torch.no_grad(), frozen_batch_norm(supernet):
         task.losses(supernet, next(iter(task.theta_batches(0))), samples)
@@ -128,7 +128,7 @@ def test_unused_weights_go_on_with_momentum_and_decay() -> None:
             return nn.Sequential(Choice("way", ways))
 
     task = TwoWays()
-    optimizer = asng.ASNG(task.space, seed=0)
+    optimizer = asng.ASNG(task.space, population_size=2, seed=0)
     script = iter([0, 0, 1, 1])
 
     class Fixed(asng.ASNG):
@@ -254,7 +254,14 @@ def test_divergence_is_reported(tmp_path: Path) -> None:
     task = Diverges()
     run = RunFolder.create(tmp_path / "run")
     with pytest.raises(FloatingPointError, match="lower learning_rate"):
-        search(task, asng.ASNG(task.space), SearchConfig(epochs=1), seed=0, run=run, stream=None)
+        search(
+            task,
+            asng.ASNG(task.space, population_size=2),
+            SearchConfig(epochs=1),
+            seed=0,
+            run=run,
+            stream=None,
+        )
     assert not run.file("search.pt").exists()
 
 
