@@ -12,8 +12,12 @@ class Common(TypedDict):
     low: list[float]
     high: list[float]
     std_min: list[float]
+    variance_ratio_min: float
     population_size: int
     seed: int
+
+# Loss, generation, categories and numbers of the best sample.
+BestTold = tuple[float, int, list[int], list[float]]
 
 class Optimizer:
     theta: FloatArray
@@ -22,6 +26,9 @@ class Optimizer:
     seed: int
     asked: int
     generation: int
+    evaluations: int
+    moved: int
+    best: BestTold | None
     @property
     def margin(self) -> FloatArray: ...
     @property

@@ -83,6 +83,8 @@ class ReferenceASNG:
         sizes: Number of categories of each categorical variable.
         ranges: (low, high, σ_min) of each Gaussian variable.
         alpha, delta_init, delta_max: α, δ⁰ and Δ_max.
+        variance_ratio_min: Least factor of a Gaussian's variance in an update; with 0 clipping the
+            mean keeps the second moment instead.
     """
 
     sizes: Sequence[int]
@@ -90,6 +92,7 @@ class ReferenceASNG:
     alpha: float = 1.5
     delta_init: float = 1.0
     delta_max: float = math.inf
+    variance_ratio_min: float = 0.0
     gamma: float = 0.0
     Delta: float = 1.0
     theta: list[FloatArray] = field(init=False)
@@ -168,11 +171,19 @@ class ReferenceASNG:
         for theta, step, margin in zip(self.theta, steps, margins(self.sizes)):
             theta += step
             self._project(theta, margin)
+        before = self.moments.copy()
         self.moments += moment_steps
         for j, (low, high, std_min) in enumerate(self.ranges):
             mean = np.clip(self.moments[0, j], low, high)
             std_max = (high - low) / 2
-            second = np.clip(self.moments[1, j], mean**2 + std_min**2, mean**2 + std_max**2)
+            second = self.moments[1, j]
+            if self.variance_ratio_min > 0:
+                # G about the old mean m: d(σ²) = d(μ² + σ²) - 2 m dμ - (Δμ)², Δμ the clipped step.
+                m, variance = before[0, j], before[1, j] - before[0, j] ** 2
+                spread = moment_steps[1, j] - 2 * m * moment_steps[0, j]
+                changed = variance + spread - (mean - m) ** 2
+                second = mean**2 + max(changed, self.variance_ratio_min * variance)
+            second = np.clip(second, mean**2 + std_min**2, mean**2 + std_max**2)
             self.moments[:, j] = mean, second
 
     @staticmethod

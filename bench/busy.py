@@ -57,11 +57,11 @@ def steps_of_demo(threads: int, steps: int) -> list[float]:
     config = kind.config(**{**preset[kind.name], "steps_per_epoch": steps, "test_images": 1})
     sizes = {"search_batch_size": searching.batch_size, "retrain_batch_size": training.batch_size}
     task = Timed(load_data(config), config, **sizes, seed=0)
-    search(task, ASNG(task.space, seed=0), searching, seed=0, stream=None)
+    search(task, ASNG(task.space, population_size=2, seed=0), searching, seed=0, stream=None)
     starts = marks[::2]  # one batch for the weights, one for the distribution
     seconds = [(starts[-1] - starts[WARM_UPS]) / (steps - 1 - WARM_UPS)]
     marks.clear()
-    values = dict(ASNG(task.space, seed=1).ask()[0])
+    values = dict(ASNG(task.space, population_size=2, seed=1).ask()[0])
     retrain(task, values, training, seed=0, stream=None)
     return [*seconds, (marks[-1] - marks[WARM_UPS]) / (steps - 1 - WARM_UPS)]
 

@@ -90,7 +90,7 @@ def iterations(device: str, kind: str) -> None:
         device=device,
     )
     where = device if task.capturable else "cpu"
-    some = asng.ASNG(task.space, seed=0, device=where)
+    some = asng.ASNG(task.space, population_size=2, seed=0, device=where)
     with allow_tf32(kind != "float32"):
         result = search(task, some, config, seed=0, stream=None)
     finite(*result.supernet.state_dict().values())

@@ -9,9 +9,8 @@
 namespace asng {
 
 struct AsngState {
-  // Columns of `counters`: the seed, the populations drawn and told, and two for launches on a
-  // device.
-  static constexpr int64_t kCounters = 5;
+  // Columns of `counters`, as they are listed in library.cpp.
+  static constexpr int64_t kCounters = 8;
   static constexpr int64_t kMost = 65535;  // optimizers, and samples of each
 
   Tensor counters, theta, mean, variance, offsets;
@@ -51,15 +50,25 @@ struct AsngState {
   }
 };
 
+// The best sample so far of each problem.
+struct AsngBest {
+  Tensor loss, categorical, numerical;
+};
+
 // What is told; returns the number of samples of each problem.
 inline int64_t check_told(const AsngState& state, const Tensor& s, const Tensor& step,
-                          const Tensor& categorical, const Tensor& numerical, const Tensor& losses,
-                          const Tensor& margin, const Tensor& bounds, DeviceType device) {
+                          const AsngBest& best, const Tensor& categorical, const Tensor& numerical,
+                          const Tensor& losses, const Tensor& margin, const Tensor& bounds,
+                          DeviceType device) {
   STD_TORCH_CHECK(losses.dim() == 2, "losses must have 2 dimensions, got ", losses.dim());
   const int64_t problems = state.problems, population = losses.size(1);
   state.check_population(population, 2);
   check(s, "s", ScalarType::Double, {problems, state.n_theta()}, device);
   check(step, "step", ScalarType::Double, {problems, 2}, device);
+  check(best.loss, "best_loss", ScalarType::Double, {problems}, device);
+  check(best.categorical, "best_categorical", ScalarType::Long, {problems, state.categorical},
+        device);
+  check(best.numerical, "best_numerical", ScalarType::Double, {problems, state.gaussian}, device);
   check(categorical, "categorical", ScalarType::Long, {problems, population, state.categorical},
         device);
   check(numerical, "numerical", ScalarType::Double, {problems, population, state.gaussian}, device);

@@ -98,7 +98,8 @@ STABLE_TORCH_LIBRARY(asng, m) {
 
   // The optimizer as tensors: P optimizers of one space with m categorical and n Gaussian variables
   // advance together. Floating point is float64; nothing is read back from the device.
-  //   counters (P, 5) int64      seed, populations drawn, populations told; two of launches, zeros
+  //   counters (P, 8) int64      seed, populations drawn, populations told, samples told, when it
+  //                              last moved, when the best was told; two of launches, zeros
   //   theta (P, Θ)               the probabilities; those of variable i are theta[:, o_i:o_{i+1}]
   //   mean, variance (P, n)
   //   offsets (m + 1,) int64     o
@@ -108,15 +109,18 @@ STABLE_TORCH_LIBRARY(asng, m) {
       "int population) -> (Tensor, Tensor)");
   // Updates the distributions from λ samples each, of whichever draw.
   //   s (P, n_θ), step (P, 2)    the accumulated natural gradient; γ and Δ
+  //   best_loss (P,), best_categorical (P, m) int64, best_numerical (P, n)
+  //                              the sample of the smallest loss, negated if larger is better
   //   losses (P, λ)              what is not finite ranks last and ties
   //   margin (m,)                lower bounds of the probabilities
   //   bounds (4, n)              low, high, least and largest standard deviation
   // Returns (P,) bool: whether anything moved.
   m.def(
       "_asng_tell(Tensor(a!) counters, Tensor(b!) theta, Tensor(c!) mean, Tensor(d!) variance, "
-      "Tensor(e!) s, Tensor(f!) step, Tensor categorical, Tensor numerical, Tensor losses, "
+      "Tensor(e!) s, Tensor(f!) step, Tensor(g!) best_loss, Tensor(h!) best_categorical, "
+      "Tensor(i!) best_numerical, Tensor categorical, Tensor numerical, Tensor losses, "
       "Tensor offsets, Tensor margin, Tensor bounds, float alpha, float delta_init, "
-      "float delta_max, bool maximize) -> Tensor");
+      "float delta_max, float variance_ratio_min, bool maximize) -> Tensor");
 
   // Layers of convolutional autoencoders. Images are (B, H, W, C), contiguous and not padded. A
   // weight is (C', C, k, k), k 3 or 5, for images of C channels that become C' channels by the

@@ -13,7 +13,7 @@ import asng_ext as asng
 
 def asng_in_tensors(space: asng.SearchSpace, device: str = "cpu") -> asng.ASNG:
     """ASNG with its state in tensors, on the CPU, too."""
-    optimizer = asng.ASNG(space, seed=7, device=device)
+    optimizer = asng.ASNG(space, population_size=2, seed=7, device=device)
     if device == "cpu":
         optimizer._use_tensors(device)
     return optimizer

@@ -64,7 +64,7 @@ def task(
 
 
 def optimizer(task: ClassificationTask, seed: int = 0) -> asng.ASNG:
-    return asng.ASNG(task.space, seed=seed)
+    return asng.ASNG(task.space, population_size=2, seed=seed)
 
 
 def equal(a: Any, b: Any) -> bool:

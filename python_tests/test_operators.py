@@ -85,15 +85,16 @@ def _examples() -> dict[str, tuple[Any, ...]]:
     examples["_cae_decode_backward"] = (x, x, y, weight, 2, True)
     examples["_cae_finish"] = (x, draw(*x.shape), True)
 
-    counters, offsets = torch.zeros(2, 5, dtype=torch.int64), torch.tensor([0, 2, 5])
+    counters, offsets = torch.zeros(2, 8, dtype=torch.int64), torch.tensor([0, 2, 5])
     theta = torch.tensor([[0.5, 0.5, 0.2, 0.2, 0.6]]).double().repeat(2, 1)
     state = (counters, theta, torch.zeros(2, 1).double(), torch.ones(2, 1).double())
     categorical, numerical = o._asng_ask(*state, offsets, 2)
     limits = (torch.full((2,), 0.1).double(), torch.tensor([[-1.0], [1.0], [0.1], [1.0]]).double())
     examples["_asng_ask"] = (*state, offsets, 2)
+    best = (torch.full((2,), torch.inf).double(), categorical[:, 0], numerical[:, 0])
     examples["_asng_tell"] = (
-        *(*state, torch.zeros(2, 5).double(), torch.tensor([[0.0, 1.0]] * 2).double()),
-        *(categorical, numerical, draw(2, 2), offsets, *limits, 1.5, 1.0, 1e9, False),
+        *(*state, torch.zeros(2, 5).double(), torch.tensor([[0.0, 1.0]] * 2).double(), *best),
+        *(categorical, numerical, draw(2, 2), offsets, *limits, 1.5, 1.0, 1e9, 0.5, False),
     )
     return examples
 

@@ -136,7 +136,7 @@ DROPPING = Dropping()
 
 
 def of_ones_own(seed: int) -> list[Any]:
-    optimizer = asng.ASNG(DROPPING.space, seed=seed)
+    optimizer = asng.ASNG(DROPPING.space, population_size=2, seed=seed)
     result = search(DROPPING, optimizer, SearchConfig(epochs=6), seed=seed, stream=None)
     return [dict(result.supernet.state_dict()), result.rows, optimizer.state_dict()]
 
@@ -148,7 +148,7 @@ def of_cells(seed: int) -> list[Any]:
     optimizer = small.optimizer(CELLS, seed)
     config = replace(small.SEARCH, epochs=1)
     result = search(CELLS, optimizer, config, seed=seed, stream=None)
-    values = dict(asng.ASNG(CELLS.space, seed=0).ask()[0])
+    values = dict(asng.ASNG(CELLS.space, population_size=2, seed=0).ask()[0])
     config = replace(small.RETRAIN, epochs=2, test_every=2)  # the second epoch has drop-path
     network, tested = retrain(CELLS, values, config, seed=seed, stream=None)
     return [dict(result.supernet.state_dict()), result.rows, dict(network.state_dict()), tested]

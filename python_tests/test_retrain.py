@@ -18,7 +18,7 @@ from asng_ext.run import Metrics, RunFolder
 
 
 def architecture(task: Any, seed: int = 0) -> dict[str, Any]:
-    return dict(asng.ASNG(task.space, seed=seed).ask()[0])
+    return dict(asng.ASNG(task.space, population_size=2, seed=seed).ask()[0])
 
 
 def test_trains_and_tests(tmp_path: Path) -> None:

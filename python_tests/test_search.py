@@ -77,7 +77,7 @@ class OwnTask:
 
 def test_a_task_of_ones_own() -> None:
     task = OwnTask()
-    optimizer = asng.ASNG(task.space, seed=0)
+    optimizer = asng.ASNG(task.space, population_size=2, seed=0)
     config = SearchConfig(epochs=60, learning_rate=0.1)
     result = search(task, optimizer, config, seed=0, stream=None)
     assert set(result.architecture) == {"act", "out"}
@@ -101,7 +101,7 @@ def test_steps_alternate_and_all_samples_see_one_batch() -> None:
 def test_evaluating_leaves_no_trace_in_batch_norm() -> None:
     task = OwnTask()
     supernet = task.supernet().train()
-    samples = asng.ASNG(task.space, seed=0).ask()
+    samples = asng.ASNG(task.space, population_size=2, seed=0).ask()
     before = {name: value.clone() for name, value in supernet.state_dict().items()}
     with torch.no_grad(), frozen_batch_norm(supernet):
         task.losses(supernet, next(iter(task.theta_batches(0))), samples)
@@ -128,7 +128,7 @@ def test_unused_weights_go_on_with_momentum_and_decay() -> None:
             return nn.Sequential(Choice("way", ways))
 
     task = TwoWays()
-    optimizer = asng.ASNG(task.space, seed=0)
+    optimizer = asng.ASNG(task.space, population_size=2, seed=0)
     script = iter([0, 0, 1, 1])
 
     class Fixed(asng.ASNG):
@@ -254,7 +254,14 @@ def test_divergence_is_reported(tmp_path: Path) -> None:
     task = Diverges()
     run = RunFolder.create(tmp_path / "run")
     with pytest.raises(FloatingPointError, match="lower learning_rate"):
-        search(task, asng.ASNG(task.space), SearchConfig(epochs=1), seed=0, run=run, stream=None)
+        search(
+            task,
+            asng.ASNG(task.space, population_size=2),
+            SearchConfig(epochs=1),
+            seed=0,
+            run=run,
+            stream=None,
+        )
     assert not run.file("search.pt").exists()
 
 
@@ -271,7 +278,14 @@ def test_a_last_step_that_spoils_the_weights_keeps_the_checkpoint(tmp_path: Path
     run = RunFolder.create(tmp_path / "run")
     config = SearchConfig(epochs=3)
     with pytest.raises(FloatingPointError, match="epoch 2: a weight is NaN"):
-        search(task, asng.ASNG(task.space, seed=0), config, seed=0, run=run, stream=None)
+        search(
+            task,
+            asng.ASNG(task.space, population_size=2, seed=0),
+            config,
+            seed=0,
+            run=run,
+            stream=None,
+        )
     state = run.load("search.pt")
     assert state is not None
     assert state["epochs_done"] == 1
@@ -290,14 +304,14 @@ def test_losses_that_are_never_finite_end_the_search() -> None:
 
     task, config = Fails(), SearchConfig(epochs=1, test_every=0)
     task.failures = task.search_steps - 1  # some may fail
-    rows = search(task, asng.ASNG(task.space), config, seed=0, stream=None).rows
+    rows = search(task, asng.ASNG(task.space, population_size=2), config, seed=0, stream=None).rows
     assert set(rows[0]) == {
         "epoch", "train_loss", "theta_loss", "convergence", "delta", "learning_rate"
     }  # fmt: skip
     task = Fails()
     task.failures = math.inf
     with pytest.raises(FloatingPointError, match=r"no loss .* epoch 1 .* is finite"):
-        search(task, asng.ASNG(task.space), config, seed=0, stream=None)
+        search(task, asng.ASNG(task.space, population_size=2), config, seed=0, stream=None)
 
 
 @pytest.fixture(scope="module")
@@ -472,7 +486,7 @@ def test_too_few_batches(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(task, name, lambda epoch: iter(batches[:3]))
     config = SearchConfig(epochs=1, test_every=0)
     with pytest.raises(ValueError, match=f"{name} of OwnTask must give 4 batches.*got 3"):
-        search(task, asng.ASNG(task.space, seed=0), config, seed=0, stream=None)
+        search(task, asng.ASNG(task.space, population_size=2, seed=0), config, seed=0, stream=None)
 
 
 def test_batches_without_end_are_cut_off_after_the_steps_of_an_epoch(
@@ -482,6 +496,8 @@ def test_batches_without_end_are_cut_off_after_the_steps_of_an_epoch(
     monkeypatch.setattr(task, "weight_batches", lambda epoch: cycle(task._batches(epoch, 0)))
     monkeypatch.setattr(task, "theta_batches", lambda epoch: cycle(task._batches(epoch, 1)))
     config = SearchConfig(epochs=2, test_every=0)
-    result = search(task, asng.ASNG(task.space, seed=0), config, seed=0, stream=None)
+    result = search(
+        task, asng.ASNG(task.space, population_size=2, seed=0), config, seed=0, stream=None
+    )
     assert len(result.rows) == 2
     assert len(task.evaluated) == 2 * 2 * 4

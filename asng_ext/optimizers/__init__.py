@@ -2,8 +2,8 @@
 
 from asng_ext.optimizers._distribution import Theta, margins
 from asng_ext.optimizers.asng import ASNG
-from asng_ext.optimizers.base import Optimizer
+from asng_ext.optimizers.base import Best, Optimizer
 from asng_ext.optimizers.natural_adam import NaturalAdam
 from asng_ext.optimizers.sng import SNG
 
-__all__ = ["ASNG", "SNG", "NaturalAdam", "Optimizer", "Theta", "margins"]
+__all__ = ["ASNG", "SNG", "Best", "NaturalAdam", "Optimizer", "Theta", "margins"]

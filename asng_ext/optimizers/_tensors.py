@@ -7,6 +7,7 @@ call the same code as `asng_ext._host`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from asng_ext import _libraries
 from asng_ext.space import FloatArray
 
 if TYPE_CHECKING:
-    from asng_ext._host import Common
+    from asng_ext._host import BestTold, Common
 
 __all__ = ["LARGEST_POPULATION", "ASNGEngine", "ASNGTensors", "cuda_device"]
 
@@ -26,8 +27,8 @@ LARGEST_POPULATION = 1024
 """kLargestPopulation of csrc/cuda/optimizer.h."""
 
 # Columns of `counters`; the other two belong to the launches.
-SEED, ASKED, GENERATION = range(3)
-COUNTERS = 5
+SEED, ASKED, GENERATION, EVALUATIONS, MOVED, BEST = range(6)
+COUNTERS = 8
 
 
 def cuda_device(device: torch.device | str) -> torch.device:
@@ -67,11 +68,14 @@ class ASNGTensors:
         device: Where the tensors are.
 
     Attributes:
-        counters: (P, 5) int64: seed, populations drawn, populations told, and two of the launches.
+        counters: (P, 8) int64: seed, populations drawn, populations told, samples told, the last
+            generation that moved anything, that of the best sample, and two of the launches.
         theta: (P, Σ K) float64 probabilities, variable after variable.
         mean, variance: (P, n_num) float64.
         s: (P, n_θ) float64.
         step: (P, 2) float64, γ and Δ.
+        best_loss: (P,) float64, the smallest loss told (negated with ``maximize``), or inf.
+        best_categorical, best_numerical: (P, n_cat) int64 and (P, n_num) float64, its sample.
     """
 
     def __init__(
@@ -86,7 +90,7 @@ class ASNGTensors:
     ) -> None:
         _libraries.require()
         self.population_size = common["population_size"]
-        self.settings = (alpha, delta_init, delta_max)
+        self.settings = (alpha, delta_init, delta_max, common["variance_ratio_min"])
         sizes = torch.tensor(common["sizes"], dtype=torch.int64)
         low, high = (torch.tensor(common[k], dtype=torch.float64) for k in ("low", "high"))
         std_min, std_max = torch.tensor(common["std_min"], dtype=torch.float64), (high - low) / 2
@@ -106,6 +110,9 @@ class ASNGTensors:
         self.variance = rows(std_max**2)
         self.s = rows(torch.zeros(n_theta, dtype=torch.float64))
         self.step = rows(step)
+        self.best_loss = torch.full((count,), math.inf, dtype=torch.float64, device=device)
+        self.best_categorical = rows(torch.zeros(len(sizes), dtype=torch.int64))
+        self.best_numerical = rows(torch.zeros(len(low), dtype=torch.float64))
         self._offsets = torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)]).to(device)
         self._margin = torch.tensor(common["margin"], dtype=torch.float64).to(device)
         self._bounds = torch.stack([low, high, std_min, std_max]).to(device)
@@ -141,6 +148,9 @@ class ASNGTensors:
             self.variance,
             self.s,
             self.step,
+            self.best_loss,
+            self.best_categorical,
+            self.best_numerical,
             categorical,
             numerical,
             losses,
@@ -189,6 +199,8 @@ class ASNGEngine:
     s = _row("s", "(n_θ,)")
     asked = _element("counters", ASKED, "Populations drawn.")
     generation = _element("counters", GENERATION, "Populations told.")
+    evaluations = _element("counters", EVALUATIONS, "Samples told.")
+    moved = _element("counters", MOVED, "The last generation that moved anything.")
     gamma = _element("step", 0, "γ")
     Delta = _element("step", 1, "Δ")
 
@@ -226,6 +238,29 @@ class ASNGEngine:
     @seed.setter
     def seed(self, value: int) -> None:
         self.tensors.counters[0, SEED] = as_int64(value)
+
+    @property
+    def best(self) -> BestTold | None:
+        """Loss, generation, categories and numbers of the best sample."""
+        tensors = self.tensors
+        loss = tensors.best_loss[0].item()
+        if loss == math.inf:
+            return None
+        return (
+            loss,
+            int(tensors.counters[0, BEST].item()),
+            tensors.best_categorical[0].tolist(),
+            tensors.best_numerical[0].tolist(),
+        )
+
+    @best.setter
+    def best(self, value: BestTold | None) -> None:
+        tensors = self.tensors
+        loss, generation, categorical, numerical = value or (math.inf, 0, 0, 0.0)
+        tensors.best_loss[0] = loss
+        tensors.counters[0, BEST] = generation
+        tensors.best_categorical[0] = torch.tensor(categorical)
+        tensors.best_numerical[0] = torch.tensor(numerical, dtype=torch.float64)
 
     @property
     def delta(self) -> float:

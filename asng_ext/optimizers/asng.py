@@ -32,17 +32,31 @@ class ASNG(Optimizer):
 
     Args:
         space: What to search.
-        population_size: λ, samples per ``ask``; at least 2.
+        population_size: λ, samples per ``ask``: "auto" for 8, which suits black-box functions, or
+            a number, at least 2. The paper has 2, which suits losses of weights that are trained
+            meanwhile.
         alpha: Threshold α of the signal-to-noise ratio, above 0. The default needs no tuning.
-        delta_init: Initial trust-region radius δ⁰, above 0. δ never exceeds √n_θ.
+        delta_init: Initial trust-region radius δ⁰, above 0. δ never exceeds √n_θ. "auto" is 1, the
+            paper's, or √n_θ/5 if that is less: in a small space a step of 1 would all but decide
+            the search. None is "auto" with a ``population_size`` of "auto", and 1 otherwise.
+        variance_ratio_min: Least factor, in [0, 1), by which an update multiplies the variance of
+            a Gaussian. 0 is the paper's update, where one step can take all of it, and where
+            clipping the mean to its range keeps the second moment about 0, so that the variance
+            jumps. None is 0.5 if one of the above is "auto", and 0 otherwise.
         delta_max: Upper bound of Δ = δ⁰/δ (Δ_max of Algorithm 1), at least 1: δ never falls below
             ``delta_init / delta_max``.
         margin: Lower bound of probabilities, see :func:`margins`.
         seed: Any integer in [0, 2⁶⁴), or None for one from the operating system.
         maximize: Treat what is told as scores to maximise instead of losses.
-        convergence_limit: ``should_stop`` once the distribution has come this far, in [0, 1], from
-            its start towards the narrowest one the margins allow.
+        convergence_limit: ``should_stop`` once :attr:`progress`, in [0, 1], is this far and
+            ``patience`` is over.
+        patience: Populations in a row without a new :attr:`best` after which the search counts as
+            done where it has converged.
+        stall_limit: ``should_stop``, with a RuntimeWarning, after so many populations in a row of
+            which none moved the distribution; None for never.
         generation_limit: ``should_stop`` after this many ``tell``; None for no limit.
+        evaluation_limit: ``should_stop`` where one more population would be more than so many
+            samples told; None for no limit.
         device: Where the optimizer lives: "cpu", or a CUDA device ("cuda", "cuda:1", a
             torch.device). On the latter samples are CUDA tensors, and neither ``ask`` nor ``tell``
             with CUDA losses waits for the device; what reads the state does. There at most 1024
@@ -58,41 +72,57 @@ class ASNG(Optimizer):
     """
 
     _engine: _host.ASNG | ASNGEngine
-    _own_settings = ("alpha", "delta_init", "delta_max")
+    _own_settings = ("alpha", "delta_init", "variance_ratio_min", "delta_max")
     _own_arrays = ("s",)
 
     def __init__(
         self,
         space: SearchSpace,
         *,
-        population_size: int = 2,
+        population_size: int | str = "auto",
         alpha: float = 1.5,
-        delta_init: float = 1.0,
+        delta_init: float | str | None = None,
+        variance_ratio_min: float | None = None,
         delta_max: float = math.inf,
         margin: Margin = "paper",
         seed: int | None = None,
         maximize: bool = False,
         convergence_limit: float = 0.95,
+        patience: int = 20,
+        stall_limit: int | None = 100,
         generation_limit: int | None = None,
+        evaluation_limit: int | None = None,
         device: str | torch.device = "cpu",
     ) -> None:
+        if delta_init is None:
+            delta_init = "auto" if population_size == "auto" else 1.0
+        if variance_ratio_min is None:
+            variance_ratio_min = 0.5 if "auto" in (population_size, delta_init) else 0.0
         super().__init__(
             space,
-            population_size=population_size,
+            population_size=8 if population_size == "auto" else population_size,  # type: ignore[arg-type]
             margin=margin,
             seed=seed,
             maximize=maximize,
             convergence_limit=convergence_limit,
+            patience=patience,
+            stall_limit=stall_limit,
             generation_limit=generation_limit,
+            evaluation_limit=evaluation_limit,
             device=device,
         )
         check_number("alpha", alpha, 0.0)
+        if delta_init == "auto":
+            delta_init = min(1.0, math.sqrt(space.n_theta) / 5)
         check_number("delta_init", delta_init, 0.0)
+        check_number("variance_ratio_min", variance_ratio_min, least=0.0, below=1.0)
         if not (delta_max >= 1):
             raise ValueError(f"delta_max must be at least 1, got {delta_max}")
         self.alpha = float(alpha)
         self.delta_init = float(delta_init)
         self.delta_max = float(delta_max)
+        self.variance_ratio_min = float(variance_ratio_min)
+        self._common["variance_ratio_min"] = self.variance_ratio_min
         if self.device == "cpu":
             self._engine = _host.ASNG(
                 self._common,

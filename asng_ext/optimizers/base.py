@@ -7,12 +7,12 @@ import secrets
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from asng_ext import _host
-from asng_ext._checks import check_integer
+from asng_ext._checks import check_integer, check_number
 from asng_ext.optimizers._distribution import Margin, Theta, margins
 from asng_ext.optimizers._told import as_array, check_space
 from asng_ext.space import FloatArray, Samples, SearchSpace
@@ -20,9 +20,10 @@ from asng_ext.space import FloatArray, Samples, SearchSpace
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from asng_ext._host import BestTold
     from asng_ext.optimizers._tensors import ASNGEngine
 
-__all__ = ["Optimizer"]
+__all__ = ["Best", "Optimizer"]
 
 STATE_VERSION = 2  # 1 held sizes and ranges instead of the space
 TOLERANCE = 1e-6  # for rounding of the numbers in a state, relative to their range
@@ -32,9 +33,25 @@ COMMON_SETTINGS = (
     "seed",
     "maximize",
     "convergence_limit",
+    "patience",
+    "stall_limit",
     "generation_limit",
+    "evaluation_limit",
 )
+BEST_KEYS = ("loss", "generation", "categorical", "numerical")
 OptimizerT = TypeVar("OptimizerT", bound="Optimizer")
+
+
+class Best(NamedTuple):
+    """The best sample that an optimizer was told.
+
+    Attributes:
+        sample: Its values by name.
+        loss: Its loss as it was told; with ``maximize``, its score.
+    """
+
+    sample: dict[str, Any]
+    loss: float
 
 
 class Optimizer(ABC):
@@ -53,9 +70,15 @@ class Optimizer(ABC):
         margin: Lower bound of probabilities, see :func:`margins`.
         seed: Any integer in [0, 2⁶⁴), or None for one from the operating system.
         maximize: Treat what is told as scores to maximise instead of losses.
-        convergence_limit: ``should_stop`` once the distribution has come this far, in [0, 1], from
-            its start towards the narrowest one the margins allow.
+        convergence_limit: ``should_stop`` once :attr:`progress`, in [0, 1], is this far and
+            ``patience`` is over.
+        patience: Populations in a row without a new :attr:`best` after which the search counts as
+            done where it has converged.
+        stall_limit: ``should_stop``, with a RuntimeWarning, after so many populations in a row of
+            which none moved the distribution; None for never.
         generation_limit: ``should_stop`` after this many ``tell``; None for no limit.
+        evaluation_limit: ``should_stop`` where one more population would be more than so many
+            samples told; None for no limit.
         device: Where the optimizer lives; "cpu".
 
     Raises:
@@ -78,7 +101,10 @@ class Optimizer(ABC):
         seed: int | None,
         maximize: bool,
         convergence_limit: float,
+        patience: int,
+        stall_limit: int | None,
         generation_limit: int | None,
+        evaluation_limit: int | None,
         device: Any,
     ) -> None:
         if not isinstance(space, SearchSpace):
@@ -88,8 +114,13 @@ class Optimizer(ABC):
         check_integer("population_size", population_size, 2, 2**24 + 1)
         if not 0 <= convergence_limit <= 1:
             raise ValueError(f"convergence_limit must be in [0, 1], got {convergence_limit}")
+        check_integer("patience", patience, 0, 2**63)
+        if stall_limit is not None:
+            check_integer("stall_limit", stall_limit, 1, 2**63)
         if generation_limit is not None:
             check_integer("generation_limit", generation_limit, 0, 2**63)
+        if evaluation_limit is not None:
+            check_integer("evaluation_limit", evaluation_limit, population_size, 2**63)
         if seed is None:
             seed = secrets.randbits(64)
         check_integer("seed", seed, 0, 2**64)
@@ -99,7 +130,10 @@ class Optimizer(ABC):
         self.margin = margin
         self.maximize = bool(maximize)
         self.convergence_limit = float(convergence_limit)
+        self.patience = int(patience)
+        self.stall_limit = stall_limit
         self.generation_limit = generation_limit
+        self.evaluation_limit = evaluation_limit
         numerical = space.numerical.values()
         self._common: _host.Common = {
             "sizes": space.sizes,
@@ -107,6 +141,7 @@ class Optimizer(ABC):
             "low": [variable.low for variable in numerical],
             "high": [variable.high for variable in numerical],
             "std_min": [variable.std_min for variable in numerical],
+            "variance_ratio_min": 0.0,
             "population_size": self.population_size,
             "seed": int(seed),
         }
@@ -175,11 +210,53 @@ class Optimizer(ABC):
         likeliest = theta.categorical.argmax(axis=1).tolist() if self.space.categorical else []
         return self.space.decode(likeliest, theta.numerical[0].tolist())
 
+    @property
+    def best(self) -> Best | None:
+        """The best sample told so far and its loss; None before there is a finite loss.
+
+        It is a loss as it was seen. Where losses are noisy, or of weights that go on changing, a
+        low one may be luck, and :meth:`recommend` is what the search has found.
+        """
+        best = self._engine.best
+        if best is None:
+            return None
+        loss, _, categorical, numerical = best
+        return Best(self.space.decode(categorical, numerical), -loss if self.maximize else loss)
+
     def should_stop(self) -> bool:
-        """Whether the distribution has converged or the generation limit is reached."""
-        if self.generation_limit is not None and self.generation >= self.generation_limit:
+        """Whether the search is over: it has converged and finds nothing better, it does not move,
+        or a limit is reached.
+
+        Converged is a distribution whose :attr:`progress` has reached ``convergence_limit``. A
+        Gaussian can travel, and widen again, after that, so ``patience`` populations without a
+        new :attr:`best` are waited for.
+
+        Warns:
+            RuntimeWarning: If ``stall_limit`` populations in a row moved nothing, because their
+                losses are all equal or none is finite.
+        """
+        generation = self.generation
+        if self.generation_limit is not None and generation >= self.generation_limit:
             return True
-        return self.progress >= self.convergence_limit
+        if (
+            self.evaluation_limit is not None
+            and self.evaluations + self.population_size > self.evaluation_limit
+        ):
+            return True
+        best = self._engine.best
+        waited = generation - (best[1] if best else 0)
+        if waited >= self.patience and self.progress >= self.convergence_limit:
+            return True
+        stalled = generation - int(self._engine.moved)
+        if self.stall_limit is None or stalled < self.stall_limit:
+            return False
+        warnings.warn(
+            f"nothing has moved for {stalled} populations: their losses were all equal or not "
+            "finite, or their samples did not differ",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return True
 
     @property
     def theta(self) -> Theta:
@@ -201,6 +278,11 @@ class Optimizer(ABC):
     def generation(self) -> int:
         """How many populations were told."""
         return int(self._engine.generation)
+
+    @property
+    def evaluations(self) -> int:
+        """How many samples were told."""
+        return int(self._engine.evaluations)
 
     @property
     def seed(self) -> int:
@@ -263,6 +345,9 @@ class Optimizer(ABC):
             "seed": self.seed,
             "asked": int(engine.asked),
             "generation": self.generation,
+            "evaluations": self.evaluations,
+            "moved": int(engine.moved),
+            "best": self._best_state(),
             **{name: getattr(engine, name).tolist() for name in self._arrays()},
             **self._own_numbers(),
         }
@@ -288,6 +373,7 @@ class Optimizer(ABC):
             del own["space"]
             ranges = [[float(v.low), float(v.high)] for v in self.space.numerical.values()]
             expected |= {"sizes": self.space.sizes, "ranges": ranges}
+            state = self._completed(state)
         else:
             expected["version"] = STATE_VERSION
         # The kind first: of another one, everything else is missing as well.
@@ -313,8 +399,9 @@ class Optimizer(ABC):
                 )
         arrays = {name: self._checked_array(name, state[name]) for name in self._arrays()}
         check_integer("state['seed']", state["seed"], 0, 2**64)
-        for name in ("asked", "generation"):
+        for name in ("asked", "generation", "evaluations", "moved"):
             check_integer(f"state[{name!r}]", state[name], 0, 2**63)
+        best = self._checked_best(state["best"])
         self._check_own_numbers(state)
         if old:
             warnings.warn(
@@ -324,8 +411,23 @@ class Optimizer(ABC):
             )
         for name, value in arrays.items():
             setattr(self._engine, name, value)
-        for name in ("seed", "asked", "generation", *self._own_numbers()):
+        for name in ("seed", "asked", "generation", "evaluations", "moved", *self._own_numbers()):
             setattr(self._engine, name, state[name])
+        self._engine.best = best
+
+    def _completed(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """A state of version 1 with what that did not hold."""
+        told = state.get("generation")
+        return {
+            "variance_ratio_min": 0.0,
+            "patience": self.patience,
+            "stall_limit": self.stall_limit,
+            "evaluation_limit": self.evaluation_limit,
+            "evaluations": told * self.population_size if isinstance(told, int) else told,
+            "moved": told,
+            "best": None,
+            **state,
+        }
 
     def _arrays(self) -> tuple[str, ...]:
         return ("theta", "mean", "variance", *self._own_arrays)
@@ -374,6 +476,30 @@ class Optimizer(ABC):
             "mean": (low - TOLERANCE * half, high + TOLERANCE * half),
             "variance": (least**2 * (1 - TOLERANCE), half**2 * (1 + TOLERANCE)),
         }
+
+    def _best_state(self) -> dict[str, Any] | None:
+        best = self._engine.best
+        if best is None:
+            return None
+        loss, *rest = best
+        return dict(zip(BEST_KEYS, (-loss if self.maximize else loss, *rest)))
+
+    def _checked_best(self, best: Any) -> BestTold | None:
+        """What a state holds as its best sample, for the engine (ValueError or TypeError if it is
+        none that a state can have)."""
+        if best is None:
+            return None
+        if not isinstance(best, Mapping) or set(best) != set(BEST_KEYS):
+            raise ValueError(f"state['best'] must be None or hold {list(BEST_KEYS)}, got {best!r}")
+        loss, generation, categorical, numerical = (best[key] for key in BEST_KEYS)
+        check_number("state['best']['loss']", loss)
+        check_integer("state['best']['generation']", generation, 1, 2**63)
+        for index in categorical:
+            check_integer("state['best']['categorical']", index, 0, 2**63)
+        for number in numerical:
+            check_number("state['best']['numerical']", number)
+        self.space.decode(categorical, numerical)
+        return -loss if self.maximize else loss, generation, categorical, numerical
 
     def _own_numbers(self) -> dict[str, Any]:
         """The numbers that the engine keeps beside the arrays, by name."""

@@ -32,9 +32,15 @@ class NaturalAdam(Optimizer):
         margin: Lower bound of probabilities, see :func:`margins`.
         seed: Any integer in [0, 2⁶⁴), or None for one from the operating system.
         maximize: Treat what is told as scores to maximise instead of losses.
-        convergence_limit: ``should_stop`` once the distribution has come this far, in [0, 1], from
-            its start towards the narrowest one the margins allow.
+        convergence_limit: ``should_stop`` once :attr:`progress`, in [0, 1], is this far and
+            ``patience`` is over.
+        patience: Populations in a row without a new :attr:`best` after which the search counts as
+            done where it has converged.
+        stall_limit: ``should_stop``, with a RuntimeWarning, after so many populations in a row of
+            which none moved the distribution; None for never.
         generation_limit: ``should_stop`` after this many ``tell``; None for no limit.
+        evaluation_limit: ``should_stop`` where one more population would be more than so many
+            samples told; None for no limit.
         device: Where the optimizer lives; "cpu".
 
     Raises:
@@ -58,7 +64,10 @@ class NaturalAdam(Optimizer):
         seed: int | None = None,
         maximize: bool = False,
         convergence_limit: float = 0.95,
+        patience: int = 20,
+        stall_limit: int | None = 100,
         generation_limit: int | None = None,
+        evaluation_limit: int | None = None,
         device: str = "cpu",
     ) -> None:
         super().__init__(
@@ -68,7 +77,10 @@ class NaturalAdam(Optimizer):
             seed=seed,
             maximize=maximize,
             convergence_limit=convergence_limit,
+            patience=patience,
+            stall_limit=stall_limit,
             generation_limit=generation_limit,
+            evaluation_limit=evaluation_limit,
             device=device,
         )
         check_number("step_size", step_size, 0.0)

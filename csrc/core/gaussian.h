@@ -34,15 +34,25 @@ ASNG_HD inline double gaussian_fisher_root(double mean, double variance,
   return gradient.mean * dual_mean + gradient.spread * dual_spread;
 }
 
-// theta += step * G, then mu is clipped to [low, high] and sigma to [std_min, std_max]. As in the
-// paper's parameters, clipping mu leaves the second moment mu^2 + sigma^2 as it is.
+// theta += step * G, then mu is clipped to [low, high] and sigma to [std_min, std_max].
+//
+// With variance_ratio_min = 0 this is the paper's projection: clipping mu leaves the second moment
+// mu^2 + sigma^2 as it is, so that sigma^2 grows or shrinks with the distance of the bound from 0,
+// and a large step can take all of sigma^2 at once. Otherwise clipping mu shortens its step and
+// does nothing else, and sigma^2 is multiplied by no less than variance_ratio_min.
 ASNG_HD inline void step_gaussian(double& mean, double& variance, const GaussianGradient& gradient,
                                   double step, double low, double high, double std_min,
-                                  double std_max) {
+                                  double std_max, double variance_ratio_min) {
   const double shift = step * gradient.mean;
   const double moved = mean + shift;
   const double clipped = std::fmin(std::fmax(moved, low), high);
-  variance += step * gradient.spread - shift * shift + (moved - clipped) * (moved + clipped);
+  if (variance_ratio_min > 0.0) {
+    const double made = clipped - mean;
+    variance =
+        std::fmax(variance + step * gradient.spread - made * made, variance_ratio_min * variance);
+  } else {
+    variance += step * gradient.spread - shift * shift + (moved - clipped) * (moved + clipped);
+  }
   variance = std::fmin(std::fmax(variance, std_min * std_min), std_max * std_max);
   mean = clipped;
 }

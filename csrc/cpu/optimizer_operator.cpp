@@ -1,6 +1,7 @@
 // The optimizer's operators on the CPU, by csrc/host. They are what the operators for CUDA are
 // compared with; asng_ext.ASNG on the CPU has no use for tensors.
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <span>
@@ -14,7 +15,8 @@
 namespace asng::cpu {
 namespace {
 
-host::Layout layout_of(const AsngState& state, const Tensor* bounds) {
+host::Layout layout_of(const AsngState& state, const Tensor* bounds,
+                       double variance_ratio_min = 0.0) {
   const int64_t* offsets = state.offsets.const_data_ptr<int64_t>();
   std::vector<int64_t> sizes;
   for (int64_t i = 0; i < state.categorical; ++i) {
@@ -27,7 +29,9 @@ host::Layout layout_of(const AsngState& state, const Tensor* bounds) {
   const std::vector<double> zeros(3 * count);
   const std::span<const double> rows(
       bounds == nullptr ? zeros.data() : bounds->const_data_ptr<double>(), 3 * count);
-  return host::Layout(sizes, 0, rows.first(count), rows.subspan(count, count), rows.last(count));
+  host::Layout layout(sizes, 0, rows.first(count), rows.subspan(count, count), rows.last(count));
+  layout.variance_ratio_min = variance_ratio_min;
+  return layout;
 }
 
 host::Parameters parameters_of(const AsngState& state, int64_t problem) {
@@ -56,12 +60,15 @@ std::tuple<Tensor, Tensor> asng_ask(Tensor counters, Tensor theta, Tensor mean, 
 }
 
 Tensor asng_tell(Tensor counters, Tensor theta, Tensor mean, Tensor variance, Tensor s, Tensor step,
+                 Tensor best_loss, Tensor best_categorical, Tensor best_numerical,
                  Tensor categorical, Tensor numerical, Tensor losses, Tensor offsets, Tensor margin,
-                 Tensor bounds, double alpha, double delta_init, double delta_max, bool maximize) {
+                 Tensor bounds, double alpha, double delta_init, double delta_max,
+                 double variance_ratio_min, bool maximize) {
   const AsngState state(counters, theta, mean, variance, offsets, DeviceType::CPU);
   const int64_t population =
-      check_told(state, s, step, categorical, numerical, losses, margin, bounds, DeviceType::CPU);
-  const host::Layout layout = layout_of(state, &bounds);
+      check_told(state, s, step, {best_loss, best_categorical, best_numerical}, categorical,
+                 numerical, losses, margin, bounds, DeviceType::CPU);
+  const host::Layout layout = layout_of(state, &bounds, variance_ratio_min);
   const int64_t* categories = categorical.const_data_ptr<int64_t>();
   for (int64_t k = 0; k < categorical.numel(); ++k) {
     const int64_t size = layout.sizes[static_cast<size_t>(k % state.categorical)];
@@ -79,15 +86,29 @@ Tensor asng_tell(Tensor counters, Tensor theta, Tensor mean, Tensor variance, Te
                                     : maximize           ? -loss
                                                          : loss;
     }
+    const int64_t* told_categories = categories + p * population * state.categorical;
+    const double* told_numbers =
+        numerical.const_data_ptr<double>() + p * population * state.gaussian;
+    int64_t* counter = counters.mutable_data_ptr<int64_t>() + p * AsngState::kCounters;
+    ++counter[2];
+    counter[3] += population;
+    double& smallest = best_loss.mutable_data_ptr<double>()[p];
+    const int64_t k = std::min_element(row.begin(), row.end()) - row.begin();
+    if (row[static_cast<size_t>(k)] < smallest) {
+      smallest = row[static_cast<size_t>(k)];
+      counter[5] = counter[2];
+      std::copy_n(told_categories + k * state.categorical, state.categorical,
+                  best_categorical.mutable_data_ptr<int64_t>() + p * state.categorical);
+      std::copy_n(told_numbers + k * state.gaussian, state.gaussian,
+                  best_numerical.mutable_data_ptr<double>() + p * state.gaussian);
+    }
     const host::Parameters parameters = parameters_of(state, p);
     const double norm = update.natural_gradient(
-        layout, parameters,
-        {population, categories + p * population * state.categorical,
-         numerical.const_data_ptr<double>() + p * population * state.gaussian, row.data()});
+        layout, parameters, {population, told_categories, told_numbers, row.data()});
     const bool moves = norm > 0.0 && std::isfinite(norm);
     moved.mutable_data_ptr<bool>()[p] = moves;
-    ++counters.mutable_data_ptr<int64_t>()[p * AsngState::kCounters + 2];
     if (!moves) continue;
+    counter[4] = counter[2];
     double* gamma_and_Delta = step.mutable_data_ptr<double>() + 2 * p;
     StepSize adapted;
     adapted.gamma = gamma_and_Delta[0];

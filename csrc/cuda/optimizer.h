@@ -26,10 +26,13 @@ constexpr std::int64_t kLargestPopulation = 1024;
 // Integers of a problem's state, kCounters of them.
 enum Counter : int {
   kSeed,
-  kAsked,       // populations drawn: the random numbers' generation
-  kGeneration,  // populations told
-  kTicket,      // of the launch in progress; 0 between launches
-  kArrivals,    // likewise
+  kAsked,        // populations drawn: the random numbers' generation
+  kGeneration,   // populations told
+  kEvaluations,  // samples told
+  kMoved,        // the last generation that moved theta
+  kBest,         // the generation that the best sample was told in
+  kTicket,       // of the launch in progress; 0 between launches
+  kArrivals,     // likewise
   kCounters
 };
 
@@ -41,11 +44,15 @@ struct OptimizerState {
   double* variance;        // (P, gaussian)
   double* s;               // (P, n_theta)
   double* step;            // (P, 2) gamma and Delta
+  // The sample of the smallest loss, in the direction that is minimised.
+  double* best_loss;               // (P,) infinite before there is one
+  std::int64_t* best_categorical;  // (P, categorical)
+  double* best_gaussian;           // (P, gaussian)
 };
 
 // Draws (P, lambda, categorical) categories and (P, lambda, gaussian) numbers. Categorical variable
-// i has the probabilities from offsets[i] to offsets[i + 1] of a problem's theta. Leaves s and step
-// alone.
+// i has the probabilities from offsets[i] to offsets[i + 1] of a problem's theta. Leaves all that
+// follows the variance in the state alone.
 void ask(const OptimizerShape& shape, const OptimizerState& state, const std::int64_t* offsets,
          std::int64_t* categorical, double* gaussian, CudaStream stream);
 
@@ -57,6 +64,7 @@ struct Told {
   const std::int64_t* offsets;  // (categorical + 1,)
   const double* margin;         // (categorical,)
   const double* bounds;         // (4, gaussian): low, high, least and largest standard deviation
+  double variance_ratio_min;    // of step_gaussian
   bool* moved;                  // (P,) whether the update moved anything
 };
 

@@ -35,7 +35,8 @@ struct Job {
 // One problem's part of everything.
 struct Problem {
   std::int64_t* counters;
-  double *theta, *mean, *variance, *s, *step;
+  double *theta, *mean, *variance, *s, *step, *best_loss, *best_gaussian;
+  std::int64_t* best_categorical;
   const std::int64_t* categorical;
   const double *numerical, *losses;
   double *gradient, *root, *gaussian, *norm_parts, *s_parts;
@@ -48,6 +49,9 @@ struct Problem {
     variance = job.state.variance + p * shape.gaussian;
     s = job.state.s + p * shape.n_theta();
     step = job.state.step + p * 2;
+    best_loss = job.state.best_loss + p;
+    best_categorical = job.state.best_categorical + p * shape.categorical;
+    best_gaussian = job.state.best_gaussian + p * shape.gaussian;
     categorical = job.told.categorical + p * shape.population * shape.categorical;
     numerical = job.told.gaussian + p * shape.population * shape.gaussian;
     losses = job.told.losses + p * shape.population;
@@ -224,7 +228,7 @@ __device__ double move_gaussian(const Job& job, const Problem& problem, std::int
   const double* bounds = job.told.bounds;
   step_gaussian(problem.mean[j], problem.variance[j],
                 {problem.gaussian[2 * j], problem.gaussian[2 * j + 1]}, step, bounds[j],
-                bounds[n + j], bounds[2 * n + j], bounds[3 * n + j]);
+                bounds[n + j], bounds[2 * n + j], bounds[3 * n + j], job.told.variance_ratio_min);
   const std::int64_t first = job.shape.theta_size - job.shape.categorical + j;
   return accumulate(problem.s, problem.root, first) +
          accumulate(problem.s, problem.root, first + n);
@@ -248,6 +252,19 @@ __global__ void __launch_bounds__(kThreads) tell_kernel(Job job) {
   auto* ticket = reinterpret_cast<unsigned long long*>(problem.counters + kTicket);
 
   rank(job, problem, ranked);
+  const std::int64_t first_place = ranked.order[0];
+  const double smallest = ranked.loss[first_place];
+  const bool better = smallest < *problem.best_loss;
+  if (better) {
+    for (std::int64_t v = first; v < variables; v += stride) {
+      if (v < n) {
+        problem.best_categorical[v] = problem.categorical[first_place * n + v];
+      } else {
+        problem.best_gaussian[v - n] =
+            problem.numerical[first_place * job.shape.gaussian + (v - n)];
+      }
+    }
+  }
   double sum = 0.0;
   if (*ranked.count > 0) {
     for (std::int64_t v = first; v < variables; v += stride) {
@@ -301,7 +318,13 @@ __global__ void __launch_bounds__(kThreads) tell_kernel(Job job) {
       problem.step[0] = adapted.gamma;
       problem.step[1] = adapted.Delta;
     }
-    ++problem.counters[kGeneration];
+    const std::int64_t generation = ++problem.counters[kGeneration];
+    problem.counters[kEvaluations] += job.shape.population;
+    if (moved) problem.counters[kMoved] = generation;
+    if (better) {
+      *problem.best_loss = smallest;
+      problem.counters[kBest] = generation;
+    }
     *ticket = 0;
     *arrivals = 0;
     job.told.moved[blockIdx.y] = moved;

@@ -14,6 +14,7 @@
 #include <span>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -156,8 +157,10 @@ Layout make_layout(const std::vector<std::int64_t>& sizes, std::int64_t stride,
 // What all optimizers are made from, by name.
 Layout read_layout(const py::dict& common) {
   const auto numbers = [&](const char* name) { return common[name].cast<std::vector<double>>(); };
-  return make_layout(common["sizes"].cast<std::vector<std::int64_t>>(), 0, numbers("low"),
-                     numbers("high"), numbers("std_min"));
+  Layout layout = make_layout(common["sizes"].cast<std::vector<std::int64_t>>(), 0, numbers("low"),
+                              numbers("high"), numbers("std_min"));
+  layout.variance_ratio_min = common["variance_ratio_min"].cast<double>();
+  return layout;
 }
 
 std::vector<double> read_margin(const py::dict& common) {
@@ -239,6 +242,25 @@ bool tell(Optimizer& optimizer, const py::array& categorical, const py::array& g
                          converted_data_of(gaussian, lambda, layout.n_gaussian(),
                                            "samples.numerical", converted_gaussian),
                          buffer.data()});
+}
+
+// (loss, generation, categories, numbers) or None.
+py::object best(Optimizer& optimizer) {
+  const Best& best = optimizer.state().best;
+  if (std::isinf(best.loss)) {
+    return py::none();
+  }
+  return py::make_tuple(best.loss, best.generation, best.categorical, best.gaussian);
+}
+
+void set_best(Optimizer& optimizer, const py::object& value) {
+  Best best;
+  if (!value.is_none()) {
+    const auto parts = value.cast<
+        std::tuple<double, std::uint64_t, std::vector<std::int64_t>, std::vector<double>>>();
+    std::tie(best.loss, best.generation, best.categorical, best.gaussian) = parts;
+  }
+  optimizer.state().best = std::move(best);
 }
 
 void assign(std::vector<double>& target, const Array<double>& values, const char* name) {
@@ -388,6 +410,13 @@ PYBIND11_MODULE(_host, module) {
       .def_property(
           "generation", [](Optimizer& self) { return self.state().generation; },
           [](Optimizer& self, std::uint64_t value) { self.state().generation = value; })
+      .def_property(
+          "evaluations", [](Optimizer& self) { return self.state().evaluations; },
+          [](Optimizer& self, std::uint64_t value) { self.state().evaluations = value; })
+      .def_property(
+          "moved", [](Optimizer& self) { return self.state().moved; },
+          [](Optimizer& self, std::uint64_t value) { self.state().moved = value; })
+      .def_property("best", &best, &set_best)
       .def_property_readonly("margin", [](Optimizer& self) { return copy(self.margin()); })
       .def_property_readonly("n_theta", [](Optimizer& self) { return self.layout().n_theta(); });
 

@@ -59,21 +59,38 @@ void Optimizer::check(const Population& population) const {
   }
 }
 
+void Optimizer::set_best(const Population& population, std::int64_t k) {
+  const std::int64_t n = layout_.n_categorical();
+  const std::int64_t m = layout_.n_gaussian();
+  Best& best = state_.best;
+  best.loss = population.losses[k];
+  best.generation = state_.generation;
+  best.categorical.assign(population.categorical + k * n, population.categorical + (k + 1) * n);
+  best.gaussian.assign(population.gaussian + k * m, population.gaussian + (k + 1) * m);
+}
+
 bool Optimizer::tell(const Population& population) {
   check(population);
   losses_.assign(population.losses, population.losses + population.lambda);
-  for (double& loss : losses_) {
-    loss = std::isnan(loss) ? std::numeric_limits<double>::infinity() : loss;
+  std::size_t best = 0;
+  for (std::size_t k = 0; k < losses_.size(); ++k) {
+    losses_[k] = std::isnan(losses_[k]) ? std::numeric_limits<double>::infinity() : losses_[k];
+    best = losses_[k] < losses_[best] ? k : best;
   }
   Population ranked = population;
   ranked.losses = losses_.data();
   const Parameters parameters{state_.theta.data(), state_.mean.data(), state_.variance.data()};
   ++state_.generation;
+  state_.evaluations += static_cast<std::uint64_t>(population.lambda);
+  if (losses_[best] < state_.best.loss) {
+    set_best(ranked, static_cast<std::int64_t>(best));
+  }
   const double norm = update_.natural_gradient(layout_, parameters, ranked);
   if (!(norm > 0.0) || !std::isfinite(norm)) {
     return false;
   }
   move(update_, parameters, norm);
+  state_.moved = state_.generation;
   return true;
 }
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 #include "../core/adam.h"
@@ -11,13 +12,24 @@
 
 namespace asng::host {
 
+// The sample of the smallest loss that was told.
+struct Best {
+  double loss = std::numeric_limits<double>::infinity();  // where no finite one was
+  std::uint64_t generation = 0;                           // that it was told in, from 1
+  std::vector<std::int64_t> categorical;
+  std::vector<double> gaussian;
+};
+
 class Optimizer {
  public:
   struct State {
     std::vector<double> theta, mean, variance;
     std::uint64_t seed = 0;
-    std::uint64_t asked = 0;       // populations drawn: the random numbers' generation
-    std::uint64_t generation = 0;  // losses told, whether or not they moved theta
+    std::uint64_t asked = 0;        // populations drawn: the random numbers' generation
+    std::uint64_t generation = 0;   // populations told, whether or not they moved theta
+    std::uint64_t evaluations = 0;  // samples told
+    std::uint64_t moved = 0;        // the last generation that moved theta; 0 before
+    Best best;
   };
 
   virtual ~Optimizer() = default;
@@ -46,6 +58,7 @@ class Optimizer {
 
  private:
   void check(const Population& population) const;
+  void set_best(const Population& population, std::int64_t k);
 
   Layout layout_;
   std::vector<double> margin_;

@@ -229,7 +229,7 @@ void Update::move(const Layout& layout, const Parameters& parameters, double ste
   }
   for (std::int64_t j = 0; j < layout.n_gaussian(); ++j) {
     step_gaussian(parameters.mean[j], parameters.variance[j], gaussian_[j], step, layout.low[j],
-                  layout.high[j], layout.std_min[j], layout.std_max[j]);
+                  layout.high[j], layout.std_min[j], layout.std_max[j], layout.variance_ratio_min);
   }
 }
 
@@ -257,7 +257,8 @@ void Update::move_by_adam(const Layout& layout, const Parameters& parameters, co
     const double second =
         moved(2.0 * mean * gradient.mean + gradient.spread, layout.theta_size + n + j);
     step_gaussian(parameters.mean[j], parameters.variance[j], {first, second - 2.0 * mean * first},
-                  1.0, layout.low[j], layout.high[j], layout.std_min[j], layout.std_max[j]);
+                  1.0, layout.low[j], layout.high[j], layout.std_min[j], layout.std_max[j],
+                  layout.variance_ratio_min);
   }
 }
 

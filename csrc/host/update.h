@@ -24,6 +24,7 @@ struct Layout {
   // Gaussian variable j; its two components of s are s[n_categorical_theta + j] and, n_gaussian
   // places later, the second.
   std::vector<double> low, high, std_min, std_max;
+  double variance_ratio_min = 0.0;  // of step_gaussian
 
   // `stride` 0 packs the probabilities; otherwise variable i starts at i * stride.
   Layout(std::span<const std::int64_t> category_sizes, std::int64_t stride,

@@ -19,7 +19,7 @@ __global__ void touch_core(double* theta, double* root, std::int64_t* out,
   step.adapt(settings, step.beta(settings), categorical_fisher_root(theta, root, 5, root));
   const GaussianGradient gradient{first, second};
   gaussian_fisher_root(first, 1.0, gradient, root[0], root[1]);
-  step_gaussian(theta[0], theta[1], gradient, step.Delta, 0.0, 1.0, 0.25, 0.5);
+  step_gaussian(theta[0], theta[1], gradient, step.Delta, 0.0, 1.0, 0.25, 0.5, 0.5);
   rank_utilities(theta, out, 5, root);
   const AdamStep adam({0.1, 0.9, 0.999}, 3);
   adam.accumulate(first, root[0], root[1]);

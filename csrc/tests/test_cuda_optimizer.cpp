@@ -28,6 +28,7 @@ constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 struct Space {
   std::vector<std::int64_t> sizes;
   std::int64_t gaussian = 0;
+  double variance_ratio_min = 0.0;
 
   Layout layout() const {
     std::vector<double> low(gaussian), high(gaussian), std_min(gaussian, 0.25);
@@ -35,7 +36,9 @@ struct Space {
       low[j] = -1.0 - static_cast<double>(j);
       high[j] = 7.0 + 3.0 * static_cast<double>(j % 5);
     }
-    return Layout(sizes, 0, low, high, std_min);
+    Layout layout(sizes, 0, low, high, std_min);
+    layout.variance_ratio_min = variance_ratio_min;
+    return layout;
   }
   std::vector<double> margin() const {
     std::vector<double> margin;
@@ -57,6 +60,8 @@ struct Pair {
   std::vector<Asng> host;
   std::vector<std::int64_t> counters, offsets{0}, categorical;
   std::vector<double> theta, mean, variance, s, step, margin, bounds, gaussian;
+  std::vector<std::int64_t> best_categorical;
+  std::vector<double> best_loss, best_gaussian;
   asng::StepSizeSettings settings{};
 
   Pair(const Space& space, std::int64_t problems, std::int64_t lambda, double delta_init = 1.0,
@@ -68,6 +73,7 @@ struct Pair {
                         delta_init, Delta_max);
       Asng& one = host.back();
       const std::int64_t row[kCounters] = {static_cast<std::int64_t>(one.state().seed)};
+      best_loss.push_back(kInfinity);
       counters.insert(counters.end(), row, row + kCounters);
       append(theta, one.state().theta);
       append(mean, one.state().mean);
@@ -76,6 +82,8 @@ struct Pair {
       append(step, {one.step.gamma, one.step.Delta});
     }
     settings = host[0].settings();
+    best_categorical.assign(static_cast<std::size_t>(problems * layout.n_categorical()), -1);
+    best_gaussian.assign(static_cast<std::size_t>(problems * layout.n_gaussian()), kNan);
     for (std::int64_t size : layout.sizes) offsets.push_back(offsets.back() + size);
     for (const std::vector<double>* row :
          {&layout.low, &layout.high, &layout.std_min, &layout.std_max}) {
@@ -92,7 +100,15 @@ struct Pair {
     return {problems, lambda, layout.n_categorical(), layout.n_gaussian(), layout.theta_size};
   }
   OptimizerState state() {
-    return {counters.data(), theta.data(), mean.data(), variance.data(), s.data(), step.data()};
+    return {counters.data(),
+            theta.data(),
+            mean.data(),
+            variance.data(),
+            s.data(),
+            step.data(),
+            best_loss.data(),
+            best_categorical.data(),
+            best_gaussian.data()};
   }
 
   // Draws on both; returns whether they drew the same.
@@ -122,10 +138,11 @@ struct Pair {
     const std::int64_t per_problem = Workspace::size_for(shape, blocks);
     std::vector<double> memory(static_cast<std::size_t>(problems * per_problem), kNan);
     const auto moved = std::make_unique<bool[]>(static_cast<std::size_t>(problems));
-    asng::cuda::tell(shape, state(),
-                     {categorical.data(), gaussian.data(), losses.data(), maximize, offsets.data(),
-                      margin.data(), bounds.data(), moved.get()},
-                     settings, {memory.data(), per_problem}, blocks, nullptr);
+    asng::cuda::tell(
+        shape, state(),
+        {categorical.data(), gaussian.data(), losses.data(), maximize, offsets.data(),
+         margin.data(), bounds.data(), host[0].layout().variance_ratio_min, moved.get()},
+        settings, {memory.data(), per_problem}, blocks, nullptr);
     bool same = true;
     for (std::int64_t p = 0; p < problems; ++p) {
       std::vector<double> row(losses.begin() + p * lambda, losses.begin() + (p + 1) * lambda);
@@ -161,9 +178,18 @@ struct Pair {
       const std::int64_t* row = counters.data() + p * kCounters;
       const bool counted =
           row[kAsked] == static_cast<std::int64_t>(host[p].state().asked) &&
-          row[kGeneration] == static_cast<std::int64_t>(host[p].state().generation);
+          row[kGeneration] == static_cast<std::int64_t>(host[p].state().generation) &&
+          row[kEvaluations] == static_cast<std::int64_t>(host[p].state().evaluations) &&
+          row[kMoved] == static_cast<std::int64_t>(host[p].state().moved);
+      const asng::host::Best& best = host[p].state().best;
+      const bool same_best =
+          row[kBest] == static_cast<std::int64_t>(best.generation) && best_loss[p] == best.loss &&
+          std::equal(best.categorical.begin(), best.categorical.end(),
+                     best_categorical.begin() + p * host[p].layout().n_categorical()) &&
+          std::equal(best.gaussian.begin(), best.gaussian.end(),
+                     best_gaussian.begin() + p * host[p].layout().n_gaussian());
       const bool at_rest = row[kTicket] == 0 && row[kArrivals] == 0;
-      most = counted && at_rest ? most : kInfinity;
+      most = counted && at_rest && same_best ? most : kInfinity;
     }
     return most;
   }
@@ -242,6 +268,7 @@ TEST(cuda_optimizer_agrees_on_mixed_spaces) {
   check_agreement({repeated(14, 3), 6}, 1, 2, 400);
   check_agreement({{4, 2, 6, 3, 5}, 3}, 5, 6, 300);
   check_agreement({{5, 5}, 40}, 2, 33, 100);
+  check_agreement({{4, 2, 6, 3, 5}, 3, 0.5}, 5, 6, 300);
 }
 
 TEST(cuda_optimizer_agrees_for_other_step_sizes) {
@@ -303,7 +330,7 @@ TEST(cuda_optimizer_keeps_memory_safe_from_categories_that_do_not_exist) {
   bool moved = false;
   tell(shape, pair.state(),
        {pair.categorical.data(), nullptr, losses, false, pair.offsets.data(), pair.margin.data(),
-        pair.bounds.data(), &moved},
+        pair.bounds.data(), 0.0, &moved},
        pair.settings, {memory.data(), static_cast<std::int64_t>(memory.size())}, 1, nullptr);
   CHECK(moved);
   CHECK(pair.theta[0] > before[0] && pair.theta[2] < before[2]);

@@ -31,11 +31,26 @@ TEST(fisher_root_applied_twice_is_the_fisher_matrix_of_a_gaussian) {
 }
 
 TEST(a_step_keeps_mean_and_spread_in_their_ranges) {
-  for (double step : {-1e3, -1.0, 0.0, 0.5, 1e3}) {
-    double mean = 1.0, variance = 4.0;
-    asng::step_gaussian(mean, variance, {0.5, -0.7}, step, -3.0, 5.0, 0.25, 4.0);
-    CHECK(mean >= -3.0 && mean <= 5.0);
-    CHECK(variance >= 0.0625 && variance <= 16.0);
+  for (double ratio : {0.0, 0.5}) {
+    for (double step : {-1e3, -1.0, 0.0, 0.5, 1e3}) {
+      double mean = 1.0, variance = 4.0;
+      asng::step_gaussian(mean, variance, {0.5, -0.7}, step, -3.0, 5.0, 0.25, 4.0, ratio);
+      CHECK(mean >= -3.0 && mean <= 5.0);
+      CHECK(variance >= (ratio > 0.0 ? 2.0 : 0.0625) && variance <= 16.0);
+    }
+  }
+}
+
+TEST(with_a_least_ratio_of_variances_a_step_is_the_same_wherever_zero_is) {
+  for (double gradient : {-0.5, 0.5}) {
+    for (double step : {0.5, 2.0, 9.0}) {
+      double mean = 1.0, variance = 4.0, moved_mean = 101.0, moved_variance = 4.0;
+      asng::step_gaussian(mean, variance, {gradient, -0.1}, step, 0.0, 2.0, 0.25, 8.0, 0.5);
+      asng::step_gaussian(moved_mean, moved_variance, {gradient, -0.1}, step, 100.0, 102.0, 0.25,
+                          8.0, 0.5);
+      CHECK_NEAR(moved_mean, mean + 100.0, 1e-12);
+      CHECK_NEAR(moved_variance, variance, 1e-12);
+    }
   }
 }
 
@@ -43,7 +58,7 @@ TEST(a_step_inside_the_ranges_moves_both_moments_along_the_gradient) {
   double mean = 2.0, variance = 1.5;
   const GaussianGradient gradient{0.3, 0.2};
   const double step = 0.1;
-  asng::step_gaussian(mean, variance, gradient, step, -10.0, 10.0, 0.1, 10.0);
+  asng::step_gaussian(mean, variance, gradient, step, -10.0, 10.0, 0.1, 10.0, 0.0);
   CHECK_NEAR(mean, 2.0 + step * 0.3, 1e-15);
   const double second = 2.0 * 2.0 + 1.5 + step * (2 * 2.0 * 0.3 + 0.2);
   CHECK_NEAR(mean * mean + variance, second, 1e-12);

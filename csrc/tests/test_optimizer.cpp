@@ -118,6 +118,28 @@ TEST(losses_without_information_change_nothing) {
   CHECK(optimizer.state().theta == theta && optimizer.step.gamma == 0.0);
 }
 
+TEST(the_best_sample_is_remembered) {
+  Asng optimizer = make({4, 3}, 1, 2);
+  const asng::host::Optimizer::State& state = optimizer.state();
+  const std::int64_t categorical[] = {0, 1, 3, 2};
+  const double gaussian[] = {5.0, -6.0};
+  const auto tell = [&](double a, double b) {
+    const double losses[] = {a, b};
+    optimizer.tell({2, categorical, gaussian, losses});
+  };
+  tell(NAN, kInfinity);
+  CHECK(std::isinf(state.best.loss) && state.best.generation == 0 && state.moved == 0);
+  tell(3.0, NAN);
+  CHECK(state.best.loss == 3.0 && state.best.generation == 2 && state.moved == 2);
+  tell(3.0, -1.0);
+  CHECK(state.best.loss == -1.0 && state.best.generation == 3);
+  CHECK(state.best.categorical == (std::vector<std::int64_t>{3, 2}));
+  CHECK(state.best.gaussian == std::vector<double>{-6.0});
+  tell(0.0, 0.0);
+  CHECK(state.best.loss == -1.0 && state.moved == 3);
+  CHECK(state.generation == 4 && state.evaluations == 8);
+}
+
 TEST(padded_and_packed_parameters_give_the_same_update) {
   const std::vector<std::int64_t> sizes{2, 4, 3};
   Asng packed = make(sizes, 0, 2);

@@ -114,7 +114,10 @@ def test_resume_bit_for_bit(kind: type[Baseline]) -> None:
 
 
 def test_same_draws_as_asng() -> None:
-    drawn = [kind(MIXED, seed=3).ask() for kind in (asng.ASNG, asng.SNG, asng.NaturalAdam)]
+    drawn = [
+        kind(MIXED, population_size=2, seed=3).ask()
+        for kind in (asng.ASNG, asng.SNG, asng.NaturalAdam)
+    ]
     for samples in drawn[1:]:
         np.testing.assert_array_equal(samples.categorical, drawn[0].categorical)
         np.testing.assert_array_equal(samples.numerical, drawn[0].numerical)

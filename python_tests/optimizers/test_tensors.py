@@ -53,6 +53,13 @@ def losses_of(optimizer: asng.ASNG, samples: asng.Samples) -> list[float]:
 def assert_same_state(a: asng.ASNG, b: asng.ASNG, tolerance: float) -> None:
     left, right = a.state_dict(), b.state_dict()
     assert left.keys() == right.keys()
+    best, other = left.pop("best"), right.pop("best")
+    assert (best is None) == (other is None)
+    if best is not None:
+        np.testing.assert_allclose(
+            other.pop("numerical"), best.pop("numerical"), rtol=max(tolerance, 1e-9)
+        )
+        assert other == best
     for key, value in left.items():
         if isinstance(value, float) or key in ("theta", "mean", "variance", "s"):
             np.testing.assert_allclose(right[key], value, rtol=tolerance, atol=tolerance)
@@ -65,6 +72,7 @@ def assert_same_state(a: asng.ASNG, b: asng.ASNG, tolerance: float) -> None:
 @pytest.mark.parametrize("name", SPACES)
 def test_same_samples_and_states_as_on_the_host(name: str, population: int, device: str) -> None:
     settings = {"population_size": population, "seed": 2**64 - 3, "delta_init": 0.7}
+    settings["variance_ratio_min"] = 0.5 if population == 5 else 0.0
     host = asng.ASNG(SPACES[name], **settings)
     other = on_tensors(SPACES[name], device, **settings)
     # On the CPU it is the same code, so there it is the same to the last bit.
@@ -83,6 +91,10 @@ def test_same_samples_and_states_as_on_the_host(name: str, population: int, devi
         assert_same_state(host, other, tolerance)
     assert other.generation == host.generation == 60
     assert other.progress == pytest.approx(host.progress, abs=1e-9)
+    assert other.best is not None
+    assert host.best is not None
+    assert other.best.sample == pytest.approx(host.best.sample)
+    assert other.should_stop() == host.should_stop()
     assert other.recommend() == pytest.approx(host.recommend(), abs=1e-9)
 
 
@@ -150,7 +162,11 @@ def test_problems_of_a_batch_are_independent(name: str, device: str) -> None:
             row = getattr(tensors, field)[p].cpu()
             np.testing.assert_allclose(row, state[field], rtol=1e-9, atol=1e-9)
         np.testing.assert_allclose(tensors.step[p].cpu(), [state["gamma"], state["Delta"]])
-        assert tensors.counters[p, 1:].tolist() == [30, 30, 0, 0]
+        names = ("asked", "generation", "evaluations", "moved")
+        expected = [*(state[name] for name in names), state["best"]["generation"], 0, 0]
+        assert tensors.counters[p, 1:].tolist() == expected
+        assert tensors.best_loss[p] == state["best"]["loss"]
+        assert tensors.best_categorical[p].tolist() == state["best"]["categorical"]
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -197,10 +213,10 @@ def test_losses_that_are_not_finite(maximize: bool, device: str) -> None:
     samples = optimizer.ask()
     before = optimizer.state_dict()
     assert not optimizer.tell(samples, [math.nan, math.inf, -math.inf, math.nan])
-    assert optimizer.state_dict() == {**before, "generation": 1}
+    assert optimizer.state_dict() == {**before, "generation": 1, "evaluations": 4}
     reference = asng.ASNG(MIXED, population_size=4, seed=3, maximize=maximize)
     drawn = reference.ask()
-    reference.tell(drawn, [1.0] * 4)
+    reference.tell(drawn, [math.nan] * 4)
     worst = -math.inf if maximize else math.inf
     assert optimizer.tell(samples, [math.nan, 1.0, math.inf, -math.inf])
     assert reference.tell(drawn, [worst, 1.0, worst, worst])
@@ -254,12 +270,13 @@ def test_the_operators_change_what_their_schemas_say() -> None:
     )
     told = (*tensors.ask(), torch.tensor([[1.0, 2.0, 3.0]], dtype=torch.float64))
     space = (tensors._offsets, tensors._margin, tensors._bounds)
-    arguments = (*state, tensors.s, tensors.step, *told, *space, *tensors.settings, False)
+    best = (tensors.best_loss, tensors.best_categorical, tensors.best_numerical)
+    arguments = (*state, tensors.s, tensors.step, *best, *told, *space, *tensors.settings, False)
     torch.library.opcheck(torch.ops.asng._asng_tell.default, arguments, test_utils="test_schema")
     with pytest.raises(RuntimeError, match="losses must have dtype Double"):
-        torch.ops.asng._asng_tell(*arguments[:8], told[2].float(), *arguments[9:])
+        torch.ops.asng._asng_tell(*arguments[:11], told[2].float(), *arguments[12:])
     with pytest.raises(RuntimeError, match=r"margin must have shape \(3\), got \(1\)"):
-        torch.ops.asng._asng_tell(*arguments[:10], torch.ones(1).double(), *arguments[11:])
+        torch.ops.asng._asng_tell(*arguments[:13], torch.ones(1).double(), *arguments[14:])
     # On a device nobody looks at them, and the variable stays as it is.
     wrong = torch.full_like(told[0], 9) * torch.tensor([0, 0, 1])
     if GRID:
@@ -269,7 +286,7 @@ def test_the_operators_change_what_their_schemas_say() -> None:
     else:
         with pytest.raises(RuntimeError, match=r"must be in \[0, 7\) in column 2, got 9"):
             tensors.tell(wrong, *told[1:])
-    with pytest.raises(RuntimeError, match=r"counters must have shape \(2, 5\)"):
+    with pytest.raises(RuntimeError, match=r"counters must have shape \(2, 8\)"):
         torch.ops.asng._asng_ask(*state[:1], tensors.theta.repeat(2, 1), *state[2:], space[0], 3)
 
 
@@ -301,7 +318,7 @@ def test_a_device_is_used_and_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_tensors, "cuda_device", lambda _: torch.device("cuda:1"))
     optimizer = asng.ASNG(MIXED, seed=2, device="cpu")
     monkeypatch.setattr(_tensors, "ASNGEngine", engine)
-    optimizer = asng.ASNG(MIXED, seed=2, device="cuda")
+    optimizer = asng.ASNG(MIXED, population_size=2, seed=2, device="cuda")
     assert optimizer.device == "cuda:1"
     samples = optimizer.ask()
     optimizer.tell(samples, torch.tensor([1.0, 2.0]))

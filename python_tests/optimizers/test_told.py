@@ -14,6 +14,7 @@ from optimizing import MIXED, loss, state_of
 
 import asng_ext as asng
 from asng_ext import Samples, SearchSpace, _host
+from asng_ext.optimizers._told import as_array
 
 
 def test_pending_asks_may_be_told_in_any_order_and_rows_reordered() -> None:
@@ -31,7 +32,7 @@ def test_pending_asks_may_be_told_in_any_order_and_rows_reordered() -> None:
 
 def test_dicts_and_strided_arrays_may_be_told() -> None:
     space = SearchSpace.from_sizes([3, 4, 5])
-    optimizer, twin = (asng.ASNG(space, seed=2) for _ in range(2))
+    optimizer, twin = (asng.ASNG(space, population_size=2, seed=2) for _ in range(2))
     for _ in range(20):
         samples = optimizer.ask()
         wide = np.zeros((4, 6), dtype=np.int32)
@@ -66,7 +67,7 @@ def test_losses_of_any_kind(convert: Any) -> None:
     optimizer, twin = (asng.ASNG(MIXED, population_size=4, seed=0) for _ in range(2))
     losses = [1.5, -2.0, 0.0, 3.0]
     assert optimizer.tell(optimizer.ask(), convert(losses))
-    twin.tell(twin.ask(), losses)
+    twin.tell(twin.ask(), as_array(convert(losses)).tolist())
     assert state_of(optimizer) == state_of(twin)
 
 
@@ -88,7 +89,7 @@ def test_losses_of_any_kind(convert: Any) -> None:
     ],
 )
 def test_bad_losses_change_nothing(losses: Any, error: type[Exception], words: str) -> None:
-    optimizer = asng.ASNG(MIXED, seed=0)
+    optimizer = asng.ASNG(MIXED, population_size=2, seed=0)
     samples = optimizer.ask()
     before = state_of(optimizer)
     with pytest.raises(error, match=words):
@@ -97,8 +98,8 @@ def test_bad_losses_change_nothing(losses: Any, error: type[Exception], words: s
 
 
 def test_bad_samples_change_nothing() -> None:
-    optimizer = asng.ASNG(MIXED, seed=0)
-    other = asng.ASNG(SearchSpace.from_sizes([3, 3]), seed=0)
+    optimizer = asng.ASNG(MIXED, population_size=2, seed=0)
+    other = asng.ASNG(SearchSpace.from_sizes([3, 3]), population_size=2, seed=0)
     good = optimizer.ask()
     before = state_of(optimizer)
     out_of_range = Samples(MIXED, good.categorical + 3, good.numerical)
@@ -119,7 +120,7 @@ def test_bad_samples_change_nothing() -> None:
 
 
 def test_maximize_refuses_what_is_infinitely_good() -> None:
-    optimizer = asng.ASNG(MIXED, seed=0, maximize=True)
+    optimizer = asng.ASNG(MIXED, population_size=2, seed=0, maximize=True)
     samples = optimizer.ask()
     with pytest.raises(ValueError, match="infinitely good"):
         optimizer.tell(samples, [1.0, math.inf])
@@ -148,7 +149,7 @@ def test_losses_may_change_their_list_while_they_are_read() -> None:
 
 
 def test_losses_may_tell_while_they_are_read() -> None:
-    optimizer, twin = (asng.ASNG(MIXED, seed=0) for _ in range(2))
+    optimizer, twin = (asng.ASNG(MIXED, population_size=2, seed=0) for _ in range(2))
     samples, other = optimizer.ask(), optimizer.ask()
     optimizer.tell(samples, [Meddling(2.0, lambda: optimizer.tell(other, [1.0, 3.0])), 1.0])
     twin.ask(), twin.ask()

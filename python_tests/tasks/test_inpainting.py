@@ -100,7 +100,7 @@ def test_nothing_but_the_losses_is_read_from_the_device(mask: str, precision: st
 @pytest.mark.parametrize("mask", ["center", "pixel", "half"])
 def test_a_search_waits_once_per_iteration(mask: str) -> None:
     some = task(mask=mask, device="cuda")
-    made = iterations(some, asng.ASNG(some.space, seed=0))
+    made = iterations(some, asng.ASNG(some.space, population_size=2, seed=0))
     next(made)()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -117,7 +117,7 @@ def test_a_search_waits_once_per_iteration(mask: str) -> None:
 def test_steps_are_not_captured_and_it_says_why() -> None:
     graphs, stream = RecordingGraphs(), io.StringIO()
     some = task()
-    optimizer = asng.ASNG(some.space, seed=0)
+    optimizer = asng.ASNG(some.space, population_size=2, seed=0)
     search(some, optimizer, SEARCH, seed=0, stream=stream, graphs=graphs)
     assert graphs.ran == 0
     lines = [line for line in stream.getvalue().splitlines() if "CUDA graphs" in line]
@@ -172,7 +172,7 @@ def test_other_seeds_give_other_masks() -> None:
 def test_losses(precision: str) -> None:
     some = task(precision=precision)
     supernet = some.supernet()
-    samples = asng.ASNG(some.space, seed=0).ask()
+    samples = asng.ASNG(some.space, population_size=2, seed=0).ask()
     corrupted, target = next(iter(some.weight_batches(0)))
     losses, metrics = some.losses(supernet, (corrupted, target), samples)
     losses.mean().backward()
@@ -245,7 +245,9 @@ def test_networks() -> None:
 
 def test_gray_images() -> None:
     some = task(channels=1)
-    result = search(some, asng.ASNG(some.space, seed=0), SEARCH, seed=0, stream=None)
+    result = search(
+        some, asng.ASNG(some.space, population_size=2, seed=0), SEARCH, seed=0, stream=None
+    )
     _, tested = retrain(some, result.architecture, RETRAIN, seed=0, stream=None)
     assert tested["psnr"] > 0
 
@@ -267,7 +269,7 @@ def test_interrupted_searches_are_the_same(space: str, tmp_path: Path) -> None:
             return super().weight_batches(epoch)
 
     def run(some: InpaintingTask, folder: RunFolder) -> Any:
-        optimizer = asng.ASNG(some.space, seed=0)
+        optimizer = asng.ASNG(some.space, population_size=2, seed=0)
         return search(some, optimizer, SEARCH, seed=0, run=folder, stream=None)
 
     through = run(task(space=space), RunFolder.create(tmp_path / "through"))
@@ -285,7 +287,9 @@ def test_interrupted_searches_are_the_same(space: str, tmp_path: Path) -> None:
 def test_the_supernet_learns(tmp_path: Path) -> None:
     some = task(steps_per_epoch=40)
     config = replace(SEARCH, epochs=3, learning_rate=0.1)
-    rows = search(some, asng.ASNG(some.space, seed=0), config, seed=0, stream=None).rows
+    rows = search(
+        some, asng.ASNG(some.space, population_size=2, seed=0), config, seed=0, stream=None
+    ).rows
     assert rows[-1]["train_loss"] < 0.7 * rows[0]["train_loss"]
     assert {"train_psnr", "theta_psnr", "test_psnr", "test_ssim"} <= set(rows[-1])
 
@@ -294,7 +298,7 @@ def test_weight_decay_is_refused() -> None:
     some = task()
     config = replace(SEARCH, weight_decay=1e-4)
     with pytest.raises(ValueError, match="weight_decay must be 0"):
-        search(some, asng.ASNG(some.space, seed=0), config, seed=0, stream=None)
+        search(some, asng.ASNG(some.space, population_size=2, seed=0), config, seed=0, stream=None)
 
 
 def test_a_whole_experiment(tmp_path: Path) -> None:
@@ -323,7 +327,9 @@ def test_everything_runs_on_a_gpu(tmp_path: Path) -> None:
         seed=0,
         device="cuda",
     )
-    result = search(some, asng.ASNG(some.space, seed=0), SEARCH, seed=0, stream=None)
+    result = search(
+        some, asng.ASNG(some.space, population_size=2, seed=0), SEARCH, seed=0, stream=None
+    )
     network, tested = retrain(some, result.architecture, RETRAIN, seed=0, stream=None)
     assert next(network.parameters()).is_cuda
     assert tested["psnr"] > 0

@@ -127,7 +127,7 @@ def test_both_ways_agree_in_distribution() -> None:
 
     native = simulate(SMALL, ToyOptimizer(), seed=1, runs=100)
     plain = [
-        solve(ToyProblem(SMALL, 2, run), asng.ASNG(SMALL.space, seed=1000 + run))
+        solve(ToyProblem(SMALL, 2, run), asng.ASNG(SMALL.space, population_size=2, seed=1000 + run))
         for run in range(100)
     ]
     assert all(succeeded for _, succeeded in plain)
