@@ -544,7 +544,7 @@ def test_a_word_about_tensorboard(
 def test_threads_of_the_demo(threads: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, Any] = {}
 
-    def refuse(path: object, config: dict[str, Any], *others: Any) -> None:
+    def refuse(path: object, config: dict[str, Any], **others: Any) -> None:
         seen.update(config)
         raise ValueError("that is all")
 
