@@ -32,11 +32,13 @@ def identity(loop: str, task: object, seed: int, settings: Mapping[str, Any]) ->
     return dict(json.loads(json.dumps(known)))
 
 
-def differences(path: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+def differences(path: Path, state: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """How the run that a checkpoint is of differs, by name; "" if it does not.
 
     What the checkpoint does not say, since an earlier version wrote it, is warned of.
     """
+    # Earlier versions knew the settings of the loop only.
+    saved = dict(state["identity"] if "identity" in state else state["config"])
     unknown = sorted(set(now) - set(saved))
     if unknown:
         warnings.warn(

@@ -196,9 +196,7 @@ def _resume(
         return 0, None
     path, state = checkpoint
     with fitting(path):
-        # Earlier versions knew the settings of the loop only.
-        saved = dict(state["identity"] if "identity" in state else state["config"])
-        changed = differences(path, saved, made_with)
+        changed = differences(path, state, made_with)
         another = state["architecture"] != dict(values)
     if changed or another:
         other = f"other settings: {changed}" if changed else "another architecture"
