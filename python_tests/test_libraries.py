@@ -131,7 +131,7 @@ def test_the_marker_of_tests_that_need_a_device(setting: str, word: str, tmp_pat
     result = subprocess.run(
         [sys.executable, "-m", "pytest", "-W", "ignore", "-p", "no:cacheprovider", "."],
         cwd=tmp_path,
-        env={**os.environ, "FAIL_WITHOUT_CUDA": setting},
+        env={**os.environ, "FAIL_WITHOUT_CUDA": setting, "PYTEST_ADDOPTS": ""},
         capture_output=True,
         text=True,
         check=False,
