@@ -420,9 +420,6 @@ class Optimizer(ABC):
         told = state.get("generation")
         return {
             "variance_ratio_min": 0.0,
-            "patience": self.patience,
-            "stall_limit": self.stall_limit,
-            "evaluation_limit": self.evaluation_limit,
             "evaluations": told * self.population_size if isinstance(told, int) else told,
             "moved": told,
             "best": None,

@@ -100,8 +100,8 @@ def test_onemax_is_solved_in_500_evaluations() -> None:
 
 
 def test_ten_mixed_variables() -> None:
-    """The function of bench/black_box.py, where the median of Optuna's TPE is 1.31 after 200
-    evaluations and {TPE1000} after 1000."""
+    """The distances of bench/black_box.py, where the median of Optuna's TPE is 1.31 after 200
+    evaluations (20 seeds) and 0.28 after 1,000 (5 seeds)."""
     space = SearchSpace.from_sizes([5, 3, 2, 4], [(16, 256), (16, 256), (1, 12)], [(0, 1)] * 3)
     low = np.array([v.low for v in space.numerical.values()])
     high = np.array([v.high for v in space.numerical.values()])
@@ -125,7 +125,7 @@ def test_ten_mixed_variables() -> None:
             found.append(optimizer.best.loss)
     early, late = np.median(np.reshape(found, (20, 2)), axis=0)
     assert early < 1.31
-    assert late < 0.3
+    assert late < 0.28
 
 
 def test_the_best_sample_is_the_one_of_the_smallest_loss() -> None:

@@ -164,8 +164,7 @@ def test_states_are_plain_in_every_format() -> None:
 
 def version_1(optimizer: Optimizer) -> dict[str, Any]:
     state = {**optimizer.state_dict(), "version": 1}
-    later = ("space", "variance_ratio_min", "patience", "stall_limit", "evaluation_limit")
-    for name in (*later, "evaluations", "moved", "best"):
+    for name in ("space", "variance_ratio_min", "evaluations", "moved", "best"):
         state.pop(name, None)
     numbers = optimizer.space.numerical.values()
     ranges = [[float(v.low), float(v.high)] for v in numbers]
