@@ -136,7 +136,8 @@ class _CellStack(nn.Module):
         older = newer = self.stem(x)
         auxiliary_logits: Tensor | None = None
         for i, cell in enumerate(self.cells):
-            architecture = architectures[self.is_reduction[i]]
+            # Not by a bool, which torch.compile of PyTorch 2.11 does not take for an index.
+            architecture = architectures[int(self.is_reduction[i])]
             older, newer = newer, cell(older, newer, architecture, drop_path_rate, draws)
             if self.training and self.auxiliary is not None and i == self.auxiliary_at:
                 auxiliary_logits = self.auxiliary(newer)
