@@ -53,7 +53,7 @@ def allows_tf32() -> bool:
 def _new_saved(images: Tensor, weight: Tensor, statistics: int, values: int) -> Tensor:
     """What is kept for the backward pass: statistics, and values of images.
 
-    It has the dtype of the weights; see saved_values of csrc/cuda/storage.h for images that have
+    It has the dtype of the weights; see saved_values of csrc/platform/bfloat16.h for images that have
     another.
     """
     size = statistics + values * images.dtype.itemsize // weight.dtype.itemsize
@@ -63,7 +63,7 @@ def _new_saved(images: Tensor, weight: Tensor, statistics: int, values: int) -> 
 def _node_saved(archs: int, edges: int, out_size: int, padded: int) -> tuple[int, int]:
     """Statistics, and values of images, that a node keeps.
 
-    See GraphShape::saved_bound of csrc/cpu/graph.h, node_saved_size of csrc/cuda/cells.h.
+    See GraphShape::saved_bound of csrc/ops/cell/cpu_dag.h, node_saved_size of csrc/ops/cell/cuda.h.
     """
     return archs * edges * 4 * padded, archs * edges * 2 * out_size
 
@@ -163,7 +163,7 @@ def _cell_sizes(
     stride = 1 if reduction is None else 2
     size = (images, _halved(height, stride), _halved(width, stride), padded)
     in_size, out_size = images * height * width * padded, size[0] * size[1] * size[2] * size[3]
-    # CellShape::saved_bound of csrc/cpu/cell.cpp, cell_saved_size of csrc/cuda/cells.h.
+    # CellShape::saved_bound of csrc/ops/cell/cpu_forward.cpp, cell_saved_size of csrc/ops/cell/cuda.h.
     statistics, values = _node_saved(archs, 2, out_size, padded)
     statistics = nodes * statistics + archs * 6 * padded
     values = nodes * values + archs * (2 * in_size + nodes * out_size)
@@ -242,7 +242,7 @@ def _cells_fake(
     for i in range(0, len(weights), _TENSORS_PER_CELL):
         reduction = weights[i + 6] if weights[i + 6].numel() else None
         size, kept = _cell_sizes(size, archs, nodes, weights[i], reduction)
-        # Chain::saved_bound of csrc/cpu/chain.cpp.
+        # Chain::saved_bound of csrc/ops/cell/cpu_stack.cpp.
         total += sum(kept) + archs * 2 * size[-1] + math.prod(size)
     return images.new_empty(size), images.new_empty((total if save else 0,))
 
@@ -285,7 +285,7 @@ def _stem_fake(
 ) -> tuple[Tensor, Tensor]:
     batch, height, width, _ = images.shape
     padded = padded_channels(weight.shape[0])
-    # StemShape::saved_size of csrc/cpu/stem.h and of csrc/cuda/cells.h.
+    # StemShape::saved_size of csrc/ops/stem/cpu.h and of csrc/ops/cell/cuda.h.
     saved = _new_saved(images, weight, 2 * padded, batch * height * width * padded)
     return images.new_empty((1, batch, height, width, padded)), saved
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["LARGEST_POPULATION", "ASNGEngine", "ASNGTensors", "cuda_device"]
 
 LARGEST_POPULATION = 1024
-"""kLargestPopulation of csrc/cuda/optimizer.h."""
+"""kLargestPopulation of csrc/optimizer/cuda.h."""
 
 # Columns of `counters`; the other two belong to the launches.
 SEED, ASKED, GENERATION, EVALUATIONS, MOVED, BEST = range(6)

@@ -4,7 +4,7 @@
 
 #include <cmath>
 
-#include "hd.h"
+#include "core/hd.h"
 
 namespace asng {
 

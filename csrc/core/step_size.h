@@ -3,7 +3,7 @@
 
 #include <cmath>
 
-#include "hd.h"
+#include "core/hd.h"
 
 namespace asng {
 

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "../cpu/cell.h"
+#include "ops/cell/cpu.h"
 
 namespace asng::cpu {
 

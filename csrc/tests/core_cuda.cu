@@ -1,10 +1,10 @@
 // Compiles the arithmetic of csrc/core for CUDA devices, so that it stays usable in kernels.
-#include "../core/adam.h"
-#include "../core/categorical.h"
-#include "../core/gaussian.h"
-#include "../core/philox.h"
-#include "../core/step_size.h"
-#include "../core/utility.h"
+#include "core/adam.h"
+#include "core/categorical.h"
+#include "core/gaussian.h"
+#include "core/philox.h"
+#include "core/step_size.h"
+#include "core/utility.h"
 
 namespace asng {
 

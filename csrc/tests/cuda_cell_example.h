@@ -1,8 +1,8 @@
 // A cell, and the stem, on the CPU's kernels and on the CUDA kernels that run on the CPU.
 #pragma once
 
-#include "../cpu/stem.h"
-#include "cuda_cells.h"
+#include "ops/stem/cpu.h"
+#include "tests/cuda_cells.h"
 
 namespace asng::test {
 

@@ -9,10 +9,10 @@
 #include <type_traits>
 #include <vector>
 
-#include "../cpu/cell.h"
-#include "../cpu/node.h"
-#include "../cuda/cells.h"
-#include "cuda_on_cpu.h"
+#include "ops/cell/cpu.h"
+#include "ops/cell/cpu_node.h"
+#include "ops/cell/cuda.h"
+#include "platform/grid_on_cpu/grid.h"
 
 namespace asng::test {
 

@@ -1,7 +1,7 @@
 // A node on the CPU's kernels and on the CUDA kernels that run on the CPU.
 #pragma once
 
-#include "cuda_cells.h"
+#include "tests/cuda_cells.h"
 
 namespace asng::test {
 

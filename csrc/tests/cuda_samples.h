@@ -1,6 +1,6 @@
 #pragma once
 
-#include "../cuda/launch.h"
+#include "platform/cuda_launch.h"
 
 namespace asng::cuda {
 

@@ -1,4 +1,4 @@
-#include "check.h"
+#include "tests/check.h"
 
 int main() {
   for (const asng::test::Case& test : asng::test::cases()) {

@@ -1,6 +1,6 @@
 // Kernels whose results are known: products on the tensor cores.
-#include "../cuda/tensor_cores.h"
-#include "product_samples.h"
+#include "kernels/cuda/gemm.h"
+#include "tests/product_samples.h"
 
 namespace asng::cuda {
 

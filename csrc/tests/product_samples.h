@@ -1,6 +1,6 @@
 #pragma once
 
-#include "../cuda/stream.h"
+#include "platform/cuda_stream.h"
 
 namespace asng::cuda {
 

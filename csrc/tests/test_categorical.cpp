@@ -1,8 +1,8 @@
 #include <cmath>
 #include <vector>
 
-#include "../core/categorical.h"
-#include "check.h"
+#include "core/categorical.h"
+#include "tests/check.h"
 
 namespace {
 

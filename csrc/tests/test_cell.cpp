@@ -4,10 +4,10 @@
 #include <random>
 #include <vector>
 
-#include "../cpu/cell.h"
-#include "cell_weights.h"
-#include "check.h"
-#include "threads.h"
+#include "ops/cell/cpu.h"
+#include "tests/cell_weights.h"
+#include "tests/check.h"
+#include "tests/threads.h"
 
 namespace asng::cpu {
 namespace {

@@ -5,10 +5,10 @@
 #include <random>
 #include <vector>
 
-#include "../cpu/chain.h"
-#include "cell_weights.h"
-#include "check.h"
-#include "threads.h"
+#include "ops/cell/cpu_stack.h"
+#include "tests/cell_weights.h"
+#include "tests/check.h"
+#include "tests/threads.h"
 
 namespace asng::cpu {
 namespace {

@@ -5,9 +5,9 @@
 #include <limits>
 #include <vector>
 
-#include "../cuda/cae.h"
-#include "check.h"
-#include "cuda_fp16_on_cpu.h"
+#include "ops/autoencoder/cuda.h"
+#include "platform/grid_on_cpu/half.h"
+#include "tests/check.h"
 
 namespace {
 

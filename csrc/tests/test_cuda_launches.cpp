@@ -6,10 +6,10 @@
 #include <string>
 #include <vector>
 
-#include "../cuda/cells.h"
-#include "../cuda/optimizer.h"
-#include "check.h"
-#include "cuda_on_cpu.h"
+#include "ops/cell/cuda.h"
+#include "optimizer/cuda.h"
+#include "platform/grid_on_cpu/grid.h"
+#include "tests/check.h"
 
 namespace asng::test {
 namespace {

@@ -4,9 +4,9 @@
 #include <stdexcept>
 #include <string>
 
-#include "check.h"
-#include "cuda_node_example.h"
-#include "cuda_on_cpu.h"
+#include "platform/grid_on_cpu/grid.h"
+#include "tests/check.h"
+#include "tests/cuda_node_example.h"
 
 namespace asng::test {
 namespace {

@@ -5,8 +5,8 @@
 #include <string>
 #include <vector>
 
-#include "check.h"
-#include "cuda_samples.h"
+#include "tests/check.h"
+#include "tests/cuda_samples.h"
 
 namespace {
 

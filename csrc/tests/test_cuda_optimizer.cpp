@@ -1,5 +1,5 @@
-// The optimizer for CUDA, on a grid that runs on the CPU, against csrc/host: the same architectures
-// from the same seed, and states that agree.
+// The optimizer for CUDA, on a grid that runs on the CPU, against csrc/optimizer/cpu.h: the same
+// architectures from the same seed, and states that agree.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -8,11 +8,11 @@
 #include <optional>
 #include <vector>
 
-#include "../core/philox.h"
-#include "../cuda/optimizer.h"
-#include "../host/optimizer.h"
-#include "check.h"
-#include "cuda_on_cpu.h"
+#include "core/philox.h"
+#include "optimizer/cpu.h"
+#include "optimizer/cuda.h"
+#include "platform/grid_on_cpu/grid.h"
+#include "tests/check.h"
 
 namespace {
 

@@ -14,10 +14,10 @@
 #include <cmath>
 #include <cstdio>
 
-#include "check.h"
-#include "cuda_cell_example.h"
-#include "cuda_node_example.h"
-#include "cuda_on_cpu.h"
+#include "platform/grid_on_cpu/grid.h"
+#include "tests/check.h"
+#include "tests/cuda_cell_example.h"
+#include "tests/cuda_node_example.h"
 
 namespace asng::test {
 namespace {

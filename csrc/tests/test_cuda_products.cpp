@@ -5,10 +5,10 @@
 #include <string>
 #include <vector>
 
-#include "check.h"
-#include "cuda_cells.h"
-#include "mma_on_cpu.h"
-#include "product_samples.h"
+#include "platform/grid_on_cpu/tensor_cores.h"
+#include "tests/check.h"
+#include "tests/cuda_cells.h"
+#include "tests/product_samples.h"
 
 namespace asng::test {
 namespace {

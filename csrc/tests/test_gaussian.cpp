@@ -1,7 +1,7 @@
 #include <cmath>
 
-#include "../core/gaussian.h"
-#include "check.h"
+#include "core/gaussian.h"
+#include "tests/check.h"
 
 using asng::GaussianGradient;
 

@@ -3,10 +3,10 @@
 #include <thread>
 #include <vector>
 
-#include "../cpu/memory.h"
-#include "../cpu/norm.h"
-#include "../cpu/scratch.h"
-#include "check.h"
+#include "kernels/cpu/norm_statistics.h"
+#include "platform/memory.h"
+#include "platform/scratch.h"
+#include "tests/check.h"
 
 namespace asng::cpu {
 namespace {

@@ -6,9 +6,9 @@
 #include <string>
 #include <vector>
 
-#include "../cpu/node.h"
-#include "check.h"
-#include "threads.h"
+#include "ops/cell/cpu_node.h"
+#include "tests/check.h"
+#include "tests/threads.h"
 
 namespace asng::cpu {
 namespace {

@@ -3,9 +3,9 @@
 #include <stdexcept>
 #include <vector>
 
-#include "../host/compat.h"
-#include "../host/optimizer.h"
-#include "check.h"
+#include "optimizer/compat.h"
+#include "optimizer/cpu.h"
+#include "tests/check.h"
 
 using asng::host::Asng;
 using asng::host::CompatUpdate;

@@ -1,7 +1,7 @@
 #include <cmath>
 
-#include "../core/philox.h"
-#include "check.h"
+#include "core/philox.h"
+#include "tests/check.h"
 
 using asng::philox;
 using asng::PhiloxBlock;

@@ -6,10 +6,10 @@
 #include <string>
 #include <vector>
 
-#include "../cpu/parallel.h"
-#include "../cpu/shares.h"
-#include "check.h"
-#include "threads.h"
+#include "platform/threads.h"
+#include "platform/work_ranges.h"
+#include "tests/check.h"
+#include "tests/threads.h"
 
 namespace asng::cpu {
 namespace {

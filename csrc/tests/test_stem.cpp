@@ -5,9 +5,9 @@
 #include <random>
 #include <vector>
 
-#include "../cpu/stem.h"
-#include "check.h"
-#include "threads.h"
+#include "ops/stem/cpu.h"
+#include "tests/check.h"
+#include "tests/threads.h"
 
 namespace asng::cpu {
 namespace {

@@ -3,10 +3,10 @@
 #include <stdexcept>
 #include <vector>
 
-#include "../host/optimizer.h"
-#include "../host/toy_batch.h"
-#include "../host/toy_noise.h"
-#include "check.h"
+#include "optimizer/cpu.h"
+#include "optimizer/toy/batch.h"
+#include "optimizer/toy/noise.h"
+#include "tests/check.h"
 
 using asng::host::kLanes;
 using asng::host::Lanes;

@@ -3,8 +3,8 @@
 #include <numeric>
 #include <vector>
 
-#include "../core/utility.h"
-#include "check.h"
+#include "core/utility.h"
+#include "tests/check.h"
 
 namespace {
 

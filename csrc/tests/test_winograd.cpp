@@ -2,9 +2,9 @@
 #include <cmath>
 #include <vector>
 
-#include "../cpu/winograd.h"
-#include "check.h"
-#include "threads.h"
+#include "kernels/cpu/winograd.h"
+#include "tests/check.h"
+#include "tests/threads.h"
 
 namespace asng::cpu {
 namespace {

@@ -1,12 +1,12 @@
 // Tasks on threads of the standard library, so that the kernels can be tested without PyTorch.
 
-#include "threads.h"
+#include "tests/threads.h"
 
 #include <thread>
 #include <vector>
 
-#include "../cpu/parallel.h"
-#include "../cpu/shares.h"
+#include "platform/threads.h"
+#include "platform/work_ranges.h"
 
 namespace asng::test {
 

@@ -1,0 +1,112 @@
+// A node: the sum of its operations. Identities, pools and normalisations cost one pass together.
+#pragma once
+
+#include <limits>
+
+#include "kernels/cpu/pool.h"
+#include "platform/scratch.h"
+
+namespace asng::cpu::ASNG_CAPABILITY {
+
+template <class T>
+ASNG_INLINE bool is_pool(const Summand<T>& s) {
+  return s.piece == Piece::kAveragePool || s.piece == Piece::kMaxPool;
+}
+
+// Row y of a summand of one image.
+template <class T>
+inline void combine_row(const Summand<T>& s, int64_t image, int64_t y, int64_t width,
+                        int64_t channels, T* columns, Row<T> out) {
+  const T* x = s.x + image * s.height * s.width * channels;
+  if (is_pool(s)) {
+    pool_any_row(s.piece == Piece::kMaxPool, s.stride, x, s.height, s.width, channels, s.affine, y,
+                 width, s.factor, columns, out);
+    return;
+  }
+  x += y * width * channels;
+  for_channels<T>(channels, [&](int64_t first, auto vectors) ASNG_INLINE_LAMBDA {
+    constexpr int N = vectors.value;
+    AffineVectors<T, N> map(s.affine, first);
+    for (int n = 0; n < N; ++n) {
+      map.scale[n] *= s.factor;
+      map.shift[n] *= s.factor;
+    }
+    for (int64_t p = first; p < width * channels; p += channels) {
+      for (int n = 0; n < N; ++n) {
+        const int64_t i = p + n * kLanes<T>;
+        out.put(i, map(n, load(x + i)));
+      }
+    }
+  });
+}
+
+template <class T>
+void combine_forward(const Combine<T>& task) {
+  const int64_t channels = task.channels, line = task.out_width * channels;
+  int64_t widest = 0;
+  for (int64_t s = 0; s < task.summand_count; ++s) {
+    widest = task.summands[s].width > widest ? task.summands[s].width : widest;
+  }
+  T *sum = nullptr, *columns = nullptr;
+  const auto carve = [&](void* base) {
+    Carver carver(base);
+    sum = carver.take<T>(line);
+    columns = carver.take<T>((widest + 2) * channels);
+    return carver.used();
+  };
+  carve(scratch(carve(nullptr)));
+  for (int64_t image = 0; image < task.images; ++image) {
+    for (int64_t y = 0; y < task.out_height; ++y) {
+      T* out = task.out + (image * task.out_height + y) * line;
+      // The sum is made in a row that stays in the cache; the last summand takes it to its place.
+      for (int64_t s = 0; s < task.summand_count; ++s) {
+        combine_row(task.summands[s], image, y, task.out_width, channels, columns,
+                    Row<T>{s + 1 == task.summand_count ? out : sum, s == 0 ? nullptr : sum});
+      }
+    }
+  }
+}
+
+template <class T>
+void combine_backward(const Combine<T>& task) {
+  const int64_t channels = task.channels, pixels = task.out_height * task.out_width;
+  int64_t row = 0;
+  for (int64_t s = 0; s < task.summand_count; ++s) {
+    const Summand<T>& summand = task.summands[s];
+    const int64_t width = (summand.width + 2) * channels;
+    if (is_pool(summand) && width > row) row = width;
+  }
+  PoolBuffers<T> buffers = {};
+  const auto carve = [&](void* base) {
+    Carver carver(base);
+    buffers.padded = carver.take<T>(row);
+    buffers.spread = carver.take<T>(row);
+    for (int r = 0; r < 3; ++r) {
+      buffers.best[r] = carver.take<T>(row);
+      buffers.along[r] = carver.take<T>(row);
+      buffers.share[r] = carver.take<T>(row);
+    }
+    return carver.used();
+  };
+  carve(scratch(carve(nullptr)));
+  for (int64_t s = 0; s < task.summand_count; ++s) {
+    const Summand<T>& summand = task.summands[s];
+    if (summand.piece == Piece::kIdentity) {
+      const Row<T> to = row_of(summand.grad, summand.accumulate);
+      for (int64_t i = 0; i < task.images * pixels * channels; i += kLanes<T>) {
+        to.put(i, load(task.grad + i) * summand.factor);
+      }
+    }
+    if (!is_pool(summand)) continue;
+    fill_with(buffers.padded, row, -std::numeric_limits<T>::infinity());
+    for (T* share : buffers.share) fill_with(share, row, T(0));
+    // Values in the margin are compared, and add zeros.
+    for (T* along : buffers.along) fill_with(along, row, T(0));
+    for (int64_t image = 0; image < task.images; ++image) {
+      pool_backward(summand, channels, task.out_height, task.out_width, image,
+                    task.grad + image * pixels * channels, buffers);
+    }
+  }
+}
+
+}  // namespace asng::cpu::ASNG_CAPABILITY

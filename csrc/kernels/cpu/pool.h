@@ -1,0 +1,268 @@
+// 3×3 pooling with a margin of one pixel, forward and backward.
+#pragma once
+
+#include <limits>
+
+#include "kernels/cpu/depthwise.h"
+#include "kernels/cpu/kernels.h"
+#include "platform/simd.h"
+
+namespace asng::cpu::ASNG_CAPABILITY {
+
+// Number of pixels of a 3×3 window, which average pooling divides by everywhere: zeros beyond the
+// edge count.
+inline constexpr int kWindow = 9;
+
+// Where a row goes: to `out`, added to `base` if there is one, which may be `out` itself.
+template <class T>
+struct Row {
+  T* out;
+  const T* base;
+
+  ASNG_INLINE void put(int64_t i, Vec<T> v) const {
+    store(out + i, base != nullptr ? load(base + i) + v : v);
+  }
+};
+
+// A row that is written for the first time, or added to.
+template <class T>
+ASNG_INLINE Row<T> row_of(T* out, bool accumulate) {
+  return {out, accumulate ? out : nullptr};
+}
+
+// The larger one; NaN wins, as in PyTorch.
+template <class T>
+ASNG_INLINE Vec<T> larger(Vec<T> a, Vec<T> b) {
+  return (b > a) | (b != b) ? b : a;
+}
+
+// Pools R rows into one: the columns of windows.
+template <class T, bool kMax, int R>
+inline void pool_columns(const T* rows, int64_t width, int64_t channels, Affine<T> affine,
+                         T* columns) {
+  const int64_t line = width * channels;
+  for (int64_t c = 0; c < channels; c += kLanes<T>) {
+    const AffineVectors<T, 1> map(affine, c);
+    for (int64_t i = c; i < line; i += channels) {
+      Vec<T> v = map(0, load(rows + i));
+#pragma GCC unroll 2
+      for (int r = 1; r < R; ++r) {
+        const Vec<T> w = map(0, load(rows + r * line + i));
+        v = kMax ? larger<T>(v, w) : v + w;
+      }
+      store(columns + i, v);
+    }
+  }
+}
+
+// factor · row y of the pool of one image. `columns` is (width + 2) pixels.
+template <class T, int S, bool kMax>
+inline void pool_row(const T* image, int64_t height, int64_t width, int64_t channels,
+                     Affine<T> affine, int64_t y, int64_t out_width, T factor, T* columns,
+                     Row<T> out) {
+  const int64_t first = y * S > 0 ? y * S - 1 : 0;
+  const int64_t last = y * S + 1 < height ? y * S + 1 : height - 1;
+  const T* rows = image + first * width * channels;
+  const T edge = kMax ? -std::numeric_limits<T>::infinity() : T(0);
+  T* inside = columns + channels;
+  fill_with(columns, channels, edge);
+  fill_with(inside + width * channels, channels, edge);
+  switch (last - first) {
+    case 0:
+      pool_columns<T, kMax, 1>(rows, width, channels, affine, inside);
+      break;
+    case 1:
+      pool_columns<T, kMax, 2>(rows, width, channels, affine, inside);
+      break;
+    default:
+      pool_columns<T, kMax, 3>(rows, width, channels, affine, inside);
+  }
+  for (int64_t c = 0; c < channels; c += kLanes<T>) {
+    for (int64_t i = 0; i < out_width; ++i) {
+      const T* from = columns + i * S * channels + c;
+      const Vec<T> a = load(from), b = load(from + channels), d = load(from + 2 * channels);
+      out.put(i * channels + c, (kMax ? larger<T>(larger<T>(a, b), d) : a + b + d) * factor);
+    }
+  }
+}
+
+template <class T>
+inline void pool_any_row(bool max, int64_t stride, const T* image, int64_t height, int64_t width,
+                         int64_t channels, Affine<T> affine, int64_t y, int64_t out_width, T factor,
+                         T* columns, Row<T> out) {
+  const auto pool = max ? (stride == 1 ? &pool_row<T, 1, true> : &pool_row<T, 2, true>)
+                        : (stride == 1 ? &pool_row<T, 1, false> : &pool_row<T, 2, false>);
+  pool(image, height, width, channels, affine, y, out_width, max ? factor : factor / kWindow,
+       columns, out);
+}
+
+// Of every pixel's window in one row the largest value, and which of the three it is: 0, 1, 2. Of
+// equal ones the first, as in PyTorch. `padded` is (width + 2) pixels, its margins already set.
+template <class T, int S>
+inline void max_along(const T* row, int64_t width, int64_t channels, Affine<T> affine, T* padded,
+                      int64_t out_width, T* best, T* place) {
+  const Vec<T> zero = {};
+  pool_columns<T, true, 1>(row, width, channels, affine, padded + channels);
+  for (int64_t c = 0; c < channels; c += kLanes<T>) {
+    for (int64_t i = 0; i < out_width; ++i) {
+      const T* from = padded + i * S * channels + c;
+      const Vec<T> a = load(from), b = load(from + channels), d = load(from + 2 * channels);
+      const auto second = (b > a) | (b != b);
+      const Vec<T> two = second ? b : a;
+      const auto third = (d > two) | (d != d);
+      store(best + i * channels + c, third ? d : two);
+      store(place + i * channels + c, third ? zero + T(2) : second ? zero + T(1) : zero);
+    }
+  }
+}
+
+// Hands a row of output gradients to the rows of their windows: for each pixel to the row with the
+// largest value, of equal ones the first. Adds to `share` what each of the R rows gets.
+template <class T, int R>
+inline void max_across(const T* const* best, const T* grad, int64_t size, T* const* share) {
+  const Vec<T> zero = {};
+  for (int64_t i = 0; i < size; i += kLanes<T>) {
+    const Vec<T> g = load(grad + i);
+    Vec<T> top = load(best[0] + i), left[R];
+    left[0] = g;
+#pragma GCC unroll 2
+    for (int r = 1; r < R; ++r) {
+      const Vec<T> v = load(best[r] + i);
+      const auto wins = (v > top) | (v != v);
+      top = wins ? v : top;
+      left[r] = wins ? g : zero;
+#pragma GCC unroll 2
+      for (int k = 0; k < r; ++k) left[k] = wins ? zero : left[k];
+    }
+#pragma GCC unroll 3
+    for (int r = 0; r < R; ++r) add_to(share[r] + i, left[r]);
+  }
+}
+
+// Hands what a row has got to its pixels: to all three of a window, or for the maximum to the one
+// that `along` says. `share` and `along` have a margin of one pixel, which is zero in `share`, and
+// so has `spread`, a row to work in.
+template <class T, int S, bool kMax>
+inline void to_pixels(const T* along, const T* share, int64_t out_width, int64_t width,
+                      int64_t channels, T factor, T* spread, Row<T> out) {
+  const Vec<T> zero = {};
+  if constexpr (S != 1) fill_with(spread, (width + 2) * channels, T(0));
+  for (int64_t c = 0; c < channels; c += kLanes<T>) {
+    if constexpr (S == 1) {
+      for (int64_t i = c; i < width * channels; i += channels) {
+        Vec<T> total = {};
+#pragma GCC unroll 3
+        for (int k = 0; k < 3; ++k) {
+          // The window whose pixel k this is lies as far on the other side.
+          const int64_t at = i + (2 - k) * channels;
+          const Vec<T> g = load(share + at);
+          total += kMax ? (load(along + at) == zero + T(k) ? g : zero) : g;
+        }
+        out.put(i, total * factor);
+      }
+      continue;
+    }
+    for (int64_t x = 0; x < out_width; ++x) {
+      const int64_t at = (x + 1) * channels + c;
+      const Vec<T> g = load(share + at);
+      for (int k = 0; k < 3; ++k) {
+        add_to(spread + (x * S + k) * channels + c,
+               kMax ? (load(along + at) == zero + T(k) ? g : zero) : g);
+      }
+    }
+    for (int64_t i = c; i < width * channels; i += channels) {
+      out.put(i, load(spread + channels + i) * factor);
+    }
+  }
+}
+
+// Rows to work in: two with a margin, and three each of the largest values along a row of the
+// image, of where they are, and of the gradients that the row has got; the latter two have a
+// margin.
+template <class T>
+struct PoolBuffers {
+  T *padded, *spread, *best[3], *along[3], *share[3];
+};
+
+// The gradient of one image's max pool goes to the first of the largest values of each window: to
+// its row, and from there to its pixel. Row r of the image is number r mod 3 of the buffers.
+template <class T, int S>
+inline void max_backward(const Summand<T>& s, const T* image, const T* grad, int64_t channels,
+                         int64_t out_height, int64_t out_width, const PoolBuffers<T>& buffers,
+                         T* out) {
+  const int64_t line = s.width * channels, out_line = out_width * channels;
+  int64_t seen = 0, done = 0;
+  for (int64_t y = 0; y < out_height; ++y) {
+    const int64_t first = y * S > 0 ? y * S - 1 : 0;
+    const int64_t last = y * S + 1 < s.height ? y * S + 1 : s.height - 1;
+    for (; seen <= last; ++seen) {
+      max_along<T, S>(image + seen * line, s.width, channels, s.affine, buffers.padded, out_width,
+                      buffers.best[seen % 3], buffers.along[seen % 3] + channels);
+      fill_with(buffers.share[seen % 3] + channels, out_line, T(0));
+    }
+    const T* best[3];
+    T* share[3];
+    for (int64_t r = first; r <= last; ++r) {
+      best[r - first] = buffers.best[r % 3];
+      share[r - first] = buffers.share[r % 3] + channels;
+    }
+    const auto across = last - first == 0   ? &max_across<T, 1>
+                        : last - first == 1 ? &max_across<T, 2>
+                                            : &max_across<T, 3>;
+    across(best, grad + y * out_line, out_line, share);
+    // Rows that the next window does not reach have got everything.
+    const int64_t end = y + 1 < out_height ? (y + 1) * S - 1 : s.height;
+    for (; done < end; ++done) {
+      to_pixels<T, S, true>(buffers.along[done % 3], buffers.share[done % 3], out_width, s.width,
+                            channels, s.factor, buffers.spread,
+                            row_of(out + done * line, s.accumulate));
+    }
+  }
+}
+
+// The gradient of one image's average pool: a row gets that of every window that it is in.
+template <class T, int S>
+inline void average_backward(const Summand<T>& s, const T* grad, int64_t channels,
+                             int64_t out_height, int64_t out_width, const PoolBuffers<T>& buffers,
+                             T* out) {
+  const int64_t line = s.width * channels, out_line = out_width * channels;
+  T* share = buffers.share[0] + channels;
+  for (int64_t r = 0; r < s.height; ++r) {
+    const Row<T> to = row_of(out + r * line, s.accumulate);
+    if (S == 1) {
+      // The windows that a pixel is in are centred at those that its own window holds.
+      pool_any_row(false, 1, grad, s.height, s.width, channels, Affine<T>{}, r, s.width, s.factor,
+                   buffers.padded, to);
+      continue;
+    }
+    const int64_t first = r > 0 ? (r + S - 2) / S : 0;
+    const int64_t last = (r + 1) / S < out_height ? (r + 1) / S : out_height - 1;
+    fill_with(share, out_line, T(0));
+    for (int64_t y = first; y <= last; ++y) {
+      for (int64_t i = 0; i < out_line; i += kLanes<T>) {
+        add_to(share + i, load(grad + y * out_line + i));
+      }
+    }
+    to_pixels<T, S, false>(nullptr, buffers.share[0], out_width, s.width, channels,
+                           s.factor / kWindow, buffers.spread, to);
+  }
+}
+
+// Gradient of the input of one image's pool, from `grad`, that of its output.
+template <class T>
+inline void pool_backward(const Summand<T>& s, int64_t channels, int64_t out_height,
+                          int64_t out_width, int64_t image, const T* grad,
+                          const PoolBuffers<T>& buffers) {
+  const int64_t size = s.height * s.width * channels;
+  T* out = s.grad + image * size;
+  if (s.piece == Piece::kMaxPool) {
+    (s.stride == 1 ? &max_backward<T, 1> : &max_backward<T, 2>)(s, s.x + image * size, grad,
+                                                                channels, out_height, out_width,
+                                                                buffers, out);
+    return;
+  }
+  (s.stride == 1 ? &average_backward<T, 1> : &average_backward<T, 2>)(s, grad, channels, out_height,
+                                                                      out_width, buffers, out);
+}
+
+}  // namespace asng::cpu::ASNG_CAPABILITY

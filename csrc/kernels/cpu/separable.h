@@ -1,0 +1,236 @@
+// One half of a separable convolution, an image at a time.
+//
+// The padded image with ReLU applied lies in a buffer that the cache keeps; the depthwise rows of a
+// tile go to a buffer in L1 that the 1×1 product reads. Nothing but the input and the product's
+// output touches memory in the forward pass. The backward pass makes the depthwise rows again
+// rather than reading them back.
+#pragma once
+
+#include "kernels/cpu/depthwise.h"
+#include "kernels/cpu/gemm.h"
+#include "platform/scratch.h"
+
+namespace asng::cpu::ASNG_CAPABILITY {
+
+// Pixels that a tile has at least, if the image has: enough to fill the blocks of a product.
+inline constexpr int64_t kTilePixels = 64;
+
+ASNG_INLINE int64_t tile_rows(int64_t height, int64_t width) {
+  const int64_t rows = (kTilePixels + width - 1) / width;
+  return rows < height ? rows : height;
+}
+
+// gz = a·g + b·z + c for `pixels` pixels.
+template <class T, int C>
+inline void norm_gradient(const T* grad, const T* z, NormGradient<T> norm, int64_t pixels,
+                          int64_t channels, T* out) {
+  channels = channels_of<C>(channels);
+  for_channels<T>(channels, [&](int64_t first, auto vectors) ASNG_INLINE_LAMBDA {
+    constexpr int N = vectors.value;
+    Vec<T> a[N], b[N], constant[N];
+    for (int n = 0; n < N; ++n) {
+      const int64_t c = first + n * kLanes<T>;
+      a[n] = load(norm.a + c);
+      b[n] = load(norm.b + c);
+      constant[n] = load(norm.c + c);
+    }
+    for (int64_t p = 0; p < pixels; ++p) {
+      for (int n = 0; n < N; ++n) {
+        const int64_t i = p * channels + first + n * kLanes<T>;
+        store(out + i, load(grad + i) * a[n] + (load(z + i) * b[n] + constant[n]));
+      }
+    }
+  });
+}
+
+template <class T, int K, int S, int C>
+void separable_forward_impl(const SeparableForward<T>& task) {
+  const Shape& s = task.shape;
+  const int64_t channels = channels_of<C>(s.channels), pad = K / 2;
+  const int64_t row = (s.width + 2 * pad) * channels;
+  const int64_t padded_size = (s.height + 2 * pad) * row;
+  const int64_t rows = tile_rows(s.out_height, s.out_width);
+  T *padded = nullptr, *tile = nullptr, *sum = nullptr, *squares = nullptr;
+  const auto carve = [&](void* base) {
+    Carver carver(base);
+    padded = carver.take<T>(padded_size);
+    tile = carver.take<T>(rows * s.out_width * channels);
+    sum = carver.take<T>(channels);
+    squares = carver.take<T>(channels);
+    return carver.used();
+  };
+  carve(scratch(carve(nullptr)));
+  clear_margins(padded, s.height, s.width, channels, pad);
+  fill_with(sum, channels, T(0));
+  fill_with(squares, channels, T(0));
+  for (int64_t image = 0; image < s.images; ++image) {
+    fill_padded<T, true, C>(task.x + image * s.height * s.width * channels, task.affine, s.height,
+                            s.width, channels, pad, padded);
+    T* z = task.z + image * s.out_height * s.out_width * channels;
+    const T* next = task.x + (image + 1) * s.height * s.width * channels;
+    for (int64_t begin = 0; begin < s.out_height; begin += rows) {
+      const int64_t end = begin + rows < s.out_height ? begin + rows : s.out_height;
+      for (int64_t y = begin; y < end; ++y) {
+        depthwise_row<T, K, S, C>(padded + y * S * row, row, task.depthwise,
+                                  tile + (y - begin) * s.out_width * channels, s.out_width,
+                                  channels, next + y * S * s.width * channels);
+      }
+      product<T, true, C, C>((end - begin) * s.out_width, channels, channels, tile, channels,
+                             kChannelBlock, task.pointwise, channels,
+                             z + begin * s.out_width * channels, channels, sum, squares);
+    }
+    flush(sum, task.sum, channels);
+    flush(squares, task.sum_squares, channels);
+  }
+}
+
+// Writes or adds the gradient of one row of the input where ReLU let it pass; also its sums.
+template <class T, int C>
+inline void masked_row(const T* grad, const T* activated, int64_t width, int64_t channels,
+                       bool accumulate, T* out, T* sum, T* dot) {
+  channels = channels_of<C>(channels);
+  const Vec<T> zero = {};
+  for_channels<T>(channels, [&](int64_t first, auto vectors) ASNG_INLINE_LAMBDA {
+    constexpr int N = vectors.value;
+    Vec<T> s[N] = {}, d[N] = {};
+    for (int64_t p = first; p < width * channels; p += channels) {
+      for (int n = 0; n < N; ++n) {
+        const int64_t i = p + n * kLanes<T>;
+        const Vec<T> x = load(activated + i);
+        const Vec<T> g = x > zero ? load(grad + i) : zero;
+        s[n] += g;
+        d[n] += g * x;
+        store(out + i, accumulate ? load(out + i) + g : g);
+      }
+    }
+    for (int n = 0; n < N; ++n) {
+      add_to(sum + first + n * kLanes<T>, s[n]);
+      add_to(dot + first + n * kLanes<T>, d[n]);
+    }
+  });
+}
+
+template <class T, int K, int S, int C>
+void separable_backward_impl(const SeparableBackward<T>& task) {
+  const Shape& s = task.shape;
+  const int64_t channels = channels_of<C>(s.channels), pad = K / 2;
+  const int64_t row = (s.width + 2 * pad) * channels;
+  const int64_t padded_size = (s.height + 2 * pad) * row;
+  const int64_t grad_row = (s.out_width + 2 * pad) * channels;
+  const int64_t grad_size = (s.out_height + 2 * pad) * grad_row;
+  const int64_t rows = tile_rows(s.out_height, s.out_width);
+  const int64_t line = s.out_width * channels;
+  // x: the input after ReLU. depth: gradients of the depthwise output. With stride 1 the input's
+  // gradient is a convolution of `depth` and needs one row; otherwise it is scattered into
+  // `spread`.
+  T *x = nullptr, *depth = nullptr, *spread = nullptr, *tile = nullptr, *gz = nullptr;
+  T *sum = nullptr, *dot = nullptr;
+  const auto carve = [&](void* base) {
+    Carver carver(base);
+    x = carver.take<T>(padded_size);
+    depth = carver.take<T>(grad_size);
+    spread = carver.take<T>(S == 1 ? s.width * channels : padded_size);
+    tile = carver.take<T>(rows * line);
+    gz = carver.take<T>(rows * line);
+    sum = carver.take<T>(channels);
+    dot = carver.take<T>(channels);
+    return carver.used();
+  };
+  carve(scratch(carve(nullptr)));
+  clear_margins(x, s.height, s.width, channels, pad);
+  clear_margins(depth, s.out_height, s.out_width, channels, pad);
+  fill_with(sum, channels, T(0));
+  fill_with(dot, channels, T(0));
+  for (int64_t image = 0; image < s.images; ++image) {
+    const int64_t in_offset = image * s.height * s.width * channels;
+    const int64_t out_offset = image * s.out_height * line;
+    fill_padded<T, true, C>(task.x + in_offset, task.affine, s.height, s.width, channels, pad, x);
+    if constexpr (S != 1) fill_with(spread, padded_size, T(0));
+    const T* next = task.x + in_offset + s.height * s.width * channels;
+    for (int64_t begin = 0; begin < s.out_height; begin += rows) {
+      const int64_t end = begin + rows < s.out_height ? begin + rows : s.out_height;
+      const int64_t pixels = (end - begin) * s.out_width;
+      norm_gradient<T, C>(task.grad + out_offset + begin * line, task.z + out_offset + begin * line,
+                          task.norm, pixels, channels, gz);
+      for (int64_t y = begin; y < end; ++y) {
+        depthwise_row<T, K, S, C>(x + y * S * row, row, task.depthwise, tile + (y - begin) * line,
+                                  s.out_width, channels,
+                                  task.grad + out_offset + (y + end - begin) * line);
+      }
+      outer_product<T, C, C>(pixels, channels, channels, gz, channels, tile, channels,
+                             task.grad_pointwise, channels);
+      for (int64_t y = begin; y < end; ++y) {
+        T* target = depth + (y + pad) * grad_row + pad * channels;
+        product<T, false, C, C>(s.out_width, channels, channels, gz + (y - begin) * line, channels,
+                                kChannelBlock, task.pointwise, channels, target, channels, nullptr,
+                                nullptr);
+        depthwise_weight_row<T, K, S, C>(x + y * S * row, row, target, s.out_width, channels,
+                                         task.grad_depthwise,
+                                         task.z + out_offset + (y + end - begin) * line);
+        if constexpr (S != 1) {
+          depthwise_scatter_row<T, K, S, C>(target, task.depthwise, spread + y * S * row, row,
+                                            s.out_width, channels);
+        }
+      }
+    }
+    for (int64_t y = 0; y < s.height; ++y) {
+      const T* grad = spread;
+      if constexpr (S == 1) {
+        depthwise_row<T, K, 1, C>(depth + y * grad_row, grad_row, task.flipped, spread, s.width,
+                                  channels, next + y * s.width * channels);
+      } else {
+        grad = spread + (y + pad) * row + pad * channels;
+      }
+      masked_row<T, C>(grad, x + (y + pad) * row + pad * channels, s.width, channels,
+                       task.accumulate, task.grad_x + in_offset + y * s.width * channels, sum, dot);
+    }
+    if (task.sum != nullptr) {
+      flush(sum, task.sum, channels);
+      flush(dot, task.dot, channels);
+    }
+  }
+}
+
+// Other numbers of channels, and double precision, go without a compilation of their own.
+#define ASNG_BY_CHANNELS(function, stride)       \
+  if constexpr (sizeof(T) == 4) {                \
+    switch (task.shape.channels) {               \
+      case 16:                                   \
+        return function<T, K, stride, 16>(task); \
+      case 32:                                   \
+        return function<T, K, stride, 32>(task); \
+      case 64:                                   \
+        return function<T, K, stride, 64>(task); \
+    }                                            \
+  }                                              \
+  return function<T, K, stride, 0>(task)
+
+template <class T, int K>
+void separable_forward_k(const SeparableForward<T>& task) {
+  if (task.shape.stride == 2) {
+    ASNG_BY_CHANNELS(separable_forward_impl, 2);
+  }
+  ASNG_BY_CHANNELS(separable_forward_impl, 1);
+}
+
+template <class T, int K>
+void separable_backward_k(const SeparableBackward<T>& task) {
+  if (task.shape.stride == 2) {
+    ASNG_BY_CHANNELS(separable_backward_impl, 2);
+  }
+  ASNG_BY_CHANNELS(separable_backward_impl, 1);
+}
+
+#undef ASNG_BY_CHANNELS
+
+template <class T>
+void separable_forward(const SeparableForward<T>& task) {
+  task.shape.kernel == 5 ? separable_forward_k<T, 5>(task) : separable_forward_k<T, 3>(task);
+}
+
+template <class T>
+void separable_backward(const SeparableBackward<T>& task) {
+  task.shape.kernel == 5 ? separable_backward_k<T, 5>(task) : separable_backward_k<T, 3>(task);
+}
+
+}  // namespace asng::cpu::ASNG_CAPABILITY

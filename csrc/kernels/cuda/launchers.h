@@ -1,0 +1,130 @@
+// The launches that nodes, cells and the stem are made of. Each works on all architectures; see
+// the files that define them. Every launch may throw std::runtime_error.
+#pragma once
+
+#include "kernels/cuda/weights.h"
+#include "ops/cell/cuda_dag.h"
+
+namespace asng::cuda {
+
+// plan.cu
+
+template <class T>
+struct PlanJob {
+  GraphShape shape;
+  const int32_t* inputs = nullptr;      // (archs, nodes, edges)
+  const int32_t* operations = nullptr;  // the same
+  NodeWeights<const T> weights;
+  Matrix<T> matrices[3];  // unused ones are null
+  PlannedEdge* plan = nullptr;
+  int32_t* used = nullptr;
+  T* packed = nullptr;
+  unsigned* counters = nullptr;
+  int counter_count = 0;
+  bool backward = false;
+};
+// Looks up what every edge wants, packs the weights, clears the counters.
+template <class T>
+void make_plan(const PlanJob<T>& job, CudaStream stream);
+template <class T>
+void pack_matrix(const Matrix<T>& matrix, bool backward, CudaStream stream);
+
+// half_forward.cu, half_backward.cu, combine.cu
+
+template <class V>
+void half_forward(const Graph<V>& graph, int node, int half, CudaStream stream);
+template <class V>
+void combine_forward(const Graph<V>& graph, int node, bool keeps_maxima, CudaStream stream);
+template <class V>
+void half_backward(const Graph<V>& graph, const Gradients<V>& gradients, int node, int half,
+                   CudaStream stream);
+template <class V>
+void between_backward(const Graph<V>& graph, const Gradients<V>& gradients, int node,
+                      CudaStream stream);
+// Parts of the weights' gradients that half_backward makes.
+template <class V>
+int weight_part_count(const GraphShape& shape);
+
+// gather.cu
+
+// Gradients of the states from `first` on, `count` of them, from the edges that read them; those of
+// nodes that no edge reads must be there. Inputs' go to `input_grads` (inputs, archs, in_size).
+// With `coefficients` (inputs, archs, 3, padded) also the sums for the inputs' normalisation, and
+// what no edge reads is left out; without, its gradient is zeros. Of nodes, which must have two
+// edges, the sums are those of the normalisations that end the edges.
+template <class V>
+void gather(const Graph<V>& graph, const Gradients<V>& gradients, int first, int count,
+            V* input_grads, Compute<V>* coefficients, CudaStream stream);
+// The sums for the normalisations that end the edges of a node with any number of edges.
+template <class V>
+void reduce_edges(const Graph<V>& graph, const Gradients<V>& gradients, int node,
+                  CudaStream stream);
+
+// project.cu, project_backward.cu
+
+// What a cell reads and makes.
+template <class V>
+struct Input {
+  const V* x = nullptr;  // (archs or 1, images, height, width, padded)
+  int padded = 0, height = 0, width = 0;
+  bool factorized = false;
+  V* grad = nullptr;  // null: not wanted
+};
+
+template <class V>
+struct CellJob {
+  using T = Compute<V>;
+
+  Graph<V> graph;
+  Input<V> inputs[2];
+  const T* packed[3] = {nullptr, nullptr, nullptr};  // of older, newer and output
+  V* y = nullptr;                                    // (archs, out_size)
+  T* y_norms = nullptr;                              // (archs, 2, padded)
+  // Backward.
+  const V* grad_y = nullptr;
+  const V* input_grads = nullptr;                    // see gather
+  const T* input_coefficients = nullptr;             // (2, archs, 3, padded)
+  T* y_coefficients = nullptr;                       // (archs, 3, padded)
+  T* weight_parts[3] = {nullptr, nullptr, nullptr};  // (archs, parts, padded, depth)
+  int parts[3] = {0, 0, 0};
+
+  ASNG_HD bool is_shared(int input) const { return graph.shape.is_shared(input); }
+  // Number of packed columns of the three weights.
+  ASNG_HD int depth(int which) const {
+    if (which == 2) return graph.shape.nodes * graph.shape.padded;
+    return (inputs[which].factorized ? 2 : 1) * inputs[which].padded;
+  }
+};
+
+template <class V>
+void project_inputs(const CellJob<V>& job, CudaStream stream);
+template <class V>
+void project_output(const CellJob<V>& job, CudaStream stream);
+template <class V>
+void reduce_output(const CellJob<V>& job, CudaStream stream);
+template <class V>
+void project_output_backward(const CellJob<V>& job, const Gradients<V>& gradients,
+                             CudaStream stream);
+template <class V>
+void project_inputs_backward(const CellJob<V>& job, CudaStream stream);
+// Parts of a projection's weight gradient, (padded, depth), with so many output pixels.
+template <class V>
+int projection_part_count(int64_t pixels, int padded, int depth);
+
+// weights.cu
+
+template <class T>
+struct WeightJob {
+  GraphShape shape;
+  const PlannedEdge* plan = nullptr;
+  const int32_t* used = nullptr;
+  const T* weight_parts = nullptr;  // see Gradients
+  int parts = 0;
+  NodeWeights<T> grads;
+  MatrixGradient<T> matrices[3];
+};
+// Adds the parts of all weights' gradients up; writes every element.
+template <class T>
+void sum_weight_parts(const WeightJob<T>& job, CudaStream stream);
+
+}  // namespace asng::cuda

@@ -1,0 +1,191 @@
+// Projections of a cell, backward: of its output, first of all, and of its inputs, last.
+#include "kernels/cuda/launchers.h"
+#include "kernels/cuda/pixel_sums.h"
+#include "kernels/cuda/pointwise.h"
+
+namespace asng::cuda {
+
+namespace {
+
+template <class V>
+__global__ __launch_bounds__(kThreads) void reduce_output_kernel(const CellJob<V> job, int parts) {
+  using T = Compute<V>;
+  const Graph<V>& graph = job.graph;
+  const GraphShape& s = graph.shape;
+  const int arch = blockIdx.y, pixels = static_cast<int>(s.out_size() / s.padded);
+  double* totals = dynamic_shared<double>();
+  T* shared = reinterpret_cast<T*>(totals + 3 * s.padded);
+  clear(totals, 3 * s.padded);
+  // The output is stored as normalised.
+  sum_gradient(job.grad_y + arch * s.out_size(), job.y + arch * s.out_size(),
+               static_cast<const T*>(nullptr), pixels, s.padded, blockIdx.x, parts, shared, totals);
+  double* partials = graph.partials + static_cast<int64_t>(arch) * kMaxParts * 3 * s.padded;
+  if (sum_over_blocks(totals, 2 * s.padded, partials, graph.counters + arch, blockIdx.x, parts,
+                      shared)) {
+    finish_gradient(totals, totals + s.padded, pixels, s.padded, job.y_norms + arch * 2 * s.padded,
+                    false, 1.0, job.y_coefficients + arch * 3 * s.padded);
+  }
+}
+
+template <bool kTensorCores, class V>
+__global__ __launch_bounds__(kThreads) void output_backward_kernel(const CellJob<V> job,
+                                                                   const Gradients<V> gradients) {
+  using T = Compute<V>;
+  const Graph<V>& graph = job.graph;
+  const GraphShape& s = graph.shape;
+  const int arch = blockIdx.y, chunks = (s.padded + kSourceChunk - 1) / kSourceChunk;
+  const int node = blockIdx.z / chunks, channel = blockIdx.z % chunks * kSourceChunk;
+  if (graph.used[arch * s.states() + s.inputs + node] != 0) return;
+  const int depth = job.depth(2), parts = job.parts[2];
+  Source<V> source;
+  source.x = graph.state(arch, s.inputs + node).x;
+  source.channels = s.padded;
+  source.first = node * s.padded;
+  V* to = gradients.node(s, arch, node);
+  T* weight_part =
+      job.weight_parts[2] + (static_cast<int64_t>(arch) * parts + blockIdx.x) * s.padded * depth;
+  project_backward<kTensorCores>(source, channel, min(s.padded - channel, kSourceChunk),
+                                 ProjectShape{s.images, s.out_height, s.out_width, s.padded},
+                                 job.grad_y + arch * s.out_size(), job.y + arch * s.out_size(),
+                                 job.y_coefficients + arch * 3 * s.padded, job.packed[2], depth,
+                                 true, blockIdx.x, parts, weight_part, dynamic_shared<T>(),
+                                 [&](int pixel, int c, const Quad<T>& value) {
+                                   write4(to + static_cast<int64_t>(pixel) * s.padded + c, value);
+                                 });
+}
+
+// Writes zeros where the block's share of the gradient is.
+template <class V>
+__device__ void clear_gradient(V* grad, int64_t size, int block, int blocks) {
+  for (int64_t i = static_cast<int64_t>(block) * kThreads + threadIdx.x; i < size / 4;
+       i += static_cast<int64_t>(blocks) * kThreads) {
+    write4(grad + i * 4, fill4(Compute<V>(0)));
+  }
+}
+
+// The gradient of a factorized input: the one of output pixel (y, x) goes to the even or the odd of
+// its four pixels, and zeros to one of the others.
+template <class V>
+__device__ void write_factorized(const Input<V>& input, const ProjectShape& shape, int which, V* to,
+                                 int pixel, int c, const Quad<Compute<V>>& value) {
+  using T = Compute<V>;
+  const int line = pixel / shape.out_width, x = pixel - line * shape.out_width;
+  const int image = line / shape.out_height, y = line - image * shape.out_height;
+  const auto write = [&](int sy, int sx, const Quad<T>& v) {
+    if (sy >= input.height || sx >= input.width) return;
+    const int64_t at = (static_cast<int64_t>(image) * input.height + sy) * input.width + sx;
+    write4(to + at * input.padded + c, v);
+  };
+  write(2 * y + which, 2 * x + which, value);
+  write(2 * y + which, 2 * x + 1 - which, fill4(T(0)));
+}
+
+template <bool kTensorCores, class V>
+__global__ __launch_bounds__(kThreads,
+                             resident_blocks(sizeof(Compute<V>) ==
+                                             4)) void inputs_backward_kernel(const CellJob<V> job) {
+  using T = Compute<V>;
+  const Graph<V>& graph = job.graph;
+  const GraphShape& s = graph.shape;
+  const int arch = blockIdx.y / 2, which = blockIdx.y % 2;
+  const bool shared_input = job.is_shared(which);
+  if (shared_input && arch > 0) return;
+  const Input<V>& input = job.inputs[which];
+  const int chunks = (input.padded + kSourceChunk - 1) / kSourceChunk;
+  const int part_of = blockIdx.z / chunks, channel = blockIdx.z % chunks * kSourceChunk;
+  if (part_of >= (input.factorized ? 2 : 1) || static_cast<int>(blockIdx.x) >= job.parts[which]) {
+    return;
+  }
+  const int64_t size = static_cast<int64_t>(s.images) * input.height * input.width * input.padded;
+  V* grad = input.grad == nullptr ? nullptr : input.grad + arch * size;
+  bool used = false;
+  for (int a = arch; a < (shared_input ? s.archs : arch + 1); ++a) {
+    used |= graph.used[a * s.states() + which] != 0;
+  }
+  if (!used) {
+    if (grad != nullptr && blockIdx.z == 0) {
+      clear_gradient(grad, size, blockIdx.x, job.parts[which]);
+    }
+    return;
+  }
+  const ProjectShape shape = {s.images, s.height, s.width, s.padded};
+  const State<V> from = {input.x + arch * size, nullptr, input.height, input.width};
+  Source<V> source = factorized_source(from, input.padded, part_of);
+  if (!input.factorized) source.stride = 1;
+  const int depth = job.depth(which), parts = job.parts[which];
+  const int64_t group = static_cast<int64_t>(which) * s.archs + arch;
+  T* weight_part = job.weight_parts[which] +
+                   (static_cast<int64_t>(arch) * parts + blockIdx.x) * s.padded * depth;
+  project_backward<kTensorCores>(source, channel, min(input.padded - channel, kSourceChunk), shape,
+                                 job.input_grads + group * s.in_size(), graph.state(arch, which).x,
+                                 job.input_coefficients + group * 3 * s.padded, job.packed[which],
+                                 depth, grad != nullptr, blockIdx.x, parts, weight_part,
+                                 dynamic_shared<T>(), [&](int pixel, int c, const Quad<T>& value) {
+                                   if (input.factorized) {
+                                     write_factorized(input, shape, part_of, grad, pixel, c, value);
+                                   } else {
+                                     write4(grad + static_cast<int64_t>(pixel) * input.padded + c,
+                                            value);
+                                   }
+                                 });
+}
+
+template <class T>
+size_t backward_bytes(int padded) {
+  return static_cast<size_t>(project_backward_values(padded, sizeof(T))) * sizeof(T);
+}
+
+}  // namespace
+
+template <class V>
+void reduce_output(const CellJob<V>& job, CudaStream stream) {
+  const GraphShape& s = job.graph.shape;
+  const int parts = pixel_parts(s.out_size() / s.padded, s.padded);
+  launch(reduce_output_kernel<V>, dim3(parts, s.archs), kThreads,
+         pixel_sums_bytes(s.padded, sizeof(Compute<V>)), stream, job, parts);
+}
+
+template <class V>
+void project_output_backward(const CellJob<V>& job, const Gradients<V>& gradients,
+                             CudaStream stream) {
+  const GraphShape& s = job.graph.shape;
+  const int chunks = (s.padded + kSourceChunk - 1) / kSourceChunk;
+  const auto kernel = choose_kernel<V>(
+      s.tf32, [](auto tensor_cores) { return &output_backward_kernel<tensor_cores(), V>; });
+  launch(kernel, dim3(job.parts[2], s.archs, s.nodes * chunks), kThreads,
+         backward_bytes<Compute<V>>(s.padded), stream, job, gradients);
+}
+
+template <class V>
+void project_inputs_backward(const CellJob<V>& job, CudaStream stream) {
+  const GraphShape& s = job.graph.shape;
+  int chunks = 0;
+  for (const Input<V>& input : job.inputs) {
+    const int of_source = (input.padded + kSourceChunk - 1) / kSourceChunk;
+    chunks = std::max(chunks, of_source * (input.factorized ? 2 : 1));
+  }
+  const auto kernel = choose_kernel<V>(
+      s.tf32, [](auto tensor_cores) { return &inputs_backward_kernel<tensor_cores(), V>; });
+  launch(kernel, dim3(std::max(job.parts[0], job.parts[1]), 2 * s.archs, chunks), kThreads,
+         backward_bytes<Compute<V>>(s.padded), stream, job);
+}
+
+template <class V>
+int projection_part_count(int64_t pixels, int padded, int depth) {
+  const int run = project_backward_pixels(padded, sizeof(Compute<V>));
+  const int64_t runs = (pixels + run - 1) / run;
+  const int64_t most = std::max(16, std::min(kMaxParts, (1 << 20) / (padded * depth)));
+  return static_cast<int>(std::min(runs, most));
+}
+
+#define ASNG_INSTANTIATE(V)                                                                  \
+  template void reduce_output(const CellJob<V>&, CudaStream);                                \
+  template void project_output_backward(const CellJob<V>&, const Gradients<V>&, CudaStream); \
+  template void project_inputs_backward(const CellJob<V>&, CudaStream);                      \
+  template int projection_part_count<V>(int64_t, int, int);
+ASNG_INSTANTIATE(float)
+ASNG_INSTANTIATE(double)
+ASNG_INSTANTIATE(BFloat16)
+#undef ASNG_INSTANTIATE
+
+}  // namespace asng::cuda

@@ -1,0 +1,179 @@
+// Four neighbouring channels of a pixel: what a thread computes with at once. Loads and writes
+// convert from and to the type that images are stored in: 16 bytes of floats, 8 of bfloat16.
+#pragma once
+
+#include "platform/bfloat16.h"
+#include "platform/cuda_launch.h"
+
+#if !defined(ASNG_CUDA_ON_CPU)
+#include <cuda_bf16.h>
+#endif
+
+namespace asng::cuda {
+
+template <class T>
+struct alignas(16) Quad {
+  T v[4];
+
+  __device__ Quad& operator+=(const Quad& other) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) v[i] += other.v[i];
+    return *this;
+  }
+};
+
+// Neighbouring bfloat16 values that are read or written at once.
+template <int kCount>
+struct alignas(2 * kCount) Halves {
+  BFloat16 v[kCount];
+};
+
+template <class T>
+__device__ __forceinline__ T load1(const T* from) {
+  return *from;
+}
+__device__ __forceinline__ float load1(const BFloat16* from) {
+  return __uint_as_float(static_cast<unsigned>(from->bits) << 16);
+}
+
+template <class T>
+__device__ __forceinline__ Quad<T> load4(const T* from) {
+  return *reinterpret_cast<const Quad<T>*>(from);
+}
+__device__ __forceinline__ Quad<float> load4(const BFloat16* from) {
+  const Halves<4> stored = *reinterpret_cast<const Halves<4>*>(from);
+  Quad<float> value;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) value.v[i] = load1(stored.v + i);
+  return value;
+}
+
+template <class T>
+__device__ __forceinline__ void store4(T* to, const Quad<T>& value) {
+  *reinterpret_cast<Quad<T>*>(to) = value;
+}
+
+// One access of 8 or 16 bytes to global memory. The compiler takes stores of a structure, and of
+// CUDA's own vector types, apart there, into an access for each of their parts.
+#if defined(ASNG_CUDA_ON_CPU)
+template <class Vector>
+void write_at_once(void* to, const Vector& value) {
+  if (reinterpret_cast<uintptr_t>(to) % sizeof(value) != 0) {
+    throw std::runtime_error("an access of " + std::to_string(sizeof(value)) +
+                             " bytes is not aligned");
+  }
+  std::memcpy(to, &value, sizeof(value));
+}
+#else
+__device__ __forceinline__ void write_at_once(void* to, const float4& v) {
+  asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)),
+               "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w)
+               : "memory");
+}
+__device__ __forceinline__ void write_at_once(void* to, const double2& v) {
+  asm volatile("st.global.v2.f64 [%0], {%1, %2};" ::"l"(__cvta_generic_to_global(to)), "d"(v.x),
+               "d"(v.y)
+               : "memory");
+}
+__device__ __forceinline__ void write_at_once(void* to, const uint2& v) {
+  asm volatile("st.global.v2.u32 [%0], {%1, %2};" ::"l"(__cvta_generic_to_global(to)), "r"(v.x),
+               "r"(v.y)
+               : "memory");
+}
+__device__ __forceinline__ void write_at_once(void* to, const uint4& v) {
+  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)),
+               "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
+               : "memory");
+}
+#endif
+
+// To global memory, where store4 is for shared memory.
+__device__ __forceinline__ void write4(float* to, const Quad<float>& value) {
+  write_at_once(to, make_float4(value.v[0], value.v[1], value.v[2], value.v[3]));
+}
+__device__ __forceinline__ void write4(double* to, const Quad<double>& value) {
+  write_at_once(to, make_double2(value.v[0], value.v[1]));
+  write_at_once(to + 2, make_double2(value.v[2], value.v[3]));
+}
+
+// Two values to the nearest bfloat16 each, ties to even, as they lie in memory.
+__device__ __forceinline__ unsigned to_halves(float first, float second) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(first, second);
+  return __bfloat16_as_ushort(pair.x) | static_cast<unsigned>(__bfloat16_as_ushort(pair.y)) << 16;
+}
+__device__ __forceinline__ uint2 to_halves(const Quad<float>& value) {
+  return make_uint2(to_halves(value.v[0], value.v[1]), to_halves(value.v[2], value.v[3]));
+}
+__device__ __forceinline__ void write4(BFloat16* to, const Quad<float>& value) {
+  write_at_once(to, to_halves(value));
+}
+
+// Writes the value; returns it as it will be read. Sums are taken of that, so that statistics are
+// exactly those of what is stored.
+template <class T>
+__device__ __forceinline__ Quad<T> keep4(T* to, const Quad<T>& value) {
+  write4(to, value);
+  return value;
+}
+__device__ __forceinline__ Quad<float> keep4(BFloat16* to, const Quad<float>& value) {
+  const uint2 words = to_halves(value);
+  write_at_once(to, words);
+  return {{__uint_as_float(words.x << 16), __uint_as_float(words.x & 0xffff0000u),
+           __uint_as_float(words.y << 16), __uint_as_float(words.y & 0xffff0000u)}};
+}
+
+// Quads that make up an access of 16 bytes: passes that only read or write images take so many.
+template <class V>
+inline constexpr int kWide = sizeof(V) == 2 ? 2 : 1;
+
+template <class T>
+__device__ __forceinline__ void load_wide(const T* from, Quad<T> (&to)[1]) {
+  to[0] = load4(from);
+}
+__device__ __forceinline__ void load_wide(const BFloat16* from, Quad<float> (&to)[2]) {
+  const Halves<8> stored = *reinterpret_cast<const Halves<8>*>(from);
+#pragma unroll
+  for (int i = 0; i < 8; ++i) to[i / 4].v[i % 4] = load1(stored.v + i);
+}
+
+template <class T>
+__device__ __forceinline__ void write_wide(T* to, const Quad<T> (&value)[1]) {
+  write4(to, value[0]);
+}
+__device__ __forceinline__ void write_wide(BFloat16* to, const Quad<float> (&value)[2]) {
+  const uint2 first = to_halves(value[0]), second = to_halves(value[1]);
+  write_at_once(to, make_uint4(first.x, first.y, second.x, second.y));
+}
+
+template <class T>
+__device__ __forceinline__ Quad<T> fill4(T value) {
+  return {{value, value, value, value}};
+}
+
+// to += a·b
+template <class T>
+__device__ __forceinline__ void add_product(Quad<T>& to, const Quad<T>& a, const Quad<T>& b) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) to.v[i] += a.v[i] * b.v[i];
+}
+
+// x·scale + shift; `norm` holds the scales of all `padded` channels and then the shifts, or is null
+// for values that are as they should be.
+template <class T>
+__device__ __forceinline__ Quad<T> affine4(Quad<T> x, const T* norm, int padded, int channel) {
+  if (norm == nullptr) return x;
+  const Quad<T> scale = load4(norm + channel), shift = load4(norm + padded + channel);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) x.v[i] = x.v[i] * scale.v[i] + shift.v[i];
+  return x;
+}
+
+// NaN passes, as in PyTorch.
+template <class T>
+__device__ __forceinline__ Quad<T> relu4(Quad<T> x) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) x.v[i] = x.v[i] <= T(0) ? T(0) : x.v[i];
+  return x;
+}
+
+}  // namespace asng::cuda

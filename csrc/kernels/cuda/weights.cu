@@ -1,0 +1,160 @@
+// Gradients of all weights from the parts that blocks have left, added up in their order: one
+// element by a few threads, each of which takes some of the parts.
+#include "kernels/cuda/launchers.h"
+
+namespace asng::cuda {
+
+namespace {
+
+constexpr int kElements = 32, kSlices = 8;
+constexpr int kSegments = 8;
+
+// The gradients one behind the other, each cut into blocks of kElements elements.
+template <class T>
+struct Job {
+  WeightJob<T> weights;
+  int first_block[kSegments + 1];
+  int64_t sizes[kSegments];
+};
+
+// This thread's share of Σ over parts of from[part · stride].
+template <class T>
+__device__ T sum_parts(const T* from, int64_t stride, int parts) {
+  T sum = 0;
+#pragma unroll 4
+  for (int p = threadIdx.y; p < parts; p += kSlices) sum += from[p * stride];
+  return sum;
+}
+
+// Element `offset` of the packed gradient of operation `operation` on `input` of a node.
+template <class T>
+__device__ T edge_sum(const WeightJob<T>& job, int node, int input, int operation, int64_t offset) {
+  const GraphShape& s = job.shape;
+  T sum = 0;
+  for (int arch = 0; arch < s.archs; ++arch) {
+    for (int e = 0; e < s.edges; ++e) {
+      const int slot = s.slot(arch, node, e);
+      const PlannedEdge edge = job.plan[slot];
+      if (edge.factor == 0 || edge.input != input || edge.operation != operation) continue;
+      const int64_t stride = s.slot_weights();
+      sum += sum_parts(job.weight_parts + static_cast<int64_t>(slot) * job.parts * stride + offset,
+                       stride, job.parts);
+    }
+  }
+  return sum;
+}
+
+// Element `index` of depthwise (kernel 0 and 2) or pointwise (1 and 3) weights.
+template <class T>
+__device__ T separable_sum(const WeightJob<T>& job, int segment, int64_t index) {
+  const GraphShape& s = job.shape;
+  const int kind = segment / 2, channels = s.channels;
+  const bool depthwise = segment % 2 == 0;
+  const int taps = kind == 0 ? 9 : 25;
+  const int size = channels * (depthwise ? taps : channels);
+  const int matrix = static_cast<int>(index / size),
+            rest = static_cast<int>(index - static_cast<int64_t>(matrix) * size);
+  const int edge = matrix / 2, half = matrix % 2;
+  int node = 0;
+  while (s.weight_index(node + 1, 0) <= edge) ++node;
+  const int row = depthwise ? 0 : rest / channels;
+  const int offset =
+      depthwise ? s.padded * s.padded + rest : row * s.padded + rest - row * channels;
+  return edge_sum(job, node, edge - s.weight_index(node, 0), kSeparable3 + kind,
+                  half * s.half_weights() + offset);
+}
+
+template <class T>
+__device__ T reduction_sum(const WeightJob<T>& job, int64_t index) {
+  const GraphShape& s = job.shape;
+  // With stride 1 an identity has no weights, though the tensor may be there, and wrote no parts.
+  if (s.stride == 1) return 0;
+  const MatrixShape matrix = reduction_matrix(s.channels, s.padded);
+  const int edge = static_cast<int>(index / matrix.size());
+  const int rest = static_cast<int>(index - edge * matrix.size()), row = rest / s.channels;
+  const int64_t offset =
+      static_cast<int64_t>(row) * matrix.depth() + matrix.place(row, rest - row * s.channels);
+  return edge_sum(job, edge / s.inputs, edge % s.inputs, kIdentity, offset);
+}
+
+template <class T>
+__device__ T matrix_sum(const WeightJob<T>& job, const MatrixGradient<T>& m, int64_t index) {
+  const int states = job.shape.states(), columns = m.shape.columns();
+  const int row = static_cast<int>(index / columns);
+  const int column = static_cast<int>(index - static_cast<int64_t>(row) * columns);
+  const int place = m.shape.place(row, column);
+  const int64_t offset = static_cast<int64_t>(row) * m.shape.depth() + place;
+  T sum = 0;
+  for (int group = 0; group < m.groups; ++group) {
+    // A group counts if one of the architectures that it stands for wants it.
+    bool counts = m.state == kAllCount;
+    for (int arch = m.shared ? 0 : group; arch < (m.shared ? job.shape.archs : group + 1); ++arch) {
+      if (m.state == kLooseNodes) {
+        const int state = job.shape.inputs + place / m.shape.padded_channels;
+        counts |= job.used[arch * states + state] == 0;
+      } else if (m.state != kAllCount) {
+        counts |= job.used[arch * states + m.state] != 0;
+      }
+    }
+    if (!counts) continue;
+    sum += sum_parts(m.weight_parts + group * m.parts * m.shape.packed_size() + offset,
+                     m.shape.packed_size(), m.parts);
+  }
+  return sum;
+}
+
+template <class T>
+__global__ __launch_bounds__(kElements* kSlices) void weights_kernel(const Job<T> job) {
+  __shared__ T sums[kSlices][kElements];
+  const int block = blockIdx.x;
+  int segment = 0;
+  while (block >= job.first_block[segment + 1]) ++segment;
+  const int64_t index =
+      static_cast<int64_t>(block - job.first_block[segment]) * kElements + threadIdx.x;
+  const WeightJob<T>& weights = job.weights;
+  T* grad = segment >= 5       ? weights.matrices[segment - 5].grad
+            : segment == 4     ? weights.grads.reduction
+            : segment % 2 == 0 ? weights.grads.depthwise[segment / 2]
+                               : weights.grads.pointwise[segment / 2];
+  const bool inside = index < job.sizes[segment];
+  T sum = 0;
+  if (inside) {
+    sum = segment >= 5   ? matrix_sum(weights, weights.matrices[segment - 5], index)
+          : segment == 4 ? reduction_sum(weights, index)
+                         : separable_sum(weights, segment, index);
+  }
+  sums[threadIdx.y][threadIdx.x] = sum;
+  __syncthreads();
+  if (threadIdx.y != 0 || !inside) return;
+  for (int s = 1; s < kSlices; ++s) sum += sums[s][threadIdx.x];
+  grad[index] = sum;
+}
+
+}  // namespace
+
+template <class T>
+void sum_weight_parts(const WeightJob<T>& weights, CudaStream stream) {
+  const GraphShape& s = weights.shape;
+  Job<T> job = {weights, {}, {}};
+  const int64_t channels = s.channels, edges = s.nodes == 0 ? 0 : s.weight_count();
+  for (int kind = 0; kind < 2; ++kind) {
+    job.sizes[2 * kind] = edges * 2 * channels * (kind == 0 ? 9 : 25);
+    job.sizes[2 * kind + 1] = edges * 2 * channels * channels;
+  }
+  if (weights.grads.reduction != nullptr) {
+    job.sizes[4] = static_cast<int64_t>(s.nodes) * s.inputs * channels * channels;
+  }
+  for (int i = 0; i < 3; ++i) {
+    if (weights.matrices[i].grad != nullptr) job.sizes[5 + i] = weights.matrices[i].shape.size();
+  }
+  for (int i = 0; i < kSegments; ++i) {
+    job.first_block[i + 1] =
+        job.first_block[i] + static_cast<int>((job.sizes[i] + kElements - 1) / kElements);
+  }
+  launch(weights_kernel<T>, job.first_block[kSegments], dim3(kElements, kSlices), 0, stream, job);
+}
+
+template void sum_weight_parts(const WeightJob<float>&, CudaStream);
+template void sum_weight_parts(const WeightJob<double>&, CudaStream);
+
+}  // namespace asng::cuda

@@ -1,0 +1,217 @@
+// Which part of the work belongs to which phase, and where its results go.
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+
+#include "ops/cell/cpu_dag.h"
+
+namespace asng::cpu {
+namespace {
+
+[[noreturn]] void bad_index(const char* what, const std::string& place, int64_t got,
+                            int64_t count) {
+  throw std::invalid_argument(std::string(what) + "[" + place + "] must be from 0 to " +
+                              std::to_string(count - 1) + ", got " + std::to_string(got));
+}
+
+}  // namespace
+
+template <class T>
+Graph<T>::Graph(const GraphShape& shape, const OperationWeights<const T>& weights,
+                const int32_t* inputs, const int32_t* operations)
+    : shape_(shape), weights_(weights) {
+  const size_t states = static_cast<size_t>(shape.archs * shape.states());
+  edges_.reserve(static_cast<size_t>(shape.archs * shape.nodes * shape.edges));
+  node_edges_.resize(states);
+  readers_.resize(states);
+  states_.resize(states);
+  images_.resize(states);
+  loose_.resize(static_cast<size_t>(shape.archs));
+  for (int64_t arch = 0; arch < shape.archs; ++arch) {
+    for (int64_t node = 0; node < shape.nodes; ++node) {
+      const int64_t first = (arch * shape.nodes + node) * shape.edges;
+      add_edges(arch, node, inputs + first, operations + first);
+      State<T>& s = state(arch, shape.inputs + node);
+      s.height = shape.out_height;
+      s.width = shape.out_width;
+    }
+    for (int64_t node = 0; node < shape.nodes; ++node) {
+      if (!reads(arch, shape.inputs + node)) loose_[static_cast<size_t>(arch)].push_back(node);
+    }
+  }
+  plan();
+}
+
+template <class T>
+void Graph<T>::add_edges(int64_t arch, int64_t node, const int32_t* inputs,
+                         const int32_t* operations) {
+  const int64_t states = shape_.inputs + node;
+  std::vector<Edge*>& own = node_edges_[at(arch, states)];
+  for (int64_t e = 0; e < shape_.edges; ++e) {
+    const int32_t input = inputs[e], operation = operations[e];
+    const auto place = [&] {
+      const std::string middle = shape_.nodes > 1 ? std::to_string(node) + ", " : "";
+      return std::to_string(arch) + ", " + middle + std::to_string(e);
+    };
+    if (input < 0 || input >= states) bad_index("inputs", place(), input, states);
+    if (operation < 0 || operation >= kOperationCount) {
+      bad_index("operations", place(), operation, kOperationCount);
+    }
+    const auto same = std::find_if(own.begin(), own.end(), [&](const Edge* edge) {
+      return edge->input == input && edge->operation == operation;
+    });
+    if (same != own.end()) {
+      (*same)->factor += 1;
+      continue;
+    }
+    Edge edge;
+    edge.arch = arch;
+    edge.node = node;
+    edge.input = input;
+    edge.operation = operation;
+    edge.stride = shape_.stride(input);
+    edges_.push_back(edge);  // never more than were reserved, so that pointers stay
+    own.push_back(&edges_.back());
+    if (edge.halves() > 0) normalised_.push_back(own.back());
+    readers_[at(arch, input)].push_back(own.back());
+  }
+}
+
+// A half of an edge can be computed a phase after the one before it.
+template <class T>
+void Graph<T>::plan() {
+  ready_.assign(states_.size(), 0);
+  done_.assign(states_.size(), 0);
+  for (int64_t arch = 0; arch < shape_.archs; ++arch) {
+    for (int64_t s = shape_.inputs; s < shape_.states(); ++s) {
+      int64_t& ready = ready_[at(arch, s)];
+      for (const Edge* edge : node_edges_[at(arch, s)]) {
+        ready = std::max(ready, ready_[at(arch, edge->input)] + edge->halves());
+      }
+      last_ready_ = std::max(last_ready_, ready);
+    }
+    for (int64_t s = shape_.states() - 1; s >= 0; --s) {
+      int64_t& done = done_[at(arch, s)];
+      for (const Edge* edge : readers_[at(arch, s)]) {
+        done = std::max(done, done_[at(arch, shape_.inputs + edge->node)] + edge->halves());
+      }
+      last_done_ = std::max(last_done_, done);
+    }
+  }
+}
+
+template <class T>
+void Graph<T>::place_norm(Edge& edge, int half, Bump<T>& memory) {
+  edge.norm[half] = {memory.take(shape_.padded), memory.take(shape_.padded)};
+}
+
+template <class T>
+void Graph<T>::place(Bump<T>& memory) {
+  for (size_t s = 0; s < states_.size(); ++s) {
+    if (node_edges_[s].empty() || readers_[s].empty()) continue;
+    images_[s] = memory.take(shape_.out_size());
+    states_[s].x = images_[s];
+  }
+  for (Edge* edge : normalised_) {
+    for (int half = 0; half < edge->halves(); ++half) {
+      place_norm(*edge, half, memory);
+      edge->z[half] = memory.take(shape_.out_size());
+    }
+  }
+}
+
+// The last phase in which a node is read before the loose nodes are combined.
+template <class T>
+int64_t Graph<T>::last_use(int64_t arch, int64_t state) const {
+  int64_t last = 0;
+  for (const Edge* edge : readers_[at(arch, state)]) {
+    const int64_t reader = shape_.inputs + edge->node;
+    const int64_t use = edge->halves() > 0    ? ready_[at(arch, state)]
+                        : reads(arch, reader) ? ready_[at(arch, reader)]
+                                              : last_ready_;
+    last = std::max(last, use);
+  }
+  return last;
+}
+
+template <class T>
+void Graph<T>::place_in_turns(Bump<T>& memory) {
+  Slots<T> slots(memory, shape_.out_size());
+  for (int64_t phase = 0; phase <= last_ready_; ++phase) {
+    // Tasks of a phase run at the same time, so what one does not need any more is free in the
+    // next.
+    std::vector<T*> unused;
+    for (int64_t arch = 0; arch < shape_.archs; ++arch) {
+      for (int64_t s = 0; s < shape_.states(); ++s) {
+        if (!stored(arch, s)) continue;
+        T*& images = images_[at(arch, s)];
+        if (ready_[at(arch, s)] == phase) states_[at(arch, s)].x = images = slots.take();
+        if (last_use(arch, s) == phase) unused.push_back(images);
+      }
+    }
+    for (Edge* edge : normalised_) {
+      const int64_t half = phase - ready_[at(edge->arch, edge->input)];
+      if (half >= 0 && half < edge->halves()) {
+        place_norm(*edge, static_cast<int>(half), memory);
+        edge->z[half] = slots.take();
+      }
+      if (half == 1 && edge->separable()) unused.push_back(edge->z[0]);
+      const int64_t node = shape_.inputs + edge->node;
+      if (stored(edge->arch, node) && ready_[at(edge->arch, node)] == phase) {
+        unused.push_back(edge->z[edge->last()]);
+      }
+    }
+    for (T* slot : unused) slots.give(slot);
+  }
+}
+
+// Whoever comes first to a state's gradient writes it, the others add.
+template <class T>
+void Graph<T>::write_gradient(Edge& edge, Slots<T>& slots) {
+  State<T>& s = states_[at(edge.arch, edge.input)];
+  if (!s.has_grad && edge.input >= shape_.inputs) s.grad = slots.take();
+  edge.accumulate = s.has_grad;
+  s.has_grad = true;
+}
+
+// The order is that of run_backward().
+template <class T>
+void Graph<T>::place_gradients(Bump<T>& memory) {
+  Slots<T> slots(memory, shape_.out_size());
+  for (int64_t arch = 0; arch < shape_.archs; ++arch) {
+    for (const int64_t node : loose(arch)) {
+      State<T>& s = state(arch, shape_.inputs + node);
+      if (s.grad == nullptr) s.grad = slots.take();
+    }
+  }
+  for (int64_t phase = 0; phase <= last_done_; ++phase) {
+    std::vector<T*> unused;
+    for (int64_t arch = 0; arch < shape_.archs; ++arch) {
+      for (int64_t s = shape_.states() - 1; s >= shape_.inputs; --s) {
+        const int64_t age = phase - done_[at(arch, s)];
+        if (age < 0 || age > 2) continue;
+        int64_t last_age = 0;
+        for (Edge* edge : node_edges_[at(arch, s)]) {
+          if (edge->halves() > 0) last_age = 1;
+          if (edge->halves() == age) write_gradient(*edge, slots);
+          if (edge->separable() && age == 1) edge->between = slots.take();
+          if (edge->separable() && age == 2) unused.push_back(edge->between);
+        }
+        if (age == last_age && stored(arch, s)) unused.push_back(state(arch, s).grad);
+      }
+    }
+    for (T* slot : unused) slots.give(slot);
+  }
+}
+
+#define ASNG_INSTANTIATE(T)                                                                     \
+  template Graph<T>::Graph(const GraphShape&, const OperationWeights<const T>&, const int32_t*, \
+                           const int32_t*);                                                     \
+  template void Graph<T>::place(Bump<T>&);                                                      \
+  template void Graph<T>::place_in_turns(Bump<T>&);                                             \
+  template void Graph<T>::place_gradients(Bump<T>&);
+ASNG_INSTANTIATE(float)
+ASNG_INSTANTIATE(double)
+#undef ASNG_INSTANTIATE
+
+}  // namespace asng::cpu

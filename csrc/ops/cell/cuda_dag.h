@@ -1,0 +1,137 @@
+// What the kernels of nodes and cells share: sizes, places in memory, and how an edge is read.
+//
+// A graph has some inputs and then nodes; both are its states. For every architecture, each node is
+// the sum of edges, an edge being an operation on an earlier state. Which ones is known on the
+// device alone, so every launch covers all (architecture, edge) pairs, and a block looks up what
+// its own pair wants. Images are channels-last, (images, height, width, padded); channels beyond
+// the real ones are zeros.
+//
+// An index out of range cannot be reported from here. Such an edge reads nothing and adds NaN to
+// its node, so that it shows in the output and in the loss; in a backward pass it adds nothing.
+#pragma once
+
+#include "kernels/cuda/vec4.h"
+#include "ops/cell/cuda_shapes.h"
+#include "platform/cuda_launch.h"
+
+namespace asng::cuda {
+
+inline constexpr int kThreads = 128;  // of a block, in every kernel that works on images
+// Blocks per multiprocessor for __launch_bounds__. Some large kernels do with the registers that
+// are left where there are four, and would by themselves take a few more.
+constexpr int resident_blocks(bool four) { return four ? 4 : 1; }
+// Blocks that share a reduction, at most.
+inline constexpr int kMaxParts = 256;
+
+struct PlannedEdge {
+  int32_t input, operation;
+  int32_t factor;  // how often the edge occurs in its node; 0 where an earlier one stands for it
+};
+
+// An image batch as the kernels read it.
+template <class V>
+struct State {
+  const V* x;
+  const Compute<V>* norm;  // see affine4
+  int height, width;
+};
+
+template <class V>
+struct Graph {
+  using T = Compute<V>;
+
+  GraphShape shape;
+  const PlannedEdge* plan = nullptr;  // (archs, nodes, edges)
+  const int32_t* used = nullptr;      // (archs, states): whether an edge reads it
+  const V* inputs = nullptr;          // (inputs, archs, in_size)
+  const T* input_norms = nullptr;     // (inputs, archs, 2, padded) or null
+  V* nodes = nullptr;                 // (nodes, archs, out_size)
+  // (nodes, archs, edges, 2, out_size): outputs of the halves before their normalisation. The
+  // first half's place holds the positions of a max pool's maxima. If z_nodes is 0 the nodes take
+  // turns with one place.
+  V* z = nullptr;
+  int64_t z_nodes = 0;
+  T* norms = nullptr;         // (nodes, archs, edges, 2, 2, padded)
+  const T* packed = nullptr;  // (archs, nodes, edges, slot_weights)
+  double* partials = nullptr;
+  unsigned* counters = nullptr;  // zeros; every kernel leaves them so
+
+  __device__ const PlannedEdge& edge(int arch, int node, int e) const {
+    return plan[shape.slot(arch, node, e)];
+  }
+  __device__ int stride(const PlannedEdge& edge) const {
+    return edge.input < shape.inputs ? shape.stride : 1;
+  }
+  __device__ bool separable(const PlannedEdge& edge) const {
+    return edge.operation == kSeparable3 || edge.operation == kSeparable5;
+  }
+  __device__ bool factorized(const PlannedEdge& edge) const {
+    return edge.operation == kIdentity && stride(edge) == 2;
+  }
+  __device__ bool normalised(const PlannedEdge& edge) const {
+    return separable(edge) || factorized(edge);
+  }
+  __device__ State<V> state(int arch, int index) const {
+    if (index >= shape.inputs) {
+      const int64_t image = static_cast<int64_t>(index - shape.inputs) * shape.archs + arch;
+      return {nodes + image * shape.out_size(), nullptr, shape.out_height, shape.out_width};
+    }
+    const int64_t image =
+        static_cast<int64_t>(index) * shape.archs + (shape.is_shared(index) ? 0 : arch);
+    return {inputs + image * shape.in_size(),
+            input_norms == nullptr ? nullptr : input_norms + image * 2 * shape.padded, shape.height,
+            shape.width};
+  }
+  __device__ V* half(int arch, int node, int e, int half) const {
+    return z + node * z_nodes + ((arch * shape.edges + e) * 2 + half) * shape.out_size();
+  }
+  // Positions in their windows, those of four channels in one word.
+  __device__ uint32_t* maxima(int arch, int node, int e) const {
+    return reinterpret_cast<uint32_t*>(half(arch, node, e, 0));
+  }
+  __device__ T* norm(int arch, int node, int e, int half) const {
+    return norms +
+           (((static_cast<int64_t>(node) * shape.archs + arch) * shape.edges + e) * 2 + half) * 2 *
+               shape.padded;
+  }
+  // (in, out) in a forward pass, (out, in) in a backward pass. Of a factorized reduction the even
+  // pixels come first on the side of the input.
+  __device__ const T* pointwise(int arch, int node, int e, int half) const {
+    return packed + static_cast<int64_t>(shape.slot(arch, node, e)) * shape.slot_weights() +
+           half * shape.half_weights();
+  }
+  // (taps, padded)
+  __device__ const T* depthwise(int arch, int node, int e, int half) const {
+    return pointwise(arch, node, e, half) + shape.padded * shape.padded;
+  }
+};
+
+// What a backward pass adds to a graph.
+template <class V>
+struct Gradients {
+  using T = Compute<V>;
+
+  V* nodes = nullptr;         // (nodes, archs, out_size)
+  V* depth = nullptr;         // (nodes, archs, edges, depth_size)
+  V* second_depth = nullptr;  // (archs, edges, out_size): of the second half, nodes take turns
+  V* between = nullptr;       // (archs, edges, out_size): of the first half's normalised output
+  T* coefficients = nullptr;  // (archs, edges, 2, 3, padded): see finish_gradient; taking turns
+  T* weight_parts = nullptr;  // (archs, nodes, edges, parts, slot_weights)
+  int parts = 0;
+
+  __device__ V* node(const GraphShape& s, int arch, int node) const {
+    return nodes + (static_cast<int64_t>(node) * s.archs + arch) * s.out_size();
+  }
+  __device__ V* depth_of(const GraphShape& s, int arch, int node, int e) const {
+    return depth + ((static_cast<int64_t>(node) * s.archs + arch) * s.edges + e) * s.depth_size();
+  }
+  __device__ T* coefficients_of(const GraphShape& s, int arch, int e, int half) const {
+    return coefficients + ((arch * s.edges + e) * 2 + half) * 3 * s.padded;
+  }
+  __device__ T* weight_part(const GraphShape& s, int arch, int node, int e, int part) const {
+    return weight_parts +
+           (static_cast<int64_t>(s.slot(arch, node, e)) * parts + part) * s.slot_weights();
+  }
+};
+
+}  // namespace asng::cuda

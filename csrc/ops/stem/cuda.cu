@@ -1,0 +1,249 @@
+// The stem: a 3×3 convolution of the images as a product of their windows, then a normalisation
+// with weight and bias.
+#include "kernels/cuda/launchers.h"
+#include "kernels/cuda/pixel_sums.h"
+#include "kernels/cuda/pointwise.h"
+#include "ops/cell/cuda.h"
+#include "platform/arena.h"
+
+namespace asng::cuda {
+
+namespace {
+
+template <class V>
+struct StemJob {
+  using T = Compute<V>;
+
+  int images = 0, height = 0, width = 0, in_channels = 0, channels = 0, padded = 0;
+  const V* x = nullptr;  // (images, height, width, in_channels)
+  const T* packed = nullptr;
+  const T* scale = nullptr;
+  const T* bias = nullptr;
+  T* norm = nullptr;  // (2, padded)
+  V* z = nullptr;     // (images, height, width, padded)
+  V* y = nullptr;     // the same
+  double* partials = nullptr;
+  unsigned* counter = nullptr;
+  // Backward.
+  const V* grad_y = nullptr;
+  T* coefficients = nullptr;  // (3, padded)
+  T* weight_parts = nullptr;  // (parts, padded, depth)
+  int parts = 0;
+  T* grad_scale = nullptr;
+  T* grad_bias = nullptr;
+
+  ASNG_HD int depth() const { return padded_channels(9 * in_channels); }
+};
+
+template <class V>
+__device__ Source<V> window_source(const StemJob<V>& job) {
+  Source<V> s;
+  s.x = job.x;
+  s.channels = job.depth();
+  s.height = job.height;
+  s.width = job.width;
+  s.window = job.in_channels;
+  return s;
+}
+
+template <class V>
+__device__ ProjectShape project_shape(const StemJob<V>& job) {
+  return {job.images, job.height, job.width, job.padded};
+}
+
+template <bool kTensorCores, class V>
+__global__ __launch_bounds__(kThreads) void stem_kernel(const StemJob<V> job, int parts) {
+  using T = Compute<V>;
+  double* totals = dynamic_shared<double>();
+  T* shared = reinterpret_cast<T*>(totals + 3 * job.padded);
+  clear(totals, 2 * job.padded);
+  const ProjectShape shape = project_shape(job);
+  project_forward<kTensorCores>([&](int) { return window_source(job); }, 1, shape, job.packed,
+                                blockIdx.x, parts, job.z, totals, shared);
+  if (sum_over_blocks(totals, 2 * job.padded, job.partials, job.counter, blockIdx.x, parts,
+                      shared)) {
+    finish_norm(totals, shape.pixels(), job.padded, job.norm);
+  }
+}
+
+template <class V>
+__global__ __launch_bounds__(kThreads) void stem_normalise_kernel(const StemJob<V> job) {
+  using T = Compute<V>;
+  constexpr int kValues = 4 * kWide<V>;
+  const int pieces = job.padded / kValues;
+  const int64_t count = static_cast<int64_t>(job.images) * job.height * job.width * pieces;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < count;
+       i += static_cast<int64_t>(gridDim.x) * kThreads) {
+    const int first = static_cast<int>(i % pieces) * kValues;
+    Quad<T> v[kWide<V>];
+    load_wide(job.z + i * kValues, v);
+#pragma unroll
+    for (int k = 0; k < kValues; ++k) {
+      if (k % 4 == 0) v[k / 4] = affine4(v[k / 4], job.norm, job.padded, first + k);
+      const int c = first + k;
+      T& value = v[k / 4].v[k % 4];
+      value = c < job.channels ? value * job.scale[c] + job.bias[c] : T(0);
+    }
+    write_wide(job.y + i * kValues, v);
+  }
+}
+
+template <class V>
+__global__ __launch_bounds__(kThreads) void stem_reduce_kernel(const StemJob<V> job, int parts) {
+  using T = Compute<V>;
+  const int padded = job.padded, pixels = project_shape(job).pixels();
+  double* totals = dynamic_shared<double>();
+  T* shared = reinterpret_cast<T*>(totals + 3 * padded);
+  clear(totals, 3 * padded);
+  sum_gradient(job.grad_y, job.z, job.norm, pixels, padded, blockIdx.x, parts, shared, totals);
+  if (!sum_over_blocks(totals, 2 * padded, job.partials, job.counter, blockIdx.x, parts, shared))
+    return;
+  finish_gradient(totals, totals + padded, pixels, padded, job.norm, true, 1.0, job.coefficients);
+  __syncthreads();
+  for (int c = threadIdx.x; c < padded; c += kThreads) {
+    const bool real = c < job.channels;
+    for (int k = 0; k < 3; ++k) job.coefficients[k * padded + c] *= real ? job.scale[c] : T(0);
+    if (!real) continue;
+    job.grad_bias[c] = static_cast<T>(totals[c]);
+    job.grad_scale[c] = static_cast<T>(totals[padded + c]);
+  }
+}
+
+template <bool kTensorCores, class V>
+__global__ __launch_bounds__(kThreads) void stem_backward_kernel(const StemJob<V> job) {
+  using T = Compute<V>;
+  const int channel = blockIdx.y * kSourceChunk, depth = job.depth();
+  // The images need no gradient, so neither does this product need a weight.
+  project_backward<kTensorCores>(
+      window_source(job), channel, min(depth - channel, kSourceChunk), project_shape(job),
+      job.grad_y, job.z, job.coefficients, static_cast<const T*>(nullptr), depth, false, blockIdx.x,
+      job.parts, job.weight_parts + static_cast<int64_t>(blockIdx.x) * job.padded * depth,
+      dynamic_shared<T>(), [](int, int, const Quad<T>&) {});
+}
+
+template <class V>
+int64_t pixel_count(const StemJob<V>& job) {
+  return static_cast<int64_t>(job.images) * job.height * job.width;
+}
+
+template <class V>
+struct Memory {
+  using T = Compute<V>;
+
+  StemJob<V> job;
+  Matrix<T> matrix;
+  MatrixGradient<T> gradient;
+
+  Memory(Arena& arena, const StemShape& s, bool backward) {
+    job.images = s.images;
+    job.height = s.height;
+    job.width = s.width;
+    job.in_channels = s.in_channels;
+    job.channels = s.channels;
+    job.padded = s.padded;
+    matrix.shape.rows = s.channels;
+    matrix.shape.padded = s.padded;
+    matrix.shape.channels = 9 * s.in_channels;
+    matrix.shape.padded_channels = job.depth();
+    matrix.shape.window = s.in_channels;
+    job.partials = arena.take<double>(static_cast<int64_t>(kMaxParts) * 3 * s.padded);
+    job.counter = arena.take<unsigned>(1);
+    if (!backward) {
+      job.packed = matrix.packed = arena.take<T>(matrix.shape.packed_size());
+      return;
+    }
+    job.coefficients = arena.take<T>(3 * s.padded);
+    job.parts = projection_part_count<V>(pixel_count(job), s.padded, job.depth());
+    job.weight_parts = arena.take<T>(job.parts * matrix.shape.packed_size());
+    gradient.shape = matrix.shape;
+    gradient.weight_parts = job.weight_parts;
+    gradient.groups = 1;
+    gradient.parts = job.parts;
+  }
+
+  // Of `saved`, which a backward pass only reads.
+  void set(const StemShape& s, const V* x, const T* scale, T* saved) {
+    job.x = x;
+    job.scale = scale;
+    job.norm = saved;
+    job.z = reinterpret_cast<V*>(saved + 2 * s.padded);
+  }
+};
+
+}  // namespace
+
+template <class V>
+size_t stem_scratch(const StemShape& shape, bool backward) {
+  Arena arena(nullptr);
+  Memory<V>(arena, shape, backward);
+  return arena.used();
+}
+
+template <class V>
+void stem_forward(const StemShape& shape, const Compute<V>* weight, const Compute<V>* scale,
+                  const Compute<V>* bias, const V* x, V* y, Compute<V>* saved, void* scratch,
+                  CudaStream stream) {
+  using T = Compute<V>;
+  Arena arena(scratch);
+  Memory<V> memory(arena, shape, false);
+  memory.set(shape, x, scale, saved);
+  memory.matrix.weight = weight;
+  StemJob<V>& job = memory.job;
+  job.bias = bias;
+  job.y = y;
+  fill_zero(job.counter, sizeof(unsigned), stream);
+  pack_matrix(memory.matrix, false, stream);
+  const int run = project_pixels(job.padded);
+  const int64_t runs = (pixel_count(job) + run - 1) / run;
+  const int parts = static_cast<int>(std::min<int64_t>(runs, kMaxParts));
+  const auto kernel = choose_kernel<V>(
+      shape.tf32, [](auto tensor_cores) { return &stem_kernel<tensor_cores(), V>; });
+  launch(kernel, parts, kThreads,
+         3 * static_cast<size_t>(job.padded) * sizeof(double) + kProjectValues * sizeof(T), stream,
+         job, parts);
+  const int64_t pieces = shape.out_size() / (4 * kWide<V>);
+  const int64_t blocks = (pieces + kThreads - 1) / kThreads;
+  launch(stem_normalise_kernel<V>, static_cast<unsigned>(std::min<int64_t>(blocks, 4096)), kThreads,
+         0, stream, job);
+}
+
+template <class V>
+void stem_backward(const StemShape& shape, const Compute<V>* scale, const V* x, const V* grad_y,
+                   const Compute<V>* saved, Compute<V>* grad_weight, Compute<V>* grad_scale,
+                   Compute<V>* grad_bias, void* scratch, CudaStream stream) {
+  using T = Compute<V>;
+  Arena arena(scratch);
+  Memory<V> memory(arena, shape, true);
+  memory.set(shape, x, scale, const_cast<T*>(saved));
+  StemJob<V>& job = memory.job;
+  job.grad_y = grad_y;
+  job.grad_scale = grad_scale;
+  job.grad_bias = grad_bias;
+  fill_zero(job.counter, sizeof(unsigned), stream);
+  const int parts = pixel_parts(pixel_count(job), job.padded);
+  launch(stem_reduce_kernel<V>, parts, kThreads, pixel_sums_bytes(job.padded, sizeof(T)), stream,
+         job, parts);
+  const auto kernel = choose_kernel<V>(
+      shape.tf32, [](auto tensor_cores) { return &stem_backward_kernel<tensor_cores(), V>; });
+  launch(kernel, dim3(job.parts, (job.depth() + kSourceChunk - 1) / kSourceChunk), kThreads,
+         static_cast<size_t>(project_backward_values(job.padded, sizeof(T))) * sizeof(T), stream,
+         job);
+  WeightJob<T> sum;
+  sum.matrices[0] = memory.gradient;
+  sum.matrices[0].grad = grad_weight;
+  sum_weight_parts(sum, stream);
+}
+
+#define ASNG_INSTANTIATE(V)                                                                       \
+  template size_t stem_scratch<V>(const StemShape&, bool);                                        \
+  template void stem_forward<V>(const StemShape&, const Compute<V>*, const Compute<V>*,           \
+                                const Compute<V>*, const V*, V*, Compute<V>*, void*, CudaStream); \
+  template void stem_backward<V>(const StemShape&, const Compute<V>*, const V*, const V*,         \
+                                 const Compute<V>*, Compute<V>*, Compute<V>*, Compute<V>*, void*, \
+                                 CudaStream);
+ASNG_INSTANTIATE(float)
+ASNG_INSTANTIATE(double)
+ASNG_INSTANTIATE(BFloat16)
+#undef ASNG_INSTANTIATE
+
+}  // namespace asng::cuda

@@ -1,0 +1,88 @@
+// ASNG on the device: P optimizers of one space, each with a distribution, samples and a random
+// stream of its own, advance in the same launches. Nothing is read back, so that the launches can
+// be captured in a graph.
+#pragma once
+
+#include <cstdint>
+
+#include "core/step_size.h"
+#include "platform/cuda_stream.h"
+
+namespace asng::cuda {
+
+// Sizes that all problems share.
+struct OptimizerShape {
+  std::int64_t problems;    // P
+  std::int64_t population;  // lambda: samples that are drawn, or told
+  std::int64_t categorical, gaussian;
+  std::int64_t theta_size;
+
+  ASNG_HD std::int64_t n_theta() const { return theta_size - categorical + 2 * gaussian; }
+};
+
+// How many samples can be told: their losses are ranked in the shared memory of a block.
+constexpr std::int64_t kLargestPopulation = 1024;
+
+// Integers of a problem's state, kCounters of them.
+enum Counter : int {
+  kSeed,
+  kAsked,        // populations drawn: the random numbers' generation
+  kGeneration,   // populations told
+  kEvaluations,  // samples told
+  kMoved,        // the last generation that moved theta
+  kBest,         // the generation that the best sample was told in
+  kTicket,       // of the launch in progress; 0 between launches
+  kArrivals,     // likewise
+  kCounters
+};
+
+// Row-major; P rows each.
+struct OptimizerState {
+  std::int64_t* counters;  // (P, kCounters)
+  double* theta;           // (P, theta_size)
+  double* mean;            // (P, gaussian)
+  double* variance;        // (P, gaussian)
+  double* s;               // (P, n_theta)
+  double* step;            // (P, 2) gamma and Delta
+  // The sample of the smallest loss, in the direction that is minimised.
+  double* best_loss;               // (P,) infinite before there is one
+  std::int64_t* best_categorical;  // (P, categorical)
+  double* best_gaussian;           // (P, gaussian)
+};
+
+// Draws (P, lambda, categorical) categories and (P, lambda, gaussian) numbers. Categorical variable
+// i has the probabilities from offsets[i] to offsets[i + 1] of a problem's theta. Leaves all that
+// follows the variance in the state alone.
+void ask(const OptimizerShape& shape, const OptimizerState& state, const std::int64_t* offsets,
+         std::int64_t* categorical, double* gaussian, CudaStream stream);
+
+struct Told {
+  const std::int64_t* categorical;  // (P, lambda, categorical)
+  const double* gaussian;           // (P, lambda, gaussian)
+  const double* losses;             // (P, lambda); all that is not finite ranks last and ties
+  bool maximize;
+  const std::int64_t* offsets;  // (categorical + 1,)
+  const double* margin;         // (categorical,)
+  const double* bounds;         // (4, gaussian): low, high, least and largest standard deviation
+  double variance_ratio_min;    // of step_gaussian
+  bool* moved;                  // (P,) whether the update moved anything
+};
+
+// Memory for intermediate results; what it holds before and after is of no matter.
+struct Workspace {
+  double* memory;
+  std::int64_t per_problem;
+
+  // The doubles that a problem needs.
+  static std::int64_t size_for(const OptimizerShape& shape, std::int64_t blocks);
+};
+
+// How many blocks a problem gets on the current device.
+std::int64_t tell_blocks(const OptimizerShape& shape);
+
+// Updates the distributions of all problems.
+void tell(const OptimizerShape& shape, const OptimizerState& state, const Told& told,
+          const StepSizeSettings& settings, const Workspace& workspace, std::int64_t blocks,
+          CudaStream stream);
+
+}  // namespace asng::cuda

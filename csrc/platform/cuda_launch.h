@@ -1,0 +1,202 @@
+// Everything a .cu file needs to launch its kernels. The same file compiles with nvcc and, with
+// ASNG_CUDA_ON_CPU defined, as plain C++, where a launch runs the grid at once on the calling
+// thread (csrc/platform/grid_on_cpu). What only a device can do, such as asynchronous copies or
+// tensor cores, belongs between #if !defined(ASNG_CUDA_ON_CPU), beside a path that does without.
+//
+// Kernels are called by launch() instead of <<<>>>, and get their dynamic shared memory from
+// dynamic_shared<T>() instead of an extern array. A kernel has dynamic or static shared memory, not
+// both: a device's limits are on the sum, and so what a launch asks for is all that counts.
+#pragma once
+
+#include <cstddef>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <utility>
+
+#include "platform/cuda_stream.h"
+
+#if defined(ASNG_CUDA_ON_CPU)
+#include "platform/grid_on_cpu/grid.h"
+#else
+#include <cuda_runtime.h>
+#endif
+
+namespace asng::cuda {
+
+// Shared memory that every kernel may use without opting in to more.
+constexpr std::size_t kPlainSharedBytes = 48 * 1024;
+
+// Of a block on the current device, for kernels that opt in.
+inline std::size_t largest_shared_bytes();
+
+namespace detail {
+
+// Lets the kernel have so much dynamic shared memory on the current device.
+inline void opt_in(const void* kernel, std::size_t bytes);
+
+inline void allow_shared(const void* kernel, std::size_t bytes) {
+  if (bytes <= kPlainSharedBytes) return;
+  if (bytes > largest_shared_bytes()) {
+    throw std::runtime_error("a kernel needs " + std::to_string(bytes) +
+                             " bytes of shared memory, and a block of this device has " +
+                             std::to_string(largest_shared_bytes()));
+  }
+  opt_in(kernel, bytes);
+}
+
+}  // namespace detail
+
+#if defined(ASNG_CUDA_ON_CPU)
+
+inline std::size_t largest_shared_bytes() { return cuda_on_cpu::largest_shared_bytes(); }
+inline void detail::opt_in(const void* kernel, std::size_t bytes) {
+  cuda_on_cpu::opt_in(kernel, bytes);
+}
+
+template <class T>
+T* dynamic_shared() {
+  return static_cast<T*>(cuda_on_cpu::dynamic_shared());
+}
+
+template <class... P, class... A>
+void launch(void (*kernel)(P...), dim3 grid, dim3 block, std::size_t shared_bytes, CudaStream,
+            A&&... arguments) {
+  const std::tuple<P...> values(std::forward<A>(arguments)...);
+  const void* function = reinterpret_cast<const void*>(kernel);
+  detail::allow_shared(function, shared_bytes);
+  cuda_on_cpu::run(function, grid, block, shared_bytes, [&] { std::apply(kernel, values); });
+}
+
+// For kernels whose blocks wait for each other: all of them run at the same time.
+template <class... P, class... A>
+void launch_together(void (*kernel)(P...), dim3 grid, dim3 block, std::size_t shared_bytes,
+                     CudaStream, A&&... arguments) {
+  const std::tuple<P...> values(std::forward<A>(arguments)...);
+  const void* function = reinterpret_cast<const void*>(kernel);
+  detail::allow_shared(function, shared_bytes);
+  cuda_on_cpu::run(
+      function, grid, block, shared_bytes, [&] { std::apply(kernel, values); },
+      cuda_on_cpu::Blocks::kTogether);
+}
+
+template <class... P>
+int blocks_together(void (*)(P...), unsigned int, std::size_t) {
+  return 6;
+}
+
+inline void wait_for(unsigned long long* counter, unsigned long long target,
+                     cuda_on_cpu::Location where = cuda_on_cpu::Location::current()) {
+  cuda_on_cpu::spin(counter, target, where);
+}
+
+// Few, so that small tests also reach the code for more work than multiprocessors.
+inline int multiprocessor_count() { return 3; }
+
+inline void fill_zero(void* memory, std::size_t bytes, CudaStream) {
+  cuda_on_cpu::fill_zero(memory, bytes);
+}
+
+#else
+
+inline void check(cudaError_t error, const char* what) {
+  if (error != cudaSuccess) {
+    throw std::runtime_error(std::string("CUDA: ") + what + " failed: " +
+                             cudaGetErrorString(error) + " (" + cudaGetErrorName(error) + ")");
+  }
+}
+
+template <class T>
+__device__ T* dynamic_shared() {
+  extern __shared__ __align__(32) unsigned char asng_dynamic_shared[];
+  return reinterpret_cast<T*>(asng_dynamic_shared);
+}
+
+namespace detail {
+
+inline void opt_in(const void* kernel, std::size_t bytes) {
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             static_cast<int>(bytes)),
+        "asking for shared memory");
+}
+
+template <class Launch, class... P, class... A>
+void launch_by(Launch by, void (*kernel)(P...), std::size_t shared_bytes, A&&... arguments) {
+  std::tuple<P...> values(std::forward<A>(arguments)...);
+  const void* function = reinterpret_cast<const void*>(kernel);
+  allow_shared(function, shared_bytes);
+  std::apply(
+      [&](auto&... value) {
+        // One more, because an array must not be empty.
+        void* pointers[] = {const_cast<void*>(static_cast<const void*>(&value))..., nullptr};
+        check(by(function, pointers), "a kernel launch");
+      },
+      values);
+}
+
+}  // namespace detail
+
+// Queues kernel(arguments...) on the stream of the current device; throws std::runtime_error if the
+// launch fails. Errors inside the kernel show up later, as CUDA has it.
+template <class... P, class... A>
+void launch(void (*kernel)(P...), dim3 grid, dim3 block, std::size_t shared_bytes,
+            CudaStream stream, A&&... arguments) {
+  detail::launch_by(
+      [&](const void* function, void** pointers) {
+        return cudaLaunchKernel(function, grid, block, pointers, shared_bytes, stream);
+      },
+      kernel, shared_bytes, std::forward<A>(arguments)...);
+}
+
+// The same for kernels whose blocks wait for each other: all of them run at the same time. There
+// must be no more than blocks_together() of them.
+template <class... P, class... A>
+void launch_together(void (*kernel)(P...), dim3 grid, dim3 block, std::size_t shared_bytes,
+                     CudaStream stream, A&&... arguments) {
+  detail::launch_by(
+      [&](const void* function, void** pointers) {
+        return cudaLaunchCooperativeKernel(function, grid, block, pointers, shared_bytes, stream);
+      },
+      kernel, shared_bytes, std::forward<A>(arguments)...);
+}
+
+inline int device_attribute(cudaDeviceAttr attribute) {
+  int device = 0;
+  int value = 0;
+  check(cudaGetDevice(&device), "asking for the device");
+  check(cudaDeviceGetAttribute(&value, attribute, device), "asking for a device attribute");
+  return value;
+}
+
+inline int multiprocessor_count() { return device_attribute(cudaDevAttrMultiProcessorCount); }
+
+inline std::size_t largest_shared_bytes() {
+  return static_cast<std::size_t>(device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin));
+}
+
+// How many blocks of a kernel the current device runs at the same time.
+template <class... P>
+int blocks_together(void (*kernel)(P...), unsigned int threads, std::size_t shared_bytes) {
+  detail::allow_shared(reinterpret_cast<const void*>(kernel), shared_bytes);
+  int per_multiprocessor = 0;
+  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_multiprocessor, kernel,
+                                                      static_cast<int>(threads), shared_bytes),
+        "asking how many blocks fit");
+  return per_multiprocessor * multiprocessor_count();
+}
+
+// Waits, in a kernel launched together, until other blocks have counted *counter up to `target`;
+// what they wrote before a __threadfence() before that is then there to be read (by __ldcg, which
+// passes over a stale first-level cache).
+__device__ inline void wait_for(unsigned long long* counter, unsigned long long target) {
+  while (*static_cast<volatile unsigned long long*>(counter) < target) __nanosleep(20);
+  __threadfence();
+}
+
+inline void fill_zero(void* memory, std::size_t bytes, CudaStream stream) {
+  check(cudaMemsetAsync(memory, 0, bytes, stream), "filling memory with zeros");
+}
+
+#endif
+
+}  // namespace asng::cuda

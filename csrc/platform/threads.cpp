@@ -1,0 +1,23 @@
+// Tasks on PyTorch's threads.
+
+#include "platform/threads.h"
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+
+#include "platform/work_ranges.h"
+
+namespace asng::cpu {
+
+constexpr int64_t kMaxThreads = 256;
+
+void run_tasks(int64_t count, const std::function<void(int64_t)>& task) {
+  const int64_t threads = std::min<int64_t>(torch::stable::get_num_threads(), kMaxThreads);
+  run_in_shares(count, threads, task, [](int64_t shares, const auto& work) {
+    torch::stable::parallel_for(0, shares, 1, [&](int64_t first, int64_t) { work(first); });
+  });
+}
+
+}  // namespace asng::cpu
