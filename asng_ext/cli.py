@@ -20,13 +20,14 @@ from typing import TYPE_CHECKING, Any, TextIO, get_type_hints
 from asng_ext import __version__
 from asng_ext._checks import check_one_process
 from asng_ext._openmp import spin_briefly
-from asng_ext.config import RetrainConfig, SearchConfig, load_toml
-from asng_ext.progress import STDERR, say, tell
-from asng_ext.tasks import KINDS, TaskKind, toy_study
+from asng_ext.runs.config import RetrainConfig, SearchConfig, load_toml
+from asng_ext.runs.progress import STDERR, say, tell
+from asng_ext.tasks import KINDS, TaskKind
+from asng_ext.toy import study as toy_study
 
 # What needs torch, which takes seconds to import, is imported by the commands that need it.
 if TYPE_CHECKING:
-    from asng_ext.experiment import Experiment
+    from asng_ext.engine.experiment import Experiment
 
 __all__ = ["main"]
 
@@ -286,7 +287,7 @@ def _table(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 def _create(args: argparse.Namespace, name: str, config: Mapping[str, Any]) -> Experiment:
     """A run in a new folder, which is what an interrupted command goes on with."""
-    from asng_ext.experiment import Experiment
+    from asng_ext.engine.experiment import Experiment
 
     if importlib.util.find_spec("tensorboard") is None:
         say(STDERR, "no events/ for TensorBoard: tensorboard is not installed\n")
@@ -317,7 +318,7 @@ def _demo(args: argparse.Namespace) -> None:
 
 
 def _resume(args: argparse.Namespace) -> None:
-    from asng_ext.experiment import Experiment
+    from asng_ext.engine.experiment import Experiment
 
     _finish_search(Experiment.open(args.folder))
 
@@ -330,7 +331,7 @@ def _finish_search(experiment: Experiment) -> None:
 
 def _open(args: argparse.Namespace) -> Experiment:
     """The run of ``args.folder`` with what was given instead of what its config.toml says."""
-    from asng_ext.experiment import Experiment
+    from asng_ext.engine.experiment import Experiment
 
     given = _given(args)
     return Experiment.open(

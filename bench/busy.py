@@ -35,9 +35,9 @@ WARM_UPS = 3
 def steps_of_demo(threads: int, steps: int) -> list[float]:
     """Seconds per step of the search and of the retraining."""
     from asng_ext import ASNG
-    from asng_ext.config import RetrainConfig, SearchConfig
-    from asng_ext.retrain import retrain
-    from asng_ext.search import search
+    from asng_ext.engine.retrain import retrain
+    from asng_ext.engine.search import search
+    from asng_ext.runs.config import RetrainConfig, SearchConfig
     from asng_ext.tasks import KINDS
     from asng_ext.tasks.inpainting import InpaintingTask, load_data
 

@@ -152,8 +152,8 @@ tests() {
     FAIL_WITHOUT_CUDA=1 "$python" -m pytest "${options[@]}" -m cuda python_tests || status=1
   fi
   # The logic around graphs with this version of torch.
-  "$python" -m pytest "${options[@]}" -m "not cuda" python_tests/test_graphs.py \
-    python_tests/test_captured_search.py || status=1
+  "$python" -m pytest "${options[@]}" -m "not cuda" python_tests/training/test_cuda_graphs.py \
+    python_tests/engine/test_captured_search.py || status=1
   # What memcheck and racecheck look at.
   [ "$device" = cuda ] || "$python" bench/gpu_small.py --device cpu || status=1
   return $status

@@ -31,7 +31,7 @@ from inpainting_search_step import SPACES, iteration, make_run, some_iterations,
 from table import Row, finish, made_row, save
 from torch import Tensor
 
-from asng_ext.nn import CaeCatSpace, CaeSpace, CaeSupernet, cae
+from asng_ext.nn import CaeCatSpace, CaeSpace, CaeSupernet, autoencoder
 
 WIDEST = 256
 QUICK_SPACES: dict[str, CaeSpace] = {"cat": CaeCatSpace(4, channels=(4, 8))}
@@ -40,12 +40,12 @@ QUICK_SPACES: dict[str, CaeSpace] = {"cat": CaeCatSpace(4, channels=(4, 8))}
 @contextlib.contextmanager
 def plain_layers() -> Iterator[None]:
     """The supernet's layers in eager PyTorch."""
-    before = cae._fuses
-    cae._fuses = lambda *_: False
+    before = autoencoder._fuses
+    autoencoder._fuses = lambda *_: False
     try:
         yield
     finally:
-        cae._fuses = before
+        autoencoder._fuses = before
 
 
 @dataclass(frozen=True)
@@ -120,9 +120,9 @@ class Inputs:
             torch.autocast(self.device.type, torch.bfloat16, enabled=half),
         ):
             if layer.transposed:
-                out = cae._decode(self.x, self.weight, self.skipped, layer.stride, size)
+                out = autoencoder._decode(self.x, self.weight, self.skipped, layer.stride, size)
             else:
-                out = cae._encode(self.x, self.weight, layer.stride)
+                out = autoencoder._encode(self.x, self.weight, layer.stride)
         leaves = [self.x, self.weight, self.skipped]
         return with_gradients(out, leaves, self.probe) if backward else [out]
 

@@ -30,9 +30,9 @@ from gpu_timing import PRECISIONS, Mark, allow_tf32, arguments, describe, laps
 from table import Row, finish, format_row, save
 
 import asng_ext as asng
-from asng_ext.config import SearchConfig
 from asng_ext.data import CIFAR10_AUGMENTATION, ImageData, ImageSet
-from asng_ext.search import search
+from asng_ext.engine.search import search
+from asng_ext.runs.config import SearchConfig
 from asng_ext.tasks.classification import ClassificationConfig, ClassificationTask
 
 PAPER = SearchConfig(test_every=0)

@@ -17,9 +17,10 @@ from gpu_search_step import random_images
 from gpu_timing import PRECISIONS, allow_tf32, precision
 
 import asng_ext as asng
-from asng_ext import cae_ops, ops
-from asng_ext.config import SearchConfig
-from asng_ext.search import search
+from asng_ext import ops
+from asng_ext.engine.search import search
+from asng_ext.ops import autoencoder as cae_ops
+from asng_ext.runs.config import SearchConfig
 from asng_ext.tasks.classification import ClassificationConfig, ClassificationTask
 
 

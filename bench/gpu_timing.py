@@ -121,7 +121,7 @@ def captured(run: Run, device: torch.device, calls: int) -> Run:
 
     if device.type != "cuda":
         return work
-    from asng_ext.graphs import CudaGraphs
+    from asng_ext.training.cuda_graphs import CudaGraphs
 
     graphs = CudaGraphs(device)
     graphs.run(work)

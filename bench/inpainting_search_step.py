@@ -24,9 +24,9 @@ from table import Row, finish, made_row, peak_memory
 from torch import Tensor, nn
 
 import asng_ext as asng
-from asng_ext.active_sgd import ActiveSGD
 from asng_ext.nn import CaeCatSpace, CaeIntSpace, CaeLayer, CaeSpace, CaeSupernet
-from asng_ext.nn.cae_space import fitting_layers
+from asng_ext.nn.autoencoder_space import fitting_layers
+from asng_ext.training.active_sgd import ActiveSGD
 
 Chain = Sequence[CaeLayer]
 Iteration = tuple[tuple[Chain, Chain], tuple[Chain, Chain]]

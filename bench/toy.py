@@ -22,7 +22,7 @@ from optimizer_step import PlainASNG
 from table import Row, finish, format_row
 
 from asng_ext import _host
-from asng_ext.tasks.toy import (
+from asng_ext.toy.problem import (
     ToyOptimizer,
     ToyProblem,
     ToySettings,

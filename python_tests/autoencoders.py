@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from asng_ext import cae_ops
+from asng_ext.ops import autoencoder as cae_ops
 
 Case = tuple[Tensor, Tensor, Tensor, int, tuple[int, int]]
 

@@ -16,7 +16,7 @@ torch.set_num_threads(1)
 
 # The operators for CUDA, compiled for a grid that runs on the CPU, in place of the CPU's own.
 if library := os.environ.get("ASNG_CUDA_ON_CPU"):
-    operators = importlib.import_module("asng_ext._operators")
+    operators = importlib.import_module("asng_ext.ops.cell")
     torch.ops.load_library(library)
     operators.runs_chains = lambda device: False  # type: ignore[attr-defined]
     operators.stores_halves = lambda device: True  # type: ignore[attr-defined]

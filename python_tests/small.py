@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 import asng_ext as asng
-from asng_ext.config import RetrainConfig, SearchConfig
 from asng_ext.data import DIGITS_AUGMENTATION, ImageData, ImageSet, load_digits
+from asng_ext.runs.config import RetrainConfig, SearchConfig
 from asng_ext.tasks.classification import ClassificationConfig, ClassificationTask
 
 SEARCH = SearchConfig(epochs=3, batch_size=20, learning_rate=0.05)

@@ -18,13 +18,13 @@ import pytest
 import small
 
 from asng_ext import cli
-from asng_ext.config import RetrainConfig, SearchConfig, load_toml, section_from
 from asng_ext.data import MASKS
-from asng_ext.experiment import Experiment
-from asng_ext.metrics import SSIM_WINDOW
-from asng_ext.run import RunFolder
+from asng_ext.engine.experiment import Experiment
+from asng_ext.runs.config import RetrainConfig, SearchConfig, load_toml, section_from
+from asng_ext.runs.folder import RunFolder
 from asng_ext.tasks import KINDS
-from asng_ext.tasks.toy_study import read_rows
+from asng_ext.toy.study import read_rows
+from asng_ext.training.metrics import SSIM_WINDOW
 
 
 def asng(*arguments: object) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from asng_ext.reference import ReferenceASNG
+from asng_ext.optimizers.reference import ReferenceASNG
 
 ROOT = Path(__file__).parents[1]
 

@@ -15,7 +15,7 @@ import torch._dynamo
 
 def check(name):
     importlib.import_module(name)
-    libraries = sys.modules.get("asng_ext._libraries")
+    libraries = sys.modules.get("asng_ext.ops._libraries")
     if libraries is None or not libraries.available():
         return
     x, weight = torch.ones(1, 4, 4, 1, requires_grad=True), torch.ones(1, 1, 3, 3)

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 import asng_ext as asng
 from asng_ext._random import DrawsFrom, GlobalGenerators, seeded_generator
-from asng_ext.config import SearchConfig
+from asng_ext.engine.retrain import retrain
+from asng_ext.engine.search import search
 from asng_ext.nn import Choice, search_space, set_architecture
-from asng_ext.retrain import retrain
-from asng_ext.search import search
+from asng_ext.runs.config import SearchConfig
 
 CPU = torch.device("cpu")
 

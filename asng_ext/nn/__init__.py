@@ -1,9 +1,8 @@
 """Building blocks of supernets: the cell space of Section 3.2, the autoencoder spaces of Section
 3.3, and a choice between any modules."""
 
-from asng_ext.nn.bank import WeightBank
-from asng_ext.nn.cae import CaeNetwork, CaeSupernet, base_layers
-from asng_ext.nn.cae_space import CaeCatSpace, CaeIntSpace, CaeLayer, CaeSpace
+from asng_ext.nn.autoencoder import CaeNetwork, CaeSupernet, base_layers
+from asng_ext.nn.autoencoder_space import CaeCatSpace, CaeIntSpace, CaeLayer, CaeSpace
 from asng_ext.nn.cell import Architecture, Cell, CellArchitecture, CellSpace, Edge
 from asng_ext.nn.cell_network import (
     CellNetwork,
@@ -13,6 +12,7 @@ from asng_ext.nn.cell_network import (
 )
 from asng_ext.nn.choice import Choice, derive, search_space, set_architecture, subnet
 from asng_ext.nn.fused import FusedCellSupernet, cell_supernet
+from asng_ext.nn.sliceable_weight import WeightBank
 
 __all__ = [
     "Architecture",

@@ -11,11 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from asng_ext import _libraries, _operators
-from asng_ext._registration import call
 from asng_ext.nn.cell import Architecture, Cell, CellSpace, Population
 from asng_ext.nn.cell_network import CellSupernet
 from asng_ext.nn.operations import FactorizedReduction
+from asng_ext.ops import _libraries
+from asng_ext.ops import cell as _operators
+from asng_ext.ops._registration import call
 
 __all__ = ["FusedCellSupernet", "cell_supernet"]
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from asng_ext import _libraries
+from asng_ext.ops import _libraries
 from asng_ext.space import FloatArray
 
 if TYPE_CHECKING:

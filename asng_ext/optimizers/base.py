@@ -14,7 +14,7 @@ import numpy as np
 from asng_ext import _host
 from asng_ext._checks import check_integer, check_number
 from asng_ext.optimizers._distribution import Margin, Theta, margins
-from asng_ext.optimizers._told import as_array, check_space
+from asng_ext.optimizers._evaluations import as_array, check_space
 from asng_ext.space import FloatArray, Samples, SearchSpace
 
 if TYPE_CHECKING:

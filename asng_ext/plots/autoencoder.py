@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from asng_ext.nn.cae_space import fitting_layers
+from asng_ext.nn.autoencoder_space import fitting_layers
 from asng_ext.plots._picture import BLUE, DPI, GREEN, INK, ORANGE, PURPLE, FilePath, picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from asng_ext.nn.cae_space import CaeLayer
+    from asng_ext.nn.autoencoder_space import CaeLayer
 
 __all__ = ["draw_autoencoder"]
 

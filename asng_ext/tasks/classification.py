@@ -12,9 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from asng_ext import _libraries
 from asng_ext._random import seeded_generator
-from asng_ext.config import lasting
 from asng_ext.data import (
     BatchStream,
     ImageData,
@@ -33,6 +31,8 @@ from asng_ext.nn import (
     parameter_count,
     widest_channels,
 )
+from asng_ext.ops import _libraries
+from asng_ext.runs.config import lasting
 from asng_ext.space import Samples, SearchSpace
 from asng_ext.tasks.protocol import Metrics
 from asng_ext.tasks.settings import ClassificationConfig

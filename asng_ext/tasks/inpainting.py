@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from asng_ext.config import lasting
 from asng_ext.data import (
     BatchStream,
     ImageData,
@@ -22,16 +21,17 @@ from asng_ext.data import (
     private_generator,
     split_halves,
 )
-from asng_ext.metrics import SSIM_WINDOW, psnr, ssim
 from asng_ext.nn import (
     CaeNetwork,
     CaeSupernet,
     base_layers,
     parameter_count,
 )
+from asng_ext.runs.config import lasting
 from asng_ext.space import Samples, SearchSpace
 from asng_ext.tasks.protocol import Metrics
 from asng_ext.tasks.settings import InpaintingConfig
+from asng_ext.training.metrics import SSIM_WINDOW, psnr, ssim
 
 __all__ = ["InpaintingConfig", "InpaintingTask", "load_data"]
 

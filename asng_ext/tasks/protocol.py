@@ -58,8 +58,8 @@ class SearchTask(Protocol):
     If the attribute ``capturable`` is there and true, steps can be captured in a graph: ``losses``
     does the same work on the device whatever the numbers are, takes samples that are there, and
     draws only from PyTorch's global generators; batches are tensors on the device and plain values,
-    in tuples, lists and dicts. See :mod:`asng_ext.graphs`. Where it is not, the attribute
-    ``obstacle`` may say why, in words that follow the name of the task.
+    in tuples, lists and dicts. See :mod:`asng_ext.training.cuda_graphs`. Where it is not, the
+    attribute ``obstacle`` may say why, in words that follow the name of the task.
 
     A method ``identity(loop)``, if there is one, gives plain values by name on which the results
     of a loop ("search" or "retrain") depend beside the loop's own settings and its seed: a run goes

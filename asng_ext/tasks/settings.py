@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from asng_ext.config import Checked, SearchConfig, setting
+from asng_ext.runs.config import Checked, SearchConfig, setting
 
 if TYPE_CHECKING:
     from asng_ext.nn import CaeSpace

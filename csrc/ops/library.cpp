@@ -1,5 +1,5 @@
 // The schema of every operator, with its contract. Kernels for a device are registered where they
-// are implemented; fake kernels and derivatives are registered in asng_ext/_operators.py.
+// are implemented; fake kernels and derivatives are registered in asng_ext/ops/cell.py.
 //
 // Throughout: λ architectures, B images in a batch, C channels. Images are (λ, B, H, W, P),
 // contiguous, where P is C rounded up to a multiple of 16; the values beyond C are zeros. Floating

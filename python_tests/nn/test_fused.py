@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from supernets import SPACE, draw, gradients, pair
 
 from asng_ext import ops
-from asng_ext.graphs import CudaGraphs
 from asng_ext.nn import CellNetwork, CellSupernet, FusedCellSupernet, cell_supernet
 from asng_ext.nn import fused as fused_module
+from asng_ext.training.cuda_graphs import CudaGraphs
 
 pytestmark = pytest.mark.skipif(not ops.available(), reason="the operators are not built")
 

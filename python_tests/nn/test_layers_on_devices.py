@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from asng_ext.nn import CellNetwork, CellSpace, CellSupernet, cae
+from asng_ext.nn import CellNetwork, CellSpace, CellSupernet, autoencoder
 from asng_ext.nn.operations import OPERATIONS, AveragePool
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
@@ -175,16 +175,16 @@ def test_layers_of_autoencoders(
     kernel: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(cae, "_fuses", lambda *_: False)
+    monkeypatch.setattr(autoencoder, "_fuses", lambda *_: False)
     torch.manual_seed(0)
     x, weight = torch.randn(2, 3, 15, 14), torch.randn(5, 3, kernel, kernel) / kernel
     small = torch.randn(2, 5, -(-15 // stride), -(-14 // stride))
     # With ReLU, whose argument's sign rounding may turn in a few places.
     where = (device, dtype, memory_format, {d: 3 * bound for d, bound in ALONE.items()})
-    assert not wrong(lambda x, w: cae._encode(x, w, stride), [x, weight], *where)
+    assert not wrong(lambda x, w: autoencoder._encode(x, w, stride), [x, weight], *where)
     for skipped in ([], [x]):
         assert not wrong(
-            lambda low, w, *skip: cae._decode(low, w, *(skip or [None]), stride, (15, 14)),
+            lambda low, w, *skip: autoencoder._decode(low, w, *(skip or [None]), stride, (15, 14)),
             [small, weight, *skipped],
             *where,
         )

@@ -21,7 +21,7 @@ from optimizing import MIXED, advance, loss, state_of
 import asng_ext as asng
 from asng_ext import SearchSpace
 from asng_ext.optimizers import margins
-from asng_ext.reference import (
+from asng_ext.optimizers.reference import (
     ReferenceASNG,
     fisher_matrix_categorical,
     fisher_root_categorical,

@@ -16,7 +16,7 @@ from optimizing import advance, state_of
 
 import asng_ext as asng
 from asng_ext import SearchSpace
-from asng_ext.reference import ReferenceNaturalAdam, ReferenceSNG
+from asng_ext.optimizers.reference import ReferenceNaturalAdam, ReferenceSNG
 
 Baseline = asng.SNG | asng.NaturalAdam
 KINDS = [asng.SNG, asng.NaturalAdam]

@@ -24,11 +24,12 @@ from optimizing import MIXED, advance
 from torch import nn
 
 import asng_ext as asng
-from asng_ext import Categorical, Integer, Real, SearchSpace, _libraries
-from asng_ext.config import SearchConfig
+from asng_ext import Categorical, Integer, Real, SearchSpace
+from asng_ext.engine.search import search
 from asng_ext.nn import Choice, search_space
-from asng_ext.run import RunFolder
-from asng_ext.search import search
+from asng_ext.ops import _libraries
+from asng_ext.runs.config import SearchConfig
+from asng_ext.runs.folder import RunFolder
 
 Optimizer = asng.ASNG | asng.SNG | asng.NaturalAdam
 KINDS = (asng.ASNG, asng.SNG, asng.NaturalAdam)

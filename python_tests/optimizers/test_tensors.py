@@ -16,7 +16,8 @@ import pytest
 import torch
 
 import asng_ext as asng
-from asng_ext import SearchSpace, _libraries
+from asng_ext import SearchSpace
+from asng_ext.ops import _libraries
 from asng_ext.optimizers import _tensors
 from asng_ext.optimizers._tensors import ASNGEngine, ASNGTensors, cuda_device
 

@@ -17,17 +17,17 @@ import torch.nn.functional as F
 from recording import Recorder, RecordingGraphs
 
 import asng_ext as asng
-from asng_ext.config import RetrainConfig, SearchConfig
 from asng_ext.data import draw_masks, unlabelled
-from asng_ext.experiment import Experiment
-from asng_ext.metrics import psnr, ssim
+from asng_ext.engine.experiment import Experiment
+from asng_ext.engine.retrain import retrain
+from asng_ext.engine.search import _Iteration, search
 from asng_ext.nn import CaeLayer, parameter_count
-from asng_ext.retrain import retrain
-from asng_ext.run import RunFolder
-from asng_ext.search import _Iteration, search
+from asng_ext.runs.config import RetrainConfig, SearchConfig
+from asng_ext.runs.folder import RunFolder
 from asng_ext.tasks import KINDS
 from asng_ext.tasks.inpainting import InpaintingConfig, InpaintingTask, load_data
-from asng_ext.training import Means, make_optimizer
+from asng_ext.training.metrics import psnr, ssim
+from asng_ext.training.weight_optimizers import Means, make_optimizer
 
 CONFIG = InpaintingConfig(
     data="photos", image_size=12, layers=3, channels="2,4", levels_back=3, steps_per_epoch=3

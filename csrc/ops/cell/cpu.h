@@ -28,7 +28,7 @@ struct CellShape {
   int64_t out_size() const { return images * out_height * out_width * padded; }
   GraphShape graph() const;
   // Values that the backward pass needs, at most. The function of the same name in
-  // asng_ext/_operators.py must agree.
+  // asng_ext/ops/cell.py must agree.
   int64_t saved_bound() const;
 };
 

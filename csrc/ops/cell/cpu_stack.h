@@ -18,7 +18,7 @@ class Chain {
         const std::vector<const int32_t*>& inputs, const std::vector<const int32_t*>& operations);
 
   // Values that the backward pass needs, at most. The function of the same name in
-  // asng_ext/_operators.py must agree.
+  // asng_ext/ops/cell.py must agree.
   static int64_t saved_bound(const std::vector<CellShape>& shapes);
 
   // y is the normalised output of the last cell. `saved` has saved_bound() values or is null.

@@ -1,0 +1,1 @@
+"""The training loops and the experiment that runs them in a folder."""

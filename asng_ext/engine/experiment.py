@@ -1,0 +1,325 @@
+"""A whole experiment in a run folder: search, derive, retrain, test, draw."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+
+from asng_ext import __version__
+from asng_ext._checks import check_integer, check_one_process
+from asng_ext._random import DrawsFrom
+from asng_ext.engine.retrain import autocast, retrain
+from asng_ext.engine.search import search
+from asng_ext.optimizers import ASNG
+from asng_ext.runs.checkpoints import fitting
+from asng_ext.runs.config import RetrainConfig, SearchConfig, section_from, section_to_dict
+from asng_ext.runs.folder import Metrics, RunFolder
+from asng_ext.runs.progress import STDERR, say
+from asng_ext.space import Categorical
+from asng_ext.tasks import KINDS
+from asng_ext.tasks.protocol import Task
+
+__all__ = ["Experiment"]
+
+_ARCHITECTURE = "architecture.json"
+_LOOPS: dict[str, type[Any]] = {"search": SearchConfig, "retrain": RetrainConfig}
+
+
+class Experiment:
+    """The settings, the task and the files of a run.
+
+    Args:
+        run: The folder.
+        config: All settings: "task", "seed", "device", and the sections "search", "retrain" and
+            that of the task.
+        stream: Where progress is shown; None for nowhere.
+
+    Raises:
+        ValueError, TypeError: If a setting is unknown, of the wrong type or out of its limits, or
+            this is one of several processes that torchrun has started.
+        FileNotFoundError: If the data are not where the settings say.
+    """
+
+    def __init__(
+        self, run: RunFolder, config: Mapping[str, Any], stream: TextIO | None = STDERR
+    ) -> None:
+        check_one_process()
+        self.run = run
+        self.stream = stream
+        self.config = _checked(config)
+        self.search_config: SearchConfig = section_from(SearchConfig, self.config["search"])
+        self.retrain_config: RetrainConfig = section_from(RetrainConfig, self.config["retrain"])
+        self.seed: int = self.config["seed"]
+        kind = KINDS[self.config["task"]]
+        kind.check(self.search_config)
+        task_config = section_from(kind.config, self.config[kind.name])
+        self.device = _device(self.config["device"])
+        self.task: Task = kind.task(
+            kind.load(task_config, self.seed),
+            task_config,
+            search_batch_size=self.search_config.batch_size,
+            retrain_batch_size=self.retrain_config.batch_size,
+            seed=self.seed,
+            device=self.device,
+        )
+
+    @classmethod
+    def create(
+        cls,
+        path: Path | str,
+        config: Mapping[str, Any],
+        stream: TextIO | None = STDERR,
+        *,
+        another_name: bool = False,
+    ) -> Experiment:
+        """An experiment in a new folder; nothing is written if a setting or the data are wrong.
+
+        With ``another_name`` the folder gets a number behind its name if there is one already.
+
+        Raises:
+            FileExistsError, BlockingIOError: As :meth:`RunFolder.create` does.
+        """
+        experiment = cls(RunFolder(path), config, stream)
+        experiment.run = RunFolder.create(path, experiment.config, another_name=another_name)
+        return experiment
+
+    @classmethod
+    def open(
+        cls,
+        path: Path | str,
+        *,
+        loops: Mapping[str, Mapping[str, Any]] | None = None,
+        task: Mapping[str, Any] | None = None,
+        device: str | None = None,
+        stream: TextIO | None = STDERR,
+    ) -> Experiment:
+        """The experiment of an existing run folder.
+
+        Args:
+            path: The folder.
+            loops: Settings that replace those of the sections "search" and "retrain".
+            task: Settings that replace those of the task.
+            device: Where to compute, if not where the run did.
+            stream: Where progress is shown; None for nowhere.
+        """
+        run = RunFolder.open(path)
+        config = run.read_config()
+        given = {**(loops or {}), **({str(config.get("task")): task} if task else {})}
+        for section, values in given.items():
+            if isinstance(before := config.get(section, {}), Mapping):
+                config[section] = {**before, **values}
+        if device is not None:
+            config["device"] = device
+        return cls(run, config, stream)
+
+    def search(self) -> dict[str, Any]:
+        """Searches, or goes on searching; returns the architecture by names.
+
+        Writes search.csv, search.pt, architecture.json and pictures.
+        """
+        optimizer = self.optimizer()
+        with self.run.lock():
+            result = search(
+                self.task,
+                optimizer,
+                self.search_config,
+                seed=self.seed,
+                run=self.run,
+                stream=self.stream,
+            )
+            theta = optimizer.theta.categorical
+            names = list(self.task.space.categorical)
+            self.run.write_json(
+                _ARCHITECTURE,
+                {
+                    "task": self.config["task"],
+                    "version": __version__,
+                    "architecture": result.architecture,
+                    "probabilities": {name: float(row.max()) for name, row in zip(names, theta)},
+                    "network": dict(self.task.summary(result.architecture)),
+                },
+            )
+            self._draw_search(result.architecture, result.rows, theta)
+        return result.architecture
+
+    def optimizer(self) -> ASNG:
+        """A new optimizer with the settings of the search.
+
+        It is on the GPU if the task takes samples from there; for one that looks at each sample on
+        the host it is better there, too.
+        """
+        config = self.search_config
+        on_device = self.device.type == "cuda" and getattr(self.task, "capturable", False)
+        return ASNG(
+            self.task.space,
+            population_size=config.population_size,
+            alpha=config.alpha,
+            delta_init=config.delta_init,
+            margin=config.margin,
+            seed=self.seed,
+            device=str(self.device) if on_device else "cpu",
+        )
+
+    def architecture(self) -> dict[str, Any]:
+        """The architecture that was found, by names.
+
+        Raises:
+            FileNotFoundError: If the search has not finished.
+            ValueError: If architecture.json is not one of this task.
+        """
+        return self._found()[1]
+
+    def _found(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What architecture.json holds, and the architecture in it."""
+        path, resume = self.run.file(_ARCHITECTURE), f"`asng resume {self.run.path}`"
+        if not path.exists():
+            raise FileNotFoundError(
+                f"{path} is missing: the search has not finished; continue it with {resume}"
+            )
+        content = self.run.read_json(_ARCHITECTURE)
+        values = content.get("architecture")
+        if content.get("task") != self.config["task"] or not isinstance(values, dict):
+            raise ValueError(
+                f"{path} must hold the architecture of a {self.config['task']} task; "
+                f"{resume} writes it anew"
+            )
+        with fitting(path, f"{resume} writes it anew"):
+            self.task.space.encode(values)
+        return content, values
+
+    def retrain(self) -> dict[str, float]:
+        """Retrains the architecture, or goes on doing so; returns its test metrics.
+
+        Writes config.toml with the settings used, retrain.csv, retrain.pt, network.pt,
+        results.json, the size of the network into architecture.json, and a picture.
+        """
+        with self.run.lock():
+            content, values = self._found()
+            before = self.run.read_config()
+            # Written first, so that an interrupted retraining goes on with the settings it began
+            # with.
+            self.run.write_config(self.config)
+            try:
+                network, tested = retrain(
+                    self.task,
+                    values,
+                    self.retrain_config,
+                    seed=self.seed,
+                    run=self.run,
+                    stream=self.stream,
+                )
+            except ValueError:  # of a checkpoint: nothing has been trained
+                self.run.write_config(before)
+                raise
+            # The settings of the network may have changed since the search.
+            self.run.write_json(
+                _ARCHITECTURE, {**content, "network": dict(self.task.summary(values))}
+            )
+            rows = Metrics(self.run.file("retrain.csv"), keep=self.retrain_config.epochs).rows
+            plots = _plots(self.stream)
+            if plots is not None:
+                plots.plot_retrain(rows, self.run.file("retrain.png"))
+                self.task.draw_results(network, self.run.path)
+        return tested
+
+    def evaluate(self) -> dict[str, float]:
+        """Test metrics of the retrained network, which is built from the settings that are saved
+        with it: those in config.toml may be of a retraining that has not finished.
+
+        Raises:
+            FileNotFoundError: If there is none yet.
+            ValueError: If network.pt is damaged or not of this task.
+        """
+        path, again = self.run.file("network.pt"), f"`asng retrain {self.run.path}`"
+        if not path.exists():
+            raise FileNotFoundError(f"{path} is missing: run {again} first")
+        try:
+            state = self.run.load("network.pt")
+        except ValueError as error:
+            raise ValueError(f"{error}; {again} writes it anew") from None
+        assert state is not None
+        name = self.config["task"]
+        with fitting(path, f"{again} writes it anew"):
+            made_with = dict(state.get("identity", {}))  # earlier versions did not save it
+            if made_with.get("task", name) != name:
+                raise ValueError(f"it is of a {made_with['task']} task, not {name}")
+            own = {
+                key: made_with[key]
+                for key in self.config[name]
+                if key in made_with and key != "data"  # which is where it is now
+            }
+            config = {**self.config, name: {**self.config[name], **own}}
+        task = self.task if config == self.config else Experiment(self.run, config, None).task
+        with fitting(path, f"{again} writes it anew"):
+            with DrawsFrom(self.seed, "network"):
+                network = task.network(state["architecture"])
+            network.load_state_dict(state["network"])
+        with autocast(made_with.get("precision", self.retrain_config.precision), self.device):
+            return task.test(network)
+
+    def _draw_search(
+        self, architecture: Mapping[str, Any], rows: list[dict[str, float]], theta: Any
+    ) -> None:
+        plots = _plots(self.stream)
+        if plots is None:
+            return
+        self.task.draw_architecture(architecture, self.run.file("architecture.png"))
+        plots.plot_search(rows, self.run.file("search.png"))
+        labels = {
+            name: [str(value) for value in variable.values]
+            for name, variable in self.task.space.items()
+            if isinstance(variable, Categorical)
+        }
+        if labels:
+            plots.plot_theta(theta, list(labels), labels, self.run.file("theta.png"))
+
+
+def _checked(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with every section complete."""
+    checked = copy.deepcopy(dict(config))
+    task = checked.get("task")
+    if not isinstance(task, str) or task not in KINDS:
+        raise ValueError(f"task must be one of {', '.join(KINDS)}, got {task!r}")
+    sections = {**_LOOPS, task: KINDS[task].config}
+    known = {"task", "version", "seed", "device", *sections}
+    unknown = sorted(set(config) - known)
+    if unknown:
+        raise ValueError(f"unknown settings {unknown}; there are {sorted(known)}")
+    check_integer("seed", checked.get("seed"), 0, 2**63)
+    for name, kind in sections.items():
+        if not isinstance(checked.get(name, {}), Mapping):
+            raise ValueError(f"[{name}] must be a table of settings, got {checked[name]!r}")
+        try:
+            checked[name] = section_to_dict(section_from(kind, checked.get(name, {})))
+        except (ValueError, TypeError) as error:
+            raise type(error)(f"settings of [{name}]: {error}") from None
+    checked.setdefault("device", "cpu")
+    return checked
+
+
+def _device(name: Any) -> torch.device:
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError):
+        raise ValueError(f'device must be "cpu" or "cuda", got {name!r}') from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {name!r} asks for a GPU, but this PyTorch finds none")
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f'device must be "cpu" or "cuda", got {name!r}')
+    return device
+
+
+def _plots(stream: TextIO | None) -> Any:
+    """The module that draws, or None, and a word about it, without matplotlib."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        say(stream, "no pictures: matplotlib is not installed\n")
+        return None
+    from asng_ext import plots
+
+    return plots

@@ -1,0 +1,1 @@
+"""Tools of the training loops: optimizers of weights, schedules, CUDA graphs, metrics."""
