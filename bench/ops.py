@@ -56,7 +56,7 @@ def work(
         return flop, value_bytes * values * (4 if backward else 2)
     taps = 9 if "3x3" in name else 25
     forward = 2 * 2 * values * (channels + taps)
-    # Normalisation needs the whole batch, so what is normalised goes to memory and back, twice.
+    # Normalization needs the whole batch, so what is normalized goes to memory and back, twice.
     passes = 6
     if not backward:
         return forward, value_bytes * values * passes

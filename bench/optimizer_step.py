@@ -4,7 +4,7 @@ Two baselines do the same work on the same losses in the same run:
 
 * ``numpy``: Algorithm 1 as one writes it down, a Python loop over the variables for the parts
   that act on one variable (the square root of its Fisher matrix and its projection).
-* ``numpy, vectorised``: the same without that loop, over arrays padded to the largest number of
+* ``numpy, vectorized``: the same without that loop, over arrays padded to the largest number of
   categories.
 
 Run with ``python bench/optimizer_step.py [--quick] [--json PATH]``.
@@ -90,7 +90,7 @@ class PlainASNG:
         self.project()
 
 
-class VectorisedASNG(PlainASNG):
+class VectorizedASNG(PlainASNG):
     """The same without loops over variables; all have the same number of categories."""
 
     def roots(self, gradient: np.ndarray) -> np.ndarray:
@@ -163,17 +163,17 @@ def main() -> None:
         shape = (variables, 5, 2)
         case = f"{variables} x 5, λ=2"
         add("ask + tell vs numpy", case, ours(*shape), plain(PlainASNG, *shape))
-        add("ask + tell vs numpy, vectorised", case, ours(*shape), plain(VectorisedASNG, *shape))
+        add("ask + tell vs numpy, vectorized", case, ours(*shape), plain(VectorizedASNG, *shape))
         add("compat vs numpy", case, drop_in(*shape), plain(PlainASNG, *shape))
     sizes = (10, 1000, 10_000) if args.quick else (10, 100, 1000, 10_000, 100_000)
     for variables in sizes:
         shape = (variables, 5, 2)
         case = f"{variables} x 5, λ=2"
-        add("growth with variables", case, ours(*shape), plain(VectorisedASNG, *shape))
+        add("growth with variables", case, ours(*shape), plain(VectorizedASNG, *shape))
     for count in (2, 8, 32) if args.quick else (2, 4, 8, 16, 32, 64, 128):
         shape = (1000, 5, count)
         case = f"1000 x 5, λ={count}"
-        add("growth with λ", case, ours(*shape), plain(VectorisedASNG, *shape))
+        add("growth with λ", case, ours(*shape), plain(VectorizedASNG, *shape))
     finish(rows, args.json)
 
 

@@ -36,7 +36,7 @@ def some_rows(epochs: int) -> list[dict[str, float]]:
 
 
 def pixels(path: Path) -> np.ndarray:
-    """The picture's colours, (H, W, 3) in 0 … 255."""
+    """The picture's colors, (H, W, 3) in 0 … 255."""
     assert path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     return (imread(path)[:, :, :3] * 255).round().astype(np.uint8)
 

@@ -19,12 +19,12 @@ What the 2019 code gets wrong and this module does not:
 
 * θ_min = 1/(n_c (K - 1)) leaves no room in small spaces (one variable with more than one
   category, or two binary ones), and θ became NaN. There the margin of CatCMA is used.
-* Losses that tie were only recognised if they were positive. Equal losses of 0 and below tie too.
+* Losses that tie were only recognized if they were positive. Equal losses of 0 and below tie too.
 * NaN losses were ranked at random. They count as the worst, and tie with +inf.
 * Samples that do not differ led to a division of zero by zero. The update is skipped.
 * Rounding could leave a sample without any category. The last category takes that place.
 * δ could grow without bound for α ≤ 1, and s became NaN. δ never exceeds √n_θ.
-* For some odd numbers of samples (1, 5, 9, ...) the last Gaussian sample was uninitialised memory.
+* For some odd numbers of samples (1, 5, 9, ...) the last Gaussian sample was uninitialized memory.
   It is drawn like the others; only its mirror image is left out.
 * ``init_theta`` was changed in place. It is copied.
 * ``CategoricalASNG`` ignored ``Delta_max``. It is used.

@@ -151,7 +151,7 @@ class CategoricalASNG:
         init_theta: (d, Cmax) probabilities to start from.
 
     Attributes:
-        p_model: The distribution; its ``theta`` is what is optimised.
+        p_model: The distribution; its ``theta`` is what is optimized.
         delta: δ⁰; :meth:`get_delta` gives the current δ = δ⁰/Δ.
         N, Delta, Delta_max, alpha, gamma, s: As in :class:`AdaptiveSNG`.
     """

@@ -9,7 +9,7 @@ from .augment import (
     apply_augmentations,
     augment,
     draw_augmentations,
-    normalise,
+    normalize,
 )
 from .batches import BatchStream, Recipe, evaluation_batches
 from .cifar10 import load_cifar10
@@ -17,7 +17,7 @@ from .digits import load_digits
 from .folder import load_folder
 from .images import ImageData, ImageSet, split_halves
 from .masks import MASKS, draw_masks
-from .photos import load_photos, unlabelled
+from .photos import load_photos, unlabeled
 
 __all__ = [
     "CIFAR10_AUGMENTATION",
@@ -38,8 +38,8 @@ __all__ = [
     "load_digits",
     "load_folder",
     "load_photos",
-    "normalise",
+    "normalize",
     "private_generator",
     "split_halves",
-    "unlabelled",
+    "unlabeled",
 ]

@@ -11,7 +11,7 @@ import torch
 def private_generator(seed: int, *purpose: str | int) -> torch.Generator:
     """A CPU generator whose draws depend on `seed` and `purpose` alone.
 
-    The seed is a hash of both, so neighbouring seeds or epochs have unrelated draws, and nothing
+    The seed is a hash of both, so neighboring seeds or epochs have unrelated draws, and nothing
     is read from or written to the global generators of torch, NumPy or Python.
 
     Raises TypeError if `seed` is not an integer.

@@ -1,4 +1,4 @@
-"""Random crop, horizontal flip, normalisation and cutout of whole batches, on their own device.
+"""Random crop, horizontal flip, normalization and cutout of whole batches, on their own device.
 
 This is the preprocessing of the classification experiments (§3.2): crops of the zero-padded image
 and flips (He et al., 2016), then cutout (DeVries & Taylor, 2017). There is no loop over images,
@@ -55,7 +55,7 @@ def augment(
     mean: Tensor | None = None,
     std: Tensor | None = None,
 ) -> Tensor:
-    """Draw an augmentation per image and apply it: crop, flip, normalise, cutout, in this order.
+    """Draw an augmentation per image and apply it: crop, flip, normalize, cutout, in this order.
 
     images: (B, C, H, W), uint8 in 0..255 or floating point in [0, 1], in any memory format.
     generator: the source of all draws, on the CPU or on the device of the images. A CPU generator
@@ -86,7 +86,7 @@ def draw_augmentations(
     """Draw what `apply_augmentations` needs for `count` images of height × width pixels.
 
     Returns (count, 5) int64 on the generator's device: the top and left edge of the crop within
-    the padded image, 1 to flip or 0, and the row and column of the cutout's centre. All five are
+    the padded image, 1 to flip or 0, and the row and column of the cutout's center. All five are
     drawn even where the augmentation does not use them.
 
     Raises ValueError if `count` is negative or the image has no pixels.
@@ -112,7 +112,7 @@ def apply_augmentations(
     mean: Tensor | None = None,
     std: Tensor | None = None,
 ) -> Tensor:
-    """Crop, flip, normalise and cut out of `images` what `draws` says.
+    """Crop, flip, normalize and cut out of `images` what `draws` says.
 
     images, mean, std, the result and errors: as in `augment`.
     draws: (B, 5) int64 of `draw_augmentations`, on the device of the images. Their values are
@@ -125,7 +125,7 @@ def apply_augmentations(
     )
 
 
-def normalise(images: Tensor, mean: Tensor | None = None, std: Tensor | None = None) -> Tensor:
+def normalize(images: Tensor, mean: Tensor | None = None, std: Tensor | None = None) -> Tensor:
     """Images as a network takes them: (x - mean)/std with x in [0, 1], without augmentation.
 
     Arguments, result and errors are those of `augment`.
@@ -180,7 +180,7 @@ class Augmenter:
         """Augmented images, (B, C, H, W) float32, channels last.
 
         images: (B, C, H, W) of the shape, dtype and device given.
-        draws: (B, 5) int64 of `draw_augmentations` on that device; None only normalises.
+        draws: (B, 5) int64 of `draw_augmentations` on that device; None only normalizes.
 
         Raises ValueError for images or draws of another shape.
         """

@@ -15,7 +15,7 @@ from .augment import (
     Augmentation,
     Augmenter,
     draw_augmentations,
-    normalise,
+    normalize,
 )
 from .images import ImageSet
 
@@ -37,7 +37,7 @@ class Recipe(NamedTuple):
 class BatchStream:
     """Training batches, shuffled anew in every epoch.
 
-    A batch is (x, y): x (B, C, H, W) float32, channels last, augmented and normalised; y (B,)
+    A batch is (x, y): x (B, C, H, W) float32, channels last, augmented and normalized; y (B,)
     int64; both on the device of `image_set`. All batches of an epoch have the same size: what is
     left over at its end is dropped, and comes up in other epochs. A set smaller than `batch_size`
     is one batch.
@@ -163,7 +163,7 @@ def evaluation_batches(
     std: Tensor,
     indices: Tensor | None = None,
 ) -> Iterator[Batch]:
-    """Every image once, in order, normalised and not augmented; the last batch may be smaller.
+    """Every image once, in order, normalized and not augmented; the last batch may be smaller.
 
     Arguments, batches and errors are those of `BatchStream`.
     """
@@ -172,7 +172,7 @@ def evaluation_batches(
     mean, std = mean.to(image_set.device), std.to(image_set.device)
     return (
         (
-            normalise(image_set.images.index_select(0, part).permute(0, 3, 1, 2), mean, std),
+            normalize(image_set.images.index_select(0, part).permute(0, 3, 1, 2), mean, std),
             image_set.labels.index_select(0, part),
         )
         for part in torch.split(chosen, batch_size)

@@ -20,7 +20,7 @@ from asng_ext.runs.folder import write_atomically
 from asng_ext.runs.progress import STDERR, Progress, say
 
 from .images import ImageData
-from .photos import unlabelled
+from .photos import unlabeled
 
 __all__ = ["load_folder"]
 
@@ -74,7 +74,7 @@ def load_folder(
         torch.from_numpy(_cached(paths, name, Path(folder), image_size, kept, stream))
         for name, paths in (("train", train), ("test", test))
     ]
-    return unlabelled(*parts)
+    return unlabeled(*parts)
 
 
 def _divided(folder: Path) -> tuple[list[Path], list[Path]]:

@@ -1,4 +1,4 @@
-"""Labelled images in memory, as bytes, and how to divide them."""
+"""Labeled images in memory, as bytes, and how to divide them."""
 
 from __future__ import annotations
 

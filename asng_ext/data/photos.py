@@ -13,7 +13,7 @@ from torch import Tensor
 from .augment import Augmentation
 from .images import ImageData, ImageSet
 
-__all__ = ["TEST_PHOTOS", "TRAIN_PHOTOS", "load_photos", "unlabelled"]
+__all__ = ["TEST_PHOTOS", "TRAIN_PHOTOS", "load_photos", "unlabeled"]
 
 TRAIN_PHOTOS = ("astronaut", "coffee", "rocket", "stereo_motorcycle")
 TEST_PHOTOS = ("chelsea", "camera")
@@ -41,10 +41,10 @@ def load_photos(image_size: int = 64) -> ImageData:
         np.concatenate([_patches(name, _photo(name), image_size) for name in names])
         for names in (TRAIN_PHOTOS, TEST_PHOTOS)
     ]
-    return unlabelled(*(torch.from_numpy(patches) for patches in sets))
+    return unlabeled(*(torch.from_numpy(patches) for patches in sets))
 
 
-def unlabelled(train: Tensor, test: Tensor) -> ImageData:
+def unlabeled(train: Tensor, test: Tensor) -> ImageData:
     """(N, H, W, C) uint8 images as a data set whose batches are in [0, 1], flipped at random."""
     channels = train.shape[3]
     sets = [

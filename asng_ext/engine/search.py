@@ -70,7 +70,7 @@ def search(
 
     Each step draws λ architectures and trains the weights on their mean loss over one batch (eq.
     9), then draws λ more and moves the distribution by their losses on another batch, without
-    gradients and without a trace in batch normalisation (eq. 12). All λ see the same batch.
+    gradients and without a trace in batch normalization (eq. 12). All λ see the same batch.
 
     On a GPU both steps together are replayed as one CUDA graph if the task and the optimizer say
     that they are ``capturable``: that all they do for a step, they do on the device, without a look

@@ -3,7 +3,7 @@
 Both are chains of layers. The encoder convolves with stride 2, or with stride 1 where the layer
 has a skip; the decoder mirrors it with transposed convolutions, and adds the encoder's output
 where the layer has a skip. ReLU follows every layer but the last transposed convolution, which
-gives the image. There are neither biases nor normalisation.
+gives the image. There are neither biases nor normalization.
 """
 
 from __future__ import annotations

@@ -181,7 +181,7 @@ class CellSpace:
 
 
 class _LooseProjection(nn.Module):
-    """Output of a cell: concatenated loose nodes, ReLU, 1×1 convolution, normalisation.
+    """Output of a cell: concatenated loose nodes, ReLU, 1×1 convolution, normalization.
 
     The weight has `channels` columns for each of `nodes`; a supernet, where the loose nodes change
     from call to call, uses the columns of those that are loose.
@@ -218,7 +218,7 @@ class Cell(nn.Module):
         reduction: Whether the cell halves height and width.
         older_is_larger: Whether the older input has twice the height and width of the newer one,
             because the last cell is a reduction cell.
-        norm: Makes the normalisation layers.
+        norm: Makes the normalization layers.
         architecture: Makes only the operations of this architecture, and expects this one in every
             call; None makes all.
     """

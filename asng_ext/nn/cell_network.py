@@ -19,7 +19,7 @@ __all__ = ["CellNetwork", "CellSupernet", "parameter_count", "widest_channels"]
 
 
 class _Stem(nn.Module):
-    """3×3 convolution from the image, then normalisation."""
+    """3×3 convolution from the image, then normalization."""
 
     def __init__(self, in_channels: int, out_channels: int, norm: Norm) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class _AuxiliaryHead(nn.Module):
     """A second classifier half-way, which sends a gradient straight to the middle in training.
 
     ReLU, 5×5 average pool of stride 3, 1×1 convolution to 128 channels, 2×2 convolution to 768
-    (each with normalisation and ReLU), global average, linear. The pool is left out on a map
+    (each with normalization and ReLU), global average, linear. The pool is left out on a map
     smaller than 8×8, where it would leave less than 2×2 to the second convolution; on a 1×1 map
     that convolution is 1×1.
     """
@@ -148,7 +148,7 @@ class _CellStack(nn.Module):
 class CellSupernet(_CellStack):
     """All networks of a cell space with shared weights.
 
-    Each (cell, node, input, operation) has its own weights. Normalisation always uses the
+    Each (cell, node, input, operation) has its own weights. Normalization always uses the
     statistics of the batch and keeps none, so a pass in whatever mode changes nothing; inside the
     cells it has no weights either. Weights and activations are channels-last.
 
@@ -235,7 +235,7 @@ class CellSupernet(_CellStack):
 class CellNetwork(_CellStack):
     """One architecture of a cell space as a network of its own, to be trained from scratch.
 
-    It has the operations that the architecture uses and no others; normalisation has weights and
+    It has the operations that the architecture uses and no others; normalization has weights and
     running statistics. Weights and activations are channels-last. Both input projections of a
     cell exist, and count, even if no node reads one of them; that one never runs.
 
@@ -350,7 +350,7 @@ class CellNetwork(_CellStack):
     def inherit_weights(self, supernet: CellSupernet | FusedCellSupernet) -> None:
         """Starts from the supernet's weights instead of random ones.
 
-        What the supernet does not have, such as the weights of the normalisations in the cells,
+        What the supernet does not have, such as the weights of the normalizations in the cells,
         stays as it is; so does the auxiliary head.
 
         Raises:

@@ -258,7 +258,7 @@ class FusedCellSupernet(nn.Module):
             kind = int(self.is_reduction[i])
             older, newer = newer, cell(older, newer, inputs[kind], operations[kind])
             if self.training and self.auxiliary is not None and i == self.auxiliary_at:
-                # Its normalisation takes the statistics of one architecture at a time.
+                # Its normalization takes the statistics of one architecture at a time.
                 auxiliary_logits = torch.stack(
                     [
                         self.auxiliary(y[..., : cell.channels].permute(0, 3, 1, 2))

@@ -2,7 +2,7 @@
 
 Every block takes and returns images of shape (N, C, H, W). A stride of 2 turns H×W into
 ⌈H/2⌉×⌈W/2⌉ in all of them, so that any two operations of a node can be added whatever the size.
-Convolutions have no bias: a batch normalisation always follows.
+Convolutions have no bias: a batch normalization always follows.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ __all__ = [
 ]
 
 Norm = Callable[[int], nn.Module]
-"""Makes the normalisation layer for a number of channels."""
+"""Makes the normalization layer for a number of channels."""
 
 OPERATIONS = ("identity", "avg_pool_3x3", "max_pool_3x3", "sep_conv_3x3", "sep_conv_5x5")
 """Names of the operations; the position is the value of an operation variable."""
 
 
 def batch_statistics_norm(channels: int) -> nn.BatchNorm2d:
-    """Batch normalisation with weight and bias that normalises with the batch in every mode."""
+    """Batch normalization with weight and bias that normalizes with the batch in every mode."""
     return nn.BatchNorm2d(channels, track_running_stats=False)
 
 
 def plain_norm(channels: int) -> nn.BatchNorm2d:
-    """Batch normalisation that holds nothing: no weight, no bias, no running statistics.
+    """Batch normalization that holds nothing: no weight, no bias, no running statistics.
 
     In a supernet the running statistics would mix all sampled architectures and fit none.
     """
@@ -47,7 +47,7 @@ def plain_norm(channels: int) -> nn.BatchNorm2d:
 
 
 class ReLUConvNorm(nn.Module):
-    """ReLU, 1×1 convolution, normalisation: brings an input of a cell to the cell's width."""
+    """ReLU, 1×1 convolution, normalization: brings an input of a cell to the cell's width."""
 
     def __init__(self, in_channels: int, out_channels: int, norm: Norm) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class FactorizedReduction(nn.Module):
     """Halves the image without skipping whole rows and columns, as an identity with stride 2.
 
     One 1×1 convolution reads the pixels at even positions, another those at odd positions (rows
-    and columns alike); their outputs are concatenated and normalised. Each makes half of the
+    and columns alike); their outputs are concatenated and normalized. Each makes half of the
     channels; of an odd number the first makes one more.
 
     Raises:
@@ -94,7 +94,7 @@ class FactorizedReduction(nn.Module):
 
 
 class _SeparableHalf(nn.Module):
-    """ReLU, depthwise k×k convolution, 1×1 convolution, normalisation."""
+    """ReLU, depthwise k×k convolution, 1×1 convolution, normalization."""
 
     def __init__(self, channels: int, kernel: int, stride: int, norm: Norm) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ class _SeparableHalf(nn.Module):
 
 
 class SeparableConv(nn.Module):
-    """Two rounds of ReLU, depthwise k×k, 1×1, normalisation; the first carries the stride."""
+    """Two rounds of ReLU, depthwise k×k, 1×1, normalization; the first carries the stride."""
 
     def __init__(self, channels: int, kernel: int, stride: int, norm: Norm) -> None:
         super().__init__()
@@ -158,7 +158,7 @@ def make_operation(name: str, channels: int, stride: int, norm: Norm) -> nn.Modu
         name: One of `OPERATIONS`.
         channels: Channels of input and output.
         stride: 1, or 2 for the operations of a reduction cell that read an input of the cell.
-        norm: Makes the normalisation layers.
+        norm: Makes the normalization layers.
 
     Raises:
         ValueError: `name` is unknown, or `stride` is neither 1 nor 2.

@@ -38,7 +38,7 @@ def _convolution_backward(
     stride: int,
     transposed: bool,
     even: list[int],
-    wants_x: bool,
+    x_needs_grad: bool,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of the image (N, H, W, C), empty unless wanted, and of the weight."""
     padding = [weight.shape[2] // 2] * 2
@@ -54,10 +54,10 @@ def _convolution_backward(
         transposed,
         even,
         1,
-        [wants_x, True, False],
+        [x_needs_grad, True, False],
     )
     return (
-        grad_x.permute(0, 2, 3, 1).contiguous() if wants_x else x.new_empty(0),
+        grad_x.permute(0, 2, 3, 1).contiguous() if x_needs_grad else x.new_empty(0),
         grad_weight.to(weight.dtype, memory_format=torch.contiguous_format),
     )
 
@@ -79,10 +79,10 @@ def _encode(x: Tensor, weight: Tensor, stride: int) -> Tensor:
 
 
 def _encode_backward(
-    grad: Tensor, output: Tensor, x: Tensor, weight: Tensor, stride: int, wants_x: bool
+    grad: Tensor, output: Tensor, x: Tensor, weight: Tensor, stride: int, x_needs_grad: bool
 ) -> tuple[Tensor, Tensor]:
     gated = torch.ops.aten.threshold_backward(grad, output, 0)
-    return _convolution_backward(gated, x, weight, stride, False, [0, 0], wants_x)
+    return _convolution_backward(gated, x, weight, stride, False, [0, 0], x_needs_grad)
 
 
 def _decode(
@@ -102,12 +102,12 @@ def _decode(
 
 
 def _decode_backward(
-    grad: Tensor, output: Tensor | None, x: Tensor, weight: Tensor, stride: int, wants_x: bool
+    grad: Tensor, output: Tensor | None, x: Tensor, weight: Tensor, stride: int, x_needs_grad: bool
 ) -> tuple[Tensor, Tensor]:
     even = _evenness(x.shape, (grad.shape[1], grad.shape[2]), stride)
     if output is not None:
         grad = torch.ops.aten.threshold_backward(grad, output, 0)
-    return _convolution_backward(grad, x, weight, stride, True, even, wants_x)
+    return _convolution_backward(grad, x, weight, stride, True, even, x_needs_grad)
 
 
 def _under_autocast(

@@ -24,9 +24,9 @@ def _encode_fake(x: Tensor, weight: Tensor, stride: int) -> Tensor:
 
 
 def _encode_backward_fake(
-    grad: Tensor, output: Tensor, x: Tensor, weight: Tensor, stride: int, wants_x: bool
+    grad: Tensor, output: Tensor, x: Tensor, weight: Tensor, stride: int, x_needs_grad: bool
 ) -> tuple[Tensor, Tensor]:
-    grad_x = x.new_empty(x.shape if wants_x else (0,))
+    grad_x = x.new_empty(x.shape if x_needs_grad else (0,))
     return grad_x, weight.new_empty(weight.shape)
 
 
@@ -36,11 +36,11 @@ def _encode_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _encode_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    wants_x = ctx.needs_input_grad[0]
+    x_needs_grad = ctx.needs_input_grad[0]
     grad_x, grad_weight = call_backward(
-        "cae_encode", grad.contiguous(), *ctx.saved_tensors, ctx.stride, wants_x
+        "cae_encode", grad.contiguous(), *ctx.saved_tensors, ctx.stride, x_needs_grad
     )
-    return grad_x if wants_x else None, grad_weight, None
+    return grad_x if x_needs_grad else None, grad_weight, None
 
 
 def _decode_fake(
@@ -56,9 +56,9 @@ def _decode_fake(
 
 
 def _decode_backward_fake(
-    grad: Tensor, output: Tensor | None, x: Tensor, weight: Tensor, stride: int, wants_x: bool
+    grad: Tensor, output: Tensor | None, x: Tensor, weight: Tensor, stride: int, x_needs_grad: bool
 ) -> tuple[Tensor, Tensor]:
-    grad_x = x.new_empty(x.shape if wants_x else (0,))
+    grad_x = x.new_empty(x.shape if x_needs_grad else (0,))
     return grad_x, weight.new_empty(weight.shape)
 
 
@@ -70,14 +70,16 @@ def _decode_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _decode_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     output, x, weight = ctx.saved_tensors
     grad = grad.contiguous()
-    wants_x, _, wants_skipped = ctx.needs_input_grad[:3]
+    x_needs_grad, _, wants_skipped = ctx.needs_input_grad[:3]
     if wants_skipped and output is not None:
         # This is the skipped tensor's gradient, and then nobody else need look at the output.
         grad = torch.ops.aten.threshold_backward(grad, output, 0)
         output = None
-    grad_x, grad_weight = call_backward("cae_decode", grad, output, x, weight, ctx.stride, wants_x)
+    grad_x, grad_weight = call_backward(
+        "cae_decode", grad, output, x, weight, ctx.stride, x_needs_grad
+    )
     return (
-        grad_x if wants_x else None,
+        grad_x if x_needs_grad else None,
         grad_weight,
         grad if wants_skipped else None,
         *(None,) * 4,

@@ -133,33 +133,35 @@ def _mixed_node_backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tup
 
 
 def _cell_fake(
-    older: Tensor,
-    newer: Tensor,
+    prev_prev: Tensor,
+    prev: Tensor,
     inputs: Tensor,
     operations: Tensor,
-    older_weight: Tensor,
-    newer_weight: Tensor,
+    prev_prev_weight: Tensor,
+    prev_weight: Tensor,
     depthwise3: Tensor,
     pointwise3: Tensor,
     depthwise5: Tensor,
     pointwise5: Tensor,
     reduction: Tensor | None,
     output_weight: Tensor,
-    older_is_larger: bool,
+    prev_prev_is_larger: bool,
     save: bool,
     tf32: bool,
 ) -> tuple[Tensor, Tensor]:
-    size, kept = _cell_sizes(newer.shape, inputs.shape[0], inputs.shape[1], older_weight, reduction)
-    saved = _new_saved(newer, older_weight, *(kept if save else (0, 0)))
-    return newer.new_empty(size), saved
+    size, kept = _cell_sizes(
+        prev.shape, inputs.shape[0], inputs.shape[1], prev_prev_weight, reduction
+    )
+    saved = _new_saved(prev, prev_prev_weight, *(kept if save else (0, 0)))
+    return prev.new_empty(size), saved
 
 
 def _cell_sizes(
-    newer: Sequence[int], archs: int, nodes: int, older_weight: Tensor, reduction: Tensor | None
+    prev: Sequence[int], archs: int, nodes: int, prev_prev_weight: Tensor, reduction: Tensor | None
 ) -> tuple[tuple[int, ...], tuple[int, int]]:
     """Shape of a cell's output; statistics, and values of images, that it keeps."""
-    _, images, height, width, _ = newer
-    padded = padded_channels(older_weight.shape[0])
+    _, images, height, width, _ = prev
+    padded = padded_channels(prev_prev_weight.shape[0])
     stride = 1 if reduction is None else 2
     size = (images, _halved(height, stride), _halved(width, stride), padded)
     in_size, out_size = images * height * width * padded, size[0] * size[1] * size[2] * size[3]
@@ -172,27 +174,27 @@ def _cell_sizes(
 
 def _cell_backward_fake(
     grad: Tensor,
-    older: Tensor,
-    newer: Tensor,
+    prev_prev: Tensor,
+    prev: Tensor,
     output: Tensor,
     saved: Tensor,
     inputs: Tensor,
     operations: Tensor,
     *rest: Any,
 ) -> tuple[Tensor, ...]:
-    *weights, _older_is_larger, wants_older, wants_newer, _tf32 = rest
-    nothing = newer.new_empty((0,))
+    *weights, _prev_prev_is_larger, prev_prev_needs_grad, prev_needs_grad, _tf32 = rest
+    nothing = prev.new_empty((0,))
     return (
-        torch.empty_like(older) if wants_older else nothing,
-        torch.empty_like(newer) if wants_newer else newer.new_empty((0,)),
+        torch.empty_like(prev_prev) if prev_prev_needs_grad else nothing,
+        torch.empty_like(prev) if prev_needs_grad else prev.new_empty((0,)),
         *(weights[0].new_empty((0,)) if w is None else torch.empty_like(w) for w in weights),
     )
 
 
 def _cell_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    older, newer, index, operations, *weights, older_is_larger, save, tf32 = inputs
-    ctx.save_for_backward(older, newer, *output, index, operations, *weights)
-    ctx.older_is_larger, ctx.save, ctx.tf32 = older_is_larger, save, tf32
+    prev_prev, prev, index, operations, *weights, prev_prev_is_larger, save, tf32 = inputs
+    ctx.save_for_backward(prev_prev, prev, *output, index, operations, *weights)
+    ctx.prev_prev_is_larger, ctx.save, ctx.tf32 = prev_prev_is_larger, save, tf32
     ctx.set_materialize_grads(False)
 
 
@@ -200,26 +202,26 @@ def _cell_backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Any
     _check_saved(ctx)
     if grad is None:
         return (None,) * 15
-    wants_older, wants_newer = ctx.needs_input_grad[:2]
+    prev_prev_needs_grad, prev_needs_grad = ctx.needs_input_grad[:2]
     saved = ctx.saved_tensors
     grads = list(
         call_backward(
             "cell",
             grad.contiguous(),
             *saved,
-            ctx.older_is_larger,
-            wants_older,
-            wants_newer,
+            ctx.prev_prev_is_larger,
+            prev_prev_needs_grad,
+            prev_needs_grad,
             ctx.tf32,
         )
     )
     reduction = saved[12]
     if reduction is None:
         grads[8] = None
-    older_grad, newer_grad, *weight_grads = grads
+    prev_prev_grad, prev_grad, *weight_grads = grads
     return (
-        older_grad if wants_older else None,
-        newer_grad if wants_newer else None,
+        prev_prev_grad if prev_prev_needs_grad else None,
+        prev_grad if prev_needs_grad else None,
         None,
         None,
         *weight_grads,
@@ -255,9 +257,9 @@ def _cells_backward_fake(
     inputs: Tensor,
     operations: Tensor,
     weights: Sequence[Tensor],
-    wants_images: bool,
+    images_need_grad: bool,
 ) -> tuple[Tensor, list[Tensor]]:
-    grad_images = torch.empty_like(images) if wants_images else images.new_empty((0,))
+    grad_images = torch.empty_like(images) if images_need_grad else images.new_empty((0,))
     return grad_images, [torch.empty_like(weight) for weight in weights]
 
 
@@ -273,11 +275,19 @@ def _cells_backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[An
     images, output, saved, index, operations, *weights = ctx.saved_tensors
     if grad is None:
         return None, None, None, [None] * len(weights), None
-    wants_images = ctx.needs_input_grad[0]
+    images_need_grad = ctx.needs_input_grad[0]
     grad_images, grads = call_backward(
-        "cells", grad.contiguous(), images, output, saved, index, operations, weights, wants_images
+        "cells",
+        grad.contiguous(),
+        images,
+        output,
+        saved,
+        index,
+        operations,
+        weights,
+        images_need_grad,
     )
-    return grad_images if wants_images else None, None, None, grads, None
+    return grad_images if images_need_grad else None, None, None, grads, None
 
 
 def _stem_fake(

@@ -142,7 +142,7 @@ def mixed_node(
 
     Edge e of architecture a applies operation `operations[a, e]` to `bank[inputs[a, e], a]`. The
     operations are, by number: identity (with stride 2 a factorized reduction), 3×3 average pool,
-    3×3 max pool, 3×3 and 5×5 separable convolution. Normalisation takes the statistics of the B
+    3×3 max pool, 3×3 and 5×5 separable convolution. Normalization takes the statistics of the B
     images of one architecture and has no weights. Gradients of weights and inputs that no edge
     uses are zeros.
 

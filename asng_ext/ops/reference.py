@@ -9,13 +9,13 @@ from torch import Tensor
 from asng_ext.nn.operations import average_pool
 from asng_ext.ops.mixed_node import NodeWeights
 
-__all__ = ["mixed_node", "normalise", "operation"]
+__all__ = ["mixed_node", "normalize", "operation"]
 
 EPSILON = 1e-5
 
 
-def normalise(x: Tensor) -> Tensor:
-    """Batch normalisation of (N, C, H, W) with the statistics of the batch, without weights."""
+def normalize(x: Tensor) -> Tensor:
+    """Batch normalization of (N, C, H, W) with the statistics of the batch, without weights."""
     mean = x.mean((0, 2, 3), keepdim=True)
     variance = ((x - mean) ** 2).mean((0, 2, 3), keepdim=True)
     return (x - mean) / torch.sqrt(variance + EPSILON)
@@ -31,7 +31,7 @@ def _separable(x: Tensor, depthwise: Tensor, pointwise: Tensor, stride: int) -> 
             padding=kernel.shape[-1] // 2,
             groups=x.shape[1],
         )
-        x = normalise(F.conv2d(x, pointwise[half][:, :, None, None]))
+        x = normalize(F.conv2d(x, pointwise[half][:, :, None, None]))
     return x
 
 
@@ -40,7 +40,7 @@ def _factorized_reduction(x: Tensor, weight: Tensor) -> Tensor:
     # An odd number of rows or columns has no odd pixel at the end: a zero stands for it.
     x = F.pad(F.relu(x), (0, x.shape[-1] % 2, 0, x.shape[-2] % 2))
     even, odd = x[:, :, ::2, ::2], x[:, :, 1::2, 1::2]
-    return normalise(
+    return normalize(
         torch.cat(
             (
                 torch.einsum("nchw,oc->nohw", even, weight[:even_rows]),

@@ -47,7 +47,7 @@ class ASNG(Optimizer):
             ``delta_init / delta_max``.
         margin: Lower bound of probabilities, see :func:`margins`.
         seed: Any integer in [0, 2⁶⁴), or None for one from the operating system.
-        maximize: Treat what is told as scores to maximise instead of losses.
+        maximize: Treat what is told as scores to maximize instead of losses.
         convergence_limit: ``should_stop`` once :attr:`progress`, in [0, 1], is this far and
             ``patience`` is over.
         patience: Populations in a row without a new :attr:`best` after which the search counts as
@@ -171,7 +171,7 @@ class ASNG(Optimizer):
 
     @property
     def s(self) -> FloatArray:
-        """(n_θ,) accumulated normalised natural gradient, eq. (19); categorical part first, then
+        """(n_θ,) accumulated normalized natural gradient, eq. (19); categorical part first, then
         all first and all second components of the Gaussians."""
         return np.asarray(self._engine.s)
 

@@ -1,4 +1,4 @@
-"""Adam on the normalised natural gradient, the other baseline of Section 3.1."""
+"""Adam on the normalized natural gradient, the other baseline of Section 3.1."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class NaturalAdam(Optimizer):
         beta1, beta2: Decay of the two moments, in [0, 1).
         margin: Lower bound of probabilities, see :func:`margins`.
         seed: Any integer in [0, 2⁶⁴), or None for one from the operating system.
-        maximize: Treat what is told as scores to maximise instead of losses.
+        maximize: Treat what is told as scores to maximize instead of losses.
         convergence_limit: ``should_stop`` once :attr:`progress`, in [0, 1], is this far and
             ``patience`` is over.
         patience: Populations in a row without a new :attr:`best` after which the search counts as

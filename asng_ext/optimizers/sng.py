@@ -23,7 +23,7 @@ class SNG(Optimizer):
         delta: Trust-region radius δ, above 0.
         margin: Lower bound of probabilities, see :func:`margins`.
         seed: Any integer in [0, 2⁶⁴), or None for one from the operating system.
-        maximize: Treat what is told as scores to maximise instead of losses.
+        maximize: Treat what is told as scores to maximize instead of losses.
         convergence_limit: ``should_stop`` once :attr:`progress`, in [0, 1], is this far and
             ``patience`` is over.
         patience: Populations in a row without a new :attr:`best` after which the search counts as

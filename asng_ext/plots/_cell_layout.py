@@ -2,7 +2,7 @@
 
 Boxes stand in columns by depth. An arrow that passes columns occupies a slot of its own in each of
 them, so it meets no box and no label; arrows cross one another only between columns. The order in
-the columns comes from the barycentre heuristic, the heights from sweeps that move one column at a
+the columns comes from the barycenter heuristic, the heights from sweeps that move one column at a
 time to where its arrows bend least.
 """
 
@@ -317,7 +317,7 @@ class _Graph:
 
 
 def _inversions(first: Sequence[float], second: Sequence[float]) -> int:
-    """Number of crossings if the vertex with neighbours `first` stands below the other."""
+    """Number of crossings if the vertex with neighbors `first` stands below the other."""
     return sum(a > b for a in first for b in second)
 
 
@@ -336,7 +336,7 @@ def _ports(wishes: Sequence[float], height: float) -> list[float]:
 def _increasing(wishes: Sequence[Wishes], center: Callable[[Wishes], float]) -> list[float]:
     """The values nearest to the wishes that do not decrease.
 
-    Pools adjacent violators: neighbours in the wrong order get one value, the centre of all their
+    Pools adjacent violators: neighbors in the wrong order get one value, the center of all their
     wishes.
     """
     blocks: list[tuple[list[tuple[float, float]], int, float]] = []

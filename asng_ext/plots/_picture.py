@@ -1,4 +1,4 @@
-"""What the pictures share: how they are saved, their colours, and names of operations."""
+"""What the pictures share: how they are saved, their colors, and names of operations."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 __all__ = [
     "BLUE",
     "DPI",
+    "GRAY",
     "GREEN",
-    "GREY",
     "INK",
     "OPERATION_STYLES",
     "ORANGE",
@@ -30,7 +30,7 @@ FilePath: TypeAlias = str | os.PathLike[str]
 
 FORMATS = (".png", ".svg", ".pdf")
 DPI = 160
-BLUE, ORANGE, GREEN, PURPLE, GREY, INK = (
+BLUE, ORANGE, GREEN, PURPLE, GRAY, INK = (
     "#3b6fb0",
     "#d55e00",
     "#2a8a4a",
@@ -47,7 +47,7 @@ class _Style(NamedTuple):
 
 
 OPERATION_STYLES = {
-    "identity": _Style("identity", GREY, "identity"),
+    "identity": _Style("identity", GRAY, "identity"),
     "avg_pool_3x3": _Style("avg 3×3", BLUE, "average pooling 3×3"),
     "max_pool_3x3": _Style("max 3×3", GREEN, "max pooling 3×3"),
     "sep_conv_3x3": _Style("sep 3×3", ORANGE, "separable convolution 3×3"),

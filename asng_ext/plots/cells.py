@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from asng_ext.plots._cell_layout import HEAD, Arrow, Box, Layout, lay_out
-from asng_ext.plots._picture import DPI, GREY, INK, OPERATION_STYLES, FilePath, picture
+from asng_ext.plots._picture import DPI, GRAY, INK, OPERATION_STYLES, FilePath, picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -111,7 +111,7 @@ def _draw_cell(axes: Axes, layout: Layout, x: float, y: float, reduction: bool) 
             _draw_box(axes, box, x, y, text, size=10, fill="#e4e9f0", edge=INK)
         else:
             text = ("older", "newer")[k] + "\n(unused)"
-            _draw_box(axes, box, x, y, text, size=8.5, fill="white", edge="#aaaaaa", ink=GREY)
+            _draw_box(axes, box, x, y, text, size=8.5, fill="white", edge="#aaaaaa", ink=GRAY)
 
 
 def _curve(arrow: Arrow, x: float, y: float) -> tuple[list[tuple[float, float]], list[int]]:

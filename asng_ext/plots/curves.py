@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
-from asng_ext.plots._picture import BLUE, DPI, GREEN, GREY, INK, ORANGE, PURPLE, FilePath, picture
+from asng_ext.plots._picture import BLUE, DPI, GRAY, GREEN, INK, ORANGE, PURPLE, FilePath, picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -105,7 +105,7 @@ def _metric_panels(rows: Rows, sets: Mapping[str, str]) -> list[_Panel]:
         _Panel(
             metric.replace("_", " "),
             [_Line(f"{prefix}_{metric}", name, colors[prefix]) for prefix, name in sets.items()],
-            reference=_Line(f"test_{metric}{_OF_INPUT}", "corrupted images", GREY),
+            reference=_Line(f"test_{metric}{_OF_INPUT}", "corrupted images", GRAY),
         )
         for metric in metrics
         if metric.removesuffix(_OF_INPUT) == metric or metric.removesuffix(_OF_INPUT) not in metrics
@@ -184,7 +184,7 @@ def _draw_panel(axes: Axes, panel: _Panel, rows: Rows) -> None:
             handlelength=1.6,
         )
     else:
-        axes.text(0.5, 0.5, "no finite values", transform=axes.transAxes, ha="center", color=GREY)
+        axes.text(0.5, 0.5, "no finite values", transform=axes.transAxes, ha="center", color=GRAY)
 
 
 def _log_axes(axes: Axes) -> Axes:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from asng_ext.plots._picture import DPI, GREY, INK, OPERATION_STYLES, FilePath, picture
+from asng_ext.plots._picture import DPI, GRAY, INK, OPERATION_STYLES, FilePath, picture
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -123,7 +123,7 @@ def _theta_figure(
             continue
         for j, text in enumerate(row):
             p = float(theta[i, j])
-            ink = "white" if p > 0.55 else INK if p > 0.1 else GREY
+            ink = "white" if p > 0.55 else INK if p > 0.1 else GRAY
             x = j + 0.08 / cell
             if with_text:
                 axes.text(x, i + 0.5, text, size=8, color=ink, va="center", parse_math=False)

@@ -228,7 +228,7 @@ class ClassificationTask:
     def test_supernet(self, supernet: nn.Module, values: Mapping[str, Any]) -> dict[str, float]:
         """Cross-entropy and accuracy of one architecture on the test images.
 
-        Normalisation uses the statistics of the test batch, as the supernet keeps none.
+        Normalization uses the statistics of the test batch, as the supernet keeps none.
         """
         indices = self.cell_space.to_indices(values)
 

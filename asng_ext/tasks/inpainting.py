@@ -252,7 +252,7 @@ class InpaintingTask:
 
         network.eval()
         count = len(self.data.test)
-        # Spread over the set, as neighbours may be alike.
+        # Spread over the set, as neighbors may be alike.
         chosen = torch.linspace(0, count - 1, min(_SHOWN, count)).long()
         target, corrupted = self._test_images(chosen)
         with torch.no_grad():
@@ -271,7 +271,7 @@ class InpaintingTask:
         count = len(self.data.test)
         if self.config.test_images:
             count = min(count, self.config.test_images)
-        # Spread over the set: neighbours may be patches of the same place.
+        # Spread over the set: neighbors may be patches of the same place.
         chosen = torch.linspace(0, len(self.data.test) - 1, count, dtype=torch.float64).long()
         sums: dict[str, Tensor] = {}
         with torch.no_grad():

@@ -121,7 +121,7 @@ class RetrainTask(Protocol):
         ...
 
     def training_loss(self, network: nn.Module, batch: Any) -> tuple[Tensor, Metrics]:
-        """The loss to minimise, and further means over the batch."""
+        """The loss to minimize, and further means over the batch."""
         ...
 
     def test(self, network: nn.Module) -> dict[str, float]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["draw", "require_matplotlib"]
 
 NAMES = {"ASNG": "ASNG", "SNG": "SNG", "NaturalAdam": "Adam"}
-# Colours that stay apart for colour-blind readers (Okabe and Ito), and markers for print.
+# Colors that stay apart for color-blind readers (Okabe and Ito), and markers for print.
 STYLES = [("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#E69F00", "v")]
 
 
@@ -65,21 +65,21 @@ def draw(
             else:
                 label, place = NAMES[optimizer.name], optimizer.step_size
             lines.setdefault(label, []).append((place, point))
-        for (label, line), (colour, marker) in zip(lines.items(), STYLES * len(lines)):
+        for (label, line), (color, marker) in zip(lines.items(), STYLES * len(lines)):
             line.sort(key=lambda item: item[0])
             x = [item[0] for item in line]
             panel.fill_between(
                 x,
                 [point.lower for _, point in line],
                 [point.upper for _, point in line],
-                color=colour,
+                color=color,
                 alpha=0.18,
                 linewidth=0,
             )
             panel.plot(
                 x,
                 [point.median for _, point in line],
-                color=colour,
+                color=color,
                 marker=marker,
                 markersize=5,
                 label=label,

@@ -1,6 +1,6 @@
 """The toy problem of Section 3.1: weights and categories of a function that costs nothing.
 
-Weights x (D, K) are trained by SGD while the categories that pick among them are optimised, as in
+Weights x (D, K) are trained by SGD while the categories that pick among them are optimized, as in
 neural architecture search, but a run takes milliseconds. There are two ways to run it, which give
 the same result for the same seed:
 
@@ -40,7 +40,7 @@ __all__ = [
 
 PROBLEMS = ("squared_error", "ordered_product")
 OPTIMIZERS = ("ASNG", "SNG", "NaturalAdam")
-REGULARISATION = 1e-8
+REGULARIZATION = 1e-8
 MOST_NUMBERS = 2**24
 MOST = 1e9
 """Larger settings have no meaning, and their products would overflow."""
@@ -48,7 +48,7 @@ MOST = 1e9
 
 @dataclass(frozen=True)
 class ToySettings:
-    """What is to be minimised, and how the weights are trained.
+    """What is to be minimized, and how the weights are trained.
 
     Args:
         problem: ``"squared_error"`` is the selective squared error function,
@@ -231,7 +231,7 @@ class ToyProblem:
         z = self._noise()
         gradient = np.zeros_like(self.x)
         if settings.problem == "ordered_product":
-            gradient += 2 * REGULARISATION * self.x
+            gradient += 2 * REGULARIZATION * self.x
         rows = np.arange(settings.variables)
         for row in categorical:
             if settings.problem == "squared_error":
@@ -261,7 +261,7 @@ class ToyProblem:
         settings = self.settings
         if settings.problem == "ordered_product":
             gains = [np.cumprod(self._factors(row, z)[0]).sum() for row in categorical]
-            penalty = REGULARISATION * float((self.x**2).sum())
+            penalty = REGULARIZATION * float((self.x**2).sum())
             return np.asarray(settings.variables - np.array(gains) + penalty)
         chosen = self.x[np.arange(settings.variables), categorical]
         return np.asarray(((chosen - z) ** 2 + categorical / settings.categories).sum(axis=1))

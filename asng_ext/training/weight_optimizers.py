@@ -110,7 +110,7 @@ def cpu_threads(count: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def frozen_batch_norm(model: nn.Module) -> Iterator[None]:
-    """Batch normalisation normalises by the batch, as in training, without touching its running
+    """Batch normalization normalizes by the batch, as in training, without touching its running
     statistics: evaluating an architecture leaves no trace in the model."""
     tracking = [
         module

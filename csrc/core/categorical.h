@@ -48,7 +48,7 @@ ASNG_HD inline double categorical_fisher_root(const double* theta, const double*
 }
 
 // Forces theta to be a distribution with every probability at least `margin`: clips, takes the
-// excess from each component in proportion to its distance from the margin, and renormalises. If
+// excess from each component in proportion to its distance from the margin, and renormalizes. If
 // no component is above the margin, all become equal. Needs size * margin < 1.
 ASNG_HD inline void project_categorical(double* theta, std::int64_t size, double margin) {
   double sum = 0.0;

@@ -12,8 +12,8 @@ namespace asng {
 constexpr double kTieTolerance = 1e-14;
 
 // Sums of utilities that cancel leave rounding errors behind. Anything this small relative to the
-// largest utility is such a rest, and normalising it would turn noise into a full step.
-constexpr double kCancelledUtility = 1e-13;
+// largest utility is such a rest, and normalizing it would turn noise into a full step.
+constexpr double kCanceledUtility = 1e-13;
 
 ASNG_HD inline bool losses_tie(double better, double worse) {
   return better == worse || worse - better < kTieTolerance * std::fabs(better);

@@ -9,7 +9,7 @@
 // int32 on the device of the images. Those out of range are errors on the CPU; on a CUDA device
 // nobody waits to look at them, and the output of their architecture is NaN. An operation is 0
 // identity, 1 average pool 3×3, 2 max pool 3×3, 3 separable convolution 3×3, 4 separable
-// convolution 5×5; with stride 2 an identity is a factorized reduction. Batch normalisation has no
+// convolution 5×5; with stride 2 an identity is a factorized reduction. Batch normalization has no
 // weights and takes the statistics of the B images of one architecture. Results do not depend on
 // the number of threads or on their order. With `tf32` a CUDA device may round the factors of
 // products of float32 matrices to TF32; with images in bfloat16 it does so anyway. The CPU never
@@ -22,7 +22,7 @@ STABLE_TORCH_LIBRARY(asng, m) {
   // operations[a, e] to bank[inputs[a, e], a].
   //   bank (S, λ, B, H, W, P)            the S candidate inputs
   //   inputs, operations (λ, E)
-  //   depthwise3, pointwise3             (S, 2, C, 1, 3, 3) and (S, 2, C, C), the two halves of
+  //   depthwise3, pointwise3             (S, 2, C, 1, 3, 3) and (S, 2, C, C), the two stages of
   //   depthwise5, pointwise5             each input's separable convolution; likewise for 5×5
   //   reduction (S, C, C)                rows for even pixels, ⌈C/2⌉ of them, then those for odd;
   //                                      may be None with stride 1
@@ -42,29 +42,34 @@ STABLE_TORCH_LIBRARY(asng, m) {
 
   // A cell of N nodes: projections of its two inputs, the nodes, and the projection of the nodes
   // that no node reads.
-  //   older, newer (λ or 1, B, H, W, P')  a first dimension of 1 means that all architectures share
-  //                                       the input; what is shared is computed once. The older
-  //                                       input is twice as high and wide if older_is_larger
-  //   inputs, operations (λ, N, 2)        input 0 is the older one, 1 the newer, k + 2 node k
-  //   older_weight, newer_weight (C, C')  if older_is_larger, of the older one the rows for even
+  //   prev_prev, prev (λ or 1, B, H, W, P')  a first dimension of 1 means that all architectures
+  //   share
+  //                                       the input; what is shared is computed once. The prev_prev
+  //                                       input is twice as high and wide if prev_prev_is_larger
+  //   inputs, operations (λ, N, 2)        input 0 is the prev_prev one, 1 the prev, k + 2 node k
+  //   prev_prev_weight, prev_weight (C, C')  if prev_prev_is_larger, of the prev_prev one the rows
+  //   for even
   //                                       pixels come first
   //   depthwise3, …, reduction            as above, for N(N + 3)/2 edges: (node n, input i) is
   //                                       number n(n + 3)/2 + i. The reduction is for 2N edges:
   //                                       number 2n + i; None unless the cell is a reduction cell
   //   output_weight (C, N·C)
-  // Returns the normalised output (λ, B, H', W', P) and what the backward pass needs.
+  // Returns the normalized output (λ, B, H', W', P) and what the backward pass needs.
   m.def(
-      "cell(Tensor older, Tensor newer, Tensor inputs, Tensor operations, Tensor older_weight, "
-      "Tensor newer_weight, Tensor depthwise3, Tensor pointwise3, Tensor depthwise5, "
-      "Tensor pointwise5, Tensor? reduction, Tensor output_weight, bool older_is_larger, "
+      "cell(Tensor prev_prev, Tensor prev, Tensor inputs, Tensor operations, Tensor "
+      "prev_prev_weight, "
+      "Tensor prev_weight, Tensor depthwise3, Tensor pointwise3, Tensor depthwise5, "
+      "Tensor pointwise5, Tensor? reduction, Tensor output_weight, bool prev_prev_is_larger, "
       "bool save, bool tf32) -> (Tensor, Tensor)");
-  // Gradients of older and newer (empty unless wanted) and of the eight weights.
+  // Gradients of prev_prev and prev (empty unless wanted) and of the eight weights.
   m.def(
-      "_cell_backward(Tensor grad, Tensor older, Tensor newer, Tensor output, Tensor saved, "
-      "Tensor inputs, Tensor operations, Tensor older_weight, Tensor newer_weight, "
+      "_cell_backward(Tensor grad, Tensor prev_prev, Tensor prev, Tensor output, Tensor saved, "
+      "Tensor inputs, Tensor operations, Tensor prev_prev_weight, Tensor prev_weight, "
       "Tensor depthwise3, Tensor pointwise3, Tensor depthwise5, Tensor pointwise5, "
-      "Tensor? reduction, Tensor output_weight, bool older_is_larger, bool wants_older, "
-      "bool wants_newer, bool tf32) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, "
+      "Tensor? reduction, Tensor output_weight, bool prev_prev_is_larger, bool "
+      "prev_prev_needs_grad, "
+      "bool prev_needs_grad, bool tf32) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, "
+      "Tensor, "
       "Tensor, "
       "Tensor, Tensor)");
 
@@ -73,20 +78,20 @@ STABLE_TORCH_LIBRARY(asng, m) {
   // only the next cell reads.
   //   images (1 or λ, B, H, W, P')
   //   inputs, operations (2, λ, N, 2)    first those of normal cells, then those of reduction cells
-  //   weights                            for each cell older_weight, newer_weight, depthwise3,
+  //   weights                            for each cell prev_prev_weight, prev_weight, depthwise3,
   //                                      pointwise3, depthwise5, pointwise5, reduction (an empty
   //                                      tensor: a normal cell), output_weight, as above
-  // Returns the normalised output of the last cell and what the backward pass needs.
+  // Returns the normalized output of the last cell and what the backward pass needs.
   m.def(
       "cells(Tensor images, Tensor inputs, Tensor operations, Tensor[] weights, bool save) "
       "-> (Tensor, Tensor)");
   // Gradients of images (empty unless wanted) and of the weights.
   m.def(
       "_cells_backward(Tensor grad, Tensor images, Tensor output, Tensor saved, Tensor inputs, "
-      "Tensor operations, Tensor[] weights, bool wants_images) -> (Tensor, Tensor[])");
+      "Tensor operations, Tensor[] weights, bool images_need_grad) -> (Tensor, Tensor[])");
 
   // The stem: 3×3 convolution of images (B, H, W, C'), contiguous and not padded, with a weight
-  // (C, C', 3, 3), then batch normalisation with weight and bias (C). Returns (1, B, H, W, P), an
+  // (C, C', 3, 3), then batch normalization with weight and bias (C). Returns (1, B, H, W, P), an
   // input of cells that all architectures share, and what the backward pass needs.
   m.def(
       "stem(Tensor images, Tensor weight, Tensor scale, Tensor bias, bool tf32) "
@@ -132,7 +137,7 @@ STABLE_TORCH_LIBRARY(asng, m) {
   // PyTorch's own gradients have other strides than its compiler expects.
   m.def(
       "_cae_encode_backward(Tensor grad, Tensor output, Tensor x, Tensor weight, int stride, "
-      "bool wants_x) -> (Tensor, Tensor)");
+      "bool x_needs_grad) -> (Tensor, Tensor)");
   // Transposed convolution to (B, height, width, C), plus `skipped` of that shape, then ReLU.
   m.def(
       "cae_decode(Tensor x, Tensor weight, Tensor? skipped, int stride, int height, int width, "
@@ -140,7 +145,7 @@ STABLE_TORCH_LIBRARY(asng, m) {
   // Likewise; `output` where ReLU was. The gradient of skipped is grad where output is above 0.
   m.def(
       "_cae_decode_backward(Tensor grad, Tensor? output, Tensor x, Tensor weight, int stride, "
-      "bool wants_x) -> (Tensor, Tensor)");
+      "bool x_needs_grad) -> (Tensor, Tensor)");
   // On CUDA devices alone, where images may be bfloat16 or float16, too, and weights need not be of
   // their type: adds `skipped` to y, contiguous, then ReLU, in place.
   m.def("_cae_finish(Tensor(a!) y, Tensor? skipped, bool relu) -> ()");

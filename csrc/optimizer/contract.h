@@ -56,10 +56,10 @@ struct AsngBest {
 };
 
 // What is told; returns the number of samples of each problem.
-inline int64_t check_told(const AsngState& state, const Tensor& s, const Tensor& step,
-                          const AsngBest& best, const Tensor& categorical, const Tensor& numerical,
-                          const Tensor& losses, const Tensor& margin, const Tensor& bounds,
-                          DeviceType device) {
+inline int64_t check_evaluations(const AsngState& state, const Tensor& s, const Tensor& step,
+                                 const AsngBest& best, const Tensor& categorical,
+                                 const Tensor& numerical, const Tensor& losses,
+                                 const Tensor& margin, const Tensor& bounds, DeviceType device) {
   STD_TORCH_CHECK(losses.dim() == 2, "losses must have 2 dimensions, got ", losses.dim());
   const int64_t problems = state.problems, population = losses.size(1);
   state.check_population(population, 2);

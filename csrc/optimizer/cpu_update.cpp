@@ -93,9 +93,8 @@ double Update::categorical_gradient(const Layout& layout, const double* theta,
   if (weighted_.size() == 2) {
     return gradient_of_two(layout, theta, population);
   }
-  const double cancelled =
-      kCancelledUtility /
-      static_cast<double>(population.lambda * selected_count(population.lambda));
+  const double canceled =
+      kCanceledUtility / static_cast<double>(population.lambda * selected_count(population.lambda));
   const std::int64_t n = layout.n_categorical();
   double squared_norm = 0.0;
   for (std::int64_t i = 0; i < n; ++i) {
@@ -115,7 +114,7 @@ double Update::categorical_gradient(const Layout& layout, const double* theta,
     }
     double largest = 0.0;
     for (std::int64_t j = lowest; j <= highest; ++j) {
-      gradient[j] = std::fabs(gradient[j]) > cancelled ? gradient[j] : 0.0;
+      gradient[j] = std::fabs(gradient[j]) > canceled ? gradient[j] : 0.0;
       largest = std::max(largest, std::fabs(gradient[j]));
     }
     if (largest > 0.0) {
@@ -192,10 +191,10 @@ double Update::gaussian_gradient(const Layout& layout, const Parameters& paramet
       mean_size += std::fabs(w.weight * offset);
       spread_size += std::fabs(w.weight * spread);
     }
-    if (std::fabs(gradient.mean) <= kCancelledUtility * mean_size) {
+    if (std::fabs(gradient.mean) <= kCanceledUtility * mean_size) {
       gradient.mean = 0.0;
     }
-    if (std::fabs(gradient.spread) <= kCancelledUtility * spread_size) {
+    if (std::fabs(gradient.spread) <= kCanceledUtility * spread_size) {
       gradient.spread = 0.0;
     }
     gaussian_[j] = gradient;

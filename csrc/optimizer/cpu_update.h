@@ -42,7 +42,7 @@ struct Parameters {
   double* variance;
 };
 
-// lambda samples, row-major; `losses` in the direction that is minimised, without NaN.
+// lambda samples, row-major; `losses` in the direction that is minimized, without NaN.
 struct Population {
   std::int64_t lambda;
   const std::int64_t* categorical;
@@ -75,7 +75,7 @@ class Update {
                     double norm, double* first_moment, double* second_moment,
                     std::span<const double> margin) const;
 
-  // s <- (1 - beta) s + sqrt(beta (2 - beta)) F^(1/2) G / ||G||_F (eq. 19, normalised). Returns
+  // s <- (1 - beta) s + sqrt(beta (2 - beta)) F^(1/2) G / ||G||_F (eq. 19, normalized). Returns
   // ||s||^2.
   double accumulate(const Layout& layout, double* s, double beta, double norm) const;
 

@@ -1,4 +1,4 @@
-// The update of Algorithm 1: one launch ranks the losses, forms the natural gradient, normalises
+// The update of Algorithm 1: one launch ranks the losses, forms the natural gradient, normalizes
 // it, moves the distribution and adapts the step size. What is computed, and in which order for
 // each variable, is that of csrc/optimizer/cpu_update.cpp.
 //
@@ -27,7 +27,7 @@ constexpr std::int64_t kVariablesPerThread = 4;
 struct Job {
   OptimizerShape shape;
   OptimizerState state;
-  Told told;
+  Evaluations told;
   StepSizeSettings settings;
   Workspace workspace;
 };
@@ -65,7 +65,7 @@ struct Problem {
 
 // The population as all threads of a block see it, in dynamic shared memory.
 struct Ranked {
-  double* loss;          // (lambda,) in the direction that is minimised, without NaN
+  double* loss;          // (lambda,) in the direction that is minimized, without NaN
   double* utility;       // (lambda,)
   std::int64_t* order;   // (lambda,) samples in ascending order of loss
   double* weight;        // of the samples whose utility is not 0: utility / lambda
@@ -154,10 +154,10 @@ __device__ double categorical_gradient(const Job& job, const Problem& problem, c
     highest = category > highest ? category : highest;
   }
   const std::int64_t lambda = job.shape.population;
-  const double cancelled = kCancelledUtility / static_cast<double>(lambda * selected_count(lambda));
+  const double canceled = kCanceledUtility / static_cast<double>(lambda * selected_count(lambda));
   double largest = 0.0;
   for (std::int64_t j = lowest; j <= highest; ++j) {
-    const bool counts = valid && lowest < highest && std::fabs(gradient[j]) > cancelled;
+    const bool counts = valid && lowest < highest && std::fabs(gradient[j]) > canceled;
     gradient[j] = counts ? gradient[j] : 0.0;
     largest = std::fmax(largest, std::fabs(gradient[j]));
   }
@@ -183,15 +183,15 @@ __device__ double gaussian_gradient(const Job& job, const Problem& problem, cons
     mean_size += std::fabs(weight * offset);
     spread_size += std::fabs(weight * spread);
   }
-  if (std::fabs(gradient.mean) <= kCancelledUtility * mean_size) gradient.mean = 0.0;
-  if (std::fabs(gradient.spread) <= kCancelledUtility * spread_size) gradient.spread = 0.0;
+  if (std::fabs(gradient.mean) <= kCanceledUtility * mean_size) gradient.mean = 0.0;
+  if (std::fabs(gradient.spread) <= kCanceledUtility * spread_size) gradient.spread = 0.0;
   problem.gaussian[2 * j] = gradient.mean;
   problem.gaussian[2 * j + 1] = gradient.spread;
   double* root = problem.root + (job.shape.theta_size - job.shape.categorical);
   return gaussian_fisher_root(mean, variance, gradient, root[j], root[n + j]);
 }
 
-// s <- (1 - beta) s + sqrt(beta (2 - beta)) F^(1/2) G / ||G||_F (eq. 19, normalised).
+// s <- (1 - beta) s + sqrt(beta (2 - beta)) F^(1/2) G / ||G||_F (eq. 19, normalized).
 struct Accumulation {
   double keep, add;
 
@@ -343,7 +343,7 @@ std::int64_t tell_blocks(const OptimizerShape& shape) {
   const std::int64_t variables = shape.categorical + shape.gaussian;
   if (variables <= kThreads * kVariablesPerThread) return 1;
   const std::int64_t fit =
-      blocks_together(tell_kernel, kThreads, Ranked::bytes(shape.population)) / shape.problems;
+      co_resident_blocks(tell_kernel, kThreads, Ranked::bytes(shape.population)) / shape.problems;
   return std::max<std::int64_t>(std::min((variables + kThreads - 1) / kThreads, fit), 1);
 }
 
@@ -351,14 +351,14 @@ std::int64_t Workspace::size_for(const OptimizerShape& shape, std::int64_t block
   return shape.theta_size + shape.n_theta() + 2 * shape.gaussian + 2 * blocks;
 }
 
-void tell(const OptimizerShape& shape, const OptimizerState& state, const Told& told,
+void tell(const OptimizerShape& shape, const OptimizerState& state, const Evaluations& told,
           const StepSizeSettings& settings, const Workspace& workspace, std::int64_t blocks,
           CudaStream stream) {
   const dim3 grid(static_cast<unsigned int>(blocks), static_cast<unsigned int>(shape.problems));
   const std::size_t bytes = Ranked::bytes(shape.population);
   const Job job{shape, state, told, settings, workspace};
   if (blocks > 1) {
-    launch_together(tell_kernel, grid, threads_for(shape), bytes, stream, job);
+    launch_cooperative(tell_kernel, grid, threads_for(shape), bytes, stream, job);
   } else {
     launch(tell_kernel, grid, threads_for(shape), bytes, stream, job);
   }

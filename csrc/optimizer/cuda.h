@@ -44,7 +44,7 @@ struct OptimizerState {
   double* variance;        // (P, gaussian)
   double* s;               // (P, n_theta)
   double* step;            // (P, 2) gamma and Delta
-  // The sample of the smallest loss, in the direction that is minimised.
+  // The sample of the smallest loss, in the direction that is minimized.
   double* best_loss;               // (P,) infinite before there is one
   std::int64_t* best_categorical;  // (P, categorical)
   double* best_gaussian;           // (P, gaussian)
@@ -56,7 +56,7 @@ struct OptimizerState {
 void ask(const OptimizerShape& shape, const OptimizerState& state, const std::int64_t* offsets,
          std::int64_t* categorical, double* gaussian, CudaStream stream);
 
-struct Told {
+struct Evaluations {
   const std::int64_t* categorical;  // (P, lambda, categorical)
   const double* gaussian;           // (P, lambda, gaussian)
   const double* losses;             // (P, lambda); all that is not finite ranks last and ties
@@ -81,7 +81,7 @@ struct Workspace {
 std::int64_t tell_blocks(const OptimizerShape& shape);
 
 // Updates the distributions of all problems.
-void tell(const OptimizerShape& shape, const OptimizerState& state, const Told& told,
+void tell(const OptimizerShape& shape, const OptimizerState& state, const Evaluations& told,
           const StepSizeSettings& settings, const Workspace& workspace, std::int64_t blocks,
           CudaStream stream);
 

@@ -66,8 +66,8 @@ Tensor asng_tell(Tensor counters, Tensor theta, Tensor mean, Tensor variance, Te
                  double variance_ratio_min, bool maximize) {
   const AsngState state(counters, theta, mean, variance, offsets, DeviceType::CPU);
   const int64_t population =
-      check_told(state, s, step, {best_loss, best_categorical, best_numerical}, categorical,
-                 numerical, losses, margin, bounds, DeviceType::CPU);
+      check_evaluations(state, s, step, {best_loss, best_categorical, best_numerical}, categorical,
+                        numerical, losses, margin, bounds, DeviceType::CPU);
   const host::Layout layout = layout_of(state, &bounds, variance_ratio_min);
   const int64_t* categories = categorical.const_data_ptr<int64_t>();
   for (int64_t k = 0; k < categorical.numel(); ++k) {
@@ -86,8 +86,8 @@ Tensor asng_tell(Tensor counters, Tensor theta, Tensor mean, Tensor variance, Te
                                     : maximize           ? -loss
                                                          : loss;
     }
-    const int64_t* told_categories = categories + p * population * state.categorical;
-    const double* told_numbers =
+    const int64_t* evaluated_categories = categories + p * population * state.categorical;
+    const double* evaluated_numbers =
         numerical.const_data_ptr<double>() + p * population * state.gaussian;
     int64_t* counter = counters.mutable_data_ptr<int64_t>() + p * AsngState::kCounters;
     ++counter[2];
@@ -97,14 +97,14 @@ Tensor asng_tell(Tensor counters, Tensor theta, Tensor mean, Tensor variance, Te
     if (row[static_cast<size_t>(k)] < smallest) {
       smallest = row[static_cast<size_t>(k)];
       counter[5] = counter[2];
-      std::copy_n(told_categories + k * state.categorical, state.categorical,
+      std::copy_n(evaluated_categories + k * state.categorical, state.categorical,
                   best_categorical.mutable_data_ptr<int64_t>() + p * state.categorical);
-      std::copy_n(told_numbers + k * state.gaussian, state.gaussian,
+      std::copy_n(evaluated_numbers + k * state.gaussian, state.gaussian,
                   best_numerical.mutable_data_ptr<double>() + p * state.gaussian);
     }
     const host::Parameters parameters = parameters_of(state, p);
     const double norm = update.natural_gradient(
-        layout, parameters, {population, told_categories, told_numbers, row.data()});
+        layout, parameters, {population, evaluated_categories, evaluated_numbers, row.data()});
     const bool moves = norm > 0.0 && std::isfinite(norm);
     moved.mutable_data_ptr<bool>()[p] = moves;
     if (!moves) continue;

@@ -32,7 +32,7 @@ std::tuple<Tensor, Tensor> asng_ask(Tensor counters, Tensor theta, Tensor mean, 
   Tensor categorical =
       state.empty({state.problems, population, state.categorical}, ScalarType::Long);
   Tensor numerical = state.empty({state.problems, population, state.gaussian}, ScalarType::Double);
-  const Current current(theta);
+  const DeviceStreamGuard current(theta);
   ask(shape_of(state, population), pointers(state), offsets.const_data_ptr<int64_t>(),
       categorical.mutable_data_ptr<int64_t>(), numerical.mutable_data_ptr<double>(),
       current.stream());
@@ -46,21 +46,22 @@ Tensor asng_tell(Tensor counters, Tensor theta, Tensor mean, Tensor variance, Te
                  double variance_ratio_min, bool maximize) {
   const AsngState state(counters, theta, mean, variance, offsets, kDevice);
   const int64_t population =
-      check_told(state, s, step, {best_loss, best_categorical, best_numerical}, categorical,
-                 numerical, losses, margin, bounds, kDevice);
+      check_evaluations(state, s, step, {best_loss, best_categorical, best_numerical}, categorical,
+                        numerical, losses, margin, bounds, kDevice);
   STD_TORCH_CHECK(population <= kLargestPopulation, "losses must have at most ", kLargestPopulation,
                   " columns on a CUDA device, got ", population);
-  const Current current(theta);
+  const DeviceStreamGuard current(theta);
   const OptimizerShape shape = shape_of(state, population);
   const int64_t blocks = tell_blocks(shape);
   const int64_t per_problem = Workspace::size_for(shape, blocks);
   Tensor memory = state.empty({state.problems, per_problem}, ScalarType::Double);
   Tensor moved = state.empty({state.problems}, ScalarType::Bool);
-  const Told told = {categorical.const_data_ptr<int64_t>(), numerical.const_data_ptr<double>(),
-                     losses.const_data_ptr<double>(),       maximize,
-                     offsets.const_data_ptr<int64_t>(),     margin.const_data_ptr<double>(),
-                     bounds.const_data_ptr<double>(),       variance_ratio_min,
-                     moved.mutable_data_ptr<bool>()};
+  const Evaluations told = {
+      categorical.const_data_ptr<int64_t>(), numerical.const_data_ptr<double>(),
+      losses.const_data_ptr<double>(),       maximize,
+      offsets.const_data_ptr<int64_t>(),     margin.const_data_ptr<double>(),
+      bounds.const_data_ptr<double>(),       variance_ratio_min,
+      moved.mutable_data_ptr<bool>()};
   OptimizerState all = pointers(state);
   all.s = s.mutable_data_ptr<double>();
   all.step = step.mutable_data_ptr<double>();

@@ -34,7 +34,7 @@ inline Tensor zeros_like(const Tensor& t) {
   return new_tensor({sizes.begin(), sizes.end()}, t.scalar_type(), true);
 }
 
-inline Tensor uninitialised_like(const Tensor& t) {
+inline Tensor uninitialized_like(const Tensor& t) {
   const auto sizes = t.sizes();
   return new_tensor({sizes.begin(), sizes.end()}, t.scalar_type(), false);
 }

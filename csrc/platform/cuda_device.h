@@ -20,9 +20,9 @@ namespace asng::cuda {
 constexpr DeviceType kDevice = DeviceType::CPU;
 #define ASNG_CUDA_KEY CPU
 
-class Current {
+class DeviceStreamGuard {
  public:
-  explicit Current(const Tensor&) {}
+  explicit DeviceStreamGuard(const Tensor&) {}
   CudaStream stream() const { return nullptr; }
 };
 
@@ -32,9 +32,9 @@ constexpr DeviceType kDevice = DeviceType::CUDA;
 #define ASNG_CUDA_KEY CUDA
 
 // While it lives, the tensor's device is the current one.
-class Current {
+class DeviceStreamGuard {
  public:
-  explicit Current(const Tensor& tensor) : guard_(tensor.get_device_index()) {
+  explicit DeviceStreamGuard(const Tensor& tensor) : guard_(tensor.get_device_index()) {
     void* stream = nullptr;
     STABLE_TORCH_ERROR_CODE_CHECK(
         aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));

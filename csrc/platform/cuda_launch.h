@@ -70,8 +70,8 @@ void launch(void (*kernel)(P...), dim3 grid, dim3 block, std::size_t shared_byte
 
 // For kernels whose blocks wait for each other: all of them run at the same time.
 template <class... P, class... A>
-void launch_together(void (*kernel)(P...), dim3 grid, dim3 block, std::size_t shared_bytes,
-                     CudaStream, A&&... arguments) {
+void launch_cooperative(void (*kernel)(P...), dim3 grid, dim3 block, std::size_t shared_bytes,
+                        CudaStream, A&&... arguments) {
   const std::tuple<P...> values(std::forward<A>(arguments)...);
   const void* function = reinterpret_cast<const void*>(kernel);
   detail::allow_shared(function, shared_bytes);
@@ -81,7 +81,7 @@ void launch_together(void (*kernel)(P...), dim3 grid, dim3 block, std::size_t sh
 }
 
 template <class... P>
-int blocks_together(void (*)(P...), unsigned int, std::size_t) {
+int co_resident_blocks(void (*)(P...), unsigned int, std::size_t) {
   return 6;
 }
 
@@ -149,10 +149,10 @@ void launch(void (*kernel)(P...), dim3 grid, dim3 block, std::size_t shared_byte
 }
 
 // The same for kernels whose blocks wait for each other: all of them run at the same time. There
-// must be no more than blocks_together() of them.
+// must be no more than co_resident_blocks() of them.
 template <class... P, class... A>
-void launch_together(void (*kernel)(P...), dim3 grid, dim3 block, std::size_t shared_bytes,
-                     CudaStream stream, A&&... arguments) {
+void launch_cooperative(void (*kernel)(P...), dim3 grid, dim3 block, std::size_t shared_bytes,
+                        CudaStream stream, A&&... arguments) {
   detail::launch_by(
       [&](const void* function, void** pointers) {
         return cudaLaunchCooperativeKernel(function, grid, block, pointers, shared_bytes, stream);
@@ -176,7 +176,7 @@ inline std::size_t largest_shared_bytes() {
 
 // How many blocks of a kernel the current device runs at the same time.
 template <class... P>
-int blocks_together(void (*kernel)(P...), unsigned int threads, std::size_t shared_bytes) {
+int co_resident_blocks(void (*kernel)(P...), unsigned int threads, std::size_t shared_bytes) {
   detail::allow_shared(reinterpret_cast<const void*>(kernel), shared_bytes);
   int per_multiprocessor = 0;
   check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_multiprocessor, kernel,

@@ -18,8 +18,8 @@ int64_t split(const CellShape& s, P* values, CellWeights<P>& w) {
     return part;
   };
   const int64_t edges = s.nodes * (s.nodes + 3) / 2, c = s.channels;
-  w.older = take(c * s.older.channels);
-  w.newer = take(c * s.newer.channels);
+  w.prev_prev = take(c * s.prev_prev.channels);
+  w.prev = take(c * s.prev.channels);
   w.output = take(c * s.nodes * c);
   for (int kind = 0; kind < 2; ++kind) {
     w.operations.depthwise[kind] = take(edges * 2 * c * (kind == 0 ? 9 : 25));

@@ -8,10 +8,10 @@ namespace asng::test {
 
 struct CellCase {
   int archs = 2, nodes = 3, images = 2, channels = 6, height = 5, width = 6;
-  int older_channels = 20, newer_channels = 4;
-  bool reduction = false, older_is_larger = false;
-  bool older_is_shared = false, newer_is_shared = false;
-  bool wants_older = true, wants_newer = true;
+  int prev_prev_channels = 20, prev_channels = 4;
+  bool reduction = false, prev_prev_is_larger = false;
+  bool prev_prev_is_shared = false, prev_is_shared = false;
+  bool prev_prev_needs_grad = true, prev_needs_grad = true;
   unsigned seed = 1;
   bool tf32 = false;
 };
@@ -19,10 +19,10 @@ struct CellCase {
 template <class T>
 struct CellExample {
   CellCase c;
-  int padded, out_height, out_width, older_height, older_width, edges;
+  int padded, out_height, out_width, prev_prev_height, prev_prev_width, edges;
   Draw draw;
   std::vector<int32_t> inputs, operations;
-  std::vector<T> older, newer, probe, older_weight, newer_weight, output_weight;
+  std::vector<T> prev_prev, prev, probe, prev_prev_weight, prev_weight, output_weight;
   OperationWeights<T> weights;
 
   explicit CellExample(const CellCase& cell)
@@ -30,20 +30,20 @@ struct CellExample {
         padded(cuda::padded_channels(c.channels)),
         out_height(c.reduction ? (c.height + 1) / 2 : c.height),
         out_width(c.reduction ? (c.width + 1) / 2 : c.width),
-        older_height(c.older_is_larger ? 2 * c.height - 1 : c.height),
-        older_width(c.older_is_larger ? 2 * c.width : c.width),
+        prev_prev_height(c.prev_prev_is_larger ? 2 * c.height - 1 : c.height),
+        prev_prev_width(c.prev_prev_is_larger ? 2 * c.width : c.width),
         edges(c.nodes * (c.nodes + 3) / 2),
         draw(c.seed),
-        older(draw.images<T>(static_cast<int64_t>(c.older_is_shared ? 1 : c.archs) * c.images *
-                                 older_height * older_width,
-                             c.older_channels)),
-        newer(draw.images<T>(
-            static_cast<int64_t>(c.newer_is_shared ? 1 : c.archs) * c.images * c.height * c.width,
-            c.newer_channels)),
+        prev_prev(draw.images<T>(static_cast<int64_t>(c.prev_prev_is_shared ? 1 : c.archs) *
+                                     c.images * prev_prev_height * prev_prev_width,
+                                 c.prev_prev_channels)),
+        prev(draw.images<T>(
+            static_cast<int64_t>(c.prev_is_shared ? 1 : c.archs) * c.images * c.height * c.width,
+            c.prev_channels)),
         probe(draw.images<T>(static_cast<int64_t>(c.archs) * c.images * out_height * out_width,
                              c.channels)),
-        older_weight(draw.normal<T>(c.channels * c.older_channels)),
-        newer_weight(draw.normal<T>(c.channels * c.newer_channels)),
+        prev_prev_weight(draw.normal<T>(c.channels * c.prev_prev_channels)),
+        prev_weight(draw.normal<T>(c.channels * c.prev_channels)),
         output_weight(draw.normal<T>(c.channels * c.nodes * c.channels)),
         weights(draw, edges, c.reduction ? 2 * c.nodes : 0, c.channels) {
     for (int arch = 0; arch < c.archs; ++arch) {
@@ -63,30 +63,30 @@ struct CellExample {
         padded(other.padded),
         out_height(other.out_height),
         out_width(other.out_width),
-        older_height(other.older_height),
-        older_width(other.older_width),
+        prev_prev_height(other.prev_prev_height),
+        prev_prev_width(other.prev_prev_width),
         edges(other.edges),
         draw(other.draw),
         inputs(other.inputs),
         operations(other.operations),
-        older(converted<T>(other.older)),
-        newer(converted<T>(other.newer)),
+        prev_prev(converted<T>(other.prev_prev)),
+        prev(converted<T>(other.prev)),
         probe(converted<T>(other.probe)),
-        older_weight(converted<T>(other.older_weight)),
-        newer_weight(converted<T>(other.newer_weight)),
+        prev_prev_weight(converted<T>(other.prev_prev_weight)),
+        prev_weight(converted<T>(other.prev_weight)),
         output_weight(converted<T>(other.output_weight)),
         weights(other.weights) {}
 
   Tensors<T> zero_weights() const {
-    return {std::vector<T>(older_weight.size()), std::vector<T>(newer_weight.size()),
+    return {std::vector<T>(prev_prev_weight.size()), std::vector<T>(prev_weight.size()),
             std::vector<T>(output_weight.size())};
   }
 
   template <class W, class M>
-  static W pointers(M& older, M& newer, M& output, OperationWeights<T>& operations) {
+  static W pointers(M& prev_prev, M& prev, M& output, OperationWeights<T>& operations) {
     W w;
-    w.older = older.data();
-    w.newer = newer.data();
+    w.prev_prev = prev_prev.data();
+    w.prev = prev.data();
     w.output = output.data();
     w.operations = operations.template pointers<decltype(w.operations)>();
     return w;
@@ -99,54 +99,54 @@ struct CellExample {
     s.images = c.images;
     s.channels = c.channels;
     s.padded = padded;
-    s.older = {c.older_is_shared ? 1 : c.archs, c.older_channels,
-               cuda::padded_channels(c.older_channels), older_height, older_width};
-    s.newer = {c.newer_is_shared ? 1 : c.archs, c.newer_channels,
-               cuda::padded_channels(c.newer_channels), c.height, c.width};
+    s.prev_prev = {c.prev_prev_is_shared ? 1 : c.archs, c.prev_prev_channels,
+                   cuda::padded_channels(c.prev_prev_channels), prev_prev_height, prev_prev_width};
+    s.prev = {c.prev_is_shared ? 1 : c.archs, c.prev_channels,
+              cuda::padded_channels(c.prev_channels), c.height, c.width};
     s.out_height = out_height;
     s.out_width = out_width;
     s.reduction = c.reduction;
-    s.older_is_larger = c.older_is_larger;
+    s.prev_prev_is_larger = c.prev_prev_is_larger;
     std::vector<T> y(probe.size()), saved(static_cast<size_t>(s.saved_bound()));
-    std::vector<T> grad_older(c.wants_older ? older.size() : 0);
-    std::vector<T> grad_newer(c.wants_newer ? newer.size() : 0);
+    std::vector<T> grad_prev_prev(c.prev_prev_needs_grad ? prev_prev.size() : 0);
+    std::vector<T> grad_prev(c.prev_needs_grad ? prev.size() : 0);
     const auto w =
-        pointers<cpu::CellWeights<const T>>(older_weight, newer_weight, output_weight, weights);
+        pointers<cpu::CellWeights<const T>>(prev_prev_weight, prev_weight, output_weight, weights);
     OperationWeights<T> grads = weights;
     grads.fill(0);
     Tensors<T> others = zero_weights();
     cpu::Cell<T>(s, w, inputs.data(), operations.data())
-        .forward(older.data(), newer.data(), y.data(), saved.data());
+        .forward(prev_prev.data(), prev.data(), y.data(), saved.data());
     cpu::Cell<T>(s, w, inputs.data(), operations.data())
-        .backward(older.data(), newer.data(), y.data(), probe.data(), saved.data(),
-                  c.wants_older ? grad_older.data() : nullptr,
-                  c.wants_newer ? grad_newer.data() : nullptr,
+        .backward(prev_prev.data(), prev.data(), y.data(), probe.data(), saved.data(),
+                  c.prev_prev_needs_grad ? grad_prev_prev.data() : nullptr,
+                  c.prev_needs_grad ? grad_prev.data() : nullptr,
                   pointers<cpu::CellWeights<T>>(others[0], others[1], others[2], grads));
-    Tensors<T> result = {y, grad_older, grad_newer, others[0], others[1], others[2]};
+    Tensors<T> result = {y, grad_prev_prev, grad_prev, others[0], others[1], others[2]};
     grads.append_to(result);
     return result;
   }
 
   cuda::CellShape shape() const {
     cuda::CellShape s;
-    s.graph.archs = c.archs;
-    s.graph.nodes = c.nodes;
-    s.graph.edges = 2;
-    s.graph.inputs = 2;
-    s.graph.images = c.images;
-    s.graph.channels = c.channels;
-    s.graph.padded = padded;
-    s.graph.height = c.height;
-    s.graph.width = c.width;
-    s.graph.out_height = out_height;
-    s.graph.out_width = out_width;
-    s.graph.stride = c.reduction ? 2 : 1;
-    s.graph.tf32 = c.tf32;
-    s.older = {c.older_is_shared, c.older_channels, cuda::padded_channels(c.older_channels),
-               older_height, older_width};
-    s.newer = {c.newer_is_shared, c.newer_channels, cuda::padded_channels(c.newer_channels),
-               c.height, c.width};
-    s.older_is_larger = c.older_is_larger;
+    s.dag.archs = c.archs;
+    s.dag.nodes = c.nodes;
+    s.dag.edges = 2;
+    s.dag.inputs = 2;
+    s.dag.images = c.images;
+    s.dag.channels = c.channels;
+    s.dag.padded = padded;
+    s.dag.height = c.height;
+    s.dag.width = c.width;
+    s.dag.out_height = out_height;
+    s.dag.out_width = out_width;
+    s.dag.stride = c.reduction ? 2 : 1;
+    s.dag.tf32 = c.tf32;
+    s.prev_prev = {c.prev_prev_is_shared, c.prev_prev_channels,
+                   cuda::padded_channels(c.prev_prev_channels), prev_prev_height, prev_prev_width};
+    s.prev = {c.prev_is_shared, c.prev_channels, cuda::padded_channels(c.prev_channels), c.height,
+              c.width};
+    s.prev_prev_is_larger = c.prev_prev_is_larger;
     return s;
   }
 
@@ -154,37 +154,39 @@ struct CellExample {
   template <class V = T>
   Tensors<T> on_cuda(bool save = true) {
     const cuda::CellShape s = shape();
-    const std::vector<V> stored_older = converted<V>(older), stored_newer = converted<V>(newer);
+    const std::vector<V> stored_prev_prev = converted<V>(prev_prev),
+                         stored_prev = converted<V>(prev);
     const std::vector<V> stored_probe = converted<V>(probe);
     const auto w =
-        pointers<cuda::CellWeights<const T>>(older_weight, newer_weight, output_weight, weights);
+        pointers<cuda::CellWeights<const T>>(prev_prev_weight, prev_weight, output_weight, weights);
     const cuda::Choices choices = {inputs.data(), operations.data()};
     const Memory y(probe.size() * sizeof(V));
     const Memory saved(save ? static_cast<size_t>(cuda::cell_saved_size<V>(s)) * sizeof(T) : 0);
     {
       const Memory scratch(cuda::cell_forward_scratch<V>(s, save));
-      cuda::cell_forward<V>(s, w, choices, stored_older.data(), stored_newer.data(), y.as<V>(),
+      cuda::cell_forward<V>(s, w, choices, stored_prev_prev.data(), stored_prev.data(), y.as<V>(),
                             save ? saved.as<T>() : nullptr, scratch.get(), nullptr);
     }
     Tensors<T> result = {converted<T>(take<V>(y, static_cast<int64_t>(probe.size())))};
     if (!save) return result;
-    const int64_t older_size = c.wants_older ? static_cast<int64_t>(older.size()) : 0;
-    const int64_t newer_size = c.wants_newer ? static_cast<int64_t>(newer.size()) : 0;
-    const Memory grad_older(older_size * sizeof(V)), grad_newer(newer_size * sizeof(V));
+    const int64_t prev_prev_size =
+        c.prev_prev_needs_grad ? static_cast<int64_t>(prev_prev.size()) : 0;
+    const int64_t prev_size = c.prev_needs_grad ? static_cast<int64_t>(prev.size()) : 0;
+    const Memory grad_prev_prev(prev_prev_size * sizeof(V)), grad_prev(prev_size * sizeof(V));
     OperationWeights<T> grads = weights;
     const T nan = std::numeric_limits<T>::quiet_NaN();
     grads.fill(nan);
     Tensors<T> others = zero_weights();
     for (std::vector<T>& values : others) values.assign(values.size(), nan);
     const Memory scratch(cuda::cell_backward_scratch<V>(s));
-    cuda::cell_backward<V>(s, w, choices, stored_older.data(), stored_newer.data(), y.as<V>(),
+    cuda::cell_backward<V>(s, w, choices, stored_prev_prev.data(), stored_prev.data(), y.as<V>(),
                            stored_probe.data(), saved.as<T>(),
-                           c.wants_older ? grad_older.as<V>() : nullptr,
-                           c.wants_newer ? grad_newer.as<V>() : nullptr,
+                           c.prev_prev_needs_grad ? grad_prev_prev.as<V>() : nullptr,
+                           c.prev_needs_grad ? grad_prev.as<V>() : nullptr,
                            pointers<cuda::CellWeights<T>>(others[0], others[1], others[2], grads),
                            scratch.get(), nullptr);
-    result.push_back(converted<T>(take<V>(grad_older, older_size)));
-    result.push_back(converted<T>(take<V>(grad_newer, newer_size)));
+    result.push_back(converted<T>(take<V>(grad_prev_prev, prev_prev_size)));
+    result.push_back(converted<T>(take<V>(grad_prev, prev_size)));
     for (const std::vector<T>& values : others) result.push_back(values);
     grads.append_to(result);
     return result;

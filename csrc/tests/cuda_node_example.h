@@ -75,7 +75,7 @@ struct NodeExample {
   int64_t out_pixels() const { return static_cast<int64_t>(c.images) * out_height * out_width; }
 
   Tensors<T> on_cpu() {
-    cpu::GraphShape s;
+    cpu::DagShape s;
     s.archs = c.archs;
     s.inputs = c.inputs;
     s.edges = edges;
@@ -110,8 +110,8 @@ struct NodeExample {
     return result;
   }
 
-  cuda::GraphShape shape() const {
-    cuda::GraphShape s;
+  cuda::DagShape shape() const {
+    cuda::DagShape s;
     s.archs = c.archs;
     s.nodes = 1;
     s.edges = edges;
@@ -131,7 +131,7 @@ struct NodeExample {
   // With images stored as V.
   template <class V = T>
   Tensors<T> on_cuda(bool save = true) {
-    const cuda::GraphShape s = shape();
+    const cuda::DagShape s = shape();
     const std::vector<V> stored_bank = converted<V>(bank), stored_probe = converted<V>(probe);
     const auto pointers = weights.template pointers<cuda::NodeWeights<const T>>();
     const cuda::Choices choices = {c.input.data(), c.operation.data()};

@@ -12,9 +12,9 @@ __global__ void reduce_kernel(const float* values, int count, float* sum) {
   float mine = 0.0f;
   for (int i = t; i < count; i += static_cast<int>(blockDim.x)) mine += values[i];
   part[t] = mine;
-  for (int half = static_cast<int>(blockDim.x) / 2; half > 0; half /= 2) {
+  for (int stage = static_cast<int>(blockDim.x) / 2; stage > 0; stage /= 2) {
     __syncthreads();
-    if (t < half) part[t] += part[t + half];
+    if (t < stage) part[t] += part[t + stage];
   }
   if (t == 0) *sum = part[0];
 }
@@ -43,13 +43,13 @@ __global__ void warp_kernel(const double* values, double* results, unsigned int*
   results[2 * i] = total;
   results[2 * i + 1] = most;
   const unsigned int ballot = __ballot_sync(0xffffffffu, values[i] > 0.5);
-  // Half a warp on its own.
-  unsigned int half = 0;
+  // Stage a warp on its own.
+  unsigned int stage = 0;
   if (lane < 16) {
-    half = __ballot_sync(0x0000ffffu, lane % 2);
+    stage = __ballot_sync(0x0000ffffu, lane % 2);
     __syncwarp(0x0000ffffu);
   }
-  ballots[i] = lane < 16 ? half : ballot;
+  ballots[i] = lane < 16 ? stage : ballot;
 }
 
 __global__ void histogram_kernel(const int* values, int count, int bins, int* counts,
@@ -151,7 +151,8 @@ __global__ void together_kernel(int* parts, int* sums, unsigned long long* arriv
 
 void sample_together(int* parts, int* sums, unsigned long long* arrivals, int absent,
                      CudaStream stream) {
-  launch_together(together_kernel, 5, 32, 32 * sizeof(int), stream, parts, sums, arrivals, absent);
+  launch_cooperative(together_kernel, 5, 32, 32 * sizeof(int), stream, parts, sums, arrivals,
+                     absent);
 }
 void sample_reduce(const float* values, int count, float* sum, CudaStream stream) {
   launch(reduce_kernel, 1, 256, 0, stream, values, count, sum);

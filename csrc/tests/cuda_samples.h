@@ -9,7 +9,7 @@ enum class Divergence { kNone, kExit, kElsewhere, kShuffle, kOutsideMask, kBarri
 void sample_reduce(const float* values, int count, float* sum, CudaStream stream);
 // Sums of each warp of 64 threads in `blocks` blocks.
 void sample_scan(const int* values, int* sums, int blocks, CudaStream stream);
-// 64 values; (64, 2) results: the sum of a warp, the largest of eight neighbours.
+// 64 values; (64, 2) results: the sum of a warp, the largest of eight neighbors.
 void sample_warp(const double* values, double* results, unsigned int* ballots, CudaStream stream);
 void sample_histogram(const int* values, int count, int bins, int* counts,
                       unsigned int* blocks_done, int* last_block, std::size_t shared_bytes,

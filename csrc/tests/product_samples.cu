@@ -36,11 +36,11 @@ __global__ __launch_bounds__(kThreads) void outer_product_kernel(const SamplePro
   const float* right = copied(p.right, p.depth, p.columns, behind);
   TileOuterProduct product(p.rows, p.columns);
   __syncthreads();
-  const int half = p.depth / 2, left_row = p.rows + 4, right_row = p.columns + 4;
+  const int stage = p.depth / 2, left_row = p.rows + 4, right_row = p.columns + 4;
   if (any) {
-    product.add(left, left_row, right, right_row, half, p.out, p.out_row, true);
-    product.add(left + half * left_row, left_row, right + half * right_row, right_row, half, p.out,
-                p.out_row, false);
+    product.add(left, left_row, right, right_row, stage, p.out, p.out_row, true);
+    product.add(left + stage * left_row, left_row, right + stage * right_row, right_row, stage,
+                p.out, p.out_row, false);
   }
   __syncthreads();
   product.finish(p.out, p.out_row, shared, any);

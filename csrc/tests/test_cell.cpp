@@ -13,29 +13,29 @@ namespace asng::cpu {
 namespace {
 
 struct Result {
-  std::vector<float> y, grad_older, grad_newer, weights;
+  std::vector<float> y, grad_prev_prev, grad_prev, weights;
 
   bool operator==(const Result& other) const {
-    return y == other.y && grad_older == other.grad_older && grad_newer == other.grad_newer &&
+    return y == other.y && grad_prev_prev == other.grad_prev_prev && grad_prev == other.grad_prev &&
            weights == other.weights;
   }
 };
 
-CellShape make_shape(int64_t archs, bool shared, bool reduction, bool older_is_larger) {
+CellShape make_shape(int64_t archs, bool shared, bool reduction, bool prev_prev_is_larger) {
   CellShape s;
   s.archs = archs;
   s.nodes = 3;
   s.images = 5;
   s.channels = 6;
   s.padded = padded_channels(s.channels);
-  s.newer = {shared ? 1 : archs, 4, padded_channels(4), 7, 6};
-  s.older = {shared ? 1 : archs, 20, padded_channels(20), 7, 6};
-  if (older_is_larger) {
-    s.older.height = 13;
-    s.older.width = 12;
+  s.prev = {shared ? 1 : archs, 4, padded_channels(4), 7, 6};
+  s.prev_prev = {shared ? 1 : archs, 20, padded_channels(20), 7, 6};
+  if (prev_prev_is_larger) {
+    s.prev_prev.height = 13;
+    s.prev_prev.width = 12;
   }
   s.reduction = reduction;
-  s.older_is_larger = older_is_larger;
+  s.prev_prev_is_larger = prev_prev_is_larger;
   s.out_height = reduction ? 4 : 7;
   s.out_width = reduction ? 3 : 6;
   return s;
@@ -69,22 +69,23 @@ Result run(const CellShape& s, bool save, int threads, unsigned seed = 4) {
     }
   }
   const std::vector<float> weights = draw(kWeights, 1, 1);
-  const std::vector<float> older = draw(input_size(s, s.older), s.older.padded, s.older.channels);
-  const std::vector<float> newer = draw(input_size(s, s.newer), s.newer.padded, s.newer.channels);
+  const std::vector<float> prev_prev =
+      draw(input_size(s, s.prev_prev), s.prev_prev.padded, s.prev_prev.channels);
+  const std::vector<float> prev = draw(input_size(s, s.prev), s.prev.padded, s.prev.channels);
   const std::vector<float> probe = draw(s.archs * s.out_size(), s.padded, s.channels);
 
   Result result;
   result.y.resize(probe.size());
   std::vector<float> saved(save ? static_cast<size_t>(s.saved_bound()) : 0);
   Cell<float>(s, split(s, weights.data()), inputs.data(), operations.data())
-      .forward(older.data(), newer.data(), result.y.data(), save ? saved.data() : nullptr);
+      .forward(prev_prev.data(), prev.data(), result.y.data(), save ? saved.data() : nullptr);
   if (save) {
-    result.grad_older.resize(older.size());
-    result.grad_newer.resize(newer.size());
+    result.grad_prev_prev.resize(prev_prev.size());
+    result.grad_prev.resize(prev.size());
     result.weights.resize(kWeights);
     Cell<float>(s, split(s, weights.data()), inputs.data(), operations.data())
-        .backward(older.data(), newer.data(), result.y.data(), probe.data(), saved.data(),
-                  result.grad_older.data(), result.grad_newer.data(),
+        .backward(prev_prev.data(), prev.data(), result.y.data(), probe.data(), saved.data(),
+                  result.grad_prev_prev.data(), result.grad_prev.data(),
                   split(s, result.weights.data()));
   }
   test::thread_count = 1;

@@ -1,4 +1,4 @@
-// A chain of cells against its cells one at a time, and on several threads.
+// A stack of cells against its cells one at a time, and on several threads.
 
 #include <cmath>
 #include <cstdint>
@@ -24,8 +24,8 @@ struct Example {
   std::vector<std::vector<double>> weights;
   std::vector<std::vector<int32_t>> inputs, operations;
 
-  // Normal, reduction, normal, normal. The second cell reads only its older input in the first
-  // architecture, the third only its newer one.
+  // Normal, reduction, normal, normal. The second cell reads only its prev_prev input in the first
+  // architecture, the third only its prev one.
   Example(int64_t archs, bool shared) {
     std::mt19937 generator(5);
     std::normal_distribution<double> normal;
@@ -38,7 +38,7 @@ struct Example {
       return values;
     };
     const int64_t nodes = 3, images = 4;
-    CellInput older = {shared ? 1 : archs, 5, 16, 7, 6}, newer = older;
+    CellInput prev_prev = {shared ? 1 : archs, 5, 16, 7, 6}, prev = prev_prev;
     bool larger = false;
     for (int i = 0; i < 4; ++i) {
       CellShape s;
@@ -47,12 +47,12 @@ struct Example {
       s.images = images;
       s.channels = i == 0 ? 4 : 6;
       s.padded = 16;
-      s.older = older;
-      s.newer = newer;
+      s.prev_prev = prev_prev;
+      s.prev = prev;
       s.reduction = i == 1;
-      s.older_is_larger = larger;
-      s.out_height = s.reduction ? (newer.height + 1) / 2 : newer.height;
-      s.out_width = s.reduction ? (newer.width + 1) / 2 : newer.width;
+      s.prev_prev_is_larger = larger;
+      s.out_height = s.reduction ? (prev.height + 1) / 2 : prev.height;
+      s.out_width = s.reduction ? (prev.width + 1) / 2 : prev.width;
       shapes.push_back(s);
       CellWeights<double> none;
       weights.push_back(draw(split<double>(s, nullptr, none), 1, 1));
@@ -69,11 +69,11 @@ struct Example {
       }
       inputs.push_back(from);
       operations.push_back(kinds);
-      older = newer;
-      newer = {archs, s.channels, s.padded, s.out_height, s.out_width};
+      prev_prev = prev;
+      prev = {archs, s.channels, s.padded, s.out_height, s.out_width};
       larger = s.reduction;
     }
-    const CellInput& first = shapes[0].older;
+    const CellInput& first = shapes[0].prev_prev;
     x = draw(first.archs * images * first.height * first.width * first.padded, first.padded,
              first.channels);
     probe = draw(archs * shapes.back().out_size(), 16, shapes.back().channels);
@@ -91,7 +91,7 @@ struct Example {
     return r;
   }
 
-  Chain<double> chain() const {
+  CellStack<double> stack() const {
     std::vector<CellWeights<const double>> all;
     std::vector<const int32_t*> from, kinds;
     for (size_t i = 0; i < shapes.size(); ++i) {
@@ -99,20 +99,20 @@ struct Example {
       from.push_back(inputs[i].data());
       kinds.push_back(operations[i].data());
     }
-    return Chain<double>(shapes, all, from, kinds);
+    return CellStack<double>(shapes, all, from, kinds);
   }
 
   Result together(int threads) const {
     test::thread_count = threads;
     Result r = empty();
-    std::vector<double> saved(static_cast<size_t>(Chain<double>::saved_bound(shapes)));
-    chain().forward(x.data(), x.data(), r.y.data(), saved.data());
+    std::vector<double> saved(static_cast<size_t>(CellStack<double>::saved_bound(shapes)));
+    stack().forward(x.data(), x.data(), r.y.data(), saved.data());
     std::vector<CellWeights<double>> grads(shapes.size());
     for (size_t i = 0; i < shapes.size(); ++i) grads[i] = split(shapes[i], r.weights[i].data());
-    chain().backward(x.data(), x.data(), r.y.data(), probe.data(), saved.data(), r.grad_x.data(),
+    stack().backward(x.data(), x.data(), r.y.data(), probe.data(), saved.data(), r.grad_x.data(),
                      r.grad_x.data(), grads);
     std::vector<double> unsaved(r.y.size());
-    chain().forward(x.data(), x.data(), unsaved.data(), nullptr);
+    stack().forward(x.data(), x.data(), unsaved.data(), nullptr);
     CHECK(unsaved == r.y);
     test::thread_count = 1;
     return r;
@@ -135,12 +135,12 @@ struct Example {
     for (const auto& output : outputs) grads.emplace_back(output.size());
     grads.back() = probe;
     for (size_t i = count; i-- > 0;) {
-      std::vector<double> older(outputs[i].size()), newer(outputs[i + 1].size());
+      std::vector<double> prev_prev(outputs[i].size()), prev(outputs[i + 1].size());
       const CellWeights<double> w = split(shapes[i], r.weights[i].data());
       cell(i).backward(outputs[i].data(), outputs[i + 1].data(), outputs[i + 2].data(),
-                       grads[i + 2].data(), saved[i].data(), older.data(), newer.data(), w);
-      for (size_t k = 0; k < older.size(); ++k) grads[i][k] += older[k];
-      for (size_t k = 0; k < newer.size(); ++k) grads[i + 1][k] += newer[k];
+                       grads[i + 2].data(), saved[i].data(), prev_prev.data(), prev.data(), w);
+      for (size_t k = 0; k < prev_prev.size(); ++k) grads[i][k] += prev_prev[k];
+      for (size_t k = 0; k < prev.size(); ++k) grads[i + 1][k] += prev[k];
     }
     for (size_t k = 0; k < x.size(); ++k) r.grad_x[k] = grads[0][k] + grads[1][k];
     return r;

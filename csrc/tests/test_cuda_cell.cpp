@@ -18,8 +18,8 @@ void compare(CellExample<T>& example, double tolerance) {
     if (error <= tolerance) continue;
     CHECK(error <= tolerance);
     std::fprintf(stderr, "  tensor %zu differs by %.3g: reduction %d, larger %d, shared %d %d\n", i,
-                 error, example.c.reduction, example.c.older_is_larger, example.c.older_is_shared,
-                 example.c.newer_is_shared);
+                 error, example.c.reduction, example.c.prev_prev_is_larger,
+                 example.c.prev_prev_is_shared, example.c.prev_is_shared);
   }
 }
 
@@ -31,11 +31,11 @@ TEST(cuda_cells_are_those_of_the_cpu) {
         CellCase c;
         c.archs = 1 + static_cast<int>(seed % 3);
         c.reduction = reduction;
-        c.older_is_larger = larger;
-        c.older_is_shared = shared > 0;
-        c.newer_is_shared = shared > 1;
-        c.wants_older = seed % 4 != 3;
-        c.wants_newer = seed % 5 != 4;
+        c.prev_prev_is_larger = larger;
+        c.prev_prev_is_shared = shared > 0;
+        c.prev_is_shared = shared > 1;
+        c.prev_prev_needs_grad = seed % 4 != 3;
+        c.prev_needs_grad = seed % 5 != 4;
         c.seed = ++seed;
         CellExample<double> in_double(c);
         compare(in_double, 1e-9);
@@ -52,13 +52,13 @@ TEST(cuda_cells_of_five_nodes_and_more_channels) {
   c.nodes = 5;
   c.archs = 2;
   c.channels = 40;
-  c.older_channels = 70;
-  c.newer_channels = 48;
+  c.prev_prev_channels = 70;
+  c.prev_channels = 48;
   c.height = 4;
   c.width = 3;
   CellExample<double> normal(c);
   compare(normal, 1e-9);
-  c.reduction = c.older_is_larger = true;
+  c.reduction = c.prev_prev_is_larger = true;
   CellExample<double> reduction(c);
   compare(reduction, 1e-9);
 }
@@ -67,11 +67,11 @@ TEST(cuda_inputs_that_nobody_reads_have_a_gradient_of_zeros) {
   for (const bool larger : {false, true}) {
     for (const bool shared : {false, true}) {
       CellCase c;
-      c.older_is_larger = larger;
-      c.older_is_shared = c.newer_is_shared = shared;
+      c.prev_prev_is_larger = larger;
+      c.prev_prev_is_shared = c.prev_is_shared = shared;
       CellExample<double> example(c);
       for (size_t i = 0; i < example.inputs.size(); ++i) {
-        // All nodes are loose. Only the second architecture reads the newer input.
+        // All nodes are leaf. Only the second architecture reads the prev input.
         example.inputs[i] = i >= example.inputs.size() / 2 ? 1 : 0;
       }
       compare(example, 1e-9);
@@ -86,8 +86,8 @@ TEST(cuda_cells_do_not_depend_on_the_order_of_threads_and_blocks) {
     CellCase c;
     c.images = 4;
     c.reduction = reduction;
-    c.older_is_larger = !reduction;
-    c.newer_is_shared = true;
+    c.prev_prev_is_larger = !reduction;
+    c.prev_is_shared = true;
     CellExample<float> example(c);
     const Tensors<float> forward = example.on_cuda();
     CHECK(example.on_cuda(false)[0] == forward[0]);

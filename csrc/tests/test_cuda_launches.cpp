@@ -50,8 +50,8 @@ cuda::NodeWeights<T> weights() {
   return {{w, w}, {w, w}, w};
 }
 
-cuda::GraphShape graph(const Batch& out, int channels, int stride, bool tf32) {
-  cuda::GraphShape s;
+cuda::DagShape dag(const Batch& out, int channels, int stride, bool tf32) {
+  cuda::DagShape s;
   s.archs = 2;
   s.nodes = 1;
   s.edges = 2;
@@ -69,7 +69,7 @@ cuda::GraphShape graph(const Batch& out, int channels, int stride, bool tf32) {
 }
 
 template <class V>
-void launch_node(const cuda::GraphShape& s) {
+void launch_node(const cuda::DagShape& s) {
   using T = Compute<V>;
   V* const images = somewhere<V>();
   T* const saved = somewhere<T>();
@@ -79,15 +79,15 @@ void launch_node(const cuda::GraphShape& s) {
                          scratch, nullptr);
 }
 
-// The older input is larger, and wider than the rest.
+// The prev_prev input is larger, and wider than the rest.
 template <class V>
-void launch_cell(const cuda::GraphShape& s) {
+void launch_cell(const cuda::DagShape& s) {
   using T = Compute<V>;
   cuda::CellShape shape;
-  shape.graph = s;
-  shape.newer = {false, s.channels, s.padded, s.height, s.width};
-  shape.older = {true, kMostChannels, kMostChannels, 2 * s.height, 2 * s.width};
-  shape.older_is_larger = true;
+  shape.dag = s;
+  shape.prev = {false, s.channels, s.padded, s.height, s.width};
+  shape.prev_prev = {true, kMostChannels, kMostChannels, 2 * s.height, 2 * s.width};
+  shape.prev_prev_is_larger = true;
   V* const images = somewhere<V>();
   T* const w = somewhere<T>();
   void* const scratch = somewhere<void>();
@@ -98,7 +98,7 @@ void launch_cell(const cuda::GraphShape& s) {
 }
 
 template <class V>
-void launch_stem(const cuda::GraphShape& s) {
+void launch_stem(const cuda::DagShape& s) {
   using T = Compute<V>;
   cuda::StemShape shape = {s.images, s.height, s.width, 3, s.channels, s.padded, s.tf32};
   V* const images = somewhere<V>();
@@ -111,7 +111,7 @@ void launch_stem(const cuda::GraphShape& s) {
 // The error of a launch, empty if there is none.
 template <class V>
 std::string refusal(const Batch& batch, int channels, int stride, bool tf32) {
-  const cuda::GraphShape s = graph(batch, channels, stride, tf32);
+  const cuda::DagShape s = dag(batch, channels, stride, tf32);
   try {
     launch_node<V>(s);
     if (batch.width > 8) {

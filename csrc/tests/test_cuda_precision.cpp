@@ -2,7 +2,7 @@
 // CPU in float64, on the same numbers.
 //
 // Bounds. A value that is stored is off by at most kStored = 2⁻⁸ of itself, and a difference is
-// taken relative to the norm of all values; linear maps and normalisations of random images pass
+// taken relative to the norm of all values; linear maps and normalizations of random images pass
 // relative errors on as they are, and errors of one image after another are independent, so that
 // they add up in squares. So a forward pass that stores n images in a row is off by √n·kStored.
 // Gradients are off by as much again, and where an error δ of ReLU's argument turns its sign: that
@@ -107,9 +107,9 @@ CellCase cell_case(unsigned seed) {
   CellCase c;
   c.archs = 1 + static_cast<int>(seed / 2 % 3);
   c.reduction = seed % 2 == 1;
-  c.older_is_larger = seed / 2 % 2 == 1;
-  c.older_is_shared = seed % 3 > 0;
-  c.newer_is_shared = seed % 3 > 1;
+  c.prev_prev_is_larger = seed / 2 % 2 == 1;
+  c.prev_prev_is_shared = seed % 3 > 0;
+  c.prev_is_shared = seed % 3 > 1;
   c.images = 4;
   c.height = 9;
   c.width = 7;
@@ -120,8 +120,8 @@ CellCase cell_case(unsigned seed) {
 
 CellExample<float> rounded(const CellCase& c) {
   CellExample<float> example(c);
-  round(example.older);
-  round(example.newer);
+  round(example.prev_prev);
+  round(example.prev);
   round(example.probe);
   return example;
 }

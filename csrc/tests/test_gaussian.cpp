@@ -10,12 +10,12 @@ TEST(fisher_root_applied_twice_is_the_fisher_matrix_of_a_gaussian) {
     for (double variance : {0.0625, 1.0, 30.0}) {
       const double first = 0.7, second = -0.4;
       double once[2], twice[2];
-      const auto centred = [&](double a, double b) {
+      const auto centered = [&](double a, double b) {
         return GaussianGradient{a, b - 2 * mean * a};
       };
       const double norm =
-          asng::gaussian_fisher_root(mean, variance, centred(first, second), once[0], once[1]);
-      asng::gaussian_fisher_root(mean, variance, centred(once[0], once[1]), twice[0], twice[1]);
+          asng::gaussian_fisher_root(mean, variance, centered(first, second), once[0], once[1]);
+      asng::gaussian_fisher_root(mean, variance, centered(once[0], once[1]), twice[0], twice[1]);
       const double quartic = 2 * variance * variance;
       const double expected_first =
           ((4 * mean * mean + 2 * variance) * first - 2 * mean * second) / quartic;

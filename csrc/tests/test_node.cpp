@@ -17,7 +17,7 @@ constexpr int64_t kInputs = 2;
 
 template <class T>
 struct Example {
-  GraphShape shape;
+  DagShape shape;
   int64_t height, width;
   std::vector<int32_t> inputs, operations;
   std::vector<T> bank, depthwise[2], pointwise[2], reduction;

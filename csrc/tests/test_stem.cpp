@@ -1,4 +1,4 @@
-// The stem against a convolution and a normalisation written out, and on several threads.
+// The stem against a convolution and a normalization written out, and on several threads.
 
 #include <cmath>
 #include <cstdint>
@@ -107,7 +107,7 @@ struct Example {
   }
 };
 
-TEST(the_stem_is_a_convolution_and_a_normalisation) {
+TEST(the_stem_is_a_convolution_and_a_normalization) {
   for (const int64_t in_channels : {1, 3, 5}) {
     Example example(in_channels, 18, 5, 4);
     const Result got = example.run(1);

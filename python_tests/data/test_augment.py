@@ -20,7 +20,7 @@ from asng_ext.data import (
     apply_augmentations,
     augment,
     draw_augmentations,
-    normalise,
+    normalize,
 )
 from asng_ext.data.augment import Augmenter
 
@@ -168,16 +168,16 @@ def test_nothing_to_do_only_changes_the_units() -> None:
 
 def test_result_does_not_share_memory_with_float_images() -> None:
     images = random_images((2, 3, 4, 4), torch.float32, True, 1)
-    assert normalise(images).data_ptr() != images.data_ptr()
+    assert normalize(images).data_ptr() != images.data_ptr()
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
-def test_normalise(dtype: torch.dtype) -> None:
+def test_normalize(dtype: torch.dtype) -> None:
     images = random_images((2, 3, 4, 5), dtype, False, 2)
     mean, std = torch.tensor([0.1, 0.2, 0.3]), torch.tensor([0.5, 1.0, 2.0])
     unit = images / 255 if dtype == torch.uint8 else images
     expected = (unit - mean[:, None, None]) / std[:, None, None]
-    result = normalise(images, mean, std)
+    result = normalize(images, mean, std)
     torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-6)
     assert result.is_contiguous(memory_format=torch.channels_last)
 

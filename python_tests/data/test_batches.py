@@ -21,7 +21,7 @@ from asng_ext.data import (
     ImageSet,
     Recipe,
     evaluation_batches,
-    normalise,
+    normalize,
 )
 
 MEAN, STD = torch.tensor([0.4, 0.5, 0.6]), torch.tensor([0.2, 0.25, 0.3])
@@ -77,7 +77,7 @@ def test_batches_of_an_epoch() -> None:
 def test_images_keep_their_labels(augmentation: Augmentation | None) -> None:
     images = numbered_set().images.permute(0, 3, 1, 2)
     for x, y in stream(augmentation=augmentation).epoch(3):
-        torch.testing.assert_close(x, normalise(images[y], MEAN, STD))
+        torch.testing.assert_close(x, normalize(images[y], MEAN, STD))
 
 
 def test_what_is_left_over_comes_up_in_other_epochs() -> None:
@@ -150,7 +150,7 @@ def test_evaluation_is_complete_and_in_order() -> None:
     assert [len(y) for _, y in batches] == [10, 10, 3]
     assert labels(batches) == list(range(N))
     images = numbered_set().images.permute(0, 3, 1, 2)
-    assert torch.equal(torch.cat([x for x, _ in batches]), normalise(images, MEAN, STD))
+    assert torch.equal(torch.cat([x for x, _ in batches]), normalize(images, MEAN, STD))
 
     part = list(
         evaluation_batches(numbered_set(), 2, mean=MEAN, std=STD, indices=torch.tensor([7, 2, 5]))

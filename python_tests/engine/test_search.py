@@ -1,4 +1,4 @@
-"""The search loop: a task of one's own, resuming, reproducibility, batch normalisation."""
+"""The search loop: a task of one's own, resuming, reproducibility, batch normalization."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_evaluating_leaves_no_trace_in_batch_norm() -> None:
     assert not small.equal(before, dict(supernet.state_dict()))
 
 
-def test_the_batch_normalises_while_statistics_are_frozen() -> None:
+def test_the_batch_normalizes_while_statistics_are_frozen() -> None:
     norm = nn.BatchNorm1d(4).train()
     x = torch.randn(50, 4) * 7 + 3
     with frozen_batch_norm(norm):

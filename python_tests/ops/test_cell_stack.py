@@ -47,7 +47,7 @@ def test_opcheck_of_cells(save: bool) -> None:
 def test_a_chain_is_its_cells_one_after_the_other(seed: int) -> None:
     fused, images, _, _ = cell_arguments(torch.float64)
     architectures = draw(3, seed)
-    # No node of any normal cell of the first reads the newer input, none of the second the older.
+    # No node of any normal cell of the first reads prev, none of the second prev_prev.
     architectures[0].reshape(2, -1, 2, 2)[0, :, 0] = 0
     architectures[1].reshape(2, -1, 2, 2)[0, :, 0] = 1
     inputs, operations = fused._index_tensors(architectures, torch.device("cpu"))
@@ -77,7 +77,7 @@ def test_the_operator_of_cells_refuses_what_it_cannot_run() -> None:
         cells(images, inputs, operations.long(), weights, False)
     with pytest.raises(ValueError, match="from 0 to 4, got 9"):
         cells(images, inputs, torch.full_like(operations, 9), weights, False)
-    with pytest.raises(RuntimeError, match="newer_weight must have shape"):
+    with pytest.raises(RuntimeError, match="prev_weight must have shape"):
         cells(images, inputs, operations, [*weights[:9], weights[1], *weights[10:]], False)
 
 

@@ -91,7 +91,7 @@ def test_channels_and_precision(
     # a few gradients may differ: compare as a whole.
     for a, b in zip(got, expected, strict=True):
         assert a.dtype == dtype
-        # One channel's normalisation makes some gradients vanish, so compare those with 1.
+        # One channel's normalization makes some gradients vanish, so compare those with 1.
         error = (a.double() - b).norm() / (b.norm() + 1)
         assert error < (1e-10 if dtype == torch.float64 else 2e-3)
 
@@ -177,7 +177,7 @@ def test_stem(channels: int, size: tuple[int, int], device: str) -> None:
         weight.requires_grad_()
     got, _ = torch.ops.asng.stem(images, *weights, False)
     y = torch.nn.functional.conv2d(images.permute(0, 3, 1, 2), weights[0], padding=1)
-    y = reference_ops.normalise(y) * weights[1][:, None, None] + weights[2][:, None, None]
+    y = reference_ops.normalize(y) * weights[1][:, None, None] + weights[2][:, None, None]
     expected = y.permute(0, 2, 3, 1)
     torch.testing.assert_close(got[0, ..., :20], expected, rtol=1e-10, atol=1e-10)
     assert got[..., 20:].abs().max() == 0

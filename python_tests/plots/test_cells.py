@@ -14,7 +14,7 @@ from asng_ext.plots._cell_layout import Box, lay_out
 from asng_ext.plots._picture import DPI, OPERATION_STYLES
 
 
-def test_cells_have_the_colours_of_their_operations_only(tmp_path: Path) -> None:
+def test_cells_have_the_colors_of_their_operations_only(tmp_path: Path) -> None:
     names = list(OPERATION_STYLES)
     for first, second in [(0, 1), (2, 3), (3, 4)]:
         # Two nodes; the first reads the inputs, the second the first and the newer input.
@@ -22,7 +22,7 @@ def test_cells_have_the_colours_of_their_operations_only(tmp_path: Path) -> None
         architecture += [0, 1, second, first, 2, 1, second, second]
         image = pixels(plots.draw_cells(CellSpace(2), architecture, tmp_path / "a.png"))
         for i, name in enumerate(names):
-            # A label alone has thousands of pixels; rims of letters may hit a colour by accident.
+            # A label alone has thousands of pixels; rims of letters may hit a color by accident.
             filled = count(image, OPERATION_STYLES[name].color) > 1000
             assert filled == (i in (first, second)), name
 

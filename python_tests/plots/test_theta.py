@@ -23,7 +23,7 @@ def test_theta_names_values_and_padding(tmp_path: Path, texts: list[str]) -> Non
     assert not {"0.05", "7.00", "nan"} & set(texts)
 
 
-def test_theta_colours_are_probabilities(tmp_path: Path) -> None:
+def test_theta_colors_are_probabilities(tmp_path: Path) -> None:
     space = CellSpace(5)
     labels = space.variables
     theta = np.zeros((40, 6))

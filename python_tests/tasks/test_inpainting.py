@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from recording import Recorder, RecordingGraphs
 
 import asng_ext as asng
-from asng_ext.data import draw_masks, unlabelled
+from asng_ext.data import draw_masks, unlabeled
 from asng_ext.engine.experiment import Experiment
 from asng_ext.engine.retrain import retrain
 from asng_ext.engine.search import _Iteration, search
@@ -47,7 +47,7 @@ def task(seed: int = 0, channels: int = 3, device: str = "cpu", **changes: Any) 
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (31, 12, 12, channels), generator=generator).to(torch.uint8)
     return InpaintingTask(
-        unlabelled(images[:21], images[21:]),
+        unlabeled(images[:21], images[21:]),
         replace(CONFIG, **changes),
         search_batch_size=4,
         retrain_batch_size=5,
@@ -212,7 +212,7 @@ def test_test_metrics() -> None:
 def test_black_images_have_finite_metrics() -> None:
     black = torch.zeros(4, 12, 12, 3, dtype=torch.uint8)
     some = InpaintingTask(
-        unlabelled(black, black), CONFIG, search_batch_size=2, retrain_batch_size=2, seed=0
+        unlabeled(black, black), CONFIG, search_batch_size=2, retrain_batch_size=2, seed=0
     )
     tested = some.test(some.network(values_of(some, CaeLayer(2, 3, 4, True))))
     assert tested["psnr_corrupted"] == 100
@@ -320,7 +320,7 @@ def test_a_whole_experiment(tmp_path: Path) -> None:
 def test_everything_runs_on_a_gpu(tmp_path: Path) -> None:
     images = torch.randint(256, (31, 12, 12, 3)).to(torch.uint8)
     some = InpaintingTask(
-        unlabelled(images[:21], images[21:]),
+        unlabeled(images[:21], images[21:]),
         replace(CONFIG, mask="half"),
         search_batch_size=4,
         retrain_batch_size=4,
@@ -372,5 +372,5 @@ def test_wrong_settings() -> None:
     tiny = torch.zeros(4, 8, 8, 3, dtype=torch.uint8)
     with pytest.raises(ValueError, match="at least 11×11 pixels, got"):
         InpaintingTask(
-            unlabelled(tiny, tiny), CONFIG, search_batch_size=2, retrain_batch_size=2, seed=0
+            unlabeled(tiny, tiny), CONFIG, search_batch_size=2, retrain_batch_size=2, seed=0
         )

@@ -1,4 +1,4 @@
-// A node: the sum of its operations. Identities, pools and normalisations cost one pass together.
+// A node: the sum of its operations. Identities, pools and normalizations cost one pass together.
 #pragma once
 
 #include <limits>
@@ -9,18 +9,18 @@
 namespace asng::cpu::ASNG_CAPABILITY {
 
 template <class T>
-ASNG_INLINE bool is_pool(const Summand<T>& s) {
-  return s.piece == Piece::kAveragePool || s.piece == Piece::kMaxPool;
+ASNG_INLINE bool is_pool(const Term<T>& s) {
+  return s.branch == Branch::kAveragePool || s.branch == Branch::kMaxPool;
 }
 
-// Row y of a summand of one image.
+// Row y of a term of one image.
 template <class T>
-inline void combine_row(const Summand<T>& s, int64_t image, int64_t y, int64_t width,
-                        int64_t channels, T* columns, Row<T> out) {
+inline void combine_row(const Term<T>& s, int64_t image, int64_t y, int64_t width, int64_t channels,
+                        T* columns, Row<T> out) {
   const T* x = s.x + image * s.height * s.width * channels;
   if (is_pool(s)) {
-    pool_any_row(s.piece == Piece::kMaxPool, s.stride, x, s.height, s.width, channels, s.affine, y,
-                 width, s.factor, columns, out);
+    pool_any_row(s.branch == Branch::kMaxPool, s.stride, x, s.height, s.width, channels, s.affine,
+                 y, width, s.factor, columns, out);
     return;
   }
   x += y * width * channels;
@@ -44,8 +44,8 @@ template <class T>
 void combine_forward(const Combine<T>& task) {
   const int64_t channels = task.channels, line = task.out_width * channels;
   int64_t widest = 0;
-  for (int64_t s = 0; s < task.summand_count; ++s) {
-    widest = task.summands[s].width > widest ? task.summands[s].width : widest;
+  for (int64_t s = 0; s < task.term_count; ++s) {
+    widest = task.terms[s].width > widest ? task.terms[s].width : widest;
   }
   T *sum = nullptr, *columns = nullptr;
   const auto carve = [&](void* base) {
@@ -58,10 +58,10 @@ void combine_forward(const Combine<T>& task) {
   for (int64_t image = 0; image < task.images; ++image) {
     for (int64_t y = 0; y < task.out_height; ++y) {
       T* out = task.out + (image * task.out_height + y) * line;
-      // The sum is made in a row that stays in the cache; the last summand takes it to its place.
-      for (int64_t s = 0; s < task.summand_count; ++s) {
-        combine_row(task.summands[s], image, y, task.out_width, channels, columns,
-                    Row<T>{s + 1 == task.summand_count ? out : sum, s == 0 ? nullptr : sum});
+      // The sum is made in a row that stays in the cache; the last term takes it to its place.
+      for (int64_t s = 0; s < task.term_count; ++s) {
+        combine_row(task.terms[s], image, y, task.out_width, channels, columns,
+                    Row<T>{s + 1 == task.term_count ? out : sum, s == 0 ? nullptr : sum});
       }
     }
   }
@@ -71,10 +71,10 @@ template <class T>
 void combine_backward(const Combine<T>& task) {
   const int64_t channels = task.channels, pixels = task.out_height * task.out_width;
   int64_t row = 0;
-  for (int64_t s = 0; s < task.summand_count; ++s) {
-    const Summand<T>& summand = task.summands[s];
-    const int64_t width = (summand.width + 2) * channels;
-    if (is_pool(summand) && width > row) row = width;
+  for (int64_t s = 0; s < task.term_count; ++s) {
+    const Term<T>& term = task.terms[s];
+    const int64_t width = (term.width + 2) * channels;
+    if (is_pool(term) && width > row) row = width;
   }
   PoolBuffers<T> buffers = {};
   const auto carve = [&](void* base) {
@@ -89,21 +89,21 @@ void combine_backward(const Combine<T>& task) {
     return carver.used();
   };
   carve(scratch(carve(nullptr)));
-  for (int64_t s = 0; s < task.summand_count; ++s) {
-    const Summand<T>& summand = task.summands[s];
-    if (summand.piece == Piece::kIdentity) {
-      const Row<T> to = row_of(summand.grad, summand.accumulate);
+  for (int64_t s = 0; s < task.term_count; ++s) {
+    const Term<T>& term = task.terms[s];
+    if (term.branch == Branch::kIdentity) {
+      const Row<T> to = row_of(term.grad, term.accumulate);
       for (int64_t i = 0; i < task.images * pixels * channels; i += kLanes<T>) {
-        to.put(i, load(task.grad + i) * summand.factor);
+        to.put(i, load(task.grad + i) * term.factor);
       }
     }
-    if (!is_pool(summand)) continue;
+    if (!is_pool(term)) continue;
     fill_with(buffers.padded, row, -std::numeric_limits<T>::infinity());
     for (T* share : buffers.share) fill_with(share, row, T(0));
     // Values in the margin are compared, and add zeros.
     for (T* along : buffers.along) fill_with(along, row, T(0));
     for (int64_t image = 0; image < task.images; ++image) {
-      pool_backward(summand, channels, task.out_height, task.out_width, image,
+      pool_backward(term, channels, task.out_height, task.out_width, image,
                     task.grad + image * pixels * channels, buffers);
     }
   }

@@ -12,7 +12,7 @@ template <class T>
 const Kernels<T>& table() {
   static constexpr Kernels<T> kernels = {
       &separable_forward<T>, &separable_backward<T>, &project_forward<T>, &project_backward<T>,
-      &combine_forward<T>,   &combine_backward<T>,   &reduce<T>,          &normalise<T>};
+      &combine_forward<T>,   &combine_backward<T>,   &reduce<T>,          &normalize<T>};
   return kernels;
 }
 

@@ -18,14 +18,14 @@ inline constexpr int64_t padded_channels(int64_t channels) {
 }
 
 // What a reader makes of stored values: value·scale + shift per channel. A pass that computes
-// statistics leaves its values raw; whoever reads them normalises on the way. Null means as stored.
+// statistics leaves its values raw; whoever reads them normalizes on the way. Null means as stored.
 template <class T>
 struct Affine {
   const T* scale = nullptr;
   const T* shift = nullptr;
 };
 
-// Gradient of a batch normalisation's input: a·g + b·z + c per channel, where g is the gradient of
+// Gradient of a batch normalization's input: a·g + b·z + c per channel, where g is the gradient of
 // the output and z the stored value.
 template <class T>
 struct NormGradient {
@@ -43,7 +43,7 @@ struct Shape {
   int64_t kernel = 3;
 };
 
-// ReLU → depthwise → 1×1, one half of a separable convolution before its normalisation.
+// ReLU → depthwise → 1×1, one stage of a separable convolution before its normalization.
 template <class T>
 struct SeparableForward {
   Shape shape;
@@ -59,7 +59,7 @@ struct SeparableForward {
 template <class T>
 struct SeparableBackward {
   Shape shape;
-  const T* grad = nullptr;  // of the normalised output
+  const T* grad = nullptr;  // of the normalized output
   const T* z = nullptr;
   NormGradient<T> norm;
   const T* x = nullptr;
@@ -119,7 +119,7 @@ struct ProjectBackward {
   int64_t source_count = 0;
   int64_t images = 0, out_height = 0, out_width = 0;
   int64_t out_channels = 0;
-  const T* const* grads = nullptr;  // their sum is the gradient of the normalised output
+  const T* const* grads = nullptr;  // their sum is the gradient of the normalized output
   int64_t grad_count = 1;
   const T* z = nullptr;
   NormGradient<T> norm;
@@ -127,31 +127,31 @@ struct ProjectBackward {
   T* grad_weight = nullptr;   // += (out, in)
 };
 
-enum class Piece { kIdentity, kAveragePool, kMaxPool, kNormalised };
+enum class Branch { kIdentity, kAveragePool, kMaxPool, kNormalized };
 
-// One summand of a node. A normalised piece is read at the size of the output.
+// One term of a node. A normalized piece is read at the size of the output.
 template <class T>
-struct Summand {
-  Piece piece = Piece::kIdentity;
+struct Term {
+  Branch branch = Branch::kIdentity;
   T factor = 1;
   const T* x = nullptr;
   Affine<T> affine;
   int64_t height = 0, width = 0, stride = 1;
   // Backward only.
-  T* grad = nullptr;  // of the input as read; unused by normalised pieces
+  T* grad = nullptr;  // of the input as read; unused by normalized pieces
   bool accumulate = false;
 };
 
 template <class T>
 struct Combine {
-  const Summand<T>* summands = nullptr;
-  int64_t summand_count = 0;
+  const Term<T>* terms = nullptr;
+  int64_t term_count = 0;
   int64_t images = 0, out_height = 0, out_width = 0, channels = 0;
   T* out = nullptr;         // forward
   const T* grad = nullptr;  // backward: gradient of out
 };
 
-// Sums for the gradient of a normalisation: Σ g and Σ g · (z after the affine map).
+// Sums for the gradient of a normalization: Σ g and Σ g · (z after the affine map).
 template <class T>
 struct Reduce {
   int64_t pixels = 0, channels = 0;
@@ -172,7 +172,7 @@ struct Kernels {
   void (*combine_forward)(const Combine<T>&);
   void (*combine_backward)(const Combine<T>&);
   void (*reduce)(const Reduce<T>&);
-  void (*normalise)(T* x, int64_t pixels, int64_t channels, Affine<T> affine);
+  void (*normalize)(T* x, int64_t pixels, int64_t channels, Affine<T> affine);
 };
 
 // The table for the best instruction set of this processor, or the one that ASNG_CPU_CAPABILITY

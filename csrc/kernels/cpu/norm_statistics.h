@@ -1,4 +1,4 @@
-// Batch normalisation with the statistics of the batch, without weights, from partial sums.
+// Batch normalization with the statistics of the batch, without weights, from partial sums.
 #pragma once
 
 #include <cstddef>
@@ -55,7 +55,7 @@ class PartialSums {
   std::vector<double> values_;
 };
 
-// Normalisation of stored values: normalised = stored·scale + shift; rstd = 1/√(variance + ε).
+// Normalization of stored values: normalized = stored·scale + shift; rstd = 1/√(variance + ε).
 template <class T>
 struct Norm {
   T* scale = nullptr;
@@ -68,9 +68,9 @@ struct Norm {
 template <class T>
 void finish_norm(const PartialSums& sums, int64_t count, int64_t channels, Norm<T> norm);
 
-// From Σ g and Σ g·normalised, where the gradient is factor·g. `coefficients` receives the three
+// From Σ g and Σ g·normalized, where the gradient is factor·g. `coefficients` receives the three
 // vectors of NormGradient one after the other. A null scale of `stored` means that the stored
-// values are already normalised.
+// values are already normalized.
 template <class T>
 NormGradient<T> finish_norm_gradient(const PartialSums& sums, int64_t count, int64_t channels,
                                      const T* rstd, Affine<T> stored, T factor, T* coefficients);

@@ -1,5 +1,5 @@
 // Concatenation → ReLU → 1×1 over tiles of pixels: the input projections and the output of a cell,
-// and factorized reductions, whose two halves are two strided sources of one product.
+// and factorized reductions, whose two stages are two strided sources of one product.
 //
 // A tile holds one block of kChannelBlock channels after the other, each with kTilePixels pixels.
 #pragma once
@@ -189,8 +189,9 @@ void project_backward_impl(const ProjectBackward<T>& task) {
   const int64_t depth = total_channels(task.sources, task.source_count);
   const int64_t channels = channels_of<C>(task.out_channels);
   const int64_t pixels = task.out_height * task.out_width;
-  bool wants_input = false;
-  for (int64_t s = 0; s < task.source_count; ++s) wants_input |= task.sources[s].grad != nullptr;
+  bool input_needs_grad = false;
+  for (int64_t s = 0; s < task.source_count; ++s)
+    input_needs_grad |= task.sources[s].grad != nullptr;
   T *tile = nullptr, *gz = nullptr, *total = nullptr, *grad = nullptr;
   const auto carve = [&](void* base) {
     Carver carver(base);
@@ -226,13 +227,13 @@ void project_backward_impl(const ProjectBackward<T>& task) {
         outer_product<T, C, kChannelBlock>(end - begin, channels, kChannelBlock, gz, channels,
                                            tile + block * kTileBlock, kChannelBlock,
                                            task.grad_weight + block * kChannelBlock, depth);
-        if (!wants_input) continue;
+        if (!input_needs_grad) continue;
         product<T, false, C, kChannelBlock>(end - begin, channels, kChannelBlock, gz, channels,
                                             kChannelBlock, task.weight + block * kChannelBlock,
                                             depth, grad + block * kTileBlock, kChannelBlock,
                                             nullptr, nullptr);
       }
-      if (!wants_input) continue;
+      if (!input_needs_grad) continue;
       spread_gradient(task.sources, task.source_count, image, task.out_width, begin, end, tile,
                       grad);
     }
@@ -306,7 +307,7 @@ void reduce(const Reduce<T>& task) {
 }
 
 template <class T>
-void normalise(T* x, int64_t pixels, int64_t channels, Affine<T> affine) {
+void normalize(T* x, int64_t pixels, int64_t channels, Affine<T> affine) {
   for_channels<T>(channels, [&](int64_t first, auto vectors) ASNG_INLINE_LAMBDA {
     constexpr int N = vectors.value;
     const AffineVectors<T, N> map(affine, first);

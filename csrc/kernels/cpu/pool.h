@@ -187,7 +187,7 @@ struct PoolBuffers {
 // The gradient of one image's max pool goes to the first of the largest values of each window: to
 // its row, and from there to its pixel. Row r of the image is number r mod 3 of the buffers.
 template <class T, int S>
-inline void max_backward(const Summand<T>& s, const T* image, const T* grad, int64_t channels,
+inline void max_backward(const Term<T>& s, const T* image, const T* grad, int64_t channels,
                          int64_t out_height, int64_t out_width, const PoolBuffers<T>& buffers,
                          T* out) {
   const int64_t line = s.width * channels, out_line = out_width * channels;
@@ -222,15 +222,14 @@ inline void max_backward(const Summand<T>& s, const T* image, const T* grad, int
 
 // The gradient of one image's average pool: a row gets that of every window that it is in.
 template <class T, int S>
-inline void average_backward(const Summand<T>& s, const T* grad, int64_t channels,
-                             int64_t out_height, int64_t out_width, const PoolBuffers<T>& buffers,
-                             T* out) {
+inline void average_backward(const Term<T>& s, const T* grad, int64_t channels, int64_t out_height,
+                             int64_t out_width, const PoolBuffers<T>& buffers, T* out) {
   const int64_t line = s.width * channels, out_line = out_width * channels;
   T* share = buffers.share[0] + channels;
   for (int64_t r = 0; r < s.height; ++r) {
     const Row<T> to = row_of(out + r * line, s.accumulate);
     if (S == 1) {
-      // The windows that a pixel is in are centred at those that its own window holds.
+      // The windows that a pixel is in are centered at those that its own window holds.
       pool_any_row(false, 1, grad, s.height, s.width, channels, Affine<T>{}, r, s.width, s.factor,
                    buffers.padded, to);
       continue;
@@ -250,12 +249,11 @@ inline void average_backward(const Summand<T>& s, const T* grad, int64_t channel
 
 // Gradient of the input of one image's pool, from `grad`, that of its output.
 template <class T>
-inline void pool_backward(const Summand<T>& s, int64_t channels, int64_t out_height,
-                          int64_t out_width, int64_t image, const T* grad,
-                          const PoolBuffers<T>& buffers) {
+inline void pool_backward(const Term<T>& s, int64_t channels, int64_t out_height, int64_t out_width,
+                          int64_t image, const T* grad, const PoolBuffers<T>& buffers) {
   const int64_t size = s.height * s.width * channels;
   T* out = s.grad + image * size;
-  if (s.piece == Piece::kMaxPool) {
+  if (s.branch == Branch::kMaxPool) {
     (s.stride == 1 ? &max_backward<T, 1> : &max_backward<T, 2>)(s, s.x + image * size, grad,
                                                                 channels, out_height, out_width,
                                                                 buffers, out);

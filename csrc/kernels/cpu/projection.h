@@ -1,4 +1,4 @@
-// A 1×1 convolution of concatenated images with its normalisation, over the parts of a batch.
+// A 1×1 convolution of concatenated images with its normalization, over the parts of a batch.
 #pragma once
 
 #include <vector>
@@ -19,7 +19,7 @@ struct Columns {
 template <class T>
 struct Projection {
   int64_t arch = 0;
-  bool of_older = false;  // reads the older input of a cell
+  bool of_prev_prev = false;  // reads the prev_prev input of a cell
   int64_t images = 0, out_height = 0, out_width = 0;
   int64_t channels = 0, padded = 0;  // real and padded channels of the output
   std::vector<Source<T>> sources;

@@ -1,4 +1,4 @@
-// One half of a separable convolution, an image at a time.
+// One stage of a separable convolution, an image at a time.
 //
 // The padded image with ReLU applied lies in a buffer that the cache keeps; the depthwise rows of a
 // tile go to a buffer in L1 that the 1×1 product reads. Nothing but the input and the product's

@@ -66,7 +66,7 @@ inline size_t shared_bytes(const TileLayout& l, size_t value_bytes) {
 }
 
 // With so many pixels.
-inline TileLayout tile_layout(const GraphShape& s, int stride, size_t value_bytes, bool backward,
+inline TileLayout tile_layout(const DagShape& s, int stride, size_t value_bytes, bool backward,
                               int pixels) {
   TileLayout l;
   l.tile.width = s.out_width > 8 && pixels >= 64 ? 16 : s.out_width > 4 && pixels >= 32 ? 8 : 4;
@@ -96,7 +96,7 @@ inline TileLayout tile_layout(const GraphShape& s, int stride, size_t value_byte
   return l;
 }
 
-inline TileLayout tile_layout(const GraphShape& s, int stride, size_t value_bytes, bool backward) {
+inline TileLayout tile_layout(const DagShape& s, int stride, size_t value_bytes, bool backward) {
   // About as many values in a tile whatever the number of channels.
   const int budget = value_bytes == 8 ? 1024 : 4096;
   int pixels = 128;
@@ -124,19 +124,18 @@ ASNG_HD inline int tiles_down(const Tile& t, int height) {
 ASNG_HD inline int tiles_across(const Tile& t, int width) {
   return (width + t.width - 1) / t.width;
 }
-ASNG_HD inline int tile_count(const Tile& t, const GraphShape& s) {
+ASNG_HD inline int tile_count(const Tile& t, const DagShape& s) {
   return s.images * tiles_down(t, s.out_height) * tiles_across(t, s.out_width);
 }
 
-__device__ inline TilePlace tile_place(const Tile& t, const GraphShape& s, int index) {
+__device__ inline TilePlace tile_place(const Tile& t, const DagShape& s, int index) {
   const int across = tiles_across(t, s.out_width), down = tiles_down(t, s.out_height);
   const int image = index / (across * down), rest = index - image * across * down;
   return {image, rest / across * t.height, rest % across * t.width};
 }
 
 // Index of the output pixel that is number q of the tile, -1 outside of the image.
-__device__ inline int64_t tile_pixel(const Tile& t, const GraphShape& s, const TilePlace& at,
-                                     int q) {
+__device__ inline int64_t tile_pixel(const Tile& t, const DagShape& s, const TilePlace& at, int q) {
   const int y = at.y + q / t.width, x = at.x + q % t.width;
   if (y >= s.out_height || x >= s.out_width) return -1;
   return (static_cast<int64_t>(at.image) * s.out_height + y) * s.out_width + x;
@@ -157,17 +156,17 @@ __device__ void load_source(const State<V>& from, int padded, const Tile& t, con
   int r = place / columns, c = place - r * columns;
   for (; place < count; place += step) {
     const int y = top + r, x = left + c;
-    Quad<T> v[kWide<V>] = {};
+    Vec4<T> v[kWide<V>] = {};
     if (y >= 0 && y < from.height && x >= 0 && x < from.width) {
       load_wide(image + (static_cast<int64_t>(y) * from.width + x) * padded + channel + piece, v);
 #pragma unroll
       for (int i = 0; i < kWide<V>; ++i) {
-        v[i] = affine4(v[i], from.norm, padded, channel + piece + 4 * i);
+        v[i] = affine_vec4(v[i], from.norm, padded, channel + piece + 4 * i);
         if (kRelu) v[i] = relu4(v[i]);
       }
     }
 #pragma unroll
-    for (int i = 0; i < kWide<V>; ++i) store4(to + place * row + piece + 4 * i, v[i]);
+    for (int i = 0; i < kWide<V>; ++i) store_vec4(to + place * row + piece + 4 * i, v[i]);
     for (c += step; c >= columns; c -= columns) ++r;
   }
 }
@@ -190,18 +189,18 @@ __device__ void depthwise(const Tile& t, const T* source, int row, const T* taps
   for (int item = threadIdx.x; item < t.pixels() / 4 * quads; item += kThreads) {
     const int run = item / quads, quad = (item - run * quads) * 4;
     const int y = run / across, x = (run - y * across) * 4;
-    Quad<T> sums[4];
+    Vec4<T> sums[4];
 #pragma unroll
-    for (int p = 0; p < 4; ++p) sums[p] = fill4(T(0));
+    for (int p = 0; p < 4; ++p) sums[p] = fill_vec4(T(0));
 #pragma unroll 1
     for (int ky = 0; ky < K; ++ky) {
       const T* from = source + ((y * S + ky) * columns + x * S) * row + quad;
-      Quad<T> v[kSpan];
+      Vec4<T> v[kSpan];
 #pragma unroll
-      for (int i = 0; i < kSpan; ++i) v[i] = load4(from + i * row);
+      for (int i = 0; i < kSpan; ++i) v[i] = load_vec4(from + i * row);
 #pragma unroll
       for (int kx = 0; kx < K; ++kx) {
-        const Quad<T> w = load4(taps + (ky * K + kx) * t.chunk + quad);
+        const Vec4<T> w = load_vec4(taps + (ky * K + kx) * t.chunk + quad);
 #pragma unroll
         for (int p = 0; p < 4; ++p) add_product(sums[p], v[p * S + kx], w);
       }
@@ -214,13 +213,13 @@ __device__ void depthwise(const Tile& t, const T* source, int row, const T* taps
 // of 4.
 template <class T>
 __device__ __forceinline__ void multiply(const T* a, int row, const T* b, int b_row, int depth,
-                                         Quad<T> (&sums)[4]) {
+                                         Vec4<T> (&sums)[4]) {
   for (int k = 0; k < depth; k += 4) {
-    Quad<T> left[4], right[4];
+    Vec4<T> left[4], right[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      left[i] = load4(a + i * row + k);
-      right[i] = load4(b + static_cast<int64_t>(k + i) * b_row);
+      left[i] = load_vec4(a + i * row + k);
+      right[i] = load_vec4(b + static_cast<int64_t>(k + i) * b_row);
     }
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -245,7 +244,7 @@ class OuterProduct {
 #pragma unroll
     for (int s = 0; s < kSlots; ++s) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) sums_[s][i] = fill4(T(0));
+      for (int i = 0; i < 4; ++i) sums_[s][i] = fill_vec4(T(0));
     }
   }
 
@@ -271,10 +270,11 @@ class OuterProduct {
       }
     }
     for (int block = t + kSlots * kThreads; block < count_; block += kThreads) {
-      Quad<T> sums[4];
+      Vec4<T> sums[4];
       T* to = place(block, memory, memory_row);
 #pragma unroll
-      for (int i = 0; i < 4; ++i) sums[i] = first ? fill4(T(0)) : load4(to + i * memory_row);
+      for (int i = 0; i < 4; ++i)
+        sums[i] = first ? fill_vec4(T(0)) : load_vec4(to + i * memory_row);
       add_block(block, left, left_row, right, right_row, 0, 1, pixels, sums);
 #pragma unroll
       for (int i = 0; i < 4; ++i) write4(to + i * memory_row, sums[i]);
@@ -287,7 +287,7 @@ class OuterProduct {
     const int t = threadIdx.x;
     for (int block = t + kSlots * kThreads; !added && block < count_; block += kThreads) {
       for (int i = 0; i < 4; ++i) {
-        write4(place(block, memory, memory_row) + i * memory_row, fill4(T(0)));
+        write4(place(block, memory, memory_row) + i * memory_row, fill_vec4(T(0)));
       }
     }
     if (groups_ == 1) {
@@ -304,13 +304,14 @@ class OuterProduct {
     }
     if (t < groups_ * count_) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) store4(shared + t * 16 + i * 4, sums_[0][i]);
+      for (int i = 0; i < 4; ++i) store_vec4(shared + t * 16 + i * 4, sums_[0][i]);
     }
     __syncthreads();
     for (int item = t; item < count_ * 4; item += kThreads) {
       const int block = item / 4, i = item - block * 4;
-      Quad<T> sum = fill4(T(0));
-      for (int g = 0; g < groups_; ++g) sum += load4(shared + (g * count_ + block) * 16 + i * 4);
+      Vec4<T> sum = fill_vec4(T(0));
+      for (int g = 0; g < groups_; ++g)
+        sum += load_vec4(shared + (g * count_ + block) * 16 + i * 4);
       write4(place(block, memory, memory_row) + i * memory_row, sum);
     }
   }
@@ -324,13 +325,13 @@ class OuterProduct {
   }
 
   __device__ void add_block(int block, const T* left, int left_row, const T* right, int right_row,
-                            int first, int step, int pixels, Quad<T> (&sums)[4]) const {
+                            int first, int step, int pixels, Vec4<T> (&sums)[4]) const {
     const int down = block / across_, across = block - down * across_;
     left += down * 4;
     right += across * 4;
 #pragma unroll 2
     for (int p = first; p < pixels; p += step) {
-      const Quad<T> a = load4(left + p * left_row), b = load4(right + p * right_row);
+      const Vec4<T> a = load_vec4(left + p * left_row), b = load_vec4(right + p * right_row);
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
 #pragma unroll
@@ -339,7 +340,7 @@ class OuterProduct {
     }
   }
 
-  Quad<T> sums_[kSlots][4];
+  Vec4<T> sums_[kSlots][4];
   int across_, count_, groups_;
 };
 

@@ -1,7 +1,7 @@
 // Gradients of states, gathered from the edges that read them. Nothing is scattered and nothing
 // added to, so every value is written once and in one order. Identities and pools need no gradient
 // of their own: what they pass on is read off the gradient of their node. On the way come the sums
-// for the gradients of the normalisations that made the state.
+// for the gradients of the normalizations that made the state.
 #include "kernels/cuda/launchers.h"
 #include "kernels/cuda/pixel_sums.h"
 
@@ -11,7 +11,7 @@ namespace {
 
 template <class V>
 struct Job {
-  Graph<V> graph;
+  Dag<V> dag;
   Gradients<V> gradients;
   V* input_grads;
   Compute<V>* input_coefficients;
@@ -31,14 +31,14 @@ __device__ __forceinline__ int window_at(int position, int k, int middle, int st
 }
 
 template <class V>
-__device__ Quad<Compute<V>> pool_backward(const Job<V>& job, const Consumer& from, int stride,
+__device__ Vec4<Compute<V>> pool_backward(const Job<V>& job, const Consumer& from, int stride,
                                           int image, int y, int x, int c) {
   using T = Compute<V>;
-  const GraphShape& s = job.graph.shape;
+  const DagShape& s = job.dag.shape;
   const V* grad = job.gradients.node(s, from.arch, from.node);
-  const uint32_t* maxima = job.graph.maxima(from.arch, from.node, from.e);
+  const uint32_t* maxima = job.dag.maxima(from.arch, from.node, from.e);
   const bool max = from.operation == kMaxPool;
-  Quad<T> sum = fill4(T(0));
+  Vec4<T> sum = fill_vec4(T(0));
 #pragma unroll 3
   for (int k = 0; k < 9; ++k) {
     const int oy = window_at(y, k / 3, 1, stride, s.out_height);
@@ -46,7 +46,7 @@ __device__ Quad<Compute<V>> pool_backward(const Job<V>& job, const Consumer& fro
     if (oy < 0 || ox < 0) continue;
     const int64_t pixel = (static_cast<int64_t>(image) * s.out_height + oy) * s.out_width + ox;
     const int64_t at = pixel * s.padded + c;
-    const Quad<T> g = load4(grad + at);
+    const Vec4<T> g = load_vec4(grad + at);
     if (!max) {
       sum += g;
       continue;
@@ -64,14 +64,14 @@ __device__ Quad<Compute<V>> pool_backward(const Job<V>& job, const Consumer& fro
 }
 
 template <int K, class V>
-__device__ Quad<Compute<V>> convolution_backward(const Job<V>& job, const Consumer& from,
+__device__ Vec4<Compute<V>> convolution_backward(const Job<V>& job, const Consumer& from,
                                                  int stride, int image, int y, int x, int c,
-                                                 const Quad<Compute<V>>& value) {
+                                                 const Vec4<Compute<V>>& value) {
   using T = Compute<V>;
-  const GraphShape& s = job.graph.shape;
+  const DagShape& s = job.dag.shape;
   const V* depth = job.gradients.depth_of(s, from.arch, from.node, from.e);
-  const T* weight = job.graph.depthwise(from.arch, from.node, from.e, 0);
-  Quad<T> sum = fill4(T(0));
+  const T* weight = job.dag.depthwise(from.arch, from.node, from.e, 0);
+  Vec4<T> sum = fill_vec4(T(0));
 #pragma unroll 1
   for (int ky = 0; ky < K; ++ky) {
     const int oy = window_at(y, ky, K / 2, stride, s.out_height);
@@ -81,8 +81,8 @@ __device__ Quad<Compute<V>> convolution_backward(const Job<V>& job, const Consum
     for (int kx = 0; kx < K; ++kx) {
       const int ox = window_at(x, kx, K / 2, stride, s.out_width);
       if (ox < 0) continue;
-      add_product(sum, load4(depth + (line + ox) * s.padded + c),
-                  load4(weight + (ky * K + kx) * s.padded + c));
+      add_product(sum, load_vec4(depth + (line + ox) * s.padded + c),
+                  load_vec4(weight + (ky * K + kx) * s.padded + c));
     }
   }
 #pragma unroll
@@ -92,25 +92,25 @@ __device__ Quad<Compute<V>> convolution_backward(const Job<V>& job, const Consum
 
 // What one edge sends to pixel (y, x) of a state, whose value there is `value`.
 template <class V>
-__device__ Quad<Compute<V>> contribution(const Job<V>& job, const Consumer& from, int stride,
+__device__ Vec4<Compute<V>> contribution(const Job<V>& job, const Consumer& from, int stride,
                                          int image, int y, int x, int c, int64_t pixel,
-                                         const Quad<Compute<V>>& value) {
+                                         const Vec4<Compute<V>>& value) {
   using T = Compute<V>;
-  const GraphShape& s = job.graph.shape;
+  const DagShape& s = job.dag.shape;
   switch (from.operation) {
     case kIdentity: {
       if (stride == 1) {
-        Quad<T> g = load4(job.gradients.node(s, from.arch, from.node) + pixel * s.padded + c);
+        Vec4<T> g = load_vec4(job.gradients.node(s, from.arch, from.node) + pixel * s.padded + c);
 #pragma unroll
         for (int i = 0; i < 4; ++i) g.v[i] *= static_cast<T>(from.factor);
         return g;
       }
       // A factorized reduction reads the pixels of which both coordinates are even, or both odd.
-      if (((y ^ x) & 1) != 0) return fill4(T(0));
+      if (((y ^ x) & 1) != 0) return fill_vec4(T(0));
       const int64_t out =
           (static_cast<int64_t>(image) * s.out_height + y / 2) * s.out_width + x / 2;
-      return load4(job.gradients.depth_of(s, from.arch, from.node, from.e) +
-                   (y & 1) * s.out_size() + out * s.padded + c);
+      return load_vec4(job.gradients.depth_of(s, from.arch, from.node, from.e) +
+                       (y & 1) * s.out_size() + out * s.padded + c);
     }
     case kAveragePool:
     case kMaxPool:
@@ -125,15 +125,15 @@ __device__ Quad<Compute<V>> contribution(const Job<V>& job, const Consumer& from
 // The edges that read state `index` of architectures [arch, end), in their order, and how many;
 // both in shared memory.
 template <class V>
-__device__ int list_consumers(const Graph<V>& graph, int arch, int end, int index, Consumer* list,
+__device__ int list_consumers(const Dag<V>& dag, int arch, int end, int index, Consumer* list,
                               int& count) {
-  const GraphShape& s = graph.shape;
+  const DagShape& s = dag.shape;
   if (threadIdx.x == 0) {
     count = 0;
     for (int a = arch; a < end; ++a) {
       for (int node = max(index - s.inputs + 1, 0); node < s.nodes; ++node) {
         for (int e = 0; e < s.edges; ++e) {
-          const PlannedEdge edge = graph.edge(a, node, e);
+          const PlannedEdge edge = dag.edge(a, node, e);
           if (edge.factor == 0 || edge.operation == kInvalid || edge.input != index) continue;
           list[count++] = {a, node, e, edge.operation, edge.factor};
         }
@@ -146,24 +146,24 @@ __device__ int list_consumers(const Graph<V>& graph, int arch, int end, int inde
 
 template <class V>
 __device__ void finish_node(const Job<V>& job, int arch, int node, const double* totals) {
-  const Graph<V>& graph = job.graph;
-  const int padded = graph.shape.padded;
-  for (int e = 0; e < graph.shape.edges; ++e) {
-    const PlannedEdge edge = graph.edge(arch, node, e);
-    if (edge.factor == 0 || !graph.normalised(edge)) continue;
-    const int last = graph.separable(edge) ? 1 : 0;
+  const Dag<V>& dag = job.dag;
+  const int padded = dag.shape.padded;
+  for (int e = 0; e < dag.shape.edges; ++e) {
+    const PlannedEdge edge = dag.edge(arch, node, e);
+    if (edge.factor == 0 || !dag.normalized(edge)) continue;
+    const int last = dag.separable(edge) ? 1 : 0;
     finish_gradient(totals, totals + (1 + e) * padded,
-                    static_cast<double>(graph.shape.out_size() / padded), padded,
-                    graph.norm(arch, node, e, last), true, edge.factor,
-                    job.gradients.coefficients_of(graph.shape, arch, e, last));
+                    static_cast<double>(dag.shape.out_size() / padded), padded,
+                    dag.norm(arch, node, e, last), true, edge.factor,
+                    job.gradients.coefficients_of(dag.shape, arch, e, last));
   }
 }
 
 template <class V>
 __global__ __launch_bounds__(kThreads) void gather_kernel(const Job<V> job) {
   using T = Compute<V>;
-  const Graph<V>& graph = job.graph;
-  const GraphShape& s = graph.shape;
+  const Dag<V>& dag = job.dag;
+  const DagShape& s = dag.shape;
   const int arch = blockIdx.y, index = job.first + blockIdx.z, node = index - s.inputs;
   const bool is_input = node < 0, shared_input = is_input && s.is_shared(index);
   if (shared_input && arch > 0) return;
@@ -173,52 +173,53 @@ __global__ __launch_bounds__(kThreads) void gather_kernel(const Job<V> job) {
   Consumer* consumers = reinterpret_cast<Consumer*>(counted + 1);
   clear(totals, 3 * s.padded);
   const int count =
-      list_consumers(graph, arch, shared_input ? s.archs : arch + 1, index, consumers, *counted);
-  const bool normalised_input = is_input && job.input_coefficients != nullptr;
-  if (normalised_input && count == 0) return;
-  const State<V> state = graph.state(arch, index);
+      list_consumers(dag, arch, shared_input ? s.archs : arch + 1, index, consumers, *counted);
+  const bool normalized_input = is_input && job.input_coefficients != nullptr;
+  if (normalized_input && count == 0) return;
+  const State<V> state = dag.state(arch, index);
   const int64_t input = static_cast<int64_t>(index) * s.archs + arch;
   V* to = is_input ? job.input_grads + input * s.in_size() : job.gradients.node(s, arch, node);
   const int stride = is_input ? s.stride : 1;
-  // Of the normalisations that end the edges of the node.
+  // Of the normalizations that end the edges of the node.
   const V* z[2] = {nullptr, nullptr};
   const T* norm[2] = {nullptr, nullptr};
   for (int e = 0; !is_input && e < 2; ++e) {
-    const PlannedEdge edge = graph.edge(arch, node, e);
-    if (edge.factor == 0 || !graph.normalised(edge)) continue;
-    const int last = graph.separable(edge) ? 1 : 0;
-    z[e] = graph.half(arch, node, e, last);
-    norm[e] = graph.norm(arch, node, e, last);
+    const PlannedEdge edge = dag.edge(arch, node, e);
+    if (edge.factor == 0 || !dag.normalized(edge)) continue;
+    const int last = dag.separable(edge) ? 1 : 0;
+    z[e] = dag.stage(arch, node, e, last);
+    norm[e] = dag.norm(arch, node, e, last);
   }
   const int pixels = s.images * state.height * state.width;
   sum_pixels(pixels, s.padded, blockIdx.x, job.parts, shared, totals,
-             [&](int pixel, int c, Quad<T>(&sums)[3]) {
+             [&](int pixel, int c, Vec4<T>(&sums)[3]) {
                const int64_t at = static_cast<int64_t>(pixel) * s.padded + c;
-               Quad<T> grad = fill4(T(0));
-               const Quad<T> value = affine4(load4(state.x + at), state.norm, s.padded, c);
+               Vec4<T> grad = fill_vec4(T(0));
+               const Vec4<T> value = affine_vec4(load_vec4(state.x + at), state.norm, s.padded, c);
                if (!is_input && count == 0) {
-                 grad = load4(to + at);
+                 grad = load_vec4(to + at);
                } else {
                  const int line = pixel / state.width, x = pixel - line * state.width;
                  const int image = line / state.height, y = line - image * state.height;
                  for (int i = 0; i < count; ++i) {
                    grad += contribution(job, consumers[i], stride, image, y, x, c, pixel, value);
                  }
-                 grad = keep4(to + at, grad);
+                 grad = store_rounded(to + at, grad);
                }
                sums[0] += grad;
-               if (normalised_input) add_product(sums[1], grad, value);
+               if (normalized_input) add_product(sums[1], grad, value);
 #pragma unroll
                for (int e = 0; e < 2; ++e) {
                  if (z[e] == nullptr) continue;
-                 add_product(sums[1 + e], grad, affine4(load4(z[e] + at), norm[e], s.padded, c));
+                 add_product(sums[1 + e], grad,
+                             affine_vec4(load_vec4(z[e] + at), norm[e], s.padded, c));
                }
              });
-  if (is_input && !normalised_input) return;
+  if (is_input && !normalized_input) return;
   const int group = blockIdx.z * s.archs + arch;
-  double* partials = graph.partials + static_cast<int64_t>(group) * kMaxParts * 3 * s.padded;
-  if (!sum_over_blocks(totals, 3 * s.padded, partials, graph.counters + group, blockIdx.x,
-                       job.parts, shared)) {
+  double* partials = dag.partials + static_cast<int64_t>(group) * kMaxParts * 3 * s.padded;
+  if (!sum_over_blocks(totals, 3 * s.padded, partials, dag.counters + group, blockIdx.x, job.parts,
+                       shared)) {
     return;
   }
   if (is_input) {
@@ -232,22 +233,22 @@ __global__ __launch_bounds__(kThreads) void gather_kernel(const Job<V> job) {
 template <class V>
 __global__ __launch_bounds__(kThreads) void reduce_edges_kernel(const Job<V> job) {
   using T = Compute<V>;
-  const Graph<V>& graph = job.graph;
-  const GraphShape& s = graph.shape;
+  const Dag<V>& dag = job.dag;
+  const DagShape& s = dag.shape;
   const int arch = blockIdx.y / s.edges, e = blockIdx.y % s.edges, node = job.first;
-  const PlannedEdge edge = graph.edge(arch, node, e);
-  if (edge.factor == 0 || !graph.normalised(edge)) return;
+  const PlannedEdge edge = dag.edge(arch, node, e);
+  if (edge.factor == 0 || !dag.normalized(edge)) return;
   double* totals = dynamic_shared<double>();
   T* shared = reinterpret_cast<T*>(totals + 3 * s.padded);
   clear(totals, 3 * s.padded);
   __syncthreads();
-  const int last = graph.separable(edge) ? 1 : 0;
-  const T* norm = graph.norm(arch, node, e, last);
+  const int last = dag.separable(edge) ? 1 : 0;
+  const T* norm = dag.norm(arch, node, e, last);
   const int pixels = static_cast<int>(s.out_size() / s.padded);
-  sum_gradient(job.gradients.node(s, arch, node), graph.half(arch, node, e, last), norm, pixels,
+  sum_gradient(job.gradients.node(s, arch, node), dag.stage(arch, node, e, last), norm, pixels,
                s.padded, blockIdx.x, job.parts, shared, totals);
-  double* partials = graph.partials + static_cast<int64_t>(blockIdx.y) * kMaxParts * 3 * s.padded;
-  if (sum_over_blocks(totals, 2 * s.padded, partials, graph.counters + blockIdx.y, blockIdx.x,
+  double* partials = dag.partials + static_cast<int64_t>(blockIdx.y) * kMaxParts * 3 * s.padded;
+  if (sum_over_blocks(totals, 2 * s.padded, partials, dag.counters + blockIdx.y, blockIdx.x,
                       job.parts, shared)) {
     finish_gradient(totals, totals + s.padded, pixels, s.padded, norm, true, edge.factor,
                     job.gradients.coefficients_of(s, arch, e, last));
@@ -257,33 +258,31 @@ __global__ __launch_bounds__(kThreads) void reduce_edges_kernel(const Job<V> job
 }  // namespace
 
 template <class V>
-void gather(const Graph<V>& graph, const Gradients<V>& gradients, int first, int count,
-            V* input_grads, Compute<V>* coefficients, CudaStream stream) {
+void gather(const Dag<V>& dag, const Gradients<V>& gradients, int first, int count, V* input_grads,
+            Compute<V>* coefficients, CudaStream stream) {
   using T = Compute<V>;
-  const GraphShape& s = graph.shape;
+  const DagShape& s = dag.shape;
   const int64_t size = first < s.inputs ? s.in_size() : s.out_size();
   const int parts = pixel_parts(size / s.padded, s.padded);
   const int slots = (s.shared != 0 ? s.archs : 1) * s.nodes * s.edges;
   const size_t bytes = pixel_sums_bytes(s.padded, sizeof(T)) + sizeof(int) +
                        static_cast<size_t>(slots) * sizeof(Consumer);
   launch(gather_kernel<V>, dim3(parts, s.archs, count), kThreads, bytes, stream,
-         Job<V>{graph, gradients, input_grads, coefficients, first, parts});
+         Job<V>{dag, gradients, input_grads, coefficients, first, parts});
 }
 
 template <class V>
-void reduce_edges(const Graph<V>& graph, const Gradients<V>& gradients, int node,
-                  CudaStream stream) {
-  const GraphShape& s = graph.shape;
+void reduce_edges(const Dag<V>& dag, const Gradients<V>& gradients, int node, CudaStream stream) {
+  const DagShape& s = dag.shape;
   const int parts = pixel_parts(s.out_size() / s.padded, s.padded);
   launch(reduce_edges_kernel<V>, dim3(parts, s.archs * s.edges), kThreads,
          pixel_sums_bytes(s.padded, sizeof(Compute<V>)), stream,
-         Job<V>{graph, gradients, nullptr, nullptr, node, parts});
+         Job<V>{dag, gradients, nullptr, nullptr, node, parts});
 }
 
-#define ASNG_INSTANTIATE(V)                                                             \
-  template void gather(const Graph<V>&, const Gradients<V>&, int, int, V*, Compute<V>*, \
-                       CudaStream);                                                     \
-  template void reduce_edges(const Graph<V>&, const Gradients<V>&, int, CudaStream);
+#define ASNG_INSTANTIATE(V)                                                                        \
+  template void gather(const Dag<V>&, const Gradients<V>&, int, int, V*, Compute<V>*, CudaStream); \
+  template void reduce_edges(const Dag<V>&, const Gradients<V>&, int, CudaStream);
 ASNG_INSTANTIATE(float)
 ASNG_INSTANTIATE(double)
 ASNG_INSTANTIATE(BFloat16)

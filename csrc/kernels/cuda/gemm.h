@@ -191,8 +191,9 @@ class TileOuterProduct {
     __syncthreads();
     for (int item = threadIdx.x; item < count_ * kValues / 4; item += kThreads) {
       const int tile = item / (kValues / 4), at = (item - tile * (kValues / 4)) * 4;
-      Quad<float> sum = fill4(0.0f);
-      for (int g = 0; g < groups_; ++g) sum += load4(shared + (g * count_ + tile) * kValues + at);
+      Vec4<float> sum = fill_vec4(0.0f);
+      for (int g = 0; g < groups_; ++g)
+        sum += load_vec4(shared + (g * count_ + tile) * kValues + at);
       write4(place(tile, memory, memory_row) + at / kTile * memory_row + at % kTile, sum);
     }
   }

@@ -11,7 +11,7 @@ namespace asng::cuda {
 
 template <class T>
 struct PlanJob {
-  GraphShape shape;
+  DagShape shape;
   const int32_t* inputs = nullptr;      // (archs, nodes, edges)
   const int32_t* operations = nullptr;  // the same
   NodeWeights<const T> weights;
@@ -29,36 +29,35 @@ void make_plan(const PlanJob<T>& job, CudaStream stream);
 template <class T>
 void pack_matrix(const Matrix<T>& matrix, bool backward, CudaStream stream);
 
-// half_forward.cu, half_backward.cu, combine.cu
+// stage_forward.cu, stage_backward.cu, combine.cu
 
 template <class V>
-void half_forward(const Graph<V>& graph, int node, int half, CudaStream stream);
+void stage_forward(const Dag<V>& dag, int node, int stage, CudaStream stream);
 template <class V>
-void combine_forward(const Graph<V>& graph, int node, bool keeps_maxima, CudaStream stream);
+void combine_forward(const Dag<V>& dag, int node, bool keeps_maxima, CudaStream stream);
 template <class V>
-void half_backward(const Graph<V>& graph, const Gradients<V>& gradients, int node, int half,
-                   CudaStream stream);
+void stage_backward(const Dag<V>& dag, const Gradients<V>& gradients, int node, int stage,
+                    CudaStream stream);
 template <class V>
-void between_backward(const Graph<V>& graph, const Gradients<V>& gradients, int node,
-                      CudaStream stream);
-// Parts of the weights' gradients that half_backward makes.
+void intermediate_backward(const Dag<V>& dag, const Gradients<V>& gradients, int node,
+                           CudaStream stream);
+// Parts of the weights' gradients that stage_backward makes.
 template <class V>
-int weight_part_count(const GraphShape& shape);
+int weight_part_count(const DagShape& shape);
 
 // gather.cu
 
 // Gradients of the states from `first` on, `count` of them, from the edges that read them; those of
 // nodes that no edge reads must be there. Inputs' go to `input_grads` (inputs, archs, in_size).
-// With `coefficients` (inputs, archs, 3, padded) also the sums for the inputs' normalisation, and
+// With `coefficients` (inputs, archs, 3, padded) also the sums for the inputs' normalization, and
 // what no edge reads is left out; without, its gradient is zeros. Of nodes, which must have two
-// edges, the sums are those of the normalisations that end the edges.
+// edges, the sums are those of the normalizations that end the edges.
 template <class V>
-void gather(const Graph<V>& graph, const Gradients<V>& gradients, int first, int count,
-            V* input_grads, Compute<V>* coefficients, CudaStream stream);
-// The sums for the normalisations that end the edges of a node with any number of edges.
+void gather(const Dag<V>& dag, const Gradients<V>& gradients, int first, int count, V* input_grads,
+            Compute<V>* coefficients, CudaStream stream);
+// The sums for the normalizations that end the edges of a node with any number of edges.
 template <class V>
-void reduce_edges(const Graph<V>& graph, const Gradients<V>& gradients, int node,
-                  CudaStream stream);
+void reduce_edges(const Dag<V>& dag, const Gradients<V>& gradients, int node, CudaStream stream);
 
 // project.cu, project_backward.cu
 
@@ -75,9 +74,9 @@ template <class V>
 struct CellJob {
   using T = Compute<V>;
 
-  Graph<V> graph;
+  Dag<V> dag;
   Input<V> inputs[2];
-  const T* packed[3] = {nullptr, nullptr, nullptr};  // of older, newer and output
+  const T* packed[3] = {nullptr, nullptr, nullptr};  // of prev_prev, prev and output
   V* y = nullptr;                                    // (archs, out_size)
   T* y_norms = nullptr;                              // (archs, 2, padded)
   // Backward.
@@ -88,10 +87,10 @@ struct CellJob {
   T* weight_parts[3] = {nullptr, nullptr, nullptr};  // (archs, parts, padded, depth)
   int parts[3] = {0, 0, 0};
 
-  ASNG_HD bool is_shared(int input) const { return graph.shape.is_shared(input); }
+  ASNG_HD bool is_shared(int input) const { return dag.shape.is_shared(input); }
   // Number of packed columns of the three weights.
   ASNG_HD int depth(int which) const {
-    if (which == 2) return graph.shape.nodes * graph.shape.padded;
+    if (which == 2) return dag.shape.nodes * dag.shape.padded;
     return (inputs[which].factorized ? 2 : 1) * inputs[which].padded;
   }
 };
@@ -115,7 +114,7 @@ int projection_part_count(int64_t pixels, int padded, int depth);
 
 template <class T>
 struct WeightJob {
-  GraphShape shape;
+  DagShape shape;
   const PlannedEdge* plan = nullptr;
   const int32_t* used = nullptr;
   const T* weight_parts = nullptr;  // see Gradients

@@ -71,7 +71,7 @@ __device__ inline bool sum_over_blocks(double* totals, int columns, double* part
   return true;
 }
 
-// From Σ z and Σ z² over `count` values per channel: normalised = z·scale + shift.
+// From Σ z and Σ z² over `count` values per channel: normalized = z·scale + shift.
 template <class T>
 __device__ void finish_norm(const double* sums, double count, int padded, T* norm) {
   for (int c = threadIdx.x; c < padded; c += kThreads) {
@@ -84,9 +84,9 @@ __device__ void finish_norm(const double* sums, double count, int padded, T* nor
   }
 }
 
-// Gradient of a normalisation's input, a·g + b·z + c, where g/factor is the gradient of its output
-// as summed: from Σ g and Σ g·normalised. `coefficients` receives a, b and c of all channels. Where
-// the stored z are normalised already, `is_raw` is false.
+// Gradient of a normalization's input, a·g + b·z + c, where g/factor is the gradient of its output
+// as summed: from Σ g and Σ g·normalized. `coefficients` receives a, b and c of all channels. Where
+// the stored z are normalized already, `is_raw` is false.
 template <class T>
 __device__ void finish_gradient(const double* sums, const double* dots, double count, int padded,
                                 const T* norm, bool is_raw, double factor, T* coefficients) {
@@ -104,10 +104,11 @@ __device__ void finish_gradient(const double* sums, const double* dots, double c
 
 // a·g + b·z + c
 template <class T>
-__device__ __forceinline__ Quad<T> norm_gradient4(const Quad<T>& g, const Quad<T>& z,
+__device__ __forceinline__ Vec4<T> norm_gradient4(const Vec4<T>& g, const Vec4<T>& z,
                                                   const T* coefficients, int padded, int channel) {
-  const Quad<T> a = load4(coefficients + channel), b = load4(coefficients + padded + channel);
-  Quad<T> sum = load4(coefficients + 2 * padded + channel);
+  const Vec4<T> a = load_vec4(coefficients + channel),
+                b = load_vec4(coefficients + padded + channel);
+  Vec4<T> sum = load_vec4(coefficients + 2 * padded + channel);
   add_product(sum, a, g);
   add_product(sum, b, z);
   return sum;

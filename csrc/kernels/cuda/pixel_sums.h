@@ -16,12 +16,12 @@ __device__ void sum_pixels(int pixels, int padded, int part, int parts, T* share
   for (int first = 0; first < quads; first += width) {
     const int quad = first + lane;
     if (slot < slots && quad < quads) {
-      Quad<T> sums[3] = {fill4(T(0)), fill4(T(0)), fill4(T(0))};
+      Vec4<T> sums[3] = {fill_vec4(T(0)), fill_vec4(T(0)), fill_vec4(T(0))};
       for (int pixel = part * slots + slot; pixel < pixels; pixel += parts * slots) {
         visit(pixel, quad * 4, sums);
       }
 #pragma unroll
-      for (int k = 0; k < 3; ++k) store4(shared + ((slot * 3 + k) * width + lane) * 4, sums[k]);
+      for (int k = 0; k < 3; ++k) store_vec4(shared + ((slot * 3 + k) * width + lane) * 4, sums[k]);
     }
     __syncthreads();
     const int columns = min(width, quads - first) * 4;
@@ -46,15 +46,15 @@ inline int pixel_parts(int64_t pixels, int padded) {
   return static_cast<int>(parts < kMaxParts ? parts : kMaxParts);
 }
 
-// Adds Σ g and Σ g·normalised to the totals.
+// Adds Σ g and Σ g·normalized to the totals.
 template <class V, class T>
 __device__ void sum_gradient(const V* g, const V* z, const T* norm, int pixels, int padded,
                              int part, int parts, T* shared, double* totals) {
-  sum_pixels(pixels, padded, part, parts, shared, totals, [&](int pixel, int c, Quad<T>(&sums)[3]) {
+  sum_pixels(pixels, padded, part, parts, shared, totals, [&](int pixel, int c, Vec4<T>(&sums)[3]) {
     const int64_t at = static_cast<int64_t>(pixel) * padded + c;
-    const Quad<T> grad = load4(g + at);
+    const Vec4<T> grad = load_vec4(g + at);
     sums[0] += grad;
-    add_product(sums[1], grad, affine4(load4(z + at), norm, padded, c));
+    add_product(sums[1], grad, affine_vec4(load_vec4(z + at), norm, padded, c));
   });
 }
 

@@ -10,7 +10,7 @@ constexpr int kBlocksPerSlot = 4;
 
 template <class T>
 __device__ PlannedEdge look_up(const PlanJob<T>& job, int slot) {
-  const GraphShape& s = job.shape;
+  const DagShape& s = job.shape;
   const int node = slot / s.edges % s.nodes, first = slot / s.edges * s.edges;
   PlannedEdge edge = {job.inputs[slot], job.operations[slot], 1};
   if (edge.input < 0 || edge.input >= s.inputs + node || edge.operation < 0 ||
@@ -47,8 +47,8 @@ __device__ void pack_separable(const PlanJob<T>& job, int kind, int index, T* pa
                                int step) {
   const int channels = job.shape.channels, padded = job.shape.padded;
   const int taps = kind == 0 ? 9 : 25;
-  for (int half = 0; half < 2; ++half, packed += job.shape.half_weights()) {
-    const int64_t matrix = static_cast<int64_t>(index) * 2 + half;
+  for (int stage = 0; stage < 2; ++stage, packed += job.shape.stage_weights()) {
+    const int64_t matrix = static_cast<int64_t>(index) * 2 + stage;
     const T* pointwise = job.weights.pointwise[kind] + matrix * channels * channels;
     const T* depthwise = job.weights.depthwise[kind] + matrix * channels * taps;
     for (int i = first; i < padded * padded; i += step) {
@@ -65,7 +65,7 @@ __device__ void pack_separable(const PlanJob<T>& job, int kind, int index, T* pa
 
 template <class T>
 __global__ __launch_bounds__(kThreads) void plan_kernel(const PlanJob<T> job) {
-  const GraphShape& s = job.shape;
+  const DagShape& s = job.shape;
   const int slots = s.slots(), block = blockIdx.x;
   const int first = blockIdx.y * kThreads + threadIdx.x, step = gridDim.y * kThreads;
   if (block == 0) {

@@ -12,7 +12,7 @@ namespace asng::cuda {
 template <class V>
 struct Source {
   const V* x = nullptr;
-  const Compute<V>* norm = nullptr;  // see affine4
+  const Compute<V>* norm = nullptr;  // see affine_vec4
   int channels = 0;                  // a multiple of 16
   int height = 0, width = 0;
   int stride = 1, offset = 0;
@@ -51,10 +51,10 @@ __device__ int64_t source_pixel(const Source<V>& s, const ProjectShape& shape, i
 }
 
 template <class V>
-__device__ Quad<Compute<V>> window4(const Source<V>& s, int pixel, int channel) {
+__device__ Vec4<Compute<V>> window4(const Source<V>& s, int pixel, int channel) {
   using T = Compute<V>;
   const int line = pixel / s.width, x = pixel - line * s.width, y = line % s.height;
-  Quad<T> v;
+  Vec4<T> v;
   for (int i = 0; i < 4; ++i) {
     const int tap = (channel + i) / s.window, c = channel + i - tap * s.window;
     const int dy = tap / 3 - 1, dx = tap % 3 - 1;
@@ -75,18 +75,18 @@ __device__ void load_pixels(const Source<V>& s, const ProjectShape& shape, int b
   const int pieces = chunk / kValues, pixels = shape.pixels();
   for (int i = threadIdx.x; i < count * pieces; i += kThreads) {
     const int p = i / pieces, c = (i - p * pieces) * kValues;
-    Quad<Compute<V>> v[kWide<V>] = {};
+    Vec4<Compute<V>> v[kWide<V>] = {};
     if (begin + p < pixels) {
       const int64_t from = s.window != 0 ? -1 : source_pixel(s, shape, begin + p);
       if (from >= 0) load_wide(s.x + from * s.channels + channel + c, v);
 #pragma unroll
       for (int k = 0; k < kWide<V>; ++k) {
         if (s.window != 0) v[k] = window4(s, begin + p, channel + c + 4 * k);
-        if (from >= 0) v[k] = relu4(affine4(v[k], s.norm, s.channels, channel + c + 4 * k));
+        if (from >= 0) v[k] = relu4(affine_vec4(v[k], s.norm, s.channels, channel + c + 4 * k));
       }
     }
 #pragma unroll
-    for (int k = 0; k < kWide<V>; ++k) store4(to + p * kSourceRow + c + 4 * k, v[k]);
+    for (int k = 0; k < kWide<V>; ++k) store_vec4(to + p * kSourceRow + c + 4 * k, v[k]);
   }
 }
 
@@ -99,7 +99,7 @@ class RunProduct {
 #pragma unroll
     for (int s = 0; s < 2; ++s) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) sums_[s][i] = fill4(T(0));
+      for (int i = 0; i < 4; ++i) sums_[s][i] = fill_vec4(T(0));
     }
   }
 
@@ -117,10 +117,10 @@ class RunProduct {
   __device__ void share(T*, int) const {}
 
   // Row i of block s of this thread.
-  __device__ Quad<T> sum(int s, int i, const T*, int) const { return sums_[s][i]; }
+  __device__ Vec4<T> sum(int s, int i, const T*, int) const { return sums_[s][i]; }
 
  private:
-  Quad<T> sums_[2][4];
+  Vec4<T> sums_[2][4];
   int across_, count_;
 };
 
@@ -135,9 +135,9 @@ class RunProduct<true, float> : public TileProduct {
     __syncthreads();
   }
 
-  __device__ Quad<float> sum(int s, int i, const float* shared, int row) const {
+  __device__ Vec4<float> sum(int s, int i, const float* shared, int row) const {
     const int block = threadIdx.x + s * kThreads, down = block / across_;
-    return load4(shared + (down * 4 + i) * row + (block - down * across_) * 4);
+    return load_vec4(shared + (down * 4 + i) * row + (block - down * across_) * 4);
   }
 
  private:
@@ -177,18 +177,19 @@ __device__ void project_forward(const Sources& sources, int count, const Project
         const int block = threadIdx.x + s * kThreads, down = block / across;
         if (block >= blocks) continue;
         const int column = (block - down * across) * 4;
-        Quad<T> sum = fill4(T(0)), squares = fill4(T(0));
+        Vec4<T> sum = fill_vec4(T(0)), squares = fill_vec4(T(0));
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           const int pixel = begin + down * 4 + i;
           if (pixel >= pixels) continue;
-          const Quad<T> kept = keep4(z + static_cast<int64_t>(pixel) * padded + out + column,
-                                     product.sum(s, i, shared, width + 4));
+          const Vec4<T> kept =
+              store_rounded(z + static_cast<int64_t>(pixel) * padded + out + column,
+                            product.sum(s, i, shared, width + 4));
           sum += kept;
           add_product(squares, kept, kept);
         }
-        store4(groups + down * 2 * width + column, sum);
-        store4(groups + (down * 2 + 1) * width + column, squares);
+        store_vec4(groups + down * 2 * width + column, sum);
+        store_vec4(groups + (down * 2 + 1) * width + column, squares);
       }
       __syncthreads();
       add_groups(groups, run / 4, width, totals + out, padded);
@@ -199,12 +200,12 @@ __device__ void project_forward(const Sources& sources, int count, const Project
 // This block's share of a projection's gradients for channels [channel, channel + chunk) of one
 // source: the weight's, written to `weight_part` (padded, depth), and the source's, of which
 // emit(pixel, channel of the source, value) receives those that ReLU passes. `g` is the gradient of
-// the normalised output, `weight` (padded, depth).
+// the normalized output, `weight` (padded, depth).
 template <bool kTensorCores, class V, class Emit>
 __device__ void project_backward(const Source<V>& source, int channel, int chunk,
                                  const ProjectShape& shape, const V* g, const V* z,
                                  const Compute<V>* coefficients, const Compute<V>* weight,
-                                 int depth, bool wants_source, int part, int parts,
+                                 int depth, bool source_needs_grad, int part, int parts,
                                  Compute<V>* weight_part, Compute<V>* shared, Emit emit) {
   using T = Compute<V>;
   const int pixels = shape.pixels(), padded = shape.padded, row = padded + 4;
@@ -219,16 +220,17 @@ __device__ void project_backward(const Source<V>& source, int channel, int chunk
       const int p = i / quads, quad = (i - p * quads) * 4;
       const int64_t at = static_cast<int64_t>(begin + p) * padded + quad;
       const bool inside = begin + p < pixels;
-      store4(grads + p * row + quad,
-             inside ? norm_gradient4(load4(g + at), load4(z + at), coefficients, padded, quad)
-                    : fill4(T(0)));
+      store_vec4(
+          grads + p * row + quad,
+          inside ? norm_gradient4(load_vec4(g + at), load_vec4(z + at), coefficients, padded, quad)
+                 : fill_vec4(T(0)));
     }
     load_pixels(source, shape, begin, run, channel, chunk, values);
     __syncthreads();
     product.add(grads, row, values, kSourceRow, run, weight_part + column, depth,
                 begin == part * run);
     if constexpr (kTensorCores) {
-      if (wants_source) {
+      if (source_needs_grad) {
         TileProduct passed(run, chunk);
         passed.add(grads, row, weight + column, depth, padded);
         __syncthreads();
@@ -236,9 +238,10 @@ __device__ void project_backward(const Source<V>& source, int channel, int chunk
         __syncthreads();
       }
     }
-    for (int block = threadIdx.x; wants_source && block < run / 4 * across; block += kThreads) {
+    for (int block = threadIdx.x; source_needs_grad && block < run / 4 * across;
+         block += kThreads) {
       const int down = block / across, quad = (block - down * across) * 4;
-      Quad<T> sums[4] = {fill4(T(0)), fill4(T(0)), fill4(T(0)), fill4(T(0))};
+      Vec4<T> sums[4] = {fill_vec4(T(0)), fill_vec4(T(0)), fill_vec4(T(0)), fill_vec4(T(0))};
       if constexpr (!kTensorCores) {
         multiply(grads + down * 4 * row, row, weight + column + quad, depth, padded, sums);
       }
@@ -246,7 +249,7 @@ __device__ void project_backward(const Source<V>& source, int channel, int chunk
       for (int i = 0; i < 4; ++i) {
         const int pixel = begin + down * 4 + i;
         if (pixel >= pixels) continue;
-        const Quad<T> x = load4(values + (down * 4 + i) * kSourceRow + quad);
+        const Vec4<T> x = load_vec4(values + (down * 4 + i) * kSourceRow + quad);
         if constexpr (kTensorCores) {
           sums[i] = x;
         } else {

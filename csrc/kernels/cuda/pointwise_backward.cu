@@ -10,17 +10,17 @@ namespace {
 template <class V>
 __global__ __launch_bounds__(kThreads) void reduce_output_kernel(const CellJob<V> job, int parts) {
   using T = Compute<V>;
-  const Graph<V>& graph = job.graph;
-  const GraphShape& s = graph.shape;
+  const Dag<V>& dag = job.dag;
+  const DagShape& s = dag.shape;
   const int arch = blockIdx.y, pixels = static_cast<int>(s.out_size() / s.padded);
   double* totals = dynamic_shared<double>();
   T* shared = reinterpret_cast<T*>(totals + 3 * s.padded);
   clear(totals, 3 * s.padded);
-  // The output is stored as normalised.
+  // The output is stored as normalized.
   sum_gradient(job.grad_y + arch * s.out_size(), job.y + arch * s.out_size(),
                static_cast<const T*>(nullptr), pixels, s.padded, blockIdx.x, parts, shared, totals);
-  double* partials = graph.partials + static_cast<int64_t>(arch) * kMaxParts * 3 * s.padded;
-  if (sum_over_blocks(totals, 2 * s.padded, partials, graph.counters + arch, blockIdx.x, parts,
+  double* partials = dag.partials + static_cast<int64_t>(arch) * kMaxParts * 3 * s.padded;
+  if (sum_over_blocks(totals, 2 * s.padded, partials, dag.counters + arch, blockIdx.x, parts,
                       shared)) {
     finish_gradient(totals, totals + s.padded, pixels, s.padded, job.y_norms + arch * 2 * s.padded,
                     false, 1.0, job.y_coefficients + arch * 3 * s.padded);
@@ -31,14 +31,14 @@ template <bool kTensorCores, class V>
 __global__ __launch_bounds__(kThreads) void output_backward_kernel(const CellJob<V> job,
                                                                    const Gradients<V> gradients) {
   using T = Compute<V>;
-  const Graph<V>& graph = job.graph;
-  const GraphShape& s = graph.shape;
+  const Dag<V>& dag = job.dag;
+  const DagShape& s = dag.shape;
   const int arch = blockIdx.y, chunks = (s.padded + kSourceChunk - 1) / kSourceChunk;
   const int node = blockIdx.z / chunks, channel = blockIdx.z % chunks * kSourceChunk;
-  if (graph.used[arch * s.states() + s.inputs + node] != 0) return;
+  if (dag.used[arch * s.states() + s.inputs + node] != 0) return;
   const int depth = job.depth(2), parts = job.parts[2];
   Source<V> source;
-  source.x = graph.state(arch, s.inputs + node).x;
+  source.x = dag.state(arch, s.inputs + node).x;
   source.channels = s.padded;
   source.first = node * s.padded;
   V* to = gradients.node(s, arch, node);
@@ -49,7 +49,7 @@ __global__ __launch_bounds__(kThreads) void output_backward_kernel(const CellJob
                                  job.grad_y + arch * s.out_size(), job.y + arch * s.out_size(),
                                  job.y_coefficients + arch * 3 * s.padded, job.packed[2], depth,
                                  true, blockIdx.x, parts, weight_part, dynamic_shared<T>(),
-                                 [&](int pixel, int c, const Quad<T>& value) {
+                                 [&](int pixel, int c, const Vec4<T>& value) {
                                    write4(to + static_cast<int64_t>(pixel) * s.padded + c, value);
                                  });
 }
@@ -59,7 +59,7 @@ template <class V>
 __device__ void clear_gradient(V* grad, int64_t size, int block, int blocks) {
   for (int64_t i = static_cast<int64_t>(block) * kThreads + threadIdx.x; i < size / 4;
        i += static_cast<int64_t>(blocks) * kThreads) {
-    write4(grad + i * 4, fill4(Compute<V>(0)));
+    write4(grad + i * 4, fill_vec4(Compute<V>(0)));
   }
 }
 
@@ -67,17 +67,17 @@ __device__ void clear_gradient(V* grad, int64_t size, int block, int blocks) {
 // its four pixels, and zeros to one of the others.
 template <class V>
 __device__ void write_factorized(const Input<V>& input, const ProjectShape& shape, int which, V* to,
-                                 int pixel, int c, const Quad<Compute<V>>& value) {
+                                 int pixel, int c, const Vec4<Compute<V>>& value) {
   using T = Compute<V>;
   const int line = pixel / shape.out_width, x = pixel - line * shape.out_width;
   const int image = line / shape.out_height, y = line - image * shape.out_height;
-  const auto write = [&](int sy, int sx, const Quad<T>& v) {
+  const auto write = [&](int sy, int sx, const Vec4<T>& v) {
     if (sy >= input.height || sx >= input.width) return;
     const int64_t at = (static_cast<int64_t>(image) * input.height + sy) * input.width + sx;
     write4(to + at * input.padded + c, v);
   };
   write(2 * y + which, 2 * x + which, value);
-  write(2 * y + which, 2 * x + 1 - which, fill4(T(0)));
+  write(2 * y + which, 2 * x + 1 - which, fill_vec4(T(0)));
 }
 
 template <bool kTensorCores, class V>
@@ -85,8 +85,8 @@ __global__ __launch_bounds__(kThreads,
                              resident_blocks(sizeof(Compute<V>) ==
                                              4)) void inputs_backward_kernel(const CellJob<V> job) {
   using T = Compute<V>;
-  const Graph<V>& graph = job.graph;
-  const GraphShape& s = graph.shape;
+  const Dag<V>& dag = job.dag;
+  const DagShape& s = dag.shape;
   const int arch = blockIdx.y / 2, which = blockIdx.y % 2;
   const bool shared_input = job.is_shared(which);
   if (shared_input && arch > 0) return;
@@ -100,7 +100,7 @@ __global__ __launch_bounds__(kThreads,
   V* grad = input.grad == nullptr ? nullptr : input.grad + arch * size;
   bool used = false;
   for (int a = arch; a < (shared_input ? s.archs : arch + 1); ++a) {
-    used |= graph.used[a * s.states() + which] != 0;
+    used |= dag.used[a * s.states() + which] != 0;
   }
   if (!used) {
     if (grad != nullptr && blockIdx.z == 0) {
@@ -117,10 +117,10 @@ __global__ __launch_bounds__(kThreads,
   T* weight_part = job.weight_parts[which] +
                    (static_cast<int64_t>(arch) * parts + blockIdx.x) * s.padded * depth;
   project_backward<kTensorCores>(source, channel, min(input.padded - channel, kSourceChunk), shape,
-                                 job.input_grads + group * s.in_size(), graph.state(arch, which).x,
+                                 job.input_grads + group * s.in_size(), dag.state(arch, which).x,
                                  job.input_coefficients + group * 3 * s.padded, job.packed[which],
                                  depth, grad != nullptr, blockIdx.x, parts, weight_part,
-                                 dynamic_shared<T>(), [&](int pixel, int c, const Quad<T>& value) {
+                                 dynamic_shared<T>(), [&](int pixel, int c, const Vec4<T>& value) {
                                    if (input.factorized) {
                                      write_factorized(input, shape, part_of, grad, pixel, c, value);
                                    } else {
@@ -139,7 +139,7 @@ size_t backward_bytes(int padded) {
 
 template <class V>
 void reduce_output(const CellJob<V>& job, CudaStream stream) {
-  const GraphShape& s = job.graph.shape;
+  const DagShape& s = job.dag.shape;
   const int parts = pixel_parts(s.out_size() / s.padded, s.padded);
   launch(reduce_output_kernel<V>, dim3(parts, s.archs), kThreads,
          pixel_sums_bytes(s.padded, sizeof(Compute<V>)), stream, job, parts);
@@ -148,7 +148,7 @@ void reduce_output(const CellJob<V>& job, CudaStream stream) {
 template <class V>
 void project_output_backward(const CellJob<V>& job, const Gradients<V>& gradients,
                              CudaStream stream) {
-  const GraphShape& s = job.graph.shape;
+  const DagShape& s = job.dag.shape;
   const int chunks = (s.padded + kSourceChunk - 1) / kSourceChunk;
   const auto kernel = choose_kernel<V>(
       s.tf32, [](auto tensor_cores) { return &output_backward_kernel<tensor_cores(), V>; });
@@ -158,7 +158,7 @@ void project_output_backward(const CellJob<V>& job, const Gradients<V>& gradient
 
 template <class V>
 void project_inputs_backward(const CellJob<V>& job, CudaStream stream) {
-  const GraphShape& s = job.graph.shape;
+  const DagShape& s = job.dag.shape;
   int chunks = 0;
   for (const Input<V>& input : job.inputs) {
     const int of_source = (input.padded + kSourceChunk - 1) / kSourceChunk;

@@ -8,31 +8,31 @@ namespace {
 
 // Whether an edge of architectures [arch, end) reads the input.
 template <class V>
-__device__ bool is_used(const Graph<V>& graph, int arch, int end, int input) {
+__device__ bool is_used(const Dag<V>& dag, int arch, int end, int input) {
   for (int a = arch; a < end; ++a) {
-    if (graph.used[a * graph.shape.states() + input] != 0) return true;
+    if (dag.used[a * dag.shape.states() + input] != 0) return true;
   }
   return false;
 }
 
 // For sums whose blocks are parts of group `group`.
 template <class V>
-__device__ bool finish(const Graph<V>& graph, int group, int parts, double* totals, void* shared) {
-  const int padded = graph.shape.padded;
+__device__ bool finish(const Dag<V>& dag, int group, int parts, double* totals, void* shared) {
+  const int padded = dag.shape.padded;
   return sum_over_blocks(totals, 2 * padded,
-                         graph.partials + static_cast<int64_t>(group) * kMaxParts * 3 * padded,
-                         graph.counters + group, blockIdx.x, parts, shared);
+                         dag.partials + static_cast<int64_t>(group) * kMaxParts * 3 * padded,
+                         dag.counters + group, blockIdx.x, parts, shared);
 }
 
 template <bool kTensorCores, class V>
 __global__ __launch_bounds__(kThreads) void project_inputs_kernel(const CellJob<V> job, int parts) {
   using T = Compute<V>;
-  const Graph<V>& graph = job.graph;
-  const GraphShape& s = graph.shape;
+  const Dag<V>& dag = job.dag;
+  const DagShape& s = dag.shape;
   const int arch = blockIdx.y, which = blockIdx.z;
   const bool shared_input = job.is_shared(which);
   if (shared_input && arch > 0) return;
-  if (!is_used(graph, arch, shared_input ? s.archs : arch + 1, which)) return;
+  if (!is_used(dag, arch, shared_input ? s.archs : arch + 1, which)) return;
   double* totals = dynamic_shared<double>();
   T* shared = reinterpret_cast<T*>(totals + 3 * s.padded);
   clear(totals, 2 * s.padded);
@@ -44,11 +44,11 @@ __global__ __launch_bounds__(kThreads) void project_inputs_kernel(const CellJob<
     if (!input.factorized) source.stride = 1;
     return source;
   };
-  const State<V> to = graph.state(arch, which);
+  const State<V> to = dag.state(arch, which);
   const ProjectShape shape = {s.images, s.height, s.width, s.padded};
   project_forward<kTensorCores>(sources, input.factorized ? 2 : 1, shape, job.packed[which],
                                 blockIdx.x, parts, const_cast<V*>(to.x), totals, shared);
-  if (finish(graph, which * s.archs + arch, parts, totals, shared)) {
+  if (finish(dag, which * s.archs + arch, parts, totals, shared)) {
     finish_norm(totals, shape.pixels(), s.padded, const_cast<T*>(to.norm));
   }
 }
@@ -56,16 +56,16 @@ __global__ __launch_bounds__(kThreads) void project_inputs_kernel(const CellJob<
 template <bool kTensorCores, class V>
 __global__ __launch_bounds__(kThreads) void project_output_kernel(const CellJob<V> job, int parts) {
   using T = Compute<V>;
-  const Graph<V>& graph = job.graph;
-  const GraphShape& s = graph.shape;
+  const Dag<V>& dag = job.dag;
+  const DagShape& s = dag.shape;
   const int arch = blockIdx.y;
   double* totals = dynamic_shared<double>();
   T* shared = reinterpret_cast<T*>(totals + 3 * s.padded);
   clear(totals, 2 * s.padded);
   const auto sources = [&](int node) {
     Source<V> source;
-    if (graph.used[arch * s.states() + s.inputs + node] != 0) return source;
-    source.x = graph.state(arch, s.inputs + node).x;
+    if (dag.used[arch * s.states() + s.inputs + node] != 0) return source;
+    source.x = dag.state(arch, s.inputs + node).x;
     source.channels = s.padded;
     source.first = node * s.padded;
     return source;
@@ -73,13 +73,13 @@ __global__ __launch_bounds__(kThreads) void project_output_kernel(const CellJob<
   const ProjectShape shape = {s.images, s.out_height, s.out_width, s.padded};
   project_forward<kTensorCores>(sources, s.nodes, shape, job.packed[2], blockIdx.x, parts,
                                 job.y + arch * s.out_size(), totals, shared);
-  if (finish(graph, arch, parts, totals, shared)) {
+  if (finish(dag, arch, parts, totals, shared)) {
     finish_norm(totals, shape.pixels(), s.padded, job.y_norms + arch * 2 * s.padded);
   }
 }
 
 template <class V>
-__global__ __launch_bounds__(kThreads) void normalise_kernel(V* images, const Compute<V>* norms,
+__global__ __launch_bounds__(kThreads) void normalize_kernel(V* images, const Compute<V>* norms,
                                                              int64_t size, int padded) {
   constexpr int kValues = 4 * kWide<V>;
   V* x = images + blockIdx.y * size;
@@ -88,10 +88,10 @@ __global__ __launch_bounds__(kThreads) void normalise_kernel(V* images, const Co
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < size / kValues;
        i += static_cast<int64_t>(gridDim.x) * kThreads) {
     const int c = static_cast<int>(i % pieces) * kValues;
-    Quad<Compute<V>> v[kWide<V>];
+    Vec4<Compute<V>> v[kWide<V>];
     load_wide(x + i * kValues, v);
 #pragma unroll
-    for (int k = 0; k < kWide<V>; ++k) v[k] = affine4(v[k], norm, padded, c + 4 * k);
+    for (int k = 0; k < kWide<V>; ++k) v[k] = affine_vec4(v[k], norm, padded, c + 4 * k);
     write_wide(x + i * kValues, v);
   }
 }
@@ -110,7 +110,7 @@ size_t bytes(int padded) {
 
 template <class V>
 void project_inputs(const CellJob<V>& job, CudaStream stream) {
-  const GraphShape& s = job.graph.shape;
+  const DagShape& s = job.dag.shape;
   const int parts = part_count({s.images, s.height, s.width, s.padded});
   const auto kernel = choose_kernel<V>(
       s.tf32, [](auto tensor_cores) { return &project_inputs_kernel<tensor_cores(), V>; });
@@ -120,13 +120,13 @@ void project_inputs(const CellJob<V>& job, CudaStream stream) {
 
 template <class V>
 void project_output(const CellJob<V>& job, CudaStream stream) {
-  const GraphShape& s = job.graph.shape;
+  const DagShape& s = job.dag.shape;
   const int parts = part_count({s.images, s.out_height, s.out_width, s.padded});
   const auto kernel = choose_kernel<V>(
       s.tf32, [](auto tensor_cores) { return &project_output_kernel<tensor_cores(), V>; });
   launch(kernel, dim3(parts, s.archs), kThreads, bytes<Compute<V>>(s.padded), stream, job, parts);
   const int64_t pieces = s.out_size() / (4 * kWide<V>), blocks = (pieces + kThreads - 1) / kThreads;
-  launch(normalise_kernel<V>, dim3(static_cast<unsigned>(std::min<int64_t>(blocks, 4096)), s.archs),
+  launch(normalize_kernel<V>, dim3(static_cast<unsigned>(std::min<int64_t>(blocks, 4096)), s.archs),
          kThreads, 0, stream, job.y, job.y_norms, s.out_size(), s.padded);
 }
 

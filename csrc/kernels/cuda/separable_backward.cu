@@ -1,10 +1,11 @@
-// Backward pass of one half of the separable convolutions of a node, in two launches because a
-// depthwise convolution's gradient needs its neighbours':
-//   half_backward: through normalisation and 1×1, to the gradient of the depthwise output; all
-//     gradients of weights. With the first half come the factorized reductions.
-//   between_backward: through the second half's depthwise convolution and ReLU, to the gradient of
-//     the first half's output and the sums for its normalisation. That of the first half is left to
-//     whoever gathers the gradient of the state (gather.cu).
+// Backward pass of one stage of the separable convolutions of a node, in two launches because a
+// depthwise convolution's gradient needs its neighbors':
+//   stage_backward: through normalization and 1×1, to the gradient of the depthwise output; all
+//     gradients of weights. With the first stage come the factorized reductions.
+//   intermediate_backward: through the second stage's depthwise convolution and ReLU, to the
+//   gradient of
+//     the first stage's output and the sums for its normalization. That of the first stage is left
+//     to whoever gathers the gradient of the state (gather.cu).
 #include "kernels/cuda/depthwise.h"
 #include "kernels/cuda/launchers.h"
 #include "kernels/cuda/norm.h"
@@ -16,10 +17,10 @@ namespace {
 
 template <class V>
 struct Job {
-  Graph<V> graph;
+  Dag<V> dag;
   Gradients<V> gradients;
   TileLayout layout;
-  int node, half, parts;
+  int node, stage, parts;
 };
 
 // grad[taps of a channel] += Σ over the tile of depth · source, for the channels of a chunk.
@@ -32,24 +33,24 @@ __device__ void depthwise_weight(const Tile& t, const T* source, int row, const 
   const int ky = item / quads, quad = (item - ky * quads) * 4;
   const int across = t.width / 4, columns = (t.width - 1) * S + K, runs = t.pixels() / 4;
   constexpr int kSpan = 3 * S + K;
-  Quad<T> sums[K];
+  Vec4<T> sums[K];
 #pragma unroll
-  for (int k = 0; k < K; ++k) sums[k] = fill4(T(0));
+  for (int k = 0; k < K; ++k) sums[k] = fill_vec4(T(0));
   for (int run = group; group < groups && run < runs; run += groups) {
     const int y = run / across, x = (run - y * across) * 4;
     const T* from = source + ((y * S + ky) * columns + x * S) * row + quad;
-    Quad<T> v[kSpan];
+    Vec4<T> v[kSpan];
 #pragma unroll
-    for (int i = 0; i < kSpan; ++i) v[i] = load4(from + i * row);
+    for (int i = 0; i < kSpan; ++i) v[i] = load_vec4(from + i * row);
 #pragma unroll
     for (int p = 0; p < 4; ++p) {
-      const Quad<T> g = load4(depth + (y * t.width + x + p) * depth_row + quad);
+      const Vec4<T> g = load_vec4(depth + (y * t.width + x + p) * depth_row + quad);
 #pragma unroll
       for (int k = 0; k < K; ++k) add_product(sums[k], g, v[p * S + k]);
     }
   }
 #pragma unroll
-  for (int k = 0; k < K; ++k) store4(scratch + threadIdx.x * 20 + k * 4, sums[k]);
+  for (int k = 0; k < K; ++k) store_vec4(scratch + threadIdx.x * 20 + k * 4, sums[k]);
   __syncthreads();
   for (int i = threadIdx.x; i < t.chunk * K * K; i += kThreads) {
     const int c = i / (K * K), tap = i - c * K * K, y = tap / K, x = tap - y * K;
@@ -64,25 +65,26 @@ template <int K, int S, bool kTensorCores, class V>
 __device__ void convolve_backward(const Job<V>& job, int arch, int e, const State<V>& from,
                                   Compute<V>* shared) {
   using T = Compute<V>;
-  const Graph<V>& graph = job.graph;
-  const GraphShape& shape = graph.shape;
+  const Dag<V>& dag = job.dag;
+  const DagShape& shape = dag.shape;
   const TileLayout& l = job.layout;
   const Tile& tile = l.tile;
-  const int padded = shape.padded, across = padded / 4, node = job.node, half = job.half;
+  const int padded = shape.padded, across = padded / 4, node = job.node, stage = job.stage;
   T* source = shared + l.source;
   T* taps = shared + l.taps;
   T* grads = shared + l.grad;
   T* taps_grad = shared + l.taps_grad;
-  const V* g = half == 1 ? job.gradients.node(shape, arch, node)
-                         : job.gradients.between + (arch * shape.edges + e) * shape.out_size();
-  const V* z = graph.half(arch, node, e, half);
-  const T* coefficients = job.gradients.coefficients_of(shape, arch, e, half);
-  const T* depthwise_weights = graph.depthwise(arch, node, e, half);
-  const T* pointwise_weight = graph.pointwise(arch, node, e, half);
-  V* to = half == 1 ? job.gradients.second_depth + (arch * shape.edges + e) * shape.out_size()
-                    : job.gradients.depth_of(shape, arch, node, e);
+  const V* g = stage == 1
+                   ? job.gradients.node(shape, arch, node)
+                   : job.gradients.intermediate + (arch * shape.edges + e) * shape.out_size();
+  const V* z = dag.stage(arch, node, e, stage);
+  const T* coefficients = job.gradients.coefficients_of(shape, arch, e, stage);
+  const T* depthwise_weights = dag.depthwise(arch, node, e, stage);
+  const T* pointwise_weight = dag.pointwise(arch, node, e, stage);
+  V* to = stage == 1 ? job.gradients.second_depth + (arch * shape.edges + e) * shape.out_size()
+                     : job.gradients.depth_of(shape, arch, node, e);
   T* weight_part =
-      job.gradients.weight_part(shape, arch, node, e, blockIdx.x) + half * shape.half_weights();
+      job.gradients.weight_part(shape, arch, node, e, blockIdx.x) + stage * shape.stage_weights();
   for (int i = threadIdx.x; i < K * K * padded; i += kThreads) taps_grad[i] = 0;
   PixelProduct<kTensorCores, T> product(padded, padded);
   const int tiles = tile_count(tile, shape);
@@ -93,20 +95,21 @@ __device__ void convolve_backward(const Job<V>& job, int arch, int e, const Stat
     for (int i = threadIdx.x; i < tile.pixels() * across; i += kThreads) {
       const int p = i / across, c = (i - p * across) * 4;
       const int64_t pixel = tile_pixel(tile, shape, at, p);
-      store4(grads + p * l.row + c,
-             pixel < 0 ? fill4(T(0))
-                       : norm_gradient4(load4(g + pixel * padded + c),
-                                        load4(z + pixel * padded + c), coefficients, padded, c));
+      store_vec4(grads + p * l.row + c,
+                 pixel < 0
+                     ? fill_vec4(T(0))
+                     : norm_gradient4(load_vec4(g + pixel * padded + c),
+                                      load_vec4(z + pixel * padded + c), coefficients, padded, c));
     }
     for (int channel = 0; channel < padded; channel += tile.chunk) {
       load_source<K, S, true>(from, padded, tile, at, channel, l.source_row(), source);
       load_taps<K, false>(depthwise_weights, padded, tile.chunk, channel, taps);
       __syncthreads();
       depthwise<K, S>(tile, source, l.source_row(), taps,
-                      [&](int pixel, int c, const Quad<T>(&sums)[4]) {
+                      [&](int pixel, int c, const Vec4<T>(&sums)[4]) {
                         T* depth = shared + pixel * l.row + channel + c;
 #pragma unroll
-                        for (int p = 0; p < 4; ++p) store4(depth + p * l.row, sums[p]);
+                        for (int p = 0; p < 4; ++p) store_vec4(depth + p * l.row, sums[p]);
                       });
       __syncthreads();
     }
@@ -121,7 +124,7 @@ __device__ void convolve_backward(const Job<V>& job, int arch, int e, const Stat
     }
     for (int block = threadIdx.x; block < tile.pixels() / 4 * across; block += kThreads) {
       const int down = block / across, c = (block - down * across) * 4;
-      Quad<T> sums[4] = {fill4(T(0)), fill4(T(0)), fill4(T(0)), fill4(T(0))};
+      Vec4<T> sums[4] = {fill_vec4(T(0)), fill_vec4(T(0)), fill_vec4(T(0)), fill_vec4(T(0))};
       if constexpr (!kTensorCores) {
         multiply(grads + down * 4 * l.row, l.row, pointwise_weight + c, padded, padded, sums);
       }
@@ -130,9 +133,9 @@ __device__ void convolve_backward(const Job<V>& job, int arch, int e, const Stat
         const int64_t pixel = tile_pixel(tile, shape, at, down * 4 + i);
         T* depth = shared + (down * 4 + i) * l.row + c;
         if constexpr (kTensorCores) {
-          sums[i] = load4(depth);
+          sums[i] = load_vec4(depth);
         } else {
-          store4(depth, sums[i]);
+          store_vec4(depth, sums[i]);
         }
         if (pixel >= 0) write4(to + pixel * padded + c, sums[i]);
       }
@@ -159,8 +162,8 @@ template <bool kTensorCores, class V>
 __device__ void factorized_backward(const Job<V>& job, int arch, int e, const State<V>& from,
                                     Compute<V>* shared) {
   using T = Compute<V>;
-  const Graph<V>& graph = job.graph;
-  const GraphShape& s = graph.shape;
+  const Dag<V>& dag = job.dag;
+  const DagShape& s = dag.shape;
   const ProjectShape shape = {s.images, s.out_height, s.out_width, s.padded};
   V* depth = job.gradients.depth_of(s, arch, job.node, e);
   for (int which = 0; which < 2; ++which) {
@@ -169,11 +172,11 @@ __device__ void factorized_backward(const Job<V>& job, int arch, int e, const St
     for (int channel = 0; channel < s.padded; channel += kSourceChunk) {
       project_backward<kTensorCores>(
           source, channel, min(s.padded - channel, kSourceChunk), shape,
-          job.gradients.node(s, arch, job.node), graph.half(arch, job.node, e, 0),
-          job.gradients.coefficients_of(s, arch, e, 0), graph.pointwise(arch, job.node, e, 0),
+          job.gradients.node(s, arch, job.node), dag.stage(arch, job.node, e, 0),
+          job.gradients.coefficients_of(s, arch, e, 0), dag.pointwise(arch, job.node, e, 0),
           2 * s.padded, true, blockIdx.x, job.parts,
           job.gradients.weight_part(s, arch, job.node, e, blockIdx.x), shared,
-          [&](int pixel, int c, const Quad<T>& value) {
+          [&](int pixel, int c, const Vec4<T>& value) {
             write4(to + static_cast<int64_t>(pixel) * s.padded + c, value);
           });
     }
@@ -181,18 +184,18 @@ __device__ void factorized_backward(const Job<V>& job, int arch, int e, const St
 }
 
 template <bool kTensorCores, class V>
-__global__ __launch_bounds__(kThreads, resident_blocks(kTensorCores)) void half_backward_kernel(
+__global__ __launch_bounds__(kThreads, resident_blocks(kTensorCores)) void stage_backward_kernel(
     const Job<V> job) {
-  const Graph<V>& graph = job.graph;
-  const int arch = blockIdx.y / graph.shape.edges, e = blockIdx.y % graph.shape.edges;
-  const PlannedEdge edge = graph.edge(arch, job.node, e);
-  const bool reduces = job.half == 0 && graph.factorized(edge);
-  if (edge.factor == 0 || !(reduces || graph.separable(edge))) return;
+  const Dag<V>& dag = job.dag;
+  const int arch = blockIdx.y / dag.shape.edges, e = blockIdx.y % dag.shape.edges;
+  const PlannedEdge edge = dag.edge(arch, job.node, e);
+  const bool reduces = job.stage == 0 && dag.factorized(edge);
+  if (edge.factor == 0 || !(reduces || dag.separable(edge))) return;
   Compute<V>* shared = dynamic_shared<Compute<V>>();
-  State<V> from = {graph.half(arch, job.node, e, 0), graph.norm(arch, job.node, e, 0),
-                   graph.shape.out_height, graph.shape.out_width};
-  if (job.half == 0) from = graph.state(arch, edge.input);
-  const bool strided = job.half == 0 && graph.stride(edge) == 2;
+  State<V> from = {dag.stage(arch, job.node, e, 0), dag.norm(arch, job.node, e, 0),
+                   dag.shape.out_height, dag.shape.out_width};
+  if (job.stage == 0) from = dag.state(arch, edge.input);
+  const bool strided = job.stage == 0 && dag.stride(edge) == 2;
   if (reduces) {
     factorized_backward<kTensorCores>(job, arch, e, from, shared);
   } else if (edge.operation == kSeparable3) {
@@ -207,45 +210,46 @@ __global__ __launch_bounds__(kThreads, resident_blocks(kTensorCores)) void half_
 template <int K, class V>
 __device__ void transposed(const Job<V>& job, int arch, int e, double* totals, Compute<V>* shared) {
   using T = Compute<V>;
-  const Graph<V>& graph = job.graph;
-  const GraphShape& shape = graph.shape;
+  const Dag<V>& dag = job.dag;
+  const DagShape& shape = dag.shape;
   const TileLayout& l = job.layout;
   const Tile& tile = l.tile;
   const int padded = shape.padded;
   const int64_t edge_offset = (arch * shape.edges + e) * shape.out_size();
   const State<V> grad = {job.gradients.second_depth + edge_offset, nullptr, shape.out_height,
                          shape.out_width};
-  V* between = job.gradients.between + edge_offset;
-  const V* z = graph.half(arch, job.node, e, 0);
-  const T* norm = graph.norm(arch, job.node, e, 0);
+  V* intermediate = job.gradients.intermediate + edge_offset;
+  const V* z = dag.stage(arch, job.node, e, 0);
+  const T* norm = dag.norm(arch, job.node, e, 0);
   T* groups = shared + l.groups;
   const int tiles = tile_count(tile, shape);
   for (int index = blockIdx.x; index < tiles; index += job.parts) {
     const TilePlace at = tile_place(tile, shape, index);
     for (int channel = 0; channel < padded; channel += tile.chunk) {
       load_source<K, 1, false>(grad, padded, tile, at, channel, l.source_row(), shared + l.source);
-      load_taps<K, true>(graph.depthwise(arch, job.node, e, 1), padded, tile.chunk, channel,
+      load_taps<K, true>(dag.depthwise(arch, job.node, e, 1), padded, tile.chunk, channel,
                          shared + l.taps);
       __syncthreads();
       depthwise<K, 1>(tile, shared + l.source, l.source_row(), shared + l.taps,
-                      [&](int first, int quad, const Quad<T>(&sums)[4]) {
+                      [&](int first, int quad, const Vec4<T>(&sums)[4]) {
                         const int c = channel + quad;
-                        Quad<T> sum = fill4(T(0)), dot = fill4(T(0));
+                        Vec4<T> sum = fill_vec4(T(0)), dot = fill_vec4(T(0));
 #pragma unroll
                         for (int p = 0; p < 4; ++p) {
                           const int64_t pixel = tile_pixel(tile, shape, at, first + p);
                           if (pixel < 0) continue;
-                          const Quad<T> x = affine4(load4(z + pixel * padded + c), norm, padded, c);
-                          Quad<T> value;
+                          const Vec4<T> x =
+                              affine_vec4(load_vec4(z + pixel * padded + c), norm, padded, c);
+                          Vec4<T> value;
 #pragma unroll
                           for (int i = 0; i < 4; ++i)
                             value.v[i] = x.v[i] > T(0) ? sums[p].v[i] : T(0);
-                          value = keep4(between + pixel * padded + c, value);
+                          value = store_rounded(intermediate + pixel * padded + c, value);
                           sum += value;
                           add_product(dot, value, x);
                         }
-                        store4(groups + first / 4 * 2 * padded + c, sum);
-                        store4(groups + (first / 4 * 2 + 1) * padded + c, dot);
+                        store_vec4(groups + first / 4 * 2 * padded + c, sum);
+                        store_vec4(groups + (first / 4 * 2 + 1) * padded + c, dot);
                       });
       __syncthreads();
     }
@@ -254,69 +258,69 @@ __device__ void transposed(const Job<V>& job, int arch, int e, double* totals, C
 }
 
 template <class V>
-__global__ __launch_bounds__(kThreads) void between_backward_kernel(const Job<V> job) {
+__global__ __launch_bounds__(kThreads) void intermediate_backward_kernel(const Job<V> job) {
   using T = Compute<V>;
-  const Graph<V>& graph = job.graph;
-  const int arch = blockIdx.y / graph.shape.edges, e = blockIdx.y % graph.shape.edges;
-  const PlannedEdge edge = graph.edge(arch, job.node, e);
-  if (edge.factor == 0 || !graph.separable(edge)) return;
-  const int padded = graph.shape.padded;
+  const Dag<V>& dag = job.dag;
+  const int arch = blockIdx.y / dag.shape.edges, e = blockIdx.y % dag.shape.edges;
+  const PlannedEdge edge = dag.edge(arch, job.node, e);
+  if (edge.factor == 0 || !dag.separable(edge)) return;
+  const int padded = dag.shape.padded;
   double* totals = dynamic_shared<double>();
   T* shared = reinterpret_cast<T*>(totals + 3 * padded);
   clear(totals, 2 * padded);
   edge.operation == kSeparable3 ? transposed<3>(job, arch, e, totals, shared)
                                 : transposed<5>(job, arch, e, totals, shared);
-  double* partials = graph.partials + static_cast<int64_t>(blockIdx.y) * kMaxParts * 3 * padded;
-  if (sum_over_blocks(totals, 2 * padded, partials, graph.counters + blockIdx.y, blockIdx.x,
+  double* partials = dag.partials + static_cast<int64_t>(blockIdx.y) * kMaxParts * 3 * padded;
+  if (sum_over_blocks(totals, 2 * padded, partials, dag.counters + blockIdx.y, blockIdx.x,
                       job.parts, shared)) {
-    finish_gradient(totals, totals + padded, static_cast<double>(graph.shape.out_size() / padded),
-                    padded, graph.norm(arch, job.node, e, 0), true, 1.0,
-                    job.gradients.coefficients_of(graph.shape, arch, e, 0));
+    finish_gradient(totals, totals + padded, static_cast<double>(dag.shape.out_size() / padded),
+                    padded, dag.norm(arch, job.node, e, 0), true, 1.0,
+                    job.gradients.coefficients_of(dag.shape, arch, e, 0));
   }
 }
 
 }  // namespace
 
 template <class V>
-void half_backward(const Graph<V>& graph, const Gradients<V>& gradients, int node, int half,
-                   CudaStream stream) {
+void stage_backward(const Dag<V>& dag, const Gradients<V>& gradients, int node, int stage,
+                    CudaStream stream) {
   using T = Compute<V>;
-  const GraphShape& s = graph.shape;
-  const TileLayout layout = tile_layout(s, half == 0 ? s.stride : 1, sizeof(T), true);
+  const DagShape& s = dag.shape;
+  const TileLayout layout = tile_layout(s, stage == 0 ? s.stride : 1, sizeof(T), true);
   const size_t values = std::max(layout.values, project_backward_values(s.padded, sizeof(T)));
   check_shared(values * sizeof(T), s.channels);
   const auto kernel = choose_tile_kernel<V>(
-      layout, s.tf32, [](auto tensor_cores) { return &half_backward_kernel<tensor_cores(), V>; });
+      layout, s.tf32, [](auto tensor_cores) { return &stage_backward_kernel<tensor_cores(), V>; });
   launch(kernel, dim3(gradients.parts, s.archs * s.edges), kThreads, values * sizeof(T), stream,
-         Job<V>{graph, gradients, layout, node, half, gradients.parts});
+         Job<V>{dag, gradients, layout, node, stage, gradients.parts});
 }
 
 template <class V>
-void between_backward(const Graph<V>& graph, const Gradients<V>& gradients, int node,
-                      CudaStream stream) {
+void intermediate_backward(const Dag<V>& dag, const Gradients<V>& gradients, int node,
+                           CudaStream stream) {
   using T = Compute<V>;
-  const GraphShape& s = graph.shape;
+  const DagShape& s = dag.shape;
   const TileLayout layout = tile_layout(s, 1, sizeof(T), false);
   const int parts = std::min(tile_count(layout.tile, s), kMaxParts);
-  launch(between_backward_kernel<V>, dim3(parts, s.archs * s.edges), kThreads,
-         shared_bytes(layout, sizeof(T)), stream, Job<V>{graph, gradients, layout, node, 0, parts});
+  launch(intermediate_backward_kernel<V>, dim3(parts, s.archs * s.edges), kThreads,
+         shared_bytes(layout, sizeof(T)), stream, Job<V>{dag, gradients, layout, node, 0, parts});
 }
 
 template <class V>
-int weight_part_count(const GraphShape& s) {
+int weight_part_count(const DagShape& s) {
   const auto tile_count_of = [&](int stride) {
     return tile_count(tile_layout(s, stride, sizeof(Compute<V>), true).tile, s);
   };
-  // In both halves every part has a tile.
+  // In both stages every part has a tile.
   const int tiles = std::min(tile_count_of(1), tile_count_of(s.stride));
   // Every part is a matrix to be added up in the end: fewer parts of large ones.
   return std::min(tiles, std::max(16, std::min(kMaxParts, (1 << 18) / (s.padded * s.padded))));
 }
 
-#define ASNG_INSTANTIATE(V)                                                                \
-  template void half_backward(const Graph<V>&, const Gradients<V>&, int, int, CudaStream); \
-  template void between_backward(const Graph<V>&, const Gradients<V>&, int, CudaStream);   \
-  template int weight_part_count<V>(const GraphShape&);
+#define ASNG_INSTANTIATE(V)                                                                 \
+  template void stage_backward(const Dag<V>&, const Gradients<V>&, int, int, CudaStream);   \
+  template void intermediate_backward(const Dag<V>&, const Gradients<V>&, int, CudaStream); \
+  template int weight_part_count<V>(const DagShape&);
 ASNG_INSTANTIATE(float)
 ASNG_INSTANTIATE(double)
 ASNG_INSTANTIATE(BFloat16)

@@ -29,7 +29,7 @@ __device__ T sum_parts(const T* from, int64_t stride, int parts) {
 // Element `offset` of the packed gradient of operation `operation` on `input` of a node.
 template <class T>
 __device__ T edge_sum(const WeightJob<T>& job, int node, int input, int operation, int64_t offset) {
-  const GraphShape& s = job.shape;
+  const DagShape& s = job.shape;
   T sum = 0;
   for (int arch = 0; arch < s.archs; ++arch) {
     for (int e = 0; e < s.edges; ++e) {
@@ -47,26 +47,26 @@ __device__ T edge_sum(const WeightJob<T>& job, int node, int input, int operatio
 // Element `index` of depthwise (kernel 0 and 2) or pointwise (1 and 3) weights.
 template <class T>
 __device__ T separable_sum(const WeightJob<T>& job, int segment, int64_t index) {
-  const GraphShape& s = job.shape;
+  const DagShape& s = job.shape;
   const int kind = segment / 2, channels = s.channels;
   const bool depthwise = segment % 2 == 0;
   const int taps = kind == 0 ? 9 : 25;
   const int size = channels * (depthwise ? taps : channels);
   const int matrix = static_cast<int>(index / size),
             rest = static_cast<int>(index - static_cast<int64_t>(matrix) * size);
-  const int edge = matrix / 2, half = matrix % 2;
+  const int edge = matrix / 2, stage = matrix % 2;
   int node = 0;
   while (s.weight_index(node + 1, 0) <= edge) ++node;
   const int row = depthwise ? 0 : rest / channels;
   const int offset =
       depthwise ? s.padded * s.padded + rest : row * s.padded + rest - row * channels;
   return edge_sum(job, node, edge - s.weight_index(node, 0), kSeparable3 + kind,
-                  half * s.half_weights() + offset);
+                  stage * s.stage_weights() + offset);
 }
 
 template <class T>
 __device__ T reduction_sum(const WeightJob<T>& job, int64_t index) {
-  const GraphShape& s = job.shape;
+  const DagShape& s = job.shape;
   // With stride 1 an identity has no weights, though the tensor may be there, and wrote no parts.
   if (s.stride == 1) return 0;
   const MatrixShape matrix = reduction_matrix(s.channels, s.padded);
@@ -89,7 +89,7 @@ __device__ T matrix_sum(const WeightJob<T>& job, const MatrixGradient<T>& m, int
     // A group counts if one of the architectures that it stands for wants it.
     bool counts = m.state == kAllCount;
     for (int arch = m.shared ? 0 : group; arch < (m.shared ? job.shape.archs : group + 1); ++arch) {
-      if (m.state == kLooseNodes) {
+      if (m.state == kLeafNodes) {
         const int state = job.shape.inputs + place / m.shape.padded_channels;
         counts |= job.used[arch * states + state] == 0;
       } else if (m.state != kAllCount) {
@@ -134,7 +134,7 @@ __global__ __launch_bounds__(kElements* kSlices) void weights_kernel(const Job<T
 
 template <class T>
 void sum_weight_parts(const WeightJob<T>& weights, CudaStream stream) {
-  const GraphShape& s = weights.shape;
+  const DagShape& s = weights.shape;
   Job<T> job = {weights, {}, {}};
   const int64_t channels = s.channels, edges = s.nodes == 0 ? 0 : s.weight_count();
   for (int kind = 0; kind < 2; ++kind) {

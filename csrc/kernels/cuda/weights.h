@@ -60,7 +60,7 @@ struct Matrix {
 
 // Which groups of a gradient's parts have been written; otherwise those that read a state.
 inline constexpr int kAllCount = -1;
-inline constexpr int kLooseNodes = -2;  // the sources are nodes, and it is those that nobody reads
+inline constexpr int kLeafNodes = -2;  // the sources are nodes, and it is those that nobody reads
 
 // A gradient, the sum over the groups that have been written and over their parts.
 template <class T>

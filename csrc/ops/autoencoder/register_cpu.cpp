@@ -77,13 +77,13 @@ Tensor cae_encode(Tensor x, Tensor weight, int64_t stride) {
 }
 
 std::tuple<Tensor, Tensor> cae_encode_backward(Tensor grad, Tensor output, Tensor x, Tensor weight,
-                                               int64_t stride, bool wants_x) {
+                                               int64_t stride, bool x_needs_grad) {
   STD_TORCH_CHECK(x.dim() == 4, "images must have 4 dimensions, got ", x.dim());
   const CaeCall call(x, true, weight, stride, x.size(1), x.size(2));
   grad = torch::stable::contiguous(grad);
   check(grad, "grad", call.dtype, call.low_sizes());
   check(output, "output", call.dtype, call.low_sizes());
-  Tensor grad_x = call.empty(wants_x ? call.high_sizes() : std::vector<int64_t>{0});
+  Tensor grad_x = call.empty(x_needs_grad ? call.high_sizes() : std::vector<int64_t>{0});
   Tensor grad_weight = call.empty(call.weight_sizes());
   with_type(call.dtype, [&](auto type) {
     using T = decltype(type);
@@ -91,7 +91,7 @@ std::tuple<Tensor, Tensor> cae_encode_backward(Tensor grad, Tensor output, Tenso
     const T *g = grad.const_data_ptr<T>(), *gate = output.const_data_ptr<T>();
     convolution.weight_gradient(x.const_data_ptr<T>(), nullptr, g, gate,
                                 grad_weight.mutable_data_ptr<T>());
-    if (wants_x) {
+    if (x_needs_grad) {
       convolution.up(g, gate, weight.const_data_ptr<T>(), nullptr, false,
                      grad_x.mutable_data_ptr<T>());
     }
@@ -114,13 +114,13 @@ Tensor cae_decode(Tensor x, Tensor weight, OptionalTensor skipped, int64_t strid
 }
 
 std::tuple<Tensor, Tensor> cae_decode_backward(Tensor grad, OptionalTensor output, Tensor x,
-                                               Tensor weight, int64_t stride, bool wants_x) {
+                                               Tensor weight, int64_t stride, bool x_needs_grad) {
   STD_TORCH_CHECK(grad.dim() == 4, "grad must have 4 dimensions, got ", grad.dim());
   const CaeCall call(x, false, weight, stride, grad.size(1), grad.size(2));
   grad = torch::stable::contiguous(grad);
   check(grad, "grad", call.dtype, call.high_sizes());
   if (output.has_value()) check(*output, "output", call.dtype, call.high_sizes());
-  Tensor grad_x = call.empty(wants_x ? call.low_sizes() : std::vector<int64_t>{0});
+  Tensor grad_x = call.empty(x_needs_grad ? call.low_sizes() : std::vector<int64_t>{0});
   Tensor grad_weight = call.empty(call.weight_sizes());
   with_type(call.dtype, [&](auto type) {
     using T = decltype(type);
@@ -128,7 +128,7 @@ std::tuple<Tensor, Tensor> cae_decode_backward(Tensor grad, OptionalTensor outpu
     const T *g = grad.const_data_ptr<T>(), *gate = pointer<T>(output);
     convolution.weight_gradient(g, gate, x.const_data_ptr<T>(), nullptr,
                                 grad_weight.mutable_data_ptr<T>());
-    if (wants_x) {
+    if (x_needs_grad) {
       convolution.down(g, gate, weight.const_data_ptr<T>(), false, grad_x.mutable_data_ptr<T>());
     }
   });

@@ -30,7 +30,7 @@ void cae_finish(Tensor y, OptionalTensor skipped, bool relu) {
     const auto sizes = y.sizes();
     check_like(*skipped, "skipped", y.scalar_type(), {sizes.begin(), sizes.end()}, y);
   }
-  const Current current(y);
+  const DeviceStreamGuard current(y);
   finish_layer(type, y.data_ptr(), skipped.has_value() ? skipped->data_ptr() : nullptr, relu,
                y.numel(), current.stream());
 }

@@ -35,7 +35,7 @@ OperationWeights<P> pointers(const std::vector<Tensor>& convolutions,
 
 // The weights of a cell, or their gradients.
 struct CellTensors {
-  Tensor older, newer;
+  Tensor prev_prev, prev;
   std::vector<Tensor> convolutions;
   OptionalTensor reduction;
   Tensor output;
@@ -43,8 +43,8 @@ struct CellTensors {
   template <class T, class P = T>
   CellWeights<P> pointers() const {
     CellWeights<P> weights;
-    weights.older = static_cast<T*>(older.data_ptr());
-    weights.newer = static_cast<T*>(newer.data_ptr());
+    weights.prev_prev = static_cast<T*>(prev_prev.data_ptr());
+    weights.prev = static_cast<T*>(prev.data_ptr());
     weights.output = static_cast<T*>(output.data_ptr());
     weights.operations = cpu::pointers<T, P>(convolutions, reduction);
     return weights;
@@ -53,7 +53,7 @@ struct CellTensors {
 
 inline CellTensors zeros_like(const CellTensors& weights) {
   CellTensors zeros = {
-      zeros_like(weights.older), zeros_like(weights.newer), {}, {}, zeros_like(weights.output)};
+      zeros_like(weights.prev_prev), zeros_like(weights.prev), {}, {}, zeros_like(weights.output)};
   for (const Tensor& t : weights.convolutions) zeros.convolutions.push_back(zeros_like(t));
   if (weights.reduction.has_value()) zeros.reduction = zeros_like(*weights.reduction);
   return zeros;
@@ -61,50 +61,50 @@ inline CellTensors zeros_like(const CellTensors& weights) {
 
 // The shape of a cell for `archs` architectures of `nodes` nodes on batches of `images`; the sizes
 // and the first dimensions of its inputs are set. Checks them and the weights.
-inline CellShape cell_shape(int64_t archs, int64_t nodes, int64_t images, CellInput older,
-                            CellInput newer, const CellTensors& weights, bool older_is_larger,
+inline CellShape cell_shape(int64_t archs, int64_t nodes, int64_t images, CellInput prev_prev,
+                            CellInput prev, const CellTensors& weights, bool prev_prev_is_larger,
                             ScalarType dtype) {
-  for (const Tensor* weight : {&weights.older, &weights.newer}) {
+  for (const Tensor* weight : {&weights.prev_prev, &weights.prev}) {
     STD_TORCH_CHECK(weight->dim() == 2,
-                    "older_weight and newer_weight must have 2 dimensions, got ", weight->dim());
+                    "prev_prev_weight and prev_weight must have 2 dimensions, got ", weight->dim());
   }
   STD_TORCH_CHECK(archs > 0 && nodes > 0, "inputs must not be empty");
-  STD_TORCH_CHECK(weights.older.size(0) > 0, "older_weight must not be empty");
+  STD_TORCH_CHECK(weights.prev_prev.size(0) > 0, "prev_prev_weight must not be empty");
   CellShape shape;
   shape.archs = archs;
   shape.nodes = nodes;
   shape.images = images;
-  shape.channels = weights.older.size(0);
+  shape.channels = weights.prev_prev.size(0);
   shape.padded = padded_channels(shape.channels);
   shape.reduction = weights.reduction.has_value();
-  shape.older_is_larger = older_is_larger;
-  older.channels = weights.older.size(1);
-  newer.channels = weights.newer.size(1);
-  for (const CellInput* input : {&older, &newer}) {
-    const char* name = input == &older ? "older" : "newer";
+  shape.prev_prev_is_larger = prev_prev_is_larger;
+  prev_prev.channels = weights.prev_prev.size(1);
+  prev.channels = weights.prev.size(1);
+  for (const CellInput* input : {&prev_prev, &prev}) {
+    const char* name = input == &prev_prev ? "prev_prev" : "prev";
     STD_TORCH_CHECK(input->archs == 1 || input->archs == archs, "the first dimension of ", name,
                     " must be 1 or the number of architectures, ", archs, ", got ", input->archs);
     STD_TORCH_CHECK(input->padded == padded_channels(input->channels), name, " must have ",
                     padded_channels(input->channels), " channels for a weight of ", input->channels,
                     ", got ", input->padded);
   }
-  shape.older = older;
-  shape.newer = newer;
+  shape.prev_prev = prev_prev;
+  shape.prev = prev;
   // saved_bound() is below.
-  checked_product({archs, nodes, 16, images, newer.height, newer.width, shape.padded});
-  const int64_t scale = older_is_larger ? 2 : 1;
-  STD_TORCH_CHECK((older.height + scale - 1) / scale == newer.height &&
-                      (older.width + scale - 1) / scale == newer.width,
-                  "older must be ", older_is_larger ? "twice" : "exactly",
-                  " as high and wide as newer, got ", older.height, "×", older.width, " and ",
-                  newer.height, "×", newer.width);
-  STD_TORCH_CHECK(!(older_is_larger || shape.reduction) || shape.channels >= 2,
+  checked_product({archs, nodes, 16, images, prev.height, prev.width, shape.padded});
+  const int64_t scale = prev_prev_is_larger ? 2 : 1;
+  STD_TORCH_CHECK((prev_prev.height + scale - 1) / scale == prev.height &&
+                      (prev_prev.width + scale - 1) / scale == prev.width,
+                  "prev_prev must be ", prev_prev_is_larger ? "twice" : "exactly",
+                  " as high and wide as prev, got ", prev_prev.height, "×", prev_prev.width,
+                  " and ", prev.height, "×", prev.width);
+  STD_TORCH_CHECK(!(prev_prev_is_larger || shape.reduction) || shape.channels >= 2,
                   "a factorized reduction needs 2 channels, got ", shape.channels);
   const int64_t step = shape.reduction ? 2 : 1, channels = shape.channels;
-  shape.out_height = (newer.height + step - 1) / step;
-  shape.out_width = (newer.width + step - 1) / step;
-  check(weights.older, "older_weight", dtype, {channels, older.channels});
-  check(weights.newer, "newer_weight", dtype, {channels, newer.channels});
+  shape.out_height = (prev.height + step - 1) / step;
+  shape.out_width = (prev.width + step - 1) / step;
+  check(weights.prev_prev, "prev_prev_weight", dtype, {channels, prev_prev.channels});
+  check(weights.prev, "prev_weight", dtype, {channels, prev.channels});
   check(weights.output, "output_weight", dtype, {channels, nodes * channels});
   check_weights(weights.convolutions, weights.reduction, dtype, nodes * (nodes + 3) / 2, 2 * nodes,
                 channels);

@@ -5,7 +5,7 @@
 
 namespace asng::cpu {
 
-// The gradients of the normalisations of projections, from their sums.
+// The gradients of the normalizations of projections, from their sums.
 template <class T>
 void Cell<T>::finish_gradients(std::vector<Projection<T>>& projections,
                                const std::vector<PartialSums>& sums) {
@@ -29,29 +29,29 @@ std::vector<PartialSums> Cell<T>::reduce_outputs() const {
   return sums;
 }
 
-// The gradients of loose nodes.
+// The gradients of leaf nodes.
 template <class T>
 void Cell<T>::backward_outputs(int64_t arch, int64_t part_index, Part images) const {
   const Projection<T>& p = outputs_[static_cast<size_t>(arch)];
   const int64_t image_size = shape_.out_size() / shape_.images;
-  const Block block = acquire(loose_bytes());
+  const Block block = acquire(leaf_bytes());
   T* const nodes = static_cast<T*>(block.get());
-  std::vector<Source<T>> from = loose_sources(p, nodes);
+  std::vector<Source<T>> from = leaf_sources(p, nodes);
   for (Source<T>& source : from) source.grad += images.first * image_size;
   for (int64_t image = images.first; image < images.first + images.count; ++image) {
-    combine_loose(p, image, nodes);
+    combine_leaf(p, image, nodes);
     p.backward_from(from, {image, 1}, part_index);
     for (Source<T>& source : from) source.grad += image_size;
   }
 }
 
 template <class T>
-void Cell<T>::backward_inputs(const InputGradient<T>& older, const InputGradient<T>& newer,
+void Cell<T>::backward_inputs(const InputGradient<T>& prev_prev, const InputGradient<T>& prev,
                               const CellWeights<T>& grads) {
   std::vector<PartialSums> sums;
   for (Projection<T>& p : inputs_) {
-    const CellInput& input = p.of_older ? shape_.older : shape_.newer;
-    const InputGradient<T>& target = p.of_older ? older : newer;
+    const CellInput& input = p.of_prev_prev ? shape_.prev_prev : shape_.prev;
+    const InputGradient<T>& target = p.of_prev_prev ? prev_prev : prev;
     if (target.grad != nullptr) {
       const auto written = target.written->begin() + p.arch;
       p.sources[0].accumulate = *written;
@@ -65,7 +65,7 @@ void Cell<T>::backward_inputs(const InputGradient<T>& older, const InputGradient
     PartialSums& total = sums.emplace_back(parts(), shape_.padded);
     const int64_t end = input.archs == 1 ? shape_.archs : p.arch + 1;
     for (int64_t a = p.arch; a < end; ++a) {
-      const State<T>& s = graph_.state(a, p.of_older ? 0 : 1);
+      const State<T>& s = dag_.state(a, p.of_prev_prev ? 0 : 1);
       if (!s.has_grad) continue;
       p.grads.push_back(s.grad);
       total.add(*s.sums);
@@ -74,70 +74,70 @@ void Cell<T>::backward_inputs(const InputGradient<T>& older, const InputGradient
   const Block packed = pack(inputs_, true);
   finish_gradients(inputs_, sums);
   // Both inputs may be the same images.
-  const auto first_newer = std::find_if(inputs_.begin(), inputs_.end(),
-                                        [](const Projection<T>& p) { return !p.of_older; });
-  const int64_t olders = first_newer - inputs_.begin();
-  for (const bool of_older : {true, false}) {
-    const int64_t begin = of_older ? 0 : olders;
-    const int64_t end = of_older ? olders : static_cast<int64_t>(inputs_.size());
+  const auto first_prev = std::find_if(inputs_.begin(), inputs_.end(),
+                                       [](const Projection<T>& p) { return !p.of_prev_prev; });
+  const int64_t prev_prevs = first_prev - inputs_.begin();
+  for (const bool of_prev_prev : {true, false}) {
+    const int64_t begin = of_prev_prev ? 0 : prev_prevs;
+    const int64_t end = of_prev_prev ? prev_prevs : static_cast<int64_t>(inputs_.size());
     run_parts(end - begin, parts(), [&](int64_t p, int64_t part_index) {
       inputs_[begin + p].backward(part(shape_.images, part_index), part_index);
     });
   }
-  run_tasks(2, [&](int64_t of_older) {
+  run_tasks(2, [&](int64_t of_prev_prev) {
     for (const Projection<T>& p : inputs_) {
-      if (p.of_older == (of_older == 1)) {
-        p.add_weight_gradient(of_older == 1 ? grads.older : grads.newer);
+      if (p.of_prev_prev == (of_prev_prev == 1)) {
+        p.add_weight_gradient(of_prev_prev == 1 ? grads.prev_prev : grads.prev);
       }
     }
   });
 }
 
 template <class T>
-void Cell<T>::run_backward(CellImages<T> older, CellImages<T> newer, const T* z, const T* norms,
-                           bool normalised, const T* grad_y, const std::vector<PartialSums>* sums,
-                           Bump<T>& memory, const InputGradient<T>& grad_older,
-                           const InputGradient<T>& grad_newer, const CellWeights<T>& grads) {
-  place_inputs(memory, older, newer);
-  graph_.place(memory);
-  const int64_t count = shape_.archs * 2 * shape_.in_size() + graph_.gradient_bound();
+void Cell<T>::run_backward(CellImages<T> prev_prev, CellImages<T> prev, const T* z, const T* norms,
+                           bool normalized, const T* grad_y, const std::vector<PartialSums>* sums,
+                           Bump<T>& memory, const InputGradient<T>& grad_prev_prev,
+                           const InputGradient<T>& grad_prev, const CellWeights<T>& grads) {
+  place_inputs(memory, prev_prev, prev);
+  dag_.place(memory);
+  const int64_t count = shape_.archs * 2 * shape_.in_size() + dag_.gradient_bound();
   const Block block = acquire(static_cast<size_t>(count) * sizeof(T));
   Bump<T> gradients(static_cast<T*>(block.get()), count);
   std::vector<PartialSums> input_sums(static_cast<size_t>(2 * shape_.archs),
                                       PartialSums(parts(), shape_.padded));
   for (int64_t arch = 0; arch < shape_.archs; ++arch) {
     for (int64_t index = 0; index < 2; ++index) {
-      State<T>& s = graph_.state(arch, index);
+      State<T>& s = dag_.state(arch, index);
       s.grad = gradients.take(shape_.in_size());
       s.sums = &input_sums[static_cast<size_t>(2 * arch + index)];
     }
   }
-  graph_.place_gradients(gradients);
-  place_outputs(z, norms, normalised);
+  dag_.allocate_gradients(gradients);
+  place_outputs(z, norms, normalized);
   for (Projection<T>& p : outputs_) p.grads = {grad_y + p.arch * shape_.out_size()};
   {
     const Block packed = pack(outputs_, true);
     finish_gradients(outputs_, sums == nullptr ? reduce_outputs() : *sums);
-    graph_.backward([&](int64_t arch, int64_t part_index,
-                        Part images) { backward_outputs(arch, part_index, images); },
-                    grads.operations);
+    dag_.backward([&](int64_t arch, int64_t part_index,
+                      Part images) { backward_outputs(arch, part_index, images); },
+                  grads.operations);
     // All architectures share the weight: one after the other.
     for (const Projection<T>& p : outputs_) p.add_weight_gradient(grads.output);
   }
-  backward_inputs(grad_older, grad_newer, grads);
+  backward_inputs(grad_prev_prev, grad_prev, grads);
 }
 
 template <class T>
-void Cell<T>::backward(const T* older, const T* newer, const T* y, const T* grad_y, T* saved,
-                       T* grad_older, T* grad_newer, const CellWeights<T>& grads) {
+void Cell<T>::backward(const T* prev_prev, const T* prev, const T* y, const T* grad_y, T* saved,
+                       T* grad_prev_prev, T* grad_prev, const CellWeights<T>& grads) {
   Bump<T> memory(saved, shape_.saved_bound());
   const T* norms = memory.take(2 * shape_.archs * shape_.padded);
-  std::vector<bool> older_written(static_cast<size_t>(shape_.older.archs));
-  std::vector<bool> newer_written(static_cast<size_t>(shape_.newer.archs));
-  run_backward({older}, {newer}, y, norms, true, grad_y, nullptr, memory,
-               {grad_older, &older_written}, {grad_newer, &newer_written}, grads);
-  clear_unwritten(shape_, shape_.older, grad_older, older_written);
-  clear_unwritten(shape_, shape_.newer, grad_newer, newer_written);
+  std::vector<bool> prev_prev_written(static_cast<size_t>(shape_.prev_prev.archs));
+  std::vector<bool> prev_written(static_cast<size_t>(shape_.prev.archs));
+  run_backward({prev_prev}, {prev}, y, norms, true, grad_y, nullptr, memory,
+               {grad_prev_prev, &prev_prev_written}, {grad_prev, &prev_written}, grads);
+  clear_unwritten(shape_, shape_.prev_prev, grad_prev_prev, prev_prev_written);
+  clear_unwritten(shape_, shape_.prev, grad_prev, prev_written);
 }
 
 template <class T>

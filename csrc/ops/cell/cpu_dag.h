@@ -1,7 +1,7 @@
 // Nodes, for all architectures at once: each is the sum of its edges, and an edge is an operation
 // on one of the states that come before.
 //
-// A normalisation needs all images of its architecture; nothing else does. So work is cut into
+// A normalization needs all images of its architecture; nothing else does. So work is cut into
 // phases, and in a phase whatever can be done with an image is done while the image is in the
 // cache: a state is made and the operations that read it run on it, in backward passes the other
 // way round.
@@ -49,7 +49,7 @@ struct State {
   PartialSums* sums = nullptr;
 };
 
-struct GraphShape {
+struct DagShape {
   int64_t archs = 0, nodes = 1;
   int64_t inputs = 0;  // states that are no nodes; node n reads them and the nodes before it
   int64_t edges = 2;   // of a node
@@ -73,48 +73,46 @@ struct GraphShape {
 };
 
 template <class T>
-class Graph {
+class Dag {
  public:
   // Work on some images of an architecture, all of one part of the batch.
   using Task = std::function<void(int64_t arch, int64_t part_index, Part images)>;
 
   // `inputs` and `operations` are (archs, nodes, edges). Throws std::invalid_argument if an index
   // is out of range.
-  Graph(const GraphShape& shape, const OperationWeights<const T>& weights, const int32_t* inputs,
-        const int32_t* operations);
-  Graph(Graph&&) = default;
-  Graph(const Graph&) = delete;
+  Dag(const DagShape& shape, const OperationWeights<const T>& weights, const int32_t* inputs,
+      const int32_t* operations);
+  Dag(Dag&&) = default;
+  Dag(const Dag&) = delete;
 
   State<T>& state(int64_t arch, int64_t index) { return states_[at(arch, index)]; }
   // Whether a node reads a state.
   bool reads(int64_t arch, int64_t state) const { return !readers_[at(arch, state)].empty(); }
   // The nodes that no node reads. Their images are never stored: who needs one makes it from the
   // edges by `combine`.
-  const std::vector<int64_t>& loose(int64_t arch) const {
-    return loose_[static_cast<size_t>(arch)];
-  }
+  const std::vector<int64_t>& leaf(int64_t arch) const { return leaf_[static_cast<size_t>(arch)]; }
 
   // Assigns places to what `forward` computes and `backward` needs; the same calls give the same
   // places. At most saved_bound() values and the images of nodes that are read.
   void place(Bump<T>& memory);
   // The same for a forward pass alone: places serve again when nobody needs what they hold.
-  void place_in_turns(Bump<T>& memory);
+  void allocate_with_reuse(Bump<T>& memory);
 
-  // Calls `finish` for all images when their loose nodes can be combined. The inputs' states must
+  // Calls `finish` for all images when their leaf nodes can be combined. The inputs' states must
   // be set.
   void forward(const Task& finish);
 
   // The sum of the edges of a node, for some images.
   void combine(int64_t arch, int64_t node, Part images, T* out) const;
 
-  // Values that place_gradients() needs at most.
+  // Values that allocate_gradients() needs at most.
   int64_t gradient_bound() const {
     return shape_.archs * shape_.nodes * (1 + shape_.edges) * shape_.out_size();
   }
   // Assigns places to the gradients of nodes that have none yet, and to those within edges.
-  void place_gradients(Bump<T>& memory);
+  void allocate_gradients(Bump<T>& memory);
 
-  // Calls `begin` for all images first, which makes the gradients of their loose nodes. Adds to
+  // Calls `begin` for all images first, which makes the gradients of their leaf nodes. Adds to
   // the gradients of the inputs' states, or writes them, and to `grads` of the weights.
   void backward(const Task& begin, const OperationWeights<T>& grads);
 
@@ -123,7 +121,7 @@ class Graph {
     int64_t arch = 0, node = 0, input = 0, stride = 1;
     int32_t operation = 0;
     T factor = 1;  // 2 for an edge that occurs twice in the node
-    // A separable convolution has two halves. Another edge with a normalisation uses the first.
+    // A separable convolution has two stages. Another edge with a normalization uses the first.
     T* z[2] = {nullptr, nullptr};
     Norm<T> norm[2];
     NormGradient<T> norm_gradient[2];
@@ -132,16 +130,16 @@ class Graph {
     T* pointwise[2] = {nullptr, nullptr};
     T* grad_depthwise[2] = {nullptr, nullptr};  // (parts, k², padded)
     T* grad_pointwise[2] = {nullptr, nullptr};  // (parts, padded, padded)
-    T* between = nullptr;                       // gradient of the first half's output
+    T* intermediate = nullptr;                  // gradient of the first stage's output
     bool accumulate = false;                    // somebody else has written the state's gradient
     Projection<T> reduction;
-    PartialSums sums;  // of the half that is being computed
+    PartialSums sums;  // of the stage that is being computed
 
     bool separable() const { return operation >= kSeparable3Operation; }
     bool factorized() const { return operation == kIdentityOperation && stride == 2; }
-    // How many normalisations, one after the other, it has.
-    int halves() const { return separable() ? 2 : factorized() ? 1 : 0; }
-    int last() const { return separable() ? 1 : 0; }  // its last normalisation
+    // How many normalizations, one after the other, it has.
+    int stages() const { return separable() ? 2 : factorized() ? 1 : 0; }
+    int last() const { return separable() ? 1 : 0; }  // its last normalization
     int64_t taps() const { return operation == kSeparable5Operation ? 25 : 9; }
   };
 
@@ -157,42 +155,42 @@ class Graph {
   void add_edges(int64_t arch, int64_t node, const int32_t* inputs, const int32_t* operations);
   void plan();
   int64_t last_use(int64_t arch, int64_t state) const;
-  void place_norm(Edge& edge, int half, Bump<T>& memory);
+  void place_norm(Edge& edge, int stage, Bump<T>& memory);
   void run_images(const Task& task) const;
 
   Block pack(bool backward);
-  void pack_half(Edge& edge, int half, bool backward);
+  void pack_stage(Edge& edge, int stage, bool backward);
   void set_up_reduction(Edge& edge);
-  Shape half_shape(const Edge& edge, int half, int64_t images) const;
+  Shape stage_shape(const Edge& edge, int stage, int64_t images) const;
   Combine<T> combine_task(int64_t arch, int64_t node, Part images,
-                          std::vector<Summand<T>>& summands) const;
+                          std::vector<Term<T>>& terms) const;
 
   void run_forward(int64_t phase, int64_t arch, int64_t part_index, Part images);
-  void forward_half(Edge& edge, int half, int64_t part_index, Part images);
+  void forward_stage(Edge& edge, int stage, int64_t part_index, Part images);
 
   void write_gradient(Edge& edge, Slots<T>& slots);
   Block place_weight_gradients();
   void run_backward(int64_t phase, int64_t arch, int64_t part_index, Part images);
   void reduce(const T* grad, const T* z, Affine<T> affine, int64_t pixels, int64_t part_index,
               PartialSums& sums) const;
-  void backward_half(Edge& edge, int half, int64_t part_index, Part images);
-  void finish_gradient(Edge& edge, int half);
+  void backward_stage(Edge& edge, int stage, int64_t part_index, Part images);
+  void finish_gradient(Edge& edge, int stage);
   void add_weight_gradients(const OperationWeights<T>& grads);
   void add_weight_gradient(const Edge& edge, const OperationWeights<T>& grads) const;
 
-  GraphShape shape_;
+  DagShape shape_;
   OperationWeights<const T> weights_;
   std::vector<Edge> edges_;                     // by architecture and node
-  std::vector<Edge*> normalised_;               // those of them with a normalisation
+  std::vector<Edge*> normalized_;               // those of them with a normalization
   std::vector<std::vector<Edge*>> node_edges_;  // (archs, states); none for inputs
   std::vector<std::vector<Edge*>> readers_;     // (archs, states)
   std::vector<State<T>> states_;                // (archs, states)
   std::vector<T*> images_;                      // of nodes that are read, (archs, states)
-  std::vector<std::vector<int64_t>> loose_;     // of each architecture
+  std::vector<std::vector<int64_t>> leaf_;      // of each architecture
   // Phases in which the images of states can be made, and in which their gradients are complete.
   std::vector<int64_t> ready_, done_;
   int64_t last_ready_ = 0, last_done_ = 0;
-  std::vector<T> coefficients_;  // of the normalisations' gradients
+  std::vector<T> coefficients_;  // of the normalizations' gradients
 };
 
 }  // namespace asng::cpu

@@ -7,40 +7,40 @@ namespace asng::cpu {
 
 // Memory for the weights' gradients of every part, zeros.
 template <class T>
-Block Graph<T>::place_weight_gradients() {
+Block Dag<T>::place_weight_gradients() {
   const int64_t padded = shape_.padded;
-  const int64_t per_half = parts() * (padded * padded + 25 * padded);
-  const int64_t count = shape_.archs * shape_.nodes * shape_.edges * 2 * per_half;
+  const int64_t per_stage = parts() * (padded * padded + 25 * padded);
+  const int64_t count = shape_.archs * shape_.nodes * shape_.edges * 2 * per_stage;
   Block block = acquire(static_cast<size_t>(count) * sizeof(T));
   Bump<T> memory(static_cast<T*>(block.get()), count);
-  for (Edge* edge : normalised_) {
+  for (Edge* edge : normalized_) {
     if (edge->factorized()) {
       edge->reduction.grad_parts = memory.take(parts() * edge->reduction.packed_size());
       continue;
     }
-    for (int half = 0; half < 2; ++half) {
-      edge->grad_depthwise[half] = memory.take(parts() * edge->taps() * padded);
-      edge->grad_pointwise[half] = memory.take(parts() * padded * padded);
+    for (int stage = 0; stage < 2; ++stage) {
+      edge->grad_depthwise[stage] = memory.take(parts() * edge->taps() * padded);
+      edge->grad_pointwise[stage] = memory.take(parts() * padded * padded);
     }
   }
-  run_tasks(static_cast<int64_t>(normalised_.size()), [&](int64_t i) {
-    const Edge& edge = *normalised_[static_cast<size_t>(i)];
+  run_tasks(static_cast<int64_t>(normalized_.size()), [&](int64_t i) {
+    const Edge& edge = *normalized_[static_cast<size_t>(i)];
     if (edge.factorized()) {
       edge.reduction.clear_gradient();
       return;
     }
-    for (int half = 0; half < 2; ++half) {
-      std::fill_n(edge.grad_depthwise[half], parts() * edge.taps() * padded, T(0));
-      std::fill_n(edge.grad_pointwise[half], parts() * padded * padded, T(0));
+    for (int stage = 0; stage < 2; ++stage) {
+      std::fill_n(edge.grad_depthwise[stage], parts() * edge.taps() * padded, T(0));
+      std::fill_n(edge.grad_pointwise[stage], parts() * padded * padded, T(0));
     }
   });
   return block;
 }
 
-// What the gradient of a normalisation needs to know of all images, from some of them.
+// What the gradient of a normalization needs to know of all images, from some of them.
 template <class T>
-void Graph<T>::reduce(const T* grad, const T* z, Affine<T> affine, int64_t pixels,
-                      int64_t part_index, PartialSums& sums) const {
+void Dag<T>::reduce(const T* grad, const T* z, Affine<T> affine, int64_t pixels, int64_t part_index,
+                    PartialSums& sums) const {
   Reduce<T> task;
   task.pixels = pixels;
   task.channels = shape_.padded;
@@ -53,7 +53,7 @@ void Graph<T>::reduce(const T* grad, const T* z, Affine<T> affine, int64_t pixel
 }
 
 template <class T>
-void Graph<T>::backward_half(Edge& edge, int half, int64_t part_index, Part images) {
+void Dag<T>::backward_stage(Edge& edge, int stage, int64_t part_index, Part images) {
   const int64_t padded = shape_.padded, first = images.first * shape_.image_size();
   const T* grad = state(edge.arch, shape_.inputs + edge.node).grad;
   if (edge.factorized()) {
@@ -62,21 +62,21 @@ void Graph<T>::backward_half(Edge& edge, int half, int64_t part_index, Part imag
   }
   const State<T>& state = from(edge);
   SeparableBackward<T> task;
-  task.shape = half_shape(edge, half, images.count);
+  task.shape = stage_shape(edge, stage, images.count);
   const int64_t in_first = images.first * task.shape.height * task.shape.width * padded;
-  task.grad = (half == 1 ? grad : edge.between) + first;
-  task.z = edge.z[half] + first;
-  task.norm = edge.norm_gradient[half];
-  task.x = (half == 0 ? state.x : edge.z[0]) + in_first;
-  task.affine = half == 0 ? state.affine : edge.norm[0].affine();
-  task.depthwise = edge.depthwise[half];
-  task.flipped = edge.flipped[half];
-  task.pointwise = edge.pointwise[half];
-  task.grad_x = (half == 0 ? state.grad : edge.between) + in_first;
-  task.accumulate = half == 0 && edge.accumulate;
-  task.grad_depthwise = edge.grad_depthwise[half] + part_index * edge.taps() * padded;
-  task.grad_pointwise = edge.grad_pointwise[half] + part_index * padded * padded;
-  if (half == 1) {
+  task.grad = (stage == 1 ? grad : edge.intermediate) + first;
+  task.z = edge.z[stage] + first;
+  task.norm = edge.norm_gradient[stage];
+  task.x = (stage == 0 ? state.x : edge.z[0]) + in_first;
+  task.affine = stage == 0 ? state.affine : edge.norm[0].affine();
+  task.depthwise = edge.depthwise[stage];
+  task.flipped = edge.flipped[stage];
+  task.pointwise = edge.pointwise[stage];
+  task.grad_x = (stage == 0 ? state.grad : edge.intermediate) + in_first;
+  task.accumulate = stage == 0 && edge.accumulate;
+  task.grad_depthwise = edge.grad_depthwise[stage] + part_index * edge.taps() * padded;
+  task.grad_pointwise = edge.grad_pointwise[stage] + part_index * padded * padded;
+  if (stage == 1) {
     task.sum = edge.sums.first(part_index);
     task.dot = edge.sums.second(part_index);
   }
@@ -84,26 +84,26 @@ void Graph<T>::backward_half(Edge& edge, int half, int64_t part_index, Part imag
 }
 
 template <class T>
-void Graph<T>::run_backward(int64_t phase, int64_t arch, int64_t part_index, Part images) {
+void Dag<T>::run_backward(int64_t phase, int64_t arch, int64_t part_index, Part images) {
   const int64_t first = images.first * shape_.image_size();
   for (int64_t s = shape_.states() - 1; s >= shape_.inputs; --s) {
     const int64_t age = phase - done_[at(arch, s)];
     if (age < 0 || age > 2) continue;
     const T* grad = states_[at(arch, s)].grad + first;
     if (age == 0) {
-      std::vector<Summand<T>> summands;
-      Combine<T> task = combine_task(arch, s - shape_.inputs, images, summands);
+      std::vector<Term<T>> terms;
+      Combine<T> task = combine_task(arch, s - shape_.inputs, images, terms);
       task.grad = grad;
       kernels<T>().combine_backward(task);
     }
     for (Edge* edge : node_edges_[at(arch, s)]) {
-      if (edge->halves() == 0) continue;
+      if (edge->stages() == 0) continue;
       const int last = edge->last();
       if (age == 0) {
         reduce(grad, edge->z[last] + first, edge->norm[last].affine(),
                images.count * shape_.out_height * shape_.out_width, part_index, edge->sums);
-      } else if (age <= edge->halves()) {
-        backward_half(*edge, edge->halves() - static_cast<int>(age), part_index, images);
+      } else if (age <= edge->stages()) {
+        backward_stage(*edge, edge->stages() - static_cast<int>(age), part_index, images);
       }
     }
   }
@@ -118,18 +118,18 @@ void Graph<T>::run_backward(int64_t phase, int64_t arch, int64_t part_index, Par
 }
 
 template <class T>
-void Graph<T>::finish_gradient(Edge& edge, int half) {
-  const int64_t index = (&edge - edges_.data()) * 2 + half;
-  const T factor = half == edge.last() ? edge.factor : T(1);
-  edge.norm_gradient[half] = finish_norm_gradient(
-      edge.sums, shape_.pixels(), shape_.padded, edge.norm[half].scale, edge.norm[half].affine(),
+void Dag<T>::finish_gradient(Edge& edge, int stage) {
+  const int64_t index = (&edge - edges_.data()) * 2 + stage;
+  const T factor = stage == edge.last() ? edge.factor : T(1);
+  edge.norm_gradient[stage] = finish_norm_gradient(
+      edge.sums, shape_.pixels(), shape_.padded, edge.norm[stage].scale, edge.norm[stage].affine(),
       factor, coefficients_.data() + index * 3 * shape_.padded);
   edge.sums = PartialSums(parts(), shape_.padded);
-  if (edge.factorized()) edge.reduction.norm_gradient = edge.norm_gradient[half];
+  if (edge.factorized()) edge.reduction.norm_gradient = edge.norm_gradient[stage];
 }
 
 template <class T>
-void Graph<T>::add_weight_gradient(const Edge& edge, const OperationWeights<T>& grads) const {
+void Dag<T>::add_weight_gradient(const Edge& edge, const OperationWeights<T>& grads) const {
   const int64_t channels = shape_.channels, padded = shape_.padded, taps = edge.taps();
   if (edge.factorized()) {
     edge.reduction.add_weight_gradient(
@@ -137,14 +137,14 @@ void Graph<T>::add_weight_gradient(const Edge& edge, const OperationWeights<T>& 
     return;
   }
   const int kind = edge.operation - kSeparable3Operation;
-  for (int half = 0; half < 2; ++half) {
-    const int64_t index = shape_.weight_index(edge.node, edge.input) * 2 + half;
-    T* depthwise = edge.grad_depthwise[half];
-    T* pointwise = edge.grad_pointwise[half];
+  for (int stage = 0; stage < 2; ++stage) {
+    const int64_t index = shape_.weight_index(edge.node, edge.input) * 2 + stage;
+    T* depthwise = edge.grad_depthwise[stage];
+    T* pointwise = edge.grad_pointwise[stage];
     for (int64_t p = 1; p < parts(); ++p) {
-      const T* from = edge.grad_depthwise[half] + p * taps * padded;
+      const T* from = edge.grad_depthwise[stage] + p * taps * padded;
       for (int64_t i = 0; i < taps * padded; ++i) depthwise[i] += from[i];
-      from = edge.grad_pointwise[half] + p * padded * padded;
+      from = edge.grad_pointwise[stage] + p * padded * padded;
       for (int64_t i = 0; i < padded * padded; ++i) pointwise[i] += from[i];
     }
     T* to = grads.depthwise[kind] + index * channels * taps;
@@ -160,9 +160,9 @@ void Graph<T>::add_weight_gradient(const Edge& edge, const OperationWeights<T>& 
 
 // Architectures that share weights add to the same gradient: one task, in their order.
 template <class T>
-void Graph<T>::add_weight_gradients(const OperationWeights<T>& grads) {
+void Dag<T>::add_weight_gradients(const OperationWeights<T>& grads) {
   std::vector<std::vector<const Edge*>> groups;
-  for (const Edge* edge : normalised_) {
+  for (const Edge* edge : normalized_) {
     const auto same = std::find_if(groups.begin(), groups.end(), [&](const auto& group) {
       return group[0]->node == edge->node && group[0]->input == edge->input &&
              group[0]->operation == edge->operation;
@@ -179,7 +179,7 @@ void Graph<T>::add_weight_gradients(const OperationWeights<T>& grads) {
 }
 
 template <class T>
-void Graph<T>::backward(const Task& begin, const OperationWeights<T>& grads) {
+void Dag<T>::backward(const Task& begin, const OperationWeights<T>& grads) {
   coefficients_.resize(edges_.size() * 6 * static_cast<size_t>(shape_.padded));
   const Block packed = pack(true);
   const Block weights = place_weight_gradients();
@@ -188,9 +188,9 @@ void Graph<T>::backward(const Task& begin, const OperationWeights<T>& grads) {
       if (phase == 0) begin(arch, part_index, images);
       run_backward(phase, arch, part_index, images);
     });
-    for (Edge* edge : normalised_) {
+    for (Edge* edge : normalized_) {
       const int64_t age = phase - done_[at(edge->arch, shape_.inputs + edge->node)];
-      if (age >= 0 && age < edge->halves()) {
+      if (age >= 0 && age < edge->stages()) {
         finish_gradient(*edge, edge->last() - static_cast<int>(age));
       }
     }
@@ -198,8 +198,7 @@ void Graph<T>::backward(const Task& begin, const OperationWeights<T>& grads) {
   add_weight_gradients(grads);
 }
 
-#define ASNG_INSTANTIATE(T) \
-  template void Graph<T>::backward(const Task&, const OperationWeights<T>&);
+#define ASNG_INSTANTIATE(T) template void Dag<T>::backward(const Task&, const OperationWeights<T>&);
 ASNG_INSTANTIATE(float)
 ASNG_INSTANTIATE(double)
 #undef ASNG_INSTANTIATE

@@ -14,7 +14,7 @@ constexpr int64_t kGroupBytes = int64_t{64} << 10;
 
 // Runs a task for all images, group by group: those of one part, one after the other.
 template <class T>
-void Graph<T>::run_images(const Task& task) const {
+void Dag<T>::run_images(const Task& task) const {
   int64_t largest = shape_.image_size();
   for (const State<T>& s : states_) largest = std::max(largest, s.height * s.width * shape_.padded);
   const int64_t group =
@@ -29,21 +29,21 @@ void Graph<T>::run_images(const Task& task) const {
 }
 
 template <class T>
-Shape Graph<T>::half_shape(const Edge& edge, int half, int64_t images) const {
+Shape Dag<T>::stage_shape(const Edge& edge, int stage, int64_t images) const {
   Shape s;
   s.images = images;
-  s.height = half == 0 ? from(edge).height : shape_.out_height;
-  s.width = half == 0 ? from(edge).width : shape_.out_width;
+  s.height = stage == 0 ? from(edge).height : shape_.out_height;
+  s.width = stage == 0 ? from(edge).width : shape_.out_width;
   s.out_height = shape_.out_height;
   s.out_width = shape_.out_width;
   s.channels = shape_.padded;
-  s.stride = half == 0 ? edge.stride : 1;
+  s.stride = stage == 0 ? edge.stride : 1;
   s.kernel = edge.operation == kSeparable5Operation ? 5 : 3;
   return s;
 }
 
 template <class T>
-void Graph<T>::set_up_reduction(Edge& edge) {
+void Dag<T>::set_up_reduction(Edge& edge) {
   const State<T>& state = from(edge);
   Projection<T>& p = edge.reduction;
   p.images = shape_.images;
@@ -70,112 +70,112 @@ void Graph<T>::set_up_reduction(Edge& edge) {
 }
 
 template <class T>
-Block Graph<T>::pack(bool backward) {
+Block Dag<T>::pack(bool backward) {
   const int64_t padded = shape_.padded;
   // One size for all cells of a kind, so that the next one finds the block of the last.
-  const int64_t per_half = padded * padded + 2 * 25 * padded;
-  const int64_t count = shape_.archs * shape_.nodes * shape_.edges * 2 * per_half;
+  const int64_t per_stage = padded * padded + 2 * 25 * padded;
+  const int64_t count = shape_.archs * shape_.nodes * shape_.edges * 2 * per_stage;
   Block block = acquire(static_cast<size_t>(count) * sizeof(T));
   Bump<T> memory(static_cast<T*>(block.get()), count);
-  for (Edge* edge : normalised_) {
+  for (Edge* edge : normalized_) {
     if (edge->factorized()) {
       set_up_reduction(*edge);
       edge->reduction.packed = memory.take(edge->reduction.packed_size());
       continue;
     }
-    for (int half = 0; half < 2; ++half) {
-      edge->depthwise[half] = memory.take(edge->taps() * padded);
-      edge->flipped[half] = memory.take(edge->taps() * padded);
-      edge->pointwise[half] = memory.take(padded * padded);
+    for (int stage = 0; stage < 2; ++stage) {
+      edge->depthwise[stage] = memory.take(edge->taps() * padded);
+      edge->flipped[stage] = memory.take(edge->taps() * padded);
+      edge->pointwise[stage] = memory.take(padded * padded);
     }
   }
-  run_tasks(static_cast<int64_t>(normalised_.size()), [&](int64_t i) {
-    Edge& edge = *normalised_[static_cast<size_t>(i)];
+  run_tasks(static_cast<int64_t>(normalized_.size()), [&](int64_t i) {
+    Edge& edge = *normalized_[static_cast<size_t>(i)];
     edge.sums = PartialSums(parts(), padded);
     if (edge.factorized()) {
       backward ? edge.reduction.pack_backward() : edge.reduction.pack_forward();
       return;
     }
-    for (int half = 0; half < 2; ++half) pack_half(edge, half, backward);
+    for (int stage = 0; stage < 2; ++stage) pack_stage(edge, stage, backward);
   });
   return block;
 }
 
 template <class T>
-void Graph<T>::pack_half(Edge& edge, int half, bool backward) {
+void Dag<T>::pack_stage(Edge& edge, int stage, bool backward) {
   const int64_t channels = shape_.channels, padded = shape_.padded, taps = edge.taps();
-  const int64_t index = shape_.weight_index(edge.node, edge.input) * 2 + half;
+  const int64_t index = shape_.weight_index(edge.node, edge.input) * 2 + stage;
   const int kind = edge.operation - kSeparable3Operation;
   const T* depthwise = weights_.depthwise[kind] + index * channels * taps;
   const T* pointwise = weights_.pointwise[kind] + index * channels * channels;
   for (int64_t k = 0; k < taps; ++k) {
-    T* row = edge.depthwise[half] + k * padded;
+    T* row = edge.depthwise[stage] + k * padded;
     for (int64_t c = 0; c < padded; ++c) row[c] = c < channels ? depthwise[c * taps + k] : T(0);
-    if (backward) std::copy_n(row, padded, edge.flipped[half] + (taps - 1 - k) * padded);
+    if (backward) std::copy_n(row, padded, edge.flipped[stage] + (taps - 1 - k) * padded);
   }
-  std::fill_n(edge.pointwise[half], padded * padded, T(0));
+  std::fill_n(edge.pointwise[stage], padded * padded, T(0));
   for (int64_t o = 0; o < channels; ++o) {
     for (int64_t c = 0; c < channels; ++c) {
-      edge.pointwise[half][backward ? o * padded + c : c * padded + o] =
+      edge.pointwise[stage][backward ? o * padded + c : c * padded + o] =
           pointwise[o * channels + c];
     }
   }
 }
 
 template <class T>
-void Graph<T>::forward_half(Edge& edge, int half, int64_t part_index, Part images) {
+void Dag<T>::forward_stage(Edge& edge, int stage, int64_t part_index, Part images) {
   if (edge.factorized()) {
     edge.reduction.forward(images, part_index, edge.sums);
     return;
   }
   const State<T>& state = from(edge);
   SeparableForward<T> task;
-  task.shape = half_shape(edge, half, images.count);
-  task.x = (half == 0 ? state.x : edge.z[0]) +
+  task.shape = stage_shape(edge, stage, images.count);
+  task.x = (stage == 0 ? state.x : edge.z[0]) +
            images.first * task.shape.height * task.shape.width * shape_.padded;
-  task.affine = half == 0 ? state.affine : edge.norm[0].affine();
-  task.depthwise = edge.depthwise[half];
-  task.pointwise = edge.pointwise[half];
-  task.z = edge.z[half] + images.first * shape_.image_size();
+  task.affine = stage == 0 ? state.affine : edge.norm[0].affine();
+  task.depthwise = edge.depthwise[stage];
+  task.pointwise = edge.pointwise[stage];
+  task.z = edge.z[stage] + images.first * shape_.image_size();
   task.sum = edge.sums.first(part_index);
   task.sum_squares = edge.sums.second(part_index);
   kernels<T>().separable_forward(task);
 }
 
 template <class T>
-Combine<T> Graph<T>::combine_task(int64_t arch, int64_t node, Part images,
-                                  std::vector<Summand<T>>& summands) const {
-  summands.clear();
+Combine<T> Dag<T>::combine_task(int64_t arch, int64_t node, Part images,
+                                std::vector<Term<T>>& terms) const {
+  terms.clear();
   for (const Edge* edge : node_edges_[at(arch, shape_.inputs + node)]) {
-    Summand<T> summand;
-    summand.factor = edge->factor;
-    if (edge->halves() > 0) {
-      summand.piece = Piece::kNormalised;
-      summand.x = edge->z[edge->last()];
-      summand.affine = edge->norm[edge->last()].affine();
-      summand.height = shape_.out_height;
-      summand.width = shape_.out_width;
+    Term<T> term;
+    term.factor = edge->factor;
+    if (edge->stages() > 0) {
+      term.branch = Branch::kNormalized;
+      term.x = edge->z[edge->last()];
+      term.affine = edge->norm[edge->last()].affine();
+      term.height = shape_.out_height;
+      term.width = shape_.out_width;
     } else {
       const State<T>& read = from(*edge);
-      summand.piece = edge->operation == kIdentityOperation      ? Piece::kIdentity
-                      : edge->operation == kAveragePoolOperation ? Piece::kAveragePool
-                                                                 : Piece::kMaxPool;
-      summand.x = read.x;
-      summand.affine = read.affine;
-      summand.height = read.height;
-      summand.width = read.width;
-      summand.stride = edge->stride;
-      summand.grad = read.grad;
-      summand.accumulate = edge->accumulate;
+      term.branch = edge->operation == kIdentityOperation      ? Branch::kIdentity
+                    : edge->operation == kAveragePoolOperation ? Branch::kAveragePool
+                                                               : Branch::kMaxPool;
+      term.x = read.x;
+      term.affine = read.affine;
+      term.height = read.height;
+      term.width = read.width;
+      term.stride = edge->stride;
+      term.grad = read.grad;
+      term.accumulate = edge->accumulate;
     }
-    const int64_t offset = images.first * summand.height * summand.width * shape_.padded;
-    summand.x += offset;
-    if (summand.grad != nullptr) summand.grad += offset;
-    summands.push_back(summand);
+    const int64_t offset = images.first * term.height * term.width * shape_.padded;
+    term.x += offset;
+    if (term.grad != nullptr) term.grad += offset;
+    terms.push_back(term);
   }
   Combine<T> task;
-  task.summands = summands.data();
-  task.summand_count = static_cast<int64_t>(summands.size());
+  task.terms = terms.data();
+  task.term_count = static_cast<int64_t>(terms.size());
   task.images = images.count;
   task.out_height = shape_.out_height;
   task.out_width = shape_.out_width;
@@ -184,15 +184,15 @@ Combine<T> Graph<T>::combine_task(int64_t arch, int64_t node, Part images,
 }
 
 template <class T>
-void Graph<T>::combine(int64_t arch, int64_t node, Part images, T* out) const {
-  std::vector<Summand<T>> summands;
-  Combine<T> task = combine_task(arch, node, images, summands);
+void Dag<T>::combine(int64_t arch, int64_t node, Part images, T* out) const {
+  std::vector<Term<T>> terms;
+  Combine<T> task = combine_task(arch, node, images, terms);
   task.out = out;
   kernels<T>().combine_forward(task);
 }
 
 template <class T>
-void Graph<T>::run_forward(int64_t phase, int64_t arch, int64_t part_index, Part images) {
+void Dag<T>::run_forward(int64_t phase, int64_t arch, int64_t part_index, Part images) {
   for (int64_t s = 0; s < shape_.states(); ++s) {
     const int64_t age = phase - ready_[at(arch, s)];
     if (age < 0 || age > 1) continue;
@@ -201,36 +201,35 @@ void Graph<T>::run_forward(int64_t phase, int64_t arch, int64_t part_index, Part
               images_[at(arch, s)] + images.first * shape_.image_size());
     }
     for (Edge* edge : readers_[at(arch, s)]) {
-      if (age < edge->halves()) forward_half(*edge, static_cast<int>(age), part_index, images);
+      if (age < edge->stages()) forward_stage(*edge, static_cast<int>(age), part_index, images);
     }
   }
 }
 
 template <class T>
-void Graph<T>::forward(const Task& finish) {
+void Dag<T>::forward(const Task& finish) {
   const Block packed = pack(false);
   for (int64_t phase = 0; phase <= last_ready_; ++phase) {
     run_images([&](int64_t arch, int64_t part_index, Part images) {
       run_forward(phase, arch, part_index, images);
       if (phase == last_ready_) finish(arch, part_index, images);
     });
-    for (Edge* edge : normalised_) {
-      const int64_t half = phase - ready_[at(edge->arch, edge->input)];
-      if (half < 0 || half >= edge->halves()) continue;
-      finish_norm(edge->sums, shape_.pixels(), shape_.padded, edge->norm[half]);
+    for (Edge* edge : normalized_) {
+      const int64_t stage = phase - ready_[at(edge->arch, edge->input)];
+      if (stage < 0 || stage >= edge->stages()) continue;
+      finish_norm(edge->sums, shape_.pixels(), shape_.padded, edge->norm[stage]);
       edge->sums = PartialSums(parts(), shape_.padded);
     }
   }
 }
 
-#define ASNG_INSTANTIATE(T)                                                                    \
-  template void Graph<T>::forward(const Task&);                                                \
-  template void Graph<T>::combine(int64_t, int64_t, Part, T*) const;                           \
-  template void Graph<T>::run_images(const Task&) const;                                       \
-  template Block Graph<T>::pack(bool);                                                         \
-  template Shape Graph<T>::half_shape(const Edge&, int, int64_t) const;                        \
-  template Combine<T> Graph<T>::combine_task(int64_t, int64_t, Part, std::vector<Summand<T>>&) \
-      const;
+#define ASNG_INSTANTIATE(T)                                            \
+  template void Dag<T>::forward(const Task&);                          \
+  template void Dag<T>::combine(int64_t, int64_t, Part, T*) const;     \
+  template void Dag<T>::run_images(const Task&) const;                 \
+  template Block Dag<T>::pack(bool);                                   \
+  template Shape Dag<T>::stage_shape(const Edge&, int, int64_t) const; \
+  template Combine<T> Dag<T>::combine_task(int64_t, int64_t, Part, std::vector<Term<T>>&) const;
 ASNG_INSTANTIATE(float)
 ASNG_INSTANTIATE(double)
 #undef ASNG_INSTANTIATE

@@ -5,8 +5,8 @@
 
 namespace asng::cpu {
 
-GraphShape CellShape::graph() const {
-  GraphShape s;
+DagShape CellShape::dag() const {
+  DagShape s;
   s.archs = archs;
   s.nodes = nodes;
   s.inputs = 2;
@@ -20,35 +20,33 @@ GraphShape CellShape::graph() const {
 }
 
 int64_t CellShape::saved_bound() const {
-  return archs * (2 * in_size() + nodes * out_size() + 6 * padded) + graph().saved_bound();
+  return archs * (2 * in_size() + nodes * out_size() + 6 * padded) + dag().saved_bound();
 }
 
 template <class T>
 Cell<T>::Cell(const CellShape& shape, const CellWeights<const T>& weights, const int32_t* inputs,
               const int32_t* operations)
-    : shape_(shape),
-      weights_(weights),
-      graph_(shape.graph(), weights.operations, inputs, operations) {}
+    : shape_(shape), weights_(weights), dag_(shape.dag(), weights.operations, inputs, operations) {}
 
 // Projections of the inputs that are read; an input that all architectures share is projected once.
 template <class T>
-void Cell<T>::place_inputs(Bump<T>& memory, CellImages<T> older, CellImages<T> newer) {
+void Cell<T>::place_inputs(Bump<T>& memory, CellImages<T> prev_prev, CellImages<T> prev) {
   inputs_.clear();
   for (int64_t index = 0; index < 2; ++index) {
-    const CellInput& input = index == 0 ? shape_.older : shape_.newer;
-    const CellImages<T>& images = index == 0 ? older : newer;
+    const CellInput& input = index == 0 ? shape_.prev_prev : shape_.prev;
+    const CellImages<T>& images = index == 0 ? prev_prev : prev;
     for (int64_t arch = 0; arch < input.archs; ++arch) {
       // An input of its own serves one architecture, a shared one serves all.
       const int64_t end = input.archs == 1 ? shape_.archs : arch + 1;
       bool wanted = false;
-      for (int64_t a = arch; a < end; ++a) wanted |= graph_.reads(a, index);
+      for (int64_t a = arch; a < end; ++a) wanted |= dag_.reads(a, index);
       if (!wanted) continue;
       Projection<T> p;
       p.arch = arch;
-      p.of_older = index == 0;
+      p.of_prev_prev = index == 0;
       p.images = shape_.images;
-      p.out_height = shape_.newer.height;
-      p.out_width = shape_.newer.width;
+      p.out_height = shape_.prev.height;
+      p.out_width = shape_.prev.width;
       p.channels = shape_.channels;
       p.padded = shape_.padded;
       Source<T> source;
@@ -59,27 +57,27 @@ void Cell<T>::place_inputs(Bump<T>& memory, CellImages<T> older, CellImages<T> n
       source.width = input.width;
       p.sources = {source};
       p.columns = {{0, 0, input.channels, 0, shape_.channels}};
-      if (index == 0 && shape_.older_is_larger) read_factorized(p, source, input.channels);
-      p.weight = index == 0 ? weights_.older : weights_.newer;
+      if (index == 0 && shape_.prev_prev_is_larger) read_factorized(p, source, input.channels);
+      p.weight = index == 0 ? weights_.prev_prev : weights_.prev;
       p.weight_stride = input.channels;
       p.norm = {memory.take(shape_.padded), memory.take(shape_.padded)};
       p.stored = p.norm.affine();
       p.z = memory.take(shape_.in_size());
       for (int64_t a = arch; a < end; ++a) {
-        State<T>& s = graph_.state(a, index);
+        State<T>& s = dag_.state(a, index);
         s.x = p.z;
         s.affine = p.stored;
-        s.height = shape_.newer.height;
-        s.width = shape_.newer.width;
+        s.height = shape_.prev.height;
+        s.width = shape_.prev.width;
       }
       inputs_.push_back(std::move(p));
     }
   }
 }
 
-// The output of every architecture: a projection of its loose nodes.
+// The output of every architecture: a projection of its leaf nodes.
 template <class T>
-void Cell<T>::place_outputs(const T* z, const T* norms, bool normalised) {
+void Cell<T>::place_outputs(const T* z, const T* norms, bool normalized) {
   outputs_.clear();
   for (int64_t arch = 0; arch < shape_.archs; ++arch) {
     Projection<T> p;
@@ -89,9 +87,9 @@ void Cell<T>::place_outputs(const T* z, const T* norms, bool normalised) {
     p.out_width = shape_.out_width;
     p.channels = shape_.channels;
     p.padded = shape_.padded;
-    for (const int64_t node : graph_.loose(arch)) {
+    for (const int64_t node : dag_.leaf(arch)) {
       Source<T> source;
-      source.grad = graph_.state(arch, node + 2).grad;
+      source.grad = dag_.state(arch, node + 2).grad;
       source.channels = shape_.padded;
       source.height = shape_.out_height;
       source.width = shape_.out_width;
@@ -105,14 +103,14 @@ void Cell<T>::place_outputs(const T* z, const T* norms, bool normalised) {
     p.z = const_cast<T*>(z) + arch * shape_.out_size();
     T* norm = const_cast<T*>(norms) + 2 * arch * shape_.padded;
     p.norm = {norm, norm + shape_.padded};
-    p.stored = normalised ? Affine<T>{} : p.norm.affine();
+    p.stored = normalized ? Affine<T>{} : p.norm.affine();
     outputs_.push_back(std::move(p));
   }
 }
 
 // The sources of an output when it reads one image of each, which lie one after the other.
 template <class T>
-std::vector<Source<T>> Cell<T>::loose_sources(const Projection<T>& p, const T* nodes) const {
+std::vector<Source<T>> Cell<T>::leaf_sources(const Projection<T>& p, const T* nodes) const {
   std::vector<Source<T>> sources = p.sources;
   for (Source<T>& source : sources) {
     source.x = nodes;
@@ -122,9 +120,9 @@ std::vector<Source<T>> Cell<T>::loose_sources(const Projection<T>& p, const T* n
 }
 
 template <class T>
-void Cell<T>::combine_loose(const Projection<T>& p, int64_t image, T* nodes) const {
-  for (const int64_t node : graph_.loose(p.arch)) {
-    graph_.combine(p.arch, node, {image, 1}, nodes);
+void Cell<T>::combine_leaf(const Projection<T>& p, int64_t image, T* nodes) const {
+  for (const int64_t node : dag_.leaf(p.arch)) {
+    dag_.combine(p.arch, node, {image, 1}, nodes);
     nodes += shape_.out_size() / shape_.images;
   }
 }
@@ -162,25 +160,25 @@ template <class T>
 void Cell<T>::project_outputs(int64_t arch, int64_t part_index, Part images,
                               PartialSums& sums) const {
   const Projection<T>& p = outputs_[static_cast<size_t>(arch)];
-  const Block block = acquire(loose_bytes());
+  const Block block = acquire(leaf_bytes());
   T* const nodes = static_cast<T*>(block.get());
-  const std::vector<Source<T>> from = loose_sources(p, nodes);
+  const std::vector<Source<T>> from = leaf_sources(p, nodes);
   for (int64_t image = images.first; image < images.first + images.count; ++image) {
-    combine_loose(p, image, nodes);
+    combine_leaf(p, image, nodes);
     p.forward_from(from, {image, 1}, part_index, sums);
   }
 }
 
 template <class T>
-void Cell<T>::run(CellImages<T> older, CellImages<T> newer, T* z, T* norms, Bump<T>& memory,
+void Cell<T>::run(CellImages<T> prev_prev, CellImages<T> prev, T* z, T* norms, Bump<T>& memory,
                   bool save) {
-  place_inputs(memory, older, newer);
+  place_inputs(memory, prev_prev, prev);
   project_inputs();
-  save ? graph_.place(memory) : graph_.place_in_turns(memory);
+  save ? dag_.place(memory) : dag_.allocate_with_reuse(memory);
   place_outputs(z, norms, false);
   const Block packed = pack(outputs_, false);
   std::vector<PartialSums> sums(outputs_.size(), PartialSums(parts(), shape_.padded));
-  graph_.forward([&](int64_t arch, int64_t part_index, Part images) {
+  dag_.forward([&](int64_t arch, int64_t part_index, Part images) {
     project_outputs(arch, part_index, images, sums[static_cast<size_t>(arch)]);
   });
   for (size_t p = 0; p < outputs_.size(); ++p) {
@@ -189,45 +187,45 @@ void Cell<T>::run(CellImages<T> older, CellImages<T> newer, T* z, T* norms, Bump
 }
 
 template <class T>
-void Cell<T>::skip(CellImages<T> older, CellImages<T> newer, Bump<T>& memory) {
-  place_inputs(memory, older, newer);
-  graph_.place(memory);
+void Cell<T>::skip(CellImages<T> prev_prev, CellImages<T> prev, Bump<T>& memory) {
+  place_inputs(memory, prev_prev, prev);
+  dag_.place(memory);
 }
 
 template <class T>
-void Cell<T>::normalise(T* z, const T* norms) const {
+void Cell<T>::normalize(T* z, const T* norms) const {
   const int64_t image_size = shape_.out_size() / shape_.images;
   run_parts(shape_.archs, parts(), [&](int64_t arch, int64_t part_index) {
     const Part range = part(shape_.images, part_index);
     const CellImages<T> images = {z, norms};
-    kernels<T>().normalise(z + arch * shape_.out_size() + range.first * image_size,
+    kernels<T>().normalize(z + arch * shape_.out_size() + range.first * image_size,
                            range.count * shape_.out_height * shape_.out_width, shape_.padded,
                            images.affine(arch, shape_.padded));
   });
 }
 
 template <class T>
-void Cell<T>::forward(const T* older, const T* newer, T* y, T* saved) {
+void Cell<T>::forward(const T* prev_prev, const T* prev, T* y, T* saved) {
   const bool save = saved != nullptr;
   const int64_t count = shape_.saved_bound();
   const Block block = acquire(save ? 0 : static_cast<size_t>(count) * sizeof(T));
   Bump<T> memory(save ? saved : static_cast<T*>(block.get()), count);
   T* norms = memory.take(2 * shape_.archs * shape_.padded);
-  run({older}, {newer}, y, norms, memory, save);
-  normalise(y, norms);
+  run({prev_prev}, {prev}, y, norms, memory, save);
+  normalize(y, norms);
 }
 
-#define ASNG_INSTANTIATE(T)                                                                     \
-  template Cell<T>::Cell(const CellShape&, const CellWeights<const T>&, const int32_t*,         \
-                         const int32_t*);                                                       \
-  template void Cell<T>::place_inputs(Bump<T>&, CellImages<T>, CellImages<T>);                  \
-  template void Cell<T>::place_outputs(const T*, const T*, bool);                               \
-  template std::vector<Source<T>> Cell<T>::loose_sources(const Projection<T>&, const T*) const; \
-  template void Cell<T>::combine_loose(const Projection<T>&, int64_t, T*) const;                \
-  template Block Cell<T>::pack(std::vector<Projection<T>>&, bool);                              \
-  template void Cell<T>::run(CellImages<T>, CellImages<T>, T*, T*, Bump<T>&, bool);             \
-  template void Cell<T>::skip(CellImages<T>, CellImages<T>, Bump<T>&);                          \
-  template void Cell<T>::normalise(T*, const T*) const;                                         \
+#define ASNG_INSTANTIATE(T)                                                                    \
+  template Cell<T>::Cell(const CellShape&, const CellWeights<const T>&, const int32_t*,        \
+                         const int32_t*);                                                      \
+  template void Cell<T>::place_inputs(Bump<T>&, CellImages<T>, CellImages<T>);                 \
+  template void Cell<T>::place_outputs(const T*, const T*, bool);                              \
+  template std::vector<Source<T>> Cell<T>::leaf_sources(const Projection<T>&, const T*) const; \
+  template void Cell<T>::combine_leaf(const Projection<T>&, int64_t, T*) const;                \
+  template Block Cell<T>::pack(std::vector<Projection<T>>&, bool);                             \
+  template void Cell<T>::run(CellImages<T>, CellImages<T>, T*, T*, Bump<T>&, bool);            \
+  template void Cell<T>::skip(CellImages<T>, CellImages<T>, Bump<T>&);                         \
+  template void Cell<T>::normalize(T*, const T*) const;                                        \
   template void Cell<T>::forward(const T*, const T*, T*, T*);
 ASNG_INSTANTIATE(float)
 ASNG_INSTANTIATE(double)

@@ -1,4 +1,4 @@
-// A node by itself: a graph of one node whose sum is stored.
+// A node by itself: a dag of one node whose sum is stored.
 #pragma once
 
 #include <cstdint>
@@ -11,19 +11,19 @@ template <class T>
 class Node {
  public:
   // Of `shape`, with one node; the rest as in Graph.
-  Node(const GraphShape& shape, const OperationWeights<const T>& weights, const int32_t* inputs,
+  Node(const DagShape& shape, const OperationWeights<const T>& weights, const int32_t* inputs,
        const int32_t* operations)
-      : shape_(shape), graph_(shape, weights, inputs, operations) {}
+      : shape_(shape), dag_(shape, weights, inputs, operations) {}
 
   // What the node reads; to be set before the first pass.
-  State<T>& input(int64_t arch, int64_t index) { return graph_.state(arch, index); }
+  State<T>& input(int64_t arch, int64_t index) { return dag_.state(arch, index); }
 
   // out (archs, images, out_height, out_width, padded); `saved` has saved_bound() values.
   void forward(T* saved, T* out) {
     place(saved);
-    graph_.forward([&](int64_t arch, int64_t, Part images) {
-      graph_.combine(arch, 0, images,
-                     out + arch * shape_.out_size() + images.first * shape_.image_size());
+    dag_.forward([&](int64_t arch, int64_t, Part images) {
+      dag_.combine(arch, 0, images,
+                   out + arch * shape_.out_size() + images.first * shape_.image_size());
     });
   }
 
@@ -32,23 +32,23 @@ class Node {
     place(saved);
     for (int64_t arch = 0; arch < shape_.archs; ++arch) {
       // Nobody writes the gradient of a node that no node reads.
-      graph_.state(arch, shape_.inputs).grad = const_cast<T*>(grad_out) + arch * shape_.out_size();
+      dag_.state(arch, shape_.inputs).grad = const_cast<T*>(grad_out) + arch * shape_.out_size();
     }
-    const int64_t count = graph_.gradient_bound();
+    const int64_t count = dag_.gradient_bound();
     const Block block = acquire(static_cast<size_t>(count) * sizeof(T));
     Bump<T> memory(static_cast<T*>(block.get()), count);
-    graph_.place_gradients(memory);
-    graph_.backward([](int64_t, int64_t, Part) {}, grads);
+    dag_.allocate_gradients(memory);
+    dag_.backward([](int64_t, int64_t, Part) {}, grads);
   }
 
  private:
   void place(T* saved) {
     Bump<T> memory(saved, shape_.saved_bound());
-    graph_.place(memory);
+    dag_.place(memory);
   }
 
-  GraphShape shape_;
-  Graph<T> graph_;
+  DagShape shape_;
+  Dag<T> dag_;
 };
 
 }  // namespace asng::cpu

@@ -17,8 +17,8 @@ namespace {
 }  // namespace
 
 template <class T>
-Graph<T>::Graph(const GraphShape& shape, const OperationWeights<const T>& weights,
-                const int32_t* inputs, const int32_t* operations)
+Dag<T>::Dag(const DagShape& shape, const OperationWeights<const T>& weights, const int32_t* inputs,
+            const int32_t* operations)
     : shape_(shape), weights_(weights) {
   const size_t states = static_cast<size_t>(shape.archs * shape.states());
   edges_.reserve(static_cast<size_t>(shape.archs * shape.nodes * shape.edges));
@@ -26,7 +26,7 @@ Graph<T>::Graph(const GraphShape& shape, const OperationWeights<const T>& weight
   readers_.resize(states);
   states_.resize(states);
   images_.resize(states);
-  loose_.resize(static_cast<size_t>(shape.archs));
+  leaf_.resize(static_cast<size_t>(shape.archs));
   for (int64_t arch = 0; arch < shape.archs; ++arch) {
     for (int64_t node = 0; node < shape.nodes; ++node) {
       const int64_t first = (arch * shape.nodes + node) * shape.edges;
@@ -36,15 +36,15 @@ Graph<T>::Graph(const GraphShape& shape, const OperationWeights<const T>& weight
       s.width = shape.out_width;
     }
     for (int64_t node = 0; node < shape.nodes; ++node) {
-      if (!reads(arch, shape.inputs + node)) loose_[static_cast<size_t>(arch)].push_back(node);
+      if (!reads(arch, shape.inputs + node)) leaf_[static_cast<size_t>(arch)].push_back(node);
     }
   }
   plan();
 }
 
 template <class T>
-void Graph<T>::add_edges(int64_t arch, int64_t node, const int32_t* inputs,
-                         const int32_t* operations) {
+void Dag<T>::add_edges(int64_t arch, int64_t node, const int32_t* inputs,
+                       const int32_t* operations) {
   const int64_t states = shape_.inputs + node;
   std::vector<Edge*>& own = node_edges_[at(arch, states)];
   for (int64_t e = 0; e < shape_.edges; ++e) {
@@ -72,28 +72,28 @@ void Graph<T>::add_edges(int64_t arch, int64_t node, const int32_t* inputs,
     edge.stride = shape_.stride(input);
     edges_.push_back(edge);  // never more than were reserved, so that pointers stay
     own.push_back(&edges_.back());
-    if (edge.halves() > 0) normalised_.push_back(own.back());
+    if (edge.stages() > 0) normalized_.push_back(own.back());
     readers_[at(arch, input)].push_back(own.back());
   }
 }
 
-// A half of an edge can be computed a phase after the one before it.
+// A stage of an edge can be computed a phase after the one before it.
 template <class T>
-void Graph<T>::plan() {
+void Dag<T>::plan() {
   ready_.assign(states_.size(), 0);
   done_.assign(states_.size(), 0);
   for (int64_t arch = 0; arch < shape_.archs; ++arch) {
     for (int64_t s = shape_.inputs; s < shape_.states(); ++s) {
       int64_t& ready = ready_[at(arch, s)];
       for (const Edge* edge : node_edges_[at(arch, s)]) {
-        ready = std::max(ready, ready_[at(arch, edge->input)] + edge->halves());
+        ready = std::max(ready, ready_[at(arch, edge->input)] + edge->stages());
       }
       last_ready_ = std::max(last_ready_, ready);
     }
     for (int64_t s = shape_.states() - 1; s >= 0; --s) {
       int64_t& done = done_[at(arch, s)];
       for (const Edge* edge : readers_[at(arch, s)]) {
-        done = std::max(done, done_[at(arch, shape_.inputs + edge->node)] + edge->halves());
+        done = std::max(done, done_[at(arch, shape_.inputs + edge->node)] + edge->stages());
       }
       last_done_ = std::max(last_done_, done);
     }
@@ -101,32 +101,32 @@ void Graph<T>::plan() {
 }
 
 template <class T>
-void Graph<T>::place_norm(Edge& edge, int half, Bump<T>& memory) {
-  edge.norm[half] = {memory.take(shape_.padded), memory.take(shape_.padded)};
+void Dag<T>::place_norm(Edge& edge, int stage, Bump<T>& memory) {
+  edge.norm[stage] = {memory.take(shape_.padded), memory.take(shape_.padded)};
 }
 
 template <class T>
-void Graph<T>::place(Bump<T>& memory) {
+void Dag<T>::place(Bump<T>& memory) {
   for (size_t s = 0; s < states_.size(); ++s) {
     if (node_edges_[s].empty() || readers_[s].empty()) continue;
     images_[s] = memory.take(shape_.out_size());
     states_[s].x = images_[s];
   }
-  for (Edge* edge : normalised_) {
-    for (int half = 0; half < edge->halves(); ++half) {
-      place_norm(*edge, half, memory);
-      edge->z[half] = memory.take(shape_.out_size());
+  for (Edge* edge : normalized_) {
+    for (int stage = 0; stage < edge->stages(); ++stage) {
+      place_norm(*edge, stage, memory);
+      edge->z[stage] = memory.take(shape_.out_size());
     }
   }
 }
 
-// The last phase in which a node is read before the loose nodes are combined.
+// The last phase in which a node is read before the leaf nodes are combined.
 template <class T>
-int64_t Graph<T>::last_use(int64_t arch, int64_t state) const {
+int64_t Dag<T>::last_use(int64_t arch, int64_t state) const {
   int64_t last = 0;
   for (const Edge* edge : readers_[at(arch, state)]) {
     const int64_t reader = shape_.inputs + edge->node;
-    const int64_t use = edge->halves() > 0    ? ready_[at(arch, state)]
+    const int64_t use = edge->stages() > 0    ? ready_[at(arch, state)]
                         : reads(arch, reader) ? ready_[at(arch, reader)]
                                               : last_ready_;
     last = std::max(last, use);
@@ -135,7 +135,7 @@ int64_t Graph<T>::last_use(int64_t arch, int64_t state) const {
 }
 
 template <class T>
-void Graph<T>::place_in_turns(Bump<T>& memory) {
+void Dag<T>::allocate_with_reuse(Bump<T>& memory) {
   Slots<T> slots(memory, shape_.out_size());
   for (int64_t phase = 0; phase <= last_ready_; ++phase) {
     // Tasks of a phase run at the same time, so what one does not need any more is free in the
@@ -149,13 +149,13 @@ void Graph<T>::place_in_turns(Bump<T>& memory) {
         if (last_use(arch, s) == phase) unused.push_back(images);
       }
     }
-    for (Edge* edge : normalised_) {
-      const int64_t half = phase - ready_[at(edge->arch, edge->input)];
-      if (half >= 0 && half < edge->halves()) {
-        place_norm(*edge, static_cast<int>(half), memory);
-        edge->z[half] = slots.take();
+    for (Edge* edge : normalized_) {
+      const int64_t stage = phase - ready_[at(edge->arch, edge->input)];
+      if (stage >= 0 && stage < edge->stages()) {
+        place_norm(*edge, static_cast<int>(stage), memory);
+        edge->z[stage] = slots.take();
       }
-      if (half == 1 && edge->separable()) unused.push_back(edge->z[0]);
+      if (stage == 1 && edge->separable()) unused.push_back(edge->z[0]);
       const int64_t node = shape_.inputs + edge->node;
       if (stored(edge->arch, node) && ready_[at(edge->arch, node)] == phase) {
         unused.push_back(edge->z[edge->last()]);
@@ -167,7 +167,7 @@ void Graph<T>::place_in_turns(Bump<T>& memory) {
 
 // Whoever comes first to a state's gradient writes it, the others add.
 template <class T>
-void Graph<T>::write_gradient(Edge& edge, Slots<T>& slots) {
+void Dag<T>::write_gradient(Edge& edge, Slots<T>& slots) {
   State<T>& s = states_[at(edge.arch, edge.input)];
   if (!s.has_grad && edge.input >= shape_.inputs) s.grad = slots.take();
   edge.accumulate = s.has_grad;
@@ -176,10 +176,10 @@ void Graph<T>::write_gradient(Edge& edge, Slots<T>& slots) {
 
 // The order is that of run_backward().
 template <class T>
-void Graph<T>::place_gradients(Bump<T>& memory) {
+void Dag<T>::allocate_gradients(Bump<T>& memory) {
   Slots<T> slots(memory, shape_.out_size());
   for (int64_t arch = 0; arch < shape_.archs; ++arch) {
-    for (const int64_t node : loose(arch)) {
+    for (const int64_t node : leaf(arch)) {
       State<T>& s = state(arch, shape_.inputs + node);
       if (s.grad == nullptr) s.grad = slots.take();
     }
@@ -192,10 +192,10 @@ void Graph<T>::place_gradients(Bump<T>& memory) {
         if (age < 0 || age > 2) continue;
         int64_t last_age = 0;
         for (Edge* edge : node_edges_[at(arch, s)]) {
-          if (edge->halves() > 0) last_age = 1;
-          if (edge->halves() == age) write_gradient(*edge, slots);
-          if (edge->separable() && age == 1) edge->between = slots.take();
-          if (edge->separable() && age == 2) unused.push_back(edge->between);
+          if (edge->stages() > 0) last_age = 1;
+          if (edge->stages() == age) write_gradient(*edge, slots);
+          if (edge->separable() && age == 1) edge->intermediate = slots.take();
+          if (edge->separable() && age == 2) unused.push_back(edge->intermediate);
         }
         if (age == last_age && stored(arch, s)) unused.push_back(state(arch, s).grad);
       }
@@ -204,12 +204,12 @@ void Graph<T>::place_gradients(Bump<T>& memory) {
   }
 }
 
-#define ASNG_INSTANTIATE(T)                                                                     \
-  template Graph<T>::Graph(const GraphShape&, const OperationWeights<const T>&, const int32_t*, \
-                           const int32_t*);                                                     \
-  template void Graph<T>::place(Bump<T>&);                                                      \
-  template void Graph<T>::place_in_turns(Bump<T>&);                                             \
-  template void Graph<T>::place_gradients(Bump<T>&);
+#define ASNG_INSTANTIATE(T)                                                               \
+  template Dag<T>::Dag(const DagShape&, const OperationWeights<const T>&, const int32_t*, \
+                       const int32_t*);                                                   \
+  template void Dag<T>::place(Bump<T>&);                                                  \
+  template void Dag<T>::allocate_with_reuse(Bump<T>&);                                    \
+  template void Dag<T>::allocate_gradients(Bump<T>&);
 ASNG_INSTANTIATE(float)
 ASNG_INSTANTIATE(double)
 #undef ASNG_INSTANTIATE

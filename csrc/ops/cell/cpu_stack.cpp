@@ -15,9 +15,10 @@ int64_t output_bound(const CellShape& shape) {
 }  // namespace
 
 template <class T>
-Chain<T>::Chain(std::vector<CellShape> shapes, const std::vector<CellWeights<const T>>& weights,
-                const std::vector<const int32_t*>& inputs,
-                const std::vector<const int32_t*>& operations)
+CellStack<T>::CellStack(std::vector<CellShape> shapes,
+                        const std::vector<CellWeights<const T>>& weights,
+                        const std::vector<const int32_t*>& inputs,
+                        const std::vector<const int32_t*>& operations)
     : shapes_(std::move(shapes)) {
   cells_.reserve(shapes_.size());
   for (size_t i = 0; i < shapes_.size(); ++i) {
@@ -26,14 +27,14 @@ Chain<T>::Chain(std::vector<CellShape> shapes, const std::vector<CellWeights<con
 }
 
 template <class T>
-int64_t Chain<T>::saved_bound(const std::vector<CellShape>& shapes) {
+int64_t CellStack<T>::saved_bound(const std::vector<CellShape>& shapes) {
   int64_t total = 0;
   for (const CellShape& shape : shapes) total += output_bound(shape) + shape.saved_bound();
   return total;
 }
 
 template <class T>
-void Chain<T>::place_outputs(Bump<T>& memory, T* y) {
+void CellStack<T>::place_outputs(Bump<T>& memory, T* y) {
   outputs_.clear();
   for (size_t i = 0; i < shapes_.size(); ++i) {
     const CellShape& s = shapes_[i];
@@ -42,16 +43,16 @@ void Chain<T>::place_outputs(Bump<T>& memory, T* y) {
   }
 }
 
-// Input of the chain -2 or -1, or output of a cell.
+// Input of the stack -2 or -1, or output of a cell.
 template <class T>
-CellImages<T> Chain<T>::input(int64_t index, const T* older, const T* newer) const {
-  if (index < 0) return {index == -2 ? older : newer};
+CellImages<T> CellStack<T>::input(int64_t index, const T* prev_prev, const T* prev) const {
+  if (index < 0) return {index == -2 ? prev_prev : prev};
   const Output& output = outputs_[static_cast<size_t>(index)];
   return {output.z, output.norms};
 }
 
 template <class T>
-void Chain<T>::forward(const T* older, const T* newer, T* y, T* saved) {
+void CellStack<T>::forward(const T* prev_prev, const T* prev, T* y, T* saved) {
   const bool save = saved != nullptr;
   int64_t outputs = 0, working = 0;
   for (const CellShape& shape : shapes_) {
@@ -67,15 +68,16 @@ void Chain<T>::forward(const T* older, const T* newer, T* y, T* saved) {
   for (size_t i = 0; i < cells_.size(); ++i) {
     const int64_t index = static_cast<int64_t>(i);
     Bump<T> turn(static_cast<T*>(shared.get()), save ? 0 : working);
-    cells_[i].run(input(index - 2, older, newer), input(index - 1, older, newer), outputs_[i].z,
-                  outputs_[i].norms, save ? memory : turn, save);
+    cells_[i].run(input(index - 2, prev_prev, prev), input(index - 1, prev_prev, prev),
+                  outputs_[i].z, outputs_[i].norms, save ? memory : turn, save);
   }
-  cells_.back().normalise(y, outputs_.back().norms);
+  cells_.back().normalize(y, outputs_.back().norms);
 }
 
 template <class T>
-void Chain<T>::backward(const T* older, const T* newer, const T* y, const T* grad_y, T* saved,
-                        T* grad_older, T* grad_newer, const std::vector<CellWeights<T>>& grads) {
+void CellStack<T>::backward(const T* prev_prev, const T* prev, const T* y, const T* grad_y,
+                            T* saved, T* grad_prev_prev, T* grad_prev,
+                            const std::vector<CellWeights<T>>& grads) {
   const int64_t count = static_cast<int64_t>(cells_.size());
   // The last cell to save is the first to be needed: every cell begins where it began in `forward`.
   Bump<T> memory(saved, saved_bound(shapes_));
@@ -84,7 +86,7 @@ void Chain<T>::backward(const T* older, const T* newer, const T* y, const T* gra
   for (size_t i = 0; i < cells_.size(); ++i) {
     const int64_t index = static_cast<int64_t>(i);
     begins.push_back(memory);
-    cells_[i].skip(input(index - 2, older, newer), input(index - 1, older, newer), memory);
+    cells_[i].skip(input(index - 2, prev_prev, prev), input(index - 1, prev_prev, prev), memory);
   }
   struct Gradient {
     Block block;
@@ -93,12 +95,12 @@ void Chain<T>::backward(const T* older, const T* newer, const T* y, const T* gra
   };
   std::vector<Gradient> gradients(cells_.size());
   std::vector<bool> first_written[2];
-  const bool same = grad_older != nullptr && grad_older == grad_newer;
-  first_written[0].resize(static_cast<size_t>(shapes_[0].older.archs));
-  first_written[1].resize(static_cast<size_t>(shapes_[0].newer.archs));
-  const auto target = [&](int64_t index, bool is_newer) -> InputGradient<T> {
+  const bool same = grad_prev_prev != nullptr && grad_prev_prev == grad_prev;
+  first_written[0].resize(static_cast<size_t>(shapes_[0].prev_prev.archs));
+  first_written[1].resize(static_cast<size_t>(shapes_[0].prev.archs));
+  const auto target = [&](int64_t index, bool is_prev) -> InputGradient<T> {
     if (index < 0) {
-      return {index == -2 ? grad_older : grad_newer, &first_written[same || index == -1]};
+      return {index == -2 ? grad_prev_prev : grad_prev, &first_written[same || index == -1]};
     }
     const CellShape& shape = shapes_[static_cast<size_t>(index)];
     Gradient& g = gradients[static_cast<size_t>(index)];
@@ -106,13 +108,13 @@ void Chain<T>::backward(const T* older, const T* newer, const T* y, const T* gra
       g.block = acquire(static_cast<size_t>(shape.archs * shape.out_size()) * sizeof(T));
       g.written.assign(static_cast<size_t>(shape.archs), false);
     }
-    // The cell that reads an output as its newer input comes last, and ReLU stops the gradients of
+    // The cell that reads an output as its prev input comes last, and ReLU stops the gradients of
     // both readers at the same values.
-    if (is_newer) {
+    if (is_prev) {
       g.sums.assign(static_cast<size_t>(shape.archs),
                     PartialSums(part_count(shape.images), shape.padded));
     }
-    return {static_cast<T*>(g.block.get()), &g.written, is_newer ? &g.sums : nullptr};
+    return {static_cast<T*>(g.block.get()), &g.written, is_prev ? &g.sums : nullptr};
   };
   for (int64_t i = count - 1; i >= 0; --i) {
     Cell<T>& cell = cells_[static_cast<size_t>(i)];
@@ -132,17 +134,17 @@ void Chain<T>::backward(const T* older, const T* newer, const T* y, const T* gra
       }
     }
     const Output& output = outputs_[static_cast<size_t>(i)];
-    const InputGradient<T> to_older = target(i - 2, false), to_newer = target(i - 1, true);
-    cell.run_backward(input(i - 2, older, newer), input(i - 1, older, newer), output.z,
+    const InputGradient<T> to_prev_prev = target(i - 2, false), to_prev = target(i - 1, true);
+    cell.run_backward(input(i - 2, prev_prev, prev), input(i - 1, prev_prev, prev), output.z,
                       output.norms, i == count - 1, grad, all_summed ? &own.sums : nullptr,
-                      begins[static_cast<size_t>(i)], to_older, to_newer,
+                      begins[static_cast<size_t>(i)], to_prev_prev, to_prev,
                       grads[static_cast<size_t>(i)]);
   }
-  if (!same) clear_unwritten(shapes_[0], shapes_[0].older, grad_older, first_written[0]);
-  clear_unwritten(shapes_[0], shapes_[0].newer, grad_newer, first_written[1]);
+  if (!same) clear_unwritten(shapes_[0], shapes_[0].prev_prev, grad_prev_prev, first_written[0]);
+  clear_unwritten(shapes_[0], shapes_[0].prev, grad_prev, first_written[1]);
 }
 
-template class Chain<float>;
-template class Chain<double>;
+template class CellStack<float>;
+template class CellStack<double>;
 
 }  // namespace asng::cpu

@@ -19,15 +19,16 @@ struct InputShape {
 };
 
 struct CellShape {
-  GraphShape graph;  // its height and width are those of the newer input
-  InputShape older, newer;
-  bool older_is_larger = false;
+  DagShape dag;  // its height and width are those of the prev input
+  InputShape prev_prev, prev;
+  bool prev_prev_is_larger = false;
 };
 
 template <class T>
 struct CellWeights {
-  T* older = nullptr;   // (channels, older channels); factorized: rows for even pixels come first
-  T* newer = nullptr;   // (channels, newer channels)
+  T* prev_prev =
+      nullptr;        // (channels, prev_prev channels); factorized: rows for even pixels come first
+  T* prev = nullptr;  // (channels, prev channels)
   T* output = nullptr;  // (channels, nodes · channels)
   NodeWeights<T> operations;
 };
@@ -38,22 +39,22 @@ struct Choices {
   const int32_t* operations = nullptr;
 };
 
-// A graph of one node. `saved` has node_saved_size() values, see saved_values(), or is null, if
+// A dag of one node. `saved` has node_saved_size() values, see saved_values(), or is null, if
 // there will be no backward pass; `scratch` has as many bytes as the function of the same name says
 // and is aligned to 256.
 template <class V>
-int64_t node_saved_size(const GraphShape& shape);
+int64_t node_saved_size(const DagShape& shape);
 template <class V>
-size_t node_forward_scratch(const GraphShape& shape, bool save);
+size_t node_forward_scratch(const DagShape& shape, bool save);
 template <class V>
-size_t node_backward_scratch(const GraphShape& shape);
+size_t node_backward_scratch(const DagShape& shape);
 template <class V>
-void node_forward(const GraphShape& shape, const NodeWeights<const Compute<V>>& weights,
+void node_forward(const DagShape& shape, const NodeWeights<const Compute<V>>& weights,
                   const Choices& choices, const V* bank, V* out, Compute<V>* saved, void* scratch,
                   CudaStream stream);
 // Every element of every gradient is written.
 template <class V>
-void node_backward(const GraphShape& shape, const NodeWeights<const Compute<V>>& weights,
+void node_backward(const DagShape& shape, const NodeWeights<const Compute<V>>& weights,
                    const Choices& choices, const V* bank, const V* grad_out,
                    const Compute<V>* saved, V* grad_bank, const NodeWeights<Compute<V>>& grads,
                    void* scratch, CudaStream stream);
@@ -67,19 +68,19 @@ template <class V>
 size_t cell_backward_scratch(const CellShape& shape);
 template <class V>
 void cell_forward(const CellShape& shape, const CellWeights<const Compute<V>>& weights,
-                  const Choices& choices, const V* older, const V* newer, V* y, Compute<V>* saved,
-                  void* scratch, CudaStream stream);
-// grad_older and grad_newer may be null.
+                  const Choices& choices, const V* prev_prev, const V* prev, V* y,
+                  Compute<V>* saved, void* scratch, CudaStream stream);
+// grad_prev_prev and grad_prev may be null.
 template <class V>
 void cell_backward(const CellShape& shape, const CellWeights<const Compute<V>>& weights,
-                   const Choices& choices, const V* older, const V* newer, const V* y,
-                   const V* grad_y, const Compute<V>* saved, V* grad_older, V* grad_newer,
+                   const Choices& choices, const V* prev_prev, const V* prev, const V* y,
+                   const V* grad_y, const Compute<V>* saved, V* grad_prev_prev, V* grad_prev,
                    const CellWeights<Compute<V>>& grads, void* scratch, CudaStream stream);
 
 struct StemShape {
   int images = 0, height = 0, width = 0;
   int in_channels = 0, channels = 0, padded = 0;
-  bool tf32 = false;  // as that of GraphShape
+  bool tf32 = false;  // as that of DagShape
 
   int64_t out_size() const { return static_cast<int64_t>(images) * height * width * padded; }
   template <class V>

@@ -1,6 +1,6 @@
 // What the kernels of nodes and cells share: sizes, places in memory, and how an edge is read.
 //
-// A graph has some inputs and then nodes; both are its states. For every architecture, each node is
+// A dag has some inputs and then nodes; both are its states. For every architecture, each node is
 // the sum of edges, an edge being an operation on an earlier state. Which ones is known on the
 // device alone, so every launch covers all (architecture, edge) pairs, and a block looks up what
 // its own pair wants. Images are channels-last, (images, height, width, padded); channels beyond
@@ -32,22 +32,22 @@ struct PlannedEdge {
 template <class V>
 struct State {
   const V* x;
-  const Compute<V>* norm;  // see affine4
+  const Compute<V>* norm;  // see affine_vec4
   int height, width;
 };
 
 template <class V>
-struct Graph {
+struct Dag {
   using T = Compute<V>;
 
-  GraphShape shape;
+  DagShape shape;
   const PlannedEdge* plan = nullptr;  // (archs, nodes, edges)
   const int32_t* used = nullptr;      // (archs, states): whether an edge reads it
   const V* inputs = nullptr;          // (inputs, archs, in_size)
   const T* input_norms = nullptr;     // (inputs, archs, 2, padded) or null
   V* nodes = nullptr;                 // (nodes, archs, out_size)
-  // (nodes, archs, edges, 2, out_size): outputs of the halves before their normalisation. The
-  // first half's place holds the positions of a max pool's maxima. If z_nodes is 0 the nodes take
+  // (nodes, archs, edges, 2, out_size): outputs of the stages before their normalization. The
+  // first stage's place holds the positions of a max pool's maxima. If z_nodes is 0 the nodes take
   // turns with one place.
   V* z = nullptr;
   int64_t z_nodes = 0;
@@ -68,7 +68,7 @@ struct Graph {
   __device__ bool factorized(const PlannedEdge& edge) const {
     return edge.operation == kIdentity && stride(edge) == 2;
   }
-  __device__ bool normalised(const PlannedEdge& edge) const {
+  __device__ bool normalized(const PlannedEdge& edge) const {
     return separable(edge) || factorized(edge);
   }
   __device__ State<V> state(int arch, int index) const {
@@ -82,53 +82,53 @@ struct Graph {
             input_norms == nullptr ? nullptr : input_norms + image * 2 * shape.padded, shape.height,
             shape.width};
   }
-  __device__ V* half(int arch, int node, int e, int half) const {
-    return z + node * z_nodes + ((arch * shape.edges + e) * 2 + half) * shape.out_size();
+  __device__ V* stage(int arch, int node, int e, int stage) const {
+    return z + node * z_nodes + ((arch * shape.edges + e) * 2 + stage) * shape.out_size();
   }
   // Positions in their windows, those of four channels in one word.
   __device__ uint32_t* maxima(int arch, int node, int e) const {
-    return reinterpret_cast<uint32_t*>(half(arch, node, e, 0));
+    return reinterpret_cast<uint32_t*>(stage(arch, node, e, 0));
   }
-  __device__ T* norm(int arch, int node, int e, int half) const {
+  __device__ T* norm(int arch, int node, int e, int stage) const {
     return norms +
-           (((static_cast<int64_t>(node) * shape.archs + arch) * shape.edges + e) * 2 + half) * 2 *
+           (((static_cast<int64_t>(node) * shape.archs + arch) * shape.edges + e) * 2 + stage) * 2 *
                shape.padded;
   }
   // (in, out) in a forward pass, (out, in) in a backward pass. Of a factorized reduction the even
   // pixels come first on the side of the input.
-  __device__ const T* pointwise(int arch, int node, int e, int half) const {
+  __device__ const T* pointwise(int arch, int node, int e, int stage) const {
     return packed + static_cast<int64_t>(shape.slot(arch, node, e)) * shape.slot_weights() +
-           half * shape.half_weights();
+           stage * shape.stage_weights();
   }
   // (taps, padded)
-  __device__ const T* depthwise(int arch, int node, int e, int half) const {
-    return pointwise(arch, node, e, half) + shape.padded * shape.padded;
+  __device__ const T* depthwise(int arch, int node, int e, int stage) const {
+    return pointwise(arch, node, e, stage) + shape.padded * shape.padded;
   }
 };
 
-// What a backward pass adds to a graph.
+// What a backward pass adds to a dag.
 template <class V>
 struct Gradients {
   using T = Compute<V>;
 
   V* nodes = nullptr;         // (nodes, archs, out_size)
   V* depth = nullptr;         // (nodes, archs, edges, depth_size)
-  V* second_depth = nullptr;  // (archs, edges, out_size): of the second half, nodes take turns
-  V* between = nullptr;       // (archs, edges, out_size): of the first half's normalised output
+  V* second_depth = nullptr;  // (archs, edges, out_size): of the second stage, nodes take turns
+  V* intermediate = nullptr;  // (archs, edges, out_size): of the first stage's normalized output
   T* coefficients = nullptr;  // (archs, edges, 2, 3, padded): see finish_gradient; taking turns
   T* weight_parts = nullptr;  // (archs, nodes, edges, parts, slot_weights)
   int parts = 0;
 
-  __device__ V* node(const GraphShape& s, int arch, int node) const {
+  __device__ V* node(const DagShape& s, int arch, int node) const {
     return nodes + (static_cast<int64_t>(node) * s.archs + arch) * s.out_size();
   }
-  __device__ V* depth_of(const GraphShape& s, int arch, int node, int e) const {
+  __device__ V* depth_of(const DagShape& s, int arch, int node, int e) const {
     return depth + ((static_cast<int64_t>(node) * s.archs + arch) * s.edges + e) * s.depth_size();
   }
-  __device__ T* coefficients_of(const GraphShape& s, int arch, int e, int half) const {
-    return coefficients + ((arch * s.edges + e) * 2 + half) * 3 * s.padded;
+  __device__ T* coefficients_of(const DagShape& s, int arch, int e, int stage) const {
+    return coefficients + ((arch * s.edges + e) * 2 + stage) * 3 * s.padded;
   }
-  __device__ T* weight_part(const GraphShape& s, int arch, int node, int e, int part) const {
+  __device__ T* weight_part(const DagShape& s, int arch, int node, int e, int part) const {
     return weight_parts +
            (static_cast<int64_t>(s.slot(arch, node, e)) * parts + part) * s.slot_weights();
   }

@@ -24,7 +24,7 @@ enum Operation : int32_t {
   kInvalid = kOperationCount,
 };
 
-struct GraphShape {
+struct DagShape {
   int archs = 0, nodes = 0, edges = 0;  // edges of a node
   int inputs = 0;
   int images = 0, channels = 0, padded = 0;
@@ -50,17 +50,17 @@ struct GraphShape {
   }
   ASNG_HD int weight_count() const { return weight_index(nodes, 0); }
   ASNG_HD bool is_shared(int input) const { return (shared >> input & 1u) != 0; }
-  // Values of a slot of packed weights, and of their gradients: two halves of a separable
+  // Values of a slot of packed weights, and of their gradients: two stages of a separable
   // convolution, each of a pointwise and a depthwise weight, or a factorized reduction.
-  ASNG_HD int half_weights() const { return padded * padded + 25 * padded; }
-  ASNG_HD int slot_weights() const { return 2 * half_weights(); }
+  ASNG_HD int stage_weights() const { return padded * padded + 25 * padded; }
+  ASNG_HD int slot_weights() const { return 2 * stage_weights(); }
   // Values of an edge's gradient in front of its first depthwise convolution, or of the even and
   // the odd pixels of a factorized reduction.
   ASNG_HD int64_t depth_size() const { return stride * out_size(); }
 };
 
 // Of all operations: depthwise (edges, 2, channels, k, k) and pointwise (edges, 2, channels,
-// channels) of 3×3 and of 5×5, numbered by GraphShape::weight_index; reduction (nodes · inputs,
+// channels) of 3×3 and of 5×5, numbered by DagShape::weight_index; reduction (nodes · inputs,
 // channels, channels) or null.
 template <class T>
 struct NodeWeights {

@@ -15,7 +15,7 @@ namespace asng::cpu {
 namespace {
 
 struct NodeCall {
-  GraphShape shape;
+  DagShape shape;
   ScalarType dtype;
   int64_t height, width;
 
@@ -104,7 +104,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mixed_node_backward(
   const NodeCall call(bank, inputs, operations, convolutions, reduction, stride);
   check(grad, "grad", call.dtype, call.out_sizes());
   check(saved, "saved", call.dtype, {call.shape.saved_bound()});
-  Tensor grad_bank = uninitialised_like(bank);
+  Tensor grad_bank = uninitialized_like(bank);
   std::vector<Tensor> grads;
   for (const Tensor& t : convolutions) grads.push_back(zeros_like(t));
   Tensor grad_reduction = zeros_or_empty(reduction, call.dtype);
@@ -128,16 +128,16 @@ struct CellCall {
   CellShape shape;
   ScalarType dtype;
 
-  CellCall(const Tensor& older, const Tensor& newer, const Tensor& inputs, const Tensor& operations,
-           const CellTensors& weights, bool older_is_larger) {
-    dtype = check_images(newer, "newer", 5);
-    STD_TORCH_CHECK(check_images(older, "older", 5) == dtype,
-                    "older and newer must have one dtype");
+  CellCall(const Tensor& prev_prev, const Tensor& prev, const Tensor& inputs,
+           const Tensor& operations, const CellTensors& weights, bool prev_prev_is_larger) {
+    dtype = check_images(prev, "prev", 5);
+    STD_TORCH_CHECK(check_images(prev_prev, "prev_prev", 5) == dtype,
+                    "prev_prev and prev must have one dtype");
     STD_TORCH_CHECK(inputs.dim() == 3, "inputs must have 3 dimensions, got ", inputs.dim());
-    STD_TORCH_CHECK(older.size(1) == newer.size(1), "older must have ", newer.size(1),
-                    " images, got ", older.size(1));
-    shape = cell_shape(inputs.size(0), inputs.size(1), newer.size(1), cell_input(older),
-                       cell_input(newer), weights, older_is_larger, dtype);
+    STD_TORCH_CHECK(prev_prev.size(1) == prev.size(1), "prev_prev must have ", prev.size(1),
+                    " images, got ", prev_prev.size(1));
+    shape = cell_shape(inputs.size(0), inputs.size(1), prev.size(1), cell_input(prev_prev),
+                       cell_input(prev), weights, prev_prev_is_larger, dtype);
     check(inputs, "inputs", ScalarType::Int, {shape.archs, shape.nodes, 2});
     check(operations, "operations", ScalarType::Int, {shape.archs, shape.nodes, 2});
   }
@@ -147,62 +147,63 @@ struct CellCall {
   }
 };
 
-std::tuple<Tensor, Tensor> cell(Tensor older, Tensor newer, Tensor inputs, Tensor operations,
-                                Tensor older_weight, Tensor newer_weight, Tensor depthwise3,
+std::tuple<Tensor, Tensor> cell(Tensor prev_prev, Tensor prev, Tensor inputs, Tensor operations,
+                                Tensor prev_prev_weight, Tensor prev_weight, Tensor depthwise3,
                                 Tensor pointwise3, Tensor depthwise5, Tensor pointwise5,
                                 OptionalTensor reduction, Tensor output_weight,
-                                bool older_is_larger, bool save, bool) {
-  const CellTensors weights = {older_weight,
-                               newer_weight,
+                                bool prev_prev_is_larger, bool save, bool) {
+  const CellTensors weights = {prev_prev_weight,
+                               prev_weight,
                                {depthwise3, pointwise3, depthwise5, pointwise5},
                                reduction,
                                output_weight};
-  const CellCall call(older, newer, inputs, operations, weights, older_is_larger);
+  const CellCall call(prev_prev, prev, inputs, operations, weights, prev_prev_is_larger);
   Tensor out = new_tensor(call.out_sizes(), call.dtype, false);
   Tensor saved = new_tensor({save ? call.shape.saved_bound() : 0}, call.dtype, false);
   with_type(call.dtype, [&](auto type) {
     using T = decltype(type);
     Cell<T> cell(call.shape, weights.pointers<T, const T>(), inputs.const_data_ptr<int32_t>(),
                  operations.const_data_ptr<int32_t>());
-    cell.forward(older.const_data_ptr<T>(), newer.const_data_ptr<T>(), out.mutable_data_ptr<T>(),
+    cell.forward(prev_prev.const_data_ptr<T>(), prev.const_data_ptr<T>(), out.mutable_data_ptr<T>(),
                  save ? saved.mutable_data_ptr<T>() : nullptr);
   });
   return {out, saved};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>
-cell_backward(Tensor grad, Tensor older, Tensor newer, Tensor output, Tensor saved, Tensor inputs,
-              Tensor operations, Tensor older_weight, Tensor newer_weight, Tensor depthwise3,
-              Tensor pointwise3, Tensor depthwise5, Tensor pointwise5, OptionalTensor reduction,
-              Tensor output_weight, bool older_is_larger, bool wants_older, bool wants_newer,
-              bool) {
-  const CellTensors weights = {older_weight,
-                               newer_weight,
+cell_backward(Tensor grad, Tensor prev_prev, Tensor prev, Tensor output, Tensor saved,
+              Tensor inputs, Tensor operations, Tensor prev_prev_weight, Tensor prev_weight,
+              Tensor depthwise3, Tensor pointwise3, Tensor depthwise5, Tensor pointwise5,
+              OptionalTensor reduction, Tensor output_weight, bool prev_prev_is_larger,
+              bool prev_prev_needs_grad, bool prev_needs_grad, bool) {
+  const CellTensors weights = {prev_prev_weight,
+                               prev_weight,
                                {depthwise3, pointwise3, depthwise5, pointwise5},
                                reduction,
                                output_weight};
-  const CellCall call(older, newer, inputs, operations, weights, older_is_larger);
+  const CellCall call(prev_prev, prev, inputs, operations, weights, prev_prev_is_larger);
   check(grad, "grad", call.dtype, call.out_sizes());
   check(output, "output", call.dtype, call.out_sizes());
   check(saved, "saved", call.dtype, {call.shape.saved_bound()});
   const auto images_like = [&](const Tensor& t, bool wanted) {
-    return wanted ? uninitialised_like(t) : new_tensor({0}, call.dtype, false);
+    return wanted ? uninitialized_like(t) : new_tensor({0}, call.dtype, false);
   };
-  Tensor grad_older = images_like(older, wants_older), grad_newer = images_like(newer, wants_newer);
+  Tensor grad_prev_prev = images_like(prev_prev, prev_prev_needs_grad),
+         grad_prev = images_like(prev, prev_needs_grad);
   const CellTensors grads = zeros_like(weights);
   with_type(call.dtype, [&](auto type) {
     using T = decltype(type);
     Cell<T> cell(call.shape, weights.pointers<T, const T>(), inputs.const_data_ptr<int32_t>(),
                  operations.const_data_ptr<int32_t>());
-    cell.backward(older.const_data_ptr<T>(), newer.const_data_ptr<T>(), output.const_data_ptr<T>(),
-                  grad.const_data_ptr<T>(), saved.mutable_data_ptr<T>(),
-                  wants_older ? grad_older.mutable_data_ptr<T>() : nullptr,
-                  wants_newer ? grad_newer.mutable_data_ptr<T>() : nullptr, grads.pointers<T>());
+    cell.backward(prev_prev.const_data_ptr<T>(), prev.const_data_ptr<T>(),
+                  output.const_data_ptr<T>(), grad.const_data_ptr<T>(), saved.mutable_data_ptr<T>(),
+                  prev_prev_needs_grad ? grad_prev_prev.mutable_data_ptr<T>() : nullptr,
+                  prev_needs_grad ? grad_prev.mutable_data_ptr<T>() : nullptr, grads.pointers<T>());
   });
-  return {grad_older,
-          grad_newer,
-          grads.older,
-          grads.newer,
+  return {grad_prev_prev,
+          grad_prev,
+          grads.prev_prev,
+          grads.prev,
           grads.convolutions[0],
           grads.convolutions[1],
           grads.convolutions[2],

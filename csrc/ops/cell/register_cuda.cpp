@@ -1,4 +1,4 @@
-// The operators of nodes and cells on CUDA devices. Indices stay on the device, unseen: see graph.h
+// The operators of nodes and cells on CUDA devices. Indices stay on the device, unseen: see dag.h
 // for those out of range.
 
 #include <tuple>
@@ -42,7 +42,7 @@ std::vector<Tensor> new_gradients(const Convolutions& convolutions) {
 }
 
 // A launch covers all (architecture, edge) pairs in one dimension of its grid.
-void check_pairs(const GraphShape& s) {
+void check_pairs(const DagShape& s) {
   STD_TORCH_CHECK(static_cast<int64_t>(s.archs) * s.edges <= 65535 / 2,
                   "architectures times edges must be at most ", 65535 / 2, ", got ", s.archs,
                   " times ", s.edges);
@@ -53,7 +53,7 @@ Choices choices_of(const Tensor& inputs, const Tensor& operations) {
 }
 
 struct NodeCall {
-  GraphShape shape;
+  DagShape shape;
   ScalarType dtype;  // of the images
 
   NodeCall(const Tensor& bank, const Tensor& inputs, const Tensor& operations,
@@ -107,7 +107,7 @@ std::tuple<Tensor, Tensor> mixed_node(Tensor bank, Tensor inputs, Tensor operati
                                       bool save, bool tf32) {
   const Convolutions convolutions = {depthwise3, pointwise3, depthwise5, pointwise5};
   const NodeCall call(bank, inputs, operations, convolutions, reduction, stride, tf32);
-  const Current current(bank);
+  const DeviceStreamGuard current(bank);
   Tensor out = new_tensor(bank, call.out_sizes());
   Tensor saved = new_saved(bank, save ? call.saved_size() : 0);
   with_type(call.dtype, [&](auto type) {
@@ -131,7 +131,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mixed_node_backward(
   check_aligned(grad, "grad");
   check_like(saved, "saved", compute_type(call.dtype), {call.saved_size()}, bank);
   check_aligned(saved, "saved");
-  const Current current(bank);
+  const DeviceStreamGuard current(bank);
   Tensor grad_bank = new_like(bank);
   const std::vector<Tensor> grads = new_gradients(convolutions);
   const OptionalTensor grad_reduction =
@@ -153,65 +153,67 @@ struct CellCall {
   CellShape shape;
   ScalarType dtype;  // of the images
 
-  CellCall(const Tensor& older, const Tensor& newer, const Tensor& inputs, const Tensor& operations,
-           const Tensor& older_weight, const Tensor& newer_weight, const Convolutions& convolutions,
-           const OptionalTensor& reduction, const Tensor& output_weight, bool older_is_larger,
-           bool tf32) {
-    dtype = check_images(newer, "newer", 5);
-    STD_TORCH_CHECK(check_images(older, "older", 5) == dtype,
-                    "older and newer must have one dtype");
-    check_device(older, "older", newer);
+  CellCall(const Tensor& prev_prev, const Tensor& prev, const Tensor& inputs,
+           const Tensor& operations, const Tensor& prev_prev_weight, const Tensor& prev_weight,
+           const Convolutions& convolutions, const OptionalTensor& reduction,
+           const Tensor& output_weight, bool prev_prev_is_larger, bool tf32) {
+    dtype = check_images(prev, "prev", 5);
+    STD_TORCH_CHECK(check_images(prev_prev, "prev_prev", 5) == dtype,
+                    "prev_prev and prev must have one dtype");
+    check_device(prev_prev, "prev_prev", prev);
     STD_TORCH_CHECK(inputs.dim() == 3, "inputs must have 3 dimensions, got ", inputs.dim());
-    for (const Tensor* weight : {&older_weight, &newer_weight}) {
+    for (const Tensor* weight : {&prev_prev_weight, &prev_weight}) {
       STD_TORCH_CHECK(weight->dim() == 2,
-                      "older_weight and newer_weight must have 2 dimensions, got ", weight->dim());
+                      "prev_prev_weight and prev_weight must have 2 dimensions, got ",
+                      weight->dim());
     }
-    STD_TORCH_CHECK(older_weight.size(0) > 0, "older_weight must not be empty");
-    GraphShape& s = shape.graph;
+    STD_TORCH_CHECK(prev_prev_weight.size(0) > 0, "prev_prev_weight must not be empty");
+    DagShape& s = shape.dag;
     STD_TORCH_CHECK(inputs.numel() > 0 && inputs.numel() <= 65535,
                     "inputs must have from 1 to 65535 elements, got ", inputs.numel());
     s.archs = narrow(inputs.size(0));
     s.nodes = narrow(inputs.size(1));
     s.edges = s.inputs = 2;
-    s.images = narrow(newer.size(1));
-    s.channels = narrow(older_weight.size(0));
+    s.images = narrow(prev.size(1));
+    s.channels = narrow(prev_prev_weight.size(0));
     s.padded = padded_channels(s.channels);
-    s.height = narrow(newer.size(2));
-    s.width = narrow(newer.size(3));
+    s.height = narrow(prev.size(2));
+    s.width = narrow(prev.size(3));
     s.stride = reduction.has_value() ? 2 : 1;
     s.tf32 = tf32;
     s.out_height = (s.height + s.stride - 1) / s.stride;
     s.out_width = (s.width + s.stride - 1) / s.stride;
-    shape.older_is_larger = older_is_larger;
-    shape.older = input(older, "older", older_weight);
-    shape.newer = input(newer, "newer", newer_weight);
-    const int scale = older_is_larger ? 2 : 1;
-    STD_TORCH_CHECK((shape.older.height + scale - 1) / scale == s.height &&
-                        (shape.older.width + scale - 1) / scale == s.width,
-                    "older must be ", older_is_larger ? "twice" : "exactly",
-                    " as high and wide as newer, got ", shape.older.height, "×", shape.older.width,
-                    " and ", s.height, "×", s.width);
-    STD_TORCH_CHECK(!(older_is_larger || reduction.has_value()) || s.channels >= 2,
+    shape.prev_prev_is_larger = prev_prev_is_larger;
+    shape.prev_prev = input(prev_prev, "prev_prev", prev_prev_weight);
+    shape.prev = input(prev, "prev", prev_weight);
+    const int scale = prev_prev_is_larger ? 2 : 1;
+    STD_TORCH_CHECK((shape.prev_prev.height + scale - 1) / scale == s.height &&
+                        (shape.prev_prev.width + scale - 1) / scale == s.width,
+                    "prev_prev must be ", prev_prev_is_larger ? "twice" : "exactly",
+                    " as high and wide as prev, got ", shape.prev_prev.height, "×",
+                    shape.prev_prev.width, " and ", s.height, "×", s.width);
+    STD_TORCH_CHECK(!(prev_prev_is_larger || reduction.has_value()) || s.channels >= 2,
                     "a factorized reduction needs 2 channels, got ", s.channels);
     check_pairs(s);
     const int64_t nodes = s.nodes, channels = s.channels;
-    check_like(inputs, "inputs", ScalarType::Int, {s.archs, nodes, 2}, newer);
-    check_like(operations, "operations", ScalarType::Int, {s.archs, nodes, 2}, newer);
+    check_like(inputs, "inputs", ScalarType::Int, {s.archs, nodes, 2}, prev);
+    check_like(operations, "operations", ScalarType::Int, {s.archs, nodes, 2}, prev);
     const ScalarType compute = compute_type(dtype);
-    check_like(older_weight, "older_weight", compute, {channels, shape.older.channels}, newer);
-    check_like(newer_weight, "newer_weight", compute, {channels, shape.newer.channels}, newer);
-    check_like(output_weight, "output_weight", compute, {channels, nodes * channels}, newer);
+    check_like(prev_prev_weight, "prev_prev_weight", compute, {channels, shape.prev_prev.channels},
+               prev);
+    check_like(prev_weight, "prev_weight", compute, {channels, shape.prev.channels}, prev);
+    check_like(output_weight, "output_weight", compute, {channels, nodes * channels}, prev);
     check_weights(convolutions, reduction, compute, nodes * (nodes + 3) / 2, 2 * nodes, channels,
-                  newer);
+                  prev);
   }
 
   InputShape input(const Tensor& images, const char* name, const Tensor& weight) const {
-    const int archs = shape.graph.archs;
+    const int archs = shape.dag.archs;
     const InputShape input = {images.size(0) == 1, narrow(weight.size(1)), narrow(images.size(4)),
                               narrow(images.size(2)), narrow(images.size(3))};
     STD_TORCH_CHECK(images.size(0) == 1 || images.size(0) == archs, "the first dimension of ", name,
                     " must be 1 or the number of architectures, ", archs, ", got ", images.size(0));
-    STD_TORCH_CHECK(images.size(1) == shape.graph.images, name, " must have ", shape.graph.images,
+    STD_TORCH_CHECK(images.size(1) == shape.dag.images, name, " must have ", shape.dag.images,
                     " images, got ", images.size(1));
     STD_TORCH_CHECK(input.padded == padded_channels(input.channels), name, " must have ",
                     padded_channels(input.channels), " channels for a weight of ", input.channels,
@@ -220,7 +222,7 @@ struct CellCall {
   }
 
   std::vector<int64_t> out_sizes() const {
-    const GraphShape& s = shape.graph;
+    const DagShape& s = shape.dag;
     return {s.archs, s.images, s.out_height, s.out_width, s.padded};
   }
   int64_t saved_size() const {
@@ -231,61 +233,63 @@ struct CellCall {
 };
 
 template <class T, class P = T>
-CellWeights<P> cell_pointers(const Tensor& older, const Tensor& newer,
+CellWeights<P> cell_pointers(const Tensor& prev_prev, const Tensor& prev,
                              const Convolutions& convolutions, const OptionalTensor& reduction,
                              const Tensor& output) {
   CellWeights<P> weights;
-  weights.older = data<T>(older);
-  weights.newer = data<T>(newer);
+  weights.prev_prev = data<T>(prev_prev);
+  weights.prev = data<T>(prev);
   weights.output = data<T>(output);
   weights.operations = pointers<T, P>(convolutions, reduction);
   return weights;
 }
 
-std::tuple<Tensor, Tensor> cell(Tensor older, Tensor newer, Tensor inputs, Tensor operations,
-                                Tensor older_weight, Tensor newer_weight, Tensor depthwise3,
+std::tuple<Tensor, Tensor> cell(Tensor prev_prev, Tensor prev, Tensor inputs, Tensor operations,
+                                Tensor prev_prev_weight, Tensor prev_weight, Tensor depthwise3,
                                 Tensor pointwise3, Tensor depthwise5, Tensor pointwise5,
                                 OptionalTensor reduction, Tensor output_weight,
-                                bool older_is_larger, bool save, bool tf32) {
+                                bool prev_prev_is_larger, bool save, bool tf32) {
   const Convolutions convolutions = {depthwise3, pointwise3, depthwise5, pointwise5};
-  const CellCall call(older, newer, inputs, operations, older_weight, newer_weight, convolutions,
-                      reduction, output_weight, older_is_larger, tf32);
-  const Current current(newer);
-  Tensor out = new_tensor(newer, call.out_sizes());
-  Tensor saved = new_saved(newer, save ? call.saved_size() : 0);
+  const CellCall call(prev_prev, prev, inputs, operations, prev_prev_weight, prev_weight,
+                      convolutions, reduction, output_weight, prev_prev_is_larger, tf32);
+  const DeviceStreamGuard current(prev);
+  Tensor out = new_tensor(prev, call.out_sizes());
+  Tensor saved = new_saved(prev, save ? call.saved_size() : 0);
   with_type(call.dtype, [&](auto type) {
     using V = decltype(type);
     using T = Compute<V>;
-    const Tensor scratch = new_scratch(newer, cell_forward_scratch<V>(call.shape, save));
+    const Tensor scratch = new_scratch(prev, cell_forward_scratch<V>(call.shape, save));
     cell_forward<V>(call.shape,
-                    cell_pointers<T, const T>(older_weight, newer_weight, convolutions, reduction,
-                                              output_weight),
-                    choices_of(inputs, operations), data<V>(older), data<V>(newer), data<V>(out),
+                    cell_pointers<T, const T>(prev_prev_weight, prev_weight, convolutions,
+                                              reduction, output_weight),
+                    choices_of(inputs, operations), data<V>(prev_prev), data<V>(prev), data<V>(out),
                     save ? data<T>(saved) : nullptr, scratch.data_ptr(), current.stream());
   });
   return {out, saved};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>
-cell_backward_operator(Tensor grad, Tensor older, Tensor newer, Tensor output, Tensor saved,
-                       Tensor inputs, Tensor operations, Tensor older_weight, Tensor newer_weight,
-                       Tensor depthwise3, Tensor pointwise3, Tensor depthwise5, Tensor pointwise5,
-                       OptionalTensor reduction, Tensor output_weight, bool older_is_larger,
-                       bool wants_older, bool wants_newer, bool tf32) {
+cell_backward_operator(Tensor grad, Tensor prev_prev, Tensor prev, Tensor output, Tensor saved,
+                       Tensor inputs, Tensor operations, Tensor prev_prev_weight,
+                       Tensor prev_weight, Tensor depthwise3, Tensor pointwise3, Tensor depthwise5,
+                       Tensor pointwise5, OptionalTensor reduction, Tensor output_weight,
+                       bool prev_prev_is_larger, bool prev_prev_needs_grad, bool prev_needs_grad,
+                       bool tf32) {
   const Convolutions convolutions = {depthwise3, pointwise3, depthwise5, pointwise5};
-  const CellCall call(older, newer, inputs, operations, older_weight, newer_weight, convolutions,
-                      reduction, output_weight, older_is_larger, tf32);
-  check_like(grad, "grad", call.dtype, call.out_sizes(), newer);
+  const CellCall call(prev_prev, prev, inputs, operations, prev_prev_weight, prev_weight,
+                      convolutions, reduction, output_weight, prev_prev_is_larger, tf32);
+  check_like(grad, "grad", call.dtype, call.out_sizes(), prev);
   check_aligned(grad, "grad");
-  check_like(output, "output", call.dtype, call.out_sizes(), newer);
-  check_like(saved, "saved", compute_type(call.dtype), {call.saved_size()}, newer);
+  check_like(output, "output", call.dtype, call.out_sizes(), prev);
+  check_like(saved, "saved", compute_type(call.dtype), {call.saved_size()}, prev);
   check_aligned(saved, "saved");
-  const Current current(newer);
+  const DeviceStreamGuard current(prev);
   const auto images_like = [&](const Tensor& t, bool wanted) {
-    return wanted ? new_like(t) : new_tensor(newer, {0});
+    return wanted ? new_like(t) : new_tensor(prev, {0});
   };
-  Tensor grad_older = images_like(older, wants_older), grad_newer = images_like(newer, wants_newer);
-  Tensor older_grad = new_like(older_weight), newer_grad = new_like(newer_weight);
+  Tensor grad_prev_prev = images_like(prev_prev, prev_prev_needs_grad),
+         grad_prev = images_like(prev, prev_needs_grad);
+  Tensor prev_prev_grad = new_like(prev_prev_weight), prev_grad = new_like(prev_weight);
   Tensor output_grad = new_like(output_weight);
   const std::vector<Tensor> grads = new_gradients(convolutions);
   const OptionalTensor grad_reduction =
@@ -293,20 +297,20 @@ cell_backward_operator(Tensor grad, Tensor older, Tensor newer, Tensor output, T
   with_type(call.dtype, [&](auto type) {
     using V = decltype(type);
     using T = Compute<V>;
-    const Tensor scratch = new_scratch(newer, cell_backward_scratch<V>(call.shape));
-    cell_backward<V>(call.shape,
-                     cell_pointers<T, const T>(older_weight, newer_weight, convolutions, reduction,
-                                               output_weight),
-                     choices_of(inputs, operations), data<V>(older), data<V>(newer),
-                     data<V>(output), data<V>(grad), data<T>(saved),
-                     wants_older ? data<V>(grad_older) : nullptr,
-                     wants_newer ? data<V>(grad_newer) : nullptr,
-                     cell_pointers<T>(older_grad, newer_grad, grads, grad_reduction, output_grad),
-                     scratch.data_ptr(), current.stream());
+    const Tensor scratch = new_scratch(prev, cell_backward_scratch<V>(call.shape));
+    cell_backward<V>(
+        call.shape,
+        cell_pointers<T, const T>(prev_prev_weight, prev_weight, convolutions, reduction,
+                                  output_weight),
+        choices_of(inputs, operations), data<V>(prev_prev), data<V>(prev), data<V>(output),
+        data<V>(grad), data<T>(saved), prev_prev_needs_grad ? data<V>(grad_prev_prev) : nullptr,
+        prev_needs_grad ? data<V>(grad_prev) : nullptr,
+        cell_pointers<T>(prev_prev_grad, prev_grad, grads, grad_reduction, output_grad),
+        scratch.data_ptr(), current.stream());
   });
-  return {grad_older, grad_newer, older_grad,
-          newer_grad, grads[0],   grads[1],
-          grads[2],   grads[3],   grad_reduction.value_or(new_tensor(output_weight, {0})),
+  return {grad_prev_prev, grad_prev, prev_prev_grad,
+          prev_grad,      grads[0],  grads[1],
+          grads[2],       grads[3],  grad_reduction.value_or(new_tensor(output_weight, {0})),
           output_grad};
 }
 

@@ -69,15 +69,15 @@ void Stem<T>::forward(const T* x, const T* scale, const T* bias, T* y, T* saved)
   run_tasks(parts, [&](int64_t i) {
     const Part range = part(shape_.images, i);
     const int64_t first = range.first * shape_.out_size() / shape_.images;
-    Summand<T> summand;
-    summand.piece = Piece::kNormalised;
-    summand.x = p.z + first;
-    summand.affine = {affine.data(), affine.data() + shape_.padded};
-    summand.height = shape_.height;
-    summand.width = shape_.width;
+    Term<T> term;
+    term.branch = Branch::kNormalized;
+    term.x = p.z + first;
+    term.affine = {affine.data(), affine.data() + shape_.padded};
+    term.height = shape_.height;
+    term.width = shape_.width;
     Combine<T> task;
-    task.summands = &summand;
-    task.summand_count = 1;
+    task.terms = &term;
+    task.term_count = 1;
     task.images = range.count;
     task.out_height = shape_.height;
     task.out_width = shape_.width;

@@ -1,4 +1,4 @@
-// The stem: 3×3 convolution of the images, then batch normalisation with a weight and a bias.
+// The stem: 3×3 convolution of the images, then batch normalization with a weight and a bias.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// The stem: a 3×3 convolution of the images as a product of their windows, then a normalisation
+// The stem: a 3×3 convolution of the images as a product of their windows, then a normalization
 // with weight and bias.
 #include "kernels/cuda/launchers.h"
 #include "kernels/cuda/pixel_sums.h"
@@ -67,7 +67,7 @@ __global__ __launch_bounds__(kThreads) void stem_kernel(const StemJob<V> job, in
 }
 
 template <class V>
-__global__ __launch_bounds__(kThreads) void stem_normalise_kernel(const StemJob<V> job) {
+__global__ __launch_bounds__(kThreads) void stem_normalize_kernel(const StemJob<V> job) {
   using T = Compute<V>;
   constexpr int kValues = 4 * kWide<V>;
   const int pieces = job.padded / kValues;
@@ -75,11 +75,11 @@ __global__ __launch_bounds__(kThreads) void stem_normalise_kernel(const StemJob<
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < count;
        i += static_cast<int64_t>(gridDim.x) * kThreads) {
     const int first = static_cast<int>(i % pieces) * kValues;
-    Quad<T> v[kWide<V>];
+    Vec4<T> v[kWide<V>];
     load_wide(job.z + i * kValues, v);
 #pragma unroll
     for (int k = 0; k < kValues; ++k) {
-      if (k % 4 == 0) v[k / 4] = affine4(v[k / 4], job.norm, job.padded, first + k);
+      if (k % 4 == 0) v[k / 4] = affine_vec4(v[k / 4], job.norm, job.padded, first + k);
       const int c = first + k;
       T& value = v[k / 4].v[k % 4];
       value = c < job.channels ? value * job.scale[c] + job.bias[c] : T(0);
@@ -118,7 +118,7 @@ __global__ __launch_bounds__(kThreads) void stem_backward_kernel(const StemJob<V
       window_source(job), channel, min(depth - channel, kSourceChunk), project_shape(job),
       job.grad_y, job.z, job.coefficients, static_cast<const T*>(nullptr), depth, false, blockIdx.x,
       job.parts, job.weight_parts + static_cast<int64_t>(blockIdx.x) * job.padded * depth,
-      dynamic_shared<T>(), [](int, int, const Quad<T>&) {});
+      dynamic_shared<T>(), [](int, int, const Vec4<T>&) {});
 }
 
 template <class V>
@@ -203,7 +203,7 @@ void stem_forward(const StemShape& shape, const Compute<V>* weight, const Comput
          job, parts);
   const int64_t pieces = shape.out_size() / (4 * kWide<V>);
   const int64_t blocks = (pieces + kThreads - 1) / kThreads;
-  launch(stem_normalise_kernel<V>, static_cast<unsigned>(std::min<int64_t>(blocks, 4096)), kThreads,
+  launch(stem_normalize_kernel<V>, static_cast<unsigned>(std::min<int64_t>(blocks, 4096)), kThreads,
          0, stream, job);
 }
 

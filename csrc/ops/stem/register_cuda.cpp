@@ -48,7 +48,7 @@ struct StemCall {
 std::tuple<Tensor, Tensor> stem(Tensor images, Tensor weight, Tensor scale, Tensor bias,
                                 bool tf32) {
   const StemCall call(images, weight, scale, bias, tf32);
-  const Current current(images);
+  const DeviceStreamGuard current(images);
   Tensor out = new_tensor(images, call.out_sizes());
   Tensor saved = new_saved(images, call.saved_size());
   with_type(call.dtype, [&](auto type) {
@@ -69,7 +69,7 @@ std::tuple<Tensor, Tensor, Tensor> stem_backward_operator(Tensor grad, Tensor im
   check_aligned(grad, "grad");
   check_like(saved, "saved", compute_type(call.dtype), {call.saved_size()}, images);
   check_aligned(saved, "saved");
-  const Current current(images);
+  const DeviceStreamGuard current(images);
   Tensor grad_weight = new_like(weight), grad_scale = new_like(scale), grad_bias = new_like(bias);
   with_type(call.dtype, [&](auto type) {
     using V = decltype(type);

@@ -1,4 +1,4 @@
-// One run of the toy problem of section 3.1: weights x and distribution theta optimised in turn.
+// One run of the toy problem of section 3.1: weights x and distribution theta optimized in turn.
 //
 // All that a run reads and writes lies together and stays in the first or second level of the
 // cache. Variables are processed several at a time, so their number is filled up to a multiple of

@@ -13,7 +13,7 @@ namespace asng::host {
 
 namespace {
 
-constexpr double kRegularisation = 1e-8;  // of the ordered product
+constexpr double kRegularization = 1e-8;  // of the ordered product
 
 template <int Width>
 struct Iterations {
@@ -163,12 +163,12 @@ struct Iterations {
     for (double x : run.x) {
       squares += x * x;
     }
-    return value + kRegularisation * squares;
+    return value + kRegularization * squares;
   }
 
   void move_ordered_product(double rate) {
     for (std::size_t e = 0; e < run.x.size(); ++e) {
-      run.gradient[e] = 2.0 * kRegularisation * run.x[e];
+      run.gradient[e] = 2.0 * kRegularization * run.x[e];
     }
     for (std::int64_t k = 0; k < lambda; ++k) {
       const double* category = run.category.data() + k * stride;
@@ -246,8 +246,8 @@ struct Iterations {
   // G of all variables (eq. 12) and F^(1/2) G; returns ||G||_F. See core/categorical.h.
   ASNG_INLINE double natural_gradient() {
     // Smaller sums of utilities are what rounding left of 0.
-    const Real cancelled =
-        L::all(kCancelledUtility / static_cast<double>(lambda * selected_count(lambda)));
+    const Real canceled =
+        L::all(kCanceledUtility / static_cast<double>(lambda * selected_count(lambda)));
     const Real floor = L::all(kProbabilityFloor);
     const std::int64_t end = (K - 1) * stride;
     LaneSum<Width> squares;
@@ -260,7 +260,7 @@ struct Iterations {
           const Real index = L::load(run.category.data() + k * stride + i);
           total += L::masked(index == static_cast<double>(j), L::all(run.utility[k]));
         }
-        L::store(gradient + j * stride, L::masked(L::absolute(total) > cancelled, total));
+        L::store(gradient + j * stride, L::masked(L::absolute(total) > canceled, total));
       }
       const Real last = L::larger(L::load(theta + end), floor);
       const Real shared = -L::load(gradient + end) / (last + L::square_root(last));
@@ -305,8 +305,8 @@ struct Iterations {
     move_theta([=](std::int64_t e) __attribute__((always_inline)) {
       Real first = L::load(firsts + e);
       Real second = L::load(seconds + e);
-      const Real normalised = L::load(gradient + e) * scale;
-      step.accumulate(normalised, first, second);
+      const Real normalized = L::load(gradient + e) * scale;
+      step.accumulate(normalized, first, second);
       L::store(firsts + e, first);
       L::store(seconds + e, second);
       return step.step_size * (first * step.unbias1) /

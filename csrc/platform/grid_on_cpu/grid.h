@@ -1,6 +1,6 @@
 // Runs CUDA kernels that were compiled as C++: the threads of a block are fibers of the calling
 // thread, so that barriers, shared memory, warp shuffles and atomics mean what they mean on a
-// device. For tests: slow, and strict where CUDA leaves behaviour undefined. Errors (thrown by
+// device. For tests: slow, and strict where CUDA leaves behavior undefined. Errors (thrown by
 // run() as std::runtime_error, saying which threads and where) are
 //   a barrier or warp operation that some of its threads never reach, or reach at another line;
 //   a shuffle that reads a lane outside its mask; a launch that no device would accept: of blocks
