@@ -5,7 +5,6 @@
 
 #include "kernels/cpu/norm_statistics.h"
 #include "platform/memory.h"
-#include "platform/scratch.h"
 #include "tests/check.h"
 
 namespace asng::cpu {

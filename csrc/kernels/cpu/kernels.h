@@ -3,10 +3,12 @@
 // Images are channels-last: pixel after pixel, each with `channels` values, a multiple of
 // kChannelBlock. Channels beyond the real ones are zeros and stay zeros. Every kernel takes plain
 // pointers in one struct; the table of kernels is compiled once per instruction set from the same
-// source and chosen at load time.
+// source and chosen once (platform/dispatch.h).
 #pragma once
 
 #include <cstdint>
+
+#include "platform/dispatch.h"
 
 namespace asng::cpu {
 
@@ -94,8 +96,7 @@ struct Source {
   // it, as it is, without ReLU: 9·window_channels values and zeros up to `channels`. No gradient.
   int64_t window_channels = 0;
 
-  // Inlined everywhere: compilations for different instruction sets share this name.
-  __attribute__((always_inline)) int64_t stored_channels() const {
+  ASNG_INLINE int64_t stored_channels() const {
     return window_channels != 0 ? window_channels : channels;
   }
 };
@@ -175,12 +176,8 @@ struct Kernels {
   void (*normalize)(T* x, int64_t pixels, int64_t channels, Affine<T> affine);
 };
 
-// The table for the best instruction set of this processor, or the one that ASNG_CPU_CAPABILITY
-// names ("default", "avx2", "avx512").
+// Those for the chosen instruction set.
 template <class T>
 const Kernels<T>& kernels();
-
-// Name of the instruction set in use.
-const char* capability();
 
 }  // namespace asng::cpu

@@ -6,7 +6,7 @@
 
 #include "kernels/cpu/gemm.h"
 #include "kernels/cpu/separable.h"
-#include "platform/scratch.h"
+#include "platform/memory.h"
 
 namespace asng::cpu::ASNG_CAPABILITY {
 
@@ -161,14 +161,11 @@ void project_forward_impl(const ProjectForward<T>& task) {
   const int64_t channels = channels_of<C>(task.out_channels);
   const int64_t pixels = task.out_height * task.out_width;
   T *tile = nullptr, *sum = nullptr, *squares = nullptr;
-  const auto carve = [&](void* base) {
-    Carver carver(base);
-    tile = carver.take<T>(kTilePixels * depth);
-    sum = carver.take<T>(channels);
-    squares = carver.take<T>(channels);
-    return carver.used();
-  };
-  carve(scratch(carve(nullptr)));
+  take_scratch([&](Arena& arena) {
+    tile = arena.take<T>(kTilePixels * depth);
+    sum = arena.take<T>(channels);
+    squares = arena.take<T>(channels);
+  });
   fill_with(sum, channels, T(0));
   fill_with(squares, channels, T(0));
   for (int64_t image = 0; image < task.images; ++image) {
@@ -193,15 +190,12 @@ void project_backward_impl(const ProjectBackward<T>& task) {
   for (int64_t s = 0; s < task.source_count; ++s)
     input_needs_grad |= task.sources[s].grad != nullptr;
   T *tile = nullptr, *gz = nullptr, *total = nullptr, *grad = nullptr;
-  const auto carve = [&](void* base) {
-    Carver carver(base);
-    tile = carver.take<T>(kTilePixels * depth);
-    gz = carver.take<T>(kTilePixels * channels);
-    total = carver.take<T>(task.grad_count == 1 ? 0 : kTilePixels * channels);
-    grad = carver.take<T>(kTilePixels * depth);
-    return carver.used();
-  };
-  carve(scratch(carve(nullptr)));
+  take_scratch([&](Arena& arena) {
+    tile = arena.take<T>(kTilePixels * depth);
+    gz = arena.take<T>(kTilePixels * channels);
+    total = arena.take<T>(task.grad_count == 1 ? 0 : kTilePixels * channels);
+    grad = arena.take<T>(kTilePixels * depth);
+  });
   for (int64_t image = 0; image < task.images; ++image) {
     for (int64_t s = 0; s < task.source_count; ++s) {
       const Source<T>& source = task.sources[s];

@@ -8,7 +8,7 @@
 
 #include "kernels/cpu/depthwise.h"
 #include "kernels/cpu/gemm.h"
-#include "platform/scratch.h"
+#include "platform/memory.h"
 
 namespace asng::cpu::ASNG_CAPABILITY {
 
@@ -51,15 +51,12 @@ void separable_forward_impl(const SeparableForward<T>& task) {
   const int64_t padded_size = (s.height + 2 * pad) * row;
   const int64_t rows = tile_rows(s.out_height, s.out_width);
   T *padded = nullptr, *tile = nullptr, *sum = nullptr, *squares = nullptr;
-  const auto carve = [&](void* base) {
-    Carver carver(base);
-    padded = carver.take<T>(padded_size);
-    tile = carver.take<T>(rows * s.out_width * channels);
-    sum = carver.take<T>(channels);
-    squares = carver.take<T>(channels);
-    return carver.used();
-  };
-  carve(scratch(carve(nullptr)));
+  take_scratch([&](Arena& arena) {
+    padded = arena.take<T>(padded_size);
+    tile = arena.take<T>(rows * s.out_width * channels);
+    sum = arena.take<T>(channels);
+    squares = arena.take<T>(channels);
+  });
   clear_margins(padded, s.height, s.width, channels, pad);
   fill_with(sum, channels, T(0));
   fill_with(squares, channels, T(0));
@@ -125,18 +122,15 @@ void separable_backward_impl(const SeparableBackward<T>& task) {
   // `spread`.
   T *x = nullptr, *depth = nullptr, *spread = nullptr, *tile = nullptr, *gz = nullptr;
   T *sum = nullptr, *dot = nullptr;
-  const auto carve = [&](void* base) {
-    Carver carver(base);
-    x = carver.take<T>(padded_size);
-    depth = carver.take<T>(grad_size);
-    spread = carver.take<T>(S == 1 ? s.width * channels : padded_size);
-    tile = carver.take<T>(rows * line);
-    gz = carver.take<T>(rows * line);
-    sum = carver.take<T>(channels);
-    dot = carver.take<T>(channels);
-    return carver.used();
-  };
-  carve(scratch(carve(nullptr)));
+  take_scratch([&](Arena& arena) {
+    x = arena.take<T>(padded_size);
+    depth = arena.take<T>(grad_size);
+    spread = arena.take<T>(S == 1 ? s.width * channels : padded_size);
+    tile = arena.take<T>(rows * line);
+    gz = arena.take<T>(rows * line);
+    sum = arena.take<T>(channels);
+    dot = arena.take<T>(channels);
+  });
   clear_margins(x, s.height, s.width, channels, pad);
   clear_margins(depth, s.out_height, s.out_width, channels, pad);
   fill_with(sum, channels, T(0));

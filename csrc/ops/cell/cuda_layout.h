@@ -5,7 +5,7 @@
 
 #include "kernels/cuda/launchers.h"
 #include "kernels/cuda/norm.h"
-#include "platform/arena.h"
+#include "platform/memory.h"
 
 namespace asng::cuda {
 

@@ -2,7 +2,6 @@
 // TF32, which a CPU has no use for.
 
 #include <algorithm>
-#include <cstring>
 #include <tuple>
 #include <vector>
 
@@ -214,10 +213,7 @@ cell_backward(Tensor grad, Tensor prev_prev, Tensor prev, Tensor output, Tensor 
 
 int64_t release() { return static_cast<int64_t>(release_cached()); }
 
-int64_t capability_index() {
-  const char* name = capability();
-  return std::strcmp(name, "avx512") == 0 ? 2 : std::strcmp(name, "avx2") == 0 ? 1 : 0;
-}
+int64_t capability_index() { return static_cast<int64_t>(capability()); }
 
 }  // namespace
 

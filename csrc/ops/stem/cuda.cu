@@ -4,7 +4,7 @@
 #include "kernels/cuda/pixel_sums.h"
 #include "kernels/cuda/pointwise.h"
 #include "ops/cell/cuda.h"
-#include "platform/arena.h"
+#include "platform/memory.h"
 
 namespace asng::cuda {
 
