@@ -3,7 +3,8 @@
 // of their own: what they pass on is read off the gradient of their node. On the way come the sums
 // for the gradients of the normalizations that made the state.
 #include "kernels/cuda/launchers.h"
-#include "kernels/cuda/pixel_sums.h"
+#include "kernels/cuda/norm.h"
+#include "kernels/cuda/pool.h"
 
 namespace asng::cuda {
 
@@ -21,74 +22,6 @@ struct Job {
 struct Consumer {
   int arch, node, e, operation, factor;
 };
-
-// An output pixel's coordinate for a window's position k, whose middle is `middle`; -1: none.
-__device__ __forceinline__ int window_at(int position, int k, int middle, int stride, int size) {
-  const int at = position + middle - k;
-  if (at < 0 || (stride == 2 && (at & 1) != 0)) return -1;
-  const int out = stride == 2 ? at / 2 : at;
-  return out < size ? out : -1;
-}
-
-template <class V>
-__device__ Vec4<Compute<V>> pool_backward(const Job<V>& job, const Consumer& from, int stride,
-                                          int image, int y, int x, int c) {
-  using T = Compute<V>;
-  const DagShape& s = job.dag.shape;
-  const V* grad = job.gradients.node(s, from.arch, from.node);
-  const uint32_t* maxima = job.dag.maxima(from.arch, from.node, from.e);
-  const bool max = from.operation == kMaxPool;
-  Vec4<T> sum = fill_vec4(T(0));
-#pragma unroll 3
-  for (int k = 0; k < 9; ++k) {
-    const int oy = window_at(y, k / 3, 1, stride, s.out_height);
-    const int ox = window_at(x, k % 3, 1, stride, s.out_width);
-    if (oy < 0 || ox < 0) continue;
-    const int64_t pixel = (static_cast<int64_t>(image) * s.out_height + oy) * s.out_width + ox;
-    const int64_t at = pixel * s.padded + c;
-    const Vec4<T> g = load_vec4(grad + at);
-    if (!max) {
-      sum += g;
-      continue;
-    }
-    const uint32_t places = maxima[at / 4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      if ((places >> 8 * i & 0xff) == static_cast<uint32_t>(k)) sum.v[i] += g.v[i];
-    }
-  }
-  const T factor = max ? static_cast<T>(from.factor) : static_cast<T>(from.factor) / T(9);
-#pragma unroll
-  for (int i = 0; i < 4; ++i) sum.v[i] *= factor;
-  return sum;
-}
-
-template <int K, class V>
-__device__ Vec4<Compute<V>> convolution_backward(const Job<V>& job, const Consumer& from,
-                                                 int stride, int image, int y, int x, int c,
-                                                 const Vec4<Compute<V>>& value) {
-  using T = Compute<V>;
-  const DagShape& s = job.dag.shape;
-  const V* depth = job.gradients.depth_of(s, from.arch, from.node, from.e);
-  const T* weight = job.dag.depthwise(from.arch, from.node, from.e, 0);
-  Vec4<T> sum = fill_vec4(T(0));
-#pragma unroll 1
-  for (int ky = 0; ky < K; ++ky) {
-    const int oy = window_at(y, ky, K / 2, stride, s.out_height);
-    if (oy < 0) continue;
-    const int64_t line = (static_cast<int64_t>(image) * s.out_height + oy) * s.out_width;
-#pragma unroll
-    for (int kx = 0; kx < K; ++kx) {
-      const int ox = window_at(x, kx, K / 2, stride, s.out_width);
-      if (ox < 0) continue;
-      add_product(sum, load_vec4(depth + (line + ox) * s.padded + c),
-                  load_vec4(weight + (ky * K + kx) * s.padded + c));
-    }
-  }
-#pragma unroll
-  for (int i = 0; i < 4; ++i) sum.v[i] = value.v[i] > T(0) ? sum.v[i] : T(0);
-  return sum;
-}
 
 // What one edge sends to pixel (y, x) of a state, whose value there is `value`.
 template <class V>
@@ -114,11 +47,17 @@ __device__ Vec4<Compute<V>> contribution(const Job<V>& job, const Consumer& from
     }
     case kAveragePool:
     case kMaxPool:
-      return pool_backward(job, from, stride, image, y, x, c);
-    case kSeparable3:
-      return convolution_backward<3>(job, from, stride, image, y, x, c, value);
-    default:
-      return convolution_backward<5>(job, from, stride, image, y, x, c, value);
+      return pool_backward(
+          s, job.gradients.node(s, from.arch, from.node),
+          from.operation == kMaxPool ? job.dag.maxima(from.arch, from.node, from.e) : nullptr,
+          from.factor, stride, image, y, x, c);
+    default: {
+      const V* depth = job.gradients.depth_of(s, from.arch, from.node, from.e);
+      const T* weight = job.dag.depthwise(from.arch, from.node, from.e, 0);
+      return from.operation == kSeparable3
+                 ? depthwise_backward<3>(s, depth, weight, stride, image, y, x, c, value)
+                 : depthwise_backward<5>(s, depth, weight, stride, image, y, x, c, value);
+    }
   }
 }
 

@@ -2,7 +2,7 @@
 // the files that define them. Every launch may throw std::runtime_error.
 #pragma once
 
-#include "kernels/cuda/weights.h"
+#include "kernels/cuda/packed_weights.h"
 #include "ops/cell/cuda_dag.h"
 
 namespace asng::cuda {

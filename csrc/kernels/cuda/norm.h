@@ -2,6 +2,7 @@
 // writes its part, and the block that finishes last adds the parts up in their order.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 
 #include "ops/cell/cuda_dag.h"
@@ -112,6 +113,86 @@ __device__ __forceinline__ Vec4<T> norm_gradient4(const Vec4<T>& g, const Vec4<T
   add_product(sum, a, g);
   add_product(sum, b, z);
   return sum;
+}
+
+// Calls visit(pixel, channel, sums) for this block's share of the pixels and all their channels,
+// which adds to the three sums, and adds those to `totals` (3, padded). `shared` has room for
+// 12·kThreads values.
+template <class T, class Visit>
+__device__ void sum_pixels(int pixels, int padded, int part, int parts, T* shared, double* totals,
+                           Visit visit) {
+  const int quads = padded / 4, width = min(quads, kThreads), slots = kThreads / width;
+  const int lane = threadIdx.x % width, slot = threadIdx.x / width;
+  for (int first = 0; first < quads; first += width) {
+    const int quad = first + lane;
+    if (slot < slots && quad < quads) {
+      Vec4<T> sums[3] = {fill_vec4(T(0)), fill_vec4(T(0)), fill_vec4(T(0))};
+      for (int pixel = part * slots + slot; pixel < pixels; pixel += parts * slots) {
+        visit(pixel, quad * 4, sums);
+      }
+#pragma unroll
+      for (int k = 0; k < 3; ++k) store_vec4(shared + ((slot * 3 + k) * width + lane) * 4, sums[k]);
+    }
+    __syncthreads();
+    const int columns = min(width, quads - first) * 4;
+    for (int j = threadIdx.x; j < 3 * columns; j += kThreads) {
+      const int k = j / columns, c = j - k * columns;
+      double sum = 0;
+      for (int s = 0; s < slots; ++s)
+        sum += static_cast<double>(shared[(s * 3 + k) * width * 4 + c]);
+      totals[k * padded + first * 4 + c] += sum;
+    }
+    __syncthreads();
+  }
+}
+
+inline size_t pixel_sums_bytes(int padded, size_t value_bytes) {
+  return 3 * static_cast<size_t>(padded) * sizeof(double) + 12 * kThreads * value_bytes;
+}
+
+inline int pixel_parts(int64_t pixels, int padded) {
+  const int slots = padded / 4 < kThreads ? kThreads / (padded / 4) : 1;
+  const int64_t parts = (pixels + slots - 1) / slots;
+  return static_cast<int>(parts < kMaxParts ? parts : kMaxParts);
+}
+
+// Adds Σ g and Σ g·normalized to the totals.
+template <class V, class T>
+__device__ void sum_gradient(const V* g, const V* z, const T* norm, int pixels, int padded,
+                             int part, int parts, T* shared, double* totals) {
+  sum_pixels(pixels, padded, part, parts, shared, totals, [&](int pixel, int c, Vec4<T>(&sums)[3]) {
+    const int64_t at = static_cast<int64_t>(pixel) * padded + c;
+    const Vec4<T> grad = load_vec4(g + at);
+    sums[0] += grad;
+    add_product(sums[1], grad, affine_vec4(load_vec4(z + at), norm, padded, c));
+  });
+}
+
+template <class V>
+__global__ __launch_bounds__(kThreads) void normalize_kernel(V* images, const Compute<V>* norms,
+                                                             int64_t size, int padded) {
+  constexpr int kValues = 4 * kWide<V>;
+  V* x = images + blockIdx.y * size;
+  const Compute<V>* norm = norms + blockIdx.y * 2 * padded;
+  const int pieces = padded / kValues;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < size / kValues;
+       i += static_cast<int64_t>(gridDim.x) * kThreads) {
+    const int c = static_cast<int>(i % pieces) * kValues;
+    Vec4<Compute<V>> v[kWide<V>];
+    load_wide(x + i * kValues, v);
+#pragma unroll
+    for (int k = 0; k < kWide<V>; ++k) v[k] = affine_vec4(v[k], norm, padded, c + 4 * k);
+    write_wide(x + i * kValues, v);
+  }
+}
+
+// Normalizes `archs` batches of `size` values each where they are; `norms` is (archs, 2, padded).
+template <class V>
+void normalize(V* images, const Compute<V>* norms, int64_t size, int padded, int archs,
+               CudaStream stream) {
+  const int64_t pieces = size / (4 * kWide<V>), blocks = (pieces + kThreads - 1) / kThreads;
+  launch(normalize_kernel<V>, dim3(static_cast<unsigned>(std::min<int64_t>(blocks, 4096)), archs),
+         kThreads, 0, stream, images, norms, size, padded);
 }
 
 }  // namespace asng::cuda

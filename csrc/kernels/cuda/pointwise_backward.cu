@@ -1,6 +1,6 @@
 // Projections of a cell, backward: of its output, first of all, and of its inputs, last.
 #include "kernels/cuda/launchers.h"
-#include "kernels/cuda/pixel_sums.h"
+#include "kernels/cuda/norm.h"
 #include "kernels/cuda/pointwise.h"
 
 namespace asng::cuda {

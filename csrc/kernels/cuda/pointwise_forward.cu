@@ -78,24 +78,6 @@ __global__ __launch_bounds__(kThreads) void project_output_kernel(const CellJob<
   }
 }
 
-template <class V>
-__global__ __launch_bounds__(kThreads) void normalize_kernel(V* images, const Compute<V>* norms,
-                                                             int64_t size, int padded) {
-  constexpr int kValues = 4 * kWide<V>;
-  V* x = images + blockIdx.y * size;
-  const Compute<V>* norm = norms + blockIdx.y * 2 * padded;
-  const int pieces = padded / kValues;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < size / kValues;
-       i += static_cast<int64_t>(gridDim.x) * kThreads) {
-    const int c = static_cast<int>(i % pieces) * kValues;
-    Vec4<Compute<V>> v[kWide<V>];
-    load_wide(x + i * kValues, v);
-#pragma unroll
-    for (int k = 0; k < kWide<V>; ++k) v[k] = affine_vec4(v[k], norm, padded, c + 4 * k);
-    write_wide(x + i * kValues, v);
-  }
-}
-
 int part_count(const ProjectShape& shape) {
   const int run = project_pixels(shape.padded);
   return std::min((shape.pixels() + run - 1) / run, kMaxParts);
@@ -125,9 +107,7 @@ void project_output(const CellJob<V>& job, CudaStream stream) {
   const auto kernel = choose_kernel<V>(
       s.tf32, [](auto tensor_cores) { return &project_output_kernel<tensor_cores(), V>; });
   launch(kernel, dim3(parts, s.archs), kThreads, bytes<Compute<V>>(s.padded), stream, job, parts);
-  const int64_t pieces = s.out_size() / (4 * kWide<V>), blocks = (pieces + kThreads - 1) / kThreads;
-  launch(normalize_kernel<V>, dim3(static_cast<unsigned>(std::min<int64_t>(blocks, 4096)), s.archs),
-         kThreads, 0, stream, job.y, job.y_norms, s.out_size(), s.padded);
+  normalize(job.y, job.y_norms, s.out_size(), s.padded, s.archs, stream);
 }
 
 #define ASNG_INSTANTIATE(V)                                    \

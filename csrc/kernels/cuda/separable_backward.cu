@@ -23,44 +23,6 @@ struct Job {
   int node, stage, parts;
 };
 
-// grad[taps of a channel] += Σ over the tile of depth · source, for the channels of a chunk.
-// `scratch` has room for 20·kThreads values.
-template <int K, int S, class T>
-__device__ void depthwise_weight(const Tile& t, const T* source, int row, const T* depth,
-                                 int depth_row, T* scratch, T* grad) {
-  const int quads = t.chunk / 4, items = quads * K, groups = kThreads / items;
-  const int group = threadIdx.x / items, item = threadIdx.x - group * items;
-  const int ky = item / quads, quad = (item - ky * quads) * 4;
-  const int across = t.width / 4, columns = (t.width - 1) * S + K, runs = t.pixels() / 4;
-  constexpr int kSpan = 3 * S + K;
-  Vec4<T> sums[K];
-#pragma unroll
-  for (int k = 0; k < K; ++k) sums[k] = fill_vec4(T(0));
-  for (int run = group; group < groups && run < runs; run += groups) {
-    const int y = run / across, x = (run - y * across) * 4;
-    const T* from = source + ((y * S + ky) * columns + x * S) * row + quad;
-    Vec4<T> v[kSpan];
-#pragma unroll
-    for (int i = 0; i < kSpan; ++i) v[i] = load_vec4(from + i * row);
-#pragma unroll
-    for (int p = 0; p < 4; ++p) {
-      const Vec4<T> g = load_vec4(depth + (y * t.width + x + p) * depth_row + quad);
-#pragma unroll
-      for (int k = 0; k < K; ++k) add_product(sums[k], g, v[p * S + k]);
-    }
-  }
-#pragma unroll
-  for (int k = 0; k < K; ++k) store_vec4(scratch + threadIdx.x * 20 + k * 4, sums[k]);
-  __syncthreads();
-  for (int i = threadIdx.x; i < t.chunk * K * K; i += kThreads) {
-    const int c = i / (K * K), tap = i - c * K * K, y = tap / K, x = tap - y * K;
-    const T* from = scratch + (y * quads + c / 4) * 20 + x * 4 + c % 4;
-    T sum = 0;
-    for (int g = 0; g < groups; ++g) sum += from[g * items * 20];
-    grad[i] += sum;
-  }
-}
-
 template <int K, int S, bool kTensorCores, class V>
 __device__ void convolve_backward(const Job<V>& job, int arch, int e, const State<V>& from,
                                   Compute<V>* shared) {

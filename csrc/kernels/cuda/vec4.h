@@ -2,12 +2,7 @@
 // convert from and to the type that images are stored in: 16 bytes of floats, 8 of bfloat16.
 #pragma once
 
-#include "platform/bfloat16.h"
-#include "platform/cuda_launch.h"
-
-#if !defined(ASNG_CUDA_ON_CPU)
-#include <cuda_bf16.h>
-#endif
+#include "platform/cuda.h"
 
 namespace asng::cuda {
 
@@ -52,40 +47,6 @@ template <class T>
 __device__ __forceinline__ void store_vec4(T* to, const Vec4<T>& value) {
   *reinterpret_cast<Vec4<T>*>(to) = value;
 }
-
-// One access of 8 or 16 bytes to global memory. The compiler takes stores of a structure, and of
-// CUDA's own vector types, apart there, into an access for each of their parts.
-#if defined(ASNG_CUDA_ON_CPU)
-template <class Vector>
-void write_at_once(void* to, const Vector& value) {
-  if (reinterpret_cast<uintptr_t>(to) % sizeof(value) != 0) {
-    throw std::runtime_error("an access of " + std::to_string(sizeof(value)) +
-                             " bytes is not aligned");
-  }
-  std::memcpy(to, &value, sizeof(value));
-}
-#else
-__device__ __forceinline__ void write_at_once(void* to, const float4& v) {
-  asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)),
-               "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w)
-               : "memory");
-}
-__device__ __forceinline__ void write_at_once(void* to, const double2& v) {
-  asm volatile("st.global.v2.f64 [%0], {%1, %2};" ::"l"(__cvta_generic_to_global(to)), "d"(v.x),
-               "d"(v.y)
-               : "memory");
-}
-__device__ __forceinline__ void write_at_once(void* to, const uint2& v) {
-  asm volatile("st.global.v2.u32 [%0], {%1, %2};" ::"l"(__cvta_generic_to_global(to)), "r"(v.x),
-               "r"(v.y)
-               : "memory");
-}
-__device__ __forceinline__ void write_at_once(void* to, const uint4& v) {
-  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)),
-               "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
-               : "memory");
-}
-#endif
 
 // To global memory, where store_vec4 is for shared memory.
 __device__ __forceinline__ void write4(float* to, const Vec4<float>& value) {

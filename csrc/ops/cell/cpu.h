@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "kernels/cpu/kernels.h"
-#include "kernels/cpu/projection.h"
+#include "kernels/cpu/pointwise_batch.h"
 #include "ops/cell/cpu_dag.h"
 #include "platform/memory.h"
 

@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "kernels/cpu/kernels.h"
-#include "kernels/cpu/projection.h"
+#include "kernels/cpu/pointwise_batch.h"
 #include "platform/memory.h"
 
 namespace asng::cpu {

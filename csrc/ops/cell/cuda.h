@@ -8,8 +8,7 @@
 #include <cstdint>
 
 #include "ops/cell/cuda_shapes.h"
-#include "platform/bfloat16.h"
-#include "platform/cuda_stream.h"
+#include "platform/cuda_types.h"
 
 namespace asng::cuda {
 

@@ -12,7 +12,7 @@
 
 #include "kernels/cuda/vec4.h"
 #include "ops/cell/cuda_shapes.h"
-#include "platform/cuda_launch.h"
+#include "platform/cuda.h"
 
 namespace asng::cuda {
 

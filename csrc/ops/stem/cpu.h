@@ -4,7 +4,7 @@
 #include <cstdint>
 
 #include "kernels/cpu/kernels.h"
-#include "kernels/cpu/projection.h"
+#include "kernels/cpu/pointwise_batch.h"
 
 namespace asng::cpu {
 

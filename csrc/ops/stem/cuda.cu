@@ -1,7 +1,7 @@
 // The stem: a 3×3 convolution of the images as a product of their windows, then a normalization
 // with weight and bias.
 #include "kernels/cuda/launchers.h"
-#include "kernels/cuda/pixel_sums.h"
+#include "kernels/cuda/norm.h"
 #include "kernels/cuda/pointwise.h"
 #include "ops/cell/cuda.h"
 #include "platform/memory.h"

@@ -1,4 +1,4 @@
-#include "kernels/cpu/projection.h"
+#include "kernels/cpu/pointwise_batch.h"
 
 #include <algorithm>
 
