@@ -1,28 +1,9 @@
 // Padded images and the k×k windows over them.
 #pragma once
 
-#include "kernels/cpu/kernels.h"
-#include "platform/simd.h"
+#include "kernels/cpu/norm.h"
 
 namespace asng::cpu::ASNG_CAPABILITY {
-
-// The affine map of N vectors of channels from channel `first` on; as stored without one.
-template <class T, int N>
-struct AffineVectors {
-  Vec<T> scale[N], shift[N];
-
-  ASNG_INLINE AffineVectors(Affine<T> affine, int64_t first) {
-    const bool mapped = affine.scale != nullptr;
-    const Vec<T> zero = {};
-    for (int n = 0; n < N; ++n) {
-      const int64_t c = first + n * kLanes<T>;
-      scale[n] = mapped ? load(affine.scale + c) : zero + T(1);
-      shift[n] = mapped ? load(affine.shift + c) : zero;
-    }
-  }
-
-  ASNG_INLINE Vec<T> operator()(int n, Vec<T> v) const { return v * scale[n] + shift[n]; }
-};
 
 // Copies an image into the middle of a padded one, through the affine map and ReLU if wanted.
 template <class T, bool kRelu, int C>

@@ -11,6 +11,9 @@
 
 namespace asng::cpu::ASNG_CAPABILITY {
 
+// Pixels that a tile has at least, if the image has: enough to fill the blocks of a product.
+inline constexpr int64_t kTilePixels = 64;
+
 // P pixels × N vectors of out = a·b, all accumulators in registers; with kStats also the sums over
 // the pixels of the values and of their squares.
 template <class T, int P, int N, bool kStats>

@@ -8,39 +8,14 @@
 
 #include "kernels/cpu/depthwise.h"
 #include "kernels/cpu/gemm.h"
+#include "kernels/cpu/norm.h"
 #include "platform/memory.h"
 
 namespace asng::cpu::ASNG_CAPABILITY {
 
-// Pixels that a tile has at least, if the image has: enough to fill the blocks of a product.
-inline constexpr int64_t kTilePixels = 64;
-
 ASNG_INLINE int64_t tile_rows(int64_t height, int64_t width) {
   const int64_t rows = (kTilePixels + width - 1) / width;
   return rows < height ? rows : height;
-}
-
-// gz = a·g + b·z + c for `pixels` pixels.
-template <class T, int C>
-inline void norm_gradient(const T* grad, const T* z, NormGradient<T> norm, int64_t pixels,
-                          int64_t channels, T* out) {
-  channels = channels_of<C>(channels);
-  for_channels<T>(channels, [&](int64_t first, auto vectors) ASNG_INLINE_LAMBDA {
-    constexpr int N = vectors.value;
-    Vec<T> a[N], b[N], constant[N];
-    for (int n = 0; n < N; ++n) {
-      const int64_t c = first + n * kLanes<T>;
-      a[n] = load(norm.a + c);
-      b[n] = load(norm.b + c);
-      constant[n] = load(norm.c + c);
-    }
-    for (int64_t p = 0; p < pixels; ++p) {
-      for (int n = 0; n < N; ++n) {
-        const int64_t i = p * channels + first + n * kLanes<T>;
-        store(out + i, load(grad + i) * a[n] + (load(z + i) * b[n] + constant[n]));
-      }
-    }
-  });
 }
 
 template <class T, int K, int S, int C>
