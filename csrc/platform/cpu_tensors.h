@@ -1,4 +1,4 @@
-// Images of the operators, and results in memory that the library keeps.
+// Feature maps of the operators, and results in memory that the library keeps.
 #pragma once
 
 #include <cstring>

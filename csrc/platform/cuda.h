@@ -42,7 +42,7 @@ inline std::size_t largest_shared_bytes();
 
 namespace detail {
 
-// Lets the kernel have so much dynamic shared memory on the current device.
+// Allows the kernel that much dynamic shared memory on the current device.
 inline void opt_in(const void* kernel, std::size_t bytes);
 
 inline void allow_shared(const void* kernel, std::size_t bytes) {

@@ -69,13 +69,13 @@ inline void check_like(const Tensor& t, const char* name, ScalarType dtype,
   check_device(t, name, like);
 }
 
-// Kernels read images 16 bytes at a time.
+// Kernels read feature maps 16 bytes at a time.
 inline void check_aligned(const Tensor& t, const char* name) {
   STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(t.data_ptr()) % 16 == 0, name,
                   " must begin at a multiple of 16 bytes");
 }
 
-// The dtype of weights, and of what is kept for the backward pass, with images of this one.
+// The dtype of weights, and of what is kept for the backward pass, with feature maps of this one.
 inline ScalarType compute_type(ScalarType dtype) {
   return dtype == ScalarType::BFloat16 ? ScalarType::Float : dtype;
 }
@@ -94,7 +94,7 @@ inline ScalarType check_float(const Tensor& t, const char* name) {
   return dtype;
 }
 
-// Images, with the number of dimensions that they must have.
+// Feature maps, with the number of dimensions that they must have.
 inline ScalarType check_images(const Tensor& t, const char* name, int64_t dim) {
   STD_TORCH_CHECK(t.dim() == dim, name, " must have ", dim, " dimensions, got ", t.dim());
   const ScalarType dtype = check_float(t, name);
@@ -124,7 +124,7 @@ inline Tensor new_scratch(const Tensor& like, size_t bytes) {
   return torch::stable::new_empty(like, {&size, 1}, ScalarType::Byte);
 }
 
-// Calls f with a value of the C++ type that images of this dtype are stored as.
+// Calls f with a value of the C++ type that feature maps of this dtype are stored as.
 template <class F>
 void with_type(ScalarType dtype, F f) {
   if (dtype == ScalarType::Double) return f(double());

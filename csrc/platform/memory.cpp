@@ -12,7 +12,7 @@ namespace {
 
 constexpr size_t kPage = 4096;
 constexpr size_t kHugePage = size_t{2} << 20;
-// A block that was not wanted during so many requests belongs to sizes of the past.
+// A block that was not requested for this long belongs to sizes of the past.
 constexpr uint64_t kIdleRequests = 4096;
 
 struct Cached {

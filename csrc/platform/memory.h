@@ -91,13 +91,13 @@ class Bump {
   int64_t capacity_;
 };
 
-// Places of one size that serve again when they are given back.
+// Slots of one size that are used again when they are given back.
 template <class T>
 class Slots {
  public:
   Slots(Bump<T>& memory, int64_t size) : memory_(memory), size_(size) {}
 
-  // The place that was given back last, if there is one: it is likely to be in the cache.
+  // The slot that was given back last, if there is one: it is likely to be in the cache.
   T* take() {
     if (free_.empty()) return memory_.take(size_);
     T* slot = free_.back();

@@ -22,7 +22,7 @@ inline std::string words(const std::vector<int64_t>& sizes) {
   return text + ")";
 }
 
-// The product of sizes, none of which comes near to overflowing in what it is a factor of.
+// The product of sizes, small enough that it does not overflow in what is computed from it.
 inline int64_t checked_product(const std::vector<int64_t>& sizes) {
   constexpr int64_t kMost = int64_t{1} << 48;
   int64_t product = 1;

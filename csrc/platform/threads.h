@@ -17,11 +17,11 @@ namespace asng::cpu {
 // order of the tasks. An exception of a task is thrown again here.
 void run_tasks(int64_t count, const std::function<void(int64_t)>& task);
 
-// Runs task(item, part) for every item and part of the batch. Tasks of a part come together: the
+// Runs task(item, split) for every item and split of the batch. Tasks of a split run together: the
 // thread that has made some feature maps is likely to be the one that reads them next.
 template <class Task>
-void run_parts(int64_t items, int64_t parts, Task task) {
-  run_tasks(items * parts, [&](int64_t i) { task(i % items, i / items); });
+void run_splits(int64_t items, int64_t splits, Task task) {
+  run_tasks(items * splits, [&](int64_t i) { task(i % items, i / items); });
 }
 
 // What run_tasks is made of: `parallel(threads, work)` is to call work(first) on several threads,

@@ -1,11 +1,12 @@
-// Padded images and the k×k windows over them.
+// Padded feature maps and the k×k windows over them.
 #pragma once
 
 #include "kernels/cpu/norm.h"
 
 namespace asng::cpu::ASNG_CAPABILITY {
 
-// Copies an image into the middle of a padded one, through the affine map and ReLU if wanted.
+// Copies a feature map into the middle of a padded one, through the affine map and, with kRelu,
+// ReLU.
 template <class T, bool kRelu, int C>
 inline void fill_padded(const T* x, Affine<T> affine, int64_t height, int64_t width,
                         int64_t channels, int64_t pad, T* padded) {
@@ -27,9 +28,9 @@ inline void fill_padded(const T* x, Affine<T> affine, int64_t height, int64_t wi
   });
 }
 
-// Zeros around the image in the middle of a padded one.
+// Zeros around the feature map in the middle of a padded one.
 template <class T>
-inline void clear_margins(T* padded, int64_t height, int64_t width, int64_t channels, int64_t pad) {
+inline void clear_padding(T* padded, int64_t height, int64_t width, int64_t channels, int64_t pad) {
   const int64_t row = (width + 2 * pad) * channels, side = pad * channels;
   fill_with(padded, pad * row + side, T(0));
   for (int64_t y = pad; y < pad + height - 1; ++y) {
@@ -75,7 +76,7 @@ ASNG_INLINE void depthwise_pixels(const T* in, int64_t row, int64_t channels, co
   }
 }
 
-// One row of a depthwise convolution. `in` is the first pixel of the first window in a padded image
+// One row of a depthwise convolution. `in` is the first pixel of the first window in a padded map
 // whose rows are `row` values apart; `weight` is (K², channels). `ahead` is as long as the row and
 // will be read soon.
 template <class T, int K, int S, int C>
@@ -101,17 +102,17 @@ inline void depthwise_row(const T* in, int64_t row, const T* weight, T* out, int
   }
 }
 
-// Rows of taps that go through an image together.
+// Rows of kernel elements whose gradients are accumulated together.
 template <int kBegin, int kCount>
-struct TapRows {
+struct ElementRows {
   static constexpr int begin = kBegin, count = kCount;
 };
 
-// What P pixels from x on add to the gradients of rows [kBegin, kBegin + kRows) of taps, whose
-// accumulators are registers. A value is loaded once and used by every tap that meets it.
+// What P pixels from x on add to the gradients of rows [kBegin, kBegin + kRows) of kernel elements,
+// accumulated in registers. A value is loaded once and used by every element that meets it.
 template <class T, int K, int S, int kBegin, int kRows, int P>
-ASNG_INLINE void depthwise_taps_pixels(const T* in, int64_t row, const T* grad, int64_t x,
-                                       int64_t channels, Vec<T>* acc, const T* ahead) {
+ASNG_INLINE void depthwise_elements_pixels(const T* in, int64_t row, const T* grad, int64_t x,
+                                           int64_t channels, Vec<T>* acc, const T* ahead) {
   Vec<T> g[P];
 #pragma GCC unroll 4
   for (int p = 0; p < P; ++p) {
@@ -134,18 +135,18 @@ ASNG_INLINE void depthwise_taps_pixels(const T* in, int64_t row, const T* grad, 
 }
 
 template <class T, int K, int S, int kBegin, int kRows>
-ASNG_INLINE void depthwise_taps(const T* in, int64_t row, const T* grad, int64_t width,
-                                int64_t channels, T* grad_weight, const T* ahead) {
+ASNG_INLINE void depthwise_elements(const T* in, int64_t row, const T* grad, int64_t width,
+                                    int64_t channels, T* grad_weight, const T* ahead) {
   Vec<T> acc[kRows * K];
   grad_weight += kBegin * K * channels;
 #pragma GCC unroll 25
   for (int k = 0; k < kRows * K; ++k) acc[k] = load(grad_weight + k * channels);
   int64_t x = 0;
   for (; x + 4 <= width; x += 4) {
-    depthwise_taps_pixels<T, K, S, kBegin, kRows, 4>(in, row, grad, x, channels, acc, ahead);
+    depthwise_elements_pixels<T, K, S, kBegin, kRows, 4>(in, row, grad, x, channels, acc, ahead);
   }
   for (; x < width; ++x) {
-    depthwise_taps_pixels<T, K, S, kBegin, kRows, 1>(in, row, grad, x, channels, acc, ahead);
+    depthwise_elements_pixels<T, K, S, kBegin, kRows, 1>(in, row, grad, x, channels, acc, ahead);
   }
 #pragma GCC unroll 25
   for (int k = 0; k < kRows * K; ++k) store(grad_weight + k * channels, acc[k]);
@@ -157,21 +158,22 @@ inline void depthwise_weight_row(const T* in, int64_t row, const T* grad, int64_
                                  int64_t channels, T* grad_weight, const T* ahead) {
   channels = channels_of<C>(channels);
   for (int64_t c = 0; c < channels; c += kLanes<T>) {
-    const auto taps = [&](auto rows) ASNG_INLINE_LAMBDA {
-      depthwise_taps<T, K, S, rows.begin, rows.count>(in + c, row, grad + c, width, channels,
-                                                      grad_weight + c, ahead + c);
+    const auto elements = [&](auto rows) ASNG_INLINE_LAMBDA {
+      depthwise_elements<T, K, S, rows.begin, rows.count>(in + c, row, grad + c, width, channels,
+                                                          grad_weight + c, ahead + c);
     };
     if constexpr (kManyRegisters || K == 3) {
-      taps(TapRows<0, K>{});
+      elements(ElementRows<0, K>{});
     } else {
-      taps(TapRows<0, 2>{});
-      taps(TapRows<2, 2>{});
-      taps(TapRows<4, 1>{});
+      elements(ElementRows<0, 2>{});
+      elements(ElementRows<2, 2>{});
+      elements(ElementRows<4, 1>{});
     }
   }
 }
 
-// Adds each output pixel's gradient, times the taps, to the pixels of its window in a padded image.
+// Adds each output pixel's gradient, times the kernel elements, to the pixels of its window in a
+// padded map.
 template <class T, int K, int S, int C>
 inline void depthwise_scatter_row(const T* grad, const T* weight, T* padded, int64_t row,
                                   int64_t width, int64_t channels) {

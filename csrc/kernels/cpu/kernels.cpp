@@ -10,9 +10,14 @@ namespace asng::cpu::ASNG_CAPABILITY {
 
 template <class T>
 const Kernels<T>& kernels() {
-  static constexpr Kernels<T> table = {
-      &separable_forward<T>, &separable_backward<T>, &project_forward<T>, &project_backward<T>,
-      &combine_forward<T>,   &combine_backward<T>,   &reduce<T>,          &normalize<T>};
+  static constexpr Kernels<T> table = {&separable_forward<T>,
+                                       &separable_backward<T>,
+                                       &pointwise_forward<T>,
+                                       &pointwise_backward<T>,
+                                       &combine_forward<T>,
+                                       &combine_backward<T>,
+                                       &reduce<T>,
+                                       &normalize<T>};
   return table;
 }
 

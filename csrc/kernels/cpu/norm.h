@@ -26,6 +26,7 @@ struct AffineVectors {
   ASNG_INLINE Vec<T> operator()(int n, Vec<T> v) const { return v * scale[n] + shift[n]; }
 };
 
+// Applies the map where the values are.
 template <class T>
 void normalize(T* x, int64_t pixels, int64_t channels, Affine<T> affine) {
   for_channels<T>(channels, [&](int64_t first, auto vectors) ASNG_INLINE_LAMBDA {
@@ -40,7 +41,6 @@ void normalize(T* x, int64_t pixels, int64_t channels, Affine<T> affine) {
   });
 }
 
-// Sums for the gradient of a normalization, see Reduce.
 // Pixels [begin, end) of N vectors of channels. A number of gradients known to the compiler keeps
 // the sums in registers.
 template <class T, int kGrads, int N>
@@ -64,6 +64,7 @@ ASNG_INLINE void reduce_pixels(const Reduce<T>& task, int64_t begin, int64_t end
   }
 }
 
+// Sums for the gradient of a normalization, see Reduce.
 template <class T>
 void reduce(const Reduce<T>& task) {
   for (int64_t begin = 0; begin < task.pixels; begin += kTilePixels) {

@@ -1,5 +1,5 @@
-// Concatenation → ReLU → 1×1 over tiles of pixels: the input projections and the output of a cell,
-// and factorized reductions, whose two stages are two strided sources of one product.
+// Concatenation → ReLU → 1×1 over tiles of pixels: the inputs and the output of a cell, and
+// factorized reductions, whose two halves are two strided sources of one matmul.
 //
 // A tile holds one block of kChannelBlock channels after the other, each with kTilePixels pixels.
 #pragma once
@@ -62,7 +62,7 @@ inline void gather_windows(const Source<T>& source, const T* image, int64_t begi
   }
 }
 
-// Pixels [begin, end) of one image, all sources side by side, after ReLU.
+// Pixels [begin, end) of one feature map, all sources side by side, after ReLU.
 template <class T>
 inline void gather(const Source<T>* sources, int64_t count, int64_t image, int64_t out_width,
                    int64_t begin, int64_t end, T* tile) {
@@ -156,7 +156,7 @@ ASNG_INLINE int64_t total_channels(const Source<T>* sources, int64_t count) {
 }
 
 template <class T, int C>
-void project_forward_impl(const ProjectForward<T>& task) {
+void pointwise_forward_impl(const PointwiseForward<T>& task) {
   const int64_t depth = total_channels(task.sources, task.source_count);
   const int64_t channels = channels_of<C>(task.out_channels);
   const int64_t pixels = task.out_height * task.out_width;
@@ -172,7 +172,7 @@ void project_forward_impl(const ProjectForward<T>& task) {
     for (int64_t begin = 0; begin < pixels; begin += kTilePixels) {
       const int64_t end = begin + kTilePixels < pixels ? begin + kTilePixels : pixels;
       gather(task.sources, task.source_count, image, task.out_width, begin, end, tile);
-      product<T, true, kChannelBlock, C>(
+      matmul<T, true, kChannelBlock, C>(
           end - begin, depth, channels, tile, kChannelBlock, kTileBlock, task.weight, channels,
           task.z + (image * pixels + begin) * channels, channels, sum, squares);
     }
@@ -182,7 +182,7 @@ void project_forward_impl(const ProjectForward<T>& task) {
 }
 
 template <class T, int C>
-void project_backward_impl(const ProjectBackward<T>& task) {
+void pointwise_backward_impl(const PointwiseBackward<T>& task) {
   const int64_t depth = total_channels(task.sources, task.source_count);
   const int64_t channels = channels_of<C>(task.out_channels);
   const int64_t pixels = task.out_height * task.out_width;
@@ -222,10 +222,10 @@ void project_backward_impl(const ProjectBackward<T>& task) {
                                            tile + block * kTileBlock, kChannelBlock,
                                            task.grad_weight + block * kChannelBlock, depth);
         if (!input_needs_grad) continue;
-        product<T, false, C, kChannelBlock>(end - begin, channels, kChannelBlock, gz, channels,
-                                            kChannelBlock, task.weight + block * kChannelBlock,
-                                            depth, grad + block * kTileBlock, kChannelBlock,
-                                            nullptr, nullptr);
+        matmul<T, false, C, kChannelBlock>(end - begin, channels, kChannelBlock, gz, channels,
+                                           kChannelBlock, task.weight + block * kChannelBlock,
+                                           depth, grad + block * kTileBlock, kChannelBlock, nullptr,
+                                           nullptr);
       }
       if (!input_needs_grad) continue;
       spread_gradient(task.sources, task.source_count, image, task.out_width, begin, end, tile,
@@ -248,13 +248,13 @@ void project_backward_impl(const ProjectBackward<T>& task) {
   return function<T, 0>(task)
 
 template <class T>
-void project_forward(const ProjectForward<T>& task) {
-  ASNG_BY_CHANNELS(project_forward_impl);
+void pointwise_forward(const PointwiseForward<T>& task) {
+  ASNG_BY_CHANNELS(pointwise_forward_impl);
 }
 
 template <class T>
-void project_backward(const ProjectBackward<T>& task) {
-  ASNG_BY_CHANNELS(project_backward_impl);
+void pointwise_backward(const PointwiseBackward<T>& task) {
+  ASNG_BY_CHANNELS(pointwise_backward_impl);
 }
 
 #undef ASNG_BY_CHANNELS

@@ -1,9 +1,9 @@
-// One stage of a separable convolution, an image at a time.
+// One stage of a separable convolution, a feature map at a time.
 //
-// The padded image with ReLU applied lies in a buffer that the cache keeps; the depthwise rows of a
-// tile go to a buffer in L1 that the 1×1 product reads. Nothing but the input and the product's
-// output touches memory in the forward pass. The backward pass makes the depthwise rows again
-// rather than reading them back.
+// The padded feature map with ReLU applied lies in a buffer that the cache keeps; the depthwise
+// rows of a tile are written to a buffer in L1 that the pointwise convolution reads. Nothing but
+// the input and the output touches memory in the forward pass. The backward pass computes the
+// depthwise rows again rather than reading them back.
 #pragma once
 
 #include "kernels/cpu/depthwise.h"
@@ -32,7 +32,7 @@ void separable_forward_impl(const SeparableForward<T>& task) {
     sum = arena.take<T>(channels);
     squares = arena.take<T>(channels);
   });
-  clear_margins(padded, s.height, s.width, channels, pad);
+  clear_padding(padded, s.height, s.width, channels, pad);
   fill_with(sum, channels, T(0));
   fill_with(squares, channels, T(0));
   for (int64_t image = 0; image < s.images; ++image) {
@@ -47,9 +47,9 @@ void separable_forward_impl(const SeparableForward<T>& task) {
                                   tile + (y - begin) * s.out_width * channels, s.out_width,
                                   channels, next + y * S * s.width * channels);
       }
-      product<T, true, C, C>((end - begin) * s.out_width, channels, channels, tile, channels,
-                             kChannelBlock, task.pointwise, channels,
-                             z + begin * s.out_width * channels, channels, sum, squares);
+      matmul<T, true, C, C>((end - begin) * s.out_width, channels, channels, tile, channels,
+                            kChannelBlock, task.pointwise, channels,
+                            z + begin * s.out_width * channels, channels, sum, squares);
     }
     flush(sum, task.sum, channels);
     flush(squares, task.sum_squares, channels);
@@ -106,8 +106,8 @@ void separable_backward_impl(const SeparableBackward<T>& task) {
     sum = arena.take<T>(channels);
     dot = arena.take<T>(channels);
   });
-  clear_margins(x, s.height, s.width, channels, pad);
-  clear_margins(depth, s.out_height, s.out_width, channels, pad);
+  clear_padding(x, s.height, s.width, channels, pad);
+  clear_padding(depth, s.out_height, s.out_width, channels, pad);
   fill_with(sum, channels, T(0));
   fill_with(dot, channels, T(0));
   for (int64_t image = 0; image < s.images; ++image) {
@@ -130,9 +130,9 @@ void separable_backward_impl(const SeparableBackward<T>& task) {
                              task.grad_pointwise, channels);
       for (int64_t y = begin; y < end; ++y) {
         T* target = depth + (y + pad) * grad_row + pad * channels;
-        product<T, false, C, C>(s.out_width, channels, channels, gz + (y - begin) * line, channels,
-                                kChannelBlock, task.pointwise, channels, target, channels, nullptr,
-                                nullptr);
+        matmul<T, false, C, C>(s.out_width, channels, channels, gz + (y - begin) * line, channels,
+                               kChannelBlock, task.pointwise, channels, target, channels, nullptr,
+                               nullptr);
         depthwise_weight_row<T, K, S, C>(x + y * S * row, row, target, s.out_width, channels,
                                          task.grad_depthwise,
                                          task.z + out_offset + (y + end - begin) * line);

@@ -65,7 +65,7 @@ __global__ __launch_bounds__(kThreads) void combine_kernel(const Job<V> job) {
       add_product(sum, term(job, arch, e, edge, pixel, image, y, x, c),
                   fill_vec4(static_cast<T>(edge.factor)));
     }
-    write4(out + i * 4, sum);
+    write_vec4(out + i * 4, sum);
   }
 }
 

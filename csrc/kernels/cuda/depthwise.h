@@ -26,7 +26,7 @@ __device__ void load_source(const State<V>& from, int padded, const Tile& t, con
 #pragma unroll
       for (int i = 0; i < kWide<V>; ++i) {
         v[i] = affine_vec4(v[i], from.norm, padded, channel + piece + 4 * i);
-        if (kRelu) v[i] = relu4(v[i]);
+        if (kRelu) v[i] = relu_vec4(v[i]);
       }
     }
 #pragma unroll
@@ -35,19 +35,20 @@ __device__ void load_source(const State<V>& from, int padded, const Tile& t, con
   }
 }
 
-// Depthwise weights (taps, padded) of a chunk, in reverse order for the transposed convolution.
+// Depthwise weights (kernel elements, padded) of a chunk, in reverse order for the transposed
+// convolution.
 template <int K, bool kFlipped, class T>
-__device__ void load_taps(const T* weight, int padded, int chunk, int channel, T* to) {
+__device__ void load_elements(const T* weight, int padded, int chunk, int channel, T* to) {
   for (int i = threadIdx.x; i < K * K * chunk; i += kThreads) {
-    const int tap = i / chunk, c = i - tap * chunk;
-    to[i] = weight[(kFlipped ? K * K - 1 - tap : tap) * padded + channel + c];
+    const int element = i / chunk, c = i - element * chunk;
+    to[i] = weight[(kFlipped ? K * K - 1 - element : element) * padded + channel + c];
   }
 }
 
 // Calls emit(pixel of the tile, channel of the chunk, value) for four pixels in a row after one
 // another, with the same channel.
 template <int K, int S, class T, class Emit>
-__device__ void depthwise(const Tile& t, const T* source, int row, const T* taps, Emit emit) {
+__device__ void depthwise(const Tile& t, const T* source, int row, const T* elements, Emit emit) {
   const int quads = t.chunk / 4, across = t.width / 4, columns = (t.width - 1) * S + K;
   constexpr int kSpan = 3 * S + K;
   for (int item = threadIdx.x; item < t.pixels() / 4 * quads; item += kThreads) {
@@ -64,7 +65,7 @@ __device__ void depthwise(const Tile& t, const T* source, int row, const T* taps
       for (int i = 0; i < kSpan; ++i) v[i] = load_vec4(from + i * row);
 #pragma unroll
       for (int kx = 0; kx < K; ++kx) {
-        const Vec4<T> w = load_vec4(taps + (ky * K + kx) * t.chunk + quad);
+        const Vec4<T> w = load_vec4(elements + (ky * K + kx) * t.chunk + quad);
 #pragma unroll
         for (int p = 0; p < 4; ++p) add_product(sums[p], v[p * S + kx], w);
       }
@@ -73,8 +74,8 @@ __device__ void depthwise(const Tile& t, const T* source, int row, const T* taps
   }
 }
 
-// grad[taps of a channel] += Σ over the tile of depth · source, for the channels of a chunk.
-// `scratch` has room for 20·kThreads values.
+// grad[kernel elements of a channel] += Σ over the tile of depth · source, for the channels of a
+// chunk. `scratch` has room for 20·kThreads values.
 template <int K, int S, class T>
 __device__ void depthwise_weight(const Tile& t, const T* source, int row, const T* depth,
                                  int depth_row, T* scratch, T* grad) {
@@ -103,7 +104,7 @@ __device__ void depthwise_weight(const Tile& t, const T* source, int row, const 
   for (int k = 0; k < K; ++k) store_vec4(scratch + threadIdx.x * 20 + k * 4, sums[k]);
   __syncthreads();
   for (int i = threadIdx.x; i < t.chunk * K * K; i += kThreads) {
-    const int c = i / (K * K), tap = i - c * K * K, y = tap / K, x = tap - y * K;
+    const int c = i / (K * K), element = i - c * K * K, y = element / K, x = element - y * K;
     const T* from = scratch + (y * quads + c / 4) * 20 + x * 4 + c % 4;
     T sum = 0;
     for (int g = 0; g < groups; ++g) sum += from[g * items * 20];

@@ -16,7 +16,7 @@ struct Job {
   Gradients<V> gradients;
   V* input_grads;
   Compute<V>* input_coefficients;
-  int first, parts;
+  int first, splits;
 };
 
 struct Consumer {
@@ -130,7 +130,7 @@ __global__ __launch_bounds__(kThreads) void gather_kernel(const Job<V> job) {
     norm[e] = dag.norm(arch, node, e, last);
   }
   const int pixels = s.images * state.height * state.width;
-  sum_pixels(pixels, s.padded, blockIdx.x, job.parts, shared, totals,
+  sum_pixels(pixels, s.padded, blockIdx.x, job.splits, shared, totals,
              [&](int pixel, int c, Vec4<T>(&sums)[3]) {
                const int64_t at = static_cast<int64_t>(pixel) * s.padded + c;
                Vec4<T> grad = fill_vec4(T(0));
@@ -156,8 +156,8 @@ __global__ __launch_bounds__(kThreads) void gather_kernel(const Job<V> job) {
              });
   if (is_input && !normalized_input) return;
   const int group = blockIdx.z * s.archs + arch;
-  double* partials = dag.partials + static_cast<int64_t>(group) * kMaxParts * 3 * s.padded;
-  if (!sum_over_blocks(totals, 3 * s.padded, partials, dag.counters + group, blockIdx.x, job.parts,
+  double* partials = dag.partials + static_cast<int64_t>(group) * kMaxSplits * 3 * s.padded;
+  if (!sum_over_blocks(totals, 3 * s.padded, partials, dag.counters + group, blockIdx.x, job.splits,
                        shared)) {
     return;
   }
@@ -185,10 +185,10 @@ __global__ __launch_bounds__(kThreads) void reduce_edges_kernel(const Job<V> job
   const T* norm = dag.norm(arch, node, e, last);
   const int pixels = static_cast<int>(s.out_size() / s.padded);
   sum_gradient(job.gradients.node(s, arch, node), dag.stage(arch, node, e, last), norm, pixels,
-               s.padded, blockIdx.x, job.parts, shared, totals);
-  double* partials = dag.partials + static_cast<int64_t>(blockIdx.y) * kMaxParts * 3 * s.padded;
+               s.padded, blockIdx.x, job.splits, shared, totals);
+  double* partials = dag.partials + static_cast<int64_t>(blockIdx.y) * kMaxSplits * 3 * s.padded;
   if (sum_over_blocks(totals, 2 * s.padded, partials, dag.counters + blockIdx.y, blockIdx.x,
-                      job.parts, shared)) {
+                      job.splits, shared)) {
     finish_gradient(totals, totals + s.padded, pixels, s.padded, norm, true, edge.factor,
                     job.gradients.coefficients_of(s, arch, e, last));
   }
@@ -202,21 +202,21 @@ void gather(const Dag<V>& dag, const Gradients<V>& gradients, int first, int cou
   using T = Compute<V>;
   const DagShape& s = dag.shape;
   const int64_t size = first < s.inputs ? s.in_size() : s.out_size();
-  const int parts = pixel_parts(size / s.padded, s.padded);
+  const int splits = pixel_splits(size / s.padded, s.padded);
   const int slots = (s.shared != 0 ? s.archs : 1) * s.nodes * s.edges;
   const size_t bytes = pixel_sums_bytes(s.padded, sizeof(T)) + sizeof(int) +
                        static_cast<size_t>(slots) * sizeof(Consumer);
-  launch(gather_kernel<V>, dim3(parts, s.archs, count), kThreads, bytes, stream,
-         Job<V>{dag, gradients, input_grads, coefficients, first, parts});
+  launch(gather_kernel<V>, dim3(splits, s.archs, count), kThreads, bytes, stream,
+         Job<V>{dag, gradients, input_grads, coefficients, first, splits});
 }
 
 template <class V>
 void reduce_edges(const Dag<V>& dag, const Gradients<V>& gradients, int node, CudaStream stream) {
   const DagShape& s = dag.shape;
-  const int parts = pixel_parts(s.out_size() / s.padded, s.padded);
-  launch(reduce_edges_kernel<V>, dim3(parts, s.archs * s.edges), kThreads,
+  const int splits = pixel_splits(s.out_size() / s.padded, s.padded);
+  launch(reduce_edges_kernel<V>, dim3(splits, s.archs * s.edges), kThreads,
          pixel_sums_bytes(s.padded, sizeof(Compute<V>)), stream,
-         Job<V>{dag, gradients, nullptr, nullptr, node, parts});
+         Job<V>{dag, gradients, nullptr, nullptr, node, splits});
 }
 
 #define ASNG_INSTANTIATE(V)                                                                        \

@@ -1,7 +1,8 @@
-// Products of matrices in shared memory on the tensor cores: factors rounded to TF32 (10 bits
-// behind the point), sums in float32. Matrices are cut into tiles of 16×16, which the warps of a
-// block share; sizes are multiples of 16, rows multiples of 4 apart, and every tile begins at a
-// multiple of 32 bytes. All functions are to be called by all threads of a block.
+// Matmuls of matrices in shared memory, by threads in blocks of 4×4, or on the tensor cores:
+// factors rounded to TF32 (10-bit mantissa), accumulated in float32. There matrices are cut into
+// tiles of 16×16, which the warps of a block divide among them; sizes are multiples of 16, rows
+// multiples of 4 apart, and every tile begins at a multiple of 32 bytes. All functions are to be
+// called by all threads of a block.
 #pragma once
 
 #include <type_traits>
@@ -15,10 +16,10 @@ namespace wmma = nvcuda::wmma;
 inline constexpr int kTile = 16, kTileDepth = 8, kWarps = kThreads / 32;
 // Tiles that a warp keeps in registers, and the largest matrix that the warps of a block keep.
 inline constexpr int kWarpTiles = 4;
-inline constexpr int kLargestProduct = kWarps * kWarpTiles * kTile * kTile;
+inline constexpr int kLargestMatmul = kWarps * kWarpTiles * kTile * kTile;
 
-// The kernel f(std::true_type) with tensor cores, or f(std::false_type) without. Images in bfloat16
-// lose nothing by TF32 that storing the result would keep, so they always use it.
+// The kernel f(std::true_type) with tensor cores, or f(std::false_type) without. Feature maps in
+// bfloat16 lose nothing by TF32 that storing the result would keep, so they always use it.
 template <class V, class F>
 auto choose_kernel(bool tf32, F f) {
   if constexpr (std::is_same_v<V, BFloat16>) {
@@ -55,7 +56,8 @@ __device__ __forceinline__ void multiply(const T* a, int row, const T* b, int b_
 
 // A matrix of sums over pixels, Σ left(pixel, row) · right(pixel, column), in blocks of 4×4. Every
 // thread keeps some blocks in registers while the pixels pass by; where there are fewer blocks than
-// threads, groups of threads share the pixels. Matrices too large for that are kept in `memory`.
+// threads, groups of threads divide the pixels among them. Matrices too large for that are kept in
+// `memory`.
 template <class T>
 class OuterProduct {
  public:
@@ -98,7 +100,7 @@ class OuterProduct {
         sums[i] = first ? fill_vec4(T(0)) : load_vec4(to + i * memory_row);
       add_block(block, left, left_row, right, right_row, 0, 1, pixels, sums);
 #pragma unroll
-      for (int i = 0; i < 4; ++i) write4(to + i * memory_row, sums[i]);
+      for (int i = 0; i < 4; ++i) write_vec4(to + i * memory_row, sums[i]);
     }
   }
 
@@ -108,7 +110,7 @@ class OuterProduct {
     const int t = threadIdx.x;
     for (int block = t + kSlots * kThreads; !added && block < count_; block += kThreads) {
       for (int i = 0; i < 4; ++i) {
-        write4(place(block, memory, memory_row) + i * memory_row, fill_vec4(T(0)));
+        write_vec4(place(block, memory, memory_row) + i * memory_row, fill_vec4(T(0)));
       }
     }
     if (groups_ == 1) {
@@ -118,7 +120,7 @@ class OuterProduct {
         if (block < count_) {
           T* to = place(block, memory, memory_row);
 #pragma unroll
-          for (int i = 0; i < 4; ++i) write4(to + i * memory_row, sums_[s][i]);
+          for (int i = 0; i < 4; ++i) write_vec4(to + i * memory_row, sums_[s][i]);
         }
       }
       return;
@@ -133,7 +135,7 @@ class OuterProduct {
       Vec4<T> sum = fill_vec4(T(0));
       for (int g = 0; g < groups_; ++g)
         sum += load_vec4(shared + (g * count_ + block) * 16 + i * 4);
-      write4(place(block, memory, memory_row) + i * memory_row, sum);
+      write_vec4(place(block, memory, memory_row) + i * memory_row, sum);
     }
   }
 
@@ -180,11 +182,11 @@ __device__ __forceinline__ void load_rounded(Fragment& to, const float* from, in
   for (int i = 0; i < to.num_elements; ++i) to.x[i] = wmma::__float_to_tf32(to.x[i]);
 }
 
-// rows × columns sums of products, in the registers of the block's warps: no more than
+// rows × columns sums, in the registers of the block's warps: no more than
 // kLargestProduct of them.
-class TileProduct {
+class TileMatmul {
  public:
-  __device__ TileProduct(int rows, int columns)
+  __device__ TileMatmul(int rows, int columns)
       : across_(columns / kTile), count_(rows / kTile * across_) {
 #pragma unroll
     for (int s = 0; s < kWarpTiles; ++s) wmma::fill_fragment(sums_[s], 0.0f);
@@ -238,7 +240,8 @@ class TileProduct {
   }
 
  private:
-  // A warp's tiles lie below each other as far as the numbers allow, and share their right factor.
+  // A warp's tiles lie below each other as far as the numbers allow, and have the right factor in
+  // common.
   __device__ int tile_of(int s) const { return threadIdx.x / 32 + s * kWarps; }
   __device__ float* place(float* to, int row, int tile) const {
     const int down = tile / across_;
@@ -250,7 +253,7 @@ class TileProduct {
 };
 
 // OuterProduct on the tensor cores: Σ left(pixel, row) · right(pixel, column). Where there
-// are fewer tiles than warps, groups of warps share the pixels.
+// are fewer tiles than warps, groups of warps divide the pixels.
 class TileOuterProduct {
  public:
   __device__ TileOuterProduct(int rows, int columns)
@@ -320,7 +323,7 @@ class TileOuterProduct {
       Vec4<float> sum = fill_vec4(0.0f);
       for (int g = 0; g < groups_; ++g)
         sum += load_vec4(shared + (g * count_ + tile) * kValues + at);
-      write4(place(tile, memory, memory_row) + at / kTile * memory_row + at % kTile, sum);
+      write_vec4(place(tile, memory, memory_row) + at / kTile * memory_row + at % kTile, sum);
     }
   }
 
@@ -350,6 +353,6 @@ class TileOuterProduct {
 
 // Sums over pixels on the tensor cores or not.
 template <bool kTensorCores, class T>
-using PixelProduct = std::conditional_t<kTensorCores, TileOuterProduct, OuterProduct<T>>;
+using PixelOuterProduct = std::conditional_t<kTensorCores, TileOuterProduct, OuterProduct<T>>;
 
 }  // namespace asng::cuda

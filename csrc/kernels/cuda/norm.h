@@ -1,5 +1,6 @@
-// Sums over the pixels of a batch that do not depend on the order in which blocks run: every block
-// writes its part, and the block that finishes last adds the parts up in their order.
+// Batch normalization: sums over the pixels of a batch, statistics and coefficients from them, and
+// the values normalized. Sums do not depend on the order in which blocks run: every block writes
+// those of its split, and the block that finishes last adds them in the order of the splits.
 #pragma once
 
 #include <algorithm>
@@ -26,20 +27,20 @@ __device__ inline void clear(double* values, int count) {
   for (int j = threadIdx.x; j < count; j += kThreads) values[j] = 0;
 }
 
-// Writes this block's totals as part `part` of `parts` of the group whose parts and counter these
+// Writes this block's totals as split `split` of `splits` of the group whose sums and counter these
 // are. Returns true in the block that is the last one to do so, with the sums in `totals`. `shared`
 // is shared memory for 2·kThreads doubles, aligned to 16 bytes, whose contents are lost.
 __device__ inline bool sum_over_blocks(double* totals, int columns, double* partials,
-                                       unsigned* counter, int part, int parts, void* shared) {
+                                       unsigned* counter, int split, int splits, void* shared) {
   double2* slices_of = static_cast<double2*>(shared);
   const int t = threadIdx.x;
   __syncthreads();
   for (int j = t; j < columns; j += kThreads) {
-    partials[static_cast<int64_t>(part) * columns + j] = totals[j];
+    partials[static_cast<int64_t>(split) * columns + j] = totals[j];
   }
   __threadfence();
   __syncthreads();
-  const bool last = t == 0 && atomicInc(counter, parts - 1) == static_cast<unsigned>(parts - 1);
+  const bool last = t == 0 && atomicInc(counter, splits - 1) == static_cast<unsigned>(splits - 1);
   if (__syncthreads_or(last) == 0) return false;
   __threadfence();
   const int pairs = columns / 2, width = min(pairs, kThreads), slices = kThreads / width;
@@ -51,7 +52,7 @@ __device__ inline bool sum_over_blocks(double* totals, int columns, double* part
     if (mine) {
       const double2* from = reinterpret_cast<const double2*>(partials) + pair;
 #pragma unroll 8
-      for (int p = slice; p < parts; p += slices) {
+      for (int p = slice; p < splits; p += slices) {
         const double2 value = __ldcg(from + static_cast<int64_t>(p) * pairs);
         sum.x += value.x;
         sum.y += value.y;
@@ -105,8 +106,9 @@ __device__ void finish_gradient(const double* sums, const double* dots, double c
 
 // a·g + b·z + c
 template <class T>
-__device__ __forceinline__ Vec4<T> norm_gradient4(const Vec4<T>& g, const Vec4<T>& z,
-                                                  const T* coefficients, int padded, int channel) {
+__device__ __forceinline__ Vec4<T> norm_gradient_vec4(const Vec4<T>& g, const Vec4<T>& z,
+                                                      const T* coefficients, int padded,
+                                                      int channel) {
   const Vec4<T> a = load_vec4(coefficients + channel),
                 b = load_vec4(coefficients + padded + channel);
   Vec4<T> sum = load_vec4(coefficients + 2 * padded + channel);
@@ -115,11 +117,11 @@ __device__ __forceinline__ Vec4<T> norm_gradient4(const Vec4<T>& g, const Vec4<T
   return sum;
 }
 
-// Calls visit(pixel, channel, sums) for this block's share of the pixels and all their channels,
+// Calls visit(pixel, channel, sums) for this block's split of the pixels and all their channels,
 // which adds to the three sums, and adds those to `totals` (3, padded). `shared` has room for
 // 12·kThreads values.
 template <class T, class Visit>
-__device__ void sum_pixels(int pixels, int padded, int part, int parts, T* shared, double* totals,
+__device__ void sum_pixels(int pixels, int padded, int split, int splits, T* shared, double* totals,
                            Visit visit) {
   const int quads = padded / 4, width = min(quads, kThreads), slots = kThreads / width;
   const int lane = threadIdx.x % width, slot = threadIdx.x / width;
@@ -127,7 +129,7 @@ __device__ void sum_pixels(int pixels, int padded, int part, int parts, T* share
     const int quad = first + lane;
     if (slot < slots && quad < quads) {
       Vec4<T> sums[3] = {fill_vec4(T(0)), fill_vec4(T(0)), fill_vec4(T(0))};
-      for (int pixel = part * slots + slot; pixel < pixels; pixel += parts * slots) {
+      for (int pixel = split * slots + slot; pixel < pixels; pixel += splits * slots) {
         visit(pixel, quad * 4, sums);
       }
 #pragma unroll
@@ -150,22 +152,23 @@ inline size_t pixel_sums_bytes(int padded, size_t value_bytes) {
   return 3 * static_cast<size_t>(padded) * sizeof(double) + 12 * kThreads * value_bytes;
 }
 
-inline int pixel_parts(int64_t pixels, int padded) {
+inline int pixel_splits(int64_t pixels, int padded) {
   const int slots = padded / 4 < kThreads ? kThreads / (padded / 4) : 1;
-  const int64_t parts = (pixels + slots - 1) / slots;
-  return static_cast<int>(parts < kMaxParts ? parts : kMaxParts);
+  const int64_t splits = (pixels + slots - 1) / slots;
+  return static_cast<int>(splits < kMaxSplits ? splits : kMaxSplits);
 }
 
 // Adds Σ g and Σ g·normalized to the totals.
 template <class V, class T>
 __device__ void sum_gradient(const V* g, const V* z, const T* norm, int pixels, int padded,
-                             int part, int parts, T* shared, double* totals) {
-  sum_pixels(pixels, padded, part, parts, shared, totals, [&](int pixel, int c, Vec4<T>(&sums)[3]) {
-    const int64_t at = static_cast<int64_t>(pixel) * padded + c;
-    const Vec4<T> grad = load_vec4(g + at);
-    sums[0] += grad;
-    add_product(sums[1], grad, affine_vec4(load_vec4(z + at), norm, padded, c));
-  });
+                             int split, int splits, T* shared, double* totals) {
+  sum_pixels(pixels, padded, split, splits, shared, totals,
+             [&](int pixel, int c, Vec4<T>(&sums)[3]) {
+               const int64_t at = static_cast<int64_t>(pixel) * padded + c;
+               const Vec4<T> grad = load_vec4(g + at);
+               sums[0] += grad;
+               add_product(sums[1], grad, affine_vec4(load_vec4(z + at), norm, padded, c));
+             });
 }
 
 template <class V>

@@ -12,12 +12,13 @@
 
 namespace asng::cuda {
 
-// Channels of a source that a projection holds at once, the distance of their pixels, and what it
-// takes of shared memory in its forward pass: 128 pixels and the sums of groups of them.
+// Channels of a source that a pointwise convolution holds at once, the distance of their pixels,
+// and what it takes of shared memory in its forward pass: 128 pixels and the sums of groups of
+// them.
 inline constexpr int kSourceChunk = 32, kSourceRow = kSourceChunk + 4;
-inline constexpr int kProjectValues = 128 * kSourceRow + 2048;
+inline constexpr int kPointwiseValues = 128 * kSourceRow + 2048;
 
-// Of a tile. With so few there are no products on the tensor cores.
+// Of a tile. With this few there are no matmuls on the tensor cores.
 inline constexpr int kFewestPixels = 8;
 
 // Output pixels that a block works on at once, and how many channels of their input it holds.
@@ -28,16 +29,16 @@ struct Tile {
 };
 
 // Places in dynamic shared memory, counted in values behind 3·padded sums in double precision, and
-// multiples of 8 but for the taps and the groups.
+// multiples of 8 but for the kernel elements and the groups.
 struct TileLayout {
   Tile tile;
   int padded;
-  int row;     // between the pixels of `depth` and of `grad`
-  int source;  // input pixels of a chunk, with the margin that the kernel needs
-  int taps;    // depthwise weights of a chunk
-  int groups;  // sums of groups of four pixels, in a forward pass
-  int grad;    // gradients, in a backward pass
-  int taps_grad;
+  int row;       // between the pixels of `depth` and of `grad`
+  int source;    // input pixels of a chunk, with the padding that the kernel needs
+  int elements;  // depthwise weights of a chunk
+  int groups;    // sums of groups of four pixels, in a forward pass
+  int grad;      // gradients, in a backward pass
+  int elements_grad;
   int values;
 
   ASNG_HD int source_row() const { return tile.chunk + 4; }
@@ -57,7 +58,7 @@ inline size_t shared_bytes(const TileLayout& l, size_t value_bytes) {
   return l.sums_bytes() + static_cast<size_t>(l.values) * value_bytes;
 }
 
-// With so many pixels.
+// With a given number of pixels.
 inline TileLayout tile_layout(const DagShape& s, int stride, size_t value_bytes, bool backward,
                               int pixels) {
   TileLayout l;
@@ -77,13 +78,13 @@ inline TileLayout tile_layout(const DagShape& s, int stride, size_t value_bytes,
   l.source = pixels * l.row;
   // A factorized reduction has its pixels and groups here instead; its backward pass begins at 0.
   const int source = (height * width * l.source_row() + 7) / 8 * 8;
-  l.taps = l.source + (stride == 2 && !backward ? std::max(source, kProjectValues) : source);
-  l.groups = l.grad = l.taps + 25 * l.tile.chunk;
+  l.elements = l.source + (stride == 2 && !backward ? std::max(source, kPointwiseValues) : source);
+  l.groups = l.grad = l.elements + 25 * l.tile.chunk;
   if (backward) {
-    l.taps_grad = l.grad + std::max(pixels * l.row, kThreads * 20);
-    l.values = l.taps_grad + 25 * s.padded;
+    l.elements_grad = l.grad + std::max(pixels * l.row, kThreads * 20);
+    l.values = l.elements_grad + 25 * s.padded;
   } else {
-    l.taps_grad = l.values = l.groups + pixels / 4 * 2 * s.padded;
+    l.elements_grad = l.values = l.groups + pixels / 4 * 2 * s.padded;
   }
   return l;
 }
@@ -93,11 +94,11 @@ inline TileLayout tile_layout(const DagShape& s, int stride, size_t value_bytes,
   const int budget = value_bytes == 8 ? 1024 : 4096;
   int pixels = 128;
   while (pixels > 16 && pixels * s.padded > budget) pixels /= 2;
-  // Small images are cut smaller, so that there are blocks for every multiprocessor.
+  // Small feature maps are cut smaller, so that there are blocks for every multiprocessor.
   const int64_t all = static_cast<int64_t>(s.images) * s.out_height * s.out_width;
-  while (pixels > 32 && all / pixels < kMaxParts) pixels /= 2;
+  while (pixels > 32 && all / pixels < kMaxSplits) pixels /= 2;
   TileLayout l = tile_layout(s, stride, value_bytes, backward, pixels);
-  // So are those of so many channels that a block would not have the room.
+  // So are those whose channels would leave a block without the room.
   const size_t bytes = shared_bytes(l, value_bytes);
   if (bytes > kPlainSharedBytes && bytes > largest_shared_bytes()) {
     l = tile_layout(s, stride, value_bytes, backward, kFewestPixels);
@@ -126,19 +127,19 @@ __device__ inline TilePlace tile_place(const Tile& t, const DagShape& s, int ind
   return {image, rest / across * t.height, rest % across * t.width};
 }
 
-// Index of the output pixel that is number q of the tile, -1 outside of the image.
+// Index of the output pixel that is number q of the tile, -1 outside of the feature map.
 __device__ inline int64_t tile_pixel(const Tile& t, const DagShape& s, const TilePlace& at, int q) {
   const int y = at.y + q / t.width, x = at.x + q % t.width;
   if (y >= s.out_height || x >= s.out_width) return -1;
   return (static_cast<int64_t>(at.image) * s.out_height + y) * s.out_width + x;
 }
 
-// As choose_kernel, for products of a tile's pixels and a 1×1 weight: on the tensor cores if their
+// As choose_kernel, for matmuls of a tile's pixels and a 1×1 weight: on the tensor cores if their
 // sums fit into registers.
 template <class V, class F>
 auto choose_tile_kernel(const TileLayout& l, bool tf32, F f) {
   const int pixels = l.tile.pixels();
-  const bool fits = pixels % kTile == 0 && pixels * l.padded <= kLargestProduct;
+  const bool fits = pixels % kTile == 0 && pixels * l.padded <= kLargestMatmul;
   return fits ? choose_kernel<V>(tf32, f) : f(std::false_type());
 }
 

@@ -103,30 +103,30 @@ class Cell {
   bool reads(int64_t arch, bool prev_prev) const { return dag_.reads(arch, prev_prev ? 0 : 1); }
 
  private:
-  int64_t parts() const { return part_count(shape_.images); }
+  int64_t splits() const { return split_count(shape_.images); }
   void place_inputs(Bump<T>& memory, CellImages<T> prev_prev, CellImages<T> prev);
   void place_outputs(const T* z, const T* norms, bool normalized);
   // Memory for one image of every leaf node of an architecture.
   size_t leaf_bytes() const {
     return static_cast<size_t>(shape_.nodes * shape_.out_size() / shape_.images) * sizeof(T);
   }
-  std::vector<Source<T>> leaf_sources(const Projection<T>& p, const T* nodes) const;
-  void combine_leaf(const Projection<T>& p, int64_t image, T* nodes) const;
+  std::vector<Source<T>> leaf_sources(const PointwiseBatch<T>& p, const T* nodes) const;
+  void combine_leaf(const PointwiseBatch<T>& p, int64_t image, T* nodes) const;
   void project_inputs();
-  void project_outputs(int64_t arch, int64_t part_index, Part images, PartialSums& sums) const;
-  Block pack(std::vector<Projection<T>>& projections, bool backward);
-  void finish_gradients(std::vector<Projection<T>>& projections,
+  void project_outputs(int64_t arch, int64_t split_index, Split images, PartialSums& sums) const;
+  Block pack(std::vector<PointwiseBatch<T>>& projections, bool backward);
+  void finish_gradients(std::vector<PointwiseBatch<T>>& projections,
                         const std::vector<PartialSums>& sums);
   std::vector<PartialSums> reduce_outputs() const;
-  void backward_outputs(int64_t arch, int64_t part_index, Part images) const;
+  void backward_outputs(int64_t arch, int64_t split_index, Split images) const;
   void backward_inputs(const InputGradient<T>& prev_prev, const InputGradient<T>& prev,
                        const CellWeights<T>& grads);
 
   CellShape shape_;
   CellWeights<const T> weights_;
   Dag<T> dag_;
-  std::vector<Projection<T>> inputs_;   // those of the prev_prev input come first
-  std::vector<Projection<T>> outputs_;  // one for every architecture, of its leaf nodes
+  std::vector<PointwiseBatch<T>> inputs_;   // those of the prev_prev input come first
+  std::vector<PointwiseBatch<T>> outputs_;  // one for every architecture, of its leaf nodes
   std::vector<T> coefficients_;
 };
 

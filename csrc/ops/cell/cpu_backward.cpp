@@ -7,7 +7,7 @@ namespace asng::cpu {
 
 // The gradients of the normalizations of projections, from their sums.
 template <class T>
-void Cell<T>::finish_gradients(std::vector<Projection<T>>& projections,
+void Cell<T>::finish_gradients(std::vector<PointwiseBatch<T>>& projections,
                                const std::vector<PartialSums>& sums) {
   const size_t width = 3 * static_cast<size_t>(shape_.padded);
   coefficients_.resize(projections.size() * width);
@@ -21,9 +21,9 @@ void Cell<T>::finish_gradients(std::vector<Projection<T>>& projections,
 // The sums of the outputs' gradients, where nobody has taken them yet.
 template <class T>
 std::vector<PartialSums> Cell<T>::reduce_outputs() const {
-  std::vector<PartialSums> sums(outputs_.size(), PartialSums(parts(), shape_.padded));
-  run_parts(shape_.archs, parts(), [&](int64_t arch, int64_t part_index) {
-    outputs_[static_cast<size_t>(arch)].reduce(part(shape_.images, part_index), part_index,
+  std::vector<PartialSums> sums(outputs_.size(), PartialSums(splits(), shape_.padded));
+  run_splits(shape_.archs, splits(), [&](int64_t arch, int64_t split_index) {
+    outputs_[static_cast<size_t>(arch)].reduce(split(shape_.images, split_index), split_index,
                                                sums[static_cast<size_t>(arch)]);
   });
   return sums;
@@ -31,8 +31,8 @@ std::vector<PartialSums> Cell<T>::reduce_outputs() const {
 
 // The gradients of leaf nodes.
 template <class T>
-void Cell<T>::backward_outputs(int64_t arch, int64_t part_index, Part images) const {
-  const Projection<T>& p = outputs_[static_cast<size_t>(arch)];
+void Cell<T>::backward_outputs(int64_t arch, int64_t split_index, Split images) const {
+  const PointwiseBatch<T>& p = outputs_[static_cast<size_t>(arch)];
   const int64_t image_size = shape_.out_size() / shape_.images;
   const Block block = acquire(leaf_bytes());
   T* const nodes = static_cast<T*>(block.get());
@@ -40,7 +40,7 @@ void Cell<T>::backward_outputs(int64_t arch, int64_t part_index, Part images) co
   for (Source<T>& source : from) source.grad += images.first * image_size;
   for (int64_t image = images.first; image < images.first + images.count; ++image) {
     combine_leaf(p, image, nodes);
-    p.backward_from(from, {image, 1}, part_index);
+    p.backward_from(from, {image, 1}, split_index);
     for (Source<T>& source : from) source.grad += image_size;
   }
 }
@@ -49,7 +49,7 @@ template <class T>
 void Cell<T>::backward_inputs(const InputGradient<T>& prev_prev, const InputGradient<T>& prev,
                               const CellWeights<T>& grads) {
   std::vector<PartialSums> sums;
-  for (Projection<T>& p : inputs_) {
+  for (PointwiseBatch<T>& p : inputs_) {
     const CellInput& input = p.of_prev_prev ? shape_.prev_prev : shape_.prev;
     const InputGradient<T>& target = p.of_prev_prev ? prev_prev : prev;
     if (target.grad != nullptr) {
@@ -62,7 +62,7 @@ void Cell<T>::backward_inputs(const InputGradient<T>& prev_prev, const InputGrad
       }
       if (target.sums != nullptr) p.source_sums = &(*target.sums)[static_cast<size_t>(p.arch)];
     }
-    PartialSums& total = sums.emplace_back(parts(), shape_.padded);
+    PartialSums& total = sums.emplace_back(splits(), shape_.padded);
     const int64_t end = input.archs == 1 ? shape_.archs : p.arch + 1;
     for (int64_t a = p.arch; a < end; ++a) {
       const State<T>& s = dag_.state(a, p.of_prev_prev ? 0 : 1);
@@ -75,17 +75,17 @@ void Cell<T>::backward_inputs(const InputGradient<T>& prev_prev, const InputGrad
   finish_gradients(inputs_, sums);
   // Both inputs may be the same images.
   const auto first_prev = std::find_if(inputs_.begin(), inputs_.end(),
-                                       [](const Projection<T>& p) { return !p.of_prev_prev; });
+                                       [](const PointwiseBatch<T>& p) { return !p.of_prev_prev; });
   const int64_t prev_prevs = first_prev - inputs_.begin();
   for (const bool of_prev_prev : {true, false}) {
     const int64_t begin = of_prev_prev ? 0 : prev_prevs;
     const int64_t end = of_prev_prev ? prev_prevs : static_cast<int64_t>(inputs_.size());
-    run_parts(end - begin, parts(), [&](int64_t p, int64_t part_index) {
-      inputs_[begin + p].backward(part(shape_.images, part_index), part_index);
+    run_splits(end - begin, splits(), [&](int64_t p, int64_t split_index) {
+      inputs_[begin + p].backward(split(shape_.images, split_index), split_index);
     });
   }
   run_tasks(2, [&](int64_t of_prev_prev) {
-    for (const Projection<T>& p : inputs_) {
+    for (const PointwiseBatch<T>& p : inputs_) {
       if (p.of_prev_prev == (of_prev_prev == 1)) {
         p.add_weight_gradient(of_prev_prev == 1 ? grads.prev_prev : grads.prev);
       }
@@ -104,7 +104,7 @@ void Cell<T>::run_backward(CellImages<T> prev_prev, CellImages<T> prev, const T*
   const Block block = acquire(static_cast<size_t>(count) * sizeof(T));
   Bump<T> gradients(static_cast<T*>(block.get()), count);
   std::vector<PartialSums> input_sums(static_cast<size_t>(2 * shape_.archs),
-                                      PartialSums(parts(), shape_.padded));
+                                      PartialSums(splits(), shape_.padded));
   for (int64_t arch = 0; arch < shape_.archs; ++arch) {
     for (int64_t index = 0; index < 2; ++index) {
       State<T>& s = dag_.state(arch, index);
@@ -114,15 +114,15 @@ void Cell<T>::run_backward(CellImages<T> prev_prev, CellImages<T> prev, const T*
   }
   dag_.allocate_gradients(gradients);
   place_outputs(z, norms, normalized);
-  for (Projection<T>& p : outputs_) p.grads = {grad_y + p.arch * shape_.out_size()};
+  for (PointwiseBatch<T>& p : outputs_) p.grads = {grad_y + p.arch * shape_.out_size()};
   {
     const Block packed = pack(outputs_, true);
     finish_gradients(outputs_, sums == nullptr ? reduce_outputs() : *sums);
-    dag_.backward([&](int64_t arch, int64_t part_index,
-                      Part images) { backward_outputs(arch, part_index, images); },
+    dag_.backward([&](int64_t arch, int64_t split_index,
+                      Split images) { backward_outputs(arch, split_index, images); },
                   grads.operations);
     // All architectures share the weight: one after the other.
-    for (const Projection<T>& p : outputs_) p.add_weight_gradient(grads.output);
+    for (const PointwiseBatch<T>& p : outputs_) p.add_weight_gradient(grads.output);
   }
   backward_inputs(grad_prev_prev, grad_prev, grads);
 }

@@ -76,7 +76,7 @@ template <class T>
 class Dag {
  public:
   // Work on some images of an architecture, all of one part of the batch.
-  using Task = std::function<void(int64_t arch, int64_t part_index, Part images)>;
+  using Task = std::function<void(int64_t arch, int64_t split_index, Split images)>;
 
   // `inputs` and `operations` are (archs, nodes, edges). Throws std::invalid_argument if an index
   // is out of range.
@@ -103,7 +103,7 @@ class Dag {
   void forward(const Task& finish);
 
   // The sum of the edges of a node, for some images.
-  void combine(int64_t arch, int64_t node, Part images, T* out) const;
+  void combine(int64_t arch, int64_t node, Split images, T* out) const;
 
   // Values that allocate_gradients() needs at most.
   int64_t gradient_bound() const {
@@ -132,7 +132,7 @@ class Dag {
     T* grad_pointwise[2] = {nullptr, nullptr};  // (parts, padded, padded)
     T* intermediate = nullptr;                  // gradient of the first stage's output
     bool accumulate = false;                    // somebody else has written the state's gradient
-    Projection<T> reduction;
+    PointwiseBatch<T> reduction;
     PartialSums sums;  // of the stage that is being computed
 
     bool separable() const { return operation >= kSeparable3Operation; }
@@ -146,7 +146,7 @@ class Dag {
   size_t at(int64_t arch, int64_t state) const {
     return static_cast<size_t>(arch * shape_.states() + state);
   }
-  int64_t parts() const { return part_count(shape_.images); }
+  int64_t splits() const { return split_count(shape_.images); }
   const State<T>& from(const Edge& edge) const { return states_[at(edge.arch, edge.input)]; }
   bool stored(int64_t arch, int64_t state) const {
     return state >= shape_.inputs && reads(arch, state);
@@ -162,18 +162,18 @@ class Dag {
   void pack_stage(Edge& edge, int stage, bool backward);
   void set_up_reduction(Edge& edge);
   Shape stage_shape(const Edge& edge, int stage, int64_t images) const;
-  Combine<T> combine_task(int64_t arch, int64_t node, Part images,
+  Combine<T> combine_task(int64_t arch, int64_t node, Split images,
                           std::vector<Term<T>>& terms) const;
 
-  void run_forward(int64_t phase, int64_t arch, int64_t part_index, Part images);
-  void forward_stage(Edge& edge, int stage, int64_t part_index, Part images);
+  void run_forward(int64_t phase, int64_t arch, int64_t split_index, Split images);
+  void forward_stage(Edge& edge, int stage, int64_t split_index, Split images);
 
   void write_gradient(Edge& edge, Slots<T>& slots);
   Block place_weight_gradients();
-  void run_backward(int64_t phase, int64_t arch, int64_t part_index, Part images);
-  void reduce(const T* grad, const T* z, Affine<T> affine, int64_t pixels, int64_t part_index,
+  void run_backward(int64_t phase, int64_t arch, int64_t split_index, Split images);
+  void reduce(const T* grad, const T* z, Affine<T> affine, int64_t pixels, int64_t split_index,
               PartialSums& sums) const;
-  void backward_stage(Edge& edge, int stage, int64_t part_index, Part images);
+  void backward_stage(Edge& edge, int stage, int64_t split_index, Split images);
   void finish_gradient(Edge& edge, int stage);
   void add_weight_gradients(const OperationWeights<T>& grads);
   void add_weight_gradient(const Edge& edge, const OperationWeights<T>& grads) const;

@@ -9,18 +9,18 @@ namespace asng::cpu {
 template <class T>
 Block Dag<T>::place_weight_gradients() {
   const int64_t padded = shape_.padded;
-  const int64_t per_stage = parts() * (padded * padded + 25 * padded);
+  const int64_t per_stage = splits() * (padded * padded + 25 * padded);
   const int64_t count = shape_.archs * shape_.nodes * shape_.edges * 2 * per_stage;
   Block block = acquire(static_cast<size_t>(count) * sizeof(T));
   Bump<T> memory(static_cast<T*>(block.get()), count);
   for (Edge* edge : normalized_) {
     if (edge->factorized()) {
-      edge->reduction.grad_parts = memory.take(parts() * edge->reduction.packed_size());
+      edge->reduction.grad_splits = memory.take(splits() * edge->reduction.packed_size());
       continue;
     }
     for (int stage = 0; stage < 2; ++stage) {
-      edge->grad_depthwise[stage] = memory.take(parts() * edge->taps() * padded);
-      edge->grad_pointwise[stage] = memory.take(parts() * padded * padded);
+      edge->grad_depthwise[stage] = memory.take(splits() * edge->taps() * padded);
+      edge->grad_pointwise[stage] = memory.take(splits() * padded * padded);
     }
   }
   run_tasks(static_cast<int64_t>(normalized_.size()), [&](int64_t i) {
@@ -30,8 +30,8 @@ Block Dag<T>::place_weight_gradients() {
       return;
     }
     for (int stage = 0; stage < 2; ++stage) {
-      std::fill_n(edge.grad_depthwise[stage], parts() * edge.taps() * padded, T(0));
-      std::fill_n(edge.grad_pointwise[stage], parts() * padded * padded, T(0));
+      std::fill_n(edge.grad_depthwise[stage], splits() * edge.taps() * padded, T(0));
+      std::fill_n(edge.grad_pointwise[stage], splits() * padded * padded, T(0));
     }
   });
   return block;
@@ -39,25 +39,25 @@ Block Dag<T>::place_weight_gradients() {
 
 // What the gradient of a normalization needs to know of all images, from some of them.
 template <class T>
-void Dag<T>::reduce(const T* grad, const T* z, Affine<T> affine, int64_t pixels, int64_t part_index,
-                    PartialSums& sums) const {
+void Dag<T>::reduce(const T* grad, const T* z, Affine<T> affine, int64_t pixels,
+                    int64_t split_index, PartialSums& sums) const {
   Reduce<T> task;
   task.pixels = pixels;
   task.channels = shape_.padded;
   task.grads = &grad;
   task.z = z;
   task.affine = affine;
-  task.sum = sums.first(part_index);
-  task.dot = sums.second(part_index);
+  task.sum = sums.first(split_index);
+  task.dot = sums.second(split_index);
   kernels<T>().reduce(task);
 }
 
 template <class T>
-void Dag<T>::backward_stage(Edge& edge, int stage, int64_t part_index, Part images) {
+void Dag<T>::backward_stage(Edge& edge, int stage, int64_t split_index, Split images) {
   const int64_t padded = shape_.padded, first = images.first * shape_.image_size();
   const T* grad = state(edge.arch, shape_.inputs + edge.node).grad;
   if (edge.factorized()) {
-    edge.reduction.backward(images, part_index);
+    edge.reduction.backward(images, split_index);
     return;
   }
   const State<T>& state = from(edge);
@@ -74,17 +74,17 @@ void Dag<T>::backward_stage(Edge& edge, int stage, int64_t part_index, Part imag
   task.pointwise = edge.pointwise[stage];
   task.grad_x = (stage == 0 ? state.grad : edge.intermediate) + in_first;
   task.accumulate = stage == 0 && edge.accumulate;
-  task.grad_depthwise = edge.grad_depthwise[stage] + part_index * edge.taps() * padded;
-  task.grad_pointwise = edge.grad_pointwise[stage] + part_index * padded * padded;
+  task.grad_depthwise = edge.grad_depthwise[stage] + split_index * edge.taps() * padded;
+  task.grad_pointwise = edge.grad_pointwise[stage] + split_index * padded * padded;
   if (stage == 1) {
-    task.sum = edge.sums.first(part_index);
-    task.dot = edge.sums.second(part_index);
+    task.sum = edge.sums.first(split_index);
+    task.dot = edge.sums.second(split_index);
   }
   kernels<T>().separable_backward(task);
 }
 
 template <class T>
-void Dag<T>::run_backward(int64_t phase, int64_t arch, int64_t part_index, Part images) {
+void Dag<T>::run_backward(int64_t phase, int64_t arch, int64_t split_index, Split images) {
   const int64_t first = images.first * shape_.image_size();
   for (int64_t s = shape_.states() - 1; s >= shape_.inputs; --s) {
     const int64_t age = phase - done_[at(arch, s)];
@@ -101,9 +101,9 @@ void Dag<T>::run_backward(int64_t phase, int64_t arch, int64_t part_index, Part 
       const int last = edge->last();
       if (age == 0) {
         reduce(grad, edge->z[last] + first, edge->norm[last].affine(),
-               images.count * shape_.out_height * shape_.out_width, part_index, edge->sums);
+               images.count * shape_.out_height * shape_.out_width, split_index, edge->sums);
       } else if (age <= edge->stages()) {
-        backward_stage(*edge, edge->stages() - static_cast<int>(age), part_index, images);
+        backward_stage(*edge, edge->stages() - static_cast<int>(age), split_index, images);
       }
     }
   }
@@ -112,7 +112,7 @@ void Dag<T>::run_backward(int64_t phase, int64_t arch, int64_t part_index, Part 
     if (input.sums == nullptr || !input.has_grad || done_[at(arch, s)] != phase) continue;
     const int64_t pixels = input.height * input.width;
     const int64_t begin = images.first * pixels * shape_.padded;
-    reduce(input.grad + begin, input.x + begin, input.affine, images.count * pixels, part_index,
+    reduce(input.grad + begin, input.x + begin, input.affine, images.count * pixels, split_index,
            *input.sums);
   }
 }
@@ -124,7 +124,7 @@ void Dag<T>::finish_gradient(Edge& edge, int stage) {
   edge.norm_gradient[stage] = finish_norm_gradient(
       edge.sums, shape_.pixels(), shape_.padded, edge.norm[stage].scale, edge.norm[stage].affine(),
       factor, coefficients_.data() + index * 3 * shape_.padded);
-  edge.sums = PartialSums(parts(), shape_.padded);
+  edge.sums = PartialSums(splits(), shape_.padded);
   if (edge.factorized()) edge.reduction.norm_gradient = edge.norm_gradient[stage];
 }
 
@@ -141,7 +141,7 @@ void Dag<T>::add_weight_gradient(const Edge& edge, const OperationWeights<T>& gr
     const int64_t index = shape_.weight_index(edge.node, edge.input) * 2 + stage;
     T* depthwise = edge.grad_depthwise[stage];
     T* pointwise = edge.grad_pointwise[stage];
-    for (int64_t p = 1; p < parts(); ++p) {
+    for (int64_t p = 1; p < splits(); ++p) {
       const T* from = edge.grad_depthwise[stage] + p * taps * padded;
       for (int64_t i = 0; i < taps * padded; ++i) depthwise[i] += from[i];
       from = edge.grad_pointwise[stage] + p * padded * padded;
@@ -184,9 +184,9 @@ void Dag<T>::backward(const Task& begin, const OperationWeights<T>& grads) {
   const Block packed = pack(true);
   const Block weights = place_weight_gradients();
   for (int64_t phase = 0; phase <= last_done_; ++phase) {
-    run_images([&](int64_t arch, int64_t part_index, Part images) {
-      if (phase == 0) begin(arch, part_index, images);
-      run_backward(phase, arch, part_index, images);
+    run_images([&](int64_t arch, int64_t split_index, Split images) {
+      if (phase == 0) begin(arch, split_index, images);
+      run_backward(phase, arch, split_index, images);
     });
     for (Edge* edge : normalized_) {
       const int64_t age = phase - done_[at(edge->arch, shape_.inputs + edge->node)];

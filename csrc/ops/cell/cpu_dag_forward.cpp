@@ -19,11 +19,11 @@ void Dag<T>::run_images(const Task& task) const {
   for (const State<T>& s : states_) largest = std::max(largest, s.height * s.width * shape_.padded);
   const int64_t group =
       std::max<int64_t>(1, kGroupBytes / (largest * static_cast<int64_t>(sizeof(T))));
-  run_parts(shape_.archs, parts(), [&](int64_t arch, int64_t part_index) {
-    const Part range = part(shape_.images, part_index);
+  run_splits(shape_.archs, splits(), [&](int64_t arch, int64_t split_index) {
+    const Split range = split(shape_.images, split_index);
     const int64_t end = range.first + range.count;
     for (int64_t first = range.first; first < end; first += group) {
-      task(arch, part_index, {first, std::min(group, end - first)});
+      task(arch, split_index, {first, std::min(group, end - first)});
     }
   });
 }
@@ -45,7 +45,7 @@ Shape Dag<T>::stage_shape(const Edge& edge, int stage, int64_t images) const {
 template <class T>
 void Dag<T>::set_up_reduction(Edge& edge) {
   const State<T>& state = from(edge);
-  Projection<T>& p = edge.reduction;
+  PointwiseBatch<T>& p = edge.reduction;
   p.images = shape_.images;
   p.out_height = shape_.out_height;
   p.out_width = shape_.out_width;
@@ -91,7 +91,7 @@ Block Dag<T>::pack(bool backward) {
   }
   run_tasks(static_cast<int64_t>(normalized_.size()), [&](int64_t i) {
     Edge& edge = *normalized_[static_cast<size_t>(i)];
-    edge.sums = PartialSums(parts(), padded);
+    edge.sums = PartialSums(splits(), padded);
     if (edge.factorized()) {
       backward ? edge.reduction.pack_backward() : edge.reduction.pack_forward();
       return;
@@ -123,9 +123,9 @@ void Dag<T>::pack_stage(Edge& edge, int stage, bool backward) {
 }
 
 template <class T>
-void Dag<T>::forward_stage(Edge& edge, int stage, int64_t part_index, Part images) {
+void Dag<T>::forward_stage(Edge& edge, int stage, int64_t split_index, Split images) {
   if (edge.factorized()) {
-    edge.reduction.forward(images, part_index, edge.sums);
+    edge.reduction.forward(images, split_index, edge.sums);
     return;
   }
   const State<T>& state = from(edge);
@@ -137,13 +137,13 @@ void Dag<T>::forward_stage(Edge& edge, int stage, int64_t part_index, Part image
   task.depthwise = edge.depthwise[stage];
   task.pointwise = edge.pointwise[stage];
   task.z = edge.z[stage] + images.first * shape_.image_size();
-  task.sum = edge.sums.first(part_index);
-  task.sum_squares = edge.sums.second(part_index);
+  task.sum = edge.sums.first(split_index);
+  task.sum_squares = edge.sums.second(split_index);
   kernels<T>().separable_forward(task);
 }
 
 template <class T>
-Combine<T> Dag<T>::combine_task(int64_t arch, int64_t node, Part images,
+Combine<T> Dag<T>::combine_task(int64_t arch, int64_t node, Split images,
                                 std::vector<Term<T>>& terms) const {
   terms.clear();
   for (const Edge* edge : node_edges_[at(arch, shape_.inputs + node)]) {
@@ -184,7 +184,7 @@ Combine<T> Dag<T>::combine_task(int64_t arch, int64_t node, Part images,
 }
 
 template <class T>
-void Dag<T>::combine(int64_t arch, int64_t node, Part images, T* out) const {
+void Dag<T>::combine(int64_t arch, int64_t node, Split images, T* out) const {
   std::vector<Term<T>> terms;
   Combine<T> task = combine_task(arch, node, images, terms);
   task.out = out;
@@ -192,7 +192,7 @@ void Dag<T>::combine(int64_t arch, int64_t node, Part images, T* out) const {
 }
 
 template <class T>
-void Dag<T>::run_forward(int64_t phase, int64_t arch, int64_t part_index, Part images) {
+void Dag<T>::run_forward(int64_t phase, int64_t arch, int64_t split_index, Split images) {
   for (int64_t s = 0; s < shape_.states(); ++s) {
     const int64_t age = phase - ready_[at(arch, s)];
     if (age < 0 || age > 1) continue;
@@ -201,7 +201,7 @@ void Dag<T>::run_forward(int64_t phase, int64_t arch, int64_t part_index, Part i
               images_[at(arch, s)] + images.first * shape_.image_size());
     }
     for (Edge* edge : readers_[at(arch, s)]) {
-      if (age < edge->stages()) forward_stage(*edge, static_cast<int>(age), part_index, images);
+      if (age < edge->stages()) forward_stage(*edge, static_cast<int>(age), split_index, images);
     }
   }
 }
@@ -210,26 +210,26 @@ template <class T>
 void Dag<T>::forward(const Task& finish) {
   const Block packed = pack(false);
   for (int64_t phase = 0; phase <= last_ready_; ++phase) {
-    run_images([&](int64_t arch, int64_t part_index, Part images) {
-      run_forward(phase, arch, part_index, images);
-      if (phase == last_ready_) finish(arch, part_index, images);
+    run_images([&](int64_t arch, int64_t split_index, Split images) {
+      run_forward(phase, arch, split_index, images);
+      if (phase == last_ready_) finish(arch, split_index, images);
     });
     for (Edge* edge : normalized_) {
       const int64_t stage = phase - ready_[at(edge->arch, edge->input)];
       if (stage < 0 || stage >= edge->stages()) continue;
       finish_norm(edge->sums, shape_.pixels(), shape_.padded, edge->norm[stage]);
-      edge->sums = PartialSums(parts(), shape_.padded);
+      edge->sums = PartialSums(splits(), shape_.padded);
     }
   }
 }
 
 #define ASNG_INSTANTIATE(T)                                            \
   template void Dag<T>::forward(const Task&);                          \
-  template void Dag<T>::combine(int64_t, int64_t, Part, T*) const;     \
+  template void Dag<T>::combine(int64_t, int64_t, Split, T*) const;    \
   template void Dag<T>::run_images(const Task&) const;                 \
   template Block Dag<T>::pack(bool);                                   \
   template Shape Dag<T>::stage_shape(const Edge&, int, int64_t) const; \
-  template Combine<T> Dag<T>::combine_task(int64_t, int64_t, Part, std::vector<Term<T>>&) const;
+  template Combine<T> Dag<T>::combine_task(int64_t, int64_t, Split, std::vector<Term<T>>&) const;
 ASNG_INSTANTIATE(float)
 ASNG_INSTANTIATE(double)
 #undef ASNG_INSTANTIATE

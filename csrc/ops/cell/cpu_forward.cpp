@@ -41,7 +41,7 @@ void Cell<T>::place_inputs(Bump<T>& memory, CellImages<T> prev_prev, CellImages<
       bool wanted = false;
       for (int64_t a = arch; a < end; ++a) wanted |= dag_.reads(a, index);
       if (!wanted) continue;
-      Projection<T> p;
+      PointwiseBatch<T> p;
       p.arch = arch;
       p.of_prev_prev = index == 0;
       p.images = shape_.images;
@@ -80,7 +80,7 @@ template <class T>
 void Cell<T>::place_outputs(const T* z, const T* norms, bool normalized) {
   outputs_.clear();
   for (int64_t arch = 0; arch < shape_.archs; ++arch) {
-    Projection<T> p;
+    PointwiseBatch<T> p;
     p.arch = arch;
     p.images = shape_.images;
     p.out_height = shape_.out_height;
@@ -110,7 +110,7 @@ void Cell<T>::place_outputs(const T* z, const T* norms, bool normalized) {
 
 // The sources of an output when it reads one image of each, which lie one after the other.
 template <class T>
-std::vector<Source<T>> Cell<T>::leaf_sources(const Projection<T>& p, const T* nodes) const {
+std::vector<Source<T>> Cell<T>::leaf_sources(const PointwiseBatch<T>& p, const T* nodes) const {
   std::vector<Source<T>> sources = p.sources;
   for (Source<T>& source : sources) {
     source.x = nodes;
@@ -120,7 +120,7 @@ std::vector<Source<T>> Cell<T>::leaf_sources(const Projection<T>& p, const T* no
 }
 
 template <class T>
-void Cell<T>::combine_leaf(const Projection<T>& p, int64_t image, T* nodes) const {
+void Cell<T>::combine_leaf(const PointwiseBatch<T>& p, int64_t image, T* nodes) const {
   for (const int64_t node : dag_.leaf(p.arch)) {
     dag_.combine(p.arch, node, {image, 1}, nodes);
     nodes += shape_.out_size() / shape_.images;
@@ -128,16 +128,16 @@ void Cell<T>::combine_leaf(const Projection<T>& p, int64_t image, T* nodes) cons
 }
 
 template <class T>
-Block Cell<T>::pack(std::vector<Projection<T>>& projections, bool backward) {
+Block Cell<T>::pack(std::vector<PointwiseBatch<T>>& projections, bool backward) {
   int64_t count = 0;
-  for (const Projection<T>& p : projections) {
-    count += p.packed_size() * (backward ? 1 + parts() : 1);
+  for (const PointwiseBatch<T>& p : projections) {
+    count += p.packed_size() * (backward ? 1 + splits() : 1);
   }
   Block block = acquire(static_cast<size_t>(count) * sizeof(T));
   Bump<T> memory(static_cast<T*>(block.get()), count);
-  for (Projection<T>& p : projections) {
+  for (PointwiseBatch<T>& p : projections) {
     p.packed = memory.take(p.packed_size());
-    if (backward) p.grad_parts = memory.take(parts() * p.packed_size());
+    if (backward) p.grad_splits = memory.take(splits() * p.packed_size());
     backward ? p.pack_backward() : p.pack_forward();
     if (backward) p.clear_gradient();
   }
@@ -147,9 +147,9 @@ Block Cell<T>::pack(std::vector<Projection<T>>& projections, bool backward) {
 template <class T>
 void Cell<T>::project_inputs() {
   const Block packed = pack(inputs_, false);
-  std::vector<PartialSums> sums(inputs_.size(), PartialSums(parts(), shape_.padded));
-  run_parts(static_cast<int64_t>(inputs_.size()), parts(), [&](int64_t p, int64_t part_index) {
-    inputs_[p].forward(part(shape_.images, part_index), part_index, sums[p]);
+  std::vector<PartialSums> sums(inputs_.size(), PartialSums(splits(), shape_.padded));
+  run_splits(static_cast<int64_t>(inputs_.size()), splits(), [&](int64_t p, int64_t split_index) {
+    inputs_[p].forward(split(shape_.images, split_index), split_index, sums[p]);
   });
   for (size_t p = 0; p < inputs_.size(); ++p) {
     finish_norm(sums[p], inputs_[p].pixels(), shape_.padded, inputs_[p].norm);
@@ -157,15 +157,15 @@ void Cell<T>::project_inputs() {
 }
 
 template <class T>
-void Cell<T>::project_outputs(int64_t arch, int64_t part_index, Part images,
+void Cell<T>::project_outputs(int64_t arch, int64_t split_index, Split images,
                               PartialSums& sums) const {
-  const Projection<T>& p = outputs_[static_cast<size_t>(arch)];
+  const PointwiseBatch<T>& p = outputs_[static_cast<size_t>(arch)];
   const Block block = acquire(leaf_bytes());
   T* const nodes = static_cast<T*>(block.get());
   const std::vector<Source<T>> from = leaf_sources(p, nodes);
   for (int64_t image = images.first; image < images.first + images.count; ++image) {
     combine_leaf(p, image, nodes);
-    p.forward_from(from, {image, 1}, part_index, sums);
+    p.forward_from(from, {image, 1}, split_index, sums);
   }
 }
 
@@ -177,9 +177,9 @@ void Cell<T>::run(CellImages<T> prev_prev, CellImages<T> prev, T* z, T* norms, B
   save ? dag_.place(memory) : dag_.allocate_with_reuse(memory);
   place_outputs(z, norms, false);
   const Block packed = pack(outputs_, false);
-  std::vector<PartialSums> sums(outputs_.size(), PartialSums(parts(), shape_.padded));
-  dag_.forward([&](int64_t arch, int64_t part_index, Part images) {
-    project_outputs(arch, part_index, images, sums[static_cast<size_t>(arch)]);
+  std::vector<PartialSums> sums(outputs_.size(), PartialSums(splits(), shape_.padded));
+  dag_.forward([&](int64_t arch, int64_t split_index, Split images) {
+    project_outputs(arch, split_index, images, sums[static_cast<size_t>(arch)]);
   });
   for (size_t p = 0; p < outputs_.size(); ++p) {
     finish_norm(sums[p], outputs_[p].pixels(), shape_.padded, outputs_[p].norm);
@@ -195,8 +195,8 @@ void Cell<T>::skip(CellImages<T> prev_prev, CellImages<T> prev, Bump<T>& memory)
 template <class T>
 void Cell<T>::normalize(T* z, const T* norms) const {
   const int64_t image_size = shape_.out_size() / shape_.images;
-  run_parts(shape_.archs, parts(), [&](int64_t arch, int64_t part_index) {
-    const Part range = part(shape_.images, part_index);
+  run_splits(shape_.archs, splits(), [&](int64_t arch, int64_t split_index) {
+    const Split range = split(shape_.images, split_index);
     const CellImages<T> images = {z, norms};
     kernels<T>().normalize(z + arch * shape_.out_size() + range.first * image_size,
                            range.count * shape_.out_height * shape_.out_width, shape_.padded,
@@ -215,17 +215,17 @@ void Cell<T>::forward(const T* prev_prev, const T* prev, T* y, T* saved) {
   normalize(y, norms);
 }
 
-#define ASNG_INSTANTIATE(T)                                                                    \
-  template Cell<T>::Cell(const CellShape&, const CellWeights<const T>&, const int32_t*,        \
-                         const int32_t*);                                                      \
-  template void Cell<T>::place_inputs(Bump<T>&, CellImages<T>, CellImages<T>);                 \
-  template void Cell<T>::place_outputs(const T*, const T*, bool);                              \
-  template std::vector<Source<T>> Cell<T>::leaf_sources(const Projection<T>&, const T*) const; \
-  template void Cell<T>::combine_leaf(const Projection<T>&, int64_t, T*) const;                \
-  template Block Cell<T>::pack(std::vector<Projection<T>>&, bool);                             \
-  template void Cell<T>::run(CellImages<T>, CellImages<T>, T*, T*, Bump<T>&, bool);            \
-  template void Cell<T>::skip(CellImages<T>, CellImages<T>, Bump<T>&);                         \
-  template void Cell<T>::normalize(T*, const T*) const;                                        \
+#define ASNG_INSTANTIATE(T)                                                                        \
+  template Cell<T>::Cell(const CellShape&, const CellWeights<const T>&, const int32_t*,            \
+                         const int32_t*);                                                          \
+  template void Cell<T>::place_inputs(Bump<T>&, CellImages<T>, CellImages<T>);                     \
+  template void Cell<T>::place_outputs(const T*, const T*, bool);                                  \
+  template std::vector<Source<T>> Cell<T>::leaf_sources(const PointwiseBatch<T>&, const T*) const; \
+  template void Cell<T>::combine_leaf(const PointwiseBatch<T>&, int64_t, T*) const;                \
+  template Block Cell<T>::pack(std::vector<PointwiseBatch<T>>&, bool);                             \
+  template void Cell<T>::run(CellImages<T>, CellImages<T>, T*, T*, Bump<T>&, bool);                \
+  template void Cell<T>::skip(CellImages<T>, CellImages<T>, Bump<T>&);                             \
+  template void Cell<T>::normalize(T*, const T*) const;                                            \
   template void Cell<T>::forward(const T*, const T*, T*, T*);
 ASNG_INSTANTIATE(float)
 ASNG_INSTANTIATE(double)

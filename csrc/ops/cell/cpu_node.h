@@ -21,7 +21,7 @@ class Node {
   // out (archs, images, out_height, out_width, padded); `saved` has saved_bound() values.
   void forward(T* saved, T* out) {
     place(saved);
-    dag_.forward([&](int64_t arch, int64_t, Part images) {
+    dag_.forward([&](int64_t arch, int64_t, Split images) {
       dag_.combine(arch, 0, images,
                    out + arch * shape_.out_size() + images.first * shape_.image_size());
     });
@@ -38,7 +38,7 @@ class Node {
     const Block block = acquire(static_cast<size_t>(count) * sizeof(T));
     Bump<T> memory(static_cast<T*>(block.get()), count);
     dag_.allocate_gradients(memory);
-    dag_.backward([](int64_t, int64_t, Part) {}, grads);
+    dag_.backward([](int64_t, int64_t, Split) {}, grads);
   }
 
  private:

@@ -103,10 +103,10 @@ struct Cell {
       m.groups = m.shared ? 1 : s.archs;
       m.state = which == 2 ? kLeafNodes : which;
       const int64_t pixels = (which == 2 ? out_size : in_size) / padded;
-      m.parts = projection_part_count<V>(pixels, s.padded, m.shape.depth());
-      m.weight_parts = job.weight_parts[which] =
-          arena.take<T>(m.groups * m.parts * m.shape.packed_size());
-      job.parts[which] = m.parts;
+      m.splits = pointwise_split_count<V>(pixels, s.padded, m.shape.depth());
+      m.weight_splits = job.weight_splits[which] =
+          arena.take<T>(m.groups * m.splits * m.shape.packed_size());
+      job.splits[which] = m.splits;
     }
   }
 
@@ -195,15 +195,15 @@ void cell_backward(const CellShape& shape, const CellWeights<const Compute<V>>& 
   sum.shape = dag.shape;
   sum.plan = dag.plan;
   sum.used = dag.used;
-  sum.weight_parts = cell.gradients.weight_parts;
-  sum.parts = cell.gradients.parts;
+  sum.weight_splits = cell.gradients.weight_splits;
+  sum.splits = cell.gradients.splits;
   sum.grads = grads.operations;
   T* const matrices[3] = {grads.prev_prev, grads.prev, grads.output};
   for (int which = 0; which < 3; ++which) {
     sum.matrices[which] = cell.matrix_gradients[which];
     sum.matrices[which].grad = matrices[which];
   }
-  sum_weight_parts(sum, stream);
+  sum_weight_splits(sum, stream);
 }
 
 #define ASNG_INSTANTIATE(V)                                                                        \

@@ -87,10 +87,10 @@ void node_backward(const DagShape& shape, const NodeWeights<const Compute<V>>& w
   sum.shape = shape;
   sum.plan = node.dag.plan;
   sum.used = node.dag.used;
-  sum.weight_parts = node.gradients.weight_parts;
-  sum.parts = node.gradients.parts;
+  sum.weight_splits = node.gradients.weight_splits;
+  sum.splits = node.gradients.splits;
   sum.grads = grads;
-  sum_weight_parts(sum, stream);
+  sum_weight_splits(sum, stream);
 }
 
 #define ASNG_INSTANTIATE(V)                                                                    \

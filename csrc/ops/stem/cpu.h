@@ -30,7 +30,7 @@ class Stem {
                 T* grad_scale, T* grad_bias);
 
  private:
-  Projection<T> projection(const T* x, T* saved) const;
+  PointwiseBatch<T> projection(const T* x, T* saved) const;
 
   StemShape shape_;
   const T* weight_;

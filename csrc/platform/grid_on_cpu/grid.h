@@ -6,7 +6,7 @@
 //   a shuffle that reads a lane outside its mask; a launch that no device would accept: of blocks
 //   or grids too large, or of a block with more shared memory than 48 KiB, or than its kernel has
 //   opted in to; static shared memory, which such limits count as well, beside dynamic.
-// Blocks run one after another, or take turns if they are launched together. Static shared memory
+// Blocks run one after another, or alternate if the launch is cooperative. Static shared memory
 // keeps what the last block left there, dynamic shared memory starts as NaNs, and AddressSanitizer
 // guards the bounds of both.
 #pragma once
@@ -51,7 +51,7 @@ namespace asng::cuda_on_cpu {
 
 using Location = std::source_location;
 
-// Blocks that wait for each other must be launched together; they cannot have static shared memory,
+// Blocks that wait for each other need a cooperative launch; they cannot have static shared memory,
 // of which there is one for all blocks here.
 enum class Blocks { kOneByOne, kTogether };
 
@@ -68,7 +68,7 @@ std::size_t largest_shared_bytes();
 void fill_zero(void* memory, std::size_t bytes);
 
 // While one of these lives, launches are checked, but nothing runs and no memory is looked at;
-// blocks may opt in to so much shared memory.
+// blocks may opt in to that much shared memory.
 class LaunchesOnly {
  public:
   explicit LaunchesOnly(std::size_t largest_shared = kLargestShared);
@@ -84,7 +84,7 @@ struct StaticShared {
 
 void* dynamic_shared();
 
-// Threads and blocks take turns in ascending order, or in descending order while one of these
+// Threads and blocks run in ascending order, or in descending order while one of these
 // lives. A kernel that lacks a barrier tends to give different results in the two orders.
 class Backward {
  public:
@@ -192,7 +192,7 @@ T __shfl_up_sync(unsigned int mask, T value, unsigned int delta, int width = 32,
 inline void __threadfence() {}
 inline void __threadfence_block() {}
 
-// Atomics: threads only take turns where they wait, so plain operations are atomic.
+// Atomics: threads only alternate where they wait, so plain operations are atomic.
 
 template <class T>
 T atomicAdd(T* address, std::type_identity_t<T> value) {
