@@ -18,10 +18,10 @@ ASNG_INLINE int64_t tile_rows(int64_t height, int64_t width) {
   return rows < height ? rows : height;
 }
 
-template <class T, int K, int S, int C>
+template <class T, int K, int S, int D, int C>
 void separable_forward_impl(const SeparableForward<T>& task) {
   const Shape& s = task.shape;
-  const int64_t channels = channels_of<C>(s.channels), pad = K / 2;
+  const int64_t channels = channels_of<C>(s.channels), pad = D * (K / 2);
   const int64_t row = (s.width + 2 * pad) * channels;
   const int64_t padded_size = (s.height + 2 * pad) * row;
   const int64_t rows = tile_rows(s.out_height, s.out_width);
@@ -43,9 +43,9 @@ void separable_forward_impl(const SeparableForward<T>& task) {
     for (int64_t begin = 0; begin < s.out_height; begin += rows) {
       const int64_t end = begin + rows < s.out_height ? begin + rows : s.out_height;
       for (int64_t y = begin; y < end; ++y) {
-        depthwise_row<T, K, S, C>(padded + y * S * row, row, task.depthwise,
-                                  tile + (y - begin) * s.out_width * channels, s.out_width,
-                                  channels, next + y * S * s.width * channels);
+        depthwise_row<T, K, S, D, C>(padded + y * S * row, row, task.depthwise,
+                                     tile + (y - begin) * s.out_width * channels, s.out_width,
+                                     channels, next + y * S * s.width * channels);
       }
       matmul<T, true, C, C>((end - begin) * s.out_width, channels, channels, tile, channels,
                             kChannelBlock, task.pointwise, channels,
@@ -82,10 +82,10 @@ inline void masked_row(const T* grad, const T* activated, int64_t width, int64_t
   });
 }
 
-template <class T, int K, int S, int C>
+template <class T, int K, int S, int D, int C>
 void separable_backward_impl(const SeparableBackward<T>& task) {
   const Shape& s = task.shape;
-  const int64_t channels = channels_of<C>(s.channels), pad = K / 2;
+  const int64_t channels = channels_of<C>(s.channels), pad = D * (K / 2);
   const int64_t row = (s.width + 2 * pad) * channels;
   const int64_t padded_size = (s.height + 2 * pad) * row;
   const int64_t grad_row = (s.out_width + 2 * pad) * channels;
@@ -122,9 +122,9 @@ void separable_backward_impl(const SeparableBackward<T>& task) {
       norm_gradient<T, C>(task.grad + out_offset + begin * line, task.z + out_offset + begin * line,
                           task.norm, pixels, channels, gz);
       for (int64_t y = begin; y < end; ++y) {
-        depthwise_row<T, K, S, C>(x + y * S * row, row, task.depthwise, tile + (y - begin) * line,
-                                  s.out_width, channels,
-                                  task.grad + out_offset + (y + end - begin) * line);
+        depthwise_row<T, K, S, D, C>(x + y * S * row, row, task.depthwise,
+                                     tile + (y - begin) * line, s.out_width, channels,
+                                     task.grad + out_offset + (y + end - begin) * line);
       }
       outer_product<T, C, C>(pixels, channels, channels, gz, channels, tile, channels,
                              task.grad_pointwise, channels);
@@ -133,20 +133,20 @@ void separable_backward_impl(const SeparableBackward<T>& task) {
         matmul<T, false, C, C>(s.out_width, channels, channels, gz + (y - begin) * line, channels,
                                kChannelBlock, task.pointwise, channels, target, channels, nullptr,
                                nullptr);
-        depthwise_weight_row<T, K, S, C>(x + y * S * row, row, target, s.out_width, channels,
-                                         task.grad_depthwise,
-                                         task.z + out_offset + (y + end - begin) * line);
+        depthwise_weight_row<T, K, S, D, C>(x + y * S * row, row, target, s.out_width, channels,
+                                            task.grad_depthwise,
+                                            task.z + out_offset + (y + end - begin) * line);
         if constexpr (S != 1) {
-          depthwise_scatter_row<T, K, S, C>(target, task.depthwise, spread + y * S * row, row,
-                                            s.out_width, channels);
+          depthwise_scatter_row<T, K, S, D, C>(target, task.depthwise, spread + y * S * row, row,
+                                               s.out_width, channels);
         }
       }
     }
     for (int64_t y = 0; y < s.height; ++y) {
       const T* grad = spread;
       if constexpr (S == 1) {
-        depthwise_row<T, K, 1, C>(depth + y * grad_row, grad_row, task.flipped, spread, s.width,
-                                  channels, next + y * s.width * channels);
+        depthwise_row<T, K, 1, D, C>(depth + y * grad_row, grad_row, task.flipped, spread, s.width,
+                                     channels, next + y * s.width * channels);
       } else {
         grad = spread + (y + pad) * row + pad * channels;
       }
@@ -161,29 +161,29 @@ void separable_backward_impl(const SeparableBackward<T>& task) {
 }
 
 // Other numbers of channels, and double precision, go without a compilation of their own.
-#define ASNG_BY_CHANNELS(function, stride)       \
-  if constexpr (sizeof(T) == 4) {                \
-    switch (task.shape.channels) {               \
-      case 16:                                   \
-        return function<T, K, stride, 16>(task); \
-      case 32:                                   \
-        return function<T, K, stride, 32>(task); \
-      case 64:                                   \
-        return function<T, K, stride, 64>(task); \
-    }                                            \
-  }                                              \
-  return function<T, K, stride, 0>(task)
+#define ASNG_BY_CHANNELS(function, stride)          \
+  if constexpr (sizeof(T) == 4) {                   \
+    switch (task.shape.channels) {                  \
+      case 16:                                      \
+        return function<T, K, stride, D, 16>(task); \
+      case 32:                                      \
+        return function<T, K, stride, D, 32>(task); \
+      case 64:                                      \
+        return function<T, K, stride, D, 64>(task); \
+    }                                               \
+  }                                                 \
+  return function<T, K, stride, D, 0>(task)
 
-template <class T, int K>
-void separable_forward_k(const SeparableForward<T>& task) {
+template <class T, int K, int D = 1>
+void separable_forward_of(const SeparableForward<T>& task) {
   if (task.shape.stride == 2) {
     ASNG_BY_CHANNELS(separable_forward_impl, 2);
   }
   ASNG_BY_CHANNELS(separable_forward_impl, 1);
 }
 
-template <class T, int K>
-void separable_backward_k(const SeparableBackward<T>& task) {
+template <class T, int K, int D = 1>
+void separable_backward_of(const SeparableBackward<T>& task) {
   if (task.shape.stride == 2) {
     ASNG_BY_CHANNELS(separable_backward_impl, 2);
   }
@@ -194,12 +194,12 @@ void separable_backward_k(const SeparableBackward<T>& task) {
 
 template <class T>
 void separable_forward(const SeparableForward<T>& task) {
-  task.shape.kernel == 5 ? separable_forward_k<T, 5>(task) : separable_forward_k<T, 3>(task);
+  task.shape.kernel == 5 ? separable_forward_of<T, 5>(task) : separable_forward_of<T, 3>(task);
 }
 
 template <class T>
 void separable_backward(const SeparableBackward<T>& task) {
-  task.shape.kernel == 5 ? separable_backward_k<T, 5>(task) : separable_backward_k<T, 3>(task);
+  task.shape.kernel == 5 ? separable_backward_of<T, 5>(task) : separable_backward_of<T, 3>(task);
 }
 
 }  // namespace asng::cpu::ASNG_CAPABILITY

@@ -1,21 +1,23 @@
-// Depthwise convolutions, forward and backward: of tiles in shared memory, and of single pixels.
+// Depthwise convolutions with K×K kernels, stride S and dilation D, forward and backward: of tiles
+// in shared memory, and of single pixels.
 #pragma once
 
 #include "kernels/cuda/tile.h"
 
 namespace asng::cuda {
 
-// The input that K×K windows with stride S of a tile's pixels see, `chunk` channels from `channel`;
+// The input that the windows of a tile's pixels see, `chunk` channels from `channel`;
 // zeros beyond the edge.
-template <int K, int S, bool kRelu, class V>
+template <int K, int S, int D, bool kRelu, class V>
 __device__ void load_source(const State<V>& from, int padded, const Tile& t, const TilePlace& at,
                             int channel, int row, Compute<V>* to) {
   using T = Compute<V>;
   const int pieces = t.chunk / (4 * kWide<V>), piece = threadIdx.x % pieces * 4 * kWide<V>;
-  const int columns = (t.width - 1) * S + K, count = ((t.height - 1) * S + K) * columns;
+  constexpr int kExtent = (K - 1) * D + 1;
+  const int columns = (t.width - 1) * S + kExtent, count = ((t.height - 1) * S + kExtent) * columns;
   const int step = kThreads / pieces;
   const V* image = from.x + static_cast<int64_t>(at.image) * from.height * from.width * padded;
-  const int top = at.y * S - K / 2, left = at.x * S - K / 2;
+  const int top = at.y * S - D * (K / 2), left = at.x * S - D * (K / 2);
   int place = threadIdx.x / pieces;
   int r = place / columns, c = place - r * columns;
   for (; place < count; place += step) {
@@ -47,10 +49,11 @@ __device__ void load_elements(const T* weight, int padded, int chunk, int channe
 
 // Calls emit(pixel of the tile, channel of the chunk, value) for four pixels in a row after one
 // another, with the same channel.
-template <int K, int S, class T, class Emit>
+template <int K, int S, int D, class T, class Emit>
 __device__ void depthwise(const Tile& t, const T* source, int row, const T* elements, Emit emit) {
-  const int quads = t.chunk / 4, across = t.width / 4, columns = (t.width - 1) * S + K;
-  constexpr int kSpan = 3 * S + K;
+  const int quads = t.chunk / 4, across = t.width / 4;
+  const int columns = (t.width - 1) * S + (K - 1) * D + 1;
+  constexpr int kSpan = 3 * S + (K - 1) * D + 1;
   for (int item = threadIdx.x; item < t.pixels() / 4 * quads; item += kThreads) {
     const int run = item / quads, quad = (item - run * quads) * 4;
     const int y = run / across, x = (run - y * across) * 4;
@@ -59,7 +62,7 @@ __device__ void depthwise(const Tile& t, const T* source, int row, const T* elem
     for (int p = 0; p < 4; ++p) sums[p] = fill_vec4(T(0));
 #pragma unroll 1
     for (int ky = 0; ky < K; ++ky) {
-      const T* from = source + ((y * S + ky) * columns + x * S) * row + quad;
+      const T* from = source + ((y * S + ky * D) * columns + x * S) * row + quad;
       Vec4<T> v[kSpan];
 #pragma unroll
       for (int i = 0; i < kSpan; ++i) v[i] = load_vec4(from + i * row);
@@ -67,7 +70,7 @@ __device__ void depthwise(const Tile& t, const T* source, int row, const T* elem
       for (int kx = 0; kx < K; ++kx) {
         const Vec4<T> w = load_vec4(elements + (ky * K + kx) * t.chunk + quad);
 #pragma unroll
-        for (int p = 0; p < 4; ++p) add_product(sums[p], v[p * S + kx], w);
+        for (int p = 0; p < 4; ++p) add_product(sums[p], v[p * S + kx * D], w);
       }
     }
     emit(y * t.width + x, quad, sums);
@@ -76,20 +79,21 @@ __device__ void depthwise(const Tile& t, const T* source, int row, const T* elem
 
 // grad[kernel elements of a channel] += Σ over the tile of depth · source, for the channels of a
 // chunk. `scratch` has room for 20·kThreads values.
-template <int K, int S, class T>
+template <int K, int S, int D, class T>
 __device__ void depthwise_weight(const Tile& t, const T* source, int row, const T* depth,
                                  int depth_row, T* scratch, T* grad) {
   const int quads = t.chunk / 4, items = quads * K, groups = kThreads / items;
   const int group = threadIdx.x / items, item = threadIdx.x - group * items;
   const int ky = item / quads, quad = (item - ky * quads) * 4;
-  const int across = t.width / 4, columns = (t.width - 1) * S + K, runs = t.pixels() / 4;
-  constexpr int kSpan = 3 * S + K;
+  const int across = t.width / 4, runs = t.pixels() / 4;
+  const int columns = (t.width - 1) * S + (K - 1) * D + 1;
+  constexpr int kSpan = 3 * S + (K - 1) * D + 1;
   Vec4<T> sums[K];
 #pragma unroll
   for (int k = 0; k < K; ++k) sums[k] = fill_vec4(T(0));
   for (int run = group; group < groups && run < runs; run += groups) {
     const int y = run / across, x = (run - y * across) * 4;
-    const T* from = source + ((y * S + ky) * columns + x * S) * row + quad;
+    const T* from = source + ((y * S + ky * D) * columns + x * S) * row + quad;
     Vec4<T> v[kSpan];
 #pragma unroll
     for (int i = 0; i < kSpan; ++i) v[i] = load_vec4(from + i * row);
@@ -97,7 +101,7 @@ __device__ void depthwise_weight(const Tile& t, const T* source, int row, const 
     for (int p = 0; p < 4; ++p) {
       const Vec4<T> g = load_vec4(depth + (y * t.width + x + p) * depth_row + quad);
 #pragma unroll
-      for (int k = 0; k < K; ++k) add_product(sums[k], g, v[p * S + k]);
+      for (int k = 0; k < K; ++k) add_product(sums[k], g, v[p * S + k * D]);
     }
   }
 #pragma unroll
@@ -122,7 +126,7 @@ __device__ __forceinline__ int window_at(int position, int k, int middle, int st
 
 // The gradient of pixel (y, x) of the input of ReLU and a depthwise convolution, from that of its
 // output, `depth`. The input's value there is `value`; `weight` is (kernel elements, padded).
-template <int K, class V>
+template <int K, int D, class V>
 __device__ Vec4<Compute<V>> depthwise_backward(const DagShape& s, const V* depth,
                                                const Compute<V>* weight, int stride, int image,
                                                int y, int x, int c, const Vec4<Compute<V>>& value) {
@@ -130,12 +134,12 @@ __device__ Vec4<Compute<V>> depthwise_backward(const DagShape& s, const V* depth
   Vec4<T> sum = fill_vec4(T(0));
 #pragma unroll 1
   for (int ky = 0; ky < K; ++ky) {
-    const int oy = window_at(y, ky, K / 2, stride, s.out_height);
+    const int oy = window_at(y, ky * D, D * (K / 2), stride, s.out_height);
     if (oy < 0) continue;
     const int64_t line = (static_cast<int64_t>(image) * s.out_height + oy) * s.out_width;
 #pragma unroll
     for (int kx = 0; kx < K; ++kx) {
-      const int ox = window_at(x, kx, K / 2, stride, s.out_width);
+      const int ox = window_at(x, kx * D, D * (K / 2), stride, s.out_width);
       if (ox < 0) continue;
       add_product(sum, load_vec4(depth + (line + ox) * s.padded + c),
                   load_vec4(weight + (ky * K + kx) * s.padded + c));

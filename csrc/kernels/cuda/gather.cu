@@ -55,8 +55,8 @@ __device__ Vec4<Compute<V>> contribution(const Job<V>& job, const Consumer& from
       const V* depth = job.gradients.depth_of(s, from.arch, from.node, from.e);
       const T* weight = job.dag.depthwise(from.arch, from.node, from.e, 0);
       return from.operation == kSeparable3
-                 ? depthwise_backward<3>(s, depth, weight, stride, image, y, x, c, value)
-                 : depthwise_backward<5>(s, depth, weight, stride, image, y, x, c, value);
+                 ? depthwise_backward<3, 1>(s, depth, weight, stride, image, y, x, c, value)
+                 : depthwise_backward<5, 1>(s, depth, weight, stride, image, y, x, c, value);
     }
   }
 }

@@ -22,7 +22,7 @@ struct Job {
   int node, stage, splits;
 };
 
-template <int K, int S, bool kTensorCores, class V>
+template <int K, int S, int D, bool kTensorCores, class V>
 __device__ void convolve_backward(const Job<V>& job, int arch, int e, const State<V>& from,
                                   Compute<V>* shared) {
   using T = Compute<V>;
@@ -63,15 +63,15 @@ __device__ void convolve_backward(const Job<V>& job, int arch, int e, const Stat
                                                                  coefficients, padded, c));
     }
     for (int channel = 0; channel < padded; channel += tile.chunk) {
-      load_source<K, S, true>(from, padded, tile, at, channel, l.source_row(), source);
+      load_source<K, S, D, true>(from, padded, tile, at, channel, l.source_row(), source);
       load_elements<K, false>(depthwise_weights, padded, tile.chunk, channel, elements);
       __syncthreads();
-      depthwise<K, S>(tile, source, l.source_row(), elements,
-                      [&](int pixel, int c, const Vec4<T>(&sums)[4]) {
-                        T* depth = shared + pixel * l.row + channel + c;
+      depthwise<K, S, D>(tile, source, l.source_row(), elements,
+                         [&](int pixel, int c, const Vec4<T>(&sums)[4]) {
+                           T* depth = shared + pixel * l.row + channel + c;
 #pragma unroll
-                        for (int p = 0; p < 4; ++p) store_vec4(depth + p * l.row, sums[p]);
-                      });
+                           for (int p = 0; p < 4; ++p) store_vec4(depth + p * l.row, sums[p]);
+                         });
       __syncthreads();
     }
     matmul.add(grads, l.row, shared, l.row, tile.pixels(), weight_split, padded,
@@ -105,11 +105,11 @@ __device__ void convolve_backward(const Job<V>& job, int arch, int e, const Stat
     for (int channel = 0; channel < padded; channel += tile.chunk) {
       if (chunked) {
         __syncthreads();
-        load_source<K, S, true>(from, padded, tile, at, channel, l.source_row(), source);
+        load_source<K, S, D, true>(from, padded, tile, at, channel, l.source_row(), source);
         __syncthreads();
       }
-      depthwise_weight<K, S>(tile, source, l.source_row(), shared + channel, l.row, grads,
-                             elements_grad + channel * K * K);
+      depthwise_weight<K, S, D>(tile, source, l.source_row(), shared + channel, l.row, grads,
+                                elements_grad + channel * K * K);
     }
   }
   __syncthreads();
@@ -160,15 +160,15 @@ __global__ __launch_bounds__(kThreads, resident_blocks(kTensorCores)) void stage
   if (reduces) {
     factorized_backward<kTensorCores>(job, arch, e, from, shared);
   } else if (edge.operation == kSeparable3) {
-    strided ? convolve_backward<3, 2, kTensorCores>(job, arch, e, from, shared)
-            : convolve_backward<3, 1, kTensorCores>(job, arch, e, from, shared);
+    strided ? convolve_backward<3, 2, 1, kTensorCores>(job, arch, e, from, shared)
+            : convolve_backward<3, 1, 1, kTensorCores>(job, arch, e, from, shared);
   } else {
-    strided ? convolve_backward<5, 2, kTensorCores>(job, arch, e, from, shared)
-            : convolve_backward<5, 1, kTensorCores>(job, arch, e, from, shared);
+    strided ? convolve_backward<5, 2, 1, kTensorCores>(job, arch, e, from, shared)
+            : convolve_backward<5, 1, 1, kTensorCores>(job, arch, e, from, shared);
   }
 }
 
-template <int K, class V>
+template <int K, int D, class V>
 __device__ void transposed(const Job<V>& job, int arch, int e, double* totals, Compute<V>* shared) {
   using T = Compute<V>;
   const Dag<V>& dag = job.dag;
@@ -187,31 +187,32 @@ __device__ void transposed(const Job<V>& job, int arch, int e, double* totals, C
   for (int index = blockIdx.x; index < tiles; index += job.splits) {
     const TilePlace at = tile_place(tile, shape, index);
     for (int channel = 0; channel < padded; channel += tile.chunk) {
-      load_source<K, 1, false>(grad, padded, tile, at, channel, l.source_row(), shared + l.source);
+      load_source<K, 1, D, false>(grad, padded, tile, at, channel, l.source_row(),
+                                  shared + l.source);
       load_elements<K, true>(dag.depthwise(arch, job.node, e, 1), padded, tile.chunk, channel,
                              shared + l.elements);
       __syncthreads();
-      depthwise<K, 1>(tile, shared + l.source, l.source_row(), shared + l.elements,
-                      [&](int first, int quad, const Vec4<T>(&sums)[4]) {
-                        const int c = channel + quad;
-                        Vec4<T> sum = fill_vec4(T(0)), dot = fill_vec4(T(0));
+      depthwise<K, 1, D>(tile, shared + l.source, l.source_row(), shared + l.elements,
+                         [&](int first, int quad, const Vec4<T>(&sums)[4]) {
+                           const int c = channel + quad;
+                           Vec4<T> sum = fill_vec4(T(0)), dot = fill_vec4(T(0));
 #pragma unroll
-                        for (int p = 0; p < 4; ++p) {
-                          const int64_t pixel = tile_pixel(tile, shape, at, first + p);
-                          if (pixel < 0) continue;
-                          const Vec4<T> x =
-                              affine_vec4(load_vec4(z + pixel * padded + c), norm, padded, c);
-                          Vec4<T> value;
+                           for (int p = 0; p < 4; ++p) {
+                             const int64_t pixel = tile_pixel(tile, shape, at, first + p);
+                             if (pixel < 0) continue;
+                             const Vec4<T> x =
+                                 affine_vec4(load_vec4(z + pixel * padded + c), norm, padded, c);
+                             Vec4<T> value;
 #pragma unroll
-                          for (int i = 0; i < 4; ++i)
-                            value.v[i] = x.v[i] > T(0) ? sums[p].v[i] : T(0);
-                          value = store_rounded(intermediate + pixel * padded + c, value);
-                          sum += value;
-                          add_product(dot, value, x);
-                        }
-                        store_vec4(groups + first / 4 * 2 * padded + c, sum);
-                        store_vec4(groups + (first / 4 * 2 + 1) * padded + c, dot);
-                      });
+                             for (int i = 0; i < 4; ++i)
+                               value.v[i] = x.v[i] > T(0) ? sums[p].v[i] : T(0);
+                             value = store_rounded(intermediate + pixel * padded + c, value);
+                             sum += value;
+                             add_product(dot, value, x);
+                           }
+                           store_vec4(groups + first / 4 * 2 * padded + c, sum);
+                           store_vec4(groups + (first / 4 * 2 + 1) * padded + c, dot);
+                         });
       __syncthreads();
     }
     add_groups(groups, tile.pixels() / 4, padded, totals, padded);
@@ -229,8 +230,8 @@ __global__ __launch_bounds__(kThreads) void intermediate_backward_kernel(const J
   double* totals = dynamic_shared<double>();
   T* shared = reinterpret_cast<T*>(totals + 3 * padded);
   clear(totals, 2 * padded);
-  edge.operation == kSeparable3 ? transposed<3>(job, arch, e, totals, shared)
-                                : transposed<5>(job, arch, e, totals, shared);
+  edge.operation == kSeparable3 ? transposed<3, 1>(job, arch, e, totals, shared)
+                                : transposed<5, 1>(job, arch, e, totals, shared);
   double* partials = dag.partials + static_cast<int64_t>(blockIdx.y) * kMaxSplits * 3 * padded;
   if (sum_over_blocks(totals, 2 * padded, partials, dag.counters + blockIdx.y, blockIdx.x,
                       job.splits, shared)) {

@@ -25,7 +25,7 @@ __device__ State<V> source_state(const Dag<V>& g, int arch, int node, int e, int
           g.shape.out_width};
 }
 
-template <int K, int S, bool kTensorCores, class V>
+template <int K, int S, int D, bool kTensorCores, class V>
 __device__ void convolve(const Job<V>& job, int arch, int e, const State<V>& from, double* totals,
                          Compute<V>* shared) {
   using T = Compute<V>;
@@ -43,15 +43,15 @@ __device__ void convolve(const Job<V>& job, int arch, int e, const State<V>& fro
   for (int index = blockIdx.x; index < tiles; index += job.splits) {
     const TilePlace at = tile_place(tile, shape, index);
     for (int channel = 0; channel < padded; channel += tile.chunk) {
-      load_source<K, S, true>(from, padded, tile, at, channel, l.source_row(), source);
+      load_source<K, S, D, true>(from, padded, tile, at, channel, l.source_row(), source);
       load_elements<K, false>(depthwise_weight, padded, tile.chunk, channel, elements);
       __syncthreads();
-      depthwise<K, S>(tile, source, l.source_row(), elements,
-                      [&](int pixel, int c, const Vec4<T>(&sums)[4]) {
-                        T* to = shared + pixel * l.row + channel + c;
+      depthwise<K, S, D>(tile, source, l.source_row(), elements,
+                         [&](int pixel, int c, const Vec4<T>(&sums)[4]) {
+                           T* to = shared + pixel * l.row + channel + c;
 #pragma unroll
-                        for (int p = 0; p < 4; ++p) store_vec4(to + p * l.row, sums[p]);
-                      });
+                           for (int p = 0; p < 4; ++p) store_vec4(to + p * l.row, sums[p]);
+                         });
       __syncthreads();
     }
     if constexpr (kTensorCores) {
@@ -115,11 +115,11 @@ __global__ __launch_bounds__(kThreads) void stage_forward_kernel(const Job<V> jo
   if (reduces) {
     factorized<kTensorCores>(job, arch, e, from, totals, shared);
   } else if (edge.operation == kSeparable3) {
-    strided ? convolve<3, 2, kTensorCores>(job, arch, e, from, totals, shared)
-            : convolve<3, 1, kTensorCores>(job, arch, e, from, totals, shared);
+    strided ? convolve<3, 2, 1, kTensorCores>(job, arch, e, from, totals, shared)
+            : convolve<3, 1, 1, kTensorCores>(job, arch, e, from, totals, shared);
   } else {
-    strided ? convolve<5, 2, kTensorCores>(job, arch, e, from, totals, shared)
-            : convolve<5, 1, kTensorCores>(job, arch, e, from, totals, shared);
+    strided ? convolve<5, 2, 1, kTensorCores>(job, arch, e, from, totals, shared)
+            : convolve<5, 1, 1, kTensorCores>(job, arch, e, from, totals, shared);
   }
   double* partials = dag.partials + static_cast<int64_t>(blockIdx.y) * kMaxSplits * 3 * padded;
   if (sum_over_blocks(totals, 2 * padded, partials, dag.counters + blockIdx.y, blockIdx.x,
