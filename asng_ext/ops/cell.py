@@ -53,7 +53,7 @@ def allows_tf32() -> bool:
 def _new_saved(images: Tensor, weight: Tensor, statistics: int, values: int) -> Tensor:
     """What is kept for the backward pass: statistics, and values of images.
 
-    It has the dtype of the weights; see saved_values of csrc/platform/bfloat16.h for images
+    It has the dtype of the weights; see saved_values of csrc/platform/cuda_types.h for images
     that have another.
     """
     size = statistics + values * images.dtype.itemsize // weight.dtype.itemsize
