@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstring>
-#include <optional>
 #include <vector>
 
 #include "kernels/cpu/kernels.h"
@@ -10,8 +9,6 @@
 #include "platform/tensors.h"
 
 namespace asng::cpu {
-
-using OptionalTensor = std::optional<Tensor>;
 
 // Memory of the library, which gets it back with the tensor's end.
 inline Tensor new_tensor(const std::vector<int64_t>& sizes, ScalarType dtype, bool zeros) {

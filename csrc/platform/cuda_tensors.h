@@ -11,7 +11,6 @@
 #include <torch/csrc/stable/macros.h>
 
 #include <limits>
-#include <optional>
 
 #include "ops/cell/cuda_shapes.h"
 #include "platform/cuda_types.h"
@@ -55,8 +54,6 @@ class DeviceStreamGuard {
 };
 
 #endif
-
-using OptionalTensor = std::optional<Tensor>;
 
 inline void check_device(const Tensor& t, const char* name, const Tensor& like) {
   STD_TORCH_CHECK(t.get_device_index() == like.get_device_index(), name, " must be on device ",
