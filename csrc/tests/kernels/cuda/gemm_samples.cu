@@ -1,6 +1,6 @@
 // Kernels whose results are known: products on the tensor cores.
 #include "kernels/cuda/gemm.h"
-#include "tests/product_samples.h"
+#include "tests/kernels/cuda/gemm_samples.h"
 
 namespace asng::cuda {
 

@@ -6,9 +6,9 @@
 #include <vector>
 
 #include "ops/cell/cpu_stack.h"
-#include "tests/cell_weights.h"
+#include "tests/ops/cell/cpu_weights.h"
 #include "tests/check.h"
-#include "tests/threads.h"
+#include "tests/platform/threads.h"
 
 namespace asng::cpu {
 namespace {

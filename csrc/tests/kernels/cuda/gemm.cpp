@@ -7,8 +7,8 @@
 
 #include "platform/grid_on_cpu/tensor_cores.h"
 #include "tests/check.h"
-#include "tests/cuda_cells.h"
-#include "tests/product_samples.h"
+#include "tests/ops/cell/cuda_memory.h"
+#include "tests/kernels/cuda/gemm_samples.h"
 
 namespace asng::test {
 namespace {

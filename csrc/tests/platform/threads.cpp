@@ -1,6 +1,6 @@
 // Tasks on threads of the standard library, so that the kernels can be tested without PyTorch.
 
-#include "tests/threads.h"
+#include "tests/platform/threads.h"
 
 #include <thread>
 #include <vector>

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "tests/check.h"
-#include "tests/cuda_samples.h"
+#include "tests/platform/grid_samples.h"
 
 namespace {
 
@@ -102,7 +102,7 @@ TEST(cuda_divergence_is_an_error_that_says_where) {
   CHECK(out[63] == 1);
   const std::string exit = diverge(Divergence::kExit);
   CHECK(holds(exit, "thread (5, 0, 0) has ended") && holds(exit, "__syncthreads at"));
-  CHECK(holds(exit, "cuda_samples.cu:"));
+  CHECK(holds(exit, "grid_samples.cu:"));
   const std::string elsewhere = diverge(Divergence::kElsewhere);
   CHECK(holds(elsewhere, "thread (0, 0, 0) waits") && holds(elsewhere, "thread (40, 0, 0) waits"));
   CHECK(holds(diverge(Divergence::kShuffle), "thread (33, 0, 0) has ended"));
@@ -180,7 +180,7 @@ TEST(cuda_static_shared_memory_beside_dynamic_is_an_error) {
   CHECK(error_of([&] { sample_both_kinds(0, out.data(), nullptr); }).empty());
   CHECK(out[0] == 31);
   const std::string error = error_of([&] { sample_both_kinds(4, out.data(), nullptr); });
-  CHECK(holds(error, "static shared memory at") && holds(error, "cuda_samples.cu:"));
+  CHECK(holds(error, "static shared memory at") && holds(error, "grid_samples.cu:"));
 }
 
 TEST(cuda_launches_only_are_checked_and_nothing_runs) {

@@ -1,6 +1,6 @@
 // Kernels that exercise what csrc/platform/grid_on_cpu provides; compiled by nvcc as well, so that
 // they are CUDA and not merely something like it.
-#include "tests/cuda_samples.h"
+#include "tests/platform/grid_samples.h"
 
 namespace asng::cuda {
 

@@ -6,7 +6,7 @@
 
 #include "platform/grid_on_cpu/grid.h"
 #include "tests/check.h"
-#include "tests/cuda_node_example.h"
+#include "tests/ops/cell/cuda_node_example.h"
 
 namespace asng::test {
 namespace {

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "ops/stem/cpu.h"
-#include "tests/cuda_cells.h"
+#include "tests/ops/cell/cuda_memory.h"
 
 namespace asng::test {
 

@@ -1,7 +1,7 @@
 // A node on the CPU's kernels and on the CUDA kernels that run on the CPU.
 #pragma once
 
-#include "tests/cuda_cells.h"
+#include "tests/ops/cell/cuda_memory.h"
 
 namespace asng::test {
 

@@ -8,7 +8,7 @@
 
 #include "platform/threads.h"
 #include "tests/check.h"
-#include "tests/threads.h"
+#include "tests/platform/threads.h"
 
 namespace asng::cpu {
 namespace {

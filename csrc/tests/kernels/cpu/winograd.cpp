@@ -4,7 +4,7 @@
 
 #include "kernels/cpu/winograd.h"
 #include "tests/check.h"
-#include "tests/threads.h"
+#include "tests/platform/threads.h"
 
 namespace asng::cpu {
 namespace {

@@ -7,7 +7,7 @@
 
 #include "ops/stem/cpu.h"
 #include "tests/check.h"
-#include "tests/threads.h"
+#include "tests/platform/threads.h"
 
 namespace asng::cpu {
 namespace {

@@ -8,7 +8,7 @@
 
 #include "ops/cell/cpu_node.h"
 #include "tests/check.h"
-#include "tests/threads.h"
+#include "tests/platform/threads.h"
 
 namespace asng::cpu {
 namespace {

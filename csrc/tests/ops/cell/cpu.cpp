@@ -5,9 +5,9 @@
 #include <vector>
 
 #include "ops/cell/cpu.h"
-#include "tests/cell_weights.h"
+#include "tests/ops/cell/cpu_weights.h"
 #include "tests/check.h"
-#include "tests/threads.h"
+#include "tests/platform/threads.h"
 
 namespace asng::cpu {
 namespace {

@@ -4,7 +4,7 @@
 
 #include "platform/grid_on_cpu/grid.h"
 #include "tests/check.h"
-#include "tests/cuda_cell_example.h"
+#include "tests/ops/cell/cuda_example.h"
 
 namespace asng::test {
 namespace {
