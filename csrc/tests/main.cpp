@@ -1,10 +1,4 @@
-#include "tests/check.h"
-
-int main() {
-  for (const asng::test::Case& test : asng::test::cases()) {
-    const int before = asng::test::failures;
-    test.run();
-    std::printf("%s %s\n", asng::test::failures == before ? "ok    " : "FAILED", test.name);
-  }
-  return asng::test::failures == 0 && !asng::test::cases().empty() ? 0 : 1;
-}
+// A crash is for the sanitizers to report.
+#define DOCTEST_CONFIG_NO_POSIX_SIGNALS
+#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
+#include <doctest/doctest.h>

@@ -1,10 +1,12 @@
+#include "core/utility.h"
+
+#include <doctest/doctest.h>
+
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <numeric>
 #include <vector>
-
-#include "core/utility.h"
-#include "tests/check.h"
 
 namespace {
 
@@ -22,7 +24,7 @@ void expect(const std::vector<double>& losses, const std::vector<double>& expect
   bool any = false;
   const std::vector<double> got = utilities(losses, any);
   for (std::size_t k = 0; k < got.size(); ++k) {
-    CHECK_NEAR(got[k], expected[k], 1e-15);
+    CHECK(std::fabs(got[k] - expected[k]) <= 1e-15);
   }
   CHECK(any == (std::count(expected.begin(), expected.end(), 0.0) !=
                 static_cast<std::ptrdiff_t>(expected.size())));
@@ -30,7 +32,7 @@ void expect(const std::vector<double>& losses, const std::vector<double>& expect
 
 }  // namespace
 
-TEST(utilities_reward_the_best_quarter_and_punish_the_worst) {
+TEST_CASE("utilities reward the best quarter and punish the worst") {
   const double inf = std::numeric_limits<double>::infinity();
   expect({2, 1}, {-1, 1});
   expect({3, 1, 2}, {-1, 1, 0});
@@ -41,7 +43,7 @@ TEST(utilities_reward_the_best_quarter_and_punish_the_worst) {
   expect({}, {});
 }
 
-TEST(ties_share_the_mean_of_their_places) {
+TEST_CASE("ties share the mean of their places") {
   expect({1, 1}, {0, 0});
   expect({0, 0, 1}, {0.5, 0.5, -1});
   expect({-1, -1, -2}, {-0.5, -0.5, 1});

@@ -1,6 +1,8 @@
 // Whether a device would accept every launch: grids, and shared memory against what a block may
 // have, for all numbers of channels and batches around the sizes at which tiles change. Nothing
 // runs.
+#include <doctest/doctest.h>
+
 #include <cstdint>
 #include <stdexcept>
 #include <string>
@@ -9,7 +11,6 @@
 #include "ops/cell/cuda.h"
 #include "optimizer/cuda.h"
 #include "platform/grid_on_cpu/grid.h"
-#include "tests/check.h"
 
 namespace asng::test {
 namespace {
@@ -139,7 +140,7 @@ int first_refused(std::size_t largest_shared, bool tf32 = false) {
   return kMostChannels + 1;
 }
 
-TEST(cuda_all_channels_fit_a_device) {
+TEST_CASE("CUDA: all channels fit a device") {
   CHECK(first_refused<float>(cuda_on_cpu::kLargestShared) > kMostChannels);
   CHECK(first_refused<float>(cuda_on_cpu::kLargestShared, true) > kMostChannels);
   CHECK(first_refused<double>(cuda_on_cpu::kLargestShared) > kMostChannels);
@@ -147,21 +148,21 @@ TEST(cuda_all_channels_fit_a_device) {
 }
 
 // Of smaller devices all but the most channels in float64.
-TEST(cuda_channels_fit_smaller_devices) {
+TEST_CASE("CUDA: channels fit smaller devices") {
   CHECK(first_refused<float>(kSmall) > kMostChannels);
   CHECK(first_refused<BFloat16>(kSmall) > kMostChannels);
   CHECK(first_refused<double>(kSmall) > 240);
   CHECK(first_refused<double>(kMiddle) > 448);
 }
 
-TEST(cuda_a_refusal_says_what_is_needed) {
+TEST_CASE("CUDA: a refusal says what is needed") {
   const LaunchesOnly device(kSmall);
   const std::string error = refusal<double>({1, 8, 8}, 700, 1, false);
   CHECK(error.find("700 channels need ") == 0);
   CHECK(error.find("a block of this device has 101376") != std::string::npos);
 }
 
-TEST(cuda_all_populations_fit_a_device) {
+TEST_CASE("CUDA: all populations fit a device") {
   const LaunchesOnly device(kSmall);
   for (std::int64_t population = 1; population <= cuda::kLargestPopulation; ++population) {
     for (const std::int64_t variables : {std::int64_t{1}, std::int64_t{100'000}}) {

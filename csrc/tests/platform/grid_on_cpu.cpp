@@ -1,11 +1,13 @@
 // The grid that runs on the CPU, on kernels whose results are known.
+#include <doctest/doctest.h>
+
 #include <array>
+#include <cmath>
 #include <optional>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
-#include "tests/check.h"
 #include "tests/platform/grid_samples.h"
 
 namespace {
@@ -30,7 +32,7 @@ bool holds(const std::string& text, const std::string& part) {
 
 }  // namespace
 
-TEST(cuda_shared_memory_and_barriers_reduce) {
+TEST_CASE("CUDA: shared memory and barriers reduce") {
   std::vector<float> values(1000);
   for (std::size_t i = 0; i < values.size(); ++i) values[i] = static_cast<float>(i % 7);
   float expected = 0.0f;
@@ -44,7 +46,7 @@ TEST(cuda_shared_memory_and_barriers_reduce) {
   CHECK(sum == expected);
 }
 
-TEST(cuda_shuffles_scan_a_warp) {
+TEST_CASE("CUDA: shuffles scan a warp") {
   std::vector<int> values(192), sums(192, -1);
   for (int i = 0; i < 192; ++i) values[i] = i * i % 11;
   sample_scan(values.data(), sums.data(), 3, nullptr);
@@ -54,7 +56,7 @@ TEST(cuda_shuffles_scan_a_warp) {
   }
 }
 
-TEST(cuda_warp_operations_mean_what_they_mean) {
+TEST_CASE("CUDA: warp operations give a warp's results") {
   std::array<double, 64> values;
   for (int i = 0; i < 64; ++i) values[i] = (i * 37 % 64) / 64.0;
   std::array<double, 128> results;
@@ -78,7 +80,7 @@ TEST(cuda_warp_operations_mean_what_they_mean) {
   }
 }
 
-TEST(cuda_atomics_and_dynamic_shared_memory_count) {
+TEST_CASE("CUDA: atomics and dynamic shared memory count") {
   constexpr int kBins = 13;
   std::vector<int> values(2000), expected(kBins), counts(kBins);
   for (int i = 0; i < 2000; ++i) {
@@ -90,10 +92,11 @@ TEST(cuda_atomics_and_dynamic_shared_memory_count) {
   sample_histogram(values.data(), 2000, kBins, counts.data(), &blocks_done, &last_block,
                    kBins * sizeof(int), nullptr);
   CHECK(counts == expected);
-  CHECK(blocks_done == 6 && last_block == 1);
+  CHECK(blocks_done == 6);
+  CHECK(last_block == 1);
 }
 
-TEST(cuda_divergence_is_an_error_that_says_where) {
+TEST_CASE("CUDA: divergence is an error that says where") {
   std::array<int, 64> out{};
   const auto diverge = [&](Divergence how) {
     return error_of([&] { sample_diverge(how, out.data(), nullptr); });
@@ -101,10 +104,12 @@ TEST(cuda_divergence_is_an_error_that_says_where) {
   CHECK(diverge(Divergence::kNone).empty());
   CHECK(out[63] == 1);
   const std::string exit = diverge(Divergence::kExit);
-  CHECK(holds(exit, "thread (5, 0, 0) has ended") && holds(exit, "__syncthreads at"));
+  CHECK(holds(exit, "thread (5, 0, 0) has ended"));
+  CHECK(holds(exit, "__syncthreads at"));
   CHECK(holds(exit, "grid_samples.cu:"));
   const std::string elsewhere = diverge(Divergence::kElsewhere);
-  CHECK(holds(elsewhere, "thread (0, 0, 0) waits") && holds(elsewhere, "thread (40, 0, 0) waits"));
+  CHECK(holds(elsewhere, "thread (0, 0, 0) waits"));
+  CHECK(holds(elsewhere, "thread (40, 0, 0) waits"));
   CHECK(holds(diverge(Divergence::kShuffle), "thread (33, 0, 0) has ended"));
   CHECK(holds(diverge(Divergence::kOutsideMask), "reads lane 9"));
   CHECK(holds(diverge(Divergence::kBarrierAgainstShuffle), "thread (32, 0, 0) has ended"));
@@ -112,7 +117,7 @@ TEST(cuda_divergence_is_an_error_that_says_where) {
   CHECK(diverge(Divergence::kNone).empty());
 }
 
-TEST(cuda_a_missing_barrier_shows_in_the_order_of_threads) {
+TEST_CASE("CUDA: a missing barrier shows in the order of threads") {
   std::array<int, 64> forward{}, backward{};
   sample_race(forward.data(), nullptr);
   const Backward order;
@@ -120,7 +125,7 @@ TEST(cuda_a_missing_barrier_shows_in_the_order_of_threads) {
   CHECK(forward != backward);
 }
 
-TEST(cuda_blocks_that_are_launched_together_can_wait_for_each_other) {
+TEST_CASE("CUDA: co-resident blocks can wait for each other") {
   for (bool backwards : {false, true}) {
     std::optional<Backward> order;
     if (backwards) order.emplace();
@@ -138,11 +143,12 @@ TEST(cuda_blocks_that_are_launched_together_can_wait_for_each_other) {
   }
 }
 
-TEST(cuda_invalid_launches_are_errors) {
+TEST_CASE("CUDA: invalid launches are errors") {
   std::array<float4, 4> in{}, out{};
   in[3] = make_float4(1, 2, 3, 4);
   sample_wide(in.data(), out.data(), 4, 3, nullptr);
-  CHECK(out[3].x == 4 && out[3].w == 1);
+  CHECK(out[3].x == 4);
+  CHECK(out[3].w == 1);
   CHECK(holds(error_of([&] { sample_wide(in.data(), out.data(), 4, 1025, nullptr); }), "1025"));
   CHECK(holds(error_of([&] { sample_wide(in.data(), out.data(), 0, 32, nullptr); }), "grid"));
   int counts[2] = {};
@@ -153,7 +159,7 @@ TEST(cuda_invalid_launches_are_errors) {
       "shared memory"));
 }
 
-TEST(cuda_shared_memory_has_the_limits_of_a_device) {
+TEST_CASE("CUDA: shared memory has the limits of a device") {
   std::vector<int> counts(13);
   const auto histogram = [&](std::size_t bytes) {
     unsigned int done = 0;
@@ -175,15 +181,16 @@ TEST(cuda_shared_memory_has_the_limits_of_a_device) {
   CHECK(!run(50001).empty());
 }
 
-TEST(cuda_static_shared_memory_beside_dynamic_is_an_error) {
+TEST_CASE("CUDA: static shared memory beside dynamic is an error") {
   std::array<int, 32> out{};
   CHECK(error_of([&] { sample_both_kinds(0, out.data(), nullptr); }).empty());
   CHECK(out[0] == 31);
   const std::string error = error_of([&] { sample_both_kinds(4, out.data(), nullptr); });
-  CHECK(holds(error, "static shared memory at") && holds(error, "grid_samples.cu:"));
+  CHECK(holds(error, "static shared memory at"));
+  CHECK(holds(error, "grid_samples.cu:"));
 }
 
-TEST(cuda_launches_only_are_checked_and_nothing_runs) {
+TEST_CASE("CUDA: LaunchesOnly checks launches and runs nothing") {
   const asng::cuda_on_cpu::LaunchesOnly check(64 * 1024);
   const auto launch = [](std::size_t bytes) {
     return error_of(
@@ -193,7 +200,7 @@ TEST(cuda_launches_only_are_checked_and_nothing_runs) {
   CHECK(holds(launch(65 * 1024), "a block of this device has 65536"));
 }
 
-TEST(cuda_bfloat16_rounds_to_the_nearest) {
+TEST_CASE("CUDA: bfloat16 rounds to the nearest") {
   CHECK(__bfloat162float(__float2bfloat16(1.0f)) == 1.0f);
   CHECK(__bfloat162float(__float2bfloat16(1.0f + 0x1p-8f)) == 1.0f);  // a tie: to even
   CHECK(__bfloat162float(__float2bfloat16(1.0f + 0x3p-8f)) == 1.0f + 0x1p-6f);

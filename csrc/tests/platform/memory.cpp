@@ -1,16 +1,18 @@
+#include "platform/memory.h"
+
+#include <doctest/doctest.h>
+
 #include <cstring>
 #include <stdexcept>
 #include <thread>
 #include <vector>
 
 #include "kernels/cpu/norm_statistics.h"
-#include "platform/memory.h"
-#include "tests/check.h"
 
 namespace asng::cpu {
 namespace {
 
-TEST(blocks_are_used_again) {
+TEST_CASE("blocks are used again") {
   release_cached();
   void* first = nullptr;
   {
@@ -21,11 +23,11 @@ TEST(blocks_are_used_again) {
     CHECK(other.get() != first);
   }
   const Block again = acquire(100000), more = acquire(100000);
-  CHECK(again.get() == first || more.get() == first);
+  CHECK((again.get() == first || more.get() == first));
   CHECK(release_cached() == 0);
 }
 
-TEST(released_memory_is_counted) {
+TEST_CASE("released memory is counted") {
   release_cached();
   {
     const Block block = acquire(5 << 20);
@@ -34,7 +36,7 @@ TEST(released_memory_is_counted) {
   CHECK(release_cached() == 0);
 }
 
-TEST(blocks_of_many_threads) {
+TEST_CASE("blocks of many threads") {
   std::vector<std::thread> threads;
   for (int t = 0; t < 4; ++t) {
     threads.emplace_back([t] {
@@ -48,7 +50,7 @@ TEST(blocks_of_many_threads) {
   CHECK(release_cached() > 0);
 }
 
-TEST(a_plan_that_is_too_large_is_an_error) {
+TEST_CASE("an arena that is too small is an error") {
   float values[32];
   Bump<float> memory(values, 32);
   CHECK(memory.take(16) == values);
@@ -62,7 +64,7 @@ TEST(a_plan_that_is_too_large_is_an_error) {
   CHECK(thrown);
 }
 
-TEST(parts_cover_a_batch_once) {
+TEST_CASE("work ranges cover a batch once") {
   for (int64_t images = 1; images < 40; ++images) {
     int64_t next = 0;
     for (int64_t i = 0; i < split_count(images); ++i) {
@@ -75,7 +77,7 @@ TEST(parts_cover_a_batch_once) {
   }
 }
 
-TEST(scratch_grows_and_is_aligned) {
+TEST_CASE("scratch grows and is aligned") {
   for (size_t bytes : {size_t{1}, size_t{1000}, size_t{100000}, size_t{10}}) {
     char* block = static_cast<char*>(scratch(bytes));
     CHECK(reinterpret_cast<uintptr_t>(block) % 64 == 0);

@@ -1,5 +1,7 @@
 // Tasks in work ranges: each runs once, and what one throws arrives.
 
+#include <doctest/doctest.h>
+
 #include <atomic>
 #include <cstdint>
 #include <stdexcept>
@@ -7,13 +9,12 @@
 #include <vector>
 
 #include "platform/threads.h"
-#include "tests/check.h"
 #include "tests/platform/threads.h"
 
 namespace asng::cpu {
 namespace {
 
-TEST(every_task_runs_once) {
+TEST_CASE("every task runs once") {
   for (const int threads : {1, 2, 3, 7}) {
     test::thread_count = threads;
     for (const int64_t count : {0, 1, 2, 5, 64, 1000}) {
@@ -25,7 +26,7 @@ TEST(every_task_runs_once) {
   test::thread_count = 1;
 }
 
-TEST(one_worker_does_the_ranges_of_all) {
+TEST_CASE("one worker does the ranges of all") {
   std::vector<int> runs(20);
   run_work_ranges(
       20, 4, [&](int64_t i) { ++runs[static_cast<size_t>(i)]; },
@@ -33,7 +34,7 @@ TEST(one_worker_does_the_ranges_of_all) {
   for (const int times : runs) CHECK(times == 1);
 }
 
-TEST(an_exception_of_a_task_arrives) {
+TEST_CASE("an exception of a task arrives") {
   test::thread_count = 3;
   std::string message;
   try {

@@ -1,11 +1,12 @@
 // A stage of a separable convolution, with dilation, against its definition.
 
+#include "kernels/cpu/separable.h"
+
+#include <doctest/doctest.h>
+
 #include <algorithm>
 #include <cmath>
 #include <vector>
-
-#include "kernels/cpu/separable.h"
-#include "tests/check.h"
 
 namespace asng::cpu {
 namespace {
@@ -121,14 +122,14 @@ void check_stage(int64_t stride) {
   CHECK(equal(made_pointwise, grad_pointwise));
 }
 
-TEST(a_stage_is_what_it_is_defined_as) {
+TEST_CASE("a stage is what it is defined as") {
   for (const int64_t stride : {1, 2}) {
     check_stage<3, 1>(stride);
     check_stage<5, 1>(stride);
   }
 }
 
-TEST(a_dilated_stage_is_what_it_is_defined_as) {
+TEST_CASE("a dilated stage is what it is defined as") {
   for (const int64_t stride : {1, 2}) {
     check_stage<3, 2>(stride);
     check_stage<3, 3>(stride);

@@ -1,9 +1,11 @@
+#include "kernels/cpu/winograd.h"
+
+#include <doctest/doctest.h>
+
 #include <algorithm>
 #include <cmath>
 #include <vector>
 
-#include "kernels/cpu/winograd.h"
-#include "tests/check.h"
 #include "tests/platform/threads.h"
 
 namespace asng::cpu {
@@ -87,7 +89,7 @@ void compare(ConvolutionShape s) {
   CHECK(difference(got_gradient, packed) < 1e-10);
 }
 
-TEST(minimal_filtering_is_convolution) {
+TEST_CASE("Winograd convolution is convolution") {
   for (int threads : {1, 2}) {
     asng::test::thread_count = threads;
     for (int64_t kernel : {3, 5}) {

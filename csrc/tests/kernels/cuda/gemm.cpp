@@ -1,4 +1,7 @@
 // Products on the tensor cores of a grid that runs on the CPU, of small integers, which are exact.
+#include <doctest/doctest.h>
+
+#include <cmath>
 #include <memory>
 #include <optional>
 #include <stdexcept>
@@ -6,9 +9,8 @@
 #include <vector>
 
 #include "platform/grid_on_cpu/tensor_cores.h"
-#include "tests/check.h"
-#include "tests/ops/cell/cuda_memory.h"
 #include "tests/kernels/cuda/gemm_samples.h"
+#include "tests/ops/cell/cuda_memory.h"
 
 namespace asng::test {
 namespace {
@@ -55,8 +57,8 @@ void check_product(const Case& c, bool transposed) {
     all = all && (i % row < c.columns ? got == entry(c, left, right, transposed, i / row, i % row)
                                       : std::isnan(got));  // nothing is written beside the matrix
   }
+  INFO(c.rows, "×", c.columns, ", depth ", c.depth);
   CHECK(all);
-  if (!all) std::fprintf(stderr, "  %d×%d, depth %d\n", c.rows, c.columns, c.depth);
 }
 
 void in_both_orders(void (*run)()) {
@@ -65,7 +67,7 @@ void in_both_orders(void (*run)()) {
   run();
 }
 
-TEST(cuda_products_of_tiles_are_exact) {
+TEST_CASE("CUDA: products of tiles are exact") {
   in_both_orders([] {
     for (const Case& c : {Case{16, 16, 8},
                           {128, 16, 16},
@@ -79,7 +81,7 @@ TEST(cuda_products_of_tiles_are_exact) {
   });
 }
 
-TEST(cuda_sums_over_pixels_are_exact) {
+TEST_CASE("CUDA: outer products over pixels are exact") {
   in_both_orders([] {
     // From one tile, whose pixels four warps share, to more than the warps keep in registers.
     for (const Case& c : {Case{16, 16, 16},
@@ -96,7 +98,7 @@ TEST(cuda_sums_over_pixels_are_exact) {
   });
 }
 
-TEST(cuda_sums_over_no_pixels_are_zeros) {
+TEST_CASE("CUDA: outer products over no pixels are zeros") {
   for (const int size : {16, 32, 80}) {
     const Matrix nothing(size * size), out(size * size);
     sample_no_outer_product({size, size, 16, size, nothing.data(), nothing.data(), out.data()},
@@ -105,7 +107,7 @@ TEST(cuda_sums_over_no_pixels_are_zeros) {
   }
 }
 
-TEST(cuda_products_go_where_there_are_positive_values) {
+TEST_CASE("CUDA: products go where there are positive values") {
   in_both_orders([] {
     for (const Case& c : {Case{64, 32, 16}, {16, 16, 48}}) {
       Draw draw(5);
@@ -123,7 +125,7 @@ TEST(cuda_products_go_where_there_are_positive_values) {
   });
 }
 
-TEST(cuda_tf32_rounds_to_the_nearest) {
+TEST_CASE("CUDA: TF32 rounds to the nearest") {
   using nvcuda::wmma::__float_to_tf32;
   CHECK(__float_to_tf32(1.0f) == 1.0f);
   CHECK(__float_to_tf32(1.0f + 0x1p-10f) == 1.0f + 0x1p-10f);
@@ -134,7 +136,7 @@ TEST(cuda_tf32_rounds_to_the_nearest) {
   CHECK(std::isnan(__float_to_tf32(std::nanf(""))));
 }
 
-TEST(cuda_misuse_of_tensor_cores_is_an_error_that_says_where) {
+TEST_CASE("CUDA: misuse of tensor cores is an error that says where") {
   const Matrix memory(1024), out(256);
   for (int i = 0; i < 1024; ++i) memory.data()[i] = 0.1f;
   const auto error_of = [&](Misuse how) -> std::string {

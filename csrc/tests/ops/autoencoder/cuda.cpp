@@ -1,13 +1,15 @@
 // The end of an autoencoder's layer, on a grid that runs on the CPU, and the half precision that
 // the grid has.
+#include "ops/autoencoder/cuda.h"
+
+#include <doctest/doctest.h>
+
 #include <cmath>
 #include <cstdint>
 #include <limits>
 #include <vector>
 
-#include "ops/autoencoder/cuda.h"
 #include "platform/grid_on_cpu/half.h"
-#include "tests/check.h"
 
 namespace {
 
@@ -82,14 +84,14 @@ void check_type() {
 
 }  // namespace
 
-TEST(cuda_layers_are_finished_in_every_precision) {
+TEST_CASE("CUDA: layers are finished in every precision") {
   check_type<float>();
   check_type<double>();
   check_type<__nv_bfloat16>();
   check_type<__half>();
 }
 
-TEST(cuda_half_precision_on_the_cpu_rounds_to_the_nearest) {
+TEST_CASE("CUDA: half precision on the CPU rounds to the nearest") {
   for (int bits = 0; bits < 0x7c00; ++bits) {
     const auto low = static_cast<std::uint16_t>(bits), high = static_cast<std::uint16_t>(bits + 1);
     const float a = __half2float({low});
@@ -105,6 +107,8 @@ TEST(cuda_half_precision_on_the_cpu_rounds_to_the_nearest) {
   CHECK(__half2float({0x3c00}) == 1.0f);
   CHECK(__half2float({0x7bff}) == 65504.0f);
   CHECK(__half2float({1}) == 0x1p-24f);
-  CHECK(std::isinf(__half2float({0xfc00})) && __half2float({0xfc00}) < 0);
-  CHECK(std::isnan(__half2float({0x7e00})) && std::isnan(__half2float(__float2half(NAN))));
+  CHECK(std::isinf(__half2float({0xfc00})));
+  CHECK(__half2float({0xfc00}) < 0);
+  CHECK(std::isnan(__half2float({0x7e00})));
+  CHECK(std::isnan(__half2float(__float2half(NAN))));
 }

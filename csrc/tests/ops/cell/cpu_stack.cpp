@@ -1,13 +1,15 @@
 // A stack of cells against its cells one at a time, and on several threads.
 
+#include "ops/cell/cpu_stack.h"
+
+#include <doctest/doctest.h>
+
 #include <cmath>
 #include <cstdint>
 #include <random>
 #include <vector>
 
-#include "ops/cell/cpu_stack.h"
 #include "tests/ops/cell/cpu_weights.h"
-#include "tests/check.h"
 #include "tests/platform/threads.h"
 
 namespace asng::cpu {
@@ -154,7 +156,7 @@ void check_close(const std::vector<double>& a, const std::vector<double>& b) {
   }
 }
 
-TEST(a_chain_is_its_cells_one_after_the_other) {
+TEST_CASE("a cell stack is its cells one after the other") {
   for (const int64_t archs : {1, 2, 3}) {
     for (const bool shared : {false, true}) {
       const Example example(archs, shared);
@@ -168,7 +170,7 @@ TEST(a_chain_is_its_cells_one_after_the_other) {
   }
 }
 
-TEST(a_chain_gives_the_same_bits_on_any_threads) {
+TEST_CASE("a cell stack gives the same bits on any threads") {
   const Example example(2, true);
   const Result one = example.together(1), four = example.together(4);
   CHECK(one.y == four.y);

@@ -1,9 +1,10 @@
 // The CUDA kernels of cells and of the stem against those for the CPU.
 
-#include <cstdio>
+#include <doctest/doctest.h>
+
+#include <cmath>
 
 #include "platform/grid_on_cpu/grid.h"
-#include "tests/check.h"
 #include "tests/ops/cell/cuda_example.h"
 
 namespace asng::test {
@@ -15,15 +16,14 @@ void compare(CellExample<T>& example, double tolerance) {
   CHECK(expected.size() == got.size());
   for (size_t i = 0; i < got.size(); ++i) {
     const double error = difference(got[i], expected[i]);
-    if (error <= tolerance) continue;
+    INFO("tensor ", i, ": reduction ", example.c.reduction, ", larger ",
+         example.c.prev_prev_is_larger, ", shared ", example.c.prev_prev_is_shared, " ",
+         example.c.prev_is_shared);
     CHECK(error <= tolerance);
-    std::fprintf(stderr, "  tensor %zu differs by %.3g: reduction %d, larger %d, shared %d %d\n", i,
-                 error, example.c.reduction, example.c.prev_prev_is_larger,
-                 example.c.prev_prev_is_shared, example.c.prev_is_shared);
   }
 }
 
-TEST(cuda_cells_are_those_of_the_cpu) {
+TEST_CASE("CUDA: cells are those of the CPU") {
   unsigned seed = 0;
   for (const bool reduction : {false, true}) {
     for (const bool larger : {false, true}) {
@@ -47,7 +47,7 @@ TEST(cuda_cells_are_those_of_the_cpu) {
   }
 }
 
-TEST(cuda_cells_of_five_nodes_and_more_channels) {
+TEST_CASE("CUDA: cells of five nodes and more channels") {
   CellCase c;
   c.nodes = 5;
   c.archs = 2;
@@ -63,7 +63,7 @@ TEST(cuda_cells_of_five_nodes_and_more_channels) {
   compare(reduction, 1e-9);
 }
 
-TEST(cuda_inputs_that_nobody_reads_have_a_gradient_of_zeros) {
+TEST_CASE("CUDA: inputs that no node reads have a gradient of zeros") {
   for (const bool larger : {false, true}) {
     for (const bool shared : {false, true}) {
       CellCase c;
@@ -81,7 +81,7 @@ TEST(cuda_inputs_that_nobody_reads_have_a_gradient_of_zeros) {
   }
 }
 
-TEST(cuda_cells_do_not_depend_on_the_order_of_threads_and_blocks) {
+TEST_CASE("CUDA: cells do not depend on the order of threads and blocks") {
   for (const bool reduction : {false, true}) {
     CellCase c;
     c.images = 4;
@@ -96,7 +96,7 @@ TEST(cuda_cells_do_not_depend_on_the_order_of_threads_and_blocks) {
   }
 }
 
-TEST(cuda_cells_with_an_index_out_of_range_give_nan) {
+TEST_CASE("CUDA: cells with an index out of range give NaN") {
   for (const int32_t bad : {-1, 3, 100}) {
     CellExample<double> example(CellCase{});
     example.inputs[2] = bad;  // node 1 has three states before it
@@ -120,7 +120,7 @@ void compare_stem(const StemCase& c, double tolerance) {
   for (size_t i = 0; i < got.size(); ++i) CHECK(difference(got[i], expected[i]) <= tolerance);
 }
 
-TEST(cuda_stems_are_those_of_the_cpu) {
+TEST_CASE("CUDA: stems are those of the CPU") {
   for (const StemCase& c : {StemCase{3, 5, 6, 3, 20},
                             {2, 1, 1, 1, 3},
                             {1, 9, 2, 4, 48},

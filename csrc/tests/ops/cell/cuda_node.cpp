@@ -1,11 +1,12 @@
 // The CUDA kernels of a node against those for the CPU.
 
-#include <cstdio>
+#include <doctest/doctest.h>
+
+#include <cmath>
 #include <stdexcept>
 #include <string>
 
 #include "platform/grid_on_cpu/grid.h"
-#include "tests/check.h"
 #include "tests/ops/cell/cuda_node_example.h"
 
 namespace asng::test {
@@ -18,18 +19,13 @@ void compare(const NodeCase& c, double tolerance) {
   CHECK(expected.size() == got.size());
   for (size_t i = 0; i < got.size(); ++i) {
     const double error = difference(got[i], expected[i]);
-    if (error <= tolerance) continue;
+    INFO("tensor ", i, ": channels ", c.channels, ", ", c.height, "×", c.width, ", stride ",
+         c.stride, ", λ ", c.archs, ", first operation ", c.operation[0]);
     CHECK(error <= tolerance);
-    std::fprintf(stderr, "  tensor %zu differs by %.3g: channels %d, %d×%d, stride %d, λ %d, %s\n",
-                 i, error, c.channels, c.height, c.width, c.stride, c.archs,
-                 sizeof(T) == 8 ? "double" : "float");
-    for (size_t e = 0; e < c.operation.size(); ++e) {
-      std::fprintf(stderr, "    operation %d on input %d\n", c.operation[e], c.input[e]);
-    }
   }
 }
 
-TEST(cuda_operations_are_those_of_the_cpu) {
+TEST_CASE("CUDA: operations are those of the CPU") {
   for (int operation = 0; operation < cuda::kOperationCount; ++operation) {
     for (const int stride : {1, 2}) {
       for (const int channels : {3, 16, 20, 32}) {
@@ -41,7 +37,7 @@ TEST(cuda_operations_are_those_of_the_cpu) {
   }
 }
 
-TEST(cuda_images_of_any_size) {
+TEST_CASE("CUDA: feature maps of any size") {
   for (const int stride : {1, 2}) {
     for (const auto& [height, width] :
          {std::pair{1, 1}, {1, 9}, {9, 1}, {2, 3}, {3, 19}, {17, 18}}) {
@@ -53,7 +49,7 @@ TEST(cuda_images_of_any_size) {
 }
 
 // More tiles than blocks share a sum, and tiles of every size.
-TEST(cuda_large_batches) {
+TEST_CASE("CUDA: large batches") {
   for (const int channels : {16, 32, 64}) {
     for (const int stride : {1, 2}) {
       NodeCase c = single(cuda::kSeparable5, stride, 1, 9, 17, channels);
@@ -63,7 +59,7 @@ TEST(cuda_large_batches) {
   }
 }
 
-TEST(cuda_many_channels) {
+TEST_CASE("CUDA: many channels") {
   for (const int stride : {1, 2}) {
     for (const int channels : {48, 64, 80, 130}) {
       for (const int operation : {0, 3, 4}) {
@@ -80,14 +76,14 @@ TEST(cuda_many_channels) {
   }
 }
 
-TEST(cuda_edges_may_share_inputs_and_occur_twice) {
+TEST_CASE("CUDA: edges may share inputs and occur twice") {
   for (const int stride : {1, 2}) {
     compare<double>(mixed(stride), 1e-10);
     compare<float>(mixed(stride), 1e-4);
   }
 }
 
-TEST(cuda_results_do_not_depend_on_the_order_of_threads_and_blocks) {
+TEST_CASE("CUDA: results do not depend on the order of threads and blocks") {
   for (const int stride : {1, 2}) {
     NodeCase c = mixed(stride);
     c.images = 5;
@@ -98,14 +94,14 @@ TEST(cuda_results_do_not_depend_on_the_order_of_threads_and_blocks) {
   }
 }
 
-TEST(cuda_without_a_backward_pass_gives_the_same) {
+TEST_CASE("CUDA: without a backward pass gives the same") {
   for (const int stride : {1, 2}) {
     NodeExample<float> example(mixed(stride));
     CHECK(example.on_cuda(false)[0] == example.on_cuda()[0]);
   }
 }
 
-TEST(cuda_too_many_channels_are_an_error_that_says_so) {
+TEST_CASE("CUDA: too many channels are an error that says so") {
   NodeCase c = single(cuda::kSeparable3, 1, 1, 2, 2, 700);
   c.inputs = 1;
   c.input = {0};
@@ -118,7 +114,7 @@ TEST(cuda_too_many_channels_are_an_error_that_says_so) {
   CHECK(error.find("700 channels need ") == 0);
 }
 
-TEST(cuda_an_index_out_of_range_makes_nan_of_its_node_alone) {
+TEST_CASE("CUDA: an index out of range makes NaN of its node alone") {
   for (const int32_t bad : {-1, 3, 1 << 30}) {
     for (const bool of_operation : {false, true}) {
       NodeCase c = mixed(1);
@@ -129,7 +125,7 @@ TEST(cuda_an_index_out_of_range_makes_nan_of_its_node_alone) {
       for (size_t i = 0; i < got[0].size(); ++i) {
         const bool real = static_cast<int>(i) % example.padded < c.channels;
         if (i / size == 1) {
-          CHECK(real ? std::isnan(got[0][i]) : got[0][i] == 0);
+          CHECK((real ? std::isnan(got[0][i]) : got[0][i] == 0));
         } else {
           CHECK(got[0][i] == expected[0][i]);
         }
@@ -138,7 +134,7 @@ TEST(cuda_an_index_out_of_range_makes_nan_of_its_node_alone) {
   }
 }
 
-TEST(cuda_pools_pass_nan_and_take_the_first_of_equal_maxima) {
+TEST_CASE("CUDA: pools pass NaN and take the first of equal maxima") {
   for (const int stride : {1, 2}) {
     NodeExample<double> example(single(cuda::kMaxPool, stride, 1, 7, 6, 16));
     for (double& value : example.bank) value = std::round(value);

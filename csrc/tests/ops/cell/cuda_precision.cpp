@@ -11,11 +11,11 @@
 // A factor of a product that is rounded to TF32 is off by at most 2⁻¹¹ of itself, a product of two
 // by kRounded = 2⁻¹⁰; products in a row are to that what images are to kStored. With images in
 // bfloat16 products are in TF32, too, which adds little to their error.
+#include <doctest/doctest.h>
+
 #include <cmath>
-#include <cstdio>
 
 #include "platform/grid_on_cpu/grid.h"
-#include "tests/check.h"
 #include "tests/ops/cell/cuda_example.h"
 #include "tests/ops/cell/cuda_node_example.h"
 
@@ -48,10 +48,8 @@ void check(const Tensors<float>& got, const Tensors<double>& expected, const Bou
   for (size_t i = 0; i < got.size(); ++i) {
     const double error = difference(converted<double>(got[i]), expected[i]);
     const double bound = i == 0 ? bounds.forward : bounds.backward;
-    if (error <= bound) continue;
+    INFO(what, " ", number, ", tensor ", i);
     CHECK(error <= bound);
-    std::fprintf(stderr, "  %s %d: tensor %zu is off by %.3g, the bound is %.3g\n", what, number, i,
-                 error, bound);
   }
 }
 
@@ -62,7 +60,7 @@ NodeExample<float> rounded(const NodeCase& c) {
   return example;
 }
 
-TEST(cuda_bfloat16_operations_are_those_of_the_cpu) {
+TEST_CASE("CUDA: bfloat16 operations are those of the CPU") {
   for (int operation = 0; operation < cuda::kOperationCount; ++operation) {
     for (const int stride : {1, 2}) {
       for (const int channels : {3, 20, 48}) {
@@ -81,7 +79,7 @@ TEST(cuda_bfloat16_operations_are_those_of_the_cpu) {
   }
 }
 
-TEST(cuda_bfloat16_copies_are_exact) {
+TEST_CASE("CUDA: bfloat16 copies are exact") {
   for (const int operation : {cuda::kIdentity, cuda::kMaxPool}) {
     NodeExample<float> example = rounded(single(operation, 1, 2, 5, 7, 20));
     const Tensors<float> got = example.on_cuda<BFloat16>(), expected = example.on_cuda();
@@ -90,7 +88,7 @@ TEST(cuda_bfloat16_copies_are_exact) {
   }
 }
 
-TEST(cuda_bfloat16_large_batches_and_many_channels) {
+TEST_CASE("CUDA: bfloat16 large batches and many channels") {
   for (const int channels : {16, 64, 130, 256}) {
     for (const int stride : {1, 2}) {
       const int operation = stride == 1 ? cuda::kSeparable3 : cuda::kIdentity;
@@ -130,7 +128,7 @@ CellExample<float> rounded(const CellCase& c) {
 // And the products: of the input, of both halves in three nodes, of the output.
 constexpr int kCellImages = 11, kCellKinks = 8, kCellProducts = 8;
 
-TEST(cuda_bfloat16_cells_are_those_of_the_cpu) {
+TEST_CASE("CUDA: bfloat16 cells are those of the CPU") {
   for (unsigned seed = 0; seed < 6; ++seed) {
     CellExample<float> example = rounded(cell_case(seed));
     check(example.on_cuda<BFloat16>(), CellExample<double>(example).on_cpu(),
@@ -138,7 +136,7 @@ TEST(cuda_bfloat16_cells_are_those_of_the_cpu) {
   }
 }
 
-TEST(cuda_bfloat16_results_do_not_depend_on_the_order_of_threads_and_blocks) {
+TEST_CASE("CUDA: bfloat16 results do not depend on the order of threads and blocks") {
   for (unsigned seed = 0; seed < 2; ++seed) {
     CellExample<float> example = rounded(cell_case(seed));
     const Tensors<float> forward = example.on_cuda<BFloat16>();
@@ -154,14 +152,14 @@ TEST(cuda_bfloat16_results_do_not_depend_on_the_order_of_threads_and_blocks) {
 
 // What is kept of the statistics is not rounded: one pixel alone is its own mean, and a constant
 // image has no variance.
-TEST(cuda_bfloat16_statistics_are_those_of_what_is_stored) {
+TEST_CASE("CUDA: bfloat16 statistics are those of what is stored") {
   NodeCase c = single(cuda::kSeparable3, 1, 1, 1, 1, 16);
   c.images = 1;
   const Tensors<float> got = rounded(c).on_cuda<BFloat16>();
-  for (const float value : got[0]) CHECK_NEAR(value, 0.0f, 1e-3);
+  for (const float value : got[0]) CHECK(std::fabs(value - 0.0f) <= 1e-3);
 }
 
-TEST(cuda_bfloat16_stems_are_those_of_the_cpu) {
+TEST_CASE("CUDA: bfloat16 stems are those of the CPU") {
   for (const StemCase& c :
        {StemCase{3, 5, 6, 3, 20}, {1, 9, 2, 4, 48}, {2, 8, 8, 2, 100}, {5, 7, 7, 8, 16}}) {
     StemExample<float> example(c);
@@ -172,7 +170,7 @@ TEST(cuda_bfloat16_stems_are_those_of_the_cpu) {
   }
 }
 
-TEST(cuda_tf32_operations_are_those_of_the_cpu) {
+TEST_CASE("CUDA: TF32 operations are those of the CPU") {
   for (int operation = 0; operation < cuda::kOperationCount; ++operation) {
     for (const int stride : {1, 2}) {
       for (const int channels : {3, 20, 48}) {
@@ -195,7 +193,7 @@ TEST(cuda_tf32_operations_are_those_of_the_cpu) {
   }
 }
 
-TEST(cuda_tf32_large_batches_and_many_channels) {
+TEST_CASE("CUDA: TF32 large batches and many channels") {
   for (const int channels : {16, 64, 130, 256}) {
     for (const int stride : {1, 2}) {
       const int operation = stride == 1 ? cuda::kSeparable3 : cuda::kIdentity;
@@ -210,7 +208,7 @@ TEST(cuda_tf32_large_batches_and_many_channels) {
 }
 
 // More channels than the warps of a block can keep the sums of are multiplied without them.
-TEST(cuda_tf32_leaves_very_many_channels_alone) {
+TEST_CASE("CUDA: TF32 leaves very many channels alone") {
   NodeCase c = single(cuda::kSeparable3, 1, 1, 2, 3, 260);
   c.inputs = 1;
   const Tensors<float> exact = NodeExample<float>(c).on_cuda();
@@ -218,7 +216,7 @@ TEST(cuda_tf32_leaves_very_many_channels_alone) {
   CHECK(NodeExample<float>(c).on_cuda() == exact);
 }
 
-TEST(cuda_tf32_is_not_for_float64) {
+TEST_CASE("CUDA: TF32 is not for float64") {
   for (const int stride : {1, 2}) {
     NodeCase c = mixed(stride);
     const Tensors<double> exact = NodeExample<double>(c).on_cuda();
@@ -227,7 +225,7 @@ TEST(cuda_tf32_is_not_for_float64) {
   }
 }
 
-TEST(cuda_tf32_cells_are_those_of_the_cpu) {
+TEST_CASE("CUDA: TF32 cells are those of the CPU") {
   for (unsigned seed = 0; seed < 6; ++seed) {
     CellCase c = cell_case(seed);
     c.tf32 = true;
@@ -237,7 +235,7 @@ TEST(cuda_tf32_cells_are_those_of_the_cpu) {
   }
 }
 
-TEST(cuda_tf32_results_do_not_depend_on_the_order_of_threads_and_blocks) {
+TEST_CASE("CUDA: TF32 results do not depend on the order of threads and blocks") {
   for (unsigned seed = 0; seed < 2; ++seed) {
     CellCase c = cell_case(seed);
     c.tf32 = true;
@@ -249,7 +247,7 @@ TEST(cuda_tf32_results_do_not_depend_on_the_order_of_threads_and_blocks) {
   }
 }
 
-TEST(cuda_tf32_stems_are_those_of_the_cpu) {
+TEST_CASE("CUDA: TF32 stems are those of the CPU") {
   for (const StemCase& c : {StemCase{3, 5, 6, 3, 20, true},
                             {1, 9, 2, 4, 48, true},
                             {2, 8, 8, 2, 100, true},

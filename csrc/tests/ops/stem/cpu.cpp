@@ -1,12 +1,14 @@
 // The stem against a convolution and a normalization written out, and on several threads.
 
+#include "ops/stem/cpu.h"
+
+#include <doctest/doctest.h>
+
 #include <cmath>
 #include <cstdint>
 #include <random>
 #include <vector>
 
-#include "ops/stem/cpu.h"
-#include "tests/check.h"
 #include "tests/platform/threads.h"
 
 namespace asng::cpu {
@@ -107,7 +109,7 @@ struct Example {
   }
 };
 
-TEST(the_stem_is_a_convolution_and_a_normalization) {
+TEST_CASE("the stem is a convolution and a normalization") {
   for (const int64_t in_channels : {1, 3, 5}) {
     Example example(in_channels, 18, 5, 4);
     const Result got = example.run(1);
@@ -137,7 +139,7 @@ TEST(the_stem_is_a_convolution_and_a_normalization) {
   }
 }
 
-TEST(the_stem_gives_the_same_bits_on_any_threads) {
+TEST_CASE("the stem gives the same bits on any threads") {
   const Example example(3, 20, 7, 6);
   CHECK(example.run(1) == example.run(3));
 }
