@@ -6,6 +6,12 @@ import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float64]
 
+# Columns of the counters of a device-resident optimizer, and the most samples it takes at once.
+COUNTERS: tuple[str, ...]
+LARGEST_POPULATION: int
+# The most samples of a population on the host; no array of the toy problem is larger.
+MOST_SAMPLES: int
+
 class Common(TypedDict):
     sizes: list[int]
     margin: list[float]
@@ -17,7 +23,7 @@ class Common(TypedDict):
     seed: int
 
 # Loss, generation, categories and numbers of the best sample.
-BestTold = tuple[float, int, list[int], list[float]]
+BestEvaluated = tuple[float, int, list[int], list[float]]
 
 class Optimizer:
     theta: FloatArray
@@ -28,7 +34,7 @@ class Optimizer:
     generation: int
     evaluations: int
     moved: int
-    best: BestTold | None
+    best: BestEvaluated | None
     @property
     def margin(self) -> FloatArray: ...
     @property

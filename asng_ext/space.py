@@ -385,7 +385,7 @@ class Samples(Sequence[dict[str, Any]]):
             clipping and rounding. The update uses these.
 
     Both are arrays, or tensors on its device if an optimizer on a CUDA device drew them; reading
-    dicts then waits for the device.
+    dicts then synchronizes with the device.
     """
 
     __slots__ = ("categorical", "numerical", "space")

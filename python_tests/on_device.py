@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import host_operators  # noqa: F401
 import torch
 from torch import Tensor, nn
 
@@ -15,7 +16,7 @@ def asng_in_tensors(space: asng.SearchSpace, device: str = "cpu") -> asng.ASNG:
     """ASNG with its state in tensors, on the CPU, too."""
     optimizer = asng.ASNG(space, population_size=2, seed=7, device=device)
     if device == "cpu":
-        optimizer._use_tensors(device)
+        optimizer._use_device(device)
     return optimizer
 
 

@@ -1,4 +1,4 @@
-"""What users tell an optimizer, in the form it works with."""
+"""Evaluations as users give them, in the form that an optimizer works with."""
 
 from __future__ import annotations
 

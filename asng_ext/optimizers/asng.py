@@ -10,25 +10,20 @@ import numpy as np
 
 from asng_ext import _host
 from asng_ext._checks import check_number
-from asng_ext.optimizers._distribution import Margin, Theta, margins
-from asng_ext.optimizers.base import TOLERANCE, Optimizer
+from asng_ext.optimizers.base import TOLERANCE, CommonSettings, Optimizer
 from asng_ext.space import FloatArray, SearchSpace
 
 if TYPE_CHECKING:
-    import torch
+    from typing_extensions import Unpack
 
-    from asng_ext.optimizers._tensors import ASNGEngine
+    from asng_ext.optimizers._device import ASNGEngine
 
-__all__ = ["ASNG", "Theta", "margins"]
+__all__ = ["ASNG"]
 
 
 class ASNG(Optimizer):
     """Optimizer of categorical, integer and real variables by the adaptive stochastic natural
     gradient (Algorithm 1).
-
-    The distribution starts with the highest entropy: uniform probabilities, Gaussians in the
-    middle of their range with half of it as standard deviation. Random numbers are a function of
-    ``seed`` and of how many populations were asked for; no global generator is read or set.
 
     Args:
         space: What to search.
@@ -45,22 +40,11 @@ class ASNG(Optimizer):
             jumps. None is 0.5 if one of the above is "auto", and 0 otherwise.
         delta_max: Upper bound of Δ = δ⁰/δ (Δ_max of Algorithm 1), at least 1: δ never falls below
             ``delta_init / delta_max``.
-        margin: Lower bound of probabilities, see :func:`margins`.
-        seed: Any integer in [0, 2⁶⁴), or None for one from the operating system.
-        maximize: Treat what is told as scores to maximize instead of losses.
-        convergence_limit: ``should_stop`` once :attr:`progress`, in [0, 1], is this far and
-            ``patience`` is over.
-        patience: Populations in a row without a new :attr:`best` after which the search counts as
-            done where it has converged.
-        stall_limit: ``should_stop``, with a RuntimeWarning, after so many populations in a row of
-            which none moved the distribution; None for never.
-        generation_limit: ``should_stop`` after this many ``tell``; None for no limit.
-        evaluation_limit: ``should_stop`` where one more population would be more than so many
-            samples told; None for no limit.
-        device: Where the optimizer lives: "cpu", or a CUDA device ("cuda", "cuda:1", a
-            torch.device). On the latter samples are CUDA tensors, and neither ``ask`` nor ``tell``
-            with CUDA losses waits for the device; what reads the state does. There at most 1024
-            samples are told at once, and losses of -inf, which cannot be refused without waiting,
+        common: Margin, seed, direction, limits and device, see :class:`Optimizer`. ``device`` may
+            be a CUDA device ("cuda", "cuda:1", a torch.device). Samples are then CUDA tensors, and
+            neither ``ask`` nor ``tell`` with CUDA losses synchronizes with the device; what reads
+            the state does. There a population has at most ``asng_ext._host.LARGEST_POPULATION``
+            = 1024 samples, and losses of -inf, which cannot be refused without synchronization,
             rank last. The same seed gives the same samples on every device, and states go from
             one to the other.
 
@@ -84,15 +68,7 @@ class ASNG(Optimizer):
         delta_init: float | str | None = None,
         variance_ratio_min: float | None = None,
         delta_max: float = math.inf,
-        margin: Margin = "paper",
-        seed: int | None = None,
-        maximize: bool = False,
-        convergence_limit: float = 0.95,
-        patience: int = 20,
-        stall_limit: int | None = 100,
-        generation_limit: int | None = None,
-        evaluation_limit: int | None = None,
-        device: str | torch.device = "cpu",
+        **common: Unpack[CommonSettings],
     ) -> None:
         if delta_init is None:
             delta_init = "auto" if population_size == "auto" else 1.0
@@ -101,15 +77,7 @@ class ASNG(Optimizer):
         super().__init__(
             space,
             population_size=8 if population_size == "auto" else population_size,  # type: ignore[arg-type]
-            margin=margin,
-            seed=seed,
-            maximize=maximize,
-            convergence_limit=convergence_limit,
-            patience=patience,
-            stall_limit=stall_limit,
-            generation_limit=generation_limit,
-            evaluation_limit=evaluation_limit,
-            device=device,
+            **common,
         )
         check_number("alpha", alpha, 0.0)
         if delta_init == "auto":
@@ -131,13 +99,13 @@ class ASNG(Optimizer):
                 delta_max=self.delta_max,
             )
         else:
-            self._use_tensors(self.device)
+            self._use_device(self.device)
 
-    def _use_tensors(self, device: str) -> None:
-        """Starts anew with the state in tensors on a device."""
+    def _use_device(self, device: str) -> None:
+        """Starts anew with the state on a device."""
         import torch
 
-        from asng_ext.optimizers._tensors import ASNGEngine
+        from asng_ext.optimizers._device import ASNGEngine
 
         self._engine = ASNGEngine(
             self._common,
@@ -151,7 +119,7 @@ class ASNG(Optimizer):
         if str(device) == "cpu":
             return "cpu"
         # An optimizer on the CPU does not need torch.
-        from asng_ext.optimizers._tensors import cuda_device
+        from asng_ext.optimizers._device import cuda_device
 
         return str(cuda_device(device))
 
@@ -187,7 +155,8 @@ class ASNG(Optimizer):
 
     @property
     def snr(self) -> float:
-        """‖s‖²/γ, which the step size adaptation holds near α (0 before the first update)."""
+        """‖s‖²/γ, the estimate of the signal-to-noise ratio of eq. (18), which the step size
+        holds near α (0 before the first update)."""
         return float(np.dot(self.s, self.s) / self.gamma) if self.gamma > 0 else 0.0
 
     def _own_numbers(self) -> dict[str, Any]:

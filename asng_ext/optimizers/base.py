@@ -7,7 +7,7 @@ import secrets
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, TypeVar
 
 import numpy as np
 
@@ -18,40 +18,43 @@ from asng_ext.optimizers._evaluations import as_array, check_space
 from asng_ext.space import FloatArray, Samples, SearchSpace
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    import torch
 
-    from asng_ext._host import BestTold
-    from asng_ext.optimizers._tensors import ASNGEngine
+    from asng_ext._host import BestEvaluated
+    from asng_ext.optimizers._device import ASNGEngine
 
-__all__ = ["Best", "Optimizer"]
+__all__ = ["Best", "CommonSettings", "Optimizer"]
 
 STATE_VERSION = 2  # 1 held sizes and ranges instead of the space
 TOLERANCE = 1e-6  # for rounding of the numbers in a state, relative to their range
-COMMON_SETTINGS = (
-    "population_size",
-    "margin",
-    "seed",
-    "maximize",
-    "convergence_limit",
-    "patience",
-    "stall_limit",
-    "generation_limit",
-    "evaluation_limit",
-)
 BEST_KEYS = ("loss", "generation", "categorical", "numerical")
 OptimizerT = TypeVar("OptimizerT", bound="Optimizer")
 
 
 class Best(NamedTuple):
-    """The best sample that an optimizer was told.
+    """The best evaluated sample.
 
     Attributes:
         sample: Its values by name.
-        loss: Its loss as it was told; with ``maximize``, its score.
+        loss: Its loss as it was given; with ``maximize``, its score.
     """
 
     sample: dict[str, Any]
     loss: float
+
+
+class CommonSettings(TypedDict, total=False):
+    """Arguments that all optimizers take, see :class:`Optimizer`."""
+
+    margin: Margin
+    seed: int | None
+    maximize: bool
+    convergence_limit: float
+    patience: int
+    stall_limit: int | None
+    generation_limit: int | None
+    evaluation_limit: int | None
+    device: str | torch.device
 
 
 class Optimizer(ABC):
@@ -62,24 +65,24 @@ class Optimizer(ABC):
     ``seed`` and of how many populations were asked for; no global generator is read or set.
 
     A subclass makes an engine from ``self._common`` and says which settings and which numbers of
-    its state are its own.
+    its state are its own. It passes the arguments below on.
 
     Args:
         space: What to search.
         population_size: λ, samples per ``ask``; at least 2.
         margin: Lower bound of probabilities, see :func:`margins`.
         seed: Any integer in [0, 2⁶⁴), or None for one from the operating system.
-        maximize: Treat what is told as scores to maximize instead of losses.
+        maximize: Losses are scores to maximize instead.
         convergence_limit: ``should_stop`` once :attr:`progress`, in [0, 1], is this far and
             ``patience`` is over.
         patience: Populations in a row without a new :attr:`best` after which the search counts as
             done where it has converged.
-        stall_limit: ``should_stop``, with a RuntimeWarning, after so many populations in a row of
-            which none moved the distribution; None for never.
+        stall_limit: ``should_stop``, with a RuntimeWarning, after this many populations in a row
+            of which none moved the distribution; None for never.
         generation_limit: ``should_stop`` after this many ``tell``; None for no limit.
-        evaluation_limit: ``should_stop`` where one more population would be more than so many
-            samples told; None for no limit.
-        device: Where the optimizer lives; "cpu".
+        evaluation_limit: ``should_stop`` where one more population would make more than this many
+            evaluated samples; None for no limit.
+        device: Where the state lives: "cpu", or a CUDA device for an optimizer that says so.
 
     Raises:
         TypeError, ValueError: If an argument is of the wrong kind or out of its range, or the
@@ -96,31 +99,32 @@ class Optimizer(ABC):
         self,
         space: SearchSpace,
         *,
-        population_size: int,
-        margin: Margin,
-        seed: int | None,
-        maximize: bool,
-        convergence_limit: float,
-        patience: int,
-        stall_limit: int | None,
-        generation_limit: int | None,
-        evaluation_limit: int | None,
-        device: Any,
+        population_size: int = 2,
+        margin: Margin = "paper",
+        seed: int | None = None,
+        maximize: bool = False,
+        convergence_limit: float = 0.95,
+        patience: int = 20,
+        stall_limit: int | None = 100,
+        generation_limit: int | None = None,
+        evaluation_limit: int | None = None,
+        device: str | torch.device = "cpu",
     ) -> None:
         if not isinstance(space, SearchSpace):
             raise TypeError(f"space must be a SearchSpace, got {type(space).__name__}")
         if space.n_theta == 0:
             raise ValueError("space must hold a variable with more than one value")
-        check_integer("population_size", population_size, 2, 2**24 + 1)
+        check_integer("population_size", population_size, 2, _host.MOST_SAMPLES + 1)
         if not 0 <= convergence_limit <= 1:
             raise ValueError(f"convergence_limit must be in [0, 1], got {convergence_limit}")
         check_integer("patience", patience, 0, 2**63)
-        if stall_limit is not None:
-            check_integer("stall_limit", stall_limit, 1, 2**63)
-        if generation_limit is not None:
-            check_integer("generation_limit", generation_limit, 0, 2**63)
-        if evaluation_limit is not None:
-            check_integer("evaluation_limit", evaluation_limit, population_size, 2**63)
+        for name, limit, least in (
+            ("stall_limit", stall_limit, 1),
+            ("generation_limit", generation_limit, 0),
+            ("evaluation_limit", evaluation_limit, population_size),
+        ):
+            if limit is not None:
+                check_integer(name, limit, least, 2**63)
         if seed is None:
             seed = secrets.randbits(64)
         check_integer("seed", seed, 0, 2**64)
@@ -153,17 +157,19 @@ class Optimizer(ABC):
         return "cpu"
 
     def _losses(self, losses: Any) -> Any:
-        """What was told in the form that the engine takes, with a length."""
+        """Losses in the form that the engine takes, with a length."""
         return losses if type(losses) is list else as_array(losses)
 
     def ask(self) -> Samples:
-        """Draws λ samples. Any number of populations may be asked for before one is told.
+        """Draws λ samples. Any number of populations may be drawn before one is evaluated.
 
         Gaussian draws come in antithetic pairs (μ + σz, μ - σz); if λ is odd the last is single.
         """
         return Samples(self.space, *self._engine.ask())
 
-    def tell(self, samples: Samples | Sequence[Mapping[str, Any]], losses: Any) -> bool | Tensor:
+    def tell(
+        self, samples: Samples | Sequence[Mapping[str, Any]], losses: Any
+    ) -> bool | torch.Tensor:
         """Updates the distribution from the losses of samples, in any order, of any ``ask``.
 
         Args:
@@ -199,8 +205,8 @@ class Optimizer(ABC):
 
     @property
     def capturable(self) -> bool:
-        """Whether ``ask`` and ``tell`` work on tensors that stay where they are, and wait for
-        nothing: steps with them can be captured in a CUDA graph."""
+        """Whether ``ask`` and ``tell`` work on tensors that stay where they are and do not
+        synchronize with the device: steps with them can be captured in a CUDA graph."""
         return False
 
     def recommend(self) -> dict[str, Any]:
@@ -212,9 +218,9 @@ class Optimizer(ABC):
 
     @property
     def best(self) -> Best | None:
-        """The best sample told so far and its loss; None before there is a finite loss.
+        """The best evaluated sample so far and its loss; None before there is a finite loss.
 
-        It is a loss as it was seen. Where losses are noisy, or of weights that go on changing, a
+        It is a loss of one evaluation. Where losses are noisy, or of weights that go on changing, a
         low one may be luck, and :meth:`recommend` is what the search has found.
         """
         best = self._engine.best
@@ -228,8 +234,8 @@ class Optimizer(ABC):
         or a limit is reached.
 
         Converged is a distribution whose :attr:`progress` has reached ``convergence_limit``. A
-        Gaussian can travel, and widen again, after that, so ``patience`` populations without a
-        new :attr:`best` are waited for.
+        Gaussian can travel, and widen again, after that, so the search goes on until ``patience``
+        populations have not given a new :attr:`best`.
 
         Warns:
             RuntimeWarning: If ``stall_limit`` populations in a row moved nothing, because their
@@ -276,12 +282,12 @@ class Optimizer(ABC):
 
     @property
     def generation(self) -> int:
-        """How many populations were told."""
+        """How many populations were evaluated."""
         return int(self._engine.generation)
 
     @property
     def evaluations(self) -> int:
-        """How many samples were told."""
+        """How many samples were evaluated."""
         return int(self._engine.evaluations)
 
     @property
@@ -417,11 +423,11 @@ class Optimizer(ABC):
 
     def _completed(self, state: Mapping[str, Any]) -> dict[str, Any]:
         """A state of version 1 with what that did not hold."""
-        told = state.get("generation")
+        done = state.get("generation")
         return {
             "variance_ratio_min": 0.0,
-            "evaluations": told * self.population_size if isinstance(told, int) else told,
-            "moved": told,
+            "evaluations": done * self.population_size if isinstance(done, int) else done,
+            "moved": done,
             "best": None,
             **state,
         }
@@ -481,7 +487,7 @@ class Optimizer(ABC):
         loss, *rest = best
         return dict(zip(BEST_KEYS, (-loss if self.maximize else loss, *rest)))
 
-    def _checked_best(self, best: Any) -> BestTold | None:
+    def _checked_best(self, best: Any) -> BestEvaluated | None:
         """What a state holds as its best sample, for the engine (ValueError or TypeError if it is
         none that a state can have)."""
         if best is None:
@@ -515,7 +521,7 @@ class Optimizer(ABC):
         }
 
     def __reduce__(self) -> tuple[Any, ...]:
-        names = (*COMMON_SETTINGS, *self._own_settings, "device")
+        names = ("population_size", *CommonSettings.__annotations__, *self._own_settings)
         settings = {name: getattr(self, name) for name in names}
         return _rebuild, (type(self), self.space, settings, self.state_dict())
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from asng_ext import _host
 from asng_ext._checks import check_integer, check_number
-from asng_ext.optimizers._distribution import Margin
-from asng_ext.optimizers.base import TOLERANCE, Optimizer
+from asng_ext.optimizers.base import TOLERANCE, CommonSettings, Optimizer
 from asng_ext.space import SearchSpace
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["NaturalAdam"]
 
@@ -25,23 +27,10 @@ class NaturalAdam(Optimizer):
     then projected back onto a distribution, and for the parameters (μ, μ² + σ²) of Gaussians.
 
     Args:
-        space: What to search.
-        population_size: λ, samples per ``ask``; at least 2.
+        space, population_size: See :class:`Optimizer`.
         step_size: Adam's, above 0: about how far each parameter moves in an update.
         beta1, beta2: Decay of the two moments, in [0, 1).
-        margin: Lower bound of probabilities, see :func:`margins`.
-        seed: Any integer in [0, 2⁶⁴), or None for one from the operating system.
-        maximize: Treat what is told as scores to maximize instead of losses.
-        convergence_limit: ``should_stop`` once :attr:`progress`, in [0, 1], is this far and
-            ``patience`` is over.
-        patience: Populations in a row without a new :attr:`best` after which the search counts as
-            done where it has converged.
-        stall_limit: ``should_stop``, with a RuntimeWarning, after so many populations in a row of
-            which none moved the distribution; None for never.
-        generation_limit: ``should_stop`` after this many ``tell``; None for no limit.
-        evaluation_limit: ``should_stop`` where one more population would be more than so many
-            samples told; None for no limit.
-        device: Where the optimizer lives; "cpu".
+        common: Margin, seed, direction, limits and device, see :class:`Optimizer`.
 
     Raises:
         TypeError, ValueError: If an argument is of the wrong kind or out of its range, or the
@@ -60,29 +49,9 @@ class NaturalAdam(Optimizer):
         step_size: float = 0.01,
         beta1: float = 0.9,
         beta2: float = 0.999,
-        margin: Margin = "paper",
-        seed: int | None = None,
-        maximize: bool = False,
-        convergence_limit: float = 0.95,
-        patience: int = 20,
-        stall_limit: int | None = 100,
-        generation_limit: int | None = None,
-        evaluation_limit: int | None = None,
-        device: str = "cpu",
+        **common: Unpack[CommonSettings],
     ) -> None:
-        super().__init__(
-            space,
-            population_size=population_size,
-            margin=margin,
-            seed=seed,
-            maximize=maximize,
-            convergence_limit=convergence_limit,
-            patience=patience,
-            stall_limit=stall_limit,
-            generation_limit=generation_limit,
-            evaluation_limit=evaluation_limit,
-            device=device,
-        )
+        super().__init__(space, population_size=population_size, **common)
         check_number("step_size", step_size, 0.0)
         for name, value in (("beta1", beta1), ("beta2", beta2)):
             check_number(name, value, least=0.0, below=1.0)

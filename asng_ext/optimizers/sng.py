@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from asng_ext import _host
 from asng_ext._checks import check_number
-from asng_ext.optimizers._distribution import Margin
-from asng_ext.optimizers.base import Optimizer
+from asng_ext.optimizers.base import CommonSettings, Optimizer
 from asng_ext.space import SearchSpace
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["SNG"]
 
@@ -14,26 +18,13 @@ __all__ = ["SNG"]
 class SNG(Optimizer):
     """Optimizer of categorical, integer and real variables by the stochastic natural gradient.
 
-    The update is that of :class:`ASNG`, θ + δ G/‖G‖_F and projection (eqs. 13 and 14), with a δ
+    The update is that of :class:`ASNG`, θ + δ G/‖G‖_F and projection (eq. (13), eq. (14)), with a δ
     that stays as it is. It has to be tuned to the problem; :class:`ASNG` has not.
 
     Args:
-        space: What to search.
-        population_size: λ, samples per ``ask``; at least 2.
+        space, population_size: See :class:`Optimizer`.
         delta: Trust-region radius δ, above 0.
-        margin: Lower bound of probabilities, see :func:`margins`.
-        seed: Any integer in [0, 2⁶⁴), or None for one from the operating system.
-        maximize: Treat what is told as scores to maximize instead of losses.
-        convergence_limit: ``should_stop`` once :attr:`progress`, in [0, 1], is this far and
-            ``patience`` is over.
-        patience: Populations in a row without a new :attr:`best` after which the search counts as
-            done where it has converged.
-        stall_limit: ``should_stop``, with a RuntimeWarning, after so many populations in a row of
-            which none moved the distribution; None for never.
-        generation_limit: ``should_stop`` after this many ``tell``; None for no limit.
-        evaluation_limit: ``should_stop`` where one more population would be more than so many
-            samples told; None for no limit.
-        device: Where the optimizer lives; "cpu".
+        common: Margin, seed, direction, limits and device, see :class:`Optimizer`.
 
     Raises:
         TypeError, ValueError: If an argument is of the wrong kind or out of its range, or the
@@ -49,29 +40,9 @@ class SNG(Optimizer):
         *,
         population_size: int = 2,
         delta: float = 1.0,
-        margin: Margin = "paper",
-        seed: int | None = None,
-        maximize: bool = False,
-        convergence_limit: float = 0.95,
-        patience: int = 20,
-        stall_limit: int | None = 100,
-        generation_limit: int | None = None,
-        evaluation_limit: int | None = None,
-        device: str = "cpu",
+        **common: Unpack[CommonSettings],
     ) -> None:
-        super().__init__(
-            space,
-            population_size=population_size,
-            margin=margin,
-            seed=seed,
-            maximize=maximize,
-            convergence_limit=convergence_limit,
-            patience=patience,
-            stall_limit=stall_limit,
-            generation_limit=generation_limit,
-            evaluation_limit=evaluation_limit,
-            device=device,
-        )
+        super().__init__(space, population_size=population_size, **common)
         check_number("delta", delta, 0.0)
         self._delta = float(delta)
         self._engine = _host.SNG(self._common, delta=self._delta)

@@ -48,7 +48,7 @@ _SETTINGS = {
 OPTIMIZERS = tuple(_SETTINGS)
 """Names, as in :data:`asng_ext.optimizers.REGISTRY`, of the optimizers that have compiled runs."""
 REGULARIZATION = 1e-8
-MOST_NUMBERS = 2**24
+MOST_NUMBERS = _host.MOST_SAMPLES
 MOST = 1e9
 """Larger settings have no meaning, and their products would overflow."""
 
@@ -269,7 +269,7 @@ def solve(problem: ToyProblem, optimizer: AskTell) -> tuple[int, bool]:
     Args:
         problem: Fresh, or as an earlier call left it.
         optimizer: Of the problem's space. Two populations are asked for per iteration: one to
-            train the weights with, one to be evaluated and told.
+            train the weights with, one to be evaluated.
 
     Returns:
         Iterations (this one included), and whether the target was reached within the limit.

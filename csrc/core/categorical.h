@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "core/hd.h"
+#include "core/utility.h"
 
 namespace asng {
 
@@ -24,6 +25,37 @@ ASNG_HD inline std::int64_t sample_category(const double* theta, std::int64_t si
     category += uniform >= cumulative;
   }
   return category;
+}
+
+// Writes G, sum_w weight (T(c) - theta) over the weighted samples, which is sum_w weight T(c)
+// because weights sum to 0. Sample k chose categories[k * stride]. Returns whether any component
+// is not 0. With a category that does not exist G is 0: this only keeps memory safe.
+ASNG_HD inline bool categorical_gradient(const Weighted* weighted, std::int64_t count,
+                                         const std::int64_t* categories, std::int64_t stride,
+                                         double canceled, std::int64_t size, double* gradient) {
+  for (std::int64_t j = 0; j < size; ++j) {
+    gradient[j] = 0.0;
+  }
+  std::int64_t lowest = size;
+  std::int64_t highest = -1;
+  bool valid = true;
+  for (std::int64_t w = 0; w < count; ++w) {
+    const std::int64_t category = categories[weighted[w].sample * stride];
+    if (category < 0 || category >= size) {
+      valid = false;
+      continue;
+    }
+    gradient[category] += weighted[w].weight;  // eq. (12)
+    lowest = category < lowest ? category : lowest;
+    highest = category > highest ? category : highest;
+  }
+  const bool differ = valid && lowest < highest;
+  bool any = false;
+  for (std::int64_t j = lowest; j <= highest; ++j) {
+    gradient[j] = differ && std::fabs(gradient[j]) > canceled ? gradient[j] : 0.0;
+    any = any || gradient[j] != 0.0;
+  }
+  return any;
 }
 
 // Writes F(theta)^(1/2) g to `root` (size - 1 components) for a natural gradient g (`size`
@@ -74,6 +106,15 @@ ASNG_HD inline void project_categorical(double* theta, std::int64_t size, double
   for (std::int64_t j = 0; j < size; ++j) {
     theta[j] *= scale;
   }
+}
+
+// theta += step * G, then the projection.
+ASNG_HD inline void step_categorical(double* theta, const double* gradient, std::int64_t size,
+                                     double step, double margin) {
+  for (std::int64_t j = 0; j < size; ++j) {
+    theta[j] += step * gradient[j];  // eq. (13)
+  }
+  project_categorical(theta, size, margin);
 }
 
 }  // namespace asng

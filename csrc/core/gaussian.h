@@ -3,8 +3,10 @@
 #pragma once
 
 #include <cmath>
+#include <cstdint>
 
 #include "core/hd.h"
+#include "core/utility.h"
 
 namespace asng {
 
@@ -15,6 +17,27 @@ struct GaussianGradient {
   double mean;
   double spread;
 };
+
+// Of the weighted samples; sample k drew draws[k * stride]. What rounding left of 0 is 0.
+ASNG_HD inline GaussianGradient gaussian_gradient(const Weighted* weighted, std::int64_t count,
+                                                  const double* draws, std::int64_t stride,
+                                                  double mean, double variance) {
+  GaussianGradient gradient{0.0, 0.0};
+  double mean_size = 0.0;
+  double spread_size = 0.0;
+  for (std::int64_t w = 0; w < count; ++w) {
+    const double weight = weighted[w].weight;
+    const double offset = draws[weighted[w].sample * stride] - mean;
+    const double spread = offset * offset - variance;
+    gradient.mean += weight * offset;    // eq. (12)
+    gradient.spread += weight * spread;  // eq. (12)
+    mean_size += std::fabs(weight * offset);
+    spread_size += std::fabs(weight * spread);
+  }
+  if (std::fabs(gradient.mean) <= kCanceledUtility * mean_size) gradient.mean = 0.0;
+  if (std::fabs(gradient.spread) <= kCanceledUtility * spread_size) gradient.spread = 0.0;
+  return gradient;
+}
 
 // Writes the two components of F^(1/2) G and returns the squared norm ||G||_F^2.
 //
@@ -34,7 +57,7 @@ ASNG_HD inline double gaussian_fisher_root(double mean, double variance,
   return gradient.mean * dual_mean + gradient.spread * dual_spread;
 }
 
-// theta += step * G, then mu is clipped to [low, high] and sigma to [std_min, std_max].
+// theta += step * G (eq. (13)), then mu is clipped to [low, high] and sigma to [std_min, std_max].
 //
 // With variance_ratio_min = 0 this is the paper's projection: clipping mu leaves the second moment
 // mu^2 + sigma^2 as it is, so that sigma^2 grows or shrinks with the distance of the bound from 0,

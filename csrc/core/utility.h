@@ -23,7 +23,7 @@ ASNG_HD inline bool losses_tie(double better, double worse) {
 ASNG_HD inline std::int64_t selected_count(std::int64_t count) { return (count + 3) / 4; }
 
 // utility[order[r]] for the samples in ascending order of loss: +1/m for the m best, -1/m for the
-// m worst, 0 between, and equal losses share the mean of the places they occupy. Returns false if
+// m worst, 0 between, and equal losses share the mean of their ranks. Returns false if
 // all losses are equal, in which case every utility is 0.
 ASNG_HD inline bool rank_utilities(const double* losses, const std::int64_t* order,
                                    std::int64_t count, double* utility) {
@@ -48,6 +48,33 @@ ASNG_HD inline bool rank_utilities(const double* losses, const std::int64_t* ord
     begin = end;
   }
   return any;
+}
+
+// A sample that moves the distribution.
+struct Weighted {
+  std::int64_t sample;
+  double weight;  // utility / lambda
+};
+
+// Writes the samples whose utility is not 0 to `weighted` and returns how many these are. The other
+// arguments are those of rank_utilities.
+ASNG_HD inline std::int64_t weigh_samples(const double* losses, const std::int64_t* order,
+                                          std::int64_t lambda, double* utility,
+                                          Weighted* weighted) {
+  std::int64_t count = 0;
+  if (rank_utilities(losses, order, lambda, utility)) {
+    for (std::int64_t k = 0; k < lambda; ++k) {
+      if (utility[k] != 0.0) {
+        weighted[count++] = {k, utility[k] / static_cast<double>(lambda)};
+      }
+    }
+  }
+  return count;
+}
+
+// A sum of weights that is no larger is what rounding left of 0.
+ASNG_HD inline double canceled_weight(std::int64_t lambda) {
+  return kCanceledUtility / static_cast<double>(lambda * selected_count(lambda));
 }
 
 }  // namespace asng

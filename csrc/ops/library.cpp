@@ -101,10 +101,9 @@ STABLE_TORCH_LIBRARY(asng, m) {
       "_stem_backward(Tensor grad, Tensor images, Tensor saved, Tensor weight, Tensor scale, "
       "Tensor bias, bool tf32) -> (Tensor, Tensor, Tensor)");
 
-  // The optimizer as tensors: P optimizers of one space with m categorical and n Gaussian variables
-  // advance together. Floating point is float64; nothing is read back from the device.
-  //   counters (P, 8) int64      seed, populations drawn, populations told, samples told, when it
-  //                              last moved, when the best was told; two of launches, zeros
+  // The optimizer on a device: P optimizers of one space with m categorical and n Gaussian
+  // variables advance together. Floating point is float64; nothing is read back from the device.
+  //   counters (P, kCounters) int64  see core/counters.h; those of launches are zeros
   //   theta (P, Θ)               the probabilities; those of variable i are theta[:, o_i:o_{i+1}]
   //   mean, variance (P, n)
   //   offsets (m + 1,) int64     o

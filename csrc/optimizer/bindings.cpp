@@ -21,6 +21,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/counters.h"
 #include "optimizer/compat.h"
 #include "optimizer/cpu.h"
 
@@ -35,10 +36,8 @@ constexpr int kAligned = py::detail::npy_api::NPY_ARRAY_ALIGNED_;
 template <typename T>
 using Array = py::array_t<T, py::array::c_style | py::array::forcecast | kAligned>;
 
-// The most probabilities, and the most samples of a population: far from what overflows, and from
-// what memory holds.
+// The most probabilities: far from what overflows, and from what memory holds.
 constexpr std::int64_t kMostProbabilities = std::int64_t{1} << 32;
-constexpr std::int64_t kMostSamples = std::int64_t{1} << 24;
 
 template <typename T>
 Array<T> copy(const std::vector<T>& values) {
@@ -192,7 +191,7 @@ py::object detached(const py::handle& value) {
   return tensor ? py::object(value.attr("detach")()) : py::reinterpret_borrow<py::object>(value);
 }
 
-// Elements that are no plain numbers run Python code, which may change the list or tell this very
+// Elements that are no plain numbers run Python code, which may change the list or update this very
 // optimizer: hence a copy of the list, and memory of its own.
 std::vector<double> converted_numbers(const py::object& list) {
   std::vector<double> numbers;
@@ -310,7 +309,7 @@ struct CompatCall {
 };
 
 // theta_int: (2, n) means and second moments of the n Gaussians; numerical: (lambda, n) draws.
-// Neither is looked at if there are none.
+// Neither is read if there are none.
 py::tuple compat_adapt(CompatUpdate& update, const py::object& theta, const py::object& theta_int,
                        const py::object& s, double gamma, double Delta, const py::object& one_hot,
                        const py::object& numerical, const py::object& losses,
@@ -383,6 +382,10 @@ py::array_t<bool> compat_one_hot(const CompatUpdate& update, const py::object& w
 
 PYBIND11_MODULE(_host, module) {
   module.doc() = "Optimizers on the CPU, over NumPy arrays.";
+  module.attr("COUNTERS") = py::tuple(
+      py::cast(std::vector<std::string>(std::begin(kCounterNames), std::end(kCounterNames))));
+  module.attr("LARGEST_POPULATION") = kLargestPopulation;
+  module.attr("MOST_SAMPLES") = kMostSamples;
 
   py::class_<Optimizer>(module, "Optimizer")
       .def("ask", &ask)

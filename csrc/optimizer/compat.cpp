@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <utility>
 
 #include "core/categorical.h"
@@ -31,44 +30,31 @@ void CompatUpdate::write(const Arrays& arrays) const {
   }
 }
 
-double CompatUpdate::natural_gradient(const Parameters& parameters, const Population& population) {
-  losses_.assign(population.losses, population.losses + population.lambda);
-  for (double& loss : losses_) {
-    loss = std::isnan(loss) ? std::numeric_limits<double>::infinity() : loss;
-  }
-  Population ranked = population;
-  ranked.losses = losses_.data();
-  const double norm = update_.natural_gradient(layout_, parameters, ranked);
-  return std::isfinite(norm) ? norm : 0.0;
-}
-
 CompatUpdate::Adapted CompatUpdate::adapt(const Arrays& arrays, double* s, StepSize step,
                                           const Population& population, bool range_restriction,
                                           double offset, bool offset_in_accumulation) {
   step.Delta = settings_.bounded(step.Delta);
   const Parameters parameters = read(arrays);
   const double delta = step.delta(settings_);
-  const double beta = step.beta(settings_);
-  const double norm = natural_gradient(parameters, population);
+  const double norm = update_.natural_gradient(layout_, parameters, population);
   if (!(norm > 0.0)) {
     return {false, step, delta, 0.0};
   }
-  const double eps = delta / (norm + offset);
-  update_.move(layout_, parameters, eps, range_restriction ? margin_ : no_margin_);
+  const double eps = update_.adapt(layout_, parameters, s, step, settings_,
+                                   range_restriction ? margin_ : no_margin_, norm + offset,
+                                   offset_in_accumulation ? norm + offset : norm);
   write(arrays);
-  const double accumulated_norm = offset_in_accumulation ? norm + offset : norm;
-  step.adapt(settings_, beta, update_.accumulate(layout_, s, beta, accumulated_norm));
   return {true, step, delta, eps};
 }
 
 double CompatUpdate::step(const Arrays& arrays, double delta, const Population& population,
                           bool range_restriction, double offset) {
   const Parameters parameters = read(arrays);
-  const double norm = natural_gradient(parameters, population);
+  const double norm = update_.natural_gradient(layout_, parameters, population);
   if (!(norm > 0.0)) {
     return 0.0;
   }
-  const double eps = delta / (norm + offset);
+  const double eps = delta / (norm + offset);  // eq. (14)
   update_.move(layout_, parameters, eps, range_restriction ? margin_ : no_margin_);
   write(arrays);
   return eps;
@@ -78,7 +64,7 @@ bool CompatUpdate::step_adam(const Arrays& arrays, double* first_moment, double*
                              const AdamSettings& settings, std::uint64_t updates,
                              const Population& population, bool range_restriction) {
   const Parameters parameters = read(arrays);
-  const double norm = natural_gradient(parameters, population);
+  const double norm = update_.natural_gradient(layout_, parameters, population);
   if (!(norm > 0.0)) {
     return false;
   }

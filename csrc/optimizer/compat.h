@@ -8,7 +8,7 @@
 
 #include "core/adam.h"
 #include "core/step_size.h"
-#include "optimizer/cpu_update.h"
+#include "optimizer/cpu.h"
 
 namespace asng::host {
 
@@ -73,8 +73,6 @@ class CompatUpdate {
  private:
   Parameters read(const Arrays& arrays);
   void write(const Arrays& arrays) const;
-  // 0 if the update is to be skipped.
-  double natural_gradient(const Parameters& parameters, const Population& population);
 
   Layout layout_;
   std::vector<double> margin_;
@@ -82,7 +80,6 @@ class CompatUpdate {
   StepSizeSettings settings_;
   Update update_;
   std::vector<double> variance_;
-  std::vector<double> losses_;
   std::vector<std::int64_t> categories_;
 };
 

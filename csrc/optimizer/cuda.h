@@ -1,39 +1,24 @@
-// ASNG on the device: P optimizers of one space, each with a distribution, samples and a random
-// stream of its own, advance in the same launches. Nothing is read back, so that the launches can
-// be captured in a graph.
+// Algorithm 1 on a device: P optimizers of one space, each an instance with a distribution, samples
+// and a random stream of its own, advance in the same launches. Nothing is read back, so that the
+// launches can be captured in a graph.
 #pragma once
 
 #include <cstdint>
 
+#include "core/counters.h"
 #include "core/step_size.h"
 #include "platform/cuda_types.h"
 
 namespace asng::cuda {
 
-// Sizes that all problems share.
+// Sizes that all instances share.
 struct OptimizerShape {
-  std::int64_t problems;    // P
-  std::int64_t population;  // lambda: samples that are drawn, or told
+  std::int64_t instances;   // P
+  std::int64_t population;  // lambda: samples that are drawn, or evaluated
   std::int64_t categorical, gaussian;
   std::int64_t theta_size;
 
   ASNG_HD std::int64_t n_theta() const { return theta_size - categorical + 2 * gaussian; }
-};
-
-// How many samples can be told: their losses are ranked in the shared memory of a block.
-constexpr std::int64_t kLargestPopulation = 1024;
-
-// Integers of a problem's state, kCounters of them.
-enum Counter : int {
-  kSeed,
-  kAsked,        // populations drawn: the random numbers' generation
-  kGeneration,   // populations told
-  kEvaluations,  // samples told
-  kMoved,        // the last generation that moved theta
-  kBest,         // the generation that the best sample was told in
-  kTicket,       // of the launch in progress; 0 between launches
-  kArrivals,     // likewise
-  kCounters
 };
 
 // Row-major; P rows each.
@@ -51,7 +36,7 @@ struct OptimizerState {
 };
 
 // Draws (P, lambda, categorical) categories and (P, lambda, gaussian) numbers. Categorical variable
-// i has the probabilities from offsets[i] to offsets[i + 1] of a problem's theta. Leaves all that
+// i has the probabilities from offsets[i] to offsets[i + 1] of an instance's theta. Leaves all that
 // follows the variance in the state alone.
 void ask(const OptimizerShape& shape, const OptimizerState& state, const std::int64_t* offsets,
          std::int64_t* categorical, double* gaussian, CudaStream stream);
@@ -71,17 +56,17 @@ struct Evaluations {
 // Memory for intermediate results; what it holds before and after is of no matter.
 struct Workspace {
   double* memory;
-  std::int64_t per_problem;
+  std::int64_t per_instance;
 
-  // The doubles that a problem needs.
+  // The doubles that an instance needs.
   static std::int64_t size_for(const OptimizerShape& shape, std::int64_t blocks);
 };
 
-// How many blocks a problem gets on the current device.
+// How many blocks an instance gets on the current device.
 std::int64_t tell_blocks(const OptimizerShape& shape);
 
-// Updates the distributions of all problems.
-void tell(const OptimizerShape& shape, const OptimizerState& state, const Evaluations& told,
+// Updates the distributions of all instances.
+void tell(const OptimizerShape& shape, const OptimizerState& state, const Evaluations& evaluations,
           const StepSizeSettings& settings, const Workspace& workspace, std::int64_t blocks,
           CudaStream stream);
 

@@ -9,10 +9,8 @@
 namespace asng::cuda {
 namespace {
 
-static_assert(AsngState::kCounters == kCounters);
-
 OptimizerShape shape_of(const AsngState& state, int64_t population) {
-  return {state.problems, population, state.categorical, state.gaussian, state.theta_size};
+  return {state.instances, population, state.categorical, state.gaussian, state.theta_size};
 }
 
 // What drawing needs; the rest stays null.
@@ -30,8 +28,8 @@ std::tuple<Tensor, Tensor> asng_ask(Tensor counters, Tensor theta, Tensor mean, 
   const AsngState state(counters, theta, mean, variance, offsets, kDevice);
   state.check_population(population, 1);
   Tensor categorical =
-      state.empty({state.problems, population, state.categorical}, ScalarType::Long);
-  Tensor numerical = state.empty({state.problems, population, state.gaussian}, ScalarType::Double);
+      state.empty({state.instances, population, state.categorical}, ScalarType::Long);
+  Tensor numerical = state.empty({state.instances, population, state.gaussian}, ScalarType::Double);
   const DeviceStreamGuard current(theta);
   ask(shape_of(state, population), pointers(state), offsets.const_data_ptr<int64_t>(),
       categorical.mutable_data_ptr<int64_t>(), numerical.mutable_data_ptr<double>(),
@@ -48,15 +46,13 @@ Tensor asng_tell(Tensor counters, Tensor theta, Tensor mean, Tensor variance, Te
   const int64_t population =
       check_evaluations(state, s, step, {best_loss, best_categorical, best_numerical}, categorical,
                         numerical, losses, margin, bounds, kDevice);
-  STD_TORCH_CHECK(population <= kLargestPopulation, "losses must have at most ", kLargestPopulation,
-                  " columns on a CUDA device, got ", population);
   const DeviceStreamGuard current(theta);
   const OptimizerShape shape = shape_of(state, population);
   const int64_t blocks = tell_blocks(shape);
-  const int64_t per_problem = Workspace::size_for(shape, blocks);
-  Tensor memory = state.empty({state.problems, per_problem}, ScalarType::Double);
-  Tensor moved = state.empty({state.problems}, ScalarType::Bool);
-  const Evaluations told = {
+  const int64_t per_instance = Workspace::size_for(shape, blocks);
+  Tensor memory = state.empty({state.instances, per_instance}, ScalarType::Double);
+  Tensor moved = state.empty({state.instances}, ScalarType::Bool);
+  const Evaluations evaluations = {
       categorical.const_data_ptr<int64_t>(), numerical.const_data_ptr<double>(),
       losses.const_data_ptr<double>(),       maximize,
       offsets.const_data_ptr<int64_t>(),     margin.const_data_ptr<double>(),
@@ -68,8 +64,8 @@ Tensor asng_tell(Tensor counters, Tensor theta, Tensor mean, Tensor variance, Te
   all.best_loss = best_loss.mutable_data_ptr<double>();
   all.best_categorical = best_categorical.mutable_data_ptr<int64_t>();
   all.best_gaussian = best_numerical.mutable_data_ptr<double>();
-  tell(shape, all, told, step_size_settings(state, alpha, delta_init, delta_max),
-       {memory.mutable_data_ptr<double>(), per_problem}, blocks, current.stream());
+  tell(shape, all, evaluations, step_size_settings(state, alpha, delta_init, delta_max),
+       {memory.mutable_data_ptr<double>(), per_instance}, blocks, current.stream());
   return moved;
 }
 

@@ -20,7 +20,7 @@ struct ToyProgress {
 };
 
 // Performs runs `first` to `first + outcomes.size()` of `seed`. What a run gives depends on the
-// settings, the seed and its number only: threads take the next run that nobody has begun, and each
+// settings, the seed and its number only: threads take the next run that is not begun, and each
 // needs the memory of one run. `poll` is called by the calling thread about `polls_per_second`
 // times, and a last time when all runs are over; if it returns false or throws, the runs are given
 // up. Returns whether all runs are over.

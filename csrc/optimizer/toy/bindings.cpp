@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/counters.h"
 #include "optimizer/toy/batch.h"
 
 namespace py = pybind11;
@@ -25,9 +26,6 @@ void require(bool condition, const char* message) {
     throw std::invalid_argument(message);
   }
 }
-
-// The most variables times categories, times samples, runs at once, and numbers drawn at once.
-constexpr std::int64_t kMost = std::int64_t{1} << 24;
 
 // The settings by name, in a dictionary that holds all of them.
 ToySettings read_settings(const py::dict& values) {
@@ -56,11 +54,12 @@ ToySettings read_settings(const py::dict& values) {
   settings.delta_max = number("delta_max");
   settings.adam = {number("step_size"), number("beta1"), number("beta2")};
   settings.margin = number("margin");
-  require(settings.variables >= 1 && settings.variables <= kMost, "variables out of range");
-  require(settings.categories >= 2 && settings.categories <= kMost, "categories out of range");
-  require(settings.lambda >= 2 && settings.lambda <= kMost, "population_size out of range");
-  require(settings.variables * settings.categories <= kMost &&
-              settings.variables * settings.lambda <= kMost,
+  require(settings.variables >= 1 && settings.variables <= kMostSamples, "variables out of range");
+  require(settings.categories >= 2 && settings.categories <= kMostSamples,
+          "categories out of range");
+  require(settings.lambda >= 2 && settings.lambda <= kMostSamples, "population_size out of range");
+  require(settings.variables * settings.categories <= kMostSamples &&
+              settings.variables * settings.lambda <= kMostSamples,
           "variables times categories and times population_size must be at most 2^24");
   require(settings.iteration_limit >= 0, "iteration_limit must be at least 0");
   return settings;
@@ -69,7 +68,7 @@ ToySettings read_settings(const py::dict& values) {
 py::tuple batch(const py::dict& values, std::uint64_t seed, std::uint64_t first, std::int64_t count,
                 int threads, const py::object& progress) {
   const ToySettings settings = read_settings(values);
-  require(count >= 0 && count <= kMost, "count must be in [0, 2^24]");
+  require(count >= 0 && count <= kMostSamples, "count must be in [0, 2^24]");
   std::vector<ToyOutcome> outcomes(static_cast<std::size_t>(count));
   {
     const py::gil_scoped_release release;
@@ -101,7 +100,7 @@ py::array_t<double> rows(const ToyRun& run, const std::vector<double>& values) {
 
 template <typename Draw>
 py::array_t<double> drawn(std::int64_t count, const Draw& draw) {
-  require(count >= 0 && count <= kMost, "count must be in [0, 2^24]");
+  require(count >= 0 && count <= kMostSamples, "count must be in [0, 2^24]");
   py::array_t<double> out(count);
   draw(out.mutable_data());
   return out;

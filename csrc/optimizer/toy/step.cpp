@@ -1,4 +1,6 @@
-// The iterations of the toy problem, over variables several at a time.
+// The iterations of the toy problem, over variables several at a time: the natural gradient and the
+// projection of core/categorical.h again, for vectors of variables that have K categories each. The
+// rest of the update is that of csrc/core.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -211,7 +213,7 @@ struct Iterations {
         move_adaptively(norm);
         break;
       case ToyRule::kSng:
-        move_along_gradient(with.delta / norm);
+        move_along_gradient(with.delta / norm);  // eq. (14)
         break;
       case ToyRule::kNaturalAdam:
         move_by_adam(norm);
@@ -244,11 +246,9 @@ struct Iterations {
     return true;
   }
 
-  // G of all variables (eq. 12) and F^(1/2) G; returns ||G||_F. See core/categorical.h.
+  // G of all variables and F^(1/2) G; returns ||G||_F. See core/categorical.h.
   ASNG_INLINE double natural_gradient() {
-    // Smaller sums of utilities are what rounding left of 0.
-    const Real canceled =
-        L::all(kCanceledUtility / static_cast<double>(lambda * selected_count(lambda)));
+    const Real canceled = L::all(canceled_weight(lambda));
     const Real floor = L::all(kProbabilityFloor);
     const std::int64_t end = (K - 1) * stride;
     LaneSum<Width> squares;
@@ -259,7 +259,7 @@ struct Iterations {
         Real total{};
         for (std::int64_t k = 0; k < lambda; ++k) {
           const Real index = L::load(run.category.data() + k * stride + i);
-          total += L::masked(index == static_cast<double>(j), L::all(run.utility[k]));
+          total += L::masked(index == static_cast<double>(j), L::all(run.utility[k]));  // eq. (12)
         }
         L::store(gradient + j * stride, L::masked(L::absolute(total) > canceled, total));
       }
@@ -275,26 +275,25 @@ struct Iterations {
     return std::sqrt(squares.total());
   }
 
-  ASNG_INLINE void move_along_gradient(double eps) {
+  ASNG_INLINE void move_along_gradient(double epsilon) {
     const double* gradient = run.gradient.data();
     move_theta([=](std::int64_t e)
-                   __attribute__((always_inline)) { return eps * L::load(gradient + e); });
+                   __attribute__((always_inline)) { return epsilon * L::load(gradient + e); });
   }
 
   ASNG_INLINE void move_adaptively(double norm) {
     const double beta = run.step.beta(run.step_settings);
-    move_along_gradient(run.step.delta(run.step_settings) / norm);  // eqs. (13), (14)
-    const double keep = 1.0 - beta;
-    const double add = std::sqrt(beta * (2.0 - beta)) / norm;
+    move_along_gradient(run.step.delta(run.step_settings) / norm);  // eq. (13), eq. (14)
+    const Accumulation accumulate(beta, norm);
     LaneSum<Width> squares;
     double* s = run.s.data();
     const double* root = run.root.data();
     for (std::int64_t e = 0; e < (K - 1) * stride; e += Width) {
-      const Real moved = keep * L::load(s + e) + add * L::load(root + e);  // eq. (19)
+      const Real moved = accumulate(L::load(s + e), L::load(root + e));  // eq. (19)
       L::store(s + e, moved);
       squares.add(e, moved * moved);
     }
-    run.step.adapt(run.step_settings, beta, squares.total());
+    run.step.adapt(run.step_settings, beta, squares.total());  // eq. (20), eq. (21)
   }
 
   ASNG_INLINE void move_by_adam(double norm) {
@@ -324,7 +323,8 @@ struct Iterations {
       Real total{};
       Real room{};
       for (std::int64_t j = 0; j < K; ++j) {
-        const Real moved = L::larger(L::load(theta + j * stride) + move(j * stride + i), margin);
+        const Real next = L::load(theta + j * stride) + move(j * stride + i);  // eq. (13)
+        const Real moved = L::larger(next, margin);
         L::store(theta + j * stride, moved);
         total += moved;
         room += moved - margin;

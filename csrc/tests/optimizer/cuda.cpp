@@ -18,6 +18,7 @@
 
 namespace {
 
+using namespace asng;
 using namespace asng::cuda;
 using asng::cuda_on_cpu::Backward;
 using asng::host::Asng;
@@ -58,7 +59,7 @@ std::vector<std::int64_t> repeated(std::int64_t count, std::int64_t size) {
 
 // P optimizers on the host, and the same P on the grid.
 struct Pair {
-  std::int64_t problems, lambda;
+  std::int64_t instances, lambda;
   std::vector<Asng> host;
   std::vector<std::int64_t> counters, offsets{0}, categorical;
   std::vector<double> theta, mean, variance, s, step, margin, bounds, gaussian;
@@ -66,11 +67,11 @@ struct Pair {
   std::vector<double> best_loss, best_gaussian;
   asng::StepSizeSettings settings{};
 
-  Pair(const Space& space, std::int64_t problems, std::int64_t lambda, double delta_init = 1.0,
+  Pair(const Space& space, std::int64_t instances, std::int64_t lambda, double delta_init = 1.0,
        double Delta_max = kInfinity)
-      : problems(problems), lambda(lambda), margin(space.margin()) {
+      : instances(instances), lambda(lambda), margin(space.margin()) {
     const Layout layout = space.layout();
-    for (std::int64_t p = 0; p < problems; ++p) {
+    for (std::int64_t p = 0; p < instances; ++p) {
       host.emplace_back(layout, margin, lambda, 1000 + 77 * static_cast<std::uint64_t>(p), 1.5,
                         delta_init, Delta_max);
       Asng& one = host.back();
@@ -84,8 +85,8 @@ struct Pair {
       append(step, {one.step.gamma, one.step.Delta});
     }
     settings = host[0].settings();
-    best_categorical.assign(static_cast<std::size_t>(problems * layout.n_categorical()), -1);
-    best_gaussian.assign(static_cast<std::size_t>(problems * layout.n_gaussian()), kNan);
+    best_categorical.assign(static_cast<std::size_t>(instances * layout.n_categorical()), -1);
+    best_gaussian.assign(static_cast<std::size_t>(instances * layout.n_gaussian()), kNan);
     for (std::int64_t size : layout.sizes) offsets.push_back(offsets.back() + size);
     for (const std::vector<double>* row :
          {&layout.low, &layout.high, &layout.std_min, &layout.std_max}) {
@@ -99,7 +100,7 @@ struct Pair {
 
   OptimizerShape shape() const {
     const Layout& layout = host[0].layout();
-    return {problems, lambda, layout.n_categorical(), layout.n_gaussian(), layout.theta_size};
+    return {instances, lambda, layout.n_categorical(), layout.n_gaussian(), layout.theta_size};
   }
   OptimizerState state() {
     return {counters.data(),
@@ -116,13 +117,13 @@ struct Pair {
   // Draws on both; returns whether they drew the same.
   bool ask() {
     const OptimizerShape shape = this->shape();
-    const auto draws = static_cast<std::size_t>(problems * lambda);
+    const auto draws = static_cast<std::size_t>(instances * lambda);
     categorical.assign(draws * shape.categorical, -1);
     gaussian.assign(draws * shape.gaussian, kNan);
     asng::cuda::ask(shape, state(), offsets.data(), categorical.data(), gaussian.data(), nullptr);
     std::vector<std::int64_t> categories(categorical.size());
     std::vector<double> numbers(gaussian.size());
-    for (std::int64_t p = 0; p < problems; ++p) {
+    for (std::int64_t p = 0; p < instances; ++p) {
       host[p].ask(categories.data() + p * lambda * shape.categorical,
                   numbers.data() + p * lambda * shape.gaussian);
     }
@@ -137,16 +138,16 @@ struct Pair {
   bool tell(const std::vector<double>& losses, bool maximize = false) {
     const OptimizerShape shape = this->shape();
     const std::int64_t blocks = tell_blocks(shape);
-    const std::int64_t per_problem = Workspace::size_for(shape, blocks);
-    std::vector<double> memory(static_cast<std::size_t>(problems * per_problem), kNan);
-    const auto moved = std::make_unique<bool[]>(static_cast<std::size_t>(problems));
+    const std::int64_t per_instance = Workspace::size_for(shape, blocks);
+    std::vector<double> memory(static_cast<std::size_t>(instances * per_instance), kNan);
+    const auto moved = std::make_unique<bool[]>(static_cast<std::size_t>(instances));
     asng::cuda::tell(
         shape, state(),
         {categorical.data(), gaussian.data(), losses.data(), maximize, offsets.data(),
          margin.data(), bounds.data(), host[0].layout().variance_ratio_min, moved.get()},
-        settings, {memory.data(), per_problem}, blocks, nullptr);
+        settings, {memory.data(), per_instance}, blocks, nullptr);
     bool same = true;
-    for (std::int64_t p = 0; p < problems; ++p) {
+    for (std::int64_t p = 0; p < instances; ++p) {
       std::vector<double> row(losses.begin() + p * lambda, losses.begin() + (p + 1) * lambda);
       for (double& loss : row) loss = maximize ? -loss : loss;
       // An infinitely good loss is an error on the host, and the worst on the device.
@@ -171,7 +172,7 @@ struct Pair {
         most = std::isnan(relative) ? kInfinity : std::fmax(most, relative);
       }
     };
-    for (std::int64_t p = 0; p < problems; ++p) {
+    for (std::int64_t p = 0; p < instances; ++p) {
       compare(host[p].state().theta, theta.data(), p);
       compare(host[p].state().mean, mean.data(), p);
       compare(host[p].state().variance, variance.data(), p);
@@ -201,7 +202,7 @@ struct Pair {
 std::vector<double> losses_of(const Pair& pair, std::uint64_t generation) {
   const OptimizerShape shape = pair.shape();
   std::vector<double> losses;
-  for (std::int64_t k = 0; k < shape.problems * shape.population; ++k) {
+  for (std::int64_t k = 0; k < shape.instances * shape.population; ++k) {
     double loss = 0.0;
     for (std::int64_t i = 0; i < shape.categorical; ++i) {
       loss += pair.categorical[k * shape.categorical + i] == i % 2 ? 0.0 : 1.0;
@@ -233,11 +234,11 @@ std::vector<double> losses_of(const Pair& pair, std::uint64_t generation) {
 }
 
 // Runs both for some generations; ends with the first in which they part.
-void check_agreement(const Space& space, std::int64_t problems, std::int64_t lambda,
+void check_agreement(const Space& space, std::int64_t instances, std::int64_t lambda,
                      int generations, double delta_init = 1.0, double Delta_max = kInfinity) {
-  Pair pair(space, problems, lambda, delta_init, Delta_max);
+  Pair pair(space, instances, lambda, delta_init, Delta_max);
   for (int g = 0; g < generations; ++g) {
-    INFO("generation ", g, ", ", problems, " instances, lambda ", lambda);
+    INFO("generation ", g, ", ", instances, " instances, lambda ", lambda);
     REQUIRE(pair.ask());
     REQUIRE(pair.tell(losses_of(pair, static_cast<std::uint64_t>(g)), g % 7 == 3));
     REQUIRE(pair.difference() <= 1e-9);
@@ -351,14 +352,14 @@ TEST_CASE("CUDA: optimizer takes the largest population") {
 namespace {
 
 // Losses that differ, so that every generation moves.
-void check_large(const Space& space, std::int64_t problems, std::int64_t lambda, int generations) {
-  Pair pair(space, problems, lambda);
+void check_large(const Space& space, std::int64_t instances, std::int64_t lambda, int generations) {
+  Pair pair(space, instances, lambda);
   CHECK(tell_blocks(pair.shape()) > 1);
   for (int g = 0; g < generations; ++g) {
     CHECK(pair.ask());
     const std::vector<double> theta = pair.theta, mean = pair.mean, s = pair.s, step = pair.step;
     std::vector<double> losses;
-    for (std::int64_t k = 0; k < problems * lambda; ++k) {
+    for (std::int64_t k = 0; k < instances * lambda; ++k) {
       losses.push_back(static_cast<double>((5 * k + g) % 7));
     }
     CHECK(pair.tell(losses));

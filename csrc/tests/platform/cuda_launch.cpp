@@ -39,7 +39,7 @@ std::vector<Batch> batches() {
   return all;
 }
 
-// Addresses for what nobody looks at.
+// Addresses that no kernel reads.
 template <class T>
 T* somewhere() {
   return reinterpret_cast<T*>(std::uintptr_t{1} << 20);
@@ -164,7 +164,7 @@ TEST_CASE("CUDA: a refusal says what is needed") {
 
 TEST_CASE("CUDA: all populations fit a device") {
   const LaunchesOnly device(kSmall);
-  for (std::int64_t population = 1; population <= cuda::kLargestPopulation; ++population) {
+  for (std::int64_t population = 1; population <= kLargestPopulation; ++population) {
     for (const std::int64_t variables : {std::int64_t{1}, std::int64_t{100'000}}) {
       const cuda::OptimizerShape shape = {1, population, variables, 0, 5 * variables};
       cuda::tell(shape, {}, {}, {}, {}, cuda::tell_blocks(shape), nullptr);

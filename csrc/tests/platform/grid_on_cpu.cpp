@@ -107,9 +107,9 @@ TEST_CASE("CUDA: divergence is an error that says where") {
   CHECK(holds(exit, "thread (5, 0, 0) has ended"));
   CHECK(holds(exit, "__syncthreads at"));
   CHECK(holds(exit, "grid_samples.cu:"));
-  const std::string elsewhere = diverge(Divergence::kElsewhere);
-  CHECK(holds(elsewhere, "thread (0, 0, 0) waits"));
-  CHECK(holds(elsewhere, "thread (40, 0, 0) waits"));
+  const std::string other = diverge(Divergence::kOtherBarrier);
+  CHECK(holds(other, "thread (0, 0, 0) waits"));
+  CHECK(holds(other, "thread (40, 0, 0) waits"));
   CHECK(holds(diverge(Divergence::kShuffle), "thread (33, 0, 0) has ended"));
   CHECK(holds(diverge(Divergence::kOutsideMask), "reads lane 9"));
   CHECK(holds(diverge(Divergence::kBarrierAgainstShuffle), "thread (32, 0, 0) has ended"));

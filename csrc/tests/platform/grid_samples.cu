@@ -79,7 +79,7 @@ __global__ void diverge_kernel(Divergence how, int* out) {
       if (t == 5) return;
       __syncthreads();
       break;
-    case Divergence::kElsewhere:
+    case Divergence::kOtherBarrier:
       if (t < 40) {
         __syncthreads();
       } else {

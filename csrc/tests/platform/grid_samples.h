@@ -4,7 +4,14 @@
 
 namespace asng::cuda {
 
-enum class Divergence { kNone, kExit, kElsewhere, kShuffle, kOutsideMask, kBarrierAgainstShuffle };
+enum class Divergence {
+  kNone,
+  kExit,
+  kOtherBarrier,
+  kShuffle,
+  kOutsideMask,
+  kBarrierAgainstShuffle
+};
 
 void sample_reduce(const float* values, int count, float* sum, CudaStream stream);
 // Sums of each warp of 64 threads in `blocks` blocks.

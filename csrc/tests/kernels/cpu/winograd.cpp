@@ -23,11 +23,11 @@ std::vector<double> numbers(int64_t count, uint32_t seed) {
 // Calls visit(low, high, weight) with the places of every product of a convolution.
 template <class Visit>
 void for_each_product(const ConvolutionShape& s, Visit visit) {
-  const int64_t taps = s.kernel * s.kernel;
+  const int64_t elements = s.kernel * s.kernel;
   for (int64_t n = 0; n < s.images; ++n) {
     for (int64_t y = 0; y < s.low_height(); ++y) {
       for (int64_t x = 0; x < s.low_width(); ++x) {
-        for (int64_t t = 0; t < taps; ++t) {
+        for (int64_t t = 0; t < elements; ++t) {
           const int64_t hy = s.stride * y + t / s.kernel - s.kernel / 2;
           const int64_t hx = s.stride * x + t % s.kernel - s.kernel / 2;
           if (hy < 0 || hx < 0 || hy >= s.height || hx >= s.width) continue;
@@ -51,10 +51,10 @@ double difference(const std::vector<double>& a, const std::vector<double>& b) {
 }
 
 void compare(ConvolutionShape s) {
-  const int64_t taps = s.kernel * s.kernel;
-  // A corner of a larger weight, one channel wider each way.
-  s.column_stride = taps;
-  s.row_stride = (s.high_channels + 1) * taps;
+  const int64_t elements = s.kernel * s.kernel;
+  // A leading slice of a larger weight, one channel wider each way.
+  s.column_stride = elements;
+  s.row_stride = (s.high_channels + 1) * elements;
   const int64_t low_size = s.images * s.low_height() * s.low_width() * s.low_channels;
   const int64_t high_size = s.images * s.height * s.width * s.high_channels;
   const auto low = numbers(low_size, 1), high = numbers(high_size, 2);
@@ -75,7 +75,7 @@ void compare(ConvolutionShape s) {
   std::vector<double> packed;
   for (int64_t o = 0; o < s.low_channels; ++o) {
     const auto row = gradient.begin() + o * s.row_stride;
-    packed.insert(packed.end(), row, row + s.high_channels * taps);
+    packed.insert(packed.end(), row, row + s.high_channels * elements);
   }
 
   const Winograd<double> tested(s);

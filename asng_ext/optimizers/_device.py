@@ -1,8 +1,7 @@
-"""ASNG with its state in tensors, so that it can live on a CUDA device.
+"""ASNG with its state in tensors on a CUDA device.
 
-Drawing samples and updating are one launch each, and nothing waits for the device, so that both can
-be captured in a CUDA graph; state changes in place. The operators exist on the CPU, too, where they
-call the same code as `asng_ext._host`.
+Drawing samples and updating are one launch each, without host–device synchronization, so that both
+can be captured in a CUDA graph; state changes in place.
 """
 
 from __future__ import annotations
@@ -15,20 +14,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from asng_ext import _host
 from asng_ext.ops import _libraries
 from asng_ext.space import FloatArray
 
 if TYPE_CHECKING:
-    from asng_ext._host import BestTold, Common
+    from asng_ext._host import BestEvaluated, Common
 
-__all__ = ["LARGEST_POPULATION", "ASNGEngine", "ASNGTensors", "cuda_device"]
+__all__ = ["ASNGEngine", "ASNGTensors", "cuda_device"]
 
-LARGEST_POPULATION = 1024
-"""kLargestPopulation of csrc/optimizer/cuda.h."""
-
-# Columns of `counters`; the other two belong to the launches.
-SEED, ASKED, GENERATION, EVALUATIONS, MOVED, BEST = range(6)
-COUNTERS = 8
+COLUMNS = {name: column for column, name in enumerate(_host.COUNTERS)}
+"""Of `counters`."""
 
 
 def cuda_device(device: torch.device | str) -> torch.device:
@@ -59,7 +55,7 @@ def as_int64(unsigned: int) -> int:
 
 
 class ASNGTensors:
-    """P optimizers of one space, each on its own, which advance in the same launches.
+    """P independent optimizers of one space, which advance in the same launches.
 
     Args:
         common: What optimizers have in common; its seed is not used.
@@ -68,13 +64,12 @@ class ASNGTensors:
         device: Where the tensors are.
 
     Attributes:
-        counters: (P, 8) int64: seed, populations drawn, populations told, samples told, the last
-            generation that moved anything, that of the best sample, and two of the launches.
+        counters: (P, len(COLUMNS)) int64, see csrc/core/counters.h.
         theta: (P, Σ K) float64 probabilities, variable after variable.
         mean, variance: (P, n_num) float64.
         s: (P, n_θ) float64.
         step: (P, 2) float64, γ and Δ.
-        best_loss: (P,) float64, the smallest loss told (negated with ``maximize``), or inf.
+        best_loss: (P,) float64, the smallest loss so far (negated with ``maximize``), or inf.
         best_categorical, best_numerical: (P, n_cat) int64 and (P, n_num) float64, its sample.
     """
 
@@ -95,8 +90,8 @@ class ASNGTensors:
         low, high = (torch.tensor(common[k], dtype=torch.float64) for k in ("low", "high"))
         std_min, std_max = torch.tensor(common["std_min"], dtype=torch.float64), (high - low) / 2
         count, n_theta = len(seeds), int((sizes - 1).sum()) + 2 * len(low)
-        counters = torch.zeros((count, COUNTERS), dtype=torch.int64)
-        counters[:, SEED] = torch.tensor([as_int64(seed) for seed in seeds])
+        counters = torch.zeros((count, len(COLUMNS)), dtype=torch.int64)
+        counters[:, COLUMNS["seed"]] = torch.tensor([as_int64(seed) for seed in seeds])
         # δ is kept at or below √n_θ (StepSizeSettings of csrc/core/step_size.h).
         start = max(min(1.0, delta_max), delta_init / n_theta**0.5)
         step = torch.tensor([0.0, start], dtype=torch.float64)
@@ -176,7 +171,7 @@ def _row(name: str, doc: str) -> property:
 
 
 def _element(name: str, column: int, doc: str) -> property:
-    """A number of a tensor; reading waits for the device."""
+    """A number of a tensor; reading synchronizes with the device."""
 
     def read(self: ASNGEngine) -> Any:
         return getattr(self.tensors, name)[0, column].item()
@@ -190,17 +185,17 @@ def _element(name: str, column: int, doc: str) -> property:
 class ASNGEngine:
     """One optimizer over :class:`ASNGTensors`, with the face of `asng_ext._host.ASNG`.
 
-    Samples and losses are tensors; all else is read as arrays and numbers, for which it waits.
+    Samples and losses are tensors; all else is read as arrays and numbers, which synchronizes.
     """
 
     theta = _row("theta", "(Σ K,) probabilities.")
     mean = _row("mean", "(n_num,)")
     variance = _row("variance", "(n_num,)")
     s = _row("s", "(n_θ,)")
-    asked = _element("counters", ASKED, "Populations drawn.")
-    generation = _element("counters", GENERATION, "Populations told.")
-    evaluations = _element("counters", EVALUATIONS, "Samples told.")
-    moved = _element("counters", MOVED, "The last generation that moved anything.")
+    asked = _element("counters", COLUMNS["asked"], "Populations drawn.")
+    generation = _element("counters", COLUMNS["generation"], "Populations evaluated.")
+    evaluations = _element("counters", COLUMNS["evaluations"], "Samples evaluated.")
+    moved = _element("counters", COLUMNS["moved"], "The last generation that moved anything.")
     gamma = _element("step", 0, "γ")
     Delta = _element("step", 1, "Δ")
 
@@ -213,9 +208,9 @@ class ASNGEngine:
         delta_max: float,
         device: torch.device,
     ) -> None:
-        if device.type != "cpu" and common["population_size"] > LARGEST_POPULATION:
+        if common["population_size"] > _host.LARGEST_POPULATION:
             raise ValueError(
-                f"population_size must be at most {LARGEST_POPULATION} on a CUDA device, "
+                f"population_size must be at most {_host.LARGEST_POPULATION} on a CUDA device, "
                 f"got {common['population_size']}"
             )
         self.tensors = ASNGTensors(
@@ -233,14 +228,14 @@ class ASNGEngine:
     @property
     def seed(self) -> int:
         """In [0, 2⁶⁴)."""
-        return int(self.tensors.counters[0, SEED].item()) % 2**64
+        return int(self.tensors.counters[0, COLUMNS["seed"]].item()) % 2**64
 
     @seed.setter
     def seed(self, value: int) -> None:
-        self.tensors.counters[0, SEED] = as_int64(value)
+        self.tensors.counters[0, COLUMNS["seed"]] = as_int64(value)
 
     @property
-    def best(self) -> BestTold | None:
+    def best(self) -> BestEvaluated | None:
         """Loss, generation, categories and numbers of the best sample."""
         tensors = self.tensors
         loss = tensors.best_loss[0].item()
@@ -248,17 +243,17 @@ class ASNGEngine:
             return None
         return (
             loss,
-            int(tensors.counters[0, BEST].item()),
+            int(tensors.counters[0, COLUMNS["best"]].item()),
             tensors.best_categorical[0].tolist(),
             tensors.best_numerical[0].tolist(),
         )
 
     @best.setter
-    def best(self, value: BestTold | None) -> None:
+    def best(self, value: BestEvaluated | None) -> None:
         tensors = self.tensors
         loss, generation, categorical, numerical = value or (math.inf, 0, 0, 0.0)
         tensors.best_loss[0] = loss
-        tensors.counters[0, BEST] = generation
+        tensors.counters[0, COLUMNS["best"]] = generation
         tensors.best_categorical[0] = torch.tensor(categorical)
         tensors.best_numerical[0] = torch.tensor(numerical, dtype=torch.float64)
 
@@ -301,10 +296,10 @@ class ASNGEngine:
         return categorical[0], numerical[0]
 
     def tell(self, categorical: Any, numerical: Any, losses: Any, negate: bool) -> Tensor:
-        """Returns whether anything moved, as a tensor, which is waited for only if it is read."""
-        if self.tensors.device.type != "cpu" and len(losses) > LARGEST_POPULATION:
+        """Returns whether anything moved, as a tensor; reading it synchronizes with the device."""
+        if len(losses) > _host.LARGEST_POPULATION:
             raise ValueError(
-                f"losses must hold at most {LARGEST_POPULATION} numbers on a CUDA device, "
+                f"losses must hold at most {_host.LARGEST_POPULATION} numbers on a CUDA device, "
                 f"got {len(losses)}"
             )
         categorical = torch.as_tensor(categorical)
@@ -329,5 +324,5 @@ class ASNGEngine:
 
     def _here(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
         device = self.tensors.device
-        # Towards the host a copy that is not waited for would be read too early.
+        # Towards the host a copy without synchronization would be read too early.
         return tensor.to(device, dtype, non_blocking=device.type == "cuda").contiguous()
