@@ -68,9 +68,10 @@ def search(
 ) -> SearchResult:
     """Searches an architecture while training the weights of the supernet.
 
-    Each step draws λ architectures and trains the weights on their mean loss over one batch (eq.
-    9), then draws λ more and moves the distribution by their losses on another batch, without
-    gradients and without a trace in batch normalization (eq. 12). All λ see the same batch.
+    Each step draws λ architectures and trains the weights on their mean loss over one batch
+    (eq. (9)), then draws λ more and moves the distribution by their losses on another batch
+    (eq. (12)), without gradients and without a trace in batch normalization. All λ see the same
+    batch.
 
     On a GPU both steps together are replayed as one CUDA graph if the task and the optimizer say
     that they are ``capturable``: that all they do for a step, they do on the device, without a look
@@ -253,7 +254,7 @@ class _Iteration:
         samples = self.optimizer.ask()
         self.sgd.zero_grad(set_to_none=False)
         losses, metrics = self.task.losses(self.supernet, batch, samples)
-        loss = losses.mean()
+        loss = losses.mean()  # eq. (9) is its gradient
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.supernet.parameters(), self.config.gradient_clip)
         self.sgd.step()
@@ -263,7 +264,7 @@ class _Iteration:
         samples = self.optimizer.ask()
         with torch.no_grad(), frozen_batch_norm(self.supernet):
             losses, metrics = self.task.losses(self.supernet, batch, samples)
-        self.optimizer.tell(samples, losses)
+        self.optimizer.tell(samples, losses)  # eq. (12) and what follows
         failed = (~losses.isfinite()).all()  # such a step moves nothing
         self.means.add({"loss": losses.mean(), **metrics, "without_loss": failed}, "theta_")
 

@@ -113,18 +113,15 @@ class ReferenceASNG:
         if not any(weights):
             return
         count = len(weights)
-        gradients: list[FloatArray] = []  # G of each variable, eq. (12)
+        gradients: list[FloatArray] = []  # G of each variable
         roots: list[FloatArray] = []  # F^(1/2) G
         for i, theta in enumerate(self.theta):
             one_hot = np.eye(len(theta))[categorical[:, i]]
             exact = [
-                sum(
-                    (w for w, row in zip(weights, one_hot) if row[j]),
-                    Fraction(0),
-                )
+                sum((w for w, row in zip(weights, one_hot) if row[j]), Fraction(0))
                 for j in range(len(theta))
             ]
-            gradient = np.array([float(total) for total in exact]) / count
+            gradient = np.array([float(total) for total in exact]) / count  # eq. (12)
             gradients.append(gradient)
             if len(theta) > 1:
                 roots.append(fisher_root_categorical(theta) @ gradient[:-1])
@@ -133,8 +130,8 @@ class ReferenceASNG:
             mean, second = self.moments[:, j]
             draws = numerical[:, j]
             w = np.array([float(weight) for weight in weights])
-            moment_gradients[0, j] = np.mean(w * (draws - mean))
-            moment_gradients[1, j] = np.mean(w * (draws**2 - second))
+            moment_gradients[0, j] = np.mean(w * (draws - mean))  # eq. (12)
+            moment_gradients[1, j] = np.mean(w * (draws**2 - second))  # eq. (12)
         gaussian_roots = np.zeros_like(self.moments)
         for j in range(len(self.ranges)):
             mean, second = self.moments[:, j]
@@ -167,12 +164,12 @@ class ReferenceASNG:
         self.Delta = max(min(grown, self.delta_max), floor)  # eq. (21)
 
     def _move(self, steps: Sequence[FloatArray], moment_steps: FloatArray) -> None:
-        """θ += steps (eq. 13), then the projection."""
+        """θ += steps, then the projection."""
         for theta, step, margin in zip(self.theta, steps, margins(self.sizes)):
-            theta += step
+            theta += step  # eq. (13)
             self._project(theta, margin)
         before = self.moments.copy()
-        self.moments += moment_steps
+        self.moments += moment_steps  # eq. (13)
         for j, (low, high, std_min) in enumerate(self.ranges):
             mean = np.clip(self.moments[0, j], low, high)
             std_max = (high - low) / 2
@@ -209,7 +206,7 @@ class ReferenceSNG(ReferenceASNG):
         root: FloatArray,
         norm: float,
     ) -> None:
-        scale = self.delta_init / norm
+        scale = self.delta_init / norm  # eq. (14)
         self._move([scale * gradient for gradient in gradients], scale * moment_gradients)
 
 
