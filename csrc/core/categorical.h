@@ -27,21 +27,18 @@ ASNG_HD inline std::int64_t sample_category(const double* theta, std::int64_t si
   return category;
 }
 
-// Writes G, sum_w weight (T(c) - theta) over the weighted samples, which is sum_w weight T(c)
-// because weights sum to 0. Sample k chose categories[k * stride]. Returns whether any component
+// Adds G, sum_w weight (T(c) - theta) over the weighted samples, which is sum_w weight T(c) because
+// weights sum to 0, to zeros. Sample k chose categories[k * stride]. Returns whether any component
 // is not 0. With a category that does not exist G is 0: this only keeps memory safe.
 ASNG_HD inline bool categorical_gradient(const Weighted* weighted, std::int64_t count,
                                          const std::int64_t* categories, std::int64_t stride,
                                          double canceled, std::int64_t size, double* gradient) {
-  for (std::int64_t j = 0; j < size; ++j) {
-    gradient[j] = 0.0;
-  }
   std::int64_t lowest = size;
   std::int64_t highest = -1;
   bool valid = true;
   for (std::int64_t w = 0; w < count; ++w) {
     const std::int64_t category = categories[weighted[w].sample * stride];
-    if (category < 0 || category >= size) {
+    if (static_cast<std::uint64_t>(category) >= static_cast<std::uint64_t>(size)) {
       valid = false;
       continue;
     }
@@ -49,11 +46,12 @@ ASNG_HD inline bool categorical_gradient(const Weighted* weighted, std::int64_t 
     lowest = category < lowest ? category : lowest;
     highest = category > highest ? category : highest;
   }
-  const bool differ = valid && lowest < highest;
+  const double least = valid && lowest < highest ? canceled : HUGE_VAL;
   bool any = false;
   for (std::int64_t j = lowest; j <= highest; ++j) {
-    gradient[j] = differ && std::fabs(gradient[j]) > canceled ? gradient[j] : 0.0;
-    any = any || gradient[j] != 0.0;
+    const bool counts = std::fabs(gradient[j]) > least;
+    gradient[j] = counts ? gradient[j] : 0.0;
+    any |= counts;
   }
   return any;
 }

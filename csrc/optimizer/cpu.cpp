@@ -255,6 +255,7 @@ bool Update::rank(const Population& population) {
 
 double Update::categorical_gradient(const Layout& layout, const double* theta,
                                     const Population& population) {
+  std::fill(gradient_.begin(), gradient_.end(), 0.0);
   std::fill(root_.begin(), root_.begin() + layout.n_categorical_theta, 0.0);
   moving_.clear();
   if (weighted_.size() == 2) {
@@ -280,7 +281,6 @@ double Update::categorical_gradient(const Layout& layout, const double* theta,
 // that the processor cannot foresee, which cost more than the arithmetic.
 double Update::gradient_of_two(const Layout& layout, const double* theta,
                                const Population& population) {
-  std::fill(gradient_.begin(), gradient_.end(), 0.0);
   const std::int64_t n = layout.n_categorical();
   const std::int64_t* first = population.categorical + weighted_[0].sample * n;
   const std::int64_t* second = population.categorical + weighted_[1].sample * n;

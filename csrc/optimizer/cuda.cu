@@ -212,6 +212,7 @@ __device__ double categorical_gradient(const Job& job, const Instance& instance,
   const std::int64_t size = job.evaluations.offsets[i + 1] - begin;
   double* gradient = instance.gradient + begin;
   double* root = instance.root + (begin - i);
+  for (std::int64_t j = 0; j < size; ++j) gradient[j] = 0.0;
   // Python checks categories as far as it can without host-device synchronization.
   if (asng::categorical_gradient(ranked.weighted, *ranked.count, instance.categorical + i,
                                  job.shape.categorical, canceled_weight(job.shape.population), size,
