@@ -263,12 +263,30 @@ void set_best(Optimizer& optimizer, const py::object& value) {
   optimizer.state().best = std::move(best);
 }
 
-void assign(std::vector<double>& target, const Array<double>& values, const char* name) {
-  if (static_cast<std::size_t>(values.size()) != target.size()) {
-    throw std::invalid_argument(std::string(name) + " must have " + std::to_string(target.size()) +
-                                " elements, got " + std::to_string(values.size()));
-  }
-  std::copy(values.data(), values.data() + values.size(), target.begin());
+// A property over a vector, copied both ways; it keeps its size.
+template <typename Class, typename Field>
+void def_array(Class& bound, const char* name, Field field) {
+  using Self = typename Class::type;
+  bound.def_property(
+      name, [=](Self& self) { return copy(field(self)); },
+      [=](Self& self, const Array<double>& values) {
+        std::vector<double>& target = field(self);
+        if (static_cast<std::size_t>(values.size()) != target.size()) {
+          throw std::invalid_argument(std::string(name) + " must have " +
+                                      std::to_string(target.size()) + " elements, got " +
+                                      std::to_string(values.size()));
+        }
+        std::copy(values.data(), values.data() + values.size(), target.begin());
+      });
+}
+
+template <typename Class, typename Field>
+void def_number(Class& bound, const char* name, Field field) {
+  using Self = typename Class::type;
+  using Number = std::remove_reference_t<decltype(field(std::declval<Self&>()))>;
+  bound.def_property(
+      name, [=](Self& self) { return field(self); },
+      [=](Self& self, Number value) { field(self) = value; });
 }
 
 // The categories of one-hot samples of whatever numeric type the caller keeps them in.
@@ -387,60 +405,35 @@ PYBIND11_MODULE(_host, module) {
   module.attr("LARGEST_POPULATION") = kLargestPopulation;
   module.attr("MOST_SAMPLES") = kMostSamples;
 
-  py::class_<Optimizer>(module, "Optimizer")
-      .def("ask", &ask)
+  py::class_<Optimizer> optimizer(module, "Optimizer");
+  optimizer.def("ask", &ask)
       .def("tell", &tell)
-      .def_property(
-          "theta", [](Optimizer& self) { return copy(self.state().theta); },
-          [](Optimizer& self, const Array<double>& values) {
-            assign(self.state().theta, values, "theta");
-          })
-      .def_property(
-          "mean", [](Optimizer& self) { return copy(self.state().mean); },
-          [](Optimizer& self, const Array<double>& values) {
-            assign(self.state().mean, values, "mean");
-          })
-      .def_property(
-          "variance", [](Optimizer& self) { return copy(self.state().variance); },
-          [](Optimizer& self, const Array<double>& values) {
-            assign(self.state().variance, values, "variance");
-          })
-      .def_property(
-          "seed", [](Optimizer& self) { return self.state().seed; },
-          [](Optimizer& self, std::uint64_t value) { self.state().seed = value; })
-      .def_property(
-          "asked", [](Optimizer& self) { return self.state().asked; },
-          [](Optimizer& self, std::uint64_t value) { self.state().asked = value; })
-      .def_property(
-          "generation", [](Optimizer& self) { return self.state().generation; },
-          [](Optimizer& self, std::uint64_t value) { self.state().generation = value; })
-      .def_property(
-          "evaluations", [](Optimizer& self) { return self.state().evaluations; },
-          [](Optimizer& self, std::uint64_t value) { self.state().evaluations = value; })
-      .def_property(
-          "moved", [](Optimizer& self) { return self.state().moved; },
-          [](Optimizer& self, std::uint64_t value) { self.state().moved = value; })
       .def_property("best", &best, &set_best)
       .def_property_readonly("margin", [](Optimizer& self) { return copy(self.margin()); })
       .def_property_readonly("n_theta", [](Optimizer& self) { return self.layout().n_theta(); });
+  def_array(optimizer, "theta", [](Optimizer& self) -> auto& { return self.state().theta; });
+  def_array(optimizer, "mean", [](Optimizer& self) -> auto& { return self.state().mean; });
+  def_array(optimizer, "variance", [](Optimizer& self) -> auto& { return self.state().variance; });
+  def_number(optimizer, "seed", [](Optimizer& self) -> auto& { return self.state().seed; });
+  def_number(optimizer, "asked", [](Optimizer& self) -> auto& { return self.state().asked; });
+  def_number(optimizer, "generation",
+             [](Optimizer& self) -> auto& { return self.state().generation; });
+  def_number(optimizer, "evaluations",
+             [](Optimizer& self) -> auto& { return self.state().evaluations; });
+  def_number(optimizer, "moved", [](Optimizer& self) -> auto& { return self.state().moved; });
 
-  py::class_<Asng, Optimizer>(module, "ASNG")
+  py::class_<Asng, Optimizer> adaptive(module, "ASNG");
+  adaptive
       .def(py::init([](const py::dict& common, double alpha, double delta_init, double Delta_max) {
              return std::make_unique<Asng>(read_layout(common), read_margin(common),
                                            read_lambda(common), read_seed(common), alpha,
                                            delta_init, Delta_max);
            }),
            py::arg("common"), py::arg("alpha"), py::arg("delta_init"), py::arg("delta_max"))
-      .def_property(
-          "s", [](Asng& self) { return copy(self.s); },
-          [](Asng& self, const Array<double>& values) { assign(self.s, values, "s"); })
-      .def_property(
-          "gamma", [](Asng& self) { return self.step.gamma; },
-          [](Asng& self, double value) { self.step.gamma = value; })
-      .def_property(
-          "Delta", [](Asng& self) { return self.step.Delta; },
-          [](Asng& self, double value) { self.step.Delta = value; })
       .def_property_readonly("delta", [](Asng& self) { return self.step.delta(self.settings()); });
+  def_array(adaptive, "s", [](Asng& self) -> auto& { return self.s; });
+  def_number(adaptive, "gamma", [](Asng& self) -> auto& { return self.step.gamma; });
+  def_number(adaptive, "Delta", [](Asng& self) -> auto& { return self.step.Delta; });
 
   py::class_<Sng, Optimizer>(module, "SNG")
       .def(py::init([](const py::dict& common, double delta) {
@@ -449,24 +442,16 @@ PYBIND11_MODULE(_host, module) {
            }),
            py::arg("common"), py::arg("delta"));
 
-  py::class_<NaturalAdam, Optimizer>(module, "NaturalAdam")
-      .def(py::init([](const py::dict& common, double step_size, double beta1, double beta2) {
+  py::class_<NaturalAdam, Optimizer> adam(module, "NaturalAdam");
+  adam.def(py::init([](const py::dict& common, double step_size, double beta1, double beta2) {
              return std::make_unique<NaturalAdam>(read_layout(common), read_margin(common),
                                                   read_lambda(common), read_seed(common),
                                                   AdamSettings{step_size, beta1, beta2});
            }),
            py::arg("common"), py::arg("step_size"), py::arg("beta1"), py::arg("beta2"))
-      .def_property(
-          "first_moment", [](NaturalAdam& self) { return copy(self.first_moment); },
-          [](NaturalAdam& self, const Array<double>& values) {
-            assign(self.first_moment, values, "first_moment");
-          })
-      .def_property(
-          "second_moment", [](NaturalAdam& self) { return copy(self.second_moment); },
-          [](NaturalAdam& self, const Array<double>& values) {
-            assign(self.second_moment, values, "second_moment");
-          })
       .def_readwrite("updates", &NaturalAdam::updates);
+  def_array(adam, "first_moment", [](NaturalAdam& self) -> auto& { return self.first_moment; });
+  def_array(adam, "second_moment", [](NaturalAdam& self) -> auto& { return self.second_moment; });
 
   py::class_<CompatUpdate>(module, "CompatUpdate")
       .def(py::init([](const std::vector<std::int64_t>& sizes, std::int64_t stride,
