@@ -96,9 +96,9 @@ def utility(f: Any, rho: float = 0.25, negative: bool = True) -> tuple[FloatArra
     order = np.argsort(ranked)
     count = len(ranked)
     selected = int(np.ceil(count * rho))
-    places = np.zeros(count)
-    places[:selected] = 1 / selected
-    places[count - selected :] = -1 / selected if negative else 0
+    awards = np.zeros(count)
+    awards[:selected] = 1 / selected
+    awards[count - selected :] = -1 / selected if negative else 0
     best_first = ranked[order]
     shared = np.zeros(count)
     begin = 0
@@ -107,7 +107,7 @@ def utility(f: Any, rho: float = 0.25, negative: bool = True) -> tuple[FloatArra
             better, worse = best_first[end - 1], best_first[end]
             if better == worse or worse - better < 1e-14 * abs(better):
                 continue
-        shared[begin:end] = places[begin:end].mean()
+        shared[begin:end] = awards[begin:end].mean()
         begin = end
     return shared, order
 

@@ -29,18 +29,18 @@ __all__ = [
 
 def utilities(losses: Sequence[float]) -> list[Fraction]:
     """Utility of each sample (Section 2.4), exactly: the best ⌈λ/4⌉ get +1/⌈λ/4⌉, the worst get
-    the negative, equal losses share the mean of their places; NaN counts as +inf."""
+    the negative, equal losses share the mean over their ranks; NaN counts as +inf."""
     ranked = [math.inf if math.isnan(loss) else float(loss) for loss in losses]
     count = len(ranked)
     selected = -(-count // 4)
-    place = [Fraction(0)] * count
+    of_rank = [Fraction(0)] * count
     for i in range(selected):
-        place[i] += Fraction(1, selected)
-        place[count - 1 - i] -= Fraction(1, selected)
+        of_rank[i] += Fraction(1, selected)
+        of_rank[count - 1 - i] -= Fraction(1, selected)
     ascending = sorted(ranked)
     result = []
     for loss in ranked:
-        tied = [place[i] for i in range(count) if ascending[i] == loss]
+        tied = [of_rank[i] for i in range(count) if ascending[i] == loss]
         result.append(sum(tied, Fraction(0)) / len(tied))
     return result
 

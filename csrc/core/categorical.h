@@ -94,10 +94,10 @@ ASNG_HD inline void project_categorical(double* theta, std::int64_t size, double
     }
     return;
   }
-  const double share = (sum - 1.0) / room;
+  const double fraction = (sum - 1.0) / room;
   double total = 0.0;
   for (std::int64_t j = 0; j < size; ++j) {
-    theta[j] -= share * (theta[j] - margin);
+    theta[j] -= fraction * (theta[j] - margin);
     total += theta[j];
   }
   const double scale = 1.0 / total;

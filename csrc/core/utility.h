@@ -23,7 +23,7 @@ ASNG_HD inline bool losses_tie(double better, double worse) {
 ASNG_HD inline std::int64_t selected_count(std::int64_t count) { return (count + 3) / 4; }
 
 // utility[order[r]] for the samples in ascending order of loss: +1/m for the m best, -1/m for the
-// m worst, 0 between, and equal losses share the mean of their ranks. Returns false if
+// m worst, 0 between, and equal losses share the mean over their ranks. Returns false if
 // all losses are equal, in which case every utility is 0.
 ASNG_HD inline bool rank_utilities(const double* losses, const std::int64_t* order,
                                    std::int64_t count, double* utility) {
@@ -35,15 +35,15 @@ ASNG_HD inline bool rank_utilities(const double* losses, const std::int64_t* ord
     while (end < count && losses_tie(losses[order[end - 1]], losses[order[end]])) {
       ++end;
     }
-    // Places [0, selected) are good, [count - selected, count) are bad.
+    // Ranks [0, selected) are good, [count - selected, count) are bad.
     const std::int64_t good = (end < selected ? end : selected) - begin;
     const std::int64_t bad_begin = count - selected;
     const std::int64_t bad = end - (begin > bad_begin ? begin : bad_begin);
     const std::int64_t balance = (good > 0 ? good : 0) - (bad > 0 ? bad : 0);
     const double shared = reward * static_cast<double>(balance) / static_cast<double>(end - begin);
     any = any || balance != 0;
-    for (std::int64_t place = begin; place < end; ++place) {
-      utility[order[place]] = shared;
+    for (std::int64_t rank = begin; rank < end; ++rank) {
+      utility[order[rank]] = shared;
     }
     begin = end;
   }

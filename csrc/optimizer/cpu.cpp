@@ -17,17 +17,17 @@ namespace {
 
 // Sum of squares in eight interleaved terms: fast, and the same on every instruction set.
 double squared_norm(const double* values, std::int64_t count) {
-  double part[8] = {};
+  double term[8] = {};
   std::int64_t i = 0;
   for (; i + 8 <= count; i += 8) {
     for (int lane = 0; lane < 8; ++lane) {
-      part[lane] += values[i + lane] * values[i + lane];
+      term[lane] += values[i + lane] * values[i + lane];
     }
   }
   for (; i < count; ++i) {
-    part[i % 8] += values[i] * values[i];
+    term[i % 8] += values[i] * values[i];
   }
-  return ((part[0] + part[4]) + (part[2] + part[6])) + ((part[1] + part[5]) + (part[3] + part[7]));
+  return ((term[0] + term[4]) + (term[2] + term[6])) + ((term[1] + term[5]) + (term[3] + term[7]));
 }
 
 // Update::RootAtZeroMean::kAuthors

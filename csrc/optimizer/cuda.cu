@@ -125,7 +125,7 @@ struct Instance {
   std::int64_t* best_categorical;
   const std::int64_t* categorical;
   const double *numerical, *losses;
-  double *gradient, *root, *gaussian, *norm_parts, *s_parts;
+  double *gradient, *root, *gaussian, *norm_terms, *s_terms;
 
   __device__ Instance(const Job& job, std::int64_t p, std::int64_t blocks) {
     const OptimizerShape& shape = job.shape;
@@ -144,8 +144,8 @@ struct Instance {
     gradient = job.workspace.memory + p * job.workspace.per_instance;
     root = gradient + shape.theta_size;
     gaussian = root + shape.n_theta();
-    norm_parts = gaussian + 2 * shape.gaussian;
-    s_parts = norm_parts + blocks;
+    norm_terms = gaussian + 2 * shape.gaussian;
+    s_terms = norm_terms + blocks;
   }
 };
 
@@ -191,11 +191,11 @@ __device__ void rank(const Job& job, const Instance& instance, const Ranked& ran
   }
   __syncthreads();
   for (std::int64_t k = threadIdx.x; k < lambda; k += blockDim.x) {
-    std::int64_t place = 0;
+    std::int64_t position = 0;
     for (std::int64_t j = 0; j < lambda; ++j) {
-      place += ranked.loss[j] < ranked.loss[k] || (ranked.loss[j] == ranked.loss[k] && j < k);
+      position += ranked.loss[j] < ranked.loss[k] || (ranked.loss[j] == ranked.loss[k] && j < k);
     }
-    ranked.order[place] = k;
+    ranked.order[position] = k;
   }
   __syncthreads();
   if (threadIdx.x == 0) {
@@ -274,10 +274,10 @@ __device__ double move_gaussian(const Job& job, const Instance& instance, std::i
          accumulate_at(accumulate, instance, first + n);
 }
 
-// The sum of the parts that the blocks of a instance wrote, for all threads of this block.
-__device__ double sum_of_parts(const double* parts, double* scratch) {
+// The sum of the terms that the blocks of an instance wrote, for all threads of this block.
+__device__ double sum_of_terms(const double* terms, double* scratch) {
   double sum = 0.0;
-  for (unsigned int b = threadIdx.x; b < gridDim.x; b += blockDim.x) sum += __ldcg(parts + b);
+  for (unsigned int b = threadIdx.x; b < gridDim.x; b += blockDim.x) sum += __ldcg(terms + b);
   return block_sum(sum, scratch);
 }
 
@@ -292,16 +292,16 @@ __global__ void __launch_bounds__(kTellThreads) tell_kernel(Job job) {
   auto* ticket = reinterpret_cast<unsigned long long*>(instance.counters + kTicket);
 
   rank(job, instance, ranked);
-  const std::int64_t first_place = ranked.order[0];
-  const double smallest = ranked.loss[first_place];
+  const std::int64_t first_sample = ranked.order[0];
+  const double smallest = ranked.loss[first_sample];
   const bool better = smallest < *instance.best_loss;
   if (better) {
     for (std::int64_t v = first; v < variables; v += stride) {
       if (v < n) {
-        instance.best_categorical[v] = instance.categorical[first_place * n + v];
+        instance.best_categorical[v] = instance.categorical[first_sample * n + v];
       } else {
         instance.best_gaussian[v - n] =
-            instance.numerical[first_place * job.shape.gaussian + (v - n)];
+            instance.numerical[first_sample * job.shape.gaussian + (v - n)];
       }
     }
   }
@@ -314,13 +314,13 @@ __global__ void __launch_bounds__(kTellThreads) tell_kernel(Job job) {
     sum = block_sum(sum, ranked.scratch);
     if (gridDim.x > 1) {
       if (threadIdx.x == 0) {
-        instance.norm_parts[blockIdx.x] = sum;
+        instance.norm_terms[blockIdx.x] = sum;
         __threadfence();
         atomicAdd(arrivals, 1ull);
         wait_for(arrivals, gridDim.x);
       }
       __syncthreads();
-      sum = sum_of_parts(instance.norm_parts, ranked.scratch);
+      sum = sum_of_terms(instance.norm_terms, ranked.scratch);
     }
   }
   const double norm = std::sqrt(sum);
@@ -344,14 +344,14 @@ __global__ void __launch_bounds__(kTellThreads) tell_kernel(Job job) {
   // The last block to arrive, when no other reads them any more, sets what all share.
   __syncthreads();
   if (threadIdx.x == 0) {
-    instance.s_parts[blockIdx.x] = sum;
+    instance.s_terms[blockIdx.x] = sum;
     __threadfence();
     *ranked.count = atomicAdd(ticket, 1ull) == gridDim.x - 1 ? 1 : 0;
     __threadfence();
   }
   __syncthreads();
   if (*ranked.count == 0) return;
-  const double squared_norm = sum_of_parts(instance.s_parts, ranked.scratch);
+  const double squared_norm = sum_of_terms(instance.s_terms, ranked.scratch);
   if (threadIdx.x == 0) {
     if (moved) {
       adapted.adapt(job.settings, beta, squared_norm);  // eq. (20), eq. (21)

@@ -329,11 +329,11 @@ struct Iterations {
         total += moved;
         room += moved - margin;
       }
-      const Real share = room > 0.0 ? (total - 1.0) / room : Real{};
+      const Real fraction = room > 0.0 ? (total - 1.0) / room : Real{};
       Real left{};
       for (std::int64_t j = 0; j < K; ++j) {
         const Real clipped = L::load(theta + j * stride);
-        const Real reduced = clipped - share * (clipped - margin);
+        const Real reduced = clipped - fraction * (clipped - margin);
         L::store(theta + j * stride, reduced);
         left += reduced;
       }

@@ -92,7 +92,7 @@ class Draw {
     for (T& value : values) value = static_cast<T>(distribution(generator_));
     return values;
   }
-  // Images: zeros beyond the real channels.
+  // Feature maps: zeros beyond the real channels.
   template <class T>
   std::vector<T> images(int64_t pixels, int64_t channels) {
     const int64_t padded = cuda::padded_channels(static_cast<int>(channels));

@@ -1,16 +1,16 @@
-// The CUDA kernels with images stored as bfloat16, and with products in TF32, against those for the
-// CPU in float64, on the same numbers.
+// The CUDA kernels with feature maps stored as bfloat16, and with products in TF32, against those
+// for the CPU in float64, on the same numbers.
 //
 // Bounds. A value that is stored is off by at most kStored = 2⁻⁸ of itself, and a difference is
-// taken relative to the norm of all values; linear maps and normalizations of random images pass
-// relative errors on as they are, and errors of one image after another are independent, so that
-// they add up in squares. So a forward pass that stores n images in a row is off by √n·kStored.
-// Gradients are off by as much again, and where an error δ of ReLU's argument turns its sign: that
-// befalls δ/π of normally distributed arguments, which is 2δ/π of those that ReLU lets pass, and
-// the square root of it in the norm. Maxima that change hands are bounded in the same way.
-// A factor of a product that is rounded to TF32 is off by at most 2⁻¹¹ of itself, a product of two
-// by kRounded = 2⁻¹⁰; products in a row are to that what images are to kStored. With images in
-// bfloat16 products are in TF32, too, which adds little to their error.
+// taken relative to the norm of all values; linear maps and normalizations of random feature maps
+// pass relative errors on as they are, and errors of one image after another are independent, so
+// that they add up in squares. So a forward pass that stores n feature maps in a row is off by
+// √n·kStored. Gradients are off by as much again, and where an error δ of ReLU's argument turns its
+// sign: that befalls δ/π of normally distributed arguments, which is 2δ/π of those that ReLU lets
+// pass, and the square root of it in the norm. Maxima that change hands are bounded in the same
+// way. A factor of a product that is rounded to TF32 is off by at most 2⁻¹¹ of itself, a product of
+// two by kRounded = 2⁻¹⁰; products in a row are to that what feature maps are to kStored. With
+// feature maps in bfloat16 products are in TF32, too, which adds little to their error.
 #include <doctest/doctest.h>
 
 #include <cmath>
@@ -124,7 +124,7 @@ CellExample<float> rounded(const CellCase& c) {
   return example;
 }
 
-// Input, three nodes of three images each, output; a ReLU in front of each but the nodes.
+// Input, three nodes of three feature maps each, output; a ReLU in front of each but the nodes.
 // And the products: of the input, of both halves in three nodes, of the output.
 constexpr int kCellImages = 11, kCellKinks = 8, kCellProducts = 8;
 
