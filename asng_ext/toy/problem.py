@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from asng_ext import _host
 from asng_ext._checks import check_integer, check_number
-from asng_ext.optimizers import ASNG, SNG, NaturalAdam, Optimizer, margins
+from asng_ext.optimizers import Optimizer, make, margins
 from asng_ext.space import FloatArray, IntArray, Samples, SearchSpace
 
 __all__ = [
@@ -39,7 +39,14 @@ __all__ = [
 ]
 
 PROBLEMS = ("squared_error", "ordered_product")
-OPTIMIZERS = ("ASNG", "SNG", "NaturalAdam")
+# What the settings of a ToyOptimizer are called by the registered optimizer of its name.
+_SETTINGS = {
+    "ASNG": {"delta_init": "step_size", "alpha": "alpha"},
+    "SNG": {"delta": "step_size"},
+    "NaturalAdam": {"step_size": "step_size", "beta1": "beta1", "beta2": "beta2"},
+}
+OPTIMIZERS = tuple(_SETTINGS)
+"""Names, as in :data:`asng_ext.optimizers.REGISTRY`, of the optimizers that have compiled runs."""
 REGULARIZATION = 1e-8
 MOST_NUMBERS = 2**24
 MOST = 1e9
@@ -119,7 +126,7 @@ class ToyOptimizer:
     """Which optimizer, with what settings.
 
     Args:
-        name: One of ``"ASNG"``, ``"SNG"``, ``"NaturalAdam"``.
+        name: One of :data:`OPTIMIZERS`.
         step_size: δ⁰ of ASNG, δ of SNG, the step size of Adam; above 0.
         alpha: α of ASNG.
         beta1, beta2: Adam's, in [0, 1).
@@ -144,26 +151,15 @@ class ToyOptimizer:
 
     def build(self, settings: ToySettings, seed: int = 0, run: int = 0) -> Optimizer:
         """The ask/tell optimizer that :func:`simulate` uses in run number ``run``."""
-        space, key = settings.space, _host.toy_key(seed, run)
-        size = settings.population_size
-        if self.name == "ASNG":
-            return ASNG(
-                space,
-                population_size=size,
-                alpha=self.alpha,
-                delta_init=self.step_size,
-                seed=key,
-            )
-        if self.name == "SNG":
-            return SNG(space, population_size=size, delta=self.step_size, seed=key)
-        return NaturalAdam(
-            space,
-            population_size=size,
-            step_size=self.step_size,
-            beta1=self.beta1,
-            beta2=self.beta2,
-            seed=key,
+        own = {name: getattr(self, here) for name, here in _SETTINGS[self.name].items()}
+        optimizer: Optimizer = make(
+            self.name,
+            settings.space,
+            seed=_host.toy_key(seed, run),
+            population_size=settings.population_size,
+            **own,
         )
+        return optimizer
 
 
 class ToyResults(NamedTuple):
