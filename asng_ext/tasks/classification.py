@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, cast
 
 import torch
@@ -32,14 +33,15 @@ from asng_ext.nn import (
     widest_channels,
 )
 from asng_ext.ops import _libraries
-from asng_ext.runs.config import lasting
+from asng_ext.runs.config import affecting_results
 from asng_ext.space import Samples, SearchSpace
-from asng_ext.tasks.protocol import Metrics
+from asng_ext.tasks.protocol import Metrics, TaskDefaults
 from asng_ext.tasks.settings import ClassificationConfig
 
 __all__ = ["ClassificationConfig", "ClassificationTask", "load_data"]
 
-Batch = tuple[Tensor, Tensor]
+Labeled = tuple[Tensor, Tensor]
+"""(x, y): images and labels."""
 _TEST_BATCH = 500
 
 
@@ -65,8 +67,8 @@ def load_data(config: ClassificationConfig, seed: int) -> ImageData:
     return replace(data, augmentation=chosen)
 
 
-class ClassificationTask:
-    """Search and retraining of a classifier, as both loops want it.
+class ClassificationTask(TaskDefaults):
+    """Search and retraining of a classifier, for both loops.
 
     Args:
         data: The images; half of the training images, drawn by ``seed``, train the weights in the
@@ -78,6 +80,7 @@ class ClassificationTask:
     """
 
     own_generators = True
+    shown_metrics = MappingProxyType({"accuracy": "accuracy"})
 
     def __init__(
         self,
@@ -128,7 +131,7 @@ class ClassificationTask:
             ) from None
 
     def _check_batch_sizes(self) -> None:
-        """Batch normalization cannot train on a single value per channel: found out before the
+        """Labeled normalization cannot train on a single value per channel: found out before the
         search, not after."""
         height, width = self.data.image_size
         if self._weight_stream.batch_size == 1 and max(height, width) <= 4:
@@ -158,7 +161,7 @@ class ClassificationTask:
         return {
             "task": "classification",
             "task_seed": self._weight_stream.seed,
-            **lasting(self.config, loop),
+            **affecting_results(self.config, loop),
             "augmentation": asdict(self.data.augmentation),
             "data": self.data.fingerprint(),
         }
@@ -176,9 +179,9 @@ class ClassificationTask:
         return min(len(self._weight_stream), len(self._theta_stream))
 
     @property
-    def capturable(self) -> bool:
+    def capturable(self) -> bool:  # type: ignore[override]
         """Whether steps can be captured in a graph: on the compiled operators `losses` takes
-        samples that are on the device, and looks at no number."""
+        samples that are on the device, and reads no number on the host."""
         if self.config.implementation != "auto":
             return self.config.implementation == "fused"
         on_gpu = self.device.type == "cuda"
@@ -273,7 +276,7 @@ class ClassificationTask:
             image_size=min(self.data.image_size),
         )
 
-    def train_batches(self, epoch: int) -> Iterable[Batch]:
+    def train_batches(self, epoch: int) -> Iterable[Labeled]:
         """(x, y) batches of all training images."""
         return self._retrain_stream.epoch(epoch)
 
@@ -284,7 +287,7 @@ class ClassificationTask:
         network.drop_path_rate = self.config.drop_path * epoch / max(1, epochs - 1)
         network.generator = seeded_generator(self.seed, f"retrain epoch {epoch}", self.device)
 
-    def training_loss(self, network: nn.Module, batch: Batch) -> tuple[Tensor, Metrics]:
+    def training_loss(self, network: nn.Module, batch: Labeled) -> tuple[Tensor, Metrics]:
         """Cross-entropy in nats, with the auxiliary head's share, and the accuracy."""
         x, y = batch
         # Compiled or not, the network has the methods of a CellNetwork.
@@ -320,9 +323,6 @@ class ClassificationTask:
         from asng_ext.plots import draw_cells
 
         draw_cells(self.cell_space, self.cell_space.to_indices(values), path)
-
-    def draw_results(self, network: nn.Module, folder: Path) -> None:
-        """There is nothing to see of a classifier."""
 
     def _test(self, run: Any) -> dict[str, float]:
         data = self.data

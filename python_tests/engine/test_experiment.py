@@ -9,13 +9,12 @@ import pytest
 import small
 import torch
 
-from asng_ext.engine import experiment
+from asng_ext import optimizers, tasks
 from asng_ext.engine.experiment import Experiment
 from asng_ext.nn import CellSupernet
 from asng_ext.ops import _libraries
-from asng_ext.runs.config import lasting, section_to_dict
+from asng_ext.runs.config import affecting_results, section_to_dict
 from asng_ext.runs.folder import RunFolder
-from asng_ext.tasks import KINDS
 
 
 @pytest.mark.parametrize(
@@ -34,7 +33,7 @@ def test_the_optimizer_is_where_the_samples_are_wanted(
     some = Experiment(RunFolder(tmp_path), config, stream=None)
     some.device = torch.device(device)
     settings: dict[str, Any] = {}
-    monkeypatch.setattr(experiment, "ASNG", lambda space, **given: settings.update(given))
+    monkeypatch.setitem(optimizers.REGISTRY, "ASNG", lambda space, **given: settings.update(given))
     some.optimizer()
     assert settings["device"] == expected
     assert settings["seed"] == 3
@@ -78,8 +77,11 @@ def test_compiled_operators_that_cannot_be_used_on_the_gpu_are_named(
 def test_a_loop_depends_on_its_own_settings(
     kind: str, search_only: set[str], retrain_only: set[str]
 ) -> None:
-    section = KINDS[kind].config()
-    of_search, of_retrain = lasting(section, "search"), lasting(section, "retrain")
+    section = tasks.get(kind).config()
+    of_search, of_retrain = (
+        affecting_results(section, "search"),
+        affecting_results(section, "retrain"),
+    )
     assert set(of_search) - set(of_retrain) == search_only
     assert set(of_retrain) - set(of_search) == retrain_only
     assert {**of_search, **of_retrain} == section_to_dict(section)

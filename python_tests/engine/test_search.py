@@ -21,12 +21,14 @@ from torch import Tensor, nn
 import asng_ext as asng
 from asng_ext.engine.search import search
 from asng_ext.nn import Choice, search_space, set_architecture
-from asng_ext.runs.config import SearchConfig, lasting
+from asng_ext.runs.config import SearchConfig, affecting_results
 from asng_ext.runs.folder import RunFolder
-from asng_ext.training.weight_optimizers import cosine, frozen_batch_norm
+from asng_ext.tasks.protocol import TaskDefaults
+from asng_ext.training.batch_norm import frozen_batch_norm
+from asng_ext.training.schedules import cosine
 
 
-class OwnTask:
+class OwnTask(TaskDefaults):
     """A user's task: choices between modules that keep running statistics, and dropout."""
 
     def __init__(self) -> None:
@@ -405,7 +407,7 @@ def test_a_damaged_checkpoint_costs_an_epoch_and_changes_nothing(run: RunFolder)
     table = run.file("search.csv").read_bytes()
     for damage in (b"not a checkpoint", run.file("search.pt").read_bytes()[:-9]):
         run.file("search.pt").write_bytes(damage)
-        with pytest.warns(UserWarning, match=r"going on from search\.prev\.pt"):
+        with pytest.warns(UserWarning, match=r"continuing from search\.prev\.pt"):
             go_on(run)
         assert small.equal(run.load("search.pt"), whole)
         assert run.file("search.csv").read_bytes() == table
@@ -426,7 +428,7 @@ def test_a_checkpoint_of_an_earlier_version_is_taken_with_a_warning(run: RunFold
     assert state is not None
     del state["rows"], state["computed_by"]
     whole = state.pop("identity")
-    state["config"] = {name: whole[name] for name in lasting(TWO_EPOCHS)}
+    state["config"] = {name: whole[name] for name in affecting_results(TWO_EPOCHS)}
     run.save("search.pt", state)
     with pytest.warns(UserWarning, match=r"does not say with which .*data.*seed.* it was made"):
         assert [row["epoch"] for row in go_on(run).rows] == [1, 2]
