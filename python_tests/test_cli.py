@@ -11,6 +11,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -344,9 +345,12 @@ def asng_process(*arguments: object, **options: Any) -> subprocess.CompletedProc
 
 
 def test_the_command_is_installed(tmp_path: Path) -> None:
-    result = asng_process("--version", cwd=tmp_path)
-    assert result.returncode == 0
-    assert result.stdout.startswith("asng-ext ")
+    command = Path(sys.executable).with_name("asng")
+    result = subprocess.run(
+        [command, "--version"], capture_output=True, text=True, cwd=tmp_path, timeout=60
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == f"asng-ext {version('asng-ext')}\n"
 
 
 def test_help_on_a_terminal_without_greek_letters() -> None:
@@ -360,12 +364,14 @@ def test_help_does_not_wait_for_torch() -> None:
     code = """
 import sys
 from asng_ext.cli import main
-for command in "--version", "--help", "search classification --help", "search inpainting --help":
+commands = ["", "demo", "search", "search classification", "search inpainting", "resume"]
+commands += ["retrain", "evaluate", "toy"]
+for command in ["--version", *(f"{command} --help" for command in commands)]:
     try:
         main(command.split())
     except SystemExit as exit:
         assert exit.code == 0
-assert "torch" not in sys.modules
+    assert "torch" not in sys.modules, command
 """
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
 
@@ -557,3 +563,47 @@ def test_threads_of_the_demo(threads: int | None, monkeypatch: pytest.MonkeyPatc
     assert asng("demo", *given) == 2
     expected = [1 if threads is None else threads] * 2  # that of the preset
     assert [seen[name]["threads"] for name in ("search", "retrain")] == expected
+
+
+@pytest.mark.parametrize(
+    ("command", "old", "new"),
+    [
+        ("search classification", "--precision=bfloat16", "--search-precision"),
+        ("search inpainting", "--precision=bfloat16", "--search-precision"),
+        ("retrain run", "--precision=bfloat16", "--retrain-precision"),
+        ("toy", "--output=folder", "--out"),
+    ],
+)
+def test_options_of_earlier_versions(
+    command: str, old: str, new: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, _, value = old.partition("=")
+    for words in ([old], old.split("=")):
+        renamed = cli._with_new_names([*command.split(), *words])
+        args = vars(cli._parser().parse_args(renamed))
+        assert args == vars(cli._parser().parse_args([*command.split(), new, value]))
+        name = command.split()[0]
+        note = f"asng: note: {old.partition('=')[0]} of `asng {name}` is now {new}\n"
+        assert capsys.readouterr().err == note
+    assert cli._with_new_names(["evaluate", old]) == ["evaluate", old]
+    assert cli._with_new_names([]) == []
+
+
+def test_a_precision_for_each_phase() -> None:
+    both = ["--search-precision=bfloat16", "--retrain-precision=float32"]
+    args = cli._parser().parse_args(["search", "classification", *both])
+    config = cli._config(tasks.get("classification"), args, None, {})
+    assert config["classification"]["precision"] == "bfloat16"
+    assert config["retrain"]["precision"] == "float32"
+
+
+def test_a_search_optimizer_by_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = help_of("search", "classification", capsys=capsys)
+    assert "--search-optimizer {ASNG,SNG,NaturalAdam}" in shown
+    monkeypatch.setattr(Experiment, "search", lambda self: {})
+    options = [*small.OPTIONS, "--search-optimizer=SNG", "--step-size=0.5", "--out", tmp_path]
+    assert asng("search", "classification", *options) == 0
+    assert RunFolder(tmp_path).read_config()["search"]["optimizer"] == "SNG"
+    assert type(Experiment.open(tmp_path).optimizer()).__name__ == "SNG"

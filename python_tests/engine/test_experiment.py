@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from asng_ext import optimizers, tasks
 from asng_ext.engine.experiment import Experiment
 from asng_ext.nn import CellSupernet
 from asng_ext.ops import _libraries
+from asng_ext.runs.checkpoints import CheckpointMismatchError
 from asng_ext.runs.config import affecting_results, section_to_dict
 from asng_ext.runs.folder import RunFolder
 
@@ -97,3 +99,104 @@ def test_other_data_have_another_fingerprint() -> None:
         changed = data.fingerprint()
         tensor[-1] -= 1
         assert changed != fingerprint
+
+
+def small_config(**search: Any) -> dict[str, Any]:
+    sections = {"search": small.SEARCH, "retrain": small.RETRAIN, "classification": small.TASK}
+    config: dict[str, Any] = {name: section_to_dict(section) for name, section in sections.items()}
+    config["search"] |= {"epochs": 1, "batch_size": 256, **search}
+    config["retrain"] |= {"epochs": 1, "batch_size": 256}
+    return {"task": "classification", "seed": 0, **config}
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"optimizer": "SNG"}, {"delta": 1.0}),
+        ({"optimizer": "SNG", "step_size": 0.5}, {"delta": 0.5}),
+        ({"optimizer": "NaturalAdam"}, {"delta": 0.01}),
+        ({"optimizer": "NaturalAdam", "step_size": 0.5}, {"delta": 0.5}),
+        ({"alpha": 2.0, "population_size": 4}, {"alpha": 2.0, "population_size": 4}),
+    ],
+)
+def test_optimizers_by_name(
+    tmp_path: Path, settings: dict[str, Any], expected: dict[str, float]
+) -> None:
+    optimizer = Experiment(RunFolder(tmp_path), small_config(**settings), None).optimizer()
+    assert type(optimizer).__name__ == settings.get("optimizer", "ASNG")
+    assert {name: getattr(optimizer, name) for name in expected} == expected
+
+
+def test_an_unknown_optimizer_is_named(tmp_path: Path) -> None:
+    words = "optimizer must be one of ASNG, SNG, NaturalAdam.*, got 'Chess'"
+    with pytest.raises(ValueError, match=words):
+        Experiment(RunFolder(tmp_path), small_config(optimizer="Chess"), None)
+
+
+def test_a_search_does_not_continue_with_another_optimizer(tmp_path: Path) -> None:
+    experiment = Experiment.create(tmp_path / "run", small_config(optimizer="SNG"), None)
+    experiment.search()
+    assert Experiment.open(tmp_path / "run", stream=None).search() == experiment.architecture()
+    other = {"search": {"optimizer": "NaturalAdam"}}
+    with pytest.raises(ValueError, match="optimizer was 'SNG' and is 'NaturalAdam'"):
+        Experiment.open(tmp_path / "run", loops=other, stream=None).search()
+    state = experiment.run.load("search.pt")
+    assert state is not None
+    for name in ("optimizer", "step_size"):  # which earlier versions did not save
+        del state["identity"][name]
+    experiment.run.save("search.pt", state)
+    with pytest.raises(ValueError, match="optimizer was 'ASNG' and is 'SNG'"):
+        Experiment.open(tmp_path / "run", stream=None).search()
+
+
+def test_an_error_of_the_task_does_not_put_back_the_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are those that the retraining has begun with, and that it continues with."""
+    Experiment.create(tmp_path / "run", small_config(), None).search()
+    experiment = Experiment.open(
+        tmp_path / "run", loops={"retrain": {"momentum": 0.5}}, stream=None
+    )
+
+    def fail(*arguments: Any) -> Any:
+        raise ValueError("an image is broken")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment.task, "training_loss", fail)
+        with pytest.raises(ValueError, match="an image is broken"):
+            experiment.retrain()
+    assert experiment.run.read_config()["retrain"]["momentum"] == 0.5
+    experiment.retrain()
+    with pytest.raises(CheckpointMismatchError, match=r"momentum was 0\.5 and is 0\.9"):
+        Experiment.open(
+            tmp_path / "run", loops={"retrain": {"momentum": 0.9}}, stream=None
+        ).retrain()
+    assert experiment.run.read_config()["retrain"]["momentum"] == 0.5
+    for name in ("retrain.pt", "retrain.prev.pt"):  # damaged
+        experiment.run.file(name).write_bytes(b"")
+    with pytest.raises(CheckpointMismatchError, match="no checkpoint before it"):
+        Experiment.open(
+            tmp_path / "run", loops={"retrain": {"momentum": 0.9}}, stream=None
+        ).retrain()
+    assert experiment.run.read_config()["retrain"]["momentum"] == 0.5
+
+
+def test_tasks_are_registered_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert tasks.names() == ("classification", "inpainting")
+    kind = tasks.get("classification")
+    with pytest.raises(ValueError, match="there is a task 'classification' already"):
+        tasks.register(kind)
+    with pytest.raises(TypeError, match="kind must be a TaskKind, got 3"):
+        tasks.register(3)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="task must be one of classification, inpainting"):
+        tasks.get("chess")
+    monkeypatch.setattr(tasks.registry, "_KINDS", dict(tasks.registry._KINDS))
+    tasks.register(replace(kind, name="digits"))
+    assert tasks.names()[-1] == "digits"
+    config = small_config()
+    config |= {"task": "digits", "digits": config.pop("classification")}
+    architecture = Experiment.create(tmp_path / "run", config, None).search()
+    assert set(architecture) == set(small.task().space)
+    tasks.register(replace(kind, name="nothing", make=lambda config, **named: object()))
+    with pytest.raises(TypeError, match=r"task 'nothing' must have all members of .*\.Task, "):
+        Experiment(RunFolder(tmp_path), {"task": "nothing", "seed": 0}, None)

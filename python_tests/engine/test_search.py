@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -503,3 +504,40 @@ def test_batches_without_end_are_cut_off_after_the_steps_of_an_epoch(
     )
     assert len(result.rows) == 2
     assert len(task.evaluated) == 2 * 2 * 4
+
+
+def test_members_that_are_missing_are_named() -> None:
+    class Old:
+        """A task that inherits nothing."""
+
+        space = OwnTask().space
+        search_steps = 4
+        supernet = OwnTask.supernet
+        weight_batches = theta_batches = OwnTask._batches
+        losses = OwnTask.losses
+
+    optimizer = asng.ASNG(Old.space, population_size=2, seed=0)
+    with pytest.raises(TypeError) as caught:
+        search(Old(), optimizer, SearchConfig(epochs=1), seed=0, stream=None)  # type: ignore[arg-type]
+    assert str(caught.value) == (
+        "task must have all members of asng_ext.tasks.protocol.SearchTask, and Old lacks "
+        "capturable, capture_blocker, identity, own_generators, shown_metrics, test_supernet; "
+        "inherit TaskDefaults for capturable, capture_blocker, identity, own_generators, "
+        "shown_metrics, test_supernet"
+    )
+    with pytest.raises(TypeError, match=r"^optimizer must have all members of .* object lacks ask"):
+        search(OwnTask(), object(), SearchConfig(epochs=1), seed=0, stream=None)  # type: ignore[arg-type]
+
+
+def test_the_task_says_which_metrics_are_shown() -> None:
+    class Shows(OwnTask):
+        shown_metrics = {"accuracy": "hits"}  # noqa: RUF012
+
+    for task, words in ((OwnTask(), []), (Shows(), ["test hits"])):
+        stream = io.StringIO()
+        optimizer = asng.ASNG(task.space, population_size=2, seed=0)
+        search(task, optimizer, SearchConfig(epochs=1), seed=0, stream=stream)
+        assert re.findall(r"train loss|test \w+|valid\S* \w+", stream.getvalue()) == [
+            "train loss",
+            *words,
+        ]

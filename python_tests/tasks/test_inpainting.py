@@ -356,7 +356,7 @@ def test_presets_are_those_of_the_paper() -> None:
 def test_wrong_settings() -> None:
     for changes, message in [
         ({"mask": "left"}, "mask must be one of center, pixel, half"),
-        ({"kernels": "1,x"}, "kernels must be integers parted by commas"),
+        ({"kernels": "1,x"}, "kernels must be integers separated by commas"),
         ({"kernels": "1,2"}, "kernels must be different odd"),
         ({"channels": "0"}, "channels must be a positive integer"),
         ({"image_size": 10}, "image_size must be at least 11"),
