@@ -121,18 +121,10 @@ def _discard_unwritten(stream: TextIO | None) -> None:
 def _plain_warnings() -> Iterator[None]:
     """Warnings are shown without the place in the code."""
 
-    def show(
-        message: Warning | str,
-        category: type[Warning],
-        filename: str,
-        lineno: int,
-        file: TextIO | None = None,
-        line: str | None = None,
-    ) -> None:
-        say(STDERR, f"asng: warning: {message}\n")
-
     with warnings.catch_warnings():
-        warnings.showwarning = show
+        warnings.showwarning = lambda message, *place, **more: say(
+            STDERR, f"asng: warning: {message}\n"
+        )
         yield
 
 
@@ -160,7 +152,7 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         default=argparse.SUPPRESS,
         help="of PyTorch on the CPU, in search and retraining (what the preset says); "
-        "1 is best where other processes want the processors",
+        "1 is best where other processes need the processors",
     )
     demo.set_defaults(run=_demo)
 
@@ -191,7 +183,7 @@ def _parser() -> argparse.ArgumentParser:
 
     retrain = commands.add_parser(
         "retrain",
-        help="train the architecture of a run from scratch, or continue doing so",
+        help="train the architecture of a run from scratch, or continue to",
         description="Settings that are not given are those in the run's config.toml.",
     )
     retrain.add_argument("folder", metavar="RUN", help="run folder")

@@ -16,7 +16,7 @@ from asng_ext._threads import cpu_threads
 from asng_ext.runs.checkpoints import Epochs, Part
 from asng_ext.runs.config import RetrainConfig, affecting_results
 from asng_ext.runs.folder import RunFolder
-from asng_ext.tasks.protocol import RetrainTask, check_members
+from asng_ext.tasks.protocol import RetrainTask, check_members, shown_metrics
 from asng_ext.training.metrics import Means, raise_if_diverged
 from asng_ext.training.schedules import cosine, multi_step_decay
 from asng_ext.training.weight_optimizers import (
@@ -98,6 +98,7 @@ def _retrain(
     schedule = cosine if config.schedule == "cosine" else multi_step_decay
     steps = task.retrain_steps
     progress = Progress("retrain", config.epochs * steps, epochs.done * steps, stream)
+    shown = {"train": "train", "test": "test"}
     tested: dict[str, float] = {}
     for epoch in range(epochs.done, config.epochs):
         rate = config.learning_rate
@@ -117,7 +118,7 @@ def _retrain(
             weight_optimizer.step()
             means.add({"loss": loss, **further}, "train_")
             if progress.due():
-                progress.draw(epoch * steps + step + 1, _shown(means.read(), task))
+                progress.draw(epoch * steps + step + 1, shown_metrics(means.read(), task, shown))
         row = {"epoch": float(epoch + 1), **means.read(), "learning_rate": rate}
         raise_if_diverged(row, network)
         if (epoch + 1) % config.test_every == 0 or epoch + 1 == config.epochs:
@@ -125,7 +126,7 @@ def _retrain(
                 tested = task.test(network)
             row |= {f"test_{name}": float(value) for name, value in tested.items()}
         epochs.add(row)
-        progress.line((epoch + 1) * steps, _shown(row, task))
+        progress.line((epoch + 1) * steps, shown_metrics(row, task, shown))
     epochs.close()
     if not tested:
         with autocast(config.precision, device):
@@ -146,12 +147,3 @@ def _retrain(
 def autocast(precision: str, device: torch.device) -> torch.autocast:
     """What the network of a retraining with that ``precision`` runs in."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
-
-
-def _shown(row: dict[str, float], task: RetrainTask) -> dict[str, float]:
-    names = {"train loss": "train_loss"}
-    for prefix in ("train", "test"):
-        names |= {
-            f"{prefix} {label}": f"{prefix}_{name}" for name, label in task.shown_metrics.items()
-        }
-    return {label: row[name] for label, name in names.items() if name in row}

@@ -17,7 +17,14 @@ from asng_ext._threads import cpu_threads
 from asng_ext.runs.checkpoints import Epochs, Part
 from asng_ext.runs.config import SearchConfig, affecting_results
 from asng_ext.runs.folder import RunFolder
-from asng_ext.tasks.protocol import Batch, Optimizer, SearchTask, TaskDefaults, check_members
+from asng_ext.tasks.protocol import (
+    Batch,
+    Optimizer,
+    SearchTask,
+    TaskDefaults,
+    check_members,
+    shown_metrics,
+)
 from asng_ext.training.batch_norm import frozen_batch_norm
 from asng_ext.training.cuda_graphs import CudaGraphs, GraphBackend, Replayed
 from asng_ext.training.metrics import Means, raise_if_diverged
@@ -265,10 +272,6 @@ class _Iteration:
 
 
 def _shown(row: dict[str, float], task: SearchTask, optimizer: Optimizer) -> dict[str, float]:
-    names = {"train loss": "train_loss"}
-    for prefix, column in ("valid.", "theta"), ("test", "test"):  # theta: held-out data
-        names |= {
-            f"{prefix} {label}": f"{column}_{name}" for name, label in task.shown_metrics.items()
-        }
-    shown = {label: row[name] for label, name in names.items() if name in row}
-    return shown | {"convergence": optimizer.convergence, "δ": optimizer.delta}
+    # Of data that train no weights, but move the distribution.
+    metrics = shown_metrics(row, task, {"valid.": "theta", "test": "test"})
+    return metrics | {"convergence": optimizer.convergence, "δ": optimizer.delta}

@@ -31,6 +31,7 @@ __all__ = [
     "Task",
     "TaskDefaults",
     "check_members",
+    "shown_metrics",
 ]
 
 Batch: TypeAlias = (
@@ -218,6 +219,19 @@ class Task(SearchTask, RetrainTask, Protocol):
     def draw_results(self, network: nn.Module, folder: Path) -> None:
         """Draws what there is to see of a retrained network into files of a folder."""
         ...
+
+
+def shown_metrics(
+    row: Mapping[str, float], task: _TaskOfALoop, prefixes: Mapping[str, str]
+) -> dict[str, float]:
+    """What is shown of a row of metrics: the loss, and what the task shows, by label. ``prefixes``
+    are those of the labels, with those of the metrics."""
+    names = {"train loss": "train_loss"} | {
+        f"{prefix} {label}": f"{column}_{name}"
+        for prefix, column in prefixes.items()
+        for name, label in task.shown_metrics.items()
+    }
+    return {label: row[name] for label, name in names.items() if name in row}
 
 
 def check_members(name: str, value: object, protocol: type) -> None:

@@ -114,7 +114,7 @@ class Means:
             total.zero_()
 
     def read(self) -> dict[str, float]:
-        """The means; waits for the device."""
+        """The means; synchronizes with the device."""
         sums: dict[str, float] = {}
         steps: dict[str, float] = {}
         for names, total in self._sums.items():
@@ -130,15 +130,17 @@ def raise_if_diverged(row: Mapping[str, float], model: nn.Module) -> None:
 
     Args:
         row: Metrics of an epoch, none of which but "train_loss" and "convergence" must be finite.
-        model: Its weights must be, too: the last step may have spoilt them.
+        model: Its weights must be, too: the last step may have made them infinite.
     """
-    spoilt = [name for name in ("train_loss", "convergence") if not math.isfinite(row.get(name, 0))]
+    diverged = [
+        name for name in ("train_loss", "convergence") if not math.isfinite(row.get(name, 0))
+    ]
     weights = [weight for weight in model.parameters() if weight.numel()]
     largest = nn.utils.get_total_norm(weights, math.inf)
-    if not spoilt and not math.isfinite(largest):
-        spoilt = ["a weight"]
-    if spoilt:
+    if not diverged and not math.isfinite(largest):
+        diverged = ["a weight"]
+    if diverged:
         raise FloatingPointError(
-            f"training diverged in epoch {row['epoch']:.0f}: {' and '.join(spoilt)} is NaN or "
+            f"training diverged in epoch {row['epoch']:.0f}: {' and '.join(diverged)} is NaN or "
             "infinite; lower learning_rate"
         )

@@ -24,7 +24,7 @@ class CapturableSGD(torch.optim.SGD):
     """SGD whose learning rate is a tensor on the device: its step can be captured in a graph.
 
     Gradients that are dropped between steps count as zero where there was one before: as for SGD
-    with gradients that are zeroed, a weight that was used once goes on moving.
+    with gradients that are zeroed, a weight that was used once continues to move.
     """
 
     def __init__(self, model: nn.Module, config: SearchConfig) -> None:
@@ -98,8 +98,8 @@ def make_weight_optimizer(
 def restore_weight_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
     """Loads the state, and gives weights that have one the gradient of 0 that they had.
 
-    Gradients are zeroed, not dropped, between steps: a weight that was used once goes on moving by
-    its momentum and weight decay while it is not.
+    Gradients are zeroed, not dropped, between steps: a weight that was used once continues to move
+    by its momentum and weight decay while it is not.
     """
     own: list[dict[str, Any]] = [
         {name: group[name] for name in ("lr", "foreach", "fused") if name in group}
@@ -107,7 +107,9 @@ def restore_weight_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[st
     ]
     optimizer.load_state_dict(dict(state))
     for group, kept in zip(optimizer.param_groups, own):
-        group.update(kept)  # how to compute is not the checkpoint's to say: it may be of a CPU
+        group.update(
+            kept
+        )  # how to compute is not a matter of the checkpoint, which may be of a CPU
         for weight in group["params"]:
             if optimizer.state.get(weight):
                 weight.grad = torch.zeros_like(weight)

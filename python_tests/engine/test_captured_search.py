@@ -318,4 +318,4 @@ def test_a_step_that_waits_is_found_before_it_is_captured() -> None:
     counted, stream = CountingCudaGraphs(), io.StringIO()
     run_search(CONFIG, counted, task=Reads("cuda"), device="cuda", stream=stream)
     assert counted.captured == 0
-    assert "the step waits for the device (" in stream.getvalue()
+    assert "the step synchronizes with the device (" in stream.getvalue()
