@@ -14,7 +14,7 @@ from asng_ext import __version__, optimizers, tasks
 from asng_ext._checks import check_integer, check_one_process
 from asng_ext._random import DrawsFrom
 from asng_ext._terminal import STDERR, say
-from asng_ext.engine.retrain import autocast, retrain
+from asng_ext.engine.retrain import retrain
 from asng_ext.engine.search import search
 from asng_ext.runs.checkpoints import CheckpointMismatchError, fitting
 from asng_ext.runs.config import RetrainConfig, SearchConfig, section_from, section_to_dict
@@ -22,6 +22,7 @@ from asng_ext.runs.folder import RunFolder
 from asng_ext.runs.metrics import MetricsTable
 from asng_ext.space import Categorical
 from asng_ext.tasks.protocol import Task, check_members
+from asng_ext.training.precision import autocast
 
 __all__ = ["Experiment"]
 

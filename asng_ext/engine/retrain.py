@@ -18,6 +18,7 @@ from asng_ext.runs.config import RetrainConfig, affecting_results
 from asng_ext.runs.folder import RunFolder
 from asng_ext.tasks.protocol import RetrainTask, check_members, shown_metrics
 from asng_ext.training.metrics import Means, raise_if_diverged
+from asng_ext.training.precision import autocast
 from asng_ext.training.schedules import cosine, multi_step_decay
 from asng_ext.training.weight_optimizers import (
     make_weight_optimizer,
@@ -25,7 +26,7 @@ from asng_ext.training.weight_optimizers import (
     set_learning_rate,
 )
 
-__all__ = ["autocast", "retrain"]
+__all__ = ["retrain"]
 
 
 def retrain(
@@ -142,8 +143,3 @@ def _retrain(
         )
         run.write_json("results.json", tested)
     return network, tested
-
-
-def autocast(precision: str, device: torch.device) -> torch.autocast:
-    """What the network of a retraining with that ``precision`` runs in."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")

@@ -37,6 +37,7 @@ from asng_ext.runs.config import affecting_results
 from asng_ext.space import Samples, SearchSpace
 from asng_ext.tasks.protocol import Metrics, TaskDefaults
 from asng_ext.tasks.settings import ClassificationConfig
+from asng_ext.training.precision import autocast
 
 __all__ = ["ClassificationConfig", "ClassificationTask", "load_data"]
 
@@ -217,16 +218,12 @@ class ClassificationTask(TaskDefaults):
         """
         x, y = self._weight_stream.make(batch)  # the other stream would make the same of it
         run = cast(CellSupernet | FusedCellSupernet, supernet).forward_population
-        with self._autocast():
+        with autocast(self.config.precision, self.device):
             logits = cast(Tensor, run(x, samples.categorical))  # no pair: it has no auxiliary head
         if logits.dtype == torch.bfloat16:
             logits = logits.float()
         each = F.cross_entropy(logits.flatten(0, 1), y.repeat(len(logits)), reduction="none")
         return each.view(len(logits), -1).mean(dim=1), {"accuracy": _accuracy(logits, y)}
-
-    def _autocast(self) -> torch.autocast:
-        enabled = self.config.precision == "bfloat16"
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
 
     def test_supernet(self, supernet: nn.Module, values: Mapping[str, Any]) -> dict[str, float]:
         """Cross-entropy and accuracy of one architecture on the test images.
@@ -236,7 +233,7 @@ class ClassificationTask(TaskDefaults):
         indices = self.cell_space.to_indices(values)
 
         def run(x: Tensor) -> Tensor:
-            with self._autocast():
+            with autocast(self.config.precision, self.device):
                 return cast(Tensor, supernet(x, indices))
 
         return self._test(run)

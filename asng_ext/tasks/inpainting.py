@@ -33,6 +33,7 @@ from asng_ext.space import Samples, SearchSpace
 from asng_ext.tasks.protocol import Metrics, TaskDefaults
 from asng_ext.tasks.settings import InpaintingConfig
 from asng_ext.training.metrics import SSIM_WINDOW, psnr, ssim
+from asng_ext.training.precision import autocast
 
 __all__ = ["InpaintingConfig", "InpaintingTask", "load_data"]
 
@@ -174,21 +175,17 @@ class InpaintingTask(TaskDefaults):
     def losses(self, supernet: nn.Module, batch: Pair, samples: Samples) -> tuple[Tensor, Metrics]:
         """(λ,) mean squared error, and the mean PSNR in dB."""
         corrupted, target = batch
-        with self._autocast():
+        with autocast(self.config.precision, self.device):
             outs = [supernet(corrupted, self.cae_space.decode(values)) for values in samples]
         losses = torch.stack([F.mse_loss(out.float(), target) for out in outs])
         return losses, {"psnr": torch.stack([_psnr(out, target) for out in outs]).mean()}
-
-    def _autocast(self) -> torch.autocast:
-        enabled = self.config.precision == "bfloat16"
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
 
     def test_supernet(self, supernet: nn.Module, values: Mapping[str, Any]) -> dict[str, float]:
         """Test metrics of one architecture with the supernet's weights."""
         stack = self.cae_space.decode(values)
 
         def run(x: Tensor) -> Tensor:
-            with self._autocast():
+            with autocast(self.config.precision, self.device):
                 return cast(Tensor, supernet(x, stack))
 
         return self._test(run, with_corrupted=False)
