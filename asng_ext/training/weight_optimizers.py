@@ -73,20 +73,19 @@ def make_weight_optimizer(
     banks alone, such as the supernet of autoencoders, gets an SGD whose work is that of the weights
     in use; it has no weight decay, which would move all of them.
     """
-    if isinstance(config, RetrainConfig):
-        if config.optimizer == "adam":
-            return torch.optim.Adam(
-                model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
-            )
-    elif made_of_banks(model):
+    if not isinstance(config, RetrainConfig) and made_of_banks(model):
         if config.weight_decay:
             raise ValueError(
                 "weight_decay must be 0 for a supernet of weight banks, whose idle weights rest, "
                 f"got {config.weight_decay}"
             )
         return ActiveSGD(model, config.learning_rate, config.momentum, config.gradient_clip)
-    elif capturable:
+    if capturable and not isinstance(config, RetrainConfig):
         return CapturableSGD(model, config)
+    if isinstance(config, RetrainConfig) and config.optimizer == "adam":
+        return torch.optim.Adam(
+            model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+        )
     return torch.optim.SGD(
         model.parameters(),
         lr=config.learning_rate,
