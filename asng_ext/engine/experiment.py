@@ -21,7 +21,7 @@ from asng_ext.runs.config import RetrainConfig, SearchConfig, section_from, sect
 from asng_ext.runs.folder import RunFolder
 from asng_ext.runs.metrics import MetricsTable
 from asng_ext.space import Categorical
-from asng_ext.tasks.protocol import Task, check_members
+from asng_ext.tasks.protocol import Optimizer, Task, check_members
 from asng_ext.training.precision import autocast
 
 __all__ = ["Experiment"]
@@ -137,7 +137,9 @@ class Experiment:
                 run=self.run,
                 stream=self.stream,
             )
-            theta = optimizer.theta.categorical
+            # A user's optimizer may have no distribution that could be shown.
+            known = isinstance(optimizer, optimizers.Optimizer)
+            theta: Any = optimizer.theta.categorical if known else ()  # type: ignore[attr-defined]
             names = list(self.task.space.categorical)
             self.run.write_json(
                 _ARCHITECTURE,
@@ -152,26 +154,29 @@ class Experiment:
             self._draw_search(result.architecture, result.rows, theta)
         return result.architecture
 
-    def optimizer(self) -> optimizers.Optimizer:
-        """A new optimizer with the settings of the search; λ is read here, and nowhere else.
+    def optimizer(self) -> Optimizer:
+        """A new optimizer with those settings of the search that it takes; λ is read here, and
+        nowhere else.
 
         ASNG is on the GPU if the task takes samples from there; for one that looks at each sample
         on the host it is better there, too.
         """
         config = self.search_config
         arguments = inspect.signature(optimizers.REGISTRY[config.optimizer]).parameters
-        settings = {n: getattr(config, n) for n in ("alpha", "delta_init") if n in arguments}
+        own = [name for name in ("alpha", "delta_init") if name in arguments]
+        if "margin" in arguments or any(p.kind is p.VAR_KEYWORD for p in arguments.values()):
+            own.append("margin")
+        settings = {name: getattr(config, name) for name in own}
         if config.step_size:
             settings |= {n: config.step_size for n in ("delta", "step_size") if n in arguments}
         if config.optimizer == "ASNG":  # the others live on the CPU
             on_device = self.device.type == "cuda" and self.task.capturable
             settings["device"] = str(self.device) if on_device else "cpu"
-        made: optimizers.Optimizer = optimizers.make(
+        made: Optimizer = optimizers.make(
             config.optimizer,
             self.task.space,
             seed=self.seed,
             population_size=config.population_size,
-            margin=config.margin,
             **settings,
         )
         return made
@@ -286,7 +291,7 @@ class Experiment:
             for name, variable in self.task.space.items()
             if isinstance(variable, Categorical)
         }
-        if labels:
+        if labels and len(theta):
             plots.plot_theta(theta, list(labels), labels, self.run.file("theta.png"))
 
 

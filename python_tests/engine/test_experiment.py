@@ -10,6 +10,7 @@ import pytest
 import small
 import torch
 
+import asng_ext as asng
 from asng_ext import optimizers, tasks
 from asng_ext.engine.experiment import Experiment
 from asng_ext.nn import CellSupernet
@@ -200,3 +201,39 @@ def test_tasks_are_registered_by_name(tmp_path: Path, monkeypatch: pytest.Monkey
     tasks.register(replace(kind, name="nothing", make=lambda config, **named: object()))
     with pytest.raises(TypeError, match=r"task 'nothing' must have all members of .*\.Task, "):
         Experiment(RunFolder(tmp_path), {"task": "nothing", "seed": 0}, None)
+
+
+class Wanderer:
+    """An optimizer of one's own, without a distribution; what it is told moves nothing."""
+
+    capturable = False
+    convergence = delta = 0.0
+
+    def __init__(self, space: asng.SearchSpace, *, population_size: int, seed: int | None) -> None:
+        self.space, self.population_size = space, population_size
+        self._draws = asng.ASNG(space, population_size=population_size, seed=seed)
+
+    def ask(self) -> asng.Samples:
+        return self._draws.ask()
+
+    def tell(self, samples: asng.Samples, losses: Any) -> None:
+        pass
+
+    def recommend(self) -> dict[str, Any]:
+        return self._draws.recommend()
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._draws.state_dict()
+
+    def load_state_dict(self, state: Any) -> None:
+        self._draws.load_state_dict(state)
+
+
+def test_an_optimizer_of_ones_own_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(optimizers.REGISTRY, "Wanderer", Wanderer)
+    config = small_config(optimizer="Wanderer", population_size=3)
+    experiment = Experiment.create(tmp_path / "run", config, None)
+    assert experiment.optimizer().population_size == 3
+    assert experiment.search() == experiment.architecture()
+    assert experiment.run.read_json("architecture.json")["probabilities"] == {}
+    assert not experiment.run.file("theta.png").exists()
