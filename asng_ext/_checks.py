@@ -1,4 +1,4 @@
-"""Checks of arguments that say which one is wrong, what was expected and what came."""
+"""Checks of arguments that say which one is wrong, what was expected and what was received."""
 
 from __future__ import annotations
 

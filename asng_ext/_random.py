@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import threading
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["DrawsFrom", "GlobalGenerators", "seeded_generator"]
+__all__ = ["DrawsFrom", "GlobalGenerators", "drawn", "draws_of", "seeded_generator"]
+
+Batch = TypeVar("Batch")
 
 
 def seeded_generator(seed: int, purpose: str, device: torch.device) -> torch.Generator:
@@ -68,7 +72,7 @@ class GlobalGenerators:
 
     For code that can draw from no others, such as dropout. In each ``with`` block they go on from
     where the last one left them, the first one from (seed, purpose), and afterwards they are as
-    before. Blocks of several threads take turns, so that none draws the numbers of another.
+    before. Blocks of several threads exclude each other, so that none draws the numbers of another.
     """
 
     _turn = threading.RLock()
@@ -97,3 +101,30 @@ class GlobalGenerators:
                 before.append(torch.get_rng_state())
                 torch.set_rng_state(state)
         return before
+
+
+def draws_of(
+    seed: int, purpose: str, device: torch.device, *, own_generators: bool
+) -> contextlib.AbstractContextManager[None]:
+    """What each step of an epoch runs in, so that its draws are a function of (seed, purpose).
+
+    That makes an epoch the same whatever ran before it: a resumed run is the run. A task that has
+    ``own_generators`` needs nothing; for any other, PyTorch's global generators are borrowed:
+    dropout and most of what users write draw from them.
+    """
+    return contextlib.nullcontext() if own_generators else GlobalGenerators(seed, purpose, device)
+
+
+def drawn(
+    draws: contextlib.AbstractContextManager[None], batches_of: Callable[[], Iterable[Batch]]
+) -> Iterator[Batch]:
+    """The batches of an epoch, made within ``draws``; what is done with them is not."""
+    with draws:
+        batches = iter(batches_of())
+    while True:
+        with draws:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+        yield batch

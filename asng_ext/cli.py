@@ -17,12 +17,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, get_type_hints
 
-from asng_ext import __version__
+from asng_ext import __version__, optimizers, tasks
 from asng_ext._checks import check_one_process
-from asng_ext._openmp import spin_briefly
+from asng_ext._terminal import STDERR, say, tell
+from asng_ext._threads import spin_briefly
 from asng_ext.runs.config import RetrainConfig, SearchConfig, load_toml
-from asng_ext.runs.progress import STDERR, say, tell
-from asng_ext.tasks import KINDS, TaskKind
+from asng_ext.tasks import TaskKind
 from asng_ext.toy import study as toy_study
 
 # What needs torch, which takes seconds to import, is imported by the commands that need it.
@@ -31,16 +31,23 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
+_RENAMED = {
+    ("search", "--precision"): "--search-precision",
+    ("retrain", "--precision"): "--retrain-precision",
+    ("toy", "--output"): "--out",
+}
+"""Options of earlier versions, by command."""
+
 _ERRORS = (ValueError, TypeError, OSError, ImportError, FloatingPointError)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit status.
 
-    A command goes on when the terminal is closed, and when nobody reads what it prints.
+    A command continues when the terminal is closed, and when what it prints is not read.
     """
     spin_briefly()  # before torch is imported
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments = _with_new_names(list(sys.argv[1:] if argv is None else argv))
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, ValueError):  # not a text file, or closed
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
@@ -49,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             _parser().parse_args(arguments, args)
         except SystemExit:
-            tell("", end="")  # finds out whether what --help printed can be written
+            tell("", end="")  # raises if what --help printed cannot be written
             raise
         check_one_process()
         with _without_hangup(), _plain_warnings():
@@ -66,12 +73,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(STDERR, f"asng: error: {words}; a smaller batch_size needs less\n")
         return 2
     except KeyboardInterrupt:
-        go_on = getattr(args, "go_on", arguments)
-        say(STDERR, f"\nasng: interrupted; to go on: {shlex.join(['asng', *go_on])}\n")
+        resume = getattr(args, "resume", arguments)
+        say(STDERR, f"\nasng: interrupted; to continue: {shlex.join(['asng', *resume])}\n")
         return 130
     finally:
         for stream in (sys.stdout, sys.stderr):
             _discard_unwritten(stream)
+
+
+def _with_new_names(arguments: list[str]) -> list[str]:
+    """The arguments with options of earlier versions called as they are now, and a note of it."""
+    renamed = []
+    for argument in arguments:
+        old, equals, value = argument.partition("=")
+        new = _RENAMED.get((arguments[0], old), old)
+        if new != old:
+            say(STDERR, f"asng: note: {old} of `asng {arguments[0]}` is now {new}\n")
+        renamed.append(new + equals + value)
+    return renamed
 
 
 @contextlib.contextmanager
@@ -100,20 +119,12 @@ def _discard_unwritten(stream: TextIO | None) -> None:
 
 @contextlib.contextmanager
 def _plain_warnings() -> Iterator[None]:
-    """Warnings say what is to be known, and not where in the code."""
-
-    def show(
-        message: Warning | str,
-        category: type[Warning],
-        filename: str,
-        lineno: int,
-        file: TextIO | None = None,
-        line: str | None = None,
-    ) -> None:
-        say(STDERR, f"asng: warning: {message}\n")
+    """Warnings are shown without the place in the code."""
 
     with warnings.catch_warnings():
-        warnings.showwarning = show
+        warnings.showwarning = lambda message, *place, **more: say(
+            STDERR, f"asng: warning: {message}\n"
+        )
         yield
 
 
@@ -121,7 +132,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="asng",
         description="Neural architecture search by adaptive stochastic natural gradient (ASNG).",
-        epilog="Closing the terminal does not end a command; Ctrl-C does, and says how to go on.",
+        epilog="Closing the terminal does not end a command; Ctrl-C does, and says how to continue "
+        "it.",
     )
     parser.add_argument("--version", action="version", version=f"asng-ext {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -130,24 +142,24 @@ def _parser() -> argparse.ArgumentParser:
         "demo",
         help="search, retrain and test on bundled data, in minutes",
         description="Searches, retrains and tests with the settings of a preset: "
-        + ", ".join(f"{kind.demo} for {kind.name}" for kind in KINDS.values())
+        + ", ".join(f"{tasks.get(name).demo} for {name}" for name in tasks.names())
         + ". `asng search TASK --help` shows them.",
     )
-    demo.add_argument("task", nargs="?", choices=tuple(KINDS), default="classification")
+    demo.add_argument("task", nargs="?", choices=tasks.names(), default="classification")
     _add_common(demo)
     demo.add_argument(
         "--threads",
         type=int,
         default=argparse.SUPPRESS,
         help="of PyTorch on the CPU, in search and retraining (what the preset says); "
-        "1 is best where other processes want the processors",
+        "1 is best where other processes need the processors",
     )
     demo.set_defaults(run=_demo)
 
     search = commands.add_parser("search", help="search an architecture")
-    tasks = search.add_subparsers(required=True, metavar="TASK", dest="task")
-    for kind in KINDS.values():
-        task = tasks.add_parser(
+    searches = search.add_subparsers(required=True, metavar="TASK", dest="task")
+    for kind in map(tasks.get, tasks.names()):
+        task = searches.add_parser(
             kind.name,
             help=kind.help,
             description="Options come before the file of settings, and the file before the preset.",
@@ -171,14 +183,16 @@ def _parser() -> argparse.ArgumentParser:
 
     retrain = commands.add_parser(
         "retrain",
-        help="train the architecture of a run from scratch, or continue doing so",
+        help="train the architecture of a run from scratch, or continue to",
         description="Settings that are not given are those in the run's config.toml.",
     )
     retrain.add_argument("folder", metavar="RUN", help="run folder")
     retrain.add_argument("--device", default=argparse.SUPPRESS, help="cpu or cuda")
     _add_section(retrain, "retrain", RetrainConfig)
-    for kind in KINDS.values():
-        _add_section(retrain, "task", kind.config, title=f"{kind.name}: network", final=True)
+    for kind in map(tasks.get, tasks.names()):
+        _add_section(
+            retrain, "task", kind.config, title=f"{kind.name}: network", for_retraining=True
+        )
     retrain.set_defaults(run=_retrain)
 
     evaluate = commands.add_parser("evaluate", help="test the retrained network of a run")
@@ -208,17 +222,19 @@ def _add_section(
     *,
     prefix: str = "",
     title: str | None = None,
-    final: bool = False,
+    for_retraining: bool = False,
     kind: TaskKind | None = None,
 ) -> None:
-    """An option for every setting of a section, or every final one; its destination is
+    """An option for every setting of a section, or every one for retraining; its destination is
     "section.setting". Tasks may have settings of the same name: the option is there once.
     The help says what the presets of ``kind`` have."""
     group = parser.add_argument_group(f"{title or name} settings")
     types = get_type_hints(section)
     for item in dataclasses.fields(section):
-        flag = f"--{prefix}{item.name.replace('_', '-')}"
-        if (final and not item.metadata["final"]) or flag in parser._option_string_actions:
+        flag = f"--{item.metadata['option'] or prefix + item.name.replace('_', '-')}"
+        if for_retraining and not item.metadata["for_retraining"]:
+            continue
+        if flag in parser._option_string_actions:
             continue
         help = item.metadata["help"]
         if kind is not None and item.name != "data":
@@ -228,10 +244,13 @@ def _add_section(
             "default": argparse.SUPPRESS,
             "help": help.replace("%", "%%"),
         }
+        choices = item.metadata["choices"]
+        if (name, item.name) == ("search", "optimizer"):
+            choices = optimizers.names()
         if types[item.name] is bool:
             group.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
-        elif item.metadata["choices"]:
-            group.add_argument(flag, choices=item.metadata["choices"], **options)
+        elif choices:
+            group.add_argument(flag, choices=choices, **options)
         else:
             metavar = item.name.split("_")[-1].upper()
             group.add_argument(flag, type=types[item.name], metavar=metavar, **options)
@@ -286,14 +305,14 @@ def _table(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def _create(args: argparse.Namespace, name: str, config: Mapping[str, Any]) -> Experiment:
-    """A run in a new folder, which is what an interrupted command goes on with."""
+    """A run in a new folder, which is what an interrupted command continues with."""
     from asng_ext.engine.experiment import Experiment
 
     if importlib.util.find_spec("tensorboard") is None:
         say(STDERR, "no events/ for TensorBoard: tensorboard is not installed\n")
     path = args.out or Path("runs") / f"{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
     experiment = Experiment.create(path, config, another_name=args.out is None)
-    args.go_on = ["resume", str(experiment.run.path)]
+    args.resume = ["resume", str(experiment.run.path)]
     return experiment
 
 
@@ -302,18 +321,18 @@ def _search(args: argparse.Namespace) -> None:
     if args.config:
         path = Path(args.config)
         from_file = load_toml(path.read_bytes(), str(path))
-    config = _config(KINDS[args.task], args, args.preset, from_file)
+    config = _config(tasks.get(args.task), args, args.preset, from_file)
     _finish_search(_create(args, args.task, config))
 
 
 def _demo(args: argparse.Namespace) -> None:
-    kind = KINDS[args.task]
+    kind = tasks.get(args.task)
     if hasattr(args, "threads"):
         for section in ("search", "retrain"):
             setattr(args, f"{section}.threads", args.threads)
     experiment = _create(args, f"demo-{kind.name}", _config(kind, args, kind.demo, {}))
     experiment.search()
-    args.go_on = ["retrain", str(experiment.run.path)]
+    args.resume = ["retrain", str(experiment.run.path)]
     _report(experiment, experiment.retrain())
 
 

@@ -34,11 +34,10 @@ WARM_UPS = 3
 
 def steps_of_demo(threads: int, steps: int) -> list[float]:
     """Seconds per step of the search and of the retraining."""
-    from asng_ext import ASNG
+    from asng_ext import ASNG, tasks
     from asng_ext.engine.retrain import retrain
     from asng_ext.engine.search import search
     from asng_ext.runs.config import RetrainConfig, SearchConfig
-    from asng_ext.tasks import KINDS
     from asng_ext.tasks.inpainting import InpaintingTask, load_data
 
     marks: list[float] = []
@@ -49,7 +48,7 @@ def steps_of_demo(threads: int, steps: int) -> list[float]:
                 marks.append(time.perf_counter())
                 yield batch
 
-    kind = KINDS["inpainting"]
+    kind = tasks.get("inpainting")
     preset = kind.presets[kind.demo]
     once = {"epochs": 1, "threads": threads}
     searching = SearchConfig(**{**preset["search"], **once})
@@ -103,7 +102,7 @@ def main() -> int:
     args = parser.parse_args()
     if args.child:
         if args.child == "ours":
-            from asng_ext._openmp import spin_briefly
+            from asng_ext._threads import spin_briefly
 
             spin_briefly()
         print(json.dumps(steps_of_demo(args.threads, 10 if args.quick else 16)))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import asng_ext as asng
+from asng_ext.tasks.protocol import TaskDefaults
 
 
 def asng_in_tensors(space: asng.SearchSpace, device: str = "cpu") -> asng.ASNG:
@@ -36,7 +37,7 @@ class Stacked(nn.Module):
         return ways.index_select(0, choices[:1])[0] @ self.out.index_select(0, choices[1:])[0]
 
 
-class StackedTask:
+class StackedTask(TaskDefaults):
     """Tells the sign of a product of two of six numbers."""
 
     capturable = True

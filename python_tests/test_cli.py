@@ -11,18 +11,18 @@ import shlex
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 import small
 
-from asng_ext import cli
+from asng_ext import cli, tasks
 from asng_ext.data import MASKS
 from asng_ext.engine.experiment import Experiment
 from asng_ext.runs.config import RetrainConfig, SearchConfig, load_toml, section_from
 from asng_ext.runs.folder import RunFolder
-from asng_ext.tasks import KINDS
 from asng_ext.toy.study import read_rows
 from asng_ext.training.metrics import SSIM_WINDOW
 
@@ -95,7 +95,12 @@ def test_what_is_said_of_the_network_is_true_of_network_pt(
             (folder / name).unlink(missing_ok=True)
 
     begin_anew()
-    options = ["--epochs=1", "--final-channels=5", "--final-cells=4", "--precision=bfloat16"]
+    options = [
+        "--epochs=1",
+        "--final-channels=5",
+        "--final-cells=4",
+        "--retrain-precision=bfloat16",
+    ]
     assert asng("retrain", folder, *options) == 0
     found = json.loads((folder / "architecture.json").read_text())
     state = RunFolder(folder).load("network.pt")
@@ -117,7 +122,7 @@ def test_what_is_said_of_the_network_is_true_of_network_pt(
         patch.setattr(
             RunFolder, "save", lambda *args, **options: (_ for _ in ()).throw(MemoryError)
         )
-        assert asng("retrain", folder, "--final-channels=7", "--precision=float32") == 2
+        assert asng("retrain", folder, "--final-channels=7", "--retrain-precision=float32") == 2
     assert "out of memory" in capsys.readouterr().err
     assert RunFolder(folder).read_config()["classification"]["final_channels"] == 7
     assert asng("evaluate", folder) == 0  # the network that is there
@@ -157,7 +162,7 @@ def test_options_come_before_the_file_and_the_file_before_the_preset(tmp_path: P
         ["search", "classification", "--config", str(settings), "--epochs", "5"]
     )
     config = cli._config(
-        KINDS["classification"], args, None, load_toml(settings.read_text(), "settings")
+        tasks.get("classification"), args, None, load_toml(settings.read_text(), "settings")
     )
     assert config["seed"] == 9
     assert config["search"]["epochs"] == 5
@@ -239,7 +244,7 @@ def test_a_broken_run_folder_is_named(tmp_path: Path, capsys: pytest.CaptureFixt
     folder = tmp_path / "run"
     options = [*small.OPTIONS, "--out", str(folder)]
     args = cli._parser().parse_args(["search", "classification", *options])
-    Experiment.create(folder, cli._config(KINDS["classification"], args, None, {}), stream=None)
+    Experiment.create(folder, cli._config(tasks.get("classification"), args, None, {}), stream=None)
     assert asng("retrain", folder) == 2
     error = capsys.readouterr().err
     assert "architecture.json is missing" in error
@@ -275,7 +280,7 @@ def test_warnings_are_one_line(
     lines = capsys.readouterr().err.splitlines()
     assert [line for line in lines if "warning" in line.lower()] == [
         f"asng: warning: {folder / 'search.pt'} is not a complete checkpoint: File is not a zip "
-        "file; going on from search.prev.pt"
+        "file; continuing from search.prev.pt"
     ]
     assert (folder / "search.csv").read_bytes() == (searched / "search.csv").read_bytes()
 
@@ -314,7 +319,7 @@ def test_several_processes_are_refused_before_anything_is_written(
     assert not folder.exists()
     monkeypatch.setenv("WORLD_SIZE", "1")
     args = cli._parser().parse_args(["search", "classification", *small.OPTIONS])
-    config = cli._config(KINDS["classification"], args, None, {})
+    config = cli._config(tasks.get("classification"), args, None, {})
     Experiment.create(folder, config, stream=None)
 
 
@@ -323,7 +328,7 @@ def test_runs_without_a_folder_get_one_each(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     args = cli._parser().parse_args(["search", "classification", *small.OPTIONS])
-    config = cli._config(KINDS["classification"], args, None, {})
+    config = cli._config(tasks.get("classification"), args, None, {})
     folders = {cli._create(args, "digits", config).run.path for _ in range(3)}
     assert len(folders) == 3
     assert all(folder.parent == Path("runs") for folder in folders)
@@ -340,9 +345,12 @@ def asng_process(*arguments: object, **options: Any) -> subprocess.CompletedProc
 
 
 def test_the_command_is_installed(tmp_path: Path) -> None:
-    result = asng_process("--version", cwd=tmp_path)
-    assert result.returncode == 0
-    assert result.stdout.startswith("asng-ext ")
+    command = Path(sys.executable).with_name("asng")
+    result = subprocess.run(
+        [command, "--version"], capture_output=True, text=True, cwd=tmp_path, timeout=60
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == f"asng-ext {version('asng-ext')}\n"
 
 
 def test_help_on_a_terminal_without_greek_letters() -> None:
@@ -356,12 +364,14 @@ def test_help_does_not_wait_for_torch() -> None:
     code = """
 import sys
 from asng_ext.cli import main
-for command in "--version", "--help", "search classification --help", "search inpainting --help":
+commands = ["", "demo", "search", "search classification", "search inpainting", "resume"]
+commands += ["retrain", "evaluate", "toy"]
+for command in ["--version", *(f"{command} --help" for command in commands)]:
     try:
         main(command.split())
     except SystemExit as exit:
         assert exit.code == 0
-assert "torch" not in sys.modules
+    assert "torch" not in sys.modules, command
 """
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
 
@@ -395,7 +405,7 @@ def test_every_command_has_help(
     assert "usage: asng" in help_of(*command, capsys=capsys)
 
 
-SECTIONS = [SearchConfig, RetrainConfig, *(kind.config for kind in KINDS.values())]
+SECTIONS = [SearchConfig, RetrainConfig, *(kind.config for kind in map(tasks.get, tasks.names()))]
 
 
 @pytest.mark.parametrize("section", SECTIONS)
@@ -418,19 +428,19 @@ def test_every_number_has_limits(section: type[Any]) -> None:
 
 @pytest.mark.parametrize("preset", ["cifar10", "digits", "celeba", "photos"])
 def test_presets_are_within_the_limits(preset: str) -> None:
-    kind = next(kind for kind in KINDS.values() if preset in kind.presets)
+    kind = next(kind for kind in map(tasks.get, tasks.names()) if preset in kind.presets)
     sections = {"search": SearchConfig, "retrain": RetrainConfig, kind.name: kind.config}
     for name, values in kind.presets[preset].items():
         section_from(sections[name], values)
 
 
 def test_settings_that_are_checked_without_torch() -> None:
-    fields = {item.name: item for item in dataclasses.fields(KINDS["inpainting"].config)}
+    fields = {item.name: item for item in dataclasses.fields(tasks.get("inpainting").config)}
     assert fields["mask"].metadata["choices"] == MASKS
     assert fields["image_size"].metadata["low"] == SSIM_WINDOW
 
 
-TOY = ["toy", "--no-figure", "--runs=4", "--threads=1", "--powers", "0", "1", "--output"]
+TOY = ["toy", "--no-figure", "--runs=4", "--threads=1", "--powers", "0", "1", "--out"]
 
 
 @pytest.mark.parametrize("buffered", [True, False])
@@ -499,7 +509,7 @@ def test_an_interruption_says_how_to_go_on(
     for arguments in (["demo", "--out", folder], [*expected.split()[1:2], folder]):
         assert asng(*arguments) == 130
         said = capsys.readouterr().err
-        assert f"interrupted; to go on: {expected.format(shlex.quote(str(folder)))}\n" in said
+        assert f"interrupted; to continue: {expected.format(shlex.quote(str(folder)))}\n" in said
 
 
 def test_an_interruption_before_there_is_a_folder(
@@ -553,3 +563,47 @@ def test_threads_of_the_demo(threads: int | None, monkeypatch: pytest.MonkeyPatc
     assert asng("demo", *given) == 2
     expected = [1 if threads is None else threads] * 2  # that of the preset
     assert [seen[name]["threads"] for name in ("search", "retrain")] == expected
+
+
+@pytest.mark.parametrize(
+    ("command", "old", "new"),
+    [
+        ("search classification", "--precision=bfloat16", "--search-precision"),
+        ("search inpainting", "--precision=bfloat16", "--search-precision"),
+        ("retrain run", "--precision=bfloat16", "--retrain-precision"),
+        ("toy", "--output=folder", "--out"),
+    ],
+)
+def test_options_of_earlier_versions(
+    command: str, old: str, new: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, _, value = old.partition("=")
+    for words in ([old], old.split("=")):
+        renamed = cli._with_new_names([*command.split(), *words])
+        args = vars(cli._parser().parse_args(renamed))
+        assert args == vars(cli._parser().parse_args([*command.split(), new, value]))
+        name = command.split()[0]
+        note = f"asng: note: {old.partition('=')[0]} of `asng {name}` is now {new}\n"
+        assert capsys.readouterr().err == note
+    assert cli._with_new_names(["evaluate", old]) == ["evaluate", old]
+    assert cli._with_new_names([]) == []
+
+
+def test_a_precision_for_each_phase() -> None:
+    both = ["--search-precision=bfloat16", "--retrain-precision=float32"]
+    args = cli._parser().parse_args(["search", "classification", *both])
+    config = cli._config(tasks.get("classification"), args, None, {})
+    assert config["classification"]["precision"] == "bfloat16"
+    assert config["retrain"]["precision"] == "float32"
+
+
+def test_a_search_optimizer_by_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = help_of("search", "classification", capsys=capsys)
+    assert "--search-optimizer {ASNG,SNG,NaturalAdam}" in shown
+    monkeypatch.setattr(Experiment, "search", lambda self: {})
+    options = [*small.OPTIONS, "--search-optimizer=SNG", "--step-size=0.5", "--out", tmp_path]
+    assert asng("search", "classification", *options) == 0
+    assert RunFolder(tmp_path).read_config()["search"]["optimizer"] == "SNG"
+    assert type(Experiment.open(tmp_path).optimizer()).__name__ == "SNG"

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from asng_ext._openmp import SPINS, spin_briefly
+from asng_ext._threads import SPINS, spin_briefly
 from asng_ext.cli import main
 
 

@@ -21,6 +21,7 @@ from asng_ext.engine.retrain import retrain
 from asng_ext.engine.search import search
 from asng_ext.nn import Choice, search_space, set_architecture
 from asng_ext.runs.config import SearchConfig
+from asng_ext.tasks.protocol import TaskDefaults
 
 CPU = torch.device("cpu")
 
@@ -101,7 +102,7 @@ def test_on_a_device() -> None:
     assert torch.equal(torch.cuda.get_rng_state(device), state)
 
 
-class Dropping:
+class Dropping(TaskDefaults):
     """A user's task: it shuffles and drops with PyTorch's global generators, as people do."""
 
     search_steps = 4

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from asng_ext.runs.folder import write_atomically
-from asng_ext.runs.progress import STDERR, Progress, say
+from asng_ext._files import write_atomically
+from asng_ext._terminal import STDERR, Progress, say
 
 from .images import ImageData
 from .photos import unlabeled

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
 import torch
 
-from asng_ext import __version__
+from asng_ext import __version__, optimizers, tasks
 from asng_ext._checks import check_integer, check_one_process
 from asng_ext._random import DrawsFrom
-from asng_ext.engine.retrain import autocast, retrain
+from asng_ext._terminal import STDERR, say
+from asng_ext.engine.retrain import retrain
 from asng_ext.engine.search import search
-from asng_ext.optimizers import ASNG
-from asng_ext.runs.checkpoints import fitting
+from asng_ext.runs.checkpoints import CheckpointMismatchError, fitting
 from asng_ext.runs.config import RetrainConfig, SearchConfig, section_from, section_to_dict
-from asng_ext.runs.folder import Metrics, RunFolder
-from asng_ext.runs.progress import STDERR, say
+from asng_ext.runs.folder import RunFolder
+from asng_ext.runs.metrics import MetricsTable
 from asng_ext.space import Categorical
-from asng_ext.tasks import KINDS
-from asng_ext.tasks.protocol import Task
+from asng_ext.tasks.protocol import Optimizer, Task, check_members
+from asng_ext.training.precision import autocast
 
 __all__ = ["Experiment"]
 
@@ -54,18 +55,23 @@ class Experiment:
         self.search_config: SearchConfig = section_from(SearchConfig, self.config["search"])
         self.retrain_config: RetrainConfig = section_from(RetrainConfig, self.config["retrain"])
         self.seed: int = self.config["seed"]
-        kind = KINDS[self.config["task"]]
+        if self.search_config.optimizer not in optimizers.names():
+            raise ValueError(
+                f"settings of [search]: optimizer must be one of {', '.join(optimizers.names())}, "
+                f"got {self.search_config.optimizer!r}"
+            )
+        kind = tasks.get(self.config["task"])
         kind.check(self.search_config)
         task_config = section_from(kind.config, self.config[kind.name])
         self.device = _device(self.config["device"])
-        self.task: Task = kind.task(
-            kind.load(task_config, self.seed),
+        self.task: Task = kind.make(
             task_config,
             search_batch_size=self.search_config.batch_size,
             retrain_batch_size=self.retrain_config.batch_size,
             seed=self.seed,
             device=self.device,
         )
+        check_members(f"task {kind.name!r}", self.task, Task)
 
     @classmethod
     def create(
@@ -117,7 +123,7 @@ class Experiment:
         return cls(run, config, stream)
 
     def search(self) -> dict[str, Any]:
-        """Searches, or goes on searching; returns the architecture by names.
+        """Searches, or continues to; returns the architecture by names.
 
         Writes search.csv, search.pt, architecture.json and pictures.
         """
@@ -131,7 +137,9 @@ class Experiment:
                 run=self.run,
                 stream=self.stream,
             )
-            theta = optimizer.theta.categorical
+            # A user's optimizer may have no distribution that could be shown.
+            known = isinstance(optimizer, optimizers.Optimizer)
+            theta: Any = optimizer.theta.categorical if known else ()  # type: ignore[attr-defined]
             names = list(self.task.space.categorical)
             self.run.write_json(
                 _ARCHITECTURE,
@@ -146,23 +154,32 @@ class Experiment:
             self._draw_search(result.architecture, result.rows, theta)
         return result.architecture
 
-    def optimizer(self) -> ASNG:
-        """A new optimizer with the settings of the search.
+    def optimizer(self) -> Optimizer:
+        """A new optimizer with those settings of the search that it takes; λ is read here, and
+        nowhere else.
 
-        It is on the GPU if the task takes samples from there; for one that looks at each sample on
-        the host it is better there, too.
+        ASNG is on the GPU if the task takes samples from there; for one that looks at each sample
+        on the host it is better there, too.
         """
         config = self.search_config
-        on_device = self.device.type == "cuda" and getattr(self.task, "capturable", False)
-        return ASNG(
+        arguments = inspect.signature(optimizers.REGISTRY[config.optimizer]).parameters
+        own = [name for name in ("alpha", "delta_init") if name in arguments]
+        if "margin" in arguments or any(p.kind is p.VAR_KEYWORD for p in arguments.values()):
+            own.append("margin")
+        settings = {name: getattr(config, name) for name in own}
+        if config.step_size:
+            settings |= {n: config.step_size for n in ("delta", "step_size") if n in arguments}
+        if config.optimizer == "ASNG":  # the others live on the CPU
+            on_device = self.device.type == "cuda" and self.task.capturable
+            settings["device"] = str(self.device) if on_device else "cpu"
+        made: Optimizer = optimizers.make(
+            config.optimizer,
             self.task.space,
-            population_size=config.population_size,
-            alpha=config.alpha,
-            delta_init=config.delta_init,
-            margin=config.margin,
             seed=self.seed,
-            device=str(self.device) if on_device else "cpu",
+            population_size=config.population_size,
+            **settings,
         )
+        return made
 
     def architecture(self) -> dict[str, Any]:
         """The architecture that was found, by names.
@@ -192,7 +209,7 @@ class Experiment:
         return content, values
 
     def retrain(self) -> dict[str, float]:
-        """Retrains the architecture, or goes on doing so; returns its test metrics.
+        """Retrains the architecture, or continues to; returns its test metrics.
 
         Writes config.toml with the settings used, retrain.csv, retrain.pt, network.pt,
         results.json, the size of the network into architecture.json, and a picture.
@@ -200,7 +217,7 @@ class Experiment:
         with self.run.lock():
             content, values = self._found()
             before = self.run.read_config()
-            # Written first, so that an interrupted retraining goes on with the settings it began
+            # Written first, so that an interrupted retraining continues with the settings it began
             # with.
             self.run.write_config(self.config)
             try:
@@ -212,14 +229,14 @@ class Experiment:
                     run=self.run,
                     stream=self.stream,
                 )
-            except ValueError:  # of a checkpoint: nothing has been trained
+            except CheckpointMismatchError:  # nothing has been trained
                 self.run.write_config(before)
                 raise
             # The settings of the network may have changed since the search.
             self.run.write_json(
                 _ARCHITECTURE, {**content, "network": dict(self.task.summary(values))}
             )
-            rows = Metrics(self.run.file("retrain.csv"), keep=self.retrain_config.epochs).rows
+            rows = MetricsTable(self.run.file("retrain.csv"), keep=self.retrain_config.epochs).rows
             plots = _plots(self.stream)
             if plots is not None:
                 plots.plot_retrain(rows, self.run.file("retrain.png"))
@@ -274,17 +291,15 @@ class Experiment:
             for name, variable in self.task.space.items()
             if isinstance(variable, Categorical)
         }
-        if labels:
+        if labels and len(theta):
             plots.plot_theta(theta, list(labels), labels, self.run.file("theta.png"))
 
 
 def _checked(config: Mapping[str, Any]) -> dict[str, Any]:
     """The config with every section complete."""
     checked = copy.deepcopy(dict(config))
-    task = checked.get("task")
-    if not isinstance(task, str) or task not in KINDS:
-        raise ValueError(f"task must be one of {', '.join(KINDS)}, got {task!r}")
-    sections = {**_LOOPS, task: KINDS[task].config}
+    task: Any = checked.get("task")
+    sections = {**_LOOPS, task: tasks.get(task).config}
     known = {"task", "version", "seed", "device", *sections}
     unknown = sorted(set(config) - known)
     if unknown:

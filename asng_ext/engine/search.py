@@ -1,4 +1,4 @@
-"""The search loop (Algorithm 1): weights and distribution in turn. It knows no task by name."""
+"""The search loop (Algorithm 1): steps of the weights and of the distribution alternate."""
 
 from __future__ import annotations
 
@@ -11,30 +11,28 @@ from typing import Any, TextIO
 import torch
 from torch import nn
 
-from asng_ext._random import DrawsFrom
-from asng_ext.runs.checkpoints import (
-    computed_by,
-    differences,
-    fitting,
-    identity,
-    progress_of,
-    warn_if_elsewhere,
+from asng_ext._random import DrawsFrom, drawn, draws_of
+from asng_ext._terminal import STDERR, Progress
+from asng_ext._threads import cpu_threads
+from asng_ext.runs.checkpoints import Epochs, Part
+from asng_ext.runs.config import SearchConfig, affecting_results
+from asng_ext.runs.folder import RunFolder
+from asng_ext.tasks.protocol import (
+    Batch,
+    Optimizer,
+    SearchTask,
+    TaskDefaults,
+    check_members,
+    shown_metrics,
 )
-from asng_ext.runs.config import SearchConfig, lasting
-from asng_ext.runs.folder import Metrics, RunFolder
-from asng_ext.runs.progress import STDERR, Progress
-from asng_ext.tasks.protocol import Optimizer, SearchTask
+from asng_ext.training.batch_norm import frozen_batch_norm
 from asng_ext.training.cuda_graphs import CudaGraphs, GraphBackend, Replayed
+from asng_ext.training.metrics import Means, raise_if_diverged
+from asng_ext.training.schedules import cosine
 from asng_ext.training.weight_optimizers import (
-    Means,
-    check_convergent,
-    cosine,
-    cpu_threads,
-    drawn,
-    draws_of,
-    frozen_batch_norm,
-    make_optimizer,
-    restore_optimizer,
+    CapturableSGD,
+    make_weight_optimizer,
+    restore_weight_optimizer,
     set_learning_rate,
 )
 
@@ -73,18 +71,19 @@ def search(
     (eq. (12)), without gradients and without a trace in batch normalization. All λ see the same
     batch.
 
-    On a GPU both steps together are replayed as one CUDA graph if the task and the optimizer say
-    that they are ``capturable``: that all they do for a step, they do on the device, without a look
-    at a number on the host. Then nothing within an epoch waits for the device but the live line.
-    Otherwise, and with ``config.graphs`` off, steps run as usual; the numbers are the same.
+    On a GPU both steps together are replayed as one CUDA graph if the task and the optimizer are
+    ``capturable``: all they do for a step, they do on the device, and the host reads no number.
+    Then nothing within an epoch synchronizes with the device but the live line. Otherwise, and with
+    ``config.graphs`` off, steps run as usual; the numbers are the same.
 
     Args:
         task: Data, supernet and losses.
-        optimizer: An optimizer of the task's space; it is changed.
-        config: Settings.
+        optimizer: An optimizer of the task's space; it is changed. It has λ and whatever else
+            decides the distribution.
+        config: Settings of the loop.
         seed: Decides the initial weights and whatever else is random in the supernet.
         run: Where to write metrics, events and checkpoints. If it holds a checkpoint, the search
-            goes on from there, bit for bit as if it had not been interrupted.
+            continues from there, bit for bit as if it had not been interrupted.
         stream: Where progress is shown; None for nowhere.
         graphs: What captures steps; by default CUDA graphs where the supernet is on a GPU, and
             nothing elsewhere.
@@ -92,13 +91,17 @@ def search(
     Raises:
         FloatingPointError: If the training loss or a weight becomes NaN or infinite, or no loss of
             an epoch that was to move the distribution is finite. The checkpoint before stays.
-        ValueError: If the checkpoint in ``run`` is of a search with other settings, or damaged.
+        TypeError: If the task or the optimizer lacks a member of its protocol.
+        CheckpointMismatchError: If the checkpoint in ``run`` is of a search with other settings or
+            another optimizer, or damaged.
         BlockingIOError: If another process uses ``run``.
 
     Warns:
         UserWarning: If the checkpoint was computed with another number of threads, instruction set,
             device or PyTorch, or is damaged, and the one before is used.
     """
+    check_members("task", task, SearchTask)
+    check_members("optimizer", optimizer, Optimizer)
     with run.lock() if run else contextlib.nullcontext(), cpu_threads(config.threads):
         return _search(task, optimizer, config, seed, run, stream, graphs)
 
@@ -117,80 +120,76 @@ def _search(
     device = next(supernet.parameters()).device
     if graphs is None and device.type == "cuda":
         graphs = CudaGraphs(device)
-    obstacle = _obstacle(task=task, optimizer=optimizer)
+    blocker = _capture_blocker(task, optimizer)
     # Also where graphs are off: the numbers are to be the same.
-    sgd = make_optimizer(supernet, config, capturable=graphs is not None and obstacle is None)
-    obstacle = obstacle or _obstacle(SGD=sgd)
-    made_with = identity("search", task, seed, lasting(config))
-    first_epoch, known = _resume(run, supernet, sgd, optimizer, config, made_with)
-    metrics = Metrics(run.file("search.csv"), first_epoch, known) if run else None
-    events = run.events("search") if run and first_epoch < config.epochs else None
-    rows: list[dict[str, float]] = metrics.rows if metrics else []
-
+    sgd = make_weight_optimizer(supernet, config, capturable=graphs is not None and blocker is None)
+    blocker = blocker or _not_capturable("SGD", sgd, isinstance(sgd, CapturableSGD))
+    epochs = Epochs(
+        run,
+        "search",
+        config.epochs,
+        {
+            "seed": seed,
+            **affecting_results(config),
+            "optimizer": type(optimizer).__name__,
+            "population_size": optimizer.population_size,
+            **task.identity("search"),
+        },
+        {
+            "supernet": Part(supernet.state_dict, supernet.load_state_dict),
+            "sgd": Part(sgd.state_dict, partial(restore_weight_optimizer, sgd)),
+            "optimizer": Part(optimizer.state_dict, optimizer.load_state_dict),
+        },
+        device,
+        assumed={"optimizer": "ASNG", "step_size": config.step_size},
+    )
     steps = task.search_steps
-    # To show what was measured, the host has to wait for the device.
+    # To show what was measured, the host synchronizes with the device.
     interval = 0.25 if device.type == "cpu" else 10.0
-    progress = Progress("search", config.epochs * steps, first_epoch * steps, stream, interval)
+    progress = Progress("search", config.epochs * steps, epochs.done * steps, stream, interval)
     means = Means()
     iteration: Callable[[Any], None] = _Iteration(task, supernet, sgd, optimizer, config, means)
     if graphs is not None and config.graphs:
-        if obstacle is None:
+        if blocker is None:
             iteration = Replayed(iteration, graphs, lambda why: progress.note(_NO_GRAPHS + why))
         else:
-            progress.note(_NO_GRAPHS + obstacle)
-    for epoch in range(first_epoch, config.epochs):
+            progress.note(_NO_GRAPHS + blocker)
+    for epoch in range(epochs.done, config.epochs):
         means.reset()
         rate = config.learning_rate
-        draws = draws_of(task, seed, f"search epoch {epoch}", device)
-        for step, pair in enumerate(drawn(draws, partial(_pairs, task), epoch)):
+        draws = draws_of(seed, f"search epoch {epoch}", device, own_generators=task.own_generators)
+        for step, pair in enumerate(drawn(draws, partial(_pairs, task, epoch))):
             rate = cosine(config.learning_rate, epoch * steps + step, config.epochs * steps)
             set_learning_rate(sgd, rate)
             with draws:
                 iteration(pair)
             if progress.due():
-                shown = _shown(means.read(), optimizer)
-                progress.draw(epoch * steps + step + 1, shown)
+                progress.draw(epoch * steps + step + 1, _shown(means.read(), task, optimizer))
         row = {"epoch": float(epoch + 1), **means.read()}
         if row.pop("theta_without_loss") == 1:
             raise FloatingPointError(
                 f"no loss of the search's epoch {epoch + 1} that was to move the distribution is "
-                "finite; lower learning_rate, and see what losses the task gives without gradients"
+                "finite; lower learning_rate, and check which losses the task gives without "
+                "gradients"
             )
         row |= {
             "convergence": optimizer.convergence,
             "delta": optimizer.delta,
             "learning_rate": rate,
         }
-        check_convergent(row, supernet)
+        raise_if_diverged(row, supernet)
         if config.test_every and (
             (epoch + 1) % config.test_every == 0 or epoch + 1 == config.epochs
         ):
             tested = task.test_supernet(supernet, optimizer.recommend())
             row |= {f"test_{name}": float(value) for name, value in tested.items()}
-        rows.append(row)
-        if run and metrics and events:
-            run.save(
-                "search.pt",
-                {
-                    "epochs_done": epoch + 1,
-                    "rows": rows,
-                    "identity": made_with,
-                    "computed_by": computed_by(device),
-                    "supernet": supernet.state_dict(),
-                    "sgd": sgd.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                },
-                keep_previous=True,
-            )
-            metrics.write()
-            events.add(row)
-        progress.line((epoch + 1) * steps, _shown(row, optimizer))
-    if events:
-        events.close()
-    return SearchResult(optimizer.recommend(), supernet, rows)
+        epochs.add(row)
+        progress.line((epoch + 1) * steps, _shown(row, task, optimizer))
+    epochs.close()
+    return SearchResult(optimizer.recommend(), supernet, epochs.rows)
 
 
-def _pairs(task: SearchTask, epoch: int) -> Iterator[tuple[Any, Any]]:
+def _pairs(task: SearchTask, epoch: int) -> Iterator[tuple[Batch, Batch]]:
     """For each step of an epoch a batch for the weights and one for the distribution."""
     streams = {
         "weight_batches": iter(task.weight_batches(epoch)),
@@ -212,13 +211,17 @@ def _pairs(task: SearchTask, epoch: int) -> Iterator[tuple[Any, Any]]:
 _NO_GRAPHS = "steps run without CUDA graphs: "
 
 
-def _obstacle(**parts: object) -> str | None:
-    """Which part of a step keeps it from being captured; None if none is known to."""
-    for what, thing in parts.items():
-        if not getattr(thing, "capturable", False):
-            why = getattr(thing, "obstacle", "works on the host (it is not capturable)")
-            return f"the {what}, {type(thing).__name__}, {why}"
-    return None
+def _capture_blocker(task: SearchTask, optimizer: Optimizer) -> str | None:
+    """What keeps steps from being captured; None if nothing is known to."""
+    return _not_capturable("task", task, task.capturable, task.capture_blocker) or _not_capturable(
+        "optimizer", optimizer, optimizer.capturable
+    )
+
+
+def _not_capturable(
+    what: str, part: object, capturable: bool, why: str = TaskDefaults.capture_blocker
+) -> str | None:
+    return None if capturable else f"the {what}, {type(part).__name__}, {why}"
 
 
 class _Iteration:
@@ -244,12 +247,12 @@ class _Iteration:
         self.config = config
         self.means = means
 
-    def __call__(self, batches: tuple[Any, Any]) -> None:
+    def __call__(self, batches: tuple[Batch, Batch]) -> None:
         for_weights, for_theta = batches
         self._train_weights(for_weights)
         self._move_distribution(for_theta)
 
-    def _train_weights(self, batch: Any) -> None:
+    def _train_weights(self, batch: Batch) -> None:
         self.supernet.train()
         samples = self.optimizer.ask()
         self.sgd.zero_grad(set_to_none=False)
@@ -260,7 +263,7 @@ class _Iteration:
         self.sgd.step()
         self.means.add({"loss": loss, **metrics}, "train_")
 
-    def _move_distribution(self, batch: Any) -> None:
+    def _move_distribution(self, batch: Batch) -> None:
         samples = self.optimizer.ask()
         with torch.no_grad(), frozen_batch_norm(self.supernet):
             losses, metrics = self.task.losses(self.supernet, batch, samples)
@@ -269,44 +272,7 @@ class _Iteration:
         self.means.add({"loss": losses.mean(), **metrics, "without_loss": failed}, "theta_")
 
 
-def _shown(row: dict[str, float], optimizer: Optimizer) -> dict[str, float]:
-    names = {
-        "train loss": "train_loss",
-        "valid. accuracy": "theta_accuracy",  # of the half that moves the distribution
-        "valid. PSNR": "theta_psnr",
-        "test accuracy": "test_accuracy",
-        "test PSNR": "test_psnr",
-    }
-    shown = {label: row[name] for label, name in names.items() if name in row}
-    return shown | {"convergence": optimizer.convergence, "δ": optimizer.delta}
-
-
-def _resume(
-    run: RunFolder | None,
-    supernet: nn.Module,
-    sgd: torch.optim.Optimizer,
-    optimizer: Optimizer,
-    config: SearchConfig,
-    made_with: dict[str, Any],
-) -> tuple[int, list[dict[str, float]] | None]:
-    """Loads the checkpoint, if there is one; returns how many epochs are done, and their metrics,
-    None for those in the table."""
-    checkpoint = run.load_checkpoint("search.pt") if run else None
-    if run is None or checkpoint is None:
-        return 0, None
-    path, state = checkpoint
-    with fitting(path):
-        changed = differences(path, state, made_with)
-    if changed:
-        raise ValueError(
-            f"the search in {run.path} was begun with other settings: {changed}; "
-            "continue it with the same, or search in another folder"
-        )
-    with fitting(path):
-        done, rows = progress_of(state, config.epochs)
-        supernet.load_state_dict(state["supernet"])
-        restore_optimizer(sgd, state["sgd"])
-        optimizer.load_state_dict(state["optimizer"])
-        if done < config.epochs:
-            warn_if_elsewhere(path, state, next(supernet.parameters()).device)
-    return done, rows
+def _shown(row: dict[str, float], task: SearchTask, optimizer: Optimizer) -> dict[str, float]:
+    # Of data that train no weights, but move the distribution.
+    metrics = shown_metrics(row, task, {"valid.": "theta", "test": "test"})
+    return metrics | {"convergence": optimizer.convergence, "δ": optimizer.delta}

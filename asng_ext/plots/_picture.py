@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
-from asng_ext.runs.folder import write_atomically
+from asng_ext._files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

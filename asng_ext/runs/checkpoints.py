@@ -1,45 +1,157 @@
-"""What a checkpoint says about the run it is of, and whether it fits one."""
+"""The epochs of a loop that are done, and the checkpoint from which it continues."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from asng_ext import ops
 from asng_ext._checks import check_integer
 from asng_ext.ops import _libraries
+from asng_ext.runs.folder import RunFolder
+from asng_ext.runs.metrics import Events, MetricsTable
 
-__all__ = ["computed_by", "differences", "fitting", "identity", "progress_of", "warn_if_elsewhere"]
+__all__ = ["CheckpointMismatchError", "Epochs", "Part", "fitting"]
 
 
-def identity(loop: str, task: object, seed: int, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything that decides the results of a loop, by name.
+class CheckpointMismatchError(ValueError):
+    """The checkpoint in the run is of something else, or damaged. Nothing has been trained or
+    written."""
+
+
+class Part(NamedTuple):
+    """Something that a loop changes: how its state is read and set."""
+
+    state_dict: Callable[[], Mapping[str, Any]]
+    load_state_dict: Callable[[Any], object]
+
+
+class Epochs:
+    """The epochs of a loop that are done: their metrics, and in a run folder the checkpoint, the
+    table and the events. If there is a checkpoint in it, the parts are set to what it holds.
 
     Args:
-        loop: "search" or "retrain".
-        task: Its method ``identity(loop)``, if it has one, says what the task adds.
-        seed: The seed of the loop.
-        settings: The loop's own.
+        run: The folder; None to keep the metrics only.
+        loop: "search" or "retrain": names the files.
+        total: Epochs of the loop.
+        identity: Plain values by name, all of which decide the results.
+        parts: What the loop changes, by the names in the checkpoint.
+        device: Where the loop computes.
+        same: Further entries of the checkpoint, which must be the same.
+        assumed: What a checkpoint that lacks a value of ``identity`` is taken to say.
+
+    Attributes:
+        rows: The metrics of each epoch.
+        done: How many epochs are done.
+        identity: Those plain values as they are after saving.
+
+    Raises:
+        CheckpointMismatchError: If the checkpoint is of another identity or does not fit the parts,
+            or is damaged, and the one before, too.
+
+    Warns:
+        UserWarning: If the checkpoint was computed with another number of threads, instruction set,
+            device or PyTorch, does not hold what earlier versions did not save, or is damaged, and
+            the one before is used.
     """
-    of_task = getattr(task, "identity", None)
-    known = {"seed": seed, **settings, **(of_task(loop) if of_task is not None else {})}
-    # Plain values, as they are after saving: a checkpoint with others could not be read again.
-    return dict(json.loads(json.dumps(known)))
+
+    def __init__(
+        self,
+        run: RunFolder | None,
+        loop: str,
+        total: int,
+        identity: Mapping[str, Any],
+        parts: Mapping[str, Part],
+        device: torch.device,
+        *,
+        same: Mapping[str, Any] | None = None,
+        assumed: Mapping[str, Any] | None = None,
+    ) -> None:
+        # A checkpoint of other than plain values could not be read again.
+        self.identity: dict[str, Any] = json.loads(json.dumps(identity))
+        self.rows: list[dict[str, float]] = []
+        self.done = 0
+        self._run = run
+        self._loop = loop
+        self._parts = parts
+        self._device = device
+        self._same = dict(same or {})
+        if run is None:
+            return
+        try:
+            rows = self._resume(run, total, assumed or {})
+            self._table = MetricsTable(run.file(f"{loop}.csv"), self.done, rows)
+        except ValueError as error:
+            raise CheckpointMismatchError(str(error)) from error
+        self.rows = self._table.rows
+        self._events = Events(run.file("events") / loop) if self.done < total else None
+
+    def _resume(
+        self, run: RunFolder, total: int, assumed: Mapping[str, Any]
+    ) -> list[dict[str, float]] | None:
+        """Loads the checkpoint, if there is one; returns its metrics, None for those in the
+        table."""
+        checkpoint = run.load_checkpoint(f"{self._loop}.pt")
+        if checkpoint is None:
+            return None
+        path, state = checkpoint
+        with fitting(path):
+            changed = _differences(path, state, self.identity, assumed)
+            others = [name for name, value in self._same.items() if state[name] != value]
+        if changed or others:
+            what = f"other settings: {changed}" if changed else f"another {others[0]}"
+            raise ValueError(
+                f"the {self._loop} in {run.path} was begun with {what}; continue it with the same, "
+                f"or remove {path} to begin anew"
+            )
+        with fitting(path):
+            self.done, rows = _epochs_of(state, total)
+            for name, part in self._parts.items():
+                part.load_state_dict(state[name])
+            if self.done < total:
+                _warn_if_computed_otherwise(path, state, self._device)
+        return rows
+
+    def add(self, row: dict[str, float]) -> None:
+        """Adds the metrics of an epoch that is done, and writes the files."""
+        self.rows.append(row)
+        self.done += 1
+        if self._run is None:
+            return
+        state = {
+            "epochs_done": self.done,
+            "rows": self.rows,
+            "identity": self.identity,
+            "computed_by": _computed_by(self._device),
+            **self._same,
+            **{name: part.state_dict() for name, part in self._parts.items()},
+        }
+        self._run.save(f"{self._loop}.pt", state, keep_previous=True)
+        self._table.write()
+        if self._events:
+            self._events.add(row)
+
+    def close(self) -> None:
+        """Ends the events."""
+        if self._run and self._events:
+            self._events.close()
 
 
-def differences(path: Path, state: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+def _differences(
+    path: Path, state: Mapping[str, Any], now: Mapping[str, Any], assumed: Mapping[str, Any]
+) -> str:
     """How the run that a checkpoint is of differs, by name; "" if it does not.
 
     What the checkpoint does not say, since an earlier version wrote it, is warned of.
     """
     # Earlier versions knew the settings of the loop only.
-    saved = dict(state["identity"] if "identity" in state else state["config"])
+    saved = {**assumed, **(state["identity"] if "identity" in state else state["config"])}
     unknown = sorted(set(now) - set(saved))
     if unknown:
         warnings.warn(
@@ -54,7 +166,7 @@ def differences(path: Path, state: Mapping[str, Any], now: Mapping[str, Any]) ->
     )
 
 
-def progress_of(state: Mapping[str, Any], epochs: int) -> tuple[int, list[dict[str, float]] | None]:
+def _epochs_of(state: Mapping[str, Any], epochs: int) -> tuple[int, list[dict[str, float]] | None]:
     """How many epochs are done, and their metrics; None if the checkpoint does not hold these."""
     done = state["epochs_done"]
     check_integer("epochs_done", done, 1, epochs + 1)
@@ -78,7 +190,7 @@ def fitting(path: Path, remedy: str = "move it away to begin anew") -> Iterator[
         raise ValueError(f"{path} does not fit this run: {words[:300]}; {remedy}") from error
 
 
-def computed_by(device: torch.device) -> dict[str, Any]:
+def _computed_by(device: torch.device) -> dict[str, Any]:
     """What the last bits of results depend on: runs repeat bit for bit where this is the same."""
     if device.type == "cuda":
         return {"device": torch.cuda.get_device_name(device), "torch": str(torch.__version__)}
@@ -91,11 +203,11 @@ def computed_by(device: torch.device) -> dict[str, Any]:
     }
 
 
-def warn_if_elsewhere(path: Path, state: Mapping[str, Any], device: torch.device) -> None:
-    """A warning if a checkpoint was computed by something else than what goes on with it."""
+def _warn_if_computed_otherwise(path: Path, state: Mapping[str, Any], device: torch.device) -> None:
+    """A warning if a checkpoint was computed by something else than what continues it."""
     if "computed_by" not in state:
         return  # an earlier version did not say
-    saved, now = dict(state["computed_by"]), computed_by(device)
+    saved, now = dict(state["computed_by"]), _computed_by(device)
     changed = [
         f"{name} was {saved.get(name)} and is {now.get(name)}"
         for name in {**saved, **now}
@@ -103,6 +215,7 @@ def warn_if_elsewhere(path: Path, state: Mapping[str, Any], device: torch.device
     ]
     if changed:
         warnings.warn(
-            f"{path}: {', '.join(changed)}; the run goes on, but not bit for bit as it would have",
+            f"{path}: {', '.join(changed)}; the run continues, but not bit for bit as it would "
+            "have",
             stacklevel=2,
         )

@@ -18,8 +18,8 @@ __all__ = [
     "Checked",
     "RetrainConfig",
     "SearchConfig",
+    "affecting_results",
     "dump_toml",
-    "lasting",
     "load_toml",
     "section_from",
     "section_to_dict",
@@ -38,9 +38,10 @@ def setting(
     above: float | None = None,
     below: float | None = None,
     choices: tuple[str, ...] | None = None,
-    final: bool = False,
-    neutral: bool = False,
+    for_retraining: bool = False,
+    runtime_only: bool = False,
     only: str | None = None,
+    option: str | None = None,
 ) -> Any:
     """A field of a config section.
 
@@ -50,15 +51,21 @@ def setting(
         low, high: Inclusive bounds of a number.
         above, below: Exclusive bounds of a number. Every number has an upper bound.
         choices: The values a string may have.
-        final: Whether a setting of a task concerns the final network only, and so may still be
-            changed after the search.
-        neutral: Whether results do not depend on it but for rounding, so that it may change when a
-            run goes on.
+        for_retraining: Whether a setting of a task may still be changed after the search, since it
+            concerns the retrained network only, or where the data are.
+        runtime_only: Whether results do not depend on it but for rounding, so that it may change
+            when a run is continued.
         only: The loop, "search" or "retrain", on whose results alone it has an influence; None for
             both.
+        option: Its option on the command line, if that is not called as the setting is.
     """
     limits = {"low": low, "high": high, "above": above, "below": below, "choices": choices}
-    kinds = {"final": final, "neutral": neutral, "only": only}
+    kinds = {
+        "for_retraining": for_retraining,
+        "runtime_only": runtime_only,
+        "only": only,
+        "option": option,
+    }
     return field(default=default, metadata={"help": help, **kinds, **limits})
 
 
@@ -118,16 +125,22 @@ class SearchConfig(Checked):
     momentum: float = setting(0.9, "of SGD", low=0, high=1)
     weight_decay: float = setting(3e-4, "of SGD", low=0, high=1e3)
     gradient_clip: float = setting(5.0, "largest Euclidean norm of the gradient", above=0, high=1e9)
+    optimizer: str = setting(
+        "ASNG", "what moves the distribution, by name", option="search-optimizer"
+    )
     population_size: int = setting(2, "architectures per step, λ", low=2, high=1024)
     alpha: float = setting(1.5, "ASNG's threshold α", above=0, high=1e6)
     delta_init: float = setting(1.0, "ASNG's initial trust-region radius δ⁰", above=0, high=1e6)
+    step_size: float = setting(
+        0.0, "of SNG (δ) and NaturalAdam; 0 for what they have by default", low=0, high=1e6
+    )
     margin: str = setting("paper", "lower bound of probabilities", choices=("paper", "catcma"))
     threads: int = setting(
         0,
         "of PyTorch on the CPU; 0 leaves that to PyTorch",
         low=0,
         high=_MOST_THREADS,
-        neutral=True,
+        runtime_only=True,
     )
     test_every: int = setting(
         1,
@@ -136,7 +149,9 @@ class SearchConfig(Checked):
         high=_MOST_EPOCHS,
     )
     graphs: bool = setting(
-        True, "replay steps as CUDA graphs, on a GPU and where they can be captured", neutral=True
+        True,
+        "replay steps as CUDA graphs, on a GPU and where they can be captured",
+        runtime_only=True,
     )
 
 
@@ -149,17 +164,18 @@ class RetrainConfig(Checked):
     optimizer: str = setting("sgd", "what trains the weights", choices=("sgd", "adam"))
     schedule: str = setting(
         "cosine",
-        "of the step size: a half cosine to 0, or a tenth after 2/5 and again after 4/5",
+        "of the learning rate: a half cosine to 0, or a tenth after 2/5 and again after 4/5",
         choices=("cosine", "steps"),
     )
-    learning_rate: float = setting(0.025, "step size at the start", above=0, high=1e3)
+    learning_rate: float = setting(0.025, "at the start", above=0, high=1e3)
     momentum: float = setting(0.9, "of SGD", low=0, high=1)
     weight_decay: float = setting(3e-4, "times the weights, added to the gradient", low=0, high=1e3)
     gradient_clip: float = setting(5.0, "largest Euclidean norm of the gradient", above=0, high=1e9)
     precision: str = setting(
         "float32",
-        "bfloat16 runs the network under autocast",
+        "of the retrained network; bfloat16 is autocast",
         choices=("float32", "bfloat16"),
+        option="retrain-precision",
     )
     compile: bool = setting(False, "compile the network with torch.compile")
     threads: int = setting(
@@ -167,7 +183,7 @@ class RetrainConfig(Checked):
         "of PyTorch on the CPU; 0 leaves that to PyTorch",
         low=0,
         high=_MOST_THREADS,
-        neutral=True,
+        runtime_only=True,
     )
     test_every: int = setting(
         1, "epochs between tests; the last is always tested", low=1, high=_MOST_EPOCHS
@@ -194,12 +210,13 @@ def section_to_dict(section: Any) -> dict[str, Any]:
     return dataclasses.asdict(section)
 
 
-def lasting(section: Any, loop: str | None = None) -> dict[str, Any]:
+def affecting_results(section: Any, loop: str | None = None) -> dict[str, Any]:
     """The settings of a section on which results depend, by name; those of one loop, if given."""
     return {
         item.name: getattr(section, item.name)
         for item in dataclasses.fields(section)
-        if not item.metadata["neutral"] and (loop is None or item.metadata["only"] in (None, loop))
+        if not item.metadata["runtime_only"]
+        and (loop is None or item.metadata["only"] in (None, loop))
     }
 
 

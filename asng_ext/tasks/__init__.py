@@ -1,5 +1,9 @@
-"""Experiments: data, supernet, loss, metrics and retraining recipe, one file for each."""
+"""Experiments: data, supernet, loss, metrics and settings of the retraining, one file for each.
 
-from asng_ext.tasks.settings import KINDS, TaskKind
+A task of one's own is :func:`register`-ed before the command line or a run folder is used.
+"""
 
-__all__ = ["KINDS", "TaskKind"]
+import asng_ext.tasks.settings  # noqa: F401 - registers those of this package
+from asng_ext.tasks.registry import Preset, TaskKind, get, names, register
+
+__all__ = ["Preset", "TaskKind", "get", "names", "register"]

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, cast
 
 import torch
@@ -32,14 +33,16 @@ from asng_ext.nn import (
     widest_channels,
 )
 from asng_ext.ops import _libraries
-from asng_ext.runs.config import lasting
+from asng_ext.runs.config import affecting_results
 from asng_ext.space import Samples, SearchSpace
-from asng_ext.tasks.protocol import Metrics
+from asng_ext.tasks.protocol import Metrics, TaskDefaults
 from asng_ext.tasks.settings import ClassificationConfig
+from asng_ext.training.precision import autocast
 
 __all__ = ["ClassificationConfig", "ClassificationTask", "load_data"]
 
-Batch = tuple[Tensor, Tensor]
+Labeled = tuple[Tensor, Tensor]
+"""(x, y): images and labels."""
 _TEST_BATCH = 500
 
 
@@ -65,8 +68,8 @@ def load_data(config: ClassificationConfig, seed: int) -> ImageData:
     return replace(data, augmentation=chosen)
 
 
-class ClassificationTask:
-    """Search and retraining of a classifier, as both loops want it.
+class ClassificationTask(TaskDefaults):
+    """Search and retraining of a classifier, for both loops.
 
     Args:
         data: The images; half of the training images, drawn by ``seed``, train the weights in the
@@ -78,6 +81,7 @@ class ClassificationTask:
     """
 
     own_generators = True
+    shown_metrics = MappingProxyType({"accuracy": "accuracy"})
 
     def __init__(
         self,
@@ -128,7 +132,7 @@ class ClassificationTask:
             ) from None
 
     def _check_batch_sizes(self) -> None:
-        """Batch normalization cannot train on a single value per channel: found out before the
+        """Labeled normalization cannot train on a single value per channel: found out before the
         search, not after."""
         height, width = self.data.image_size
         if self._weight_stream.batch_size == 1 and max(height, width) <= 4:
@@ -158,7 +162,7 @@ class ClassificationTask:
         return {
             "task": "classification",
             "task_seed": self._weight_stream.seed,
-            **lasting(self.config, loop),
+            **affecting_results(self.config, loop),
             "augmentation": asdict(self.data.augmentation),
             "data": self.data.fingerprint(),
         }
@@ -176,9 +180,9 @@ class ClassificationTask:
         return min(len(self._weight_stream), len(self._theta_stream))
 
     @property
-    def capturable(self) -> bool:
+    def capturable(self) -> bool:  # type: ignore[override]
         """Whether steps can be captured in a graph: on the compiled operators `losses` takes
-        samples that are on the device, and looks at no number."""
+        samples that are on the device, and reads no number on the host."""
         if self.config.implementation != "auto":
             return self.config.implementation == "fused"
         on_gpu = self.device.type == "cuda"
@@ -214,16 +218,12 @@ class ClassificationTask:
         """
         x, y = self._weight_stream.make(batch)  # the other stream would make the same of it
         run = cast(CellSupernet | FusedCellSupernet, supernet).forward_population
-        with self._autocast():
+        with autocast(self.config.precision, self.device):
             logits = cast(Tensor, run(x, samples.categorical))  # no pair: it has no auxiliary head
         if logits.dtype == torch.bfloat16:
             logits = logits.float()
         each = F.cross_entropy(logits.flatten(0, 1), y.repeat(len(logits)), reduction="none")
         return each.view(len(logits), -1).mean(dim=1), {"accuracy": _accuracy(logits, y)}
-
-    def _autocast(self) -> torch.autocast:
-        enabled = self.config.precision == "bfloat16"
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
 
     def test_supernet(self, supernet: nn.Module, values: Mapping[str, Any]) -> dict[str, float]:
         """Cross-entropy and accuracy of one architecture on the test images.
@@ -233,7 +233,7 @@ class ClassificationTask:
         indices = self.cell_space.to_indices(values)
 
         def run(x: Tensor) -> Tensor:
-            with self._autocast():
+            with autocast(self.config.precision, self.device):
                 return cast(Tensor, supernet(x, indices))
 
         return self._test(run)
@@ -273,7 +273,7 @@ class ClassificationTask:
             image_size=min(self.data.image_size),
         )
 
-    def train_batches(self, epoch: int) -> Iterable[Batch]:
+    def train_batches(self, epoch: int) -> Iterable[Labeled]:
         """(x, y) batches of all training images."""
         return self._retrain_stream.epoch(epoch)
 
@@ -284,7 +284,7 @@ class ClassificationTask:
         network.drop_path_rate = self.config.drop_path * epoch / max(1, epochs - 1)
         network.generator = seeded_generator(self.seed, f"retrain epoch {epoch}", self.device)
 
-    def training_loss(self, network: nn.Module, batch: Batch) -> tuple[Tensor, Metrics]:
+    def training_loss(self, network: nn.Module, batch: Labeled) -> tuple[Tensor, Metrics]:
         """Cross-entropy in nats, with the auxiliary head's share, and the accuracy."""
         x, y = batch
         # Compiled or not, the network has the methods of a CellNetwork.
@@ -320,9 +320,6 @@ class ClassificationTask:
         from asng_ext.plots import draw_cells
 
         draw_cells(self.cell_space, self.cell_space.to_indices(values), path)
-
-    def draw_results(self, network: nn.Module, folder: Path) -> None:
-        """There is nothing to see of a classifier."""
 
     def _test(self, run: Any) -> dict[str, float]:
         data = self.data

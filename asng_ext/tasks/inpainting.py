@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, cast
 
 import torch
@@ -27,15 +28,17 @@ from asng_ext.nn import (
     base_layers,
     parameter_count,
 )
-from asng_ext.runs.config import lasting
+from asng_ext.runs.config import affecting_results
 from asng_ext.space import Samples, SearchSpace
-from asng_ext.tasks.protocol import Metrics
+from asng_ext.tasks.protocol import Metrics, TaskDefaults
 from asng_ext.tasks.settings import InpaintingConfig
 from asng_ext.training.metrics import SSIM_WINDOW, psnr, ssim
+from asng_ext.training.precision import autocast
 
 __all__ = ["InpaintingConfig", "InpaintingTask", "load_data"]
 
-Batch = tuple[Tensor, Tensor]
+Pair = tuple[Tensor, Tensor]
+"""(corrupted, target)."""
 _TEST_BATCH = 32
 _SHOWN = 8
 """Test images in the picture of restored images."""
@@ -58,27 +61,29 @@ def load_data(config: InpaintingConfig) -> ImageData:
     return load_folder(config.data, config.image_size)
 
 
-class InpaintingTask:
-    """Search and retraining of an autoencoder that restores images, as both loops want it.
+class InpaintingTask(TaskDefaults):
+    """Search and retraining of an autoencoder that restores images, for both loops.
 
     A batch is (corrupted, target), both (B, C, H, W) in [0, 1], channels last; missing pixels are
     0. The mask is part of the batch, so every architecture sees the same.
 
     Args:
         data: The images; half of the training images, drawn by ``seed``, train the weights in the
-            search and the other half moves the distribution. Labels are not looked at.
+            search and the other half moves the distribution. Labels are not used.
         config: Mask and search space.
         search_batch_size, retrain_batch_size: Images per step.
         seed: Decides the halves, the order of the images, flips and masks.
-        device: Where to compute. A search waits for it once per step, to read the losses.
+        device: Where to compute. A search synchronizes with it once per step, to read the losses.
 
     Raises:
         ValueError: If the images are smaller than SSIM's window.
     """
 
     own_generators = True
-    capturable = False
-    obstacle = "has layers whose number and shapes depend on the architectures that are sampled"
+    shown_metrics = MappingProxyType({"psnr": "PSNR"})
+    capture_blocker = (
+        "has layers whose number and shapes depend on the architectures that are sampled"
+    )
 
     def __init__(
         self,
@@ -117,7 +122,7 @@ class InpaintingTask:
             std=self.data.std,
         )
 
-    def _batches(self, stream: BatchStream, epoch: int, steps: int) -> Iterator[Batch]:
+    def _batches(self, stream: BatchStream, epoch: int, steps: int) -> Iterator[Pair]:
         generator = self._generator(stream.name, "masks", epoch)
         for target, _ in islice(stream.steps(epoch * steps), steps):
             yield self._corrupted(target, generator), target
@@ -137,7 +142,7 @@ class InpaintingTask:
         return {
             "task": "inpainting",
             "task_seed": self.seed,
-            **lasting(self.config, loop),
+            **affecting_results(self.config, loop),
             "augmentation": asdict(self.data.augmentation),
             "data": self.data.fingerprint(),
         }
@@ -159,33 +164,29 @@ class InpaintingTask:
         """The supernet; it computes channels last."""
         return CaeSupernet(self.cae_space, self.data.channels).to(self.device)
 
-    def weight_batches(self, epoch: int) -> Iterable[Batch]:
+    def weight_batches(self, epoch: int) -> Iterable[Pair]:
         """(corrupted, target) batches of the half that trains the weights."""
         return self._batches(self._weight_stream, epoch, self.search_steps)
 
-    def theta_batches(self, epoch: int) -> Iterable[Batch]:
+    def theta_batches(self, epoch: int) -> Iterable[Pair]:
         """(corrupted, target) batches of the half that moves the distribution."""
         return self._batches(self._theta_stream, epoch, self.search_steps)
 
-    def losses(self, supernet: nn.Module, batch: Batch, samples: Samples) -> tuple[Tensor, Metrics]:
+    def losses(self, supernet: nn.Module, batch: Pair, samples: Samples) -> tuple[Tensor, Metrics]:
         """(λ,) mean squared error, and the mean PSNR in dB."""
         corrupted, target = batch
-        with self._autocast():
+        with autocast(self.config.precision, self.device):
             outs = [supernet(corrupted, self.cae_space.decode(values)) for values in samples]
         losses = torch.stack([F.mse_loss(out.float(), target) for out in outs])
         return losses, {"psnr": torch.stack([_psnr(out, target) for out in outs]).mean()}
 
-    def _autocast(self) -> torch.autocast:
-        enabled = self.config.precision == "bfloat16"
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
-
     def test_supernet(self, supernet: nn.Module, values: Mapping[str, Any]) -> dict[str, float]:
         """Test metrics of one architecture with the supernet's weights."""
-        chain = self.cae_space.decode(values)
+        stack = self.cae_space.decode(values)
 
         def run(x: Tensor) -> Tensor:
-            with self._autocast():
-                return cast(Tensor, supernet(x, chain))
+            with autocast(self.config.precision, self.device):
+                return cast(Tensor, supernet(x, stack))
 
         return self._test(run, with_corrupted=False)
 
@@ -201,19 +202,16 @@ class InpaintingTask:
         return self._network(values).to(self.device)
 
     def _network(self, values: Mapping[str, Any]) -> CaeNetwork:
-        chain = self.cae_space.decode(values)
+        stack = self.cae_space.decode(values)
         if self.config.network == "base":
-            chain = base_layers(max(1, len(chain)), self.config.base_channels)
-        return CaeNetwork(chain, self.data.channels, self.data.image_size)
+            stack = base_layers(max(1, len(stack)), self.config.base_channels)
+        return CaeNetwork(stack, self.data.channels, self.data.image_size)
 
-    def train_batches(self, epoch: int) -> Iterable[Batch]:
+    def train_batches(self, epoch: int) -> Iterable[Pair]:
         """(corrupted, target) batches of all training images."""
         return self._batches(self._retrain_stream, epoch, self.retrain_steps)
 
-    def begin_epoch(self, network: nn.Module, epoch: int, epochs: int) -> None:
-        """Nothing changes from epoch to epoch."""
-
-    def training_loss(self, network: nn.Module, batch: Batch) -> tuple[Tensor, Metrics]:
+    def training_loss(self, network: nn.Module, batch: Pair) -> tuple[Tensor, Metrics]:
         """Mean squared error, and PSNR in dB."""
         corrupted, target = batch
         out = network(corrupted)
@@ -225,7 +223,7 @@ class InpaintingTask:
         return self._test(network, with_corrupted=True)
 
     def summary(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """The chain of layers of the network of an architecture, and its weights."""
+        """The layer stack of the network of an architecture, and its weights."""
         with torch.device("meta"):  # shapes without memory and without random weights
             network = self._network(values)
             base = CaeNetwork(
@@ -240,11 +238,11 @@ class InpaintingTask:
         }
 
     def draw_architecture(self, values: Mapping[str, Any], path: Path) -> None:
-        """Draws the chain of layers."""
+        """Draws the layer stack."""
         from asng_ext.plots import draw_autoencoder
 
-        chain = self.cae_space.decode(values)
-        draw_autoencoder(chain, path, self.data.image_size, self.data.channels)
+        stack = self.cae_space.decode(values)
+        draw_autoencoder(stack, path, self.data.image_size, self.data.channels)
 
     def draw_results(self, network: nn.Module, folder: Path) -> None:
         """Draws test images, corrupted and restored, into restored.png."""
@@ -261,7 +259,7 @@ class InpaintingTask:
 
     # Testing
 
-    def _test_images(self, indices: Tensor) -> Batch:
+    def _test_images(self, indices: Tensor) -> Pair:
         """(target, corrupted) with masks that are the same in every test of these images."""
         images = self.data.test.images.index_select(0, indices.to(self.device))
         target = images.permute(0, 3, 1, 2).float() / 255

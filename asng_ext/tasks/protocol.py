@@ -1,37 +1,63 @@
 """What the search loop and the retraining loop need to know of a task.
 
+A task of one's own inherits :class:`TaskDefaults`, which has every member that need not be written,
+and writes the others: those of :class:`SearchTask` for a search, of :class:`RetrainTask` for a
+retraining, of :class:`Task` for a run folder with both.
+
 New supernets and networks are initialized as a function of the seed that the loop is given. So is
 what else a task draws from PyTorch's global generators, for dropout, say. These belong to the whole
 process: a loop borrows them for each step, one loop at a time, and another thread must not draw
-from them meanwhile. A task that draws all it needs from generators of its own says so by a true
-attribute ``own_generators``; the loops then leave the global ones alone.
+from them meanwhile.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from types import MappingProxyType
+from typing import Any, Protocol, TypeAlias
 
 from torch import Tensor, nn
 
 from asng_ext.space import Samples, SearchSpace
 
-__all__ = ["Metrics", "Optimizer", "RetrainTask", "SearchTask", "Task"]
+__all__ = [
+    "Batch",
+    "Metrics",
+    "Optimizer",
+    "RetrainTask",
+    "SearchTask",
+    "Task",
+    "TaskDefaults",
+    "check_members",
+    "shown_metrics",
+]
+
+Batch: TypeAlias = (
+    "Tensor | str | float | tuple[Batch, ...] | list[Batch] | Mapping[str, Batch] | None"
+)
+"""What a step is given, in both loops: tensors on the task's device and plain values, nested in
+tuples, lists and dicts. Only the task looks into it. Within an epoch, batches should have the same
+structure and shapes: a step is captured for each; see :mod:`asng_ext.training.cuda_graphs`."""
 
 Metrics = dict[str, Tensor]
-"""Means over a batch, by name, on the device: reading one would make the device wait."""
+"""Means over a batch, by name, on the device: reading one would synchronize with it."""
 
 
 class Optimizer(Protocol):
     """An ask/tell optimizer of a search space, such as :class:`asng_ext.ASNG`.
 
-    One whose attribute ``capturable`` is true gives samples of tensors on the device, takes losses
-    there, keeps its state in tensors that stay where they are, and waits for nothing in ``ask`` and
-    ``tell``: steps with it can be captured in a graph.
+    A ``capturable`` one gives samples of tensors on the device, takes losses there, keeps its state
+    in tensors that stay where they are, and does not synchronize in ``ask`` and ``tell``: steps
+    with it can be captured in a graph.
     """
 
     space: SearchSpace
+    population_size: int
+
+    @property
+    def capturable(self) -> bool: ...
 
     def ask(self) -> Samples: ...
 
@@ -50,21 +76,71 @@ class Optimizer(Protocol):
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
 
-class SearchTask(Protocol):
-    """Data, supernet and loss of a search.
+class TaskDefaults:
+    """The members of a task that need not be written, for a task of one's own to inherit.
 
-    A batch is whatever the task's own methods understand.
-
-    If the attribute ``capturable`` is there and true, steps can be captured in a graph: ``losses``
-    does the same work on the device whatever the numbers are, takes samples that are there, and
-    draws only from PyTorch's global generators; batches are tensors on the device and plain values,
-    in tuples, lists and dicts. See :mod:`asng_ext.training.cuda_graphs`. Where it is not, the
-    attribute ``obstacle`` may say why, in words that follow the name of the task.
-
-    A method ``identity(loop)``, if there is one, gives plain values by name on which the results
-    of a loop ("search" or "retrain") depend beside the loop's own settings and its seed: a run goes
-    on only if they are the same. See :meth:`Task.identity`.
+    Attributes:
+        own_generators: Whether the task draws all it needs from generators of its own, and none
+            from PyTorch's global ones; the loops then leave these alone.
+        capturable: Whether steps can be captured in a graph: ``losses`` does the same work on the
+            device whatever the numbers are, takes samples that are there, and draws only from
+            PyTorch's global generators.
+        capture_blocker: Why not, in words that follow the name of the task.
+        shown_metrics: The metrics that the loops show beside the loss, and how they are called
+            there: {"psnr": "PSNR"}.
     """
+
+    own_generators: bool = False
+    capturable: bool = False
+    capture_blocker: str = "works on the host (it is not capturable)"
+    shown_metrics: Mapping[str, str] = MappingProxyType({})
+
+    def identity(self, loop: str) -> dict[str, Any]:
+        """Nothing: results depend on the settings and the seed of the loop alone."""
+        return {}
+
+    def test_supernet(self, supernet: nn.Module, values: Mapping[str, Any]) -> dict[str, float]:
+        """Nothing: there are no test data."""
+        return {}
+
+    def begin_epoch(self, network: nn.Module, epoch: int, epochs: int) -> None:
+        """Nothing changes from epoch to epoch."""
+
+    def summary(self, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Nothing is said of a network."""
+        return {}
+
+    def draw_architecture(self, values: Mapping[str, Any], path: Path) -> None:
+        """Nothing is drawn of an architecture."""
+
+    def draw_results(self, network: nn.Module, folder: Path) -> None:
+        """Nothing is drawn of a network."""
+
+
+class _TaskOfALoop(Protocol):
+    """What both loops need; see :class:`TaskDefaults`."""
+
+    @property
+    def own_generators(self) -> bool: ...
+
+    @property
+    def shown_metrics(self) -> Mapping[str, str]: ...
+
+    def identity(self, loop: str) -> dict[str, Any]:
+        """Plain values by name on which the results of a loop, "search" or "retrain", depend beside
+        the loop's own settings and its seed: a run continues only if they are the same. For
+        "retrain" that is also all that the network needs beside the architecture."""
+        ...
+
+
+class SearchTask(_TaskOfALoop, Protocol):
+    """Data, supernet and loss of a search."""
+
+    @property
+    def capturable(self) -> bool: ...
+
+    @property
+    def capture_blocker(self) -> str: ...
 
     @property
     def space(self) -> SearchSpace:
@@ -80,11 +156,11 @@ class SearchTask(Protocol):
         """A new supernet with random weights, on the task's device."""
         ...
 
-    def weight_batches(self, epoch: int) -> Iterable[Any]:
+    def weight_batches(self, epoch: int) -> Iterable[Batch]:
         """Batches that train the weights; a function of the epoch alone."""
         ...
 
-    def theta_batches(self, epoch: int) -> Iterable[Any]:
+    def theta_batches(self, epoch: int) -> Iterable[Batch]:
         """As many batches of other data that move the distribution."""
         ...
 
@@ -100,7 +176,7 @@ class SearchTask(Protocol):
         ...
 
 
-class RetrainTask(Protocol):
+class RetrainTask(_TaskOfALoop, Protocol):
     """Data, network and loss of a retraining."""
 
     @property
@@ -112,7 +188,7 @@ class RetrainTask(Protocol):
         """A new network of the architecture with random weights, on the task's device."""
         ...
 
-    def train_batches(self, epoch: int) -> Iterable[Any]:
+    def train_batches(self, epoch: int) -> Iterable[Batch]:
         """Batches of all training data; a function of the epoch alone."""
         ...
 
@@ -132,12 +208,6 @@ class RetrainTask(Protocol):
 class Task(SearchTask, RetrainTask, Protocol):
     """A whole experiment: what both loops need, and what the run folder shows."""
 
-    def identity(self, loop: str) -> dict[str, Any]:
-        """What results of a loop, "search" or "retrain", depend on, by name: the task, those of its
-        settings that matter there, and which data it has. For "retrain" that is also all that
-        :meth:`network` needs beside the architecture."""
-        ...
-
     def summary(self, values: Mapping[str, Any]) -> Mapping[str, Any]:
         """Numbers about the network of an architecture, such as its parameters."""
         ...
@@ -149,3 +219,34 @@ class Task(SearchTask, RetrainTask, Protocol):
     def draw_results(self, network: nn.Module, folder: Path) -> None:
         """Draws what there is to see of a retrained network into files of a folder."""
         ...
+
+
+def shown_metrics(
+    row: Mapping[str, float], task: _TaskOfALoop, prefixes: Mapping[str, str]
+) -> dict[str, float]:
+    """What is shown of a row of metrics: the loss, and what the task shows, by label. ``prefixes``
+    are those of the labels, with those of the metrics."""
+    names = {"train loss": "train_loss"} | {
+        f"{prefix} {label}": f"{column}_{name}"
+        for prefix, column in prefixes.items()
+        for name, label in task.shown_metrics.items()
+    }
+    return {label: row[name] for label, name in names.items() if name in row}
+
+
+def check_members(name: str, value: object, protocol: type) -> None:
+    """TypeError if the argument called ``name`` lacks a member of the protocol."""
+    members = {
+        member
+        for base in protocol.__mro__
+        for member in (*vars(base), *inspect.get_annotations(base))
+        if not member.startswith("_")
+    }
+    missing = sorted(member for member in members if not hasattr(value, member))
+    if missing:
+        defaults = [member for member in missing if hasattr(TaskDefaults, member)]
+        remedy = f"; inherit TaskDefaults for {', '.join(defaults)}" if defaults else ""
+        raise TypeError(
+            f"{name} must have all members of {protocol.__module__}.{protocol.__name__}, and "
+            f"{type(value).__name__} lacks {', '.join(missing)}{remedy}"
+        )

@@ -1,52 +1,18 @@
-"""The tasks of the command line: their settings, presets, and where the rest is.
-
-Nothing here imports torch before data are loaded or a task is made, so that ``--help`` is quick.
-"""
+"""The settings of each task, its presets, and how it is made."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from asng_ext.runs.config import Checked, SearchConfig, setting
+from asng_ext.tasks.registry import TaskKind, register
 
 if TYPE_CHECKING:
     from asng_ext.nn import CaeSpace
     from asng_ext.tasks.protocol import Task
 
-__all__ = ["KINDS", "ClassificationConfig", "InpaintingConfig", "Preset", "TaskKind"]
-
-Preset = Mapping[str, Mapping[str, Any]]
-"""Settings by section, as in config.toml; what is left out has its default."""
-
-
-@dataclass(frozen=True)
-class TaskKind:
-    """A task of the command line.
-
-    Attributes:
-        name: Its name, also that of its section in config.toml.
-        help: What it is, in a few words.
-        config: The dataclass of its settings; one of them is "data".
-        presets: Settings of search, retraining and task by name.
-        preset_for: The preset that suits a value of the setting "data".
-        demo: The preset of a short run on data that need no download.
-        load: Loads the data from (settings, seed).
-        task: Makes the task from (data, settings), and by keyword search_batch_size,
-            retrain_batch_size, seed and device.
-        check: Raises a ValueError for settings of the search that do not suit the task.
-    """
-
-    name: str
-    help: str
-    config: type[Any]
-    presets: Mapping[str, Preset]
-    preset_for: Callable[[str], str]
-    demo: str
-    load: Callable[[Any, int], Any]
-    task: Callable[..., Task]
-    check: Callable[[SearchConfig], None] = lambda search: None
+__all__ = ["ClassificationConfig", "InpaintingConfig"]
 
 
 # Classification
@@ -56,7 +22,9 @@ class TaskKind:
 class ClassificationConfig(Checked):
     """Data, supernet and final network; the defaults are those of Section 3.2."""
 
-    data: str = setting("", "digits, which are bundled, or the folder of CIFAR-10", final=True)
+    data: str = setting(
+        "", "digits, which are bundled, or the folder of CIFAR-10", for_retraining=True
+    )
     nodes: int = setting(5, "nodes per cell", low=1, high=32)
     cells: int = setting(8, "cells of the supernet", low=3, high=100, only="search")
     channels: int = setting(
@@ -73,22 +41,31 @@ class ClassificationConfig(Checked):
         "of the supernet; bfloat16 is autocast",
         choices=("float32", "bfloat16"),
         only="search",
+        option="search-precision",
     )
     crop_padding: int = setting(
-        -1, "pixels of padding for crops; -1 for the data's own", low=-1, high=64, final=True
+        -1,
+        "pixels of padding for crops; -1 for the data's own",
+        low=-1,
+        high=64,
+        for_retraining=True,
     )
     cutout: int = setting(
-        -1, "side of the square cut out; -1 for the data's own", low=-1, high=64, final=True
+        -1,
+        "side of the square cut out; -1 for the data's own",
+        low=-1,
+        high=64,
+        for_retraining=True,
     )
     final_cells: int = setting(
-        20, "cells of the retrained network", low=3, high=200, final=True, only="retrain"
+        20, "cells of the retrained network", low=3, high=200, for_retraining=True, only="retrain"
     )
     final_channels: int = setting(
         0,
         "channels of its first cell; 0 for the most parameter_limit allows",
         low=0,
         high=4096,
-        final=True,
+        for_retraining=True,
         only="retrain",
     )
     parameter_limit: int = setting(
@@ -96,7 +73,7 @@ class ClassificationConfig(Checked):
         "most weights of the retrained network, without the auxiliary head",
         low=1,
         high=1_000_000_000,
-        final=True,
+        for_retraining=True,
         only="retrain",
     )
     drop_path: float = setting(
@@ -104,7 +81,7 @@ class ClassificationConfig(Checked):
         "drop-path rate in the last epoch of retraining",
         low=0,
         below=1,
-        final=True,
+        for_retraining=True,
         only="retrain",
     )
     auxiliary_weight: float = setting(
@@ -112,47 +89,42 @@ class ClassificationConfig(Checked):
         "weight of the auxiliary head's loss; 0 for no head",
         low=0,
         high=1000,
-        final=True,
+        for_retraining=True,
         only="retrain",
     )
 
 
-def _load_classification(config: ClassificationConfig, seed: int) -> Any:
-    from asng_ext.tasks.classification import load_data
+def _make_classification(config: ClassificationConfig, *, seed: int, **named: Any) -> Task:
+    from asng_ext.tasks.classification import ClassificationTask, load_data
 
-    return load_data(config, seed)
-
-
-def _classification_task(*positional: Any, **named: Any) -> Task:
-    from asng_ext.tasks.classification import ClassificationTask
-
-    return ClassificationTask(*positional, **named)
+    return ClassificationTask(load_data(config, seed), config, seed=seed, **named)
 
 
-_CLASSIFICATION = TaskKind(
-    name="classification",
-    help="cells of an image classifier (Section 3.2)",
-    config=ClassificationConfig,
-    presets={
-        "cifar10": {"search": {"test_every": 5}, "retrain": {"test_every": 5}},
-        "digits": {
-            "search": {"epochs": 50, "learning_rate": 0.05, "threads": 1},
-            "retrain": {"epochs": 90, "batch_size": 64, "learning_rate": 0.05, "threads": 1},
-            "classification": {
-                "data": "digits",
-                "nodes": 3,
-                "cells": 3,
-                "channels": 8,
-                "final_cells": 5,
-                "parameter_limit": 100_000,
-                "drop_path": 0.1,
+register(
+    TaskKind(
+        name="classification",
+        help="cells of an image classifier (Section 3.2)",
+        config=ClassificationConfig,
+        presets={
+            "cifar10": {"search": {"test_every": 5}, "retrain": {"test_every": 5}},
+            "digits": {
+                "search": {"epochs": 50, "learning_rate": 0.05, "threads": 1},
+                "retrain": {"epochs": 90, "batch_size": 64, "learning_rate": 0.05, "threads": 1},
+                "classification": {
+                    "data": "digits",
+                    "nodes": 3,
+                    "cells": 3,
+                    "channels": 8,
+                    "final_cells": 5,
+                    "parameter_limit": 100_000,
+                    "drop_path": 0.1,
+                },
             },
         },
-    },
-    preset_for=lambda data: "digits" if data == "digits" else "cifar10",
-    demo="digits",
-    load=_load_classification,
-    task=_classification_task,
+        preset_for=lambda data: "digits" if data == "digits" else "cifar10",
+        demo="digits",
+        make=_make_classification,
+    )
 )
 
 
@@ -166,7 +138,7 @@ class InpaintingConfig(Checked):
     """Data, mask and search space; the defaults are those of Section 3.3."""
 
     data: str = setting(
-        "", "photos, which are bundled, or a folder of images such as CelebA", final=True
+        "", "photos, which are bundled, or a folder of images such as CelebA", for_retraining=True
     )
     mask: str = setting("center", "what is missing", choices=("center", "pixel", "half"))
     image_size: int = setting(
@@ -195,12 +167,13 @@ class InpaintingConfig(Checked):
         "of the supernet; bfloat16 is autocast",
         choices=("float32", "bfloat16"),
         only="search",
+        option="search-precision",
     )
     network: str = setting(
         "found",
         "what to retrain: the architecture found, or as many 3×3 layers with skips",
         choices=("found", "base"),
-        final=True,
+        for_retraining=True,
         only="retrain",
     )
     base_channels: int = setting(
@@ -208,11 +181,11 @@ class InpaintingConfig(Checked):
         "channels of the layers of base",
         low=1,
         high=_MOST_CHANNELS,
-        final=True,
+        for_retraining=True,
         only="retrain",
     )
     test_images: int = setting(
-        0, "how many images to test on; 0 for all", low=0, high=100_000_000, final=True
+        0, "how many images to test on; 0 for all", low=0, high=100_000_000, for_retraining=True
     )
 
     def __post_init__(self) -> None:
@@ -236,22 +209,16 @@ def _numbers(name: str, text: str, high: int) -> tuple[int, ...]:
     try:
         numbers = tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise ValueError(f"{name} must be integers parted by commas, got {text!r}") from None
+        raise ValueError(f"{name} must be integers separated by commas, got {text!r}") from None
     if max(numbers) > high or len(numbers) > 64:
         raise ValueError(f"{name} must be at most 64 integers of at most {high}, got {text!r}")
     return numbers
 
 
-def _load_inpainting(config: InpaintingConfig, seed: int) -> Any:
-    from asng_ext.tasks.inpainting import load_data
+def _make_inpainting(config: InpaintingConfig, **named: Any) -> Task:
+    from asng_ext.tasks.inpainting import InpaintingTask, load_data
 
-    return load_data(config)
-
-
-def _inpainting_task(*positional: Any, **named: Any) -> Task:
-    from asng_ext.tasks.inpainting import InpaintingTask
-
-    return InpaintingTask(*positional, **named)
+    return InpaintingTask(load_data(config), config, **named)
 
 
 _SEARCH = {"batch_size": 16, "weight_decay": 0.0, "test_every": 5}
@@ -272,38 +239,35 @@ def _check_inpainting(search: SearchConfig) -> None:
         )
 
 
-_INPAINTING = TaskKind(
-    name="inpainting",
-    help="autoencoders that restore missing parts of images (Section 3.3)",
-    config=InpaintingConfig,
-    presets={
-        "celeba": {
-            "search": {**_SEARCH, "epochs": 100},
-            "retrain": {**_RETRAIN, "epochs": 1000, "test_every": 10},
-            "inpainting": {"steps_per_epoch": 500, "test_images": 2000},
-        },
-        "photos": {
-            "search": {**_SEARCH, "epochs": 25, "learning_rate": 0.1},
-            "retrain": {**_RETRAIN, "epochs": 25, "test_every": 5},
-            "inpainting": {
-                "data": "photos",
-                "mask": "pixel",
-                "image_size": 32,
-                "layers": 8,
-                "channels": "16,32,64",  # a quarter of the paper's, and so is the next
-                "base_channels": 16,
-                "steps_per_epoch": 100,
-                "test_images": 256,
+register(
+    TaskKind(
+        name="inpainting",
+        help="autoencoders that restore missing parts of images (Section 3.3)",
+        config=InpaintingConfig,
+        presets={
+            "celeba": {
+                "search": {**_SEARCH, "epochs": 100},
+                "retrain": {**_RETRAIN, "epochs": 1000, "test_every": 10},
+                "inpainting": {"steps_per_epoch": 500, "test_images": 2000},
+            },
+            "photos": {
+                "search": {**_SEARCH, "epochs": 25, "learning_rate": 0.1},
+                "retrain": {**_RETRAIN, "epochs": 25, "test_every": 5},
+                "inpainting": {
+                    "data": "photos",
+                    "mask": "pixel",
+                    "image_size": 32,
+                    "layers": 8,
+                    "channels": "16,32,64",  # a quarter of the paper's, and so is the next
+                    "base_channels": 16,
+                    "steps_per_epoch": 100,
+                    "test_images": 256,
+                },
             },
         },
-    },
-    preset_for=lambda data: "photos" if data == "photos" else "celeba",
-    demo="photos",
-    load=_load_inpainting,
-    task=_inpainting_task,
-    check=_check_inpainting,
+        preset_for=lambda data: "photos" if data == "photos" else "celeba",
+        demo="photos",
+        make=_make_inpainting,
+        check=_check_inpainting,
+    )
 )
-
-
-KINDS: dict[str, TaskKind] = {kind.name: kind for kind in (_CLASSIFICATION, _INPAINTING)}
-"""The tasks by name."""

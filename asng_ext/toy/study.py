@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from asng_ext._checks import check_integer, check_number
-from asng_ext.runs.progress import STDERR, columns, say, tell
+from asng_ext._terminal import STDERR, columns, say, tell
 from asng_ext.toy.problem import OPTIMIZERS, PROBLEMS, ToyOptimizer, ToySettings, simulate
 
 __all__ = ["Case", "Row", "Summary", "add_parser", "cases", "read_rows", "study", "summary"]
@@ -230,14 +230,14 @@ def add_parser(subparsers: Any) -> None:
         description=(
             "Runs ASNG, SNG and Adam on the selective squared error function over initial step "
             "sizes n_theta^(-p) and learning rates of the weights, and draws iterations to "
-            "success divided by the success rate. Started again, it goes on where it stopped."
+            "success divided by the success rate. Started again, it continues where it stopped."
         ),
     )
     add, default = parser.add_argument, " (default: %(default)s)"
     add(
         "--sweep", choices=("step-size", "alpha"), default="step-size", help="what varies" + default
     )
-    add("--output", default="runs/toy", metavar="FOLDER", help="for table and figure" + default)
+    add("--out", default="runs/toy", metavar="FOLDER", help="for table and figure" + default)
     add("--runs", type=int, default=100, help="of every case" + default)
     add("--seed", type=int, default=0, help="decides everything that is random" + default)
     add("--threads", type=int, help="default: one per processor")
@@ -289,7 +289,7 @@ def run(args: argparse.Namespace) -> None:
         tuple(args.learning_rates),
         tuple(args.alphas) if by_alpha else (),
     )
-    folder = Path(args.output)
+    folder = Path(args.out)
     name = "toy_alpha" if by_alpha else "toy"
     if not args.no_figure:
         from asng_ext.toy import figure

@@ -2,10 +2,10 @@
 
 A step of a search launches thousands of small kernels. Captured, they are replayed with one call,
 at the price of three rules: the step reads its inputs and keeps its state in tensors that stay
-where they are, it always does the same work, and it never waits for the device. `Replayed` sees to
-the inputs, to the first steps (which run as usual, since libraries set themselves up in them) and
-to what cannot be captured, which goes on running as usual. What capturing means is up to a
-`GraphBackend`, so that all of this runs without a GPU, too.
+where they are, it always does the same work, and it never synchronizes with the device. `Replayed`
+takes care of the inputs, of the first steps (which run as usual, since libraries set themselves up
+in them) and of what cannot be captured, which continues to run as usual. What capturing means is up
+to a `GraphBackend`, so that all of this runs without a GPU, too.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ WARM_UPS = 3
 """Steps of a shape that run as usual before one is captured."""
 MOST_SHAPES = 2
 """Each graph holds the memory of a step: inputs of further shapes run as usual."""
-_WAITED = "called a synchronizing CUDA operation"
+_SYNCHRONIZED = "called a synchronizing CUDA operation"
 _NOTICE = "Synchronization debug mode is a prototype"
-"""PyTorch's warnings: of a wait, and once of its way to find waits."""
+"""PyTorch's warnings: of a synchronization, and once of its way to find these."""
 
 
 class GraphBackend(Protocol):
@@ -79,7 +79,7 @@ class CudaGraphs:
         current.wait_stream(self._stream)
 
     def probe(self, work: Callable[[], None]) -> str | None:
-        """As `run`; says so if `work` waits for the device, which a graph cannot."""
+        """As `run`; says so if `work` synchronizes with the device, which a graph cannot."""
         before = torch.cuda.get_sync_debug_mode()
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -88,15 +88,16 @@ class CudaGraphs:
                 self.run(work)
             finally:
                 torch.cuda.set_sync_debug_mode(before)
-        waits = [entry for entry in caught if _WAITED in str(entry.message)]
+        synchronizing = [entry for entry in caught if _SYNCHRONIZED in str(entry.message)]
         for entry in caught:
-            if entry not in waits and _NOTICE not in str(entry.message):
+            if entry not in synchronizing and _NOTICE not in str(entry.message):
                 warnings.warn_explicit(
                     entry.message, entry.category, entry.filename, entry.lineno, source=entry.source
                 )
-        if not waits:
+        if not synchronizing:
             return None
-        return f"the step waits for the device ({waits[0].filename}:{waits[0].lineno})"
+        first = synchronizing[0]
+        return f"the step synchronizes with the device ({first.filename}:{first.lineno})"
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
         """Captures `work` in a CUDA graph; see `GraphBackend.capture`."""
@@ -120,8 +121,8 @@ class Replayed:
     """A step that is captured after a few calls, and from then on replayed.
 
     Calls give the same numbers either way. Inputs of another shape, type or memory layout are
-    captured anew. If a step cannot be captured, it runs as usual from then on, and `report` is
-    told why, once.
+    captured anew. If a step cannot be captured, it runs as usual from then on, and `report` gets
+    the reason, once.
 
     Args:
         step: Takes one argument, the inputs, and returns nothing. It must work on the tensors it is
@@ -161,9 +162,9 @@ class Replayed:
             self._step(inputs)
             return
         leaves, structure = pytree.tree_flatten(inputs)
-        if elsewhere := self._elsewhere(leaves):
+        if other := self._on_another_device(leaves):
             # The host might write into it before a graph that is still waiting has read it.
-            self._give_up(f"an input of the step is on {elsewhere}, not on {self._backend.device}")
+            self._give_up(f"an input of the step is on {other}, not on {self._backend.device}")
             self._step(inputs)
             return
         key = (str(structure), *map(_described, leaves))
@@ -195,10 +196,10 @@ class Replayed:
         shape.runs += 1
         if shape.runs < self._warm_ups:
             self._backend.run(work)
-        elif (problem := self._backend.probe(work)) is not None:
-            self._give_up(problem)
+        elif (blocker := self._backend.probe(work)) is not None:
+            self._give_up(blocker)
 
-    def _elsewhere(self, leaves: list[Any]) -> torch.device | None:
+    def _on_another_device(self, leaves: list[Any]) -> torch.device | None:
         devices = [leaf.device for leaf in leaves if isinstance(leaf, Tensor)]
         return next((device for device in devices if device != self._backend.device), None)
 

@@ -1,14 +1,16 @@
-"""How alike two images are: PSNR and SSIM (Wang et al., 2004) of whole batches, on their device."""
+"""What is measured: PSNR and SSIM (Wang et al., 2004) of batches of images, means over the steps of
+an epoch, and whether a training has diverged. All but the last is computed on the device."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["SSIM_WINDOW", "psnr", "ssim"]
+__all__ = ["SSIM_WINDOW", "Means", "psnr", "raise_if_diverged", "ssim"]
 
 SIGMA = 1.5
 """Standard deviation of SSIM's Gaussian window, in pixels."""
@@ -77,4 +79,68 @@ def _check(images: Tensor, targets: Tensor) -> None:
         raise ValueError(
             "images and targets must be (N, C, H, W) of the same shape, "
             f"got {tuple(images.shape)} and {tuple(targets.shape)}"
+        )
+
+
+class Means:
+    """Means of metrics over the steps of an epoch, summed up on the device.
+
+    What :meth:`add` does can be captured in a graph: sums and counts are on the device, and stay
+    where they are.
+    """
+
+    def __init__(self) -> None:
+        # By names: their sums, and in the last place how many steps were added.
+        self._sums: dict[tuple[str, ...], Tensor] = {}
+        self._one: dict[torch.device, Tensor] = {}
+
+    def add(self, metrics: Mapping[str, Tensor], prefix: str = "") -> None:
+        """Adds one step; metrics are single numbers on one device."""
+        names = tuple(prefix + name for name in metrics)
+        values = [value.detach().float().reshape(()) for value in metrics.values()]
+        one = self._one.get(values[0].device)
+        if one is None:
+            one = self._one[values[0].device] = torch.ones_like(values[0])
+        stacked = torch.stack([*values, one])
+        total = self._sums.get(names)
+        if total is None:
+            self._sums[names] = stacked
+        else:
+            total.add_(stacked)
+
+    def reset(self) -> None:
+        """Begins again."""
+        for total in self._sums.values():
+            total.zero_()
+
+    def read(self) -> dict[str, float]:
+        """The means; synchronizes with the device."""
+        sums: dict[str, float] = {}
+        steps: dict[str, float] = {}
+        for names, total in self._sums.items():
+            *values, count = total.tolist()
+            for name, value in zip(names, values):
+                sums[name] = sums.get(name, 0.0) + value
+                steps[name] = steps.get(name, 0.0) + count
+        return {name: total / steps[name] for name, total in sums.items() if steps[name]}
+
+
+def raise_if_diverged(row: Mapping[str, float], model: nn.Module) -> None:
+    """FloatingPointError if a training has diverged: before its last checkpoint is replaced.
+
+    Args:
+        row: Metrics of an epoch, none of which but "train_loss" and "convergence" must be finite.
+        model: Its weights must be, too: the last step may have made them infinite.
+    """
+    diverged = [
+        name for name in ("train_loss", "convergence") if not math.isfinite(row.get(name, 0))
+    ]
+    weights = [weight for weight in model.parameters() if weight.numel()]
+    largest = nn.utils.get_total_norm(weights, math.inf)
+    if not diverged and not math.isfinite(largest):
+        diverged = ["a weight"]
+    if diverged:
+        raise FloatingPointError(
+            f"training diverged in epoch {row['epoch']:.0f}: {' and '.join(diverged)} is NaN or "
+            "infinite; lower learning_rate"
         )

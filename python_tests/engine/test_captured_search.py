@@ -22,7 +22,11 @@ from asng_ext.nn.sliceable_weight import WeightBank
 from asng_ext.runs.config import SearchConfig
 from asng_ext.runs.folder import RunFolder
 from asng_ext.training.cuda_graphs import WARM_UPS, CudaGraphs
-from asng_ext.training.weight_optimizers import make_optimizer, restore_optimizer, set_learning_rate
+from asng_ext.training.weight_optimizers import (
+    make_weight_optimizer,
+    restore_weight_optimizer,
+    set_learning_rate,
+)
 
 CONFIG = SearchConfig(epochs=3, learning_rate=0.3, gradient_clip=0.5)
 
@@ -248,13 +252,13 @@ def test_a_checkpoint_of_either_optimizer_continues_with_the_other() -> None:
     for first, second in ((False, True), (True, False), (False, False), (True, True)):
         torch.manual_seed(0)
         model = nn.Conv2d(1, 4, 3).to(memory_format=torch.channels_last)
-        optimizer = make_optimizer(model, CONFIG, capturable=first)
+        optimizer = make_weight_optimizer(model, CONFIG, capturable=first)
         x = torch.randn(3, 1, 5, 5)
         for step in range(6):
             if step == 3:
                 state = optimizer.state_dict()
-                optimizer = make_optimizer(model, CONFIG, capturable=second)
-                restore_optimizer(optimizer, state)
+                optimizer = make_weight_optimizer(model, CONFIG, capturable=second)
+                restore_weight_optimizer(optimizer, state)
                 assert isinstance(optimizer.param_groups[0]["lr"], torch.Tensor) == second
                 assert bool(optimizer.param_groups[0]["fused"]) == second
             set_learning_rate(optimizer, 0.1 / (step + 1))
@@ -273,7 +277,7 @@ def test_dropped_gradients_count_as_zero_where_there_was_one() -> None:
         torch.manual_seed(0)
         model = nn.ModuleList(nn.Linear(2, 1, bias=False) for _ in range(3))
         config = replace(CONFIG, momentum=0.0, weight_decay=0.1)
-        optimizer = make_optimizer(model, config, capturable=capturable)
+        optimizer = make_weight_optimizer(model, config, capturable=capturable)
         start = [layer.weight.detach().clone() for layer in model]
         for used in (0, 0, 1, 1):
             optimizer.zero_grad(set_to_none=False)
@@ -314,4 +318,4 @@ def test_a_step_that_waits_is_found_before_it_is_captured() -> None:
     counted, stream = CountingCudaGraphs(), io.StringIO()
     run_search(CONFIG, counted, task=Reads("cuda"), device="cuda", stream=stream)
     assert counted.captured == 0
-    assert "the step waits for the device (" in stream.getvalue()
+    assert "the step synchronizes with the device (" in stream.getvalue()

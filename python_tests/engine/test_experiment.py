@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,14 @@ import pytest
 import small
 import torch
 
-from asng_ext.engine import experiment
+import asng_ext as asng
+from asng_ext import optimizers, tasks
 from asng_ext.engine.experiment import Experiment
 from asng_ext.nn import CellSupernet
 from asng_ext.ops import _libraries
-from asng_ext.runs.config import lasting, section_to_dict
+from asng_ext.runs.checkpoints import CheckpointMismatchError
+from asng_ext.runs.config import affecting_results, section_to_dict
 from asng_ext.runs.folder import RunFolder
-from asng_ext.tasks import KINDS
 
 
 @pytest.mark.parametrize(
@@ -34,7 +36,7 @@ def test_the_optimizer_is_where_the_samples_are_wanted(
     some = Experiment(RunFolder(tmp_path), config, stream=None)
     some.device = torch.device(device)
     settings: dict[str, Any] = {}
-    monkeypatch.setattr(experiment, "ASNG", lambda space, **given: settings.update(given))
+    monkeypatch.setitem(optimizers.REGISTRY, "ASNG", lambda space, **given: settings.update(given))
     some.optimizer()
     assert settings["device"] == expected
     assert settings["seed"] == 3
@@ -78,8 +80,11 @@ def test_compiled_operators_that_cannot_be_used_on_the_gpu_are_named(
 def test_a_loop_depends_on_its_own_settings(
     kind: str, search_only: set[str], retrain_only: set[str]
 ) -> None:
-    section = KINDS[kind].config()
-    of_search, of_retrain = lasting(section, "search"), lasting(section, "retrain")
+    section = tasks.get(kind).config()
+    of_search, of_retrain = (
+        affecting_results(section, "search"),
+        affecting_results(section, "retrain"),
+    )
     assert set(of_search) - set(of_retrain) == search_only
     assert set(of_retrain) - set(of_search) == retrain_only
     assert {**of_search, **of_retrain} == section_to_dict(section)
@@ -95,3 +100,140 @@ def test_other_data_have_another_fingerprint() -> None:
         changed = data.fingerprint()
         tensor[-1] -= 1
         assert changed != fingerprint
+
+
+def small_config(**search: Any) -> dict[str, Any]:
+    sections = {"search": small.SEARCH, "retrain": small.RETRAIN, "classification": small.TASK}
+    config: dict[str, Any] = {name: section_to_dict(section) for name, section in sections.items()}
+    config["search"] |= {"epochs": 1, "batch_size": 256, **search}
+    config["retrain"] |= {"epochs": 1, "batch_size": 256}
+    return {"task": "classification", "seed": 0, **config}
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"optimizer": "SNG"}, {"delta": 1.0}),
+        ({"optimizer": "SNG", "step_size": 0.5}, {"delta": 0.5}),
+        ({"optimizer": "NaturalAdam"}, {"delta": 0.01}),
+        ({"optimizer": "NaturalAdam", "step_size": 0.5}, {"delta": 0.5}),
+        ({"alpha": 2.0, "population_size": 4}, {"alpha": 2.0, "population_size": 4}),
+    ],
+)
+def test_optimizers_by_name(
+    tmp_path: Path, settings: dict[str, Any], expected: dict[str, float]
+) -> None:
+    optimizer = Experiment(RunFolder(tmp_path), small_config(**settings), None).optimizer()
+    assert type(optimizer).__name__ == settings.get("optimizer", "ASNG")
+    assert {name: getattr(optimizer, name) for name in expected} == expected
+
+
+def test_an_unknown_optimizer_is_named(tmp_path: Path) -> None:
+    words = "optimizer must be one of ASNG, SNG, NaturalAdam.*, got 'Chess'"
+    with pytest.raises(ValueError, match=words):
+        Experiment(RunFolder(tmp_path), small_config(optimizer="Chess"), None)
+
+
+def test_a_search_does_not_continue_with_another_optimizer(tmp_path: Path) -> None:
+    experiment = Experiment.create(tmp_path / "run", small_config(optimizer="SNG"), None)
+    experiment.search()
+    assert Experiment.open(tmp_path / "run", stream=None).search() == experiment.architecture()
+    other = {"search": {"optimizer": "NaturalAdam"}}
+    with pytest.raises(ValueError, match="optimizer was 'SNG' and is 'NaturalAdam'"):
+        Experiment.open(tmp_path / "run", loops=other, stream=None).search()
+    state = experiment.run.load("search.pt")
+    assert state is not None
+    for name in ("optimizer", "step_size"):  # which earlier versions did not save
+        del state["identity"][name]
+    experiment.run.save("search.pt", state)
+    with pytest.raises(ValueError, match="optimizer was 'ASNG' and is 'SNG'"):
+        Experiment.open(tmp_path / "run", stream=None).search()
+
+
+def test_an_error_of_the_task_does_not_put_back_the_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are those that the retraining has begun with, and that it continues with."""
+    Experiment.create(tmp_path / "run", small_config(), None).search()
+    experiment = Experiment.open(
+        tmp_path / "run", loops={"retrain": {"momentum": 0.5}}, stream=None
+    )
+
+    def fail(*arguments: Any) -> Any:
+        raise ValueError("an image is broken")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment.task, "training_loss", fail)
+        with pytest.raises(ValueError, match="an image is broken"):
+            experiment.retrain()
+    assert experiment.run.read_config()["retrain"]["momentum"] == 0.5
+    experiment.retrain()
+    with pytest.raises(CheckpointMismatchError, match=r"momentum was 0\.5 and is 0\.9"):
+        Experiment.open(
+            tmp_path / "run", loops={"retrain": {"momentum": 0.9}}, stream=None
+        ).retrain()
+    assert experiment.run.read_config()["retrain"]["momentum"] == 0.5
+    for name in ("retrain.pt", "retrain.prev.pt"):  # damaged
+        experiment.run.file(name).write_bytes(b"")
+    with pytest.raises(CheckpointMismatchError, match="no checkpoint before it"):
+        Experiment.open(
+            tmp_path / "run", loops={"retrain": {"momentum": 0.9}}, stream=None
+        ).retrain()
+    assert experiment.run.read_config()["retrain"]["momentum"] == 0.5
+
+
+def test_tasks_are_registered_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert tasks.names() == ("classification", "inpainting")
+    kind = tasks.get("classification")
+    with pytest.raises(ValueError, match="there is a task 'classification' already"):
+        tasks.register(kind)
+    with pytest.raises(TypeError, match="kind must be a TaskKind, got 3"):
+        tasks.register(3)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="task must be one of classification, inpainting"):
+        tasks.get("chess")
+    monkeypatch.setattr(tasks.registry, "_KINDS", dict(tasks.registry._KINDS))
+    tasks.register(replace(kind, name="digits"))
+    assert tasks.names()[-1] == "digits"
+    config = small_config()
+    config |= {"task": "digits", "digits": config.pop("classification")}
+    architecture = Experiment.create(tmp_path / "run", config, None).search()
+    assert set(architecture) == set(small.task().space)
+    tasks.register(replace(kind, name="nothing", make=lambda config, **named: object()))
+    with pytest.raises(TypeError, match=r"task 'nothing' must have all members of .*\.Task, "):
+        Experiment(RunFolder(tmp_path), {"task": "nothing", "seed": 0}, None)
+
+
+class Wanderer:
+    """An optimizer of one's own, without a distribution; what it is told moves nothing."""
+
+    capturable = False
+    convergence = delta = 0.0
+
+    def __init__(self, space: asng.SearchSpace, *, population_size: int, seed: int | None) -> None:
+        self.space, self.population_size = space, population_size
+        self._draws = asng.ASNG(space, population_size=population_size, seed=seed)
+
+    def ask(self) -> asng.Samples:
+        return self._draws.ask()
+
+    def tell(self, samples: asng.Samples, losses: Any) -> None:
+        pass
+
+    def recommend(self) -> dict[str, Any]:
+        return self._draws.recommend()
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._draws.state_dict()
+
+    def load_state_dict(self, state: Any) -> None:
+        self._draws.load_state_dict(state)
+
+
+def test_an_optimizer_of_ones_own_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(optimizers.REGISTRY, "Wanderer", Wanderer)
+    config = small_config(optimizer="Wanderer", population_size=3)
+    experiment = Experiment.create(tmp_path / "run", config, None)
+    assert experiment.optimizer().population_size == 3
+    assert experiment.search() == experiment.architecture()
+    assert experiment.run.read_json("architecture.json")["probabilities"] == {}
+    assert not experiment.run.file("theta.png").exists()

@@ -12,9 +12,11 @@ import torch
 from torch import nn
 
 import asng_ext as asng
-from asng_ext.engine.retrain import CheckpointMismatchError, retrain
+from asng_ext.engine.retrain import retrain
 from asng_ext.nn import CellNetwork, parameter_count
-from asng_ext.runs.folder import Metrics, RunFolder
+from asng_ext.runs.checkpoints import CheckpointMismatchError
+from asng_ext.runs.folder import RunFolder
+from asng_ext.runs.metrics import MetricsTable
 
 
 def architecture(task: Any, seed: int = 0) -> dict[str, Any]:
@@ -91,7 +93,7 @@ def test_adam_in_steps_resumes_bit_for_bit(tmp_path: Path) -> None:
     resumed, again = retrain(task, values, config, seed=1, run=run, stream=None)
     assert again == tested
     assert small.equal(dict(resumed.state_dict()), dict(whole.state_dict()))
-    rates = [row["learning_rate"] for row in Metrics(run.file("retrain.csv"), keep=4).rows]
+    rates = [row["learning_rate"] for row in MetricsTable(run.file("retrain.csv"), keep=4).rows]
     assert rates == pytest.approx([1e-3, 1e-4, 1e-4, 1e-5])
 
 
@@ -126,7 +128,7 @@ def test_a_damaged_checkpoint_costs_an_epoch_and_changes_nothing(tmp_path: Path)
     whole = run.load("retrain.pt"), run.load("network.pt")
     run.file("retrain.pt").write_bytes(run.file("retrain.pt").read_bytes()[:-9])
     run.file("retrain.csv").write_text("somebody's own")
-    with pytest.warns(UserWarning, match=r"going on from retrain\.prev\.pt"):
+    with pytest.warns(UserWarning, match=r"continuing from retrain\.prev\.pt"):
         retrain(task, values, config, seed=0, run=run, stream=None)
     assert small.equal((run.load("retrain.pt"), run.load("network.pt")), whole)
     assert {name: run.file(name).read_bytes() for name in names} == before

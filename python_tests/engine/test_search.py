@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -21,12 +22,14 @@ from torch import Tensor, nn
 import asng_ext as asng
 from asng_ext.engine.search import search
 from asng_ext.nn import Choice, search_space, set_architecture
-from asng_ext.runs.config import SearchConfig, lasting
+from asng_ext.runs.config import SearchConfig, affecting_results
 from asng_ext.runs.folder import RunFolder
-from asng_ext.training.weight_optimizers import cosine, frozen_batch_norm
+from asng_ext.tasks.protocol import TaskDefaults
+from asng_ext.training.batch_norm import frozen_batch_norm
+from asng_ext.training.schedules import cosine
 
 
-class OwnTask:
+class OwnTask(TaskDefaults):
     """A user's task: choices between modules that keep running statistics, and dropout."""
 
     def __init__(self) -> None:
@@ -405,7 +408,7 @@ def test_a_damaged_checkpoint_costs_an_epoch_and_changes_nothing(run: RunFolder)
     table = run.file("search.csv").read_bytes()
     for damage in (b"not a checkpoint", run.file("search.pt").read_bytes()[:-9]):
         run.file("search.pt").write_bytes(damage)
-        with pytest.warns(UserWarning, match=r"going on from search\.prev\.pt"):
+        with pytest.warns(UserWarning, match=r"continuing from search\.prev\.pt"):
             go_on(run)
         assert small.equal(run.load("search.pt"), whole)
         assert run.file("search.csv").read_bytes() == table
@@ -426,7 +429,7 @@ def test_a_checkpoint_of_an_earlier_version_is_taken_with_a_warning(run: RunFold
     assert state is not None
     del state["rows"], state["computed_by"]
     whole = state.pop("identity")
-    state["config"] = {name: whole[name] for name in lasting(TWO_EPOCHS)}
+    state["config"] = {name: whole[name] for name in affecting_results(TWO_EPOCHS)}
     run.save("search.pt", state)
     with pytest.warns(UserWarning, match=r"does not say with which .*data.*seed.* it was made"):
         assert [row["epoch"] for row in go_on(run).rows] == [1, 2]
@@ -501,3 +504,40 @@ def test_batches_without_end_are_cut_off_after_the_steps_of_an_epoch(
     )
     assert len(result.rows) == 2
     assert len(task.evaluated) == 2 * 2 * 4
+
+
+def test_members_that_are_missing_are_named() -> None:
+    class Old:
+        """A task that inherits nothing."""
+
+        space = OwnTask().space
+        search_steps = 4
+        supernet = OwnTask.supernet
+        weight_batches = theta_batches = OwnTask._batches
+        losses = OwnTask.losses
+
+    optimizer = asng.ASNG(Old.space, population_size=2, seed=0)
+    with pytest.raises(TypeError) as caught:
+        search(Old(), optimizer, SearchConfig(epochs=1), seed=0, stream=None)  # type: ignore[arg-type]
+    assert str(caught.value) == (
+        "task must have all members of asng_ext.tasks.protocol.SearchTask, and Old lacks "
+        "capturable, capture_blocker, identity, own_generators, shown_metrics, test_supernet; "
+        "inherit TaskDefaults for capturable, capture_blocker, identity, own_generators, "
+        "shown_metrics, test_supernet"
+    )
+    with pytest.raises(TypeError, match=r"^optimizer must have all members of .* object lacks ask"):
+        search(OwnTask(), object(), SearchConfig(epochs=1), seed=0, stream=None)  # type: ignore[arg-type]
+
+
+def test_the_task_says_which_metrics_are_shown() -> None:
+    class Shows(OwnTask):
+        shown_metrics = {"accuracy": "hits"}  # noqa: RUF012
+
+    for task, words in ((OwnTask(), []), (Shows(), ["test hits"])):
+        stream = io.StringIO()
+        optimizer = asng.ASNG(task.space, population_size=2, seed=0)
+        search(task, optimizer, SearchConfig(epochs=1), seed=0, stream=stream)
+        assert re.findall(r"train loss|test \w+|valid\S* \w+", stream.getvalue()) == [
+            "train loss",
+            *words,
+        ]

@@ -23,18 +23,22 @@ import small
 import torch
 from recording import RecordingGraphs
 
+from asng_ext._files import write_atomically
+from asng_ext._terminal import Progress
+from asng_ext._threads import cpu_threads
 from asng_ext.runs.config import (
     RetrainConfig,
     SearchConfig,
+    affecting_results,
     dump_toml,
-    lasting,
     load_toml,
     section_from,
     section_to_dict,
 )
-from asng_ext.runs.folder import Metrics, RunFolder, write_atomically
-from asng_ext.runs.progress import Progress
-from asng_ext.training.weight_optimizers import Means, cosine, cpu_threads, in_steps
+from asng_ext.runs.folder import RunFolder
+from asng_ext.runs.metrics import MetricsTable
+from asng_ext.training.metrics import Means
+from asng_ext.training.schedules import cosine, multi_step_decay
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
@@ -115,21 +119,21 @@ else:
 def test_metrics_are_those_that_are_known_or_those_in_the_file(tmp_path: Path) -> None:
     path = tmp_path / "metrics.csv"
     rows = [{"epoch": 1, "loss": 0.1}, {"epoch": 2, "loss": 1 / 3, "test": math.nan}]
-    metrics = Metrics(path, rows=rows)
+    metrics = MetricsTable(path, rows=rows)
     metrics.rows.append({"epoch": 3, "loss": 0.5})
     metrics.write()
     lines = path.read_text().splitlines()
     assert (lines[0], lines[3]) == ("epoch,loss,test", "3,0.5,")
-    again = Metrics(path, keep=2)
+    again = MetricsTable(path, keep=2)
     assert [row["epoch"] for row in again.rows] == [1, 2]
     assert again.rows[1]["loss"] == 1 / 3
     assert "test" not in again.rows[0]
-    assert Metrics(path).rows == []
+    assert MetricsTable(path).rows == []
     for foreign in ("epoch,loss\n1,high\n", "epoch\n1,2,3\n"):
         path.write_text(foreign)
         with pytest.raises(ValueError, match=r"metrics\.csv is not a table of metrics"):
-            Metrics(path, keep=1)
-    assert Metrics(path, rows=rows).rows == rows
+            MetricsTable(path, keep=1)
+    assert MetricsTable(path, rows=rows).rows == rows
     assert path.read_text().splitlines()[0] == "epoch,loss,test"
 
 
@@ -255,7 +259,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path: Path) -> Non
     path = run.file("search.pt")
     assert run.load_checkpoint("search.pt") == (path, {"n": 2})
     path.write_bytes(path.read_bytes()[:-5])
-    with pytest.warns(UserWarning, match=r"search\.pt is not .*; going on from search\.prev\.pt"):
+    with pytest.warns(UserWarning, match=r"search\.pt is not .*; continuing from search\.prev\.pt"):
         assert run.load_checkpoint("search.pt") == (path, {"n": 1})
     assert run.load_checkpoint("search.pt") == (path, {"n": 1})
     path.write_bytes(b"")
@@ -347,7 +351,7 @@ def test_cpu_threads() -> None:
 
 
 def test_in_steps() -> None:
-    rates = [in_steps(1.0, done, 10) for done in (0, 3, 4, 7, 8, 9)]
+    rates = [multi_step_decay(1.0, done, 10) for done in (0, 3, 4, 7, 8, 9)]
     assert rates == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
 
 
@@ -375,9 +379,9 @@ def test_means_are_of_as_many_steps_as_are_replayed() -> None:
 
 def test_neutral_settings_are_not_lasting() -> None:
     config = SearchConfig()
-    assert set(section_to_dict(config)) - set(lasting(config)) == {"graphs", "threads"}
-    assert lasting(replace(config, graphs=False, threads=3)) == lasting(config)
-    assert lasting(replace(config, epochs=7)) != lasting(config)
+    assert set(section_to_dict(config)) - set(affecting_results(config)) == {"graphs", "threads"}
+    assert affecting_results(replace(config, graphs=False, threads=3)) == affecting_results(config)
+    assert affecting_results(replace(config, epochs=7)) != affecting_results(config)
 
 
 def test_time_left() -> None:

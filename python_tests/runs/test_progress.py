@@ -15,7 +15,7 @@ from typing import TextIO
 
 import pytest
 
-from asng_ext.runs.progress import STDERR, Progress, columns, say
+from asng_ext._terminal import STDERR, Progress, columns, say
 
 VALUES = {"train loss": 0.123, "valid. accuracy": 0.9, "convergence": 0.5, "δ": 0.97}
 

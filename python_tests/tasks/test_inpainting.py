@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from recording import Recorder, RecordingGraphs
 
 import asng_ext as asng
+from asng_ext import tasks
 from asng_ext.data import draw_masks, unlabeled
 from asng_ext.engine.experiment import Experiment
 from asng_ext.engine.retrain import retrain
@@ -24,10 +25,9 @@ from asng_ext.engine.search import _Iteration, search
 from asng_ext.nn import CaeLayer, parameter_count
 from asng_ext.runs.config import RetrainConfig, SearchConfig
 from asng_ext.runs.folder import RunFolder
-from asng_ext.tasks import KINDS
 from asng_ext.tasks.inpainting import InpaintingConfig, InpaintingTask, load_data
-from asng_ext.training.metrics import psnr, ssim
-from asng_ext.training.weight_optimizers import Means, make_optimizer
+from asng_ext.training.metrics import Means, psnr, ssim
+from asng_ext.training.weight_optimizers import make_weight_optimizer
 
 CONFIG = InpaintingConfig(
     data="photos", image_size=12, layers=3, channels="2,4", levels_back=3, steps_per_epoch=3
@@ -66,7 +66,7 @@ def values_of(task: InpaintingTask, *layers: CaeLayer) -> dict[str, Any]:
 def iterations(some: InpaintingTask, optimizer: Any) -> Iterator[Callable[[], None]]:
     """Those of an epoch, as the search makes them; their batches are made on the way."""
     supernet = some.supernet()
-    sgd = make_optimizer(supernet, SEARCH)
+    sgd = make_weight_optimizer(supernet, SEARCH)
     iteration = _Iteration(some, supernet, sgd, optimizer, SEARCH, Means())
     for pair in zip(some.weight_batches(1), some.theta_batches(1), strict=True):
         yield lambda pair=pair: iteration(pair)  # type: ignore[misc]
@@ -341,7 +341,7 @@ def test_everything_runs_on_a_gpu(tmp_path: Path) -> None:
 
 
 def test_presets_are_those_of_the_paper() -> None:
-    preset = KINDS["inpainting"].presets["celeba"]
+    preset = tasks.get("inpainting").presets["celeba"]
     searching = SearchConfig(**preset["search"])
     retraining = RetrainConfig(**preset["retrain"])
     config = InpaintingConfig(**preset["inpainting"])
@@ -356,7 +356,7 @@ def test_presets_are_those_of_the_paper() -> None:
 def test_wrong_settings() -> None:
     for changes, message in [
         ({"mask": "left"}, "mask must be one of center, pixel, half"),
-        ({"kernels": "1,x"}, "kernels must be integers parted by commas"),
+        ({"kernels": "1,x"}, "kernels must be integers separated by commas"),
         ({"kernels": "1,2"}, "kernels must be different odd"),
         ({"channels": "0"}, "channels must be a positive integer"),
         ({"image_size": 10}, "image_size must be at least 11"),

@@ -79,13 +79,13 @@ def test_an_interruption_keeps_what_is_done(
         return simulate(*arguments, **named)
 
     monkeypatch.setattr(toy_study, "simulate", interrupted)
-    command = [*ARGUMENTS, "--output", str(tmp_path / "cut"), "--no-figure"]
+    command = [*ARGUMENTS, "--out", str(tmp_path / "cut"), "--no-figure"]
     assert main(command) == 130
-    assert f"to go on: asng toy {shlex.join(command)}\n" in capsys.readouterr().err
+    assert f"to continue: asng toy {shlex.join(command)}\n" in capsys.readouterr().err
     assert len(read_rows(tmp_path / "cut" / "toy.csv")) == 3 * 6
     assert main(command) == 0
     monkeypatch.undo()
-    assert main([*ARGUMENTS, "--output", str(tmp_path / "whole"), "--no-figure"]) == 0
+    assert main([*ARGUMENTS, "--out", str(tmp_path / "whole"), "--no-figure"]) == 0
     tables = [(tmp_path / name / "toy.csv").read_text() for name in ("cut", "whole")]
     assert tables[0] == tables[1]
 
@@ -104,7 +104,7 @@ def test_summary() -> None:
 @pytest.mark.parametrize("sweep", ["step-size", "alpha"])
 def test_the_command_draws_a_figure(sweep: str, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    command = [*ARGUMENTS, "--sweep", sweep, "--output", str(tmp_path)]
+    command = [*ARGUMENTS, "--sweep", sweep, "--out", str(tmp_path)]
     assert main(command) == 0
     name = "toy" if sweep == "step-size" else "toy_alpha"
     image = (tmp_path / f"{name}.png").read_bytes()
@@ -135,7 +135,7 @@ def test_without_matplotlib_nothing_is_run(
         raise ImportError("No module named 'matplotlib'")
 
     monkeypatch.setattr(toy_figure, "import_module", missing)
-    assert main([*ARGUMENTS, "--output", str(tmp_path)]) == 2
+    assert main([*ARGUMENTS, "--out", str(tmp_path)]) == 2
     assert "pip install matplotlib" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
@@ -158,10 +158,10 @@ def test_bad_input_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         (["--powers", "-20"], "step_size"),
         (["--sweep", "alpha", "--alphas", "1e300"], "alpha"),
     ):
-        assert main([*ARGUMENTS, *arguments, "--no-figure", "--output", str(tmp_path)]) == 2
+        assert main([*ARGUMENTS, *arguments, "--no-figure", "--out", str(tmp_path)]) == 2
         assert words in capsys.readouterr().err
     (tmp_path / "toy.csv").write_text("a,b\n1,2\n")
-    assert main([*ARGUMENTS, "--no-figure", "--output", str(tmp_path)]) == 2
+    assert main([*ARGUMENTS, "--no-figure", "--out", str(tmp_path)]) == 2
     assert "must have the columns" in capsys.readouterr().err
     path = tmp_path / "broken.csv"
     path.write_text(",".join(toy_study.COLUMNS) + "\n1,2\n")

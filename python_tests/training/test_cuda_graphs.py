@@ -187,7 +187,7 @@ def test_a_probe_lists_waits_and_passes_on_other_warnings(monkeypatch: pytest.Mo
         warnings.warn("something else", stacklevel=1)
 
     with pytest.warns(UserWarning, match="something else") as caught:
-        assert "waits for the device (" in str(graphs.probe(waits))
+        assert "synchronizes with the device (" in str(graphs.probe(waits))
     assert len(caught) == 1
     assert graphs.probe(lambda: None) is None
 

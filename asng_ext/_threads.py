@@ -1,10 +1,12 @@
-"""How PyTorch's threads wait for each other."""
+"""PyTorch's threads on the CPU: how many there are, and how they wait for each other."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 
-__all__ = ["SPINS", "spin_briefly"]
+__all__ = ["SPINS", "cpu_threads", "spin_briefly"]
 
 SPINS = 10_000
 """Turns of the loop in which a thread waits before it sleeps: about half a millisecond."""
@@ -21,3 +23,20 @@ def spin_briefly() -> None:
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", str(SPINS))
+
+
+@contextlib.contextmanager
+def cpu_threads(count: int) -> Iterator[None]:
+    """PyTorch uses ``count`` threads on the CPU, and afterwards as many as before; 0 changes none.
+
+    For small images one thread is fastest, all the more where other processes want the cores:
+    PyTorch's threads wait for each other after every operation.
+    """
+    import torch  # see spin_briefly
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

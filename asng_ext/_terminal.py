@@ -47,7 +47,7 @@ def say(stream: TextIO | None, text: str) -> None:
 def tell(text: str, end: str = "\n") -> None:
     """Prints a result on standard output.
 
-    It is no error if nobody reads it: a closed pipe or terminal.
+    It is no error if it cannot be read: a closed pipe or terminal.
 
     Raises:
         OSError: If it cannot be written for another reason, such as a full disk.
@@ -112,7 +112,7 @@ class Progress:
     def due(self) -> bool:
         """Whether the live line should be drawn: on a terminal, once per interval.
 
-        Ask before collecting what it shows, for which the host may have to wait for the device.
+        Ask before collecting what it shows, which may synchronize with the device.
         """
         due = time.monotonic() - self.drawn >= self.interval
         return due and columns(self.stream) > 0
@@ -121,10 +121,7 @@ class Progress:
         """Draws the live line over the last one; the last values are left out where the terminal
         is too narrow."""
         self.drawn = time.monotonic()
-        parts = self._parts(done, values)
-        while len("  ".join(parts)) > self._room() and len(parts) > 2:
-            del parts[-2]
-        self._write("  ".join(parts)[: self._room()])
+        self._write(self._fitting(done, values, keep_time=True)[: self._room()])
 
     def note(self, text: str) -> None:
         """Says something, in a line that stays."""
@@ -133,15 +130,16 @@ class Progress:
     def line(self, done: int, values: Mapping[str, float]) -> None:
         """Draws a line that stays; the time left and the last values are left out where the
         terminal is too narrow."""
-        parts = self._parts(done, values)
-        while len("  ".join(parts)) > self._room() and len(parts) > 1:
-            del parts[-1]
-        self._write("  ".join(parts), end="\n")
+        self._write(self._fitting(done, values, keep_time=False), end="\n")
 
-    def _parts(self, done: int, values: Mapping[str, float]) -> list[str]:
+    def _fitting(self, done: int, values: Mapping[str, float], *, keep_time: bool) -> str:
+        """The label, as many values as there is room for, and the time left."""
         shown = [f"{name} {_short(value)}" for name, value in values.items()]
         parts = [f"{self.label} {done}/{self.total}", *shown, f"{_duration(self.left(done))} left"]
-        return [_escaped(self.stream, part) for part in parts]
+        parts = [_escaped(self.stream, part) for part in parts]
+        while len(line := "  ".join(parts)) > self._room() and len(parts) > 1 + keep_time:
+            del parts[-1 - keep_time]
+        return line
 
     def _room(self) -> int:
         """Characters that fit into a line."""

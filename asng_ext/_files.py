@@ -1,0 +1,106 @@
+"""Files that are complete at any time, and errors that say what to do."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO
+
+__all__ = ["LEFTOVER", "read_text", "with_remedy", "write_atomically"]
+
+LEFTOVER = re.compile(r"\..+\.(toml|csv|json|pt|png)\.\d+\.tmp")
+"""Names under which :func:`write_atomically` writes the files of a run."""
+
+_REMEDIES = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space",
+    errno.EFBIG: "allow larger files",
+    errno.EACCES: "change its permissions, or those of its folder",
+    errno.EPERM: "change its permissions, or those of its folder",
+    errno.EROFS: "make the file system writable",
+    errno.EISDIR: "a file belongs there: move the folder away",
+    errno.ENOTDIR: "a folder belongs above it: move the file there away",
+}
+
+
+@contextlib.contextmanager
+def with_remedy(path: Path) -> Iterator[None]:
+    """Errors of the operating system name the file and what to do."""
+    try:
+        yield
+    except OSError as error:
+        remedy = _REMEDIES.get(error.errno or 0)
+        if remedy is None:
+            raise
+        raise OSError(error.errno, f"{error.strerror}; {remedy}", str(path)) from error
+
+
+def write_atomically(
+    path: Path, write: Callable[[IO[bytes]], object], *, previous: Path | None = None
+) -> None:
+    """Creates or replaces a file at once: what was there stays until all is written.
+
+    Args:
+        path: The file.
+        write: Writes it.
+        previous: Where to keep what was there.
+
+    Raises:
+        OSError: If that cannot be done. Names the file, and what was there is there still.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with with_remedy(path):
+        try:
+            with open(temporary, "wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            if previous is not None and path.exists():
+                _keep(path, previous)
+            os.replace(temporary, path)
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+        _sync_folder(path.parent)
+
+
+def _keep(path: Path, previous: Path) -> None:
+    """Makes `previous` the same file as `path`, which stays there throughout."""
+    temporary = previous.with_name(f".{previous.name}.{os.getpid()}.tmp")
+    try:
+        try:
+            os.link(path, temporary)
+        except OSError:  # some file systems have no links
+            shutil.copyfile(path, temporary)
+        os.replace(temporary, previous)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes renamed files survive a power cut, where the file system can do that for a folder."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def read_text(path: Path) -> str:
+    """The text of a file.
+
+    Raises:
+        ValueError: If it is not UTF-8.
+        OSError: If it cannot be read; says what to do.
+    """
+    try:
+        with with_remedy(path):
+            return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not a text file in UTF-8: {error}") from None

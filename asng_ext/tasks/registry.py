@@ -1,0 +1,80 @@
+"""The tasks of the command line, by name.
+
+Nothing here or in :mod:`asng_ext.tasks.settings` imports torch before a task is made, so that
+``--help`` is quick.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from asng_ext.runs.config import SearchConfig
+
+if TYPE_CHECKING:
+    from asng_ext.tasks.protocol import Task
+
+__all__ = ["Preset", "TaskKind", "get", "names", "register"]
+
+Preset = Mapping[str, Mapping[str, Any]]
+"""Settings by section, as in config.toml; what is left out has its default."""
+
+
+@dataclass(frozen=True)
+class TaskKind:
+    """A task of the command line.
+
+    Attributes:
+        name: Its name, also that of its section in config.toml.
+        help: What it is, in a few words.
+        config: The dataclass of its settings; one of them is "data".
+        presets: Settings of search, retraining and task by name.
+        preset_for: The preset that suits a value of the setting "data".
+        demo: The preset of a short run on data that need no download.
+        make: Loads the data and makes the task from its settings, and by keyword search_batch_size,
+            retrain_batch_size, seed and device.
+        check: Raises a ValueError for settings of the search that do not suit the task.
+    """
+
+    name: str
+    help: str
+    config: type[Any]
+    presets: Mapping[str, Preset]
+    preset_for: Callable[[str], str]
+    demo: str
+    make: Callable[..., Task]
+    check: Callable[[SearchConfig], None] = lambda search: None
+
+
+_KINDS: dict[str, TaskKind] = {}
+
+
+def register(kind: TaskKind) -> None:
+    """Makes a task known to the command line and to run folders.
+
+    Raises:
+        TypeError: If ``kind`` is no TaskKind.
+        ValueError: If there is a task of that name already.
+    """
+    if not isinstance(kind, TaskKind):
+        raise TypeError(f"kind must be a TaskKind, got {kind!r}")
+    if kind.name in _KINDS:
+        raise ValueError(f"kind must have a new name; there is a task {kind.name!r} already")
+    _KINDS[kind.name] = kind
+
+
+def names() -> tuple[str, ...]:
+    """The names of all tasks."""
+    return tuple(_KINDS)
+
+
+def get(name: Any) -> TaskKind:
+    """The task of that name.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    if not isinstance(name, str) or name not in _KINDS:
+        raise ValueError(f"task must be one of {', '.join(_KINDS)}, got {name!r}")
+    return _KINDS[name]
