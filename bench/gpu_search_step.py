@@ -61,9 +61,9 @@ class Marked(ClassificationTask):
 
     def weight_batches(self, epoch: int) -> Iterator[Any]:
         self.marks: list[Mark] = []
-        for recipe in super().weight_batches(epoch):
+        for plan in super().weight_batches(epoch):
             self.marks.append(Mark(self.device))
-            yield recipe
+            yield plan
         self.marks.append(Mark(self.device))
 
 
