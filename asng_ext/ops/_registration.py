@@ -4,7 +4,7 @@ derivatives can be taken once, and under autocast arguments are cast by one rule
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -76,7 +76,12 @@ def register_fake(name: str, fake: Callable[..., Any]) -> None:
     torch.library.register_fake(f"asng::{name}", checked)
 
 
-def register_autocast(name: str, casts: Mapping[int, Cast]) -> None:
+def register_autocast(
+    name: str,
+    casts: Mapping[int, Cast],
+    device_types: Sequence[str] = ("cpu", "cuda"),
+    library: Library = LIBRARY,
+) -> None:
     """Registers what the arguments of an operator, by their positions, become under autocast.
 
     Tensors in lists are cast one by one. What is not floating point stays as it is, and so does
@@ -103,9 +108,9 @@ def register_autocast(name: str, casts: Mapping[int, Cast]) -> None:
             with torch._C._ExcludeDispatchKeyGuard(keys):
                 return operator(*given)
 
-        LIBRARY.impl(name, kernel, key)  # type: ignore[no-untyped-call]
+        library.impl(name, kernel, key)  # type: ignore[no-untyped-call]
 
-    for device_type in ("cpu", "cuda"):
+    for device_type in device_types:
         register(device_type)
 
 

@@ -17,7 +17,6 @@ channels-last; results are.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,7 +25,15 @@ from torch.library import Library
 
 from asng_ext.ops import _libraries
 from asng_ext.ops._libraries import available, cuda_available
-from asng_ext.ops._registration import call, call_backward, register_fake, register_operator
+from asng_ext.ops._registration import (
+    LIBRARY,
+    Cast,
+    call,
+    call_backward,
+    register_autocast,
+    register_fake,
+    register_operator,
+)
 
 __all__ = ["KERNELS", "available", "cuda_available", "decode", "encode"]
 
@@ -299,52 +306,36 @@ def _decode_backward_cuda(
     return _convolution_backward(grad, output, x, weight, stride, output_padding, x_needs_grad)
 
 
-def _under_autocast(
-    function: Callable[..., Any], device_type: str, casts: tuple[bool, ...]
-) -> Callable[..., Any]:
-    """The function with those arguments that `casts` marks in the dtype of autocast.
-
-    The weight stays as it is, so that what is kept for the backward pass is no copy of it.
-    """
-    key = getattr(torch._C.DispatchKey, f"Autocast{device_type.upper()}")
-
-    def call(*arguments: Any) -> Any:
-        dtype = torch.get_autocast_dtype(device_type)
-        # As for PyTorch's own operators: double precision is meant.
-        given = [
-            x.to(dtype) if cast and x is not None and x.dtype != torch.float64 else x
-            for x, cast in zip(arguments, casts)
-        ]
-        with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(key)):
-            return function(*given, *arguments[len(casts) :])
-
-    return call
-
-
 def _register_cuda(library: Library, device_type: str = "cuda") -> None:
-    """Registers the kernels for CUDA devices, and their autocast rules, on a type of device."""
-    key = device_type.upper()
+    """Registers the kernels for CUDA devices on a type of device."""
     for name, kernel in (
         ("cae_encode", _encode_cuda),
         ("_cae_encode_backward", _encode_backward_cuda),
         ("cae_decode", _decode_cuda),
         ("_cae_decode_backward", _decode_backward_cuda),
     ):
-        library.impl(name, kernel, key)  # type: ignore[no-untyped-call]
-    for name, casts in (("cae_encode", (True,)), ("cae_decode", (True, False, True))):
-        function = getattr(torch.ops.asng, name).default
-        rule = _under_autocast(function, device_type, casts)
-        library.impl(name, rule, f"Autocast{key}")  # type: ignore[no-untyped-call]
+        library.impl(name, kernel, device_type.upper())  # type: ignore[no-untyped-call]
 
 
-# What is registered by it ends with it.
-_library = Library("asng", "IMPL")  # type: ignore[no-untyped-call]
+def _feature_map_dtype(device_type: str, dtype: torch.dtype) -> torch.dtype:
+    """Under autocast; on the CPU, Winograd transforms need more than half precision."""
+    return torch.float32 if device_type == "cpu" else dtype
+
+
+def _weight_dtype(device_type: str, dtype: torch.dtype) -> torch.dtype | None:
+    """On CUDA devices as it is, so that what is kept for the backward pass is no copy of it."""
+    return torch.float32 if device_type == "cpu" else None
+
+
+_CASTS: dict[str, dict[int, Cast]] = {
+    "cae_encode": {0: _feature_map_dtype, 1: _weight_dtype},
+    "cae_decode": {0: _feature_map_dtype, 1: _weight_dtype, 2: _feature_map_dtype},
+}
 
 if available():
     register_operator("cae_encode", _encode_fake, _encode_setup, _encode_backward, _backward_fake)
     register_operator("cae_decode", _decode_fake, _decode_setup, _decode_backward, _backward_fake)
-    # Winograd transforms need more than half precision.
-    for _name in ("asng::cae_encode", "asng::cae_decode"):
-        torch.library.register_autocast(_name, "cpu", torch.float32)
     register_fake("_cae_finish", lambda y, skipped, relu: None)
-    _register_cuda(_library)
+    _register_cuda(LIBRARY)
+    for _name, _casts in _CASTS.items():
+        register_autocast(_name, _casts)

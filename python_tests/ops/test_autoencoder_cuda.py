@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -29,6 +30,7 @@ from torch.library import Library
 from asng_ext.nn import CaeCatSpace, CaeIntSpace, CaeSpace, CaeSupernet
 from asng_ext.nn import autoencoder as layers
 from asng_ext.ops import autoencoder as cae_ops
+from asng_ext.ops._registration import Cast, register_autocast
 
 pytestmark = pytest.mark.skipif(not cae_ops.available(), reason="the operators are not built")
 
@@ -45,6 +47,10 @@ def plain_finish(y: Tensor, skipped: Tensor | None, relu: bool) -> None:
         y.relu_()
 
 
+def _cast_as_cuda(cast: Cast, _: str, dtype: torch.dtype) -> torch.dtype | None:
+    return cast("cuda", dtype)
+
+
 @pytest.fixture
 def twins() -> Iterator[None]:
     """The CPU computes the layers as a CUDA device does."""
@@ -52,6 +58,9 @@ def twins() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "(?s).*Overriding a previously registered kernel")
         cae_ops._register_cuda(library, "cpu")
+        for name, casts in cae_ops._CASTS.items():
+            as_cuda = {i: partial(_cast_as_cuda, cast) for i, cast in casts.items()}
+            register_autocast(name, as_cuda, ["cpu"], library)
         if not ON_GRID:
             library.impl("_cae_finish", plain_finish, "CPU")
     yield
