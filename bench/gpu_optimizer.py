@@ -99,7 +99,7 @@ def eager(variables: int, categories: int, samples: int, device: torch.device) -
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = arguments(__doc__ or "", argv)
+    args = arguments(__doc__, argv)
     device = torch.device(args.device)
     print(describe(device))
     calls = 4 if args.quick else LOSSES

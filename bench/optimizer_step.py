@@ -12,12 +12,11 @@ Run with ``python bench/optimizer_step.py [--quick] [--json PATH]``.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from table import Row, compare, finish
+from table import Row, compare, finish, options
 
 import asng_ext as asng
 from asng_ext import compat
@@ -149,9 +148,7 @@ def drop_in(variables: int, categories: int, count: int) -> Callable[[], None]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer and smaller cases")
-    parser.add_argument("--json", metavar="PATH", help="write the rows as JSON")
+    parser = options(__doc__, quick="fewer and smaller cases")
     args = parser.parse_args()
     rounds = 5 if args.quick else 15
     rows: list[Row] = []
