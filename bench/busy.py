@@ -3,8 +3,8 @@
 Two processes that do nothing but compute share the processors with the run. The share of
 ``threads`` threads beside them is threads / (threads + 2) of the processors, or all they ask for if
 there are enough; a step should then take as much longer. Ours is a step as ``asng`` runs it, the
-baseline one with OpenMP's own way to wait. Both are measured in turn, each time in a process of its
-own, on the machine as it is and beside the busy processes. The last rows are by how much a step
+baseline one with OpenMP's own way to wait. Both are measured alternately, each time in a process of
+its own, on the machine as it is and beside the busy processes. The last rows are by how much a step
 takes longer than its share, against the 3 that is allowed; above it the exit status is 1. On a
 machine that is busy already, the numbers without busy processes are not those of an idle one.
 

@@ -1,6 +1,6 @@
 """Times one search iteration of the cell space: a weight step and a θ step.
 
-Three implementations run the same architectures on the same images, in turn:
+Three implementations run the same architectures on the same images, alternately:
 
 * ``fused``: `FusedCellSupernet`, all architectures at once on the compiled operators.
 * ``plain``: `CellSupernet`, one architecture after the other, channels-last PyTorch.

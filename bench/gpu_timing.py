@@ -137,7 +137,7 @@ def compare(
     unit: str = "us",
     calls: int = 1,
 ) -> Row:
-    """Times both in turn, round after round; medians, and the median of the rounds' ratios.
+    """Times both alternately; medians, and the median of the rounds' ratios.
 
     Args:
         calls: How often each function does what is timed.

@@ -2,8 +2,8 @@
 
 An iteration trains the weights with two architectures and evaluates two more. The baseline is
 written as in 2019: every layer has all 256 channels in memory order NCHW, those that an
-architecture lacks are computed and then multiplied by 0, gradients are zeroed and not dropped,
-and SGD goes over all weights. Both take the same ten architectures, in turn, in one process; times
+architecture lacks are computed and then multiplied by 0, gradients are zeroed and not dropped, and
+SGD goes over all weights. Both take the same ten architectures, alternately, in one process; times
 are means. Peak memory is that of processes which run one of the two.
 
 Run with ``python bench/inpainting_search_step.py [--quick] [--json PATH]``.
@@ -117,7 +117,7 @@ def iteration(
 def stepper(supernet: nn.Module) -> Callable[[], None]:
     """The baseline's update: clipped, over every weight, with gradients that stay and are 0."""
     sgd = torch.optim.SGD(supernet.parameters(), lr=0.025, momentum=0.9)
-    for parameter in supernet.parameters():  # as after so many iterations that all were used
+    for parameter in supernet.parameters():  # as after iterations that used all of them
         parameter.grad = torch.zeros_like(parameter)
 
     def step() -> None:
@@ -151,7 +151,7 @@ def make_run(kind: str, space: CaeSpace, target: Tensor) -> Callable[[Iteration]
 def measure(
     name: str, space: CaeSpace, target: Tensor, count: int, precisions: Sequence[str]
 ) -> list[Row]:
-    """Both supernets on the same iterations, in turn."""
+    """Both supernets on the same iterations, alternately."""
     iterations = some_iterations(space, count)
     kinds = ("2019", *precisions)
     runs = {kind: make_run(kind, space, target) for kind in kinds}

@@ -39,7 +39,7 @@ def arithmetic_speed() -> float:
 
 
 def copying_speed(values: int) -> float:
-    """Bytes/s, read and written, of copying so many float32 values."""
+    """Bytes/s, read and written, of copying `values` float32 values."""
     source, target = torch.randn(2, values)
     return 2 * source.nbytes / least_seconds(lambda: target.copy_(source))
 

@@ -1,4 +1,4 @@
-"""What the benchmarks share: options, timing two things in turn, a table, JSON rows."""
+"""What the benchmarks share: options, timing two things alternately, a table, JSON rows."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def compare(
     slice_seconds: float = 0.05,
     unit: str = "us",
 ) -> Row:
-    """Times both in turn, round after round; medians, and the median of the rounds' ratios."""
+    """Times both alternately; medians, and the median of the rounds' ratios."""
     scale = {"s": 1.0, "ms": 1e3, "us": 1e6}[unit]
     counts = _repeats(ours, slice_seconds), _repeats(baseline, slice_seconds)
     pairs = [(_seconds(ours, counts[0]), _seconds(baseline, counts[1])) for _ in range(rounds)]

@@ -145,7 +145,7 @@ def rate(
     *,
     rounds: int,
 ) -> Row:
-    """Both in turn, round after round; medians, and the median of the rounds' ratios."""
+    """Both alternately; medians, and the median of the rounds' ratios."""
     pairs = [(per_second(ours, 0.15), per_second(baseline, 0.15)) for _ in range(rounds)]
     mine, theirs = (statistics.median(pair[i] for pair in pairs) for i in (0, 1))
     return made_row(name, case, mine, theirs, "it/s", statistics.median(a / b for a, b in pairs))

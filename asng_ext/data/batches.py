@@ -179,7 +179,7 @@ def evaluation_batches(
 
 def _sent(tensor: Tensor, device: torch.device) -> Tensor:
     """A tensor of the CPU on the device. Only from pinned memory does a GPU fetch it while the host
-    goes on."""
+    continues."""
     if device.type == "cuda":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)

@@ -30,7 +30,7 @@ _FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")
 _LARGE, _TOO_LARGE = 2**24, 2**26
 """Pixels to decode, 16 bytes each, from which on an image is decoded alone, or left out."""
 TEST_SHARE = 10
-"""Without a division in the folder, one image in so many is for testing."""
+"""Without a division in the folder, one image in this many is for testing."""
 _NAMED = 5
 """How many unreadable files are named."""
 

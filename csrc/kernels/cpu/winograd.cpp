@@ -13,10 +13,10 @@ ASNG_DISPATCH(WinogradKernels, winograd_kernels)
 
 namespace {
 
-// Tiles that are transformed and multiplied together: so many that reading the weights of 64
-// products pays, and so few that a thread's part of everything else stays in its cache.
+// Tiles that are transformed and multiplied together: enough that reading the weights of 64 GEMMs
+// pays, and few enough that everything else of a thread stays in its cache.
 constexpr int64_t kTaskTiles = 48;
-// Tiles whose products are summed in registers before they are added to a weight's gradient.
+// Tiles whose products are accumulated in registers before they are added to a weight's gradient.
 constexpr int64_t kGradientTiles = 192;
 constexpr int64_t kGradientTaskTiles = 24;
 

@@ -70,7 +70,7 @@ struct WinogradKernels {
   // The same of what has the sizes of results: for the gradient of weights.
   void (*read_outputs)(const TiledSource<T>&, const TileRange&, int64_t columns, T* tiles,
                        int64_t matrix, const T* zeros);
-  // The reverse of products: results of the phase.
+  // From products back: results of the phase.
   void (*write)(const T* tiles, int64_t matrix, const TileRange&, int64_t dy, int64_t dx,
                 int64_t column, int64_t columns, const TiledResult<T>&);
   // out (rows, columns) = a (rows, depth) · b (depth, columns); `rows` a multiple of row_block.

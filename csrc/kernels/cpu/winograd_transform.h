@@ -127,7 +127,7 @@ ASNG_INLINE Tile tile_at(const TileRange& range, int64_t index) {
   return {rest / range.tiles_y, rest % range.tiles_y, x};
 }
 
-// Where column c of row t is in a matrix with so many rows and columns.
+// Where column c of row t is in a matrix of `rows` × `columns`.
 template <class T>
 ASNG_INLINE int64_t panel_place(int64_t rows, int64_t t, int64_t column, int64_t columns) {
   constexpr int64_t panel = 2 * kLanes<T>;
