@@ -10,6 +10,8 @@
 // stride 1 and at most 3×3 kernel elements.
 //
 // Feature maps are channels-last with any number of channels.
+//
+// Its twin on CUDA devices is PyTorch's convolution: see asng_ext/ops/autoencoder.py.
 #pragma once
 
 #include <cstdint>
