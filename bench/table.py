@@ -118,7 +118,7 @@ def save(rows: Sequence[Any], path: str | None) -> None:
 
 def peak_row(name: str, case: str, ours: Sequence[str], baseline: Sequence[str]) -> Row:
     """Peak memory of two processes of this script, which print it, with these options."""
-    commands = ([sys.executable, sys.argv[0], *options] for options in (ours, baseline))
+    commands = ([sys.executable, sys.argv[0], *given] for given in (ours, baseline))
     peaks = [
         float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
         for command in commands

@@ -41,10 +41,12 @@ Block matrices(int64_t distance) {
 template <class T>
 Winograd<T>::Winograd(const ConvolutionShape& shape)
     : shape_(shape), kernels_(winograd_kernels<T>()) {
-  const int64_t lanes = kernels_.lanes;
-  downsampled_ = {shape.downsampled_channels, rounded_up(shape.downsampled_channels, lanes), 1};
-  input_ = {shape.input_channels, rounded_up(shape.input_channels, lanes),
-            shape.stride * shape.stride};
+  const auto side = [&](int64_t height, int64_t width, int64_t channels, int64_t stride) {
+    return Side{{height, width, channels, stride}, rounded_up(channels, kernels_.lanes)};
+  };
+  input_ = side(shape.height, shape.width, shape.input_channels, shape.stride);
+  downsampled_ =
+      side(shape.downsampled_height(), shape.downsampled_width(), shape.downsampled_channels, 1);
   kernel_side_ = shape.stride == 1 ? shape.kernel : 3;
 }
 
@@ -91,7 +93,7 @@ void Winograd<T>::pack(const T* weight, bool flipped, const Side& in, const Side
     const int64_t begin = n / (2 * lanes) * 2 * lanes;
     const int64_t width = std::min(2 * lanes, columns - begin);
     T* to = packed + begin * depth + n - begin;
-    for (int64_t in_phase = 0; in_phase < in.phases; ++in_phase) {
+    for (int64_t in_phase = 0; in_phase < in.phases(); ++in_phase) {
       WeightView phase = view(flipped ? n / out.padded : in_phase, flipped);
       phase.n_stride = flipped ? shape_.column_stride : shape_.row_stride;
       phase.k_stride = flipped ? shape_.row_stride : shape_.column_stride;
@@ -117,7 +119,7 @@ void Winograd<T>::run(const TiledSource<T>& from, const Side& in, const T* weigh
 
   TileRange whole = tiles();
   // At least two tasks, for two threads; and fewer tiles where four phases make them larger.
-  const int64_t most = in.phases * out.phases == 1 ? kTaskTiles : kTaskTiles / 2;
+  const int64_t most = in.phases() * out.phases() == 1 ? kTaskTiles : kTaskTiles / 2;
   const int64_t tasks = std::max(divided_up(whole.total, most), std::min<int64_t>(2, whole.total));
   whole.rows = rounded_up(divided_up(whole.total, tasks), kernels_.row_block);
   const int64_t matrix = spaced<T>(whole.rows * depth), product = spaced<T>(whole.rows * columns);
@@ -127,7 +129,7 @@ void Winograd<T>::run(const TiledSource<T>& from, const Side& in, const T* weigh
     range.first = task * range.rows;
     range.end = range.rows;
     T *tiles = static_cast<T*>(scratch(bytes)), *products = tiles + kTileValues * matrix;
-    for (int64_t p = 0; p < in.phases; ++p) {
+    for (int64_t p = 0; p < in.phases(); ++p) {
       kernels_.read(from, range, p / shape_.stride, p % shape_.stride, p * in.padded, depth, tiles,
                     matrix, zeros.data());
     }
@@ -135,7 +137,7 @@ void Winograd<T>::run(const TiledSource<T>& from, const Side& in, const T* weigh
       kernels_.multiply(range.rows, depth, in.used(), columns, tiles + i * matrix,
                         packed + i * weights, products + i * product);
     }
-    for (int64_t p = 0; p < out.phases; ++p) {
+    for (int64_t p = 0; p < out.phases(); ++p) {
       kernels_.write(products, product, range, p / shape_.stride, p % shape_.stride, p * out.padded,
                      columns, to);
     }
@@ -143,54 +145,32 @@ void Winograd<T>::run(const TiledSource<T>& from, const Side& in, const T* weigh
 }
 
 template <class T>
-TiledSource<T> Winograd<T>::read_input(const T* input, const T* mask) const {
-  return {input, mask, shape_.height, shape_.width, shape_.input_channels, shape_.stride};
-}
-
-template <class T>
-TiledSource<T> Winograd<T>::read_downsampled(const T* downsampled, const T* mask) const {
-  return {downsampled,
-          mask,
-          shape_.downsampled_height(),
-          shape_.downsampled_width(),
-          shape_.downsampled_channels,
-          1};
-}
-
-template <class T>
 void Winograd<T>::down(const T* input, const T* mask, const T* weight, bool relu,
                        T* downsampled) const {
-  const TiledResult<T> to{downsampled,
-                          nullptr,
-                          relu,
-                          shape_.downsampled_height(),
-                          shape_.downsampled_width(),
-                          shape_.downsampled_channels,
-                          1};
-  run(read_input(input, mask), input_, weight, false, to, downsampled_);
+  run({input_, input, mask}, input_, weight, false, {downsampled_, downsampled, nullptr, relu},
+      downsampled_);
 }
 
 template <class T>
 void Winograd<T>::up(const T* downsampled, const T* mask, const T* weight, const T* added,
                      bool relu, T* input) const {
-  const TiledResult<T> to{
-      input, added, relu, shape_.height, shape_.width, shape_.input_channels, shape_.stride};
-  run(read_downsampled(downsampled, mask), downsampled_, weight, true, to, input_);
+  run({downsampled_, downsampled, mask}, downsampled_, weight, true, {input_, input, added, relu},
+      input_);
 }
 
 template <class T>
 void Winograd<T>::weight_gradient(const T* input, const T* input_mask, const T* downsampled,
                                   const T* downsampled_mask, T* grad) const {
-  const TiledSource<T> from = read_input(input, input_mask);
-  const TiledSource<T> to = read_downsampled(downsampled, downsampled_mask);
+  const TiledSource<T> from{input_, input, input_mask};
+  const TiledSource<T> to{downsampled_, downsampled, downsampled_mask};
   const int64_t lanes = kernels_.lanes, depth = input_.columns(), columns = downsampled_.columns();
   TileRange whole = tiles();
   whole.rows = rounded_up(std::min(whole.total, kGradientTiles), kernels_.row_block);
   const int64_t input_matrix = spaced<T>(whole.rows * depth);
   const int64_t downsampled_matrix = spaced<T>(whole.rows * columns);
   const int64_t matrix = spaced<T>(depth * columns);
-  const Block input_block = matrices<T>(input_matrix),
-              downsampled_block = matrices<T>(downsampled_matrix);
+  const Block input_block = matrices<T>(input_matrix);
+  const Block downsampled_block = matrices<T>(downsampled_matrix);
   const Block sum_block = matrices<T>(matrix);
   T* input_tiles = static_cast<T*>(input_block.get());
   T* downsampled_tiles = static_cast<T*>(downsampled_block.get());
@@ -202,7 +182,7 @@ void Winograd<T>::weight_gradient(const T* input, const T* input_mask, const T* 
       TileRange range = whole;
       range.begin = task * kGradientTaskTiles;
       range.end = std::min(range.rows, range.begin + kGradientTaskTiles);
-      for (int64_t p = 0; p < input_.phases; ++p) {
+      for (int64_t p = 0; p < input_.phases(); ++p) {
         kernels_.read(from, range, p / shape_.stride, p % shape_.stride, p * input_.padded, depth,
                       input_tiles, input_matrix, zeros.data());
       }
@@ -220,7 +200,7 @@ void Winograd<T>::weight_gradient(const T* input, const T* input_mask, const T* 
   run_tasks(columns / lanes, [&](int64_t task) {
     const int64_t n = task * lanes, begin = n / (2 * lanes) * 2 * lanes;
     const int64_t width = std::min(2 * lanes, columns - begin);
-    for (int64_t p = 0; p < input_.phases; ++p) {
+    for (int64_t p = 0; p < input_.phases(); ++p) {
       WeightView phase = view(p, false);
       phase.n_stride = shape_.input_channels * elements;
       phase.k_stride = elements;

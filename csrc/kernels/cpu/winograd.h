@@ -22,22 +22,23 @@ namespace asng::cpu {
 inline constexpr int64_t kTileSide = 8;
 inline constexpr int64_t kTileValues = kTileSide * kTileSide;
 
+struct FeatureMaps {
+  int64_t height = 0, width = 0, channels = 0;
+  int64_t stride = 1;  // its square is the number of phases
+};
+
 // The input of a convolution or its downsampled feature maps, or the gradient of one of them.
 template <class T>
-struct TiledSource {
+struct TiledSource : FeatureMaps {
   const T* x = nullptr;
   const T* relu_mask = nullptr;  // if not null, values where it is not above 0 read as 0
-  int64_t height = 0, width = 0, channels = 0;
-  int64_t stride = 1;
 };
 
 template <class T>
-struct TiledResult {
+struct TiledResult : FeatureMaps {
   T* y = nullptr;
   const T* added = nullptr;  // may be null
   bool relu = false;
-  int64_t height = 0, width = 0, channels = 0;
-  int64_t stride = 1;
 };
 
 // Rows [begin, end) of a matrix of tiles. Row t is tile `first` + t of the downsampled feature
@@ -118,19 +119,18 @@ class Winograd {
                        const T* downsampled_mask, T* grad) const;
 
  private:
-  struct Side {
-    int64_t channels, padded, phases;
-    int64_t columns() const { return padded * phases; }
+  struct Side : FeatureMaps {
+    int64_t padded = 0;  // channels
+    int64_t phases() const { return stride * stride; }
+    int64_t columns() const { return padded * phases(); }
     // Of all columns, those that may differ from 0 come first if there is one phase.
-    int64_t used() const { return phases == 1 ? channels : columns(); }
+    int64_t used() const { return stride == 1 ? channels : columns(); }
   };
   void pack(const T* weight, bool flipped, const Side& in, const Side& out, T* packed) const;
   void run(const TiledSource<T>& from, const Side& in, const T* weight, bool flipped,
            const TiledResult<T>& to, const Side& out) const;
   WeightView view(int64_t phase, bool flipped) const;
   TileRange tiles() const;
-  TiledSource<T> read_input(const T* input, const T* mask) const;
-  TiledSource<T> read_downsampled(const T* downsampled, const T* mask) const;
 
   ConvolutionShape shape_;
   const WinogradKernels<T>& kernels_;
