@@ -11,13 +11,12 @@ Run with ``python bench/black_box.py [--quick] [--seeds N] [--json PATH]``.
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-from table import Row, finish, made_row
+from table import Row, finish, made_row, options
 
 import asng_ext as asng
 
@@ -140,9 +139,9 @@ def ours(function: Function, budget: int, seed: int) -> list[float]:
     losses: list[float] = []
     while len(losses) < budget:
         samples = optimizer.ask()
-        told = [function.loss(sample) for sample in samples]
-        optimizer.tell(samples, told)
-        losses += told
+        evaluated = [function.loss(sample) for sample in samples]
+        optimizer.tell(samples, evaluated)
+        losses += evaluated
     return losses[:budget]
 
 
@@ -213,10 +212,8 @@ def best(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="2 seeds and 40 evaluations")
+    parser = options(__doc__, quick="2 seeds and 40 evaluations")
     parser.add_argument("--seeds", type=int, default=11, help="runs of each (default: 11)")
-    parser.add_argument("--json", metavar="PATH", help="write the rows as JSON")
     args = parser.parse_args()
     rows: list[Row] = []
     seeds = 2 if args.quick else args.seeds

@@ -1,10 +1,10 @@
 """Times steps of the inpainting demo beside busy processes: does a run keep its share?
 
-Two processes that do nothing but compute take turns with the run on the processors. The share of
+Two processes that do nothing but compute share the processors with the run. The share of
 ``threads`` threads beside them is threads / (threads + 2) of the processors, or all they ask for if
 there are enough; a step should then take as much longer. Ours is a step as ``asng`` runs it, the
-baseline one with OpenMP's own way to wait. Both are measured in turn, each time in a process of its
-own, on the machine as it is and beside the busy processes. The last rows are by how much a step
+baseline one with OpenMP's own way to wait. Both are measured alternately, each time in a process of
+its own, on the machine as it is and beside the busy processes. The last rows are by how much a step
 takes longer than its share, against the 3 that is allowed; above it the exit status is 1. On a
 machine that is busy already, the numbers without busy processes are not those of an idle one.
 
@@ -24,7 +24,7 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from table import Row, finish, made_row
+from table import Row, finish, made_row, options
 
 ALLOWED = 3.0
 BUSY = 2
@@ -65,10 +65,10 @@ def steps_of_demo(threads: int, steps: int) -> list[float]:
     return [*seconds, (marks[-1] - marks[WARM_UPS]) / (steps - 1 - WARM_UPS)]
 
 
-def in_a_process(ours: bool, options: argparse.Namespace) -> list[float]:
+def in_a_process(ours: bool, args: argparse.Namespace) -> list[float]:
     """The same from a process of its own."""
     command = [sys.executable, __file__, "--child", "ours" if ours else "baseline"]
-    command += ["--threads", str(options.threads)] + ["--quick"] * options.quick
+    command += ["--threads", str(args.threads)] + ["--quick"] * args.quick
     said = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
     env = {name: value for name, value in os.environ.items() if name not in said}
     out = subprocess.run(command, check=True, capture_output=True, text=True, env=env, timeout=600)
@@ -94,9 +94,7 @@ def medians(rounds: Iterable[list[float]]) -> list[float]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="one round of a few steps")
-    parser.add_argument("--json", metavar="PATH", help="write the rows as JSON")
+    parser = options(__doc__, quick="one round of a few steps")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--child", choices=("ours", "baseline"), help=argparse.SUPPRESS)
     args = parser.parse_args()

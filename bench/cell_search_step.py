@@ -1,6 +1,6 @@
 """Times one search iteration of the cell space: a weight step and a θ step.
 
-Three implementations run the same architectures on the same images, in turn:
+Three implementations run the same architectures on the same images, alternately:
 
 * ``fused``: `FusedCellSupernet`, all architectures at once on the compiled operators.
 * ``plain``: `CellSupernet`, one architecture after the other, channels-last PyTorch.
@@ -16,9 +16,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -26,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from table import Row, finish, format_row, peak_memory
+from table import Row, finish, options, peak_memory, peak_row, row_of_pairs
 from torch import Tensor, nn
 
 from asng_ext import ops
@@ -40,11 +37,11 @@ class NCHW(CellSupernet):
     """A supernet whose activations are not channels-last."""
 
     def forward(self, x: Tensor, architecture: Any) -> Any:
-        older = newer = self.stem(x)
+        prev_prev = prev = self.stem(x)
         architectures = self.space.parse(architecture)
         for i, cell in enumerate(self.cells):
-            older, newer = newer, cell(older, newer, architectures[self.is_reduction[i]])
-        return self.classifier(newer.mean((2, 3)))
+            prev_prev, prev = prev, cell(prev_prev, prev, architectures[self.is_reduction[i]])
+        return self.classifier(prev.mean((2, 3)))
 
 
 def make_step(kind: type[nn.Module], batch: int, channels: int, size: int) -> Callable[..., Any]:
@@ -95,45 +92,18 @@ def compare(
     rows: list[Row] = []
     for name in list(steps)[1:]:
         for phase, label in enumerate(PHASES):
-            ours = [t[phase] for t in seconds["fused"]]
-            theirs = [t[phase] for t in seconds[name]]
+            pairs = [
+                (ours[phase], theirs[phase])
+                for ours, theirs in zip(seconds["fused"], seconds[name], strict=True)
+            ]
             rows.append(
-                {
-                    "name": f"cell search step, {label}",
-                    "case": f"{case} vs {name}",
-                    "ours": 1e3 * statistics.median(ours),
-                    "baseline": 1e3 * statistics.median(theirs),
-                    "unit": "ms",
-                    "ratio": statistics.median(b / a for a, b in zip(ours, theirs, strict=True)),
-                }
+                row_of_pairs(f"cell search step, {label}", f"{case} vs {name}", pairs, 1e3, "ms")
             )
-    print(*map(format_row, rows), sep="\n", flush=True)
     return rows
 
 
-def peak_row() -> Row:
-    """Peak memory of three iterations at the main setting, each kind in a process of its own."""
-    peaks = {}
-    for name in ("fused", "plain"):
-        command = [sys.executable, __file__, "--peak-of", name]
-        out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        peaks[name] = float(out)
-    row: Row = {
-        "name": "cell search step, peak memory",
-        "case": "B=64 C=16 λ=2 vs plain",
-        "ours": peaks["fused"],
-        "baseline": peaks["plain"],
-        "unit": "MiB",
-        "ratio": peaks["plain"] / peaks["fused"],
-    }
-    print(format_row(row), flush=True)
-    return row
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="few rounds, the main case only")
-    parser.add_argument("--json", metavar="PATH", help="write the rows there")
+    parser = options(__doc__, quick="few rounds, the main case only")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--peak-of", choices=("fused", "plain"), help=argparse.SUPPRESS)
@@ -149,9 +119,11 @@ def main() -> None:
     print(f"instruction set: {ops.capability()}, threads: {args.threads}")
     rounds = 2 if args.quick else args.rounds
     plain: dict[str, type[nn.Module]] = {"fused": FusedCellSupernet, "plain": CellSupernet}
-    rows = compare("B=64 C=16 λ=2", {**plain, "2019": NCHW}, rounds, 2, 64, 16, 32)
+    main_case = "B=64 C=16 λ=2"
+    rows = compare(main_case, {**plain, "2019": NCHW}, rounds, 2, 64, 16, 32)
     if not args.quick:
-        rows.append(peak_row())
+        name, kinds = "cell search step, peak memory", ("fused", "plain")
+        rows.append(peak_row(name, f"{main_case} vs plain", *(["--peak-of", k] for k in kinds)))
         for count, batch, channels in ((4, 64, 16), (8, 64, 16), (2, 16, 16), (2, 64, 32)):
             case = f"B={batch} C={channels} λ={count}"
             rows += compare(case, plain, max(3, rounds // 3), count, batch, channels, 32)

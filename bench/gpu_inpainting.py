@@ -5,7 +5,7 @@ Against two baselines on the same GPU:
 * ``2019``: all 256 channels of a layer computed in memory order NCHW, those that the architecture
   lacks multiplied by 0, SGD over all weights; in float32.
 * ``plain``: just the active channels, as slices of the weight, channels-last, in eager PyTorch; in
-  iterations with autograd's gradients of whole banks and SGD over all weights.
+  iterations with autograd's gradients of whole weights and SGD over all weights.
 
 Float32 convolutions take TF32 as PyTorch's settings have it, by default they do. cuDNN's own search
 for the fastest algorithm is off: it would begin anew for the shapes of every new architecture. An
@@ -101,9 +101,9 @@ class Inputs:
             x = torch.randn(batch, count, size, size, device=device, dtype=dtype)
             return x.contiguous(memory_format=torch.channels_last)
 
-        bank = torch.randn(WIDEST, WIDEST, layer.kernel, layer.kernel, device=device) * 0.01
-        self.bank = bank.requires_grad_()
-        self.weight = bank.detach()[: layer.rows, : layer.columns].requires_grad_()
+        whole = torch.randn(WIDEST, WIDEST, layer.kernel, layer.kernel, device=device) * 0.01
+        self.whole = whole.requires_grad_()
+        self.weight = whole.detach()[: layer.rows, : layer.columns].requires_grad_()
         self.x = images(taken, known).requires_grad_()
         self.probe = images(given, made)
         skips = layer.transposed and layer.stride == 1
@@ -152,15 +152,15 @@ class Inputs2019:
         padding = layer.kernel // 2
         with torch.set_grad_enabled(backward):
             if layer.transposed:
-                even = layer.size - layer.stride * (self.x.shape[2] - 1) - 1
+                output_padding = layer.size - layer.stride * (self.x.shape[2] - 1) - 1
                 y = F.conv_transpose2d(
-                    self.x, inputs.bank, None, layer.stride, padding, output_padding=even
+                    self.x, inputs.whole, None, layer.stride, padding, output_padding=output_padding
                 )
             else:
-                y = F.conv2d(self.x, inputs.bank, None, layer.stride, padding)
+                y = F.conv2d(self.x, inputs.whole, None, layer.stride, padding)
             y = y * inputs.mask
             y = F.relu(y if self.skipped is None else y + self.skipped)
-        leaves = [self.x, inputs.bank, self.skipped]
+        leaves = [self.x, inputs.whole, self.skipped]
         return with_gradients(y, leaves, self.probe) if backward else [y]
 
 
@@ -187,9 +187,9 @@ def plain_run(kind: str, space: CaeSpace, target: Tensor) -> Callable[[Any], Non
     step = stepper(supernet)
     precision = torch.bfloat16 if kind == "bfloat16" else None
 
-    def run(chains: Any) -> None:
+    def run(architectures: Any) -> None:
         with plain_layers():
-            iteration(supernet, step, chains, target, precision)
+            iteration(supernet, step, architectures, target, precision)
 
     return run
 
@@ -227,8 +227,8 @@ def iteration_rows(
 
 def _over(run: Callable[[Any], None], iterations: Sequence[Any]) -> Run:
     def all_of_them() -> None:
-        for chains in iterations:
-            run(chains)
+        for architectures in iterations:
+            run(architectures)
 
     return all_of_them
 
@@ -249,7 +249,7 @@ def _peak(device: torch.device) -> float:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = arguments(__doc__ or "", argv)
+    args = arguments(__doc__, argv)
     device = torch.device(args.device)
     print(describe(device))
     size, batch, count = (16, 2, 1) if args.quick else (64, 16, 5)

@@ -30,7 +30,7 @@ from gpu_timing import (
     in_turn,
     precision,
 )
-from ops import case, work
+from ops import case, print_floor, work
 from table import Row, finish, save
 from torch import Tensor, nn
 
@@ -81,15 +81,15 @@ def layer(
     else:
         cells = (fused.cells[which], plain.cells[which])
         modules, kind = cells, int(plain.is_reduction[which])
-        older, newer = (randn(weight.shape[1]) for weight in _projections(cells[0]))
-        wide = [image.permute(0, 2, 3, 1)[None].contiguous() for image in (older, newer)]
+        prev_prev, prev = (randn(weight.shape[1]) for weight in _projections(cells[0]))
+        wide = [image.permute(0, 2, 3, 1)[None].contiguous() for image in (prev_prev, prev)]
         drawn = np.random.default_rng(0).integers(SPACE.categories, size=(2, len(SPACE.categories)))
         parsed = [SPACE.parse(row)[kind] for row in drawn]
         population = torch.from_numpy(drawn).to(device)
         index = [indices[kind] for indices in fused._index_tensors(population, device)]
         runs = [
             lambda: [cells[0](*wide, *index)],
-            lambda: [cells[1](older, newer, architecture) for architecture in parsed],
+            lambda: [cells[1](prev_prev, prev, architecture) for architecture in parsed],
         ]
 
     def made(run: Callable[[], list[Tensor]], module: nn.Module) -> Run:
@@ -145,13 +145,12 @@ def operations(
                 row = compare(name, label, ours, eager, device, quick=quick, calls=count)
                 arithmetic, traffic = work(name, channels, size, batch, backward, dtype.itemsize)
                 floor = 1e6 * max(arithmetic / flops, traffic / speed)
-                share = floor / row["ours"]
-                print(f"{'':36}floor {floor:.4g} us, share {share:.2f}", flush=True)
+                share = print_floor(row, floor)
                 yield row, {"name": name, "case": row["case"], "floor": floor, "share": share}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = arguments(__doc__ or "", argv)
+    args = arguments(__doc__, argv)
     device = torch.device(args.device)
     print(describe(device))
     rows: list[Row] = []

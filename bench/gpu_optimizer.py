@@ -1,8 +1,8 @@
 """Times ask and tell of the optimizer on a GPU against Algorithm 1 in eager PyTorch there.
 
-Both have all their state on the device and never wait for it, so both can be captured: rows "in a
-graph" are per ask and tell of a CUDA graph of many, rows without are launched from Python. The
-baseline has no loop over variables.
+Both have all their state on the device and never synchronize with it, so both can be captured: rows
+"in a graph" are per ask and tell of a CUDA graph of many, rows without are launched from Python.
+The baseline has no loop over variables.
 
 Run with ``python bench/gpu_optimizer.py [--device cpu] [--quick] [--json PATH]``.
 """
@@ -21,7 +21,7 @@ from torch import Tensor
 import asng_ext as asng
 
 LOSSES = 64
-"""Different losses, told in turn."""
+"""Different losses, used one after the other."""
 
 
 class EagerASNG:
@@ -61,7 +61,8 @@ class EagerASNG:
         """Updates the distribution; where there is no gradient it stays as it is."""
         theta = self.theta
         chosen = (samples[..., None] == self.values).double()
-        gradient = (self.utilities(losses)[:, None, None] * (chosen - theta)).mean(0)
+        utilities = self.utilities(losses)
+        gradient = (utilities[:, None, None] * (chosen - theta)).mean(0)  # eq. (12)
         free, last, g = theta[:, :-1], theta[:, -1:], gradient[:, :-1]
         scale = free.sqrt()
         root = g / scale + scale * (g.sum(1, keepdim=True) / (last + last.sqrt()))
@@ -70,10 +71,11 @@ class EagerASNG:
         norm = torch.where(moves, norm, 1.0)
         delta = 1 / self.Delta
         beta = torch.where(moves, delta / math.sqrt(self.n_theta), 0.0)
-        self.s.mul_(1 - beta).add_((beta * (2 - beta)).sqrt() * root / norm)
-        self.gamma.mul_((1 - beta) ** 2).add_(beta * (2 - beta))
-        self.Delta.mul_(torch.exp(beta * (self.gamma - self.s.square().sum() / 1.5)))
-        moved = (theta + delta * gradient / norm).clamp_(min=self.low)
+        self.s.mul_(1 - beta).add_((beta * (2 - beta)).sqrt() * root / norm)  # eq. (19)
+        self.gamma.mul_((1 - beta) ** 2).add_(beta * (2 - beta))  # eq. (20)
+        self.Delta.mul_(torch.exp(beta * (self.gamma - self.s.square().sum() / 1.5)))  # eq. (21)
+        moved = theta + delta * gradient / norm  # eq. (13), eq. (14)
+        moved = moved.clamp_(min=self.low)
         excess = moved.sum(1, keepdim=True) - 1
         room = 1 + excess - self.low * theta.shape[1]
         moved = moved - excess * (moved - self.low) / room
@@ -99,7 +101,7 @@ def eager(variables: int, categories: int, samples: int, device: torch.device) -
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = arguments(__doc__ or "", argv)
+    args = arguments(__doc__, argv)
     device = torch.device(args.device)
     print(describe(device))
     calls = 4 if args.quick else LOSSES

@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 from gpu_timing import PRECISIONS, Mark, allow_tf32, arguments, describe, laps
-from table import Row, finish, format_row, save
+from table import finish, made_row, save
 
 import asng_ext as asng
 from asng_ext.data import CIFAR10_AUGMENTATION, ImageData, ImageSet
@@ -61,9 +61,9 @@ class Marked(ClassificationTask):
 
     def weight_batches(self, epoch: int) -> Iterator[Any]:
         self.marks: list[Mark] = []
-        for recipe in super().weight_batches(epoch):
+        for plan in super().weight_batches(epoch):
             self.marks.append(Mark(self.device))
-            yield recipe
+            yield plan
         self.marks.append(Mark(self.device))
 
 
@@ -118,21 +118,8 @@ def measure(
     return Measured(statistics.median(times), sum(times), len(times), memory)
 
 
-def row(name: str, case: str, ours: float, baseline: float, unit: str) -> Row:
-    made: Row = {
-        "name": name,
-        "case": case,
-        "ours": ours,
-        "baseline": baseline,
-        "unit": unit,
-        "ratio": baseline / ours,
-    }
-    print(format_row(made), flush=True)
-    return made
-
-
 def main(argv: Sequence[str] | None = None) -> None:
-    args = arguments(__doc__ or "", argv)
+    args = arguments(__doc__, argv)
     device = torch.device(args.device)
     torch.backends.cudnn.benchmark = True  # eager PyTorch at its best
     print(describe(device))
@@ -161,20 +148,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     launched = run(part, graphs=False)
     captured = run(part)
     rows = [
-        row(
-            "search iteration, captured", f"{case} TF32", captured.iteration, plain.iteration, "ms"
-        ),
-        row(
-            "search iteration, launched", f"{case} TF32", launched.iteration, plain.iteration, "ms"
-        ),
+        made_row(f"search iteration, {name}", f"{case} TF32", way.iteration, plain.iteration, "ms")
+        for name, way in (("captured", captured), ("launched", launched))
     ]
     if device.type == "cuda":
-        rows.append(row("peak memory", f"{case} TF32", captured.memory, plain.memory, "MiB"))
+        rows.append(made_row("peak memory", f"{case} TF32", captured.memory, plain.memory, "MiB"))
     save(rows, args.json)
     epoch = run(whole)
     minutes = EPOCHS / 60e3
     rows.append(
-        row(
+        made_row(
             f"{EPOCHS} epochs from one",
             f"{case} TF32 steps={epoch.steps}",
             epoch.epoch * minutes,
@@ -188,9 +171,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             continue
         ours, eager = run(part, kind=kind), run(part, plain=True, kind=kind)
         label = f"{case} {kind}"
-        rows.append(row("search iteration, captured", label, ours.iteration, eager.iteration, "ms"))
+        rows.append(
+            made_row("search iteration, captured", label, ours.iteration, eager.iteration, "ms")
+        )
         if device.type == "cuda":
-            rows.append(row("peak memory", label, ours.memory, eager.memory, "MiB"))
+            rows.append(made_row("peak memory", label, ours.memory, eager.memory, "MiB"))
         save(rows, args.json)
     finish(rows, args.json)
 

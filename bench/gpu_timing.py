@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from table import Row, row_of_pairs
+from table import Row, options, row_of_pairs
 
 Run = Callable[[], Any]
 
@@ -50,12 +50,10 @@ def image_type(name: str) -> torch.dtype:
     return torch.bfloat16 if name == "bfloat16" else torch.float32
 
 
-def arguments(description: str, argv: Sequence[str] | None = None) -> argparse.Namespace:
+def arguments(description: str | None, argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line that these benchmarks have in common."""
-    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    parser = options(description, quick="few rounds, small cases")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
-    parser.add_argument("--quick", action="store_true", help="few rounds, small cases")
-    parser.add_argument("--json", metavar="PATH", help="write the rows there")
     args = parser.parse_args(argv)
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("there is no CUDA device; --device cpu --quick shows that the benchmark works")
@@ -139,7 +137,7 @@ def compare(
     unit: str = "us",
     calls: int = 1,
 ) -> Row:
-    """Times both in turn, round after round; medians, and the median of the rounds' ratios.
+    """Times both alternately; medians, and the median of the rounds' ratios.
 
     Args:
         calls: How often each function does what is timed.

@@ -2,8 +2,8 @@
 
 An iteration trains the weights with two architectures and evaluates two more. The baseline is
 written as in 2019: every layer has all 256 channels in memory order NCHW, those that an
-architecture lacks are computed and then multiplied by 0, gradients are zeroed and not dropped,
-and SGD goes over all weights. Both take the same ten architectures, in turn, in one process; times
+architecture lacks are computed and then multiplied by 0, gradients are zeroed and not dropped, and
+SGD goes over all weights. Both take the same ten architectures, alternately, in one process; times
 are means. Peak memory is that of processes which run one of the two.
 
 Run with ``python bench/inpainting_search_step.py [--quick] [--json PATH]``.
@@ -13,14 +13,12 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
-from table import Row, finish, made_row, peak_memory
+from table import Row, finish, made_row, options, peak_memory, peak_row
 from torch import Tensor, nn
 
 import asng_ext as asng
@@ -28,8 +26,8 @@ from asng_ext.nn import CaeCatSpace, CaeIntSpace, CaeLayer, CaeSpace, CaeSuperne
 from asng_ext.nn.autoencoder_space import fitting_layers
 from asng_ext.training.active_sgd import ActiveSGD
 
-Chain = Sequence[CaeLayer]
-Iteration = tuple[tuple[Chain, Chain], tuple[Chain, Chain]]
+Layers = Sequence[CaeLayer]
+Iteration = tuple[tuple[Layers, Layers], tuple[Layers, Layers]]
 """Two architectures to train and two to evaluate."""
 
 SPACES: dict[str, CaeSpace] = {"cat": CaeCatSpace(), "int": CaeIntSpace()}
@@ -52,8 +50,8 @@ class MaskedSupernet(nn.Module):
                         part[f"{i}_{kernel}_{int(skip)}"] = nn.Parameter(weight)
         self.output = nn.Parameter(torch.randn(self.channels, 3, 3, 3) * 0.01)
 
-    def forward(self, x: Tensor, chain: Chain) -> Tensor:
-        layers, sizes = fitting_layers(chain, *x.shape[2:])
+    def forward(self, x: Tensor, architecture: Layers) -> Tensor:
+        layers, sizes = fitting_layers(architecture, *x.shape[2:])
         x = F.pad(x, (0, 0, 0, 0, 0, self.channels - x.shape[1]))
         encoded = []
         for layer in layers:
@@ -88,38 +86,38 @@ def some_iterations(space: CaeSpace, count: int) -> list[Iteration]:
     Each architecture is trained once and evaluated once.
     """
     samples = asng.ASNG(space.search_space(), population_size=2 * count, seed=0).ask()
-    chains = [space.decode(values) for values in samples]
-    pairs = list(zip(chains[::2], chains[1::2], strict=True))
+    architectures = [space.decode(values) for values in samples]
+    pairs = list(zip(architectures[::2], architectures[1::2], strict=True))
     return list(zip(pairs, pairs[1:] + pairs[:1], strict=True))
 
 
 def iteration(
     supernet: nn.Module,
     step: Callable[[], None],
-    chains: Iteration,
+    architectures: Iteration,
     target: Tensor,
     precision: torch.dtype | None,
 ) -> None:
     corrupted = target * (target > 0.5)
 
-    def loss(chain: Chain) -> Tensor:
+    def loss(layers: Layers) -> Tensor:
         enabled = precision is torch.bfloat16
         with torch.autocast(target.device.type, torch.bfloat16, enabled=enabled):
-            out = supernet(corrupted, chain)
+            out = supernet(corrupted, layers)
         return F.mse_loss(out.float(), target)
 
-    training, testing = chains
-    torch.stack([loss(chain) for chain in training]).mean().backward()
+    training, testing = architectures
+    torch.stack([loss(layers) for layers in training]).mean().backward()
     step()
     with torch.no_grad():
-        for chain in testing:
-            loss(chain)
+        for layers in testing:
+            loss(layers)
 
 
 def stepper(supernet: nn.Module) -> Callable[[], None]:
     """The baseline's update: clipped, over every weight, with gradients that stay and are 0."""
     sgd = torch.optim.SGD(supernet.parameters(), lr=0.025, momentum=0.9)
-    for parameter in supernet.parameters():  # as after so many iterations that all were used
+    for parameter in supernet.parameters():  # as after iterations that used all of them
         parameter.grad = torch.zeros_like(parameter)
 
     def step() -> None:
@@ -130,9 +128,9 @@ def stepper(supernet: nn.Module) -> Callable[[], None]:
     return step
 
 
-def seconds(run: Callable[[Iteration], None], chains: Iteration) -> float:
+def seconds(run: Callable[[Iteration], None], architectures: Iteration) -> float:
     start = time.perf_counter()
-    run(chains)
+    run(architectures)
     return time.perf_counter() - start
 
 
@@ -142,18 +140,18 @@ def make_run(kind: str, space: CaeSpace, target: Tensor) -> Callable[[Iteration]
         with target.device:
             baseline = MaskedSupernet(space)
         step = stepper(baseline)
-        return lambda chains: iteration(baseline, step, chains, target, None)
+        return lambda architectures: iteration(baseline, step, architectures, target, None)
     with target.device:
         ours = CaeSupernet(space)
     sgd = ActiveSGD(ours, 0.025, 0.9, 5.0)
     precision = torch.bfloat16 if kind == "bfloat16" else None
-    return lambda chains: iteration(ours, sgd.step, chains, target, precision)
+    return lambda architectures: iteration(ours, sgd.step, architectures, target, precision)
 
 
 def measure(
     name: str, space: CaeSpace, target: Tensor, count: int, precisions: Sequence[str]
 ) -> list[Row]:
-    """Both supernets on the same iterations, in turn."""
+    """Both supernets on the same iterations, alternately."""
     iterations = some_iterations(space, count)
     kinds = ("2019", *precisions)
     runs = {kind: make_run(kind, space, target) for kind in kinds}
@@ -161,11 +159,11 @@ def measure(
     # Memory comes into being, and momentum. The baseline has all of it after any step.
     runs["2019"]((((), ()), ((), ())))
     for kind in precisions:
-        for chains in iterations:
-            runs[kind](chains)
-    for chains in iterations:
+        for architectures in iterations:
+            runs[kind](architectures)
+    for architectures in iterations:
         for kind, run in runs.items():
-            times[kind].append(seconds(run, chains))
+            times[kind].append(seconds(run, architectures))
     rows: list[Row] = []
     means = {kind: statistics.mean(values) for kind, values in times.items()}
     for kind in precisions:
@@ -175,22 +173,8 @@ def measure(
     return rows
 
 
-def peak_row(name: str, options: argparse.Namespace) -> Row:
-    """Peak memory of two processes that make the same iterations."""
-    peaks = {}
-    for kind in ("2019", "float32"):
-        command = [sys.executable, __file__, "--peak-of", kind, "--spaces", name]
-        command += ["--threads", str(options.threads)] + ["--quick"] * options.quick
-        out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        peaks[kind] = float(out)
-    title = "inpainting iteration, peak memory"
-    return made_row(title, name, peaks["float32"], peaks["2019"], "MiB")
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="small images, two iterations")
-    parser.add_argument("--json", metavar="PATH", help="write the rows as JSON")
+    parser = options(__doc__, quick="small images, two iterations")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--spaces", nargs="+", choices=SPACES, default=list(SPACES))
     parser.add_argument("--precisions", nargs="+", choices=KINDS[1:], default=KINDS[1:])
@@ -202,14 +186,17 @@ def main() -> None:
     if args.peak_of:
         space = SPACES[args.spaces[0]]
         run = make_run(args.peak_of, space, target)
-        for chains in some_iterations(space, count):
-            run(chains)
+        for architectures in some_iterations(space, count):
+            run(architectures)
         print(peak_memory())
         return
     rows: list[Row] = []
     for name in args.spaces:
         rows += measure(name, SPACES[name], target, count, args.precisions)
-        rows.append(peak_row(name, args))
+        settings = ["--spaces", name, "--threads", str(args.threads), *["--quick"] * args.quick]
+        kinds = ("float32", "2019")
+        title = "inpainting iteration, peak memory"
+        rows.append(peak_row(title, name, *(["--peak-of", kind, *settings] for kind in kinds)))
     finish(rows, args.json)
 
 

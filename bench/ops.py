@@ -9,13 +9,12 @@ Run with ``python bench/ops.py [--quick] [--json PATH]``.
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from table import Row, compare, finish
+from table import Row, compare, finish, options
 
 from asng_ext import ops
 from asng_ext.nn.operations import OPERATIONS, make_operation, plain_norm
@@ -40,7 +39,7 @@ def arithmetic_speed() -> float:
 
 
 def copying_speed(values: int) -> float:
-    """Bytes/s, read and written, of copying so many float32 values."""
+    """Bytes/s, read and written, of copying `values` float32 values."""
     source, target = torch.randn(2, values)
     return 2 * source.nbytes / least_seconds(lambda: target.copy_(source))
 
@@ -54,8 +53,8 @@ def work(
         per_value = {"identity": 0, "avg_pool_3x3": 9, "max_pool_3x3": 9}[name]
         flop = per_value * values * (2 if backward else 1)
         return flop, value_bytes * values * (4 if backward else 2)
-    taps = 9 if "3x3" in name else 25
-    forward = 2 * 2 * values * (channels + taps)
+    elements = 9 if "3x3" in name else 25
+    forward = 2 * 2 * values * (channels + elements)
     # Normalization needs the whole batch, so what is normalized goes to memory and back, twice.
     passes = 6
     if not backward:
@@ -115,10 +114,15 @@ def case(
     return fused_step, eager_step
 
 
+def print_floor(row: Row, floor: float) -> float:
+    """Prints the least microseconds under a row; returns the share of it."""
+    share = floor / row["ours"]
+    print(f"{'':36}floor {floor:.4g} us, share {share:.2f}", flush=True)
+    return share
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="few rounds, one size")
-    parser.add_argument("--json", metavar="PATH", help="write the rows there")
+    parser = options(__doc__, quick="few rounds, one size")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -140,10 +144,7 @@ def main() -> None:
                 rows.append(row)
                 work_flops, work_bytes = work(name, channels, size, 64, backward)
                 floor = max(work_flops / flops, work_bytes / speed)
-                print(
-                    f"{name:14s} {row['case']:34s} {row['ours']:9.0f} us, floor "
-                    f"{1e6 * floor:7.0f} us, share {1e6 * floor / row['ours']:.2f}"
-                )
+                print_floor(row, 1e6 * floor)
     finish(rows, args.json)
 
 

@@ -12,12 +12,11 @@ Run with ``python bench/optimizer_step.py [--quick] [--json PATH]``.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from table import Row, compare, finish
+from table import Row, compare, finish, options
 
 import asng_ext as asng
 from asng_ext import compat
@@ -58,12 +57,12 @@ class PlainASNG:
         return utility
 
     def roots(self, gradient: np.ndarray) -> np.ndarray:
-        parts = []
+        roots = []
         for i, size in enumerate(self.sizes):
             theta, last = self.theta[i, : size - 1], self.theta[i, size - 1]
             g = gradient[i, : size - 1]
-            parts.append(g / np.sqrt(theta) + np.sqrt(theta) * g.sum() / (last + np.sqrt(last)))
-        return np.concatenate(parts)
+            roots.append(g / np.sqrt(theta) + np.sqrt(theta) * g.sum() / (last + np.sqrt(last)))
+        return np.concatenate(roots)
 
     def project(self) -> None:
         for i, size in enumerate(self.sizes):
@@ -76,17 +75,17 @@ class PlainASNG:
         utility = self.utilities(losses)
         if not utility.any():
             return
-        gradient = (utility[:, None, None] * (samples - self.theta)).mean(axis=0)
+        gradient = (utility[:, None, None] * (samples - self.theta)).mean(axis=0)  # eq. (12)
         root = self.roots(gradient)
         norm = np.sqrt(root @ root)
         if norm == 0:
             return
         delta = 1 / self.Delta
         beta = delta / np.sqrt(self.n_theta)
-        self.theta += delta * gradient / norm
-        self.s = (1 - beta) * self.s + np.sqrt(beta * (2 - beta)) * root / norm
-        self.gamma = (1 - beta) ** 2 * self.gamma + beta * (2 - beta)
-        self.Delta *= np.exp(beta * (self.gamma - self.s @ self.s / self.alpha))
+        self.theta += delta * gradient / norm  # eq. (13), eq. (14)
+        self.s = (1 - beta) * self.s + np.sqrt(beta * (2 - beta)) * root / norm  # eq. (19)
+        self.gamma = (1 - beta) ** 2 * self.gamma + beta * (2 - beta)  # eq. (20)
+        self.Delta *= np.exp(beta * (self.gamma - self.s @ self.s / self.alpha))  # eq. (21)
         self.project()
 
 
@@ -149,9 +148,7 @@ def drop_in(variables: int, categories: int, count: int) -> Callable[[], None]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer and smaller cases")
-    parser.add_argument("--json", metavar="PATH", help="write the rows as JSON")
+    parser = options(__doc__, quick="fewer and smaller cases")
     args = parser.parse_args()
     rounds = 5 if args.quick else 15
     rows: list[Row] = []

@@ -1,10 +1,13 @@
-"""What the benchmarks share: timing two things in turn, a table, JSON rows."""
+"""What the benchmarks share: options, timing two things alternately, a table, JSON rows."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import platform
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,6 +23,14 @@ class Row(TypedDict):
     baseline: float
     unit: str
     ratio: float
+
+
+def options(description: str | None, quick: str) -> argparse.ArgumentParser:
+    """The options that all benchmarks have; ``quick`` says what is less then."""
+    parser = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help=quick)
+    parser.add_argument("--json", metavar="PATH", help="write the rows as JSON")
+    return parser
 
 
 def _repeats(run: Callable[[], Any], seconds: float) -> int:
@@ -53,7 +64,7 @@ def compare(
     slice_seconds: float = 0.05,
     unit: str = "us",
 ) -> Row:
-    """Times both in turn, round after round; medians, and the median of the rounds' ratios."""
+    """Times both alternately; medians, and the median of the rounds' ratios."""
     scale = {"s": 1.0, "ms": 1e3, "us": 1e6}[unit]
     counts = _repeats(ours, slice_seconds), _repeats(baseline, slice_seconds)
     pairs = [(_seconds(ours, counts[0]), _seconds(baseline, counts[1])) for _ in range(rounds)]
@@ -103,6 +114,16 @@ def save(rows: Sequence[Any], path: str | None) -> None:
     """Writes the rows so far if a path is given: a benchmark that is stopped leaves them."""
     if path is not None:
         Path(path).write_text(json.dumps(list(rows), indent=1, ensure_ascii=False) + "\n")
+
+
+def peak_row(name: str, case: str, ours: Sequence[str], baseline: Sequence[str]) -> Row:
+    """Peak memory of two processes of this script, which print it, with these options."""
+    commands = ([sys.executable, sys.argv[0], *given] for given in (ours, baseline))
+    peaks = [
+        float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        for command in commands
+    ]
+    return made_row(name, case, *peaks, "MiB")
 
 
 def peak_memory() -> float:

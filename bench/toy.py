@@ -10,7 +10,6 @@ Run with ``python bench/toy.py [--quick] [--json PATH]``.
 
 from __future__ import annotations
 
-import argparse
 import os
 import statistics
 import time
@@ -19,7 +18,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from optimizer_step import PlainASNG
-from table import Row, finish, format_row
+from table import Row, finish, made_row, options
 
 from asng_ext import _host
 from asng_ext.toy.problem import (
@@ -46,7 +45,7 @@ class PlainToy(torch.nn.Module):
 
 
 def plain(settings: ToySettings) -> Callable[[int], None]:
-    """Goes on for a number of iterations, with NumPy and torch."""
+    """Continues for a number of iterations, with NumPy and torch."""
     torch.manual_seed(0)
     problem = PlainToy(settings.variables, settings.categories)
     sgd = torch.optim.SGD(problem.parameters(), lr=settings.learning_rate, momentum=0.9)
@@ -145,26 +144,15 @@ def rate(
     baseline: Callable[[int], None],
     *,
     rounds: int,
-    unit: str = "it/s",
 ) -> Row:
-    """Both in turn, round after round; medians, and the median of the rounds' ratios."""
+    """Both alternately; medians, and the median of the rounds' ratios."""
     pairs = [(per_second(ours, 0.15), per_second(baseline, 0.15)) for _ in range(rounds)]
-    row: Row = {
-        "name": name,
-        "case": case,
-        "ours": statistics.median(a for a, _ in pairs),
-        "baseline": statistics.median(b for _, b in pairs),
-        "unit": unit,
-        "ratio": statistics.median(a / b for a, b in pairs),
-    }
-    print(format_row(row), flush=True)
-    return row
+    mine, theirs = (statistics.median(pair[i] for pair in pairs) for i in (0, 1))
+    return made_row(name, case, mine, theirs, "it/s", statistics.median(a / b for a, b in pairs))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds")
-    parser.add_argument("--json", metavar="PATH", help="write the rows as JSON")
+    parser = options(__doc__, quick="fewer and shorter rounds")
     args = parser.parse_args()
     torch.set_num_threads(1)
     rounds = 3 if args.quick else 11
@@ -179,48 +167,25 @@ def main() -> None:
         )
 
     rows: list[Row] = []
+
+    def add(
+        name: str, case: str, ours: Callable[[int], None], baseline: Callable[[int], None]
+    ) -> None:
+        rows.append(rate(name, case, ours, baseline, rounds=rounds))
+
     paper = endless()
     for name in ("ASNG", "SNG", "NaturalAdam"):
-        rows.append(
-            rate(
-                "compiled run vs numpy + torch",
-                f"{name}, 30 x 5, λ=2",
-                native(paper, name),
-                plain(paper),
-                rounds=rounds,
-            )
-        )
-    rows.append(
-        rate(
-            "ask/tell task vs numpy + torch",
-            "ASNG, 30 x 5, λ=2",
-            ask_tell(paper),
-            plain(paper),
-            rounds=rounds,
-        )
-    )
+        case = f"{name}, 30 x 5, λ=2"
+        add("compiled run vs numpy + torch", case, native(paper, name), plain(paper))
+    case = "ASNG, 30 x 5, λ=2"
+    add("ask/tell task vs numpy + torch", case, ask_tell(paper), plain(paper))
     shapes = [(10, 5, 2), (300, 5, 2), (30, 20, 2), (30, 5, 8)]
     for variables, categories, count in shapes[:1] if args.quick else shapes:
         settings = endless(variables, categories, count)
-        rows.append(
-            rate(
-                "compiled run vs numpy + torch",
-                f"ASNG, {variables} x {categories}, λ={count}",
-                native(settings),
-                plain(settings),
-                rounds=rounds,
-            )
-        )
+        shape = f"ASNG, {variables} x {categories}, λ={count}"
+        add("compiled run vs numpy + torch", shape, native(settings), plain(settings))
     threads = min(os.cpu_count() or 1, 8)
-    rows.append(
-        rate(
-            f"batch on {threads} threads vs 1",
-            "ASNG, 30 x 5, λ=2",
-            batch(paper, threads),
-            batch(paper, 1),
-            rounds=rounds,
-        )
-    )
+    add(f"batch on {threads} threads vs 1", case, batch(paper, threads), batch(paper, 1))
     finish(rows, args.json)
 
 

@@ -11,7 +11,7 @@ from .augment import (
     draw_augmentations,
     normalize,
 )
-from .batches import BatchStream, Recipe, evaluation_batches
+from .batches import BatchPlan, BatchStream, Recipe, evaluation_batches
 from .cifar10 import load_cifar10
 from .digits import load_digits
 from .folder import load_folder
@@ -25,6 +25,7 @@ __all__ = [
     "MASKS",
     "NO_AUGMENTATION",
     "Augmentation",
+    "BatchPlan",
     "BatchStream",
     "ImageData",
     "ImageSet",

@@ -2,7 +2,7 @@
 
 This is the preprocessing of the classification experiments (§3.2): crops of the zero-padded image
 and flips (He et al., 2016), then cutout (DeVries & Taylor, 2017). There is no loop over images,
-and nothing waits for the device.
+and nothing synchronizes with the device.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def augment(
     _check_images(images)
     count, _, height, width = images.shape
     draws = draw_augmentations(count, height, width, augmentation, generator=generator)
-    # Without non_blocking the host would wait until the device has everything done.
+    # Without non_blocking the host would synchronize with the device.
     draws = draws.to(images.device, non_blocking=True)
     return apply_augmentations(images, draws, augmentation, mean=mean, std=std)
 
@@ -116,7 +116,7 @@ def apply_augmentations(
 
     images, mean, std, the result and errors: as in `augment`.
     draws: (B, 5) int64 of `draw_augmentations`, on the device of the images. Their values are
-    not checked, since that would wait for the device.
+    not checked, since that would synchronize with the device.
     """
     _check_images(images)
     shape = tuple(images.shape)
@@ -166,7 +166,7 @@ class Augmenter:
         self._padded = (count, height + 2 * padding, width + 2 * padding, channels)
 
         image, y, x = (torch.arange(n, device=device) for n in (count, height, width))
-        # Where in the padded images, taken as a list of pixels, crops from the corner come from.
+        # Where in the padded images, taken as a list of pixels, crops at (0, 0) come from.
         rows = image[:, None] * self._padded[1] + y
         self._sources = (rows * self._padded[2])[:, :, None] + x
         # How far to the right the pixel lies that takes the place of this one if it is flipped.

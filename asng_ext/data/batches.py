@@ -10,19 +10,13 @@ import torch
 from torch import Tensor
 
 from ._seeding import check_seed, private_generator
-from .augment import (
-    NO_AUGMENTATION,
-    Augmentation,
-    Augmenter,
-    draw_augmentations,
-    normalize,
-)
+from .augment import NO_AUGMENTATION, Augmentation, Augmenter, draw_augmentations, normalize
 from .images import ImageSet
 
 Batch = tuple[Tensor, Tensor]
 
 
-class Recipe(NamedTuple):
+class BatchPlan(NamedTuple):
     """What a batch is made of, on the device of the images: a few hundred numbers.
 
     indices: (B,) int64, which images.
@@ -32,6 +26,10 @@ class Recipe(NamedTuple):
 
     indices: Tensor
     draws: Tensor | None
+
+
+Recipe = BatchPlan
+"""Its former name."""
 
 
 class BatchStream:
@@ -47,7 +45,7 @@ class BatchStream:
     of the whole epoch, so that `epoch(e, start=k)` gives, bit for bit, the batches of `epoch(e)`
     without the first k. To resume, a caller needs to keep just e and k. The draws are made on the
     CPU and so are the same on every device; they travel there once per epoch, and making batches of
-    them waits for nothing and draws nothing, so that it can be captured in a CUDA graph.
+    them synchronizes with no device and draws nothing, so that it can be captured in a CUDA graph.
 
     image_set: the images; move them to the training device first.
     indices: (n,) int64, the part of the set to use; None for all of it.
@@ -105,22 +103,22 @@ class BatchStream:
 
         Raises ValueError if `epoch` is negative or `start` is not in 0..len(self).
         """
-        return map(self.make, self.recipes(epoch, start))
+        return map(self.make, self.plans(epoch, start))
 
-    def recipes(self, epoch: int, start: int = 0) -> Iterator[Recipe]:
+    def plans(self, epoch: int, start: int = 0) -> Iterator[BatchPlan]:
         """What `make` makes the batches of `epoch(epoch, start)` of; raises what that does."""
         if epoch < 0:
             raise ValueError(f"epoch must be 0 or more, got {epoch}")
         if not 0 <= start <= len(self):
             raise ValueError(f"start must be in 0..{len(self)}, the batches done, got {start}")
-        return self._recipes(epoch, start)
+        return self._plans(epoch, start)
 
-    def make(self, recipe: Recipe) -> Batch:
-        """The batch of a recipe."""
+    def make(self, plan: BatchPlan) -> Batch:
+        """The batch of a plan."""
         images, labels = self.image_set.images, self.image_set.labels
-        x = images.index_select(0, recipe.indices).permute(0, 3, 1, 2)
-        y = labels.index_select(0, recipe.indices)
-        return self._prepare(x, recipe.draws), y
+        x = images.index_select(0, plan.indices).permute(0, 3, 1, 2)
+        y = labels.index_select(0, plan.indices)
+        return self._prepare(x, plan.draws), y
 
     def steps(self, start: int = 0) -> Iterator[Batch]:
         """Batches without end: number s is batch s mod len(self) of epoch s // len(self).
@@ -131,18 +129,18 @@ class BatchStream:
             raise ValueError(f"start must be 0 or more, got {start}")
         first_epoch, first_batch = divmod(start, len(self))
         return (
-            self.make(recipe)
+            self.make(plan)
             for epoch in count(first_epoch)
-            for recipe in self._recipes(epoch, first_batch if epoch == first_epoch else 0)
+            for plan in self._plans(epoch, first_batch if epoch == first_epoch else 0)
         )
 
-    def _recipes(self, epoch: int, start: int) -> Iterator[Recipe]:
-        order, draws = self._plan(epoch)
+    def _plans(self, epoch: int, start: int) -> Iterator[BatchPlan]:
+        order, draws = self._draw_epoch(epoch)
         for batch in range(start, len(self)):
-            part = slice(batch * self.batch_size, (batch + 1) * self.batch_size)
-            yield Recipe(order[part], None if draws is None else draws[part])
+            rows = slice(batch * self.batch_size, (batch + 1) * self.batch_size)
+            yield BatchPlan(order[rows], None if draws is None else draws[rows])
 
-    def _plan(self, epoch: int) -> tuple[Tensor, Tensor | None]:
+    def _draw_epoch(self, epoch: int) -> tuple[Tensor, Tensor | None]:
         """Everything random about an epoch: the order (n,) and the augmentations (n, 5)."""
         generator = private_generator(self.seed, self.name, epoch)
         device = self.image_set.device
@@ -181,7 +179,7 @@ def evaluation_batches(
 
 def _sent(tensor: Tensor, device: torch.device) -> Tensor:
     """A tensor of the CPU on the device. Only from pinned memory does a GPU fetch it while the host
-    goes on."""
+    continues."""
     if device.type == "cuda":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)

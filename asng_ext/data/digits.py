@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-
 import torch
 
+from ._optional import require
 from ._seeding import private_generator
 from .augment import DIGITS_AUGMENTATION
 from .images import ImageData, ImageSet
@@ -22,15 +21,8 @@ def load_digits(seed: int = 0) -> ImageData:
 
     Raises ImportError if scikit-learn is missing.
     """
-    try:
-        # By name, since scikit-learn is optional and has no type information.
-        datasets = importlib.import_module("sklearn.datasets")
-    except ImportError as error:
-        raise ImportError(
-            "the digits data set comes with scikit-learn, which is not installed: "
-            "pip install scikit-learn (or asng-ext[demo])"
-        ) from error
-    bundle = datasets.load_digits()
+    purpose = "the digits data set comes with"
+    bundle = require("sklearn.datasets", "scikit-learn", purpose).load_digits()
     gray = torch.as_tensor(bundle.images, dtype=torch.float64)
     images = (gray * (255 / 16)).round().to(torch.uint8).unsqueeze(3)
     labels = torch.as_tensor(bundle.target, dtype=torch.int64)

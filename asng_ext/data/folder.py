@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -19,8 +18,9 @@ from numpy.typing import NDArray
 from asng_ext._files import write_atomically
 from asng_ext._terminal import STDERR, Progress, say
 
+from ._optional import require
 from .images import ImageData
-from .photos import unlabeled
+from .photos import check_image_size, unlabeled
 
 __all__ = ["load_folder"]
 
@@ -30,7 +30,7 @@ _FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")
 _LARGE, _TOO_LARGE = 2**24, 2**26
 """Pixels to decode, 16 bytes each, from which on an image is decoded alone, or left out."""
 TEST_SHARE = 10
-"""Without a division in the folder, one image in so many is for testing."""
+"""Without a division in the folder, one image in this many is for testing."""
 _NAMED = 5
 """How many unreadable files are named."""
 
@@ -66,15 +66,14 @@ def load_folder(
         ImportError: If Pillow is missing.
         ValueError: If an image is smaller than `image_size`, or none can be read.
     """
-    if isinstance(image_size, bool) or not isinstance(image_size, int) or image_size < 1:
-        raise ValueError(f"image_size must be a positive integer, got {image_size!r}")
+    check_image_size(image_size)
     kept = Path(cache) if cache is not None else _user_cache()
     train, test = _divided(Path(folder))
-    parts = [
+    sets = [
         torch.from_numpy(_cached(paths, name, Path(folder), image_size, kept, stream))
         for name, paths in (("train", train), ("test", test))
     ]
-    return unlabeled(*parts)
+    return unlabeled(*sets)
 
 
 def _divided(folder: Path) -> tuple[list[Path], list[Path]]:
@@ -115,8 +114,8 @@ def _cached(
     paths: Sequence[Path], name: str, folder: Path, size: int, cache: Path, stream: TextIO | None
 ) -> NDArray[np.uint8]:
     """(n, size, size, 3) from the cache, or from the files and then into the cache."""
-    place = hashlib.sha256(f"{folder.resolve()}/{name}/{size}".encode()).hexdigest()[:16]
-    target = cache / f"{place}-{_fingerprint(paths, folder)}.npy"
+    key = hashlib.sha256(f"{folder.resolve()}/{name}/{size}".encode()).hexdigest()[:16]
+    target = cache / f"{key}-{_fingerprint(paths, folder)}.npy"
     kept = _load(target, len(paths), size)
     if kept is not None:
         return kept
@@ -129,14 +128,11 @@ def _cached(
     try:
         cache.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_atomically(target, write)
-        for other in cache.glob(f"{place}-*.npy"):
+        for other in cache.glob(f"{key}-*.npy"):
             if other != target:
                 other.unlink(missing_ok=True)  # of the folder as it was before
     except OSError as error:
-        say(
-            stream,
-            f"the images will be read again the next time: cannot cache them: {error}\n",
-        )
+        say(stream, f"the images will be read again the next time: cannot cache them: {error}\n")
     return images
 
 
@@ -176,18 +172,16 @@ def _read_all(
     progress = Progress(f"reading {name} images", len(paths), 0, stream)
     # Decoding releases Python's lock.
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        chunks = (paths[i : i + 256] for i in range(0, len(paths), 256))
-        done = 0
-        for chunk in chunks:
+        for done in range(0, len(paths), 256):
+            chunk = paths[done : done + 256]
             for path, image in zip(chunk, pool.map(read, chunk)):
                 if image is None:
                     unreadable.append(path)
                 else:
                     images[count] = image
                     count += 1
-            done += len(chunk)
             if progress.due():
-                progress.draw(done, {"unreadable": len(unreadable)})
+                progress.draw(done + len(chunk), {"unreadable": len(unreadable)})
     progress.line(len(paths), {"unreadable": len(unreadable)})
     if unreadable:
         named = ", ".join(str(path) for path in unreadable[:_NAMED])
@@ -200,20 +194,12 @@ def _read_all(
 
 def _reader(size: int) -> Callable[[Path], NDArray[np.uint8] | None]:
     """Reads a file as (size, size, 3), or as None if it is no image that Pillow can read."""
-    try:
-        # By name, since Pillow is optional.
-        pillow: Any = importlib.import_module("PIL.Image")
-    except ImportError as error:
-        raise ImportError(
-            "reading a folder of images needs Pillow, which is not installed: "
-            "pip install pillow (or asng-ext[demo])"
-        ) from error
-
+    pillow = require("PIL.Image", "Pillow", "reading a folder of images needs")
     alone = threading.Lock()
 
     def read(path: Path) -> NDArray[np.uint8] | None:
         try:
-            if not path.is_file():  # opening a pipe would wait for somebody to write into it
+            if not path.is_file():  # opening a pipe would block until something is written into it
                 return None
             with pillow.open(path, formats=_FORMATS) as image:
                 width, height = image.size

@@ -175,9 +175,9 @@ def _pixel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
     counts = torch.stack(
         [torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(3)]
     ).to(torch.float64)
-    shares = counts / counts.sum(1, keepdim=True)
-    mean = shares @ levels
-    variance = (shares * (levels - mean[:, None]).square()).sum(1)
+    fractions = counts / counts.sum(1, keepdim=True)
+    mean = fractions @ levels
+    variance = (fractions * (levels - mean[:, None]).square()).sum(1)
     # A channel that never varies becomes 0 by any divisor but 0.
     std = torch.where(variance > 0, variance.sqrt(), 1.0)
     return mean.to(torch.float32), std.to(torch.float32)

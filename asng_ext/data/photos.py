@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ._optional import require
 from .augment import Augmentation
 from .images import ImageData, ImageSet
 
@@ -35,13 +35,18 @@ def load_photos(image_size: int = 64) -> ImageData:
         ImportError: If scikit-image is missing.
         ValueError: If `image_size` is not positive or larger than a photograph.
     """
-    if isinstance(image_size, bool) or not isinstance(image_size, int) or image_size < 1:
-        raise ValueError(f"image_size must be a positive integer, got {image_size!r}")
+    check_image_size(image_size)
     sets = [
         np.concatenate([_patches(name, _photo(name), image_size) for name in names])
         for names in (TRAIN_PHOTOS, TEST_PHOTOS)
     ]
     return unlabeled(*(torch.from_numpy(patches) for patches in sets))
+
+
+def check_image_size(image_size: object) -> None:
+    """Raises ValueError if the side of images in pixels is not a positive integer."""
+    if isinstance(image_size, bool) or not isinstance(image_size, int) or image_size < 1:
+        raise ValueError(f"image_size must be a positive integer, got {image_size!r}")
 
 
 def unlabeled(train: Tensor, test: Tensor) -> ImageData:
@@ -62,15 +67,7 @@ def unlabeled(train: Tensor, test: Tensor) -> ImageData:
 
 def _photo(name: str) -> NDArray[np.uint8]:
     """(H, W, 3) uint8."""
-    try:
-        # By name, since scikit-image is optional and has no type information.
-        data = importlib.import_module("skimage.data")
-    except ImportError as error:
-        raise ImportError(
-            "these photographs come with scikit-image, which is not installed: "
-            "pip install scikit-image (or asng-ext[demo])"
-        ) from error
-    photo = getattr(data, name)()
+    photo = getattr(require("skimage.data", "scikit-image", "these photographs come with"), name)()
     if isinstance(photo, Sequence):  # a stereo pair and its disparities
         photo = photo[0]
     image = np.asarray(photo, dtype=np.uint8)
@@ -85,15 +82,15 @@ def _patches(name: str, photo: NDArray[np.uint8], side: int) -> NDArray[np.uint8
             f"photograph {name!r}, got {side}"
         )
     step = max(1, side // 2)
-    parts = []
+    patches = []
     for scale in _SCALES:
         small = _reduced(photo, scale)
         if min(small.shape[:2]) < side:
             break
         windows = np.lib.stride_tricks.sliding_window_view(small, (side, side), axis=(0, 1))
         chosen = windows[::step, ::step].reshape(-1, 3, side, side)
-        parts.append(chosen.transpose(0, 2, 3, 1))
-    return np.ascontiguousarray(np.concatenate(parts))
+        patches.append(chosen.transpose(0, 2, 3, 1))
+    return np.ascontiguousarray(np.concatenate(patches))
 
 
 def _reduced(photo: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:

@@ -1,6 +1,6 @@
 """Convolutional autoencoders (Section 3.3): the supernet of the search and the derived network.
 
-Both are chains of layers. The encoder convolves with stride 2, or with stride 1 where the layer
+Both are stacks of layers. The encoder convolves with stride 2, or with stride 1 where the layer
 has a skip; the decoder mirrors it with transposed convolutions, and adds the encoder's output
 where the layer has a skip. ReLU follows every layer but the last transposed convolution, which
 gives the image. There are neither biases nor normalization.
@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from asng_ext.nn.autoencoder_space import CaeLayer, CaeSpace, fitting_layers
-from asng_ext.nn.sliceable_weight import WeightBank
+from asng_ext.nn.autoencoder_space import CaeLayer, CaeSpace, check_positive, fitting_layers
+from asng_ext.nn.sliceable_weight import SliceableWeight
 from asng_ext.ops import autoencoder as cae_ops
 
 __all__ = ["CaeNetwork", "CaeSupernet", "base_layers"]
@@ -26,7 +26,7 @@ __all__ = ["CaeNetwork", "CaeSupernet", "base_layers"]
 OUTPUT_KERNEL = 3
 
 _SMALLEST_HALVED = 24 * 24
-"""Pixels of the larger image from which the compiled layers are faster with stride 2."""
+"""Pixels of the larger feature map from which the compiled layers are faster with stride 2."""
 
 
 def base_layers(depth: int, channels: int = 64, kernel: int = 3) -> tuple[CaeLayer, ...]:
@@ -49,8 +49,8 @@ def _encode(x: Tensor, weight: Tensor, stride: int) -> Tensor:
         return cae_ops.encode(x, weight, stride)
     kernel = weight.shape[2]
     if kernel == 1:
-        # A product. PyTorch's own 1×1 convolution with a stride crashes in its backward on the CPU
-        # for channels-last images of three channels.
+        # A matmul. PyTorch's own 1×1 convolution with a stride crashes in its backward on the CPU
+        # for channels-last inputs of three channels.
         y = F.linear(x[:, :, ::stride, ::stride].permute(0, 2, 3, 1), weight[:, :, 0, 0])
         return F.relu(y, inplace=True).permute(0, 3, 1, 2)
     return F.relu(F.conv2d(x, weight, stride=stride, padding=kernel // 2), inplace=True)
@@ -88,7 +88,7 @@ def _decode(
 
 
 def _fuses(x: Tensor, weight: Tensor, stride: int, size: Sequence[int]) -> bool:
-    """Whether the compiled layers can do it and are faster; `size` is that of the larger image."""
+    """Whether the compiled layers can do it and are faster; `size` is the larger feature map's."""
     if weight.shape[2] not in cae_ops.KERNELS:
         return False
     if x.device.type == "cuda":
@@ -100,12 +100,12 @@ def _fuses(x: Tensor, weight: Tensor, stride: int, size: Sequence[int]) -> bool:
         or not cae_ops.available()
     ):
         return False
-    # With stride 2 there are fewer multiplications to save, 3×3 taps have next to none, and in
-    # small images transforming the weight costs more than it saves.
+    # With stride 2 there are fewer multiplications to save, 3×3 kernels have next to none, and in
+    # small feature maps transforming the weight costs more than it saves.
     return stride == 1 or (weight.shape[2] == 5 and math.prod(size) >= _SMALLEST_HALVED)
 
 
-def _half_pays() -> bool:
+def _bfloat16_pays() -> bool:
     """Whether this processor multiplies bfloat16 faster than the compiled layers do float32.
 
     Without a unit for matrices (AMX) it does not, although it may have instructions for it.
@@ -114,49 +114,49 @@ def _half_pays() -> bool:
 
 
 class _Autoencoder(nn.Module):
-    """What the supernet and the derived network share: the way an image goes through a chain."""
+    """What the supernet and the derived network share: the forward pass through the layers."""
 
     in_channels: int
 
     @abstractmethod
-    def _encoder(self, layer: CaeLayer, columns: int) -> Tensor:
+    def _encoder_weight(self, layer: CaeLayer, columns: int) -> Tensor:
         """(layer.channels, columns, k, k)."""
 
     @abstractmethod
-    def _decoder(self, layer: CaeLayer, rows: int) -> Tensor:
+    def _decoder_weight(self, layer: CaeLayer, rows: int) -> Tensor:
         """(rows, layer.channels, k, k)."""
 
     @abstractmethod
-    def _output(self, rows: int) -> Tensor:
+    def _output_weight(self, rows: int) -> Tensor:
         """(rows, in_channels, 3, 3)."""
 
-    def _restore(self, x: Tensor, chain: Sequence[CaeLayer]) -> Tensor:
+    def _restore(self, x: Tensor, layers: Sequence[CaeLayer]) -> Tensor:
         if x.ndim != 4 or x.shape[1] != self.in_channels or 0 in x.shape:
             raise ValueError(
                 f"x must be (N, {self.in_channels}, H, W) and have pixels, got {tuple(x.shape)}"
             )
-        layers, sizes = fitting_layers(chain, *x.shape[2:])
+        layers, sizes = fitting_layers(layers, *x.shape[2:])
         x = x.contiguous(memory_format=torch.channels_last)
-        if torch.is_autocast_enabled("cpu") and x.device.type == "cpu" and not _half_pays():
+        if torch.is_autocast_enabled("cpu") and x.device.type == "cpu" and not _bfloat16_pays():
             with torch.autocast("cpu", enabled=False):
-                return self._through(x if x.dtype == torch.float64 else x.float(), layers, sizes)
-        return self._through(x, layers, sizes)
+                return self._run_layers(x if x.dtype == torch.float64 else x.float(), layers, sizes)
+        return self._run_layers(x, layers, sizes)
 
-    def _through(
+    def _run_layers(
         self, x: Tensor, layers: Sequence[CaeLayer], sizes: Sequence[tuple[int, int]]
     ) -> Tensor:
         encoded: list[Tensor | None] = []
         for layer in layers:
-            x = _encode(x, self._encoder(layer, x.shape[1]), layer.stride)
+            x = _encode(x, self._encoder_weight(layer, x.shape[1]), layer.stride)
             encoded.append(x if layer.skip else None)
         for layer, size in zip(reversed(layers), reversed(sizes)):
-            weight = self._decoder(layer, x.shape[1])
+            weight = self._decoder_weight(layer, x.shape[1])
             x = _decode(x, weight, encoded.pop(), layer.stride, size)
-        return _decode(x, self._output(x.shape[1]), None, 1, x.shape[2:], relu=False)
+        return _decode(x, self._output_weight(x.shape[1]), None, 1, x.shape[2:], relu=False)
 
 
 class CaeSupernet(_Autoencoder):
-    """Weights for every architecture of a space; a call computes what its chain needs.
+    """Weights for every architecture of a space; a call computes what its layers need.
 
     There is one pair of weights, of the encoder's convolution and of the decoder's, for each
     layer, kernel and presence of a skip, as wide as the widest architecture. A layer with fewer
@@ -177,7 +177,7 @@ class CaeSupernet(_Autoencoder):
 
     def __init__(self, space: CaeSpace, in_channels: int = 3) -> None:
         super().__init__()
-        _check_in_channels(in_channels)
+        check_positive("in_channels", in_channels)
         self.space = space
         self.in_channels = in_channels
         most = space.max_channels
@@ -187,61 +187,58 @@ class CaeSupernet(_Autoencoder):
             for kernel in space.kernels:
                 for skip in (True, False):
                     key = _key(index, kernel, skip)
-                    self.encoder[key] = WeightBank(most, max(most, in_channels), kernel)
-                    self.decoder[key] = WeightBank(most, most, kernel)
-        self.output = WeightBank(max(most, in_channels), in_channels, OUTPUT_KERNEL)
-        for bank in self.banks():
-            fan_in = most * bank.weight.shape[2] ** 2
-            nn.init.normal_(bank.weight, std=math.sqrt(2 / fan_in))
+                    self.encoder[key] = SliceableWeight(most, max(most, in_channels), kernel)
+                    self.decoder[key] = SliceableWeight(most, most, kernel)
+        self.output = SliceableWeight(max(most, in_channels), in_channels, OUTPUT_KERNEL)
+        for module in self.modules():
+            if isinstance(module, SliceableWeight):
+                fan_in = most * module.weight.shape[2] ** 2
+                nn.init.normal_(module.weight, std=math.sqrt(2 / fan_in))
         # The output has no ReLU after it.
         nn.init.normal_(self.output.weight, std=math.sqrt(1 / (most * OUTPUT_KERNEL**2)))
 
-    def banks(self) -> list[WeightBank]:
-        """Every weight bank."""
-        return [module for module in self.modules() if isinstance(module, WeightBank)]
-
-    def forward(self, x: Tensor, chain: Sequence[CaeLayer]) -> Tensor:
+    def forward(self, x: Tensor, layers: Sequence[CaeLayer]) -> Tensor:
         """Restored images.
 
         Args:
             x: (N, in_channels, H, W) images, of any size.
-            chain: The architecture, as `CaeSpace.decode` gives it.
+            layers: The architecture, as `CaeSpace.decode` gives it.
 
         Returns:
             (N, in_channels, H, W), channels last, not limited to [0, 1].
 
         Raises:
-            ValueError: If `x` has another shape or the chain is none of the space.
+            ValueError: If `x` has another shape or a layer is none of the space.
         """
-        return self._restore(x, chain)
+        return self._restore(x, layers)
 
-    def _encoder(self, layer: CaeLayer, columns: int) -> Tensor:
-        return self._bank(self.encoder, layer).corner(layer.channels, columns)
+    def _encoder_weight(self, layer: CaeLayer, columns: int) -> Tensor:
+        return self._weight(self.encoder, layer).leading_slice(layer.channels, columns)
 
-    def _decoder(self, layer: CaeLayer, rows: int) -> Tensor:
-        return self._bank(self.decoder, layer).corner(rows, layer.channels)
+    def _decoder_weight(self, layer: CaeLayer, rows: int) -> Tensor:
+        return self._weight(self.decoder, layer).leading_slice(rows, layer.channels)
 
-    def _output(self, rows: int) -> Tensor:
-        return self.output.corner(rows, self.in_channels)
+    def _output_weight(self, rows: int) -> Tensor:
+        return self.output.leading_slice(rows, self.in_channels)
 
-    def _bank(self, banks: nn.ModuleDict, layer: CaeLayer) -> WeightBank:
+    def _weight(self, weights: nn.ModuleDict, layer: CaeLayer) -> SliceableWeight:
         key = _key(layer.index, layer.kernel, layer.skip)
-        if key not in banks:
+        if key not in weights:
             raise ValueError(
-                f"chain must be of the space with {self.space.layers} layers and kernels "
+                f"layers must be of the space with {self.space.layers} layers and kernels "
                 f"{self.space.kernels}, got {layer}"
             )
-        return cast(WeightBank, banks[key])
+        return cast(SliceableWeight, weights[key])
 
 
 class CaeNetwork(_Autoencoder):
-    """The network of one chain, with weights of just its sizes.
+    """The network of one architecture, with weights of just its sizes.
 
     Layers that images of the given size leave out have no weights. The initial weights are normal
     with variance 2 / fan-in (He et al., 2015).
 
     Args:
-        chain: The architecture, such as `CaeSpace.decode` or `base_layers` give it; it may be
+        layers: The architecture, such as `CaeSpace.decode` or `base_layers` give it; it may be
             empty.
         in_channels: Channels of the images.
         image_size: (height, width) of the images to come, in pixels.
@@ -252,24 +249,23 @@ class CaeNetwork(_Autoencoder):
 
     def __init__(
         self,
-        chain: Sequence[CaeLayer],
+        layers: Sequence[CaeLayer],
         in_channels: int = 3,
         image_size: tuple[int, int] = (64, 64),
     ) -> None:
         super().__init__()
-        _check_in_channels(in_channels)
+        check_positive("in_channels", in_channels)
         if min(image_size) < 1:
             raise ValueError(f"image_size must be positive, got {image_size}")
         self.in_channels = in_channels
         self.image_size = tuple(image_size)
-        self.layers = fitting_layers(chain, *image_size)[0]
+        self.layers = fitting_layers(layers, *image_size)[0]
         self.encoder = nn.ParameterDict()
         self.decoder = nn.ParameterDict()
         before = in_channels
-        after = [layer.channels for layer in self.layers[1:]] + [
-            layer.channels for layer in self.layers[-1:]
-        ]
-        for layer, rows in zip(self.layers, after):
+        # The innermost decoder layer reads the last encoder layer.
+        for layer, following in zip(self.layers, (*self.layers[1:], *self.layers[-1:])):
+            rows = following.channels
             kernel, key = layer.kernel, f"layer{layer.index}"
             self.encoder[key] = _he_normal(layer.channels, before, kernel, fan_in=before)
             # With stride 2 a pixel of the result has a quarter of the kernel's inputs.
@@ -299,19 +295,19 @@ class CaeNetwork(_Autoencoder):
         for layer in self.layers:
             key = f"layer{layer.index}"
             encoder, decoder = self.encoder[key], self.decoder[key]
-            encoder.copy_(supernet._encoder(layer, encoder.shape[1]))
-            decoder.copy_(supernet._decoder(layer, decoder.shape[0]))
-        self.output.copy_(supernet._output(self.output.shape[0]))
+            encoder.copy_(supernet._encoder_weight(layer, encoder.shape[1]))
+            decoder.copy_(supernet._decoder_weight(layer, decoder.shape[0]))
+        self.output.copy_(supernet._output_weight(self.output.shape[0]))
 
-    def _encoder(self, layer: CaeLayer, columns: int) -> Tensor:
+    def _encoder_weight(self, layer: CaeLayer, columns: int) -> Tensor:
         weight: Tensor = self.encoder[f"layer{layer.index}"]
         return weight
 
-    def _decoder(self, layer: CaeLayer, rows: int) -> Tensor:
+    def _decoder_weight(self, layer: CaeLayer, rows: int) -> Tensor:
         weight: Tensor = self.decoder[f"layer{layer.index}"]
         return weight
 
-    def _output(self, rows: int) -> Tensor:
+    def _output_weight(self, rows: int) -> Tensor:
         return self.output
 
 
@@ -322,8 +318,3 @@ def _key(index: int, kernel: int, skip: bool) -> str:
 def _he_normal(rows: int, columns: int, kernel: int, *, fan_in: float) -> nn.Parameter:
     std = math.sqrt(2 / (fan_in * kernel**2))
     return nn.Parameter(torch.randn(rows, columns, kernel, kernel) * std)
-
-
-def _check_in_channels(in_channels: int) -> None:
-    if isinstance(in_channels, bool) or not isinstance(in_channels, int) or in_channels < 1:
-        raise ValueError(f"in_channels must be a positive integer, got {in_channels!r}")

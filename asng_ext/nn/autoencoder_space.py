@@ -10,7 +10,14 @@ from typing import Any
 
 from asng_ext.space import Categorical, Integer, SearchSpace, Variable
 
-__all__ = ["CaeCatSpace", "CaeIntSpace", "CaeLayer", "CaeSpace", "fitting_layers"]
+__all__ = [
+    "CaeCatSpace",
+    "CaeIntSpace",
+    "CaeLayer",
+    "CaeSpace",
+    "check_positive",
+    "fitting_layers",
+]
 
 IMAGE = "image"
 
@@ -62,10 +69,10 @@ def fitting_layers(
 
 @dataclass(frozen=True)
 class CaeSpace(ABC):
-    """What both autoencoder spaces share: layers in a row, of which a chain is used.
+    """What both autoencoder spaces share: layers in a row, some of which are used.
 
     A layer reads one of the `levels_back` layers before it, or the image while that is in reach;
-    so does the output. Walking back from the output gives the chain of layers that count.
+    so does the output. Walking back from the output gives the layers that count.
 
     Args:
         layers: Number of layers.
@@ -82,10 +89,10 @@ class CaeSpace(ABC):
 
     def __post_init__(self) -> None:
         for name in ("layers", "levels_back"):
-            _check_positive(name, getattr(self, name))
+            check_positive(name, getattr(self, name))
         object.__setattr__(self, "kernels", tuple(self.kernels))
         for kernel in self.kernels:
-            _check_positive("kernels", kernel)
+            check_positive("kernels", kernel)
         if (
             not self.kernels
             or any(k % 2 == 0 for k in self.kernels)
@@ -144,33 +151,33 @@ class CaeSpace(ABC):
         return self._space.n_theta
 
     def decode(self, values: Mapping[str, Any]) -> tuple[CaeLayer, ...]:
-        """The chain of layers that count, from the image to the output; it may be empty.
+        """The layers that count, from the image to the output; there may be none.
 
         Raises:
             ValueError: If a variable that counts is missing or has a value it cannot take.
-            TypeError: If a number is expected and something else came.
+            TypeError: If a number is expected and the value is none.
         """
-        chain: list[CaeLayer] = []
+        layers: list[CaeLayer] = []
         index = self._source(values, "output")
         while index is not None:
             prefix = f"layer{index}"
             named = {name: self._value(values, f"{prefix}/{name}") for name in self._names}
-            chain.append(self._layer(index, named))
+            layers.append(self._layer(index, named))
             index = self._source(values, prefix)
-        return tuple(reversed(chain))
+        return tuple(reversed(layers))
 
-    def encode(self, chain: Sequence[CaeLayer]) -> dict[str, Any]:
-        """Values of all variables that give this chain; what does not count is filled up.
+    def encode(self, layers: Sequence[CaeLayer]) -> dict[str, Any]:
+        """Values of all variables that give these layers; what does not count is filled up.
 
         Raises:
-            ValueError: If the chain is none of the space.
+            ValueError: If a layer is none of the space, or cannot read the one before.
         """
         values: dict[str, Any] = {}
         for i in range(self.layers):
             named = self._layer_values(self._any_layer(i)) | {"input": self.inputs(i)[-1]}
             values |= {f"layer{i}/{name}": value for name, value in named.items()}
         source = IMAGE
-        for layer in chain:
+        for layer in layers:
             if not 0 <= layer.index < self.layers:
                 raise ValueError(f"index must be in 0..{self.layers - 1}, got {layer.index}")
             self._check_source(source, layer.index)
@@ -219,7 +226,7 @@ class CaeCatSpace(CaeSpace):
         super().__post_init__()
         object.__setattr__(self, "channels", tuple(self.channels))
         for count in self.channels:
-            _check_positive("channels", count)
+            check_positive("channels", count)
         if not self.channels or len(set(self.channels)) < len(self.channels):
             raise ValueError(f"channels must be different positive integers, got {self.channels}")
 
@@ -273,7 +280,7 @@ class CaeIntSpace(CaeSpace):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("low", "high"):
-            _check_positive(name, getattr(self, name))
+            check_positive(name, getattr(self, name))
         if self.low > self.high:
             raise ValueError(f"low must be at most high, got low={self.low} and high={self.high}")
 
@@ -312,6 +319,7 @@ def _integer(low: int, high: int) -> Variable:
     return Integer(low, high) if low < high else Categorical((low,))
 
 
-def _check_positive(name: str, value: object) -> None:
+def check_positive(name: str, value: object) -> None:
+    """Raises ValueError unless `value`, an argument of that name, is a positive integer."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name} must be a positive integer, got {value!r}")

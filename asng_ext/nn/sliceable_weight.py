@@ -1,4 +1,4 @@
-"""Weights of which a step uses a corner: a bank as wide as any architecture can ask for."""
+"""Shared weights of which an architecture uses a leading slice, as wide as any can ask for."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-__all__ = ["WeightBank"]
+__all__ = ["SliceableWeight", "WeightBank"]
 
 
-class WeightBank(nn.Module):
+class SliceableWeight(nn.Module):
     """A weight (rows, columns, k, k) whose users read its first rows and columns.
 
-    Read the plain way, autograd writes a gradient as large as the bank for every corner read. An
-    optimizer that `attach`es itself gets the corners as leaf tensors instead, each with a gradient
-    of its own size, and is told before every reading, so that it may put off updates until then.
+    Read the plain way, autograd writes a gradient as large as the weight for every slice read. An
+    optimizer that `attach`es itself gets the slices as leaf tensors instead, each with a gradient
+    of its own size, and is told before every reading, so that it may defer updates until then.
     """
 
     def __init__(self, rows: int, columns: int, kernel: int) -> None:
@@ -26,16 +26,15 @@ class WeightBank(nn.Module):
 
     def attach(self, before_reading: Callable[[], None]) -> None:
         """Hands out leaf tensors from now on, and calls `before_reading` before each."""
-        if self._before_reading is not None:
-            self._before_reading()  # nothing that was put off gets lost
+        self.materialized()  # no deferred update gets lost
         self._before_reading = before_reading
         self._leaves = []
 
-    def corner(self, rows: int, columns: int) -> Tensor:
+    def leading_slice(self, rows: int, columns: int) -> Tensor:
         """The first `rows` rows and `columns` columns, (rows, columns, k, k), without a copy.
 
         Raises:
-            ValueError: If the bank is smaller.
+            ValueError: If the weight is smaller.
         """
         most = self.weight.shape[:2]
         if not (0 < rows <= most[0] and 0 < columns <= most[1]):
@@ -44,21 +43,24 @@ class WeightBank(nn.Module):
             )
         if self._before_reading is None:
             return self.weight[:rows, :columns]
-        self._before_reading()
-        corner = self.weight.detach()[:rows, :columns]
+        leaf = self.materialized()[:rows, :columns]
         if torch.is_grad_enabled() and self.weight.requires_grad:
-            corner.requires_grad_()
-            self._leaves.append(corner)
-        return corner
+            leaf.requires_grad_()
+            self._leaves.append(leaf)
+        return leaf
 
-    def settled(self) -> Tensor:
-        """The whole weight, detached, with all updates made."""
+    def materialized(self) -> Tensor:
+        """The whole weight, detached, with all deferred updates made."""
         if self._before_reading is not None:
             self._before_reading()
         return self.weight.detach()
 
     def take_gradients(self) -> list[Tensor]:
-        """Gradients of the corners read since the last call, and forgets the corners."""
+        """Gradients of the slices read since the last call, and forgets the slices."""
         gradients = [leaf.grad for leaf in self._leaves if leaf.grad is not None]
         self._leaves = []
         return gradients
+
+
+WeightBank = SliceableWeight
+"""Its former name."""

@@ -51,7 +51,7 @@ class Arrow:
     """An arrow with its operation's label, or without one to the output."""
 
     source: int
-    """0 is the older input, 1 the newer, k + 2 node k, as in `Edge`."""
+    """0 is the input prev_prev, 1 prev, k + 2 node k, as in `Edge`."""
     target: int
     """As `source`; the number after the last node's is the output."""
     operation: str | None
@@ -62,7 +62,7 @@ class Arrow:
 
 @dataclass(frozen=True)
 class Layout:
-    """The graph of a cell; `boxes` are the older input, the newer, the nodes, the output."""
+    """The graph of a cell; `boxes` are the inputs prev_prev and prev, the nodes, the output."""
 
     boxes: tuple[Box, ...]
     arrows: tuple[Arrow, ...]
@@ -90,19 +90,19 @@ def lay_out(cell: CellArchitecture, label_width: float) -> Layout:
         width = NODE_WIDTH if 0 < column < len(x) - 1 else INPUT_WIDTH
         boxes.append(Box(x[column] + widths[column] - width, y[v], width, graph.size[v]))
     arrows = []
-    for i, chain in enumerate(graph.chains):
-        source, target = boxes[chain[0]], boxes[chain[-1]]
-        start, end = source.x + source.width, x[graph.column[chain[-1]]]
-        stretches = [(start, start, y[chain[0]] + graph.leaves[i])]
-        for v in chain[1:-1]:
+    for i, path in enumerate(graph.paths):
+        source, target = boxes[path[0]], boxes[path[-1]]
+        start, end = source.x + source.width, x[graph.column[path[-1]]]
+        stretches = [(start, start, y[path[0]] + graph.leaves[i])]
+        for v in path[1:-1]:
             left = x[graph.column[v]]
             stretches.append((left, left + widths[graph.column[v]], y[v]))
-        level = y[chain[-1]] + graph.enters[i]
+        level = y[path[-1]] + graph.enters[i]
         operation = graph.operations[i]
         # Even without a label, the arrow's head is level.
         stretches.append((end if operation is not None else end - HEAD, target.x, level))
         label = Box(end, level, label_width, LABEL_HEIGHT) if operation is not None else None
-        arrows.append(Arrow(chain[0], chain[-1], operation, tuple(stretches), label))
+        arrows.append(Arrow(path[0], path[-1], operation, tuple(stretches), label))
     height = max(y[v] + h / 2 for v, h in enumerate(graph.size))
     return Layout(tuple(boxes), tuple(arrows), x[-1] + widths[-1], height)
 
@@ -124,23 +124,23 @@ class _Graph:
         ]
         ends += [(node + 2, output, None) for node in cell.loose_nodes]
         self.operations = [operation for _, _, operation in ends]
-        self.chains: list[list[int]] = []
+        self.paths: list[list[int]] = []
         for source, target, _ in ends:
-            chain = [source]
+            path = [source]
             for column in range(self.column[source] + 1, self.column[target]):
-                chain.append(len(self.column))
+                path.append(len(self.column))
                 self.column.append(column)
-            self.chains.append([*chain, target])
+            self.paths.append([*path, target])
         self.before: list[list[int]] = [[] for _ in self.column]
         self.after: list[list[int]] = [[] for _ in self.column]
-        for chain in self.chains:
-            for u, v in pairwise(chain):
+        for path in self.paths:
+            for u, v in pairwise(path):
                 self.after[u].append(v)
                 self.before[v].append(u)
         self.order: Order = [[] for _ in range(self.column[output] + 1)]
         for v, column in enumerate(self.column):
             self.order[column].append(v)
-        # The older input stays on top: by symmetry, that costs no crossing.
+        # The input prev_prev stays on top: by symmetry, that costs no crossing.
         self.order[0].reverse()
         self.size = [0.0] * len(self.column)
         for v in range(self.boxes):
@@ -214,19 +214,19 @@ class _Graph:
     def connect(self) -> None:
         """Decides where on its boxes every arrow starts and ends, relative to their middles."""
         position = self._positions(self.order)
-        self.leaves = [0.0] * len(self.chains)
-        self.enters = [0.0] * len(self.chains)
+        self.leaves = [0.0] * len(self.paths)
+        self.enters = [0.0] * len(self.paths)
         self.leaving: list[list[int]] = []
         self.entering: list[list[int]] = []
         for v in range(self.boxes):
-            arrows = [i for i, chain in enumerate(self.chains) if chain[-1] == v]
-            arrows.sort(key=lambda i: (position[self.chains[i][-2]], i))
+            arrows = [i for i, path in enumerate(self.paths) if path[-1] == v]
+            arrows.sort(key=lambda i: (position[self.paths[i][-2]], i))
             self.entering.append(arrows)
             for rank, i in enumerate(arrows):
                 self.enters[i] = LABEL_STEP * (rank - (len(arrows) - 1) / 2)
         for v in range(self.boxes):
-            arrows = [i for i, chain in enumerate(self.chains) if chain[0] == v]
-            arrows.sort(key=lambda i: (position[self.chains[i][1]], self.enters[i]))
+            arrows = [i for i, path in enumerate(self.paths) if path[0] == v]
+            arrows.sort(key=lambda i: (position[self.paths[i][1]], self.enters[i]))
             self.leaving.append(arrows)
         self.straighten([0.0] * len(self.column))
 
@@ -239,13 +239,13 @@ class _Graph:
         for v in range(output):
             wishes = []
             for i in self.leaving[v]:
-                after = self.chains[i][1]
+                after = self.paths[i][1]
                 wishes.append(y[after] + self.enters[i] * (after < output) - y[v])
             for i, place in zip(self.leaving[v], _ports(wishes, self.size[v])):
                 self.leaves[i] = place
         wishes = []
         for i in self.entering[output]:
-            before = self.chains[i][-2]
+            before = self.paths[i][-2]
             wishes.append(y[before] + self.leaves[i] * (before < output) - y[output])
         for i, place in zip(self.entering[output], _ports(wishes, self.size[output])):
             self.enters[i] = place
@@ -255,11 +255,11 @@ class _Graph:
         # For each vertex, (other vertex, wanted difference of heights, weight) of its arrows. The
         # longer the arrow, the more it should be straight.
         pulls: list[list[tuple[int, float, float]]] = [[] for _ in self.column]
-        for i, chain in enumerate(self.chains):
-            for k, (u, v) in enumerate(pairwise(chain)):
-                passing = (k > 0) + (k < len(chain) - 2)
+        for i, path in enumerate(self.paths):
+            for k, (u, v) in enumerate(pairwise(path)):
+                passing = (k > 0) + (k < len(path) - 2)
                 shift = (self.leaves[i] if k == 0 else 0.0) - (
-                    self.enters[i] if k == len(chain) - 2 else 0.0
+                    self.enters[i] if k == len(path) - 2 else 0.0
                 )
                 pulls[u].append((v, -shift, (1.0, 2.0, 8.0)[passing]))
                 pulls[v].append((u, shift, (1.0, 2.0, 8.0)[passing]))
@@ -274,14 +274,14 @@ class _Graph:
         for center in (_mean, _median):
             for _ in range(ROUNDS):
                 for column in [*self.order, *self.order[::-1]]:
-                    self._settle(column, y, pulls, center)
+                    self._relax(column, y, pulls, center)
         return y
 
     def _distance(self, below: int, above: int) -> float:
         gap = 0.24 if below < self.boxes and above < self.boxes else 0.15
         return (self.size[below] + self.size[above]) / 2 + gap
 
-    def _settle(
+    def _relax(
         self,
         column: Sequence[int],
         y: list[float],
@@ -305,10 +305,10 @@ class _Graph:
         columns = len(self.order)
         widths = [INPUT_WIDTH, *[label_width + LINK + NODE_WIDTH] * (columns - 2), INPUT_WIDTH]
         rise = [0.0] * columns
-        for i, chain in enumerate(self.chains):
-            for k, (u, v) in enumerate(pairwise(chain)):
+        for i, path in enumerate(self.paths):
+            for k, (u, v) in enumerate(pairwise(path)):
                 start = y[u] + (self.leaves[i] if k == 0 else 0.0)
-                end = y[v] + (self.enters[i] if k == len(chain) - 2 else 0.0)
+                end = y[v] + (self.enters[i] if k == len(path) - 2 else 0.0)
                 rise[self.column[u]] = max(rise[self.column[u]], abs(end - start))
         x = [0.0]
         for c in range(columns - 1):

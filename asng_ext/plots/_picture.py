@@ -1,4 +1,4 @@
-"""What the pictures share: how they are saved, their colors, and names of operations."""
+"""What the pictures share: how they are saved, boxes, colors, and names of operations."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 from asng_ext._files import write_atomically
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "ORANGE",
     "PURPLE",
     "FilePath",
+    "draw_box",
     "picture",
 ]
 
@@ -83,3 +85,42 @@ def picture(path: FilePath) -> Iterator[Callable[[Figure], Path]]:
     # The caller's style, such as white lines on black, must not leak into the file.
     with style.context(["default", {"svg.hashsalt": "asng"}]):
         yield save
+
+
+def draw_box(
+    axes: Axes,
+    center: tuple[float, float],
+    size: tuple[float, float],
+    text: str,
+    *,
+    font_size: float,
+    fill: str,
+    edge: str,
+    ink: str,
+) -> None:
+    """Draws a rounded box, (width, height) in units of the axes, around a text."""
+    from matplotlib.patches import FancyBboxPatch
+
+    (x, y), (width, height) = center, size
+    axes.add_patch(
+        FancyBboxPatch(
+            (x - width / 2, y - height / 2),
+            width,
+            height,
+            boxstyle="round,pad=0,rounding_size=0.08",
+            facecolor=fill,
+            edgecolor=edge,
+            linewidth=1.2,
+            zorder=2,
+        )
+    )
+    axes.text(
+        x,
+        y,
+        text,
+        size=font_size,
+        color=ink,
+        ha="center",
+        va="center" if "\n" in text else "center_baseline",
+        zorder=3,
+    )

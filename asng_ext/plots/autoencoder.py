@@ -7,7 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from asng_ext.nn.autoencoder_space import fitting_layers
-from asng_ext.plots._picture import BLUE, DPI, GREEN, INK, ORANGE, PURPLE, FilePath, picture
+from asng_ext.plots._picture import (
+    BLUE,
+    DPI,
+    GREEN,
+    INK,
+    ORANGE,
+    PURPLE,
+    FilePath,
+    draw_box,
+    picture,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,7 +33,7 @@ KERNEL_COLORS = {1: BLUE, 3: ORANGE, 5: PURPLE}
 
 
 def draw_autoencoder(
-    chain: Sequence[CaeLayer],
+    layers: Sequence[CaeLayer],
     path: FilePath,
     image_size: tuple[int, int] = (64, 64),
     in_channels: int = 3,
@@ -34,7 +44,7 @@ def draw_autoencoder(
     Green arrows are skips.
 
     Args:
-        chain: The layers in order, from the image.
+        layers: In order, from the image.
         path: Where to write the picture.
         image_size: (height, width) of the images in pixels.
         in_channels: Channels of the images.
@@ -46,7 +56,7 @@ def draw_autoencoder(
         ValueError: The path has another ending.
         FileNotFoundError: The folder does not exist.
     """
-    layers, sizes = fitting_layers(chain, *image_size)
+    layers, sizes = fitting_layers(layers, *image_size)
     with picture(path) as save:
         from matplotlib.figure import Figure
 
@@ -61,7 +71,6 @@ def draw_autoencoder(
         places = [0.3 + BOX_WIDTH / 2 + i * COLUMN for i in range(columns)]
         _box(axes, places[0], high, f"image\n{in_channels}", INK)
         _box(axes, places[0], low, f"3×3\n{in_channels}", INK)
-        ends = [*sizes[1:], _after(layers, sizes, image_size)]
         for i, (x, layer) in enumerate(zip(places[1:], layers)):
             color = KERNEL_COLORS.get(layer.kernel, INK)
             stride = "" if layer.skip else " /2"
@@ -75,7 +84,7 @@ def draw_autoencoder(
                 start, end = (x, high - BOX_HEIGHT / 2), (x, low + BOX_HEIGHT / 2)
                 _arrow(axes, start, end, GREEN, "")
         last = places[len(layers)]
-        turn = f"{ends[-1][0]}×{ends[-1][1]}"
+        turn = "{}×{}".format(*_after(layers, sizes, image_size))
         start = (last, high - BOX_HEIGHT / 2)
         _arrow(axes, start, (last, low + BOX_HEIGHT / 2), INK, turn, beside=True)
         if layers and layers[-1].skip:
@@ -105,22 +114,9 @@ def _after(
 
 
 def _box(axes: Axes, x: float, y: float, text: str, color: str) -> None:
-    from matplotlib.patches import FancyBboxPatch
-
-    axes.add_patch(
-        FancyBboxPatch(
-            (x - BOX_WIDTH / 2, y - BOX_HEIGHT / 2),
-            BOX_WIDTH,
-            BOX_HEIGHT,
-            boxstyle="round,pad=0,rounding_size=0.08",
-            facecolor="#f4f1e8" if color == INK else color,
-            edgecolor=color,
-            linewidth=1.2,
-            zorder=2,
-        )
-    )
-    ink = INK if color == INK else "white"
-    axes.text(x, y, text, size=9, color=ink, ha="center", va="center", zorder=3)
+    fill, ink = ("#f4f1e8", INK) if color == INK else (color, "white")
+    size = (BOX_WIDTH, BOX_HEIGHT)
+    draw_box(axes, (x, y), size, text, font_size=9, fill=fill, edge=color, ink=ink)
 
 
 def _arrow(

@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from asng_ext.plots._cell_layout import HEAD, Arrow, Box, Layout, lay_out
-from asng_ext.plots._picture import DPI, GRAY, INK, OPERATION_STYLES, FilePath, picture
+from asng_ext.plots._picture import (
+    DPI,
+    GRAY,
+    INK,
+    OPERATION_STYLES,
+    FilePath,
+    draw_box,
+    picture,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -87,7 +95,7 @@ def _draw_cell(axes: Axes, layout: Layout, x: float, y: float, reduction: bool) 
     for arrow in layout.arrows:
         color = OPERATION_STYLES[arrow.operation].color if arrow.operation is not None else INK
         curve = Curve(*_curve(arrow, x, y))
-        # A white rim parts arrows that cross.
+        # A white rim separates arrows that cross.
         for line_color, line_width in (("white", 4.4), (color, 1.5)):
             axes.add_patch(
                 PathPatch(curve, fill=False, edgecolor=line_color, linewidth=line_width, zorder=1)
@@ -105,10 +113,10 @@ def _draw_cell(axes: Axes, layout: Layout, x: float, y: float, reduction: bool) 
     used = {arrow.source for arrow in layout.arrows}
     for k, box in enumerate(layout.boxes):
         if INPUTS <= k < output:
-            _draw_box(axes, box, x, y, str(k - INPUTS), size=12, fill="#f4f1e8", edge=INK)
+            _draw_box(axes, box, x, y, str(k - INPUTS), size=12, fill="#f4f1e8", edge=INK, ink=INK)
         elif k in used or k == output:
             text = ("older", "newer")[k] if k < INPUTS else "output"
-            _draw_box(axes, box, x, y, text, size=10, fill="#e4e9f0", edge=INK)
+            _draw_box(axes, box, x, y, text, size=10, fill="#e4e9f0", edge=INK, ink=INK)
         else:
             text = ("older", "newer")[k] + "\n(unused)"
             _draw_box(axes, box, x, y, text, size=8.5, fill="white", edge="#aaaaaa", ink=GRAY)
@@ -136,41 +144,11 @@ def _curve(arrow: Arrow, x: float, y: float) -> tuple[list[tuple[float, float]],
 
 
 def _draw_box(
-    axes: Axes,
-    box: Box,
-    x: float,
-    y: float,
-    text: str,
-    *,
-    size: float,
-    fill: str,
-    edge: str,
-    ink: str = INK,
+    axes: Axes, box: Box, x: float, y: float, text: str, size: float, fill: str, edge: str, ink: str
 ) -> None:
-    from matplotlib.patches import FancyBboxPatch
-
-    axes.add_patch(
-        FancyBboxPatch(
-            (x + box.x, y + box.y - box.height / 2),
-            box.width,
-            box.height,
-            boxstyle="round,pad=0,rounding_size=0.08",
-            facecolor=fill,
-            edgecolor=edge,
-            linewidth=1.2,
-            zorder=2,
-        )
-    )
-    axes.text(
-        x + box.x + box.width / 2,
-        y + box.y,
-        text,
-        size=size,
-        color=ink,
-        ha="center",
-        va="center_baseline" if "\n" not in text else "center",
-        zorder=3,
-    )
+    center = (x + box.x + box.width / 2, y + box.y)
+    extent = (box.width, box.height)
+    draw_box(axes, center, extent, text, font_size=size, fill=fill, edge=edge, ink=ink)
 
 
 def _draw_legend(figure: Figure, layouts: Sequence[Layout]) -> None:

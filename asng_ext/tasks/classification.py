@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from asng_ext._random import seeded_generator
 from asng_ext.data import (
+    BatchPlan,
     BatchStream,
     ImageData,
-    Recipe,
     evaluation_batches,
     load_cifar10,
     load_digits,
@@ -201,16 +201,16 @@ class ClassificationTask(TaskDefaults):
             in_channels=self.data.channels,
         )
 
-    def weight_batches(self, epoch: int) -> Iterable[Recipe]:
-        """Recipes of the batches of the half that trains the weights."""
-        return islice(self._weight_stream.recipes(epoch), self.search_steps)
+    def weight_batches(self, epoch: int) -> Iterable[BatchPlan]:
+        """Plans of the batches of the half that trains the weights."""
+        return islice(self._weight_stream.plans(epoch), self.search_steps)
 
-    def theta_batches(self, epoch: int) -> Iterable[Recipe]:
-        """Recipes of the batches of the half that moves the distribution."""
-        return islice(self._theta_stream.recipes(epoch), self.search_steps)
+    def theta_batches(self, epoch: int) -> Iterable[BatchPlan]:
+        """Plans of the batches of the half that moves the distribution."""
+        return islice(self._theta_stream.plans(epoch), self.search_steps)
 
     def losses(
-        self, supernet: nn.Module, batch: Recipe, samples: Samples
+        self, supernet: nn.Module, batch: BatchPlan, samples: Samples
     ) -> tuple[Tensor, Metrics]:
         """(λ,) cross-entropy in nats, and the mean accuracy.
 

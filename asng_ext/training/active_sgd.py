@@ -1,41 +1,42 @@
 """SGD with momentum whose work is proportional to what an architecture uses.
 
-The weights are `WeightBank`s of which a step reads corners. The result is that of
+The weights are `SliceableWeight`s of which a step reads leading slices. The result is that of
 `torch.optim.SGD` with gradients that are zeroed, not dropped, between steps: a weight that was
-used once goes on moving by its momentum. But where a bank is idle for n steps, only its momentum
+used once goes on moving by its momentum. But where a weight is idle for n steps, only its momentum
 moves it, which is a geometric series:
 
-    v ← μⁿ v,    w ← w − v (ε₁ μ + ε₂ μ² + … + εₙ μⁿ)    (v before, εᵢ the step sizes meanwhile)
+    v ← μⁿ v,    w ← w − v (ε₁ μ + ε₂ μ² + … + εₙ μⁿ)    (v before, εᵢ the learning rates meanwhile)
 
-so all n steps are made at once, when the bank is read the next time. And where no gradient has
-ever been, momentum is 0: only the corner that was used so far has any.
+so all n steps are deferred, and made at once when the weight is read the next time. And where no
+gradient has ever been, momentum is 0: only the leading slice that was used so far has any.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from asng_ext.nn.sliceable_weight import WeightBank
+from asng_ext.nn.sliceable_weight import SliceableWeight
 
-__all__ = ["ActiveSGD", "made_of_banks"]
+__all__ = ["ActiveSGD", "is_sliceable"]
 
 _NEGLIGIBLE = 1e-30
 """Momentum that has shrunk by this factor moves no weight any more."""
 
 
 class ActiveSGD(torch.optim.Optimizer):
-    """SGD with momentum and a limit on the norm of the gradient, for a model of weight banks.
+    """SGD with momentum and a limit on the norm of the gradient, for a model of sliceable weights.
 
-    It takes over the banks of the model: corners read from now on are leaf tensors, and banks
+    It takes over the weights of the model: slices read from now on are leaf tensors, and weights
     are up to date whenever they are read through their methods or by `state_dict`.
 
     Args:
-        model: A model all of whose parameters are those of `WeightBank` modules.
-        lr: Step size ε.
+        model: A model all of whose parameters are those of `SliceableWeight` modules.
+        lr: Learning rate ε.
         momentum: μ.
         max_norm: Largest Euclidean norm of the whole gradient; a longer one is shortened to it.
 
@@ -52,37 +53,33 @@ class ActiveSGD(torch.optim.Optimizer):
             raise ValueError(f"momentum must be from 0 to 1, got {momentum}")
         if max_norm is not None and max_norm <= 0:
             raise ValueError(f"max_norm must be above 0, got {max_norm}")
-        banks = [module for module in model.modules() if isinstance(module, WeightBank)]
-        if not made_of_banks(model):
+        if not is_sliceable(model):
             names = [name for name, _ in model.named_parameters()][:5]
-            raise ValueError(f"model must have parameters of weight banks only, got {names}")
-        super().__init__([bank.weight for bank in banks], {"lr": lr, "momentum": momentum})
+            raise ValueError(f"model must have parameters of sliceable weights only, got {names}")
+        self._weights = _sliceable_weights(model)
+        super().__init__([w.weight for w in self._weights], {"lr": lr, "momentum": momentum})
         self.max_norm = max_norm
-        self._banks = banks
-        self._velocity: list[Tensor | None] = [None] * len(banks)
-        self._current = [0] * len(banks)
-        """Up to which step each bank is up to date."""
+        self._velocity: list[Tensor | None] = [None] * len(self._weights)
+        self._current = [0] * len(self._weights)
+        """Up to which step each weight is up to date."""
         self._rates: list[float] = []
-        """Step size of each step since all banks were up to date."""
-        for i, bank in enumerate(banks):
-            bank.attach(lambda i=i: self._catch_up(i))  # type: ignore[misc]
+        """Learning rate of each step since all weights were up to date."""
+        for i, weight in enumerate(self._weights):
+            weight.attach(partial(self._catch_up, i))
         model.register_state_dict_pre_hook(  # type: ignore[no-untyped-call]
-            lambda *_: self.settle()
+            lambda *_: self.materialize()
         )
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forgets gradients; corners that are read belong to one step."""
-        for bank in self._banks:
-            bank.take_gradients()
+        """Forgets gradients; slices that are read belong to one step."""
+        for weight in self._weights:
+            weight.take_gradients()
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One step of the banks that have a gradient; the others' is put off."""
-        gradients: dict[int, Tensor] = {}
-        for i, bank in enumerate(self._banks):
-            corners = bank.take_gradients()
-            if corners:
-                gradients[i] = _sum_of_corners(corners)
+        """One step of the weights that have a gradient; that of the others is deferred."""
+        slices = [weight.take_gradients() for weight in self._weights]
+        gradients = {i: _sum_of_slices(taken) for i, taken in enumerate(slices) if taken}
         if self.max_norm is not None and gradients:
             _limit_norm(list(gradients.values()), self.max_norm)
         group = self.param_groups[0]
@@ -92,21 +89,20 @@ class ActiveSGD(torch.optim.Optimizer):
             self._current[i] = len(self._rates)
 
     def _move(self, i: int, gradient: Tensor, rate: float, momentum: float) -> None:
-        """One step of a bank that is up to date but for it."""
-        rows, columns = gradient.shape[:2]
-        weight = self._banks[i].weight.detach()
+        """One step of a weight that is up to date but for it."""
+        weight = self._weights[i].weight.detach()
         if momentum == 0:
-            weight[:rows, :columns].add_(gradient, alpha=-rate)
+            _leading(weight, gradient).add_(gradient, alpha=-rate)
             return
         velocity = _grown(self._velocity[i], gradient)
         self._velocity[i] = velocity
         velocity.mul_(momentum)
-        velocity[:rows, :columns].add_(gradient)
-        weight[: velocity.shape[0], : velocity.shape[1]].add_(velocity, alpha=-rate)
+        _leading(velocity, gradient).add_(gradient)
+        _leading(weight, velocity).add_(velocity, alpha=-rate)
 
     @torch.no_grad()
     def _catch_up(self, i: int) -> None:
-        """Makes the steps that were put off."""
+        """Makes the deferred steps of a weight."""
         first, last = self._current[i], len(self._rates)
         self._current[i] = last
         velocity = self._velocity[i]
@@ -119,20 +115,22 @@ class ActiveSGD(torch.optim.Optimizer):
             if power < _NEGLIGIBLE:
                 break
             distance += rate * power
-        corner = self._banks[i].weight.detach()[: velocity.shape[0], : velocity.shape[1]]
-        corner.add_(velocity, alpha=-distance)
+        _leading(self._weights[i].weight.detach(), velocity).add_(velocity, alpha=-distance)
         velocity.mul_(momentum ** (last - first))
 
-    def settle(self) -> None:
-        """Makes all steps that were put off."""
-        for i in range(len(self._banks)):
+    def materialize(self) -> None:
+        """Makes all deferred steps."""
+        for i in range(len(self._weights)):
             self._catch_up(i)
+        self._forget_steps()
+
+    def _forget_steps(self) -> None:
         self._rates = []
-        self._current = [0] * len(self._banks)
+        self._current = [0] * len(self._weights)
 
     def state_dict(self) -> dict[str, Any]:
         """Settings and momentum, with all steps made; loads with `weights_only=True`."""
-        self.settle()
+        self.materialize()
         groups = [{k: v for k, v in group.items() if k != "params"} for group in self.param_groups]
         return {"groups": groups, "velocity": list(self._velocity)}
 
@@ -140,15 +138,16 @@ class ActiveSGD(torch.optim.Optimizer):
         """Takes over a state of `state_dict`; the model's weights are to be those of then.
 
         Raises:
-            ValueError: If the state is of other banks.
+            ValueError: If the state is of other weights.
         """
         velocities = list(state["velocity"])
-        if len(velocities) != len(self._banks):
+        if len(velocities) != len(self._weights):
             raise ValueError(
-                f"state must be of {len(self._banks)} banks, got one of {len(velocities)}"
+                f"state must be of {len(self._weights)} sliceable weights, "
+                f"got one of {len(velocities)}"
             )
-        for bank, velocity in zip(self._banks, velocities):
-            shape = bank.weight.shape
+        for weight, velocity in zip(self._weights, velocities):
+            shape = weight.weight.shape
             if velocity is not None and (
                 velocity.shape[2:] != shape[2:] or any(a > b for a, b in zip(velocity.shape, shape))
             ):
@@ -158,28 +157,35 @@ class ActiveSGD(torch.optim.Optimizer):
         for group, saved in zip(self.param_groups, state["groups"]):
             group.update(saved)
         self._velocity = [
-            None if velocity is None else velocity.detach().clone().to(bank.weight)
-            for bank, velocity in zip(self._banks, velocities)
+            None if velocity is None else velocity.detach().clone().to(weight.weight)
+            for weight, velocity in zip(self._weights, velocities)
         ]
-        self._rates = []
-        self._current = [0] * len(self._banks)
+        self._forget_steps()
 
 
-def made_of_banks(model: nn.Module) -> bool:
-    """Whether the model has weight banks, and no other parameters."""
-    banks = [module for module in model.modules() if isinstance(module, WeightBank)]
-    weights = {id(bank.weight) for bank in banks}
-    return bool(banks) and all(id(parameter) in weights for parameter in model.parameters())
+def is_sliceable(model: nn.Module) -> bool:
+    """Whether the model has sliceable weights, and no other parameters."""
+    weights = {id(weight.weight) for weight in _sliceable_weights(model)}
+    return bool(weights) and all(id(parameter) in weights for parameter in model.parameters())
 
 
-def _sum_of_corners(corners: Sequence[Tensor]) -> Tensor:
-    """The sum of gradients of corners, as large as the largest needs be."""
-    if len(corners) == 1:
-        return corners[0]
-    rows, columns = (max(corner.shape[axis] for corner in corners) for axis in (0, 1))
-    total = corners[0].new_zeros(rows, columns, *corners[0].shape[2:])
-    for corner in corners:
-        total[: corner.shape[0], : corner.shape[1]].add_(corner)
+def _sliceable_weights(model: nn.Module) -> list[SliceableWeight]:
+    return [module for module in model.modules() if isinstance(module, SliceableWeight)]
+
+
+def _leading(whole: Tensor, part: Tensor) -> Tensor:
+    """The leading slice of `whole` that is as large as `part`."""
+    return whole[: part.shape[0], : part.shape[1]]
+
+
+def _sum_of_slices(gradients: Sequence[Tensor]) -> Tensor:
+    """The sum of gradients of leading slices, as large as the largest needs be."""
+    if len(gradients) == 1:
+        return gradients[0]
+    rows, columns = (max(gradient.shape[axis] for gradient in gradients) for axis in (0, 1))
+    total = gradients[0].new_zeros(rows, columns, *gradients[0].shape[2:])
+    for gradient in gradients:
+        _leading(total, gradient).add_(gradient)
     return total
 
 
@@ -191,12 +197,12 @@ def _limit_norm(gradients: list[Tensor], max_norm: float) -> None:
 
 
 def _grown(velocity: Tensor | None, gradient: Tensor) -> Tensor:
-    """The velocity with zeros added, so that the gradient's corner lies in it."""
+    """The velocity with zeros added, so that the gradient's slice lies in it."""
     if velocity is None:
         return torch.zeros_like(gradient, memory_format=torch.contiguous_format)
     rows, columns = (max(velocity.shape[axis], gradient.shape[axis]) for axis in (0, 1))
     if velocity.shape[:2] == (rows, columns):
         return velocity
     grown = velocity.new_zeros(rows, columns, *velocity.shape[2:])
-    grown[: velocity.shape[0], : velocity.shape[1]] = velocity
+    _leading(grown, velocity).copy_(velocity)
     return grown

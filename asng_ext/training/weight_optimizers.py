@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from asng_ext.runs.config import RetrainConfig, SearchConfig
-from asng_ext.training.active_sgd import ActiveSGD, made_of_banks
+from asng_ext.training.active_sgd import ActiveSGD, is_sliceable
 
 __all__ = [
     "CapturableSGD",
@@ -69,14 +69,14 @@ def make_weight_optimizer(
 ) -> torch.optim.Optimizer:
     """SGD or Adam over all weights with the settings of the config; the search takes SGD.
 
-    With ``capturable`` the steps of the search's SGD can be captured in a graph. A model of weight
-    banks alone, such as the supernet of autoencoders, gets an SGD whose work is that of the weights
-    in use; it has no weight decay, which would move all of them.
+    With ``capturable`` the steps of the search's SGD can be captured in a graph. A model of
+    sliceable weights alone, such as the supernet of autoencoders, gets an SGD whose work is that of
+    the weights in use; it has no weight decay, which would move all of them.
     """
-    if not isinstance(config, RetrainConfig) and made_of_banks(model):
+    if not isinstance(config, RetrainConfig) and is_sliceable(model):
         if config.weight_decay:
             raise ValueError(
-                "weight_decay must be 0 for a supernet of weight banks, whose idle weights rest, "
+                "weight_decay must be 0 for a supernet of sliceable weights, which rest when idle, "
                 f"got {config.weight_decay}"
             )
         return ActiveSGD(model, config.learning_rate, config.momentum, config.gradient_clip)

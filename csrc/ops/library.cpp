@@ -126,10 +126,10 @@ STABLE_TORCH_LIBRARY(asng, m) {
       "Tensor offsets, Tensor margin, Tensor bounds, float alpha, float delta_init, "
       "float delta_max, float variance_ratio_min, bool maximize) -> Tensor");
 
-  // Layers of convolutional autoencoders. Images are (B, H, W, C), contiguous and not padded. A
-  // weight is (C', C, k, k), k 3 or 5, for images of C channels that become C' channels by the
-  // encoder's convolution, and of C' channels that become C by the decoder's transposed one. It may
-  // be a part of a larger tensor if each kernel is contiguous. Padding is with k/2 zeros.
+  // Layers of convolutional autoencoders. Feature maps are (B, H, W, C), contiguous and not padded.
+  // A weight is (C', C, k, k), k 3 or 5: the encoder's convolution makes C' channels of C, the
+  // decoder's transposed one C of C'. It may be a part of a larger tensor if each kernel is
+  // contiguous. Padding is with k/2 zeros.
   // ReLU of the convolution, (B, ⌈H/stride⌉, ⌈W/stride⌉, C').
   m.def("cae_encode(Tensor x, Tensor weight, int stride) -> Tensor");
   // Gradients of x (empty unless wanted) and of the weight, contiguous; `grad` need not be: some of
@@ -145,8 +145,8 @@ STABLE_TORCH_LIBRARY(asng, m) {
   m.def(
       "_cae_decode_backward(Tensor grad, Tensor? output, Tensor x, Tensor weight, int stride, "
       "bool x_needs_grad) -> (Tensor, Tensor)");
-  // On CUDA devices alone, where images may be bfloat16 or float16, too, and weights need not be of
-  // their type: adds `skipped` to y, contiguous, then ReLU, in place.
+  // On CUDA devices alone, where feature maps may be bfloat16 or float16, too, and weights need not
+  // be of their type: adds `skipped` to y, contiguous, then ReLU, in place.
   m.def("_cae_finish(Tensor(a!) y, Tensor? skipped, bool relu) -> ()");
 
   // Gives memory that the operators keep for the next call back to the system; returns the bytes.

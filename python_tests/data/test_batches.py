@@ -17,9 +17,9 @@ from torch import Tensor
 from asng_ext.data import (
     NO_AUGMENTATION,
     Augmentation,
+    BatchPlan,
     BatchStream,
     ImageSet,
-    Recipe,
     evaluation_batches,
     normalize,
 )
@@ -190,27 +190,27 @@ def test_bad_positions() -> None:
 
 @pytest.mark.parametrize("augmentation", [None, AUGMENTATION, Augmentation(0, True, 0)])
 def test_making_batches_is_capturable(augmentation: Augmentation | None) -> None:
-    """It reads no number, and all that differs from batch to batch is in the recipe."""
+    """It reads no number, and all that differs from batch to batch is in the plan."""
     some = stream(augmentation=augmentation)
-    recipes = list(some.recipes(0))
-    assert all(len(recipe.indices) == 4 for recipe in recipes)
-    indices = torch.empty_like(recipes[0].indices)
-    draws = None if recipes[0].draws is None else torch.empty_like(recipes[0].draws)
+    plans = list(some.plans(0))
+    assert all(len(plan.indices) == 4 for plan in plans)
+    indices = torch.empty_like(plans[0].indices)
+    draws = None if plans[0].draws is None else torch.empty_like(plans[0].draws)
     made: list[tuple[Tensor, Tensor]] = []
 
     def step() -> None:
-        made[:] = [some.make(Recipe(indices, draws))]
+        made[:] = [some.make(BatchPlan(indices, draws))]
 
-    indices.copy_(recipes[0].indices)
+    indices.copy_(plans[0].indices)
     if draws is not None:
-        draws.copy_(recipes[0].draws)
+        draws.copy_(plans[0].draws)
     graphs = RecordingGraphs()
     assert graphs.probe(step) is None
     replay = graphs.capture(step)
-    for recipe, batch in zip(recipes, some.epoch(0), strict=True):
-        indices.copy_(recipe.indices)
+    for plan, batch in zip(plans, some.epoch(0), strict=True):
+        indices.copy_(plan.indices)
         if draws is not None:
-            draws.copy_(recipe.draws)
+            draws.copy_(plan.draws)
         replay()
         assert equal(made, [batch])
     assert graphs.launches <= 19  # many small ones would fill the graph

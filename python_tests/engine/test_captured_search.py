@@ -106,7 +106,7 @@ def unseen_samples(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("device", DEVICES)
 def test_a_search_of_cells_is_captured(device: str, precision: str) -> None:
-    """From the recipes of batches to the update of the distribution."""
+    """From the plans of batches to the update of the distribution."""
     images = small.noise()
     task = small.task(device=device, images=images, implementation="fused", precision=precision)
     assert task.capturable
@@ -228,7 +228,7 @@ def test_weight_banks_are_not_captured() -> None:
             nn.init.normal_(self.bank.weight)
 
         def forward(self, x: torch.Tensor, choices: torch.Tensor) -> torch.Tensor:
-            return x @ self.bank.corner(1, 6)[0, :, 0, 0]
+            return x @ self.bank.leading_slice(1, 6)[0, :, 0, 0]
 
     class BankTask(StackedTask):
         def supernet(self) -> nn.Module:

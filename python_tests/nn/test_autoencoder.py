@@ -232,11 +232,11 @@ def test_strides_are_those_of_pytorch(kernel: int, size: tuple[int, int]) -> Non
     supernet = CaeSupernet(CaeCatSpace(1, channels=(4,)), 2).double()
     layer = CaeLayer(0, kernel, 4, False)
     x = torch.rand(2, 2, *size, dtype=torch.float64)
-    encoder, decoder = supernet._encoder(layer, 2), supernet._decoder(layer, 4)
+    encoder, decoder = supernet._encoder_weight(layer, 2), supernet._decoder_weight(layer, 4)
     y = F.relu(F.conv2d(x, encoder, stride=2, padding=kernel // 2))
     even = [1 - side % 2 for side in size]
     y = F.conv_transpose2d(y, decoder, stride=2, padding=kernel // 2, output_padding=even)
-    y = F.conv_transpose2d(F.relu(y), supernet._output(4), padding=1)
+    y = F.conv_transpose2d(F.relu(y), supernet._output_weight(4), padding=1)
     torch.testing.assert_close(supernet(x, [layer]), y)
 
 
@@ -262,7 +262,7 @@ def test_wrong_images_and_layers() -> None:
     supernet = CaeSupernet(CAT)
     with pytest.raises(ValueError, match=r"x must be \(N, 3, H, W\)"):
         supernet(torch.zeros(1, 1, 8, 8), [])
-    with pytest.raises(ValueError, match="chain must be of the space"):
+    with pytest.raises(ValueError, match="layers must be of the space"):
         supernet(torch.zeros(1, 3, 8, 8), [CaeLayer(8, 3, 3, True)])
     with pytest.raises(ValueError, match="rows and columns must be from 1"):
         supernet(torch.zeros(1, 3, 8, 8), [CaeLayer(0, 3, 9, True)])

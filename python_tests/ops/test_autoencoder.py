@@ -216,10 +216,10 @@ def test_the_operators_check_shapes_themselves() -> None:
         (lambda: encode(high[0], weight, 1), "4 dimensions"),
         (lambda: encode(high, weight, 3), "stride must be 1 or 2"),
         (lambda: encode(high.permute(0, 2, 1, 3), weight, 1), "contiguous"),
-        (lambda: encode(high, weight.transpose(2, 3), 1), "taps of weight"),
-        (lambda: encode(small, weight, 1), "images must have shape"),
+        (lambda: encode(high, weight.transpose(2, 3), 1), "each kernel of weight"),
+        (lambda: encode(small, weight, 1), "feature maps must have shape"),
         (lambda: decode(small, weight, high[:1].contiguous(), 1, 7, 6, True), "skipped must have"),
-        (lambda: decode(small, weight, None, 2, 7, 6, True), "images must have shape"),
+        (lambda: decode(small, weight, None, 2, 7, 6, True), "feature maps must have shape"),
     ]
     for call, message in wrong:
         with pytest.raises(RuntimeError, match=message):

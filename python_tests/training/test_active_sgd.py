@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from asng_ext.nn import CaeIntSpace, CaeLayer, CaeSupernet, WeightBank
+from asng_ext.nn import CaeIntSpace, CaeLayer, CaeSupernet, SliceableWeight
 from asng_ext.training.active_sgd import ActiveSGD
 
 SPACE = CaeIntSpace(layers=4, low=1, high=6)
@@ -76,7 +76,7 @@ def test_equals_dense_sgd(supernet: CaeSupernet, momentum: float, max_norm: floa
     before = supernet.state_dict()["output.weight"].clone()
     train_densely(dense, chains, rates, momentum, max_norm)
     train_actively(supernet, sgd, chains, rates)
-    assert not torch.equal(before, supernet.output.settled())
+    assert not torch.equal(before, supernet.output.materialized())
     for name, weight in supernet.state_dict().items():
         torch.testing.assert_close(weight, dense.state_dict()[name], rtol=1e-9, atol=1e-12)
     for x_chain in chains[0]:
@@ -160,10 +160,10 @@ def test_wrong_arguments(supernet: CaeSupernet) -> None:
     ]:
         with pytest.raises(ValueError, match=message):
             ActiveSGD(supernet, *arguments)
-    with pytest.raises(ValueError, match="weight banks only"):
-        ActiveSGD(nn.Sequential(nn.Linear(1, 1), WeightBank(1, 1, 1)), 0.1)
+    with pytest.raises(ValueError, match="sliceable weights only"):
+        ActiveSGD(nn.Sequential(nn.Linear(1, 1), SliceableWeight(1, 1, 1)), 0.1)
     sgd = ActiveSGD(supernet, 0.1, 0.9)
-    with pytest.raises(ValueError, match="banks, got one of 1"):
+    with pytest.raises(ValueError, match="sliceable weights, got one of 1"):
         sgd.load_state_dict({"groups": [], "velocity": [None]})
     state = sgd.state_dict()
     state["velocity"][0] = torch.zeros(99, 1, 1, 1)

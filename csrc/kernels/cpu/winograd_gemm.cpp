@@ -113,51 +113,40 @@ void accumulate(int64_t rows, int64_t depth, int64_t columns, const T* a, const 
 }
 
 template <class T>
-void read(const TiledImage<T>& image, const TileRange& range, int64_t dy, int64_t dx,
+void read(const TiledSource<T>& source, const TileRange& range, int64_t dy, int64_t dx,
           int64_t column, int64_t columns, T* tiles, int64_t matrix, const T* zeros) {
-  if (image.gate != nullptr) {
-    read_tiles<T, true>(image, range, dy, dx, column, columns, tiles, matrix, zeros);
-  } else {
-    read_tiles<T, false>(image, range, dy, dx, column, columns, tiles, matrix, zeros);
-  }
+  const auto reader = source.relu_mask != nullptr ? &read_tiles<T, true> : &read_tiles<T, false>;
+  reader(source, range, dy, dx, column, columns, tiles, matrix, zeros);
 }
 
 template <class T>
-void read_outputs(const TiledImage<T>& image, const TileRange& range, int64_t columns, T* tiles,
+void read_outputs(const TiledSource<T>& source, const TileRange& range, int64_t columns, T* tiles,
                   int64_t matrix, const T* zeros) {
-  if (range.outputs == 4) {
-    if (image.gate != nullptr) {
-      read_output_tiles<T, 4, true>(image, range, columns, tiles, matrix, zeros);
-    } else {
-      read_output_tiles<T, 4, false>(image, range, columns, tiles, matrix, zeros);
-    }
-  } else if (image.gate != nullptr) {
-    read_output_tiles<T, 6, true>(image, range, columns, tiles, matrix, zeros);
-  } else {
-    read_output_tiles<T, 6, false>(image, range, columns, tiles, matrix, zeros);
-  }
+  const bool masked = source.relu_mask != nullptr;
+  const auto reader =
+      range.outputs == 4
+          ? (masked ? &read_output_tiles<T, 4, true> : &read_output_tiles<T, 4, false>)
+          : (masked ? &read_output_tiles<T, 6, true> : &read_output_tiles<T, 6, false>);
+  reader(source, range, columns, tiles, matrix, zeros);
 }
 
 template <class T>
 void write(const T* tiles, int64_t matrix, const TileRange& range, int64_t dy, int64_t dx,
            int64_t column, int64_t columns, const TiledResult<T>& result) {
-  if (range.outputs == 4) {
-    write_tiles<T, 4>(tiles, matrix, range, dy, dx, column, columns, result);
-  } else {
-    write_tiles<T, 6>(tiles, matrix, range, dy, dx, column, columns, result);
-  }
+  const auto writer = range.outputs == 4 ? &write_tiles<T, 4> : &write_tiles<T, 6>;
+  writer(tiles, matrix, range, dy, dx, column, columns, result);
 }
 
 template <class T>
 void read_weight(const T* w, const WeightView& view, int64_t count, T* to, int64_t matrix) {
-  view.count == 5 ? read_taps<T, 5>(w, view, count, to, matrix)
-                  : read_taps<T, 3>(w, view, count, to, matrix);
+  view.side == 5 ? read_kernel<T, 5>(w, view, count, to, matrix)
+                 : read_kernel<T, 3>(w, view, count, to, matrix);
 }
 
 template <class T>
 void write_weight(const T* from, int64_t matrix, const WeightView& view, int64_t count, T* w) {
-  view.count == 5 ? write_taps<T, 5>(from, matrix, view, count, w)
-                  : write_taps<T, 3>(from, matrix, view, count, w);
+  view.side == 5 ? write_kernel<T, 5>(from, matrix, view, count, w)
+                 : write_kernel<T, 3>(from, matrix, view, count, w);
 }
 
 }  // namespace

@@ -1,7 +1,7 @@
-// The transforms of minimal filtering with the points 0, 1, -1, 2, -2, 1/2, -1/2 and ∞.
+// The transforms of Winograd convolution with the points 0, 1, -1, 2, -2, 1/2, -1/2 and ∞.
 //
-// As polynomials: a row of `taps` weights is evaluated at the eight points, eight inputs become
-// what the product of two polynomials is dual to, and `outputs` = 9 - taps results are collected.
+// As polynomials: a row of r kernel elements is evaluated at the eight points, eight inputs become
+// what the product of two polynomials is dual to, and `outputs` = 9 - r results are collected.
 // The inputs' transform is the same for every split of the eight. `evaluate` and `collect` are
 // each other's transpose, so they serve for gradients as well.
 #pragma once
@@ -119,7 +119,7 @@ inline constexpr T kScale[kTileSide] = {T(1),         T(-2) / T(9),  T(-2) / T(9
                                         T(1) / T(90), T(32) / T(45), T(32) / T(45), T(1)};
 
 struct Tile {
-  int64_t image, y, x;
+  int64_t sample, y, x;
 };
 
 ASNG_INLINE Tile tile_at(const TileRange& range, int64_t index) {
@@ -127,7 +127,7 @@ ASNG_INLINE Tile tile_at(const TileRange& range, int64_t index) {
   return {rest / range.tiles_y, rest % range.tiles_y, x};
 }
 
-// Where column c of row t is in a matrix with so many rows and columns.
+// Where column c of row t is in a matrix of `rows` × `columns`.
 template <class T>
 ASNG_INLINE int64_t panel_place(int64_t rows, int64_t t, int64_t column, int64_t columns) {
   constexpr int64_t panel = 2 * kLanes<T>;
@@ -140,37 +140,38 @@ ASNG_INLINE int64_t panel_place(int64_t rows, int64_t t, int64_t column, int64_t
 template <class T, int side>
 struct Window {
   const T* pixel[side * side];
-  const T* gate[side * side];
+  const T* relu_mask[side * side];
 
-  ASNG_INLINE void point(const TiledImage<T>& image, int64_t number, int64_t y, int64_t x,
+  ASNG_INLINE void point(const TiledSource<T>& source, int64_t sample, int64_t y, int64_t x,
                          int64_t dy, int64_t dx, const T* zeros) {
-    const int64_t first = number * image.height * image.width;
+    const int64_t first = sample * source.height * source.width;
     for (int i = 0; i < side; ++i) {
-      const int64_t row = (y + i) * image.stride + dy;
+      const int64_t row = (y + i) * source.stride + dy;
       for (int j = 0; j < side; ++j) {
-        const int64_t column = (x + j) * image.stride + dx;
-        const bool inside = row >= 0 && row < image.height && column >= 0 && column < image.width;
-        const int64_t at = (first + row * image.width + column) * image.channels;
-        pixel[i * side + j] = inside ? image.x + at : zeros;
-        gate[i * side + j] = inside && image.gate != nullptr ? image.gate + at : zeros;
+        const int64_t column = (x + j) * source.stride + dx;
+        const bool inside = row >= 0 && row < source.height && column >= 0 && column < source.width;
+        const int64_t at = (first + row * source.width + column) * source.channels;
+        pixel[i * side + j] = inside ? source.x + at : zeros;
+        relu_mask[i * side + j] =
+            inside && source.relu_mask != nullptr ? source.relu_mask + at : zeros;
       }
     }
   }
 
   ASNG_INLINE void clear(const T* zeros) {
-    for (int i = 0; i < side * side; ++i) pixel[i] = gate[i] = zeros;
+    for (int i = 0; i < side * side; ++i) pixel[i] = relu_mask[i] = zeros;
   }
 
-  template <bool kGated>
+  template <bool kMasked>
   ASNG_INLINE Vec<T> get(int64_t i, int64_t channel, int64_t count) const {
     const Vec<T> v = load_some(pixel[i] + channel, count), zero = {};
-    if constexpr (!kGated) return v;
-    return load_some(gate[i] + channel, count) <= zero ? zero : v;
+    if constexpr (!kMasked) return v;
+    return load_some(relu_mask[i] + channel, count) <= zero ? zero : v;
   }
 };
 
-template <class T, bool kGated>
-inline void read_tiles(const TiledImage<T>& image, const TileRange& range, int64_t dy, int64_t dx,
+template <class T, bool kMasked>
+inline void read_tiles(const TiledSource<T>& source, const TileRange& range, int64_t dy, int64_t dx,
                        int64_t first_column, int64_t columns, T* tiles, int64_t matrix,
                        const T* zeros) {
   constexpr int side = kTileSide;
@@ -178,55 +179,55 @@ inline void read_tiles(const TiledImage<T>& image, const TileRange& range, int64
   for (int64_t t = range.begin; t < range.end; ++t) {
     if (range.first + t < range.total) {
       const Tile tile = tile_at(range, range.first + t);
-      window.point(image, tile.image, tile.y * range.outputs - range.margin,
-                   tile.x * range.outputs - range.margin, dy, dx, zeros);
+      window.point(source, tile.sample, tile.y * range.outputs - range.halo,
+                   tile.x * range.outputs - range.halo, dy, dx, zeros);
     } else {
       window.clear(zeros);
     }
-    for (int64_t c = 0; c < image.channels; c += kLanes<T>) {
-      const int64_t count = image.channels - c;
-      Vec<T> half[side * side];
+    for (int64_t c = 0; c < source.channels; c += kLanes<T>) {
+      const int64_t count = source.channels - c;
+      Vec<T> partial[side * side];
       for (int i = 0; i < side; ++i) {
         Vec<T> v[side];
-        for (int j = 0; j < side; ++j) v[j] = window.template get<kGated>(i * side + j, c, count);
-        transform_inputs<T, 1>(v, half + i * side);
+        for (int j = 0; j < side; ++j) v[j] = window.template get<kMasked>(i * side + j, c, count);
+        transform_inputs<T, 1>(v, partial + i * side);
       }
       T* to = tiles + panel_place<T>(range.rows, t, first_column + c, columns);
       for (int j = 0; j < side; ++j) {
         Vec<T> v[side];
-        transform_inputs<T, side>(half + j, v);
+        transform_inputs<T, side>(partial + j, v);
         for (int i = 0; i < side; ++i) store(to + (i * side + j) * matrix, v[i]);
       }
     }
   }
 }
 
-template <class T, int outputs, bool kGated>
-inline void read_output_tiles(const TiledImage<T>& image, const TileRange& range, int64_t columns,
+template <class T, int outputs, bool kMasked>
+inline void read_output_tiles(const TiledSource<T>& source, const TileRange& range, int64_t columns,
                               T* tiles, int64_t matrix, const T* zeros) {
   constexpr int side = kTileSide;
   Window<T, outputs> window;
   for (int64_t t = range.begin; t < range.end; ++t) {
     if (range.first + t < range.total) {
       const Tile tile = tile_at(range, range.first + t);
-      window.point(image, tile.image, tile.y * outputs, tile.x * outputs, 0, 0, zeros);
+      window.point(source, tile.sample, tile.y * outputs, tile.x * outputs, 0, 0, zeros);
     } else {
       window.clear(zeros);
     }
-    for (int64_t c = 0; c < image.channels; c += kLanes<T>) {
-      const int64_t count = image.channels - c;
-      Vec<T> half[outputs * side];
+    for (int64_t c = 0; c < source.channels; c += kLanes<T>) {
+      const int64_t count = source.channels - c;
+      Vec<T> partial[outputs * side];
       for (int i = 0; i < outputs; ++i) {
         Vec<T> v[outputs];
         for (int j = 0; j < outputs; ++j) {
-          v[j] = window.template get<kGated>(i * outputs + j, c, count);
+          v[j] = window.template get<kMasked>(i * outputs + j, c, count);
         }
-        evaluate<T, outputs, 1, 1>(v, half + i * side);
+        evaluate<T, outputs, 1, 1>(v, partial + i * side);
       }
       T* to = tiles + panel_place<T>(range.rows, t, c, columns);
       for (int j = 0; j < side; ++j) {
         Vec<T> v[side];
-        evaluate<T, outputs, side, 1>(half + j, v);
+        evaluate<T, outputs, side, 1>(partial + j, v);
         for (int i = 0; i < side; ++i) store(to + (i * side + j) * matrix, v[i]);
       }
     }
@@ -244,22 +245,22 @@ inline void write_tiles(const T* tiles, int64_t matrix, const TileRange& range, 
     for (int64_t c = 0; c < result.channels; c += kLanes<T>) {
       const int64_t count = result.channels - c;
       const T* from = tiles + panel_place<T>(range.rows, t, first_column + c, columns);
-      Vec<T> half[outputs * side];
+      Vec<T> partial[outputs * side];
       for (int j = 0; j < side; ++j) {
         Vec<T> v[side];
         for (int i = 0; i < side; ++i) v[i] = load(from + (i * side + j) * matrix);
-        collect<T, outputs, 1, side>(v, half + j);
+        collect<T, outputs, 1, side>(v, partial + j);
       }
       for (int i = 0; i < outputs; ++i) {
         const int64_t row = (tile.y * outputs + i) * result.stride + dy;
         if (row >= result.height) break;
         Vec<T> v[outputs];
-        collect<T, outputs, 1, 1>(half + i * side, v);
+        collect<T, outputs, 1, 1>(partial + i * side, v);
         for (int j = 0; j < outputs; ++j) {
           const int64_t column = (tile.x * outputs + j) * result.stride + dx;
           if (column >= result.width) break;
           const int64_t at =
-              ((tile.image * result.height + row) * result.width + column) * result.channels + c;
+              ((tile.sample * result.height + row) * result.width + column) * result.channels + c;
           Vec<T> value = v[j];
           if (result.added != nullptr) value += load_some(result.added + at, count);
           if (result.relu) value = value < zero ? zero : value;
@@ -270,47 +271,48 @@ inline void write_tiles(const T* tiles, int64_t matrix, const TileRange& range, 
   }
 }
 
-template <class T, int taps>
-inline void read_taps(const T* w, const WeightView& view, int64_t count, T* to, int64_t matrix) {
+template <class T, int kernel_side>
+inline void read_kernel(const T* w, const WeightView& view, int64_t count, T* to, int64_t matrix) {
   constexpr int side = kTileSide;
-  Vec<T> half[taps * side];
-  for (int i = 0; i < taps; ++i) {
-    Vec<T> v[taps];
-    for (int j = 0; j < taps; ++j) {
+  Vec<T> partial[kernel_side * side];
+  for (int i = 0; i < kernel_side; ++i) {
+    Vec<T> v[kernel_side];
+    for (int j = 0; j < kernel_side; ++j) {
       v[j] = Vec<T>{};
       if (view.rows[i] < 0 || view.columns[j] < 0) continue;
-      const T* tap = w + view.rows[i] * view.kernel + view.columns[j];
-      for (int64_t n = 0; n < count; ++n) v[j][n] = tap[n * view.n_stride];
+      const T* element = w + view.rows[i] * view.kernel + view.columns[j];
+      for (int64_t n = 0; n < count; ++n) v[j][n] = element[n * view.n_stride];
     }
-    evaluate<T, taps, 1, 1>(v, half + i * side);
+    evaluate<T, kernel_side, 1, 1>(v, partial + i * side);
   }
   for (int j = 0; j < side; ++j) {
     Vec<T> v[side];
-    evaluate<T, taps, side, 1>(half + j, v);
+    evaluate<T, kernel_side, side, 1>(partial + j, v);
     for (int i = 0; i < side; ++i) {
       store<T>(to + (i * side + j) * matrix, v[i] * (kScale<T>[i] * kScale<T>[j]));
     }
   }
 }
 
-template <class T, int taps>
-inline void write_taps(const T* from, int64_t matrix, const WeightView& view, int64_t count, T* w) {
+template <class T, int kernel_side>
+inline void write_kernel(const T* from, int64_t matrix, const WeightView& view, int64_t count,
+                         T* w) {
   constexpr int side = kTileSide;
-  Vec<T> half[taps * side];
+  Vec<T> partial[kernel_side * side];
   for (int j = 0; j < side; ++j) {
     Vec<T> v[side];
     for (int i = 0; i < side; ++i) {
       v[i] = load(from + (i * side + j) * matrix) * (kScale<T>[i] * kScale<T>[j]);
     }
-    collect<T, taps, 1, side>(v, half + j);
+    collect<T, kernel_side, 1, side>(v, partial + j);
   }
-  for (int i = 0; i < taps; ++i) {
-    Vec<T> v[taps];
-    collect<T, taps, 1, 1>(half + i * side, v);
-    for (int j = 0; j < taps; ++j) {
+  for (int i = 0; i < kernel_side; ++i) {
+    Vec<T> v[kernel_side];
+    collect<T, kernel_side, 1, 1>(partial + i * side, v);
+    for (int j = 0; j < kernel_side; ++j) {
       if (view.rows[i] < 0 || view.columns[j] < 0) continue;
-      T* tap = w + view.rows[i] * view.kernel + view.columns[j];
-      for (int64_t n = 0; n < count; ++n) tap[n * view.n_stride] = v[j][n];
+      T* element = w + view.rows[i] * view.kernel + view.columns[j];
+      for (int64_t n = 0; n < count; ++n) element[n * view.n_stride] = v[j][n];
     }
   }
 }

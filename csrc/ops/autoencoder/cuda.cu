@@ -10,7 +10,7 @@ namespace asng::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-// Enough to hide the latency of memory; what is larger is gone through in strides.
+// Enough to hide the latency of memory; what is larger takes a grid-stride loop.
 constexpr int64_t kBlocksPerMultiprocessor = 32;
 
 // What a thread reads and writes at once.

@@ -1,4 +1,5 @@
-// What finishes a layer of an autoencoder after its convolution.
+// What finishes a layer of an autoencoder after its convolution, which is PyTorch's: see
+// asng_ext/ops/autoencoder.py.
 #pragma once
 
 #include <cstdint>
