@@ -1,17 +1,32 @@
 """What all compiled operators have in common: results without values are for tensors of one device,
-and derivatives can be taken once.
+derivatives can be taken once, and under autocast arguments are cast by one rule on every device.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.library import Library
 
-__all__ = ["call", "call_backward", "register_fake", "register_operator"]
+__all__ = [
+    "LIBRARY",
+    "Cast",
+    "call",
+    "call_backward",
+    "register_autocast",
+    "register_fake",
+    "register_operator",
+]
+
+LIBRARY = Library("asng", "IMPL")  # type: ignore[no-untyped-call]
+"""Holds the kernels that are written in Python; they end with it."""
+
+Cast: TypeAlias = Callable[[str, torch.dtype], torch.dtype | None]
+"""From the type of device and autocast's dtype to the dtype of an argument; None: as it is."""
 
 
 def register_operator(
@@ -59,6 +74,39 @@ def register_fake(name: str, fake: Callable[..., Any]) -> None:
         return fake(*args)
 
     torch.library.register_fake(f"asng::{name}", checked)
+
+
+def register_autocast(name: str, casts: Mapping[int, Cast]) -> None:
+    """Registers what the arguments of an operator, by their positions, become under autocast.
+
+    Tensors in lists are cast one by one. What is not floating point stays as it is, and so does
+    float64: as for PyTorch's own operators, double precision is meant.
+    """
+    operator = getattr(torch.ops.asng, name).default
+
+    def cast(value: Any, dtype: torch.dtype | None) -> Any:
+        if isinstance(value, list):
+            return [cast(item, dtype) for item in value]
+        if dtype is None or not isinstance(value, Tensor) or not value.is_floating_point():
+            return value
+        return value if value.dtype == torch.float64 else value.to(dtype)
+
+    def register(device_type: str) -> None:
+        key = f"Autocast{device_type.upper()}"
+        keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
+
+        def kernel(*args: Any) -> Any:
+            dtype = torch.get_autocast_dtype(device_type)
+            given = list(args)
+            for i, rule in casts.items():
+                given[i] = cast(given[i], rule(device_type, dtype))
+            with torch._C._ExcludeDispatchKeyGuard(keys):
+                return operator(*given)
+
+        LIBRARY.impl(name, kernel, key)  # type: ignore[no-untyped-call]
+
+    for device_type in ("cpu", "cuda"):
+        register(device_type)
 
 
 def call(name: str, *args: Any) -> Any:

@@ -8,11 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.library import Library
 
 from asng_ext.ops import _autoencoder_registration as _cae_operators
 from asng_ext.ops._libraries import available
-from asng_ext.ops._registration import call_backward, register_operator
+from asng_ext.ops._registration import call_backward, register_autocast, register_operator
 
 __all__ = ["CHANNEL_BLOCK", "allows_tf32", "padded_channels", "runs_chains", "stores_halves"]
 
@@ -322,45 +321,22 @@ def _stem_backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Any
     return (None, *grads, None)
 
 
-_IMAGES = {"mixed_node": 1, "cell": 2, "cells": 1, "stem": 1}
-"""How many images, the first of its arguments, each operator takes."""
-_library = Library("asng", "IMPL")  # type: ignore[no-untyped-call]
-"""Lives as long as the rules for autocast that it holds."""
+def _image_dtype(device_type: str, dtype: torch.dtype) -> torch.dtype:
+    """Under autocast: bfloat16 where it asks for that and the operators store images so.
 
-
-def _autocast_arguments(args: Sequence[Any], images: int, device: torch.device) -> list[Any]:
-    """Arguments of an operator under autocast.
-
-    Images become bfloat16 where autocast asks for it and the operators store them so, and float32
-    otherwise: statistics of a batch need more than the range of float16. Weights are float32: what
-    is rounded to bfloat16 is what goes through memory, not what is computed. Float64 stays.
+    Otherwise float32: statistics of a batch need more than the range of float16.
     """
-    autocast = torch.get_autocast_dtype(device.type)
-    halves = stores_halves(device) and autocast == torch.bfloat16
-    image_type = torch.bfloat16 if halves else torch.float32
-
-    def cast(value: Any, dtype: torch.dtype) -> Any:
-        if isinstance(value, list):
-            return [cast(item, dtype) for item in value]
-        if not isinstance(value, Tensor) or not value.is_floating_point():
-            return value
-        return value if value.dtype == torch.float64 else value.to(dtype)
-
-    return [
-        cast(value, image_type if i < images else torch.float32) for i, value in enumerate(args)
-    ]
+    halves = stores_halves(torch.device(device_type)) and dtype == torch.bfloat16
+    return torch.bfloat16 if halves else torch.float32
 
 
-def _register_autocast(name: str, images: int, device_type: str) -> None:
-    operator = getattr(torch.ops.asng, name).default
+def _weight_dtype(device_type: str, dtype: torch.dtype) -> torch.dtype:
+    """What is rounded to bfloat16 is what goes through memory, not what is computed."""
+    return torch.float32
 
-    def kernel(*args: Any) -> Any:
-        given = _autocast_arguments(args, images, args[0].device)
-        with torch.autocast(device_type, enabled=False):
-            return operator(*given)
 
-    key = f"Autocast{device_type.upper()}"
-    _library.impl(name, kernel, key)  # type: ignore[no-untyped-call]
+_IMAGES = {"mixed_node": (1, 8), "cell": (2, 12), "cells": (1, 4), "stem": (1, 4)}
+"""How many images, the first of its arguments, each operator takes, and where its weights end."""
 
 
 def _register() -> None:
@@ -374,9 +350,10 @@ def _register() -> None:
     )
     register_operator("cell", _cell_fake, _cell_setup, _cell_backward, _cell_backward_fake)
     register_operator("cells", _cells_fake, _cells_setup, _cells_backward, _cells_backward_fake)
-    for device_type in ("cpu", "cuda"):
-        for name, images in _IMAGES.items():
-            _register_autocast(name, images, device_type)
+    for name, (images, end) in _IMAGES.items():
+        register_autocast(
+            name, {i: _image_dtype if i < images else _weight_dtype for i in range(end)}
+        )
 
 
 if available():
