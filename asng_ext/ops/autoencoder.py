@@ -1,23 +1,32 @@
-"""Compiled layers of convolutional autoencoders: convolution, skip and ReLU in one operator.
+"""Compiled layers of convolutional autoencoders (Section 3.3): a convolution, the skip connection
+and ReLU in one operator, with its checks, derivative and autocast rule.
 
-They compute the channels of the weight they are given, which may be a corner of a larger one. On
-the CPU they make 5 to 6 times fewer multiplications than the sum over the taps (minimal filtering
-of 8×8 tiles); in single precision the result differs from that sum by about 1e-5 of the largest
-value. On CUDA devices the convolutions are PyTorch's, with TF32 where its settings allow that.
+They compute the channels of the weight they are given, which may be a leading slice of a larger
+one. On the CPU they make 5 to 6 times fewer multiplications than direct convolution (Winograd
+convolution with tiles of 8×8); in single precision the result differs from that of direct
+convolution by about 1e-5 of the largest value. On CUDA devices the convolutions are PyTorch's
+(cuDNN's are hard to beat at these sizes), with TF32 where its settings allow that. What eager
+PyTorch loses around them is saved: a layer keeps its input, its output and the weight it was given,
+not a copy of it; skip and ReLU take one pass, in place; one call gives both gradients.
 
 All have first derivatives and run under `torch.compile` and `torch.autocast`. On the CPU they take
 float32 or float64, and compute in float32 under autocast; on CUDA devices they take bfloat16 and
-float16, too, and autocast has its say. Images are (N, C, H, W) and best channels-last; results are.
+float16, too, and autocast's dtype applies to feature maps. These are (N, C, H, W), best
+channels-last; results are.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.library import Library
 
 from asng_ext.ops import _libraries
 from asng_ext.ops._libraries import available, cuda_available
-from asng_ext.ops._registration import call
+from asng_ext.ops._registration import call, call_backward, register_fake, register_operator
 
 __all__ = ["KERNELS", "available", "cuda_available", "decode", "encode"]
 
@@ -32,7 +41,7 @@ def encode(x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
     """ReLU of a convolution padded with ⌊k/2⌋ zeros.
 
     Args:
-        x: Images (N, I, H, W).
+        x: Feature maps (N, I, H, W).
         weight: (O, I, k, k), k 3 or 5; it may be a part of a larger tensor.
         stride: 1 or 2.
 
@@ -60,7 +69,7 @@ def decode(
     """Transposed convolution, the mirror image of `encode`'s, plus a skip, then ReLU.
 
     Args:
-        x: Images (N, I, h, w).
+        x: Feature maps (N, I, h, w).
         weight: (I, O, k, k), k 3 or 5; it may be a part of a larger tensor.
         skipped: What to add before ReLU, (N, O, H, W).
         stride: 1 or 2.
@@ -109,18 +118,18 @@ def _check_tensor(x: Tensor, name: str, like: Tensor) -> None:
     elif x.device.type not in ("cpu", "meta"):
         raise ValueError(f"{name} must be on the CPU or a CUDA device, got {x.device}")
     if x.device != like.device:
-        raise ValueError(f"{name} must be on {like.device} as the images are, got {x.device}")
+        raise ValueError(f"{name} must be on {like.device} as x is, got {x.device}")
     if torch.is_autocast_enabled("cuda" if on_gpu else "cpu"):
         return
     if x.dtype not in _WIDE and not (on_gpu and x.dtype in _HALF):
         known = "float32, float64, bfloat16 or float16" if on_gpu else "float32 or float64"
         raise TypeError(f"{name} must be {known}, got {x.dtype}")
     if x.dtype != like.dtype:
-        raise TypeError(f"{name} must be {like.dtype} as the images are, got {x.dtype}")
+        raise TypeError(f"{name} must be {like.dtype} as x is, got {x.dtype}")
 
 
 def _checked(x: Tensor, weight: Tensor, channel_axis: int, stride: int) -> Tensor:
-    """The weight, with each kernel in one piece, if all arguments fit."""
+    """The weight, with each kernel contiguous, if all arguments fit."""
     _libraries.require()
     _check_tensor(x, "x", x)
     _check_tensor(weight, "weight", x)
@@ -137,6 +146,205 @@ def _checked(x: Tensor, weight: Tensor, channel_axis: int, stride: int) -> Tenso
             f"weight must have {x.shape[1]} channels in dimension {channel_axis} as x has, "
             f"got shape {tuple(weight.shape)}"
         )
-    if weight.stride()[2:] != (kernel, 1):
-        return weight.contiguous()
-    return weight
+    return weight if weight.stride()[2:] == (kernel, 1) else weight.contiguous()
+
+
+# Shapes and derivatives. From here on feature maps are (N, H, W, C), as in csrc/ops/library.cpp.
+
+
+def _encode_fake(x: Tensor, weight: Tensor, stride: int) -> Tensor:
+    height, width = (-(-side // stride) for side in x.shape[1:3])
+    return x.new_empty((x.shape[0], height, width, weight.shape[0]))
+
+
+def _decode_fake(
+    x: Tensor,
+    weight: Tensor,
+    skipped: Tensor | None,
+    stride: int,
+    height: int,
+    width: int,
+    relu: bool,
+) -> Tensor:
+    return x.new_empty((x.shape[0], height, width, weight.shape[1]))
+
+
+def _backward_fake(
+    grad: Tensor, output: Tensor | None, x: Tensor, weight: Tensor, stride: int, x_needs_grad: bool
+) -> tuple[Tensor, Tensor]:
+    grad_x = x.new_empty(x.shape if x_needs_grad else (0,))
+    return grad_x, weight.new_empty(weight.shape)
+
+
+def _encode_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, ctx.stride = inputs
+    ctx.save_for_backward(output, x, weight)
+
+
+def _encode_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    x_needs_grad = ctx.needs_input_grad[0]
+    grad_x, grad_weight = call_backward(
+        "cae_encode", grad.contiguous(), *ctx.saved_tensors, ctx.stride, x_needs_grad
+    )
+    return grad_x if x_needs_grad else None, grad_weight, None
+
+
+def _decode_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, _, ctx.stride, _, _, relu = inputs
+    ctx.save_for_backward(output if relu else None, x, weight)
+
+
+def _decode_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    output, x, weight = ctx.saved_tensors
+    grad = grad.contiguous()
+    x_needs_grad, _, skipped_needs_grad = ctx.needs_input_grad[:3]
+    if skipped_needs_grad and output is not None:
+        # This is the gradient of `skipped`, and spares the others the ReLU mask.
+        grad = torch.ops.aten.threshold_backward(grad, output, 0)
+        output = None
+    grad_x, grad_weight = call_backward(
+        "cae_decode", grad, output, x, weight, ctx.stride, x_needs_grad
+    )
+    grad_skipped = grad if skipped_needs_grad else None
+    return grad_x if x_needs_grad else None, grad_weight, grad_skipped, None, None, None, None
+
+
+# The kernels for CUDA devices; they take tensors of any device, so that tests can run them.
+
+
+def _convolution(
+    x: Tensor, weight: Tensor, stride: int, output_padding: list[int] | None = None
+) -> Tensor:
+    """Transposed if there is an output padding."""
+    y: Tensor = torch.ops.aten.convolution(
+        x.permute(0, 3, 1, 2), _kernels(weight, x), None, *_options(weight, stride, output_padding)
+    )
+    return y.permute(0, 2, 3, 1).contiguous()
+
+
+def _convolution_backward(
+    grad: Tensor,
+    output: Tensor | None,
+    x: Tensor,
+    weight: Tensor,
+    stride: int,
+    output_padding: list[int] | None,
+    x_needs_grad: bool,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of x, empty unless it needs one, and of the weight."""
+    if output is not None:
+        grad = torch.ops.aten.threshold_backward(grad, output, 0)
+    grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
+        grad.permute(0, 3, 1, 2),
+        x.permute(0, 3, 1, 2),
+        _kernels(weight, x),
+        None,
+        *_options(weight, stride, output_padding),
+        [x_needs_grad, True, False],
+    )
+    return (
+        grad_x.permute(0, 2, 3, 1).contiguous() if x_needs_grad else x.new_empty(0),
+        grad_weight.to(weight.dtype, memory_format=torch.contiguous_format),
+    )
+
+
+def _kernels(weight: Tensor, x: Tensor) -> Tensor:
+    """The weight in the dtype of x and in the layout that convolutions want."""
+    return weight.to(x.dtype, memory_format=torch.channels_last)
+
+
+def _options(weight: Tensor, stride: int, output_padding: list[int] | None) -> tuple[Any, ...]:
+    """Stride, padding, dilation, whether transposed, output padding and groups."""
+    padding = [weight.shape[2] // 2] * 2
+    transposed = output_padding is not None
+    return [stride] * 2, padding, [1, 1], transposed, output_padding or [0, 0], 1
+
+
+def _output_padding(x: Tensor, size: tuple[int, int], stride: int) -> list[int]:
+    """What a transposed convolution must add to reach `size`: ⌈H/2⌉ is half of two sizes."""
+    return [side - stride * (n - 1) - 1 for side, n in zip(size, x.shape[1:3])]
+
+
+def _encode_cuda(x: Tensor, weight: Tensor, stride: int) -> Tensor:
+    y = _convolution(x, weight, stride)
+    torch.ops.asng._cae_finish(y, None, True)
+    return y
+
+
+def _encode_backward_cuda(
+    grad: Tensor, output: Tensor, x: Tensor, weight: Tensor, stride: int, x_needs_grad: bool
+) -> tuple[Tensor, Tensor]:
+    return _convolution_backward(grad, output, x, weight, stride, None, x_needs_grad)
+
+
+def _decode_cuda(
+    x: Tensor,
+    weight: Tensor,
+    skipped: Tensor | None,
+    stride: int,
+    height: int,
+    width: int,
+    relu: bool,
+) -> Tensor:
+    y = _convolution(x, weight, stride, _output_padding(x, (height, width), stride))
+    if skipped is not None or relu:
+        torch.ops.asng._cae_finish(y, skipped, relu)
+    return y
+
+
+def _decode_backward_cuda(
+    grad: Tensor, output: Tensor | None, x: Tensor, weight: Tensor, stride: int, x_needs_grad: bool
+) -> tuple[Tensor, Tensor]:
+    output_padding = _output_padding(x, (grad.shape[1], grad.shape[2]), stride)
+    return _convolution_backward(grad, output, x, weight, stride, output_padding, x_needs_grad)
+
+
+def _under_autocast(
+    function: Callable[..., Any], device_type: str, casts: tuple[bool, ...]
+) -> Callable[..., Any]:
+    """The function with those arguments that `casts` marks in the dtype of autocast.
+
+    The weight stays as it is, so that what is kept for the backward pass is no copy of it.
+    """
+    key = getattr(torch._C.DispatchKey, f"Autocast{device_type.upper()}")
+
+    def call(*arguments: Any) -> Any:
+        dtype = torch.get_autocast_dtype(device_type)
+        # As for PyTorch's own operators: double precision is meant.
+        given = [
+            x.to(dtype) if cast and x is not None and x.dtype != torch.float64 else x
+            for x, cast in zip(arguments, casts)
+        ]
+        with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(key)):
+            return function(*given, *arguments[len(casts) :])
+
+    return call
+
+
+def _register_cuda(library: Library, device_type: str = "cuda") -> None:
+    """Registers the kernels for CUDA devices, and their autocast rules, on a type of device."""
+    key = device_type.upper()
+    for name, kernel in (
+        ("cae_encode", _encode_cuda),
+        ("_cae_encode_backward", _encode_backward_cuda),
+        ("cae_decode", _decode_cuda),
+        ("_cae_decode_backward", _decode_backward_cuda),
+    ):
+        library.impl(name, kernel, key)  # type: ignore[no-untyped-call]
+    for name, casts in (("cae_encode", (True,)), ("cae_decode", (True, False, True))):
+        function = getattr(torch.ops.asng, name).default
+        rule = _under_autocast(function, device_type, casts)
+        library.impl(name, rule, f"Autocast{key}")  # type: ignore[no-untyped-call]
+
+
+# What is registered by it ends with it.
+_library = Library("asng", "IMPL")  # type: ignore[no-untyped-call]
+
+if available():
+    register_operator("cae_encode", _encode_fake, _encode_setup, _encode_backward, _backward_fake)
+    register_operator("cae_decode", _decode_fake, _decode_setup, _decode_backward, _backward_fake)
+    # Winograd transforms need more than half precision.
+    for _name in ("asng::cae_encode", "asng::cae_decode"):
+        torch.library.register_autocast(_name, "cpu", torch.float32)
+    register_fake("_cae_finish", lambda y, skipped, relu: None)
+    _register_cuda(_library)

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from asng_ext.ops import _autoencoder_registration as _cae_operators
 from asng_ext.ops._libraries import available
 from asng_ext.ops._registration import call_backward, register_autocast, register_operator
 
@@ -358,4 +357,3 @@ def _register() -> None:
 
 if available():
     _register()
-    _cae_operators.register()

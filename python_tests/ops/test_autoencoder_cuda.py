@@ -28,7 +28,6 @@ from torch.library import Library
 
 from asng_ext.nn import CaeCatSpace, CaeIntSpace, CaeSpace, CaeSupernet
 from asng_ext.nn import autoencoder as layers
-from asng_ext.ops import _autoencoder_cuda as _cae_cuda
 from asng_ext.ops import autoencoder as cae_ops
 
 pytestmark = pytest.mark.skipif(not cae_ops.available(), reason="the operators are not built")
@@ -52,7 +51,7 @@ def twins() -> Iterator[None]:
     library = Library("asng", "IMPL")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "(?s).*Overriding a previously registered kernel")
-        _cae_cuda.register(library, "cpu")
+        cae_ops._register_cuda(library, "cpu")
         if not ON_GRID:
             library.impl("_cae_finish", plain_finish, "CPU")
     yield
@@ -124,11 +123,11 @@ def test_it_is_what_the_cpu_computes(kernel: int, stride: int) -> None:
         library.impl("_cae_finish", plain_finish, "CPU")
     try:
         got = [
-            _cae_cuda._encode(high, weight, stride),
-            *_cae_cuda._encode_backward(small, small, high, weight, stride, True),
-            _cae_cuda._decode(small, weight, high, stride, *size, False),
-            *_cae_cuda._decode_backward(high, high, small, weight, stride, True),
-            *_cae_cuda._decode_backward(high, None, small, weight, stride, False),
+            cae_ops._encode_cuda(high, weight, stride),
+            *cae_ops._encode_backward_cuda(small, small, high, weight, stride, True),
+            cae_ops._decode_cuda(small, weight, high, stride, *size, False),
+            *cae_ops._decode_backward_cuda(high, high, small, weight, stride, True),
+            *cae_ops._decode_backward_cuda(high, None, small, weight, stride, False),
         ]
     finally:
         library._destroy()

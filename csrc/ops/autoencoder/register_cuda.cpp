@@ -1,5 +1,5 @@
 // What the layers of autoencoders need on CUDA devices beside PyTorch's convolutions; see
-// asng_ext/ops/_autoencoder_cuda.py.
+// asng_ext/ops/autoencoder.py.
 
 #include "ops/autoencoder/cuda.h"
 #include "platform/cuda_tensors.h"
