@@ -21,6 +21,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/bindings.h"
 #include "optimizer/compat.h"
 #include "optimizer/cpu.h"
 
@@ -382,7 +383,8 @@ py::array_t<bool> compat_one_hot(const CompatUpdate& update, const py::object& w
 }  // namespace
 
 PYBIND11_MODULE(_host, module) {
-  module.doc() = "Optimizers on the CPU, over NumPy arrays.";
+  module.doc() = "Optimizers on the CPU, over NumPy arrays; constants of the operators.";
+  bind_constants(module);
 
   py::class_<Optimizer>(module, "Optimizer")
       .def("ask", &ask)

@@ -76,7 +76,7 @@ Result run(const CellShape& s, bool save, int threads, unsigned seed = 4) {
 
   Result result;
   result.y.resize(probe.size());
-  std::vector<float> saved(save ? static_cast<size_t>(s.saved_bound()) : 0);
+  std::vector<float> saved(save ? static_cast<size_t>(s.saved().values()) : 0);
   Cell<float>(s, split(s, weights.data()), inputs.data(), operations.data())
       .forward(prev_prev.data(), prev.data(), result.y.data(), save ? saved.data() : nullptr);
   if (save) {

@@ -30,7 +30,7 @@ void compare(const NodeCase& c, double tolerance) {
 }
 
 TEST(cuda_operations_are_those_of_the_cpu) {
-  for (int operation = 0; operation < cuda::kOperationCount; ++operation) {
+  for (int operation = 0; operation < kOperationCount; ++operation) {
     for (const int stride : {1, 2}) {
       for (const int channels : {3, 16, 20, 32}) {
         const int archs = 1 + (operation + channels) % 3;
@@ -56,7 +56,7 @@ TEST(cuda_images_of_any_size) {
 TEST(cuda_large_batches) {
   for (const int channels : {16, 32, 64}) {
     for (const int stride : {1, 2}) {
-      NodeCase c = single(cuda::kSeparable5, stride, 1, 9, 17, channels);
+      NodeCase c = single(kSeparable5, stride, 1, 9, 17, channels);
       c.images = 120 / stride;
       compare<float>(c, 1e-3);
     }
@@ -73,7 +73,7 @@ TEST(cuda_many_channels) {
       }
     }
     // Tiles that are smaller, because those of other numbers of channels would not fit.
-    NodeCase c = single(cuda::kSeparable3, stride, 1, 3, 5, 490);
+    NodeCase c = single(kSeparable3, stride, 1, 3, 5, 490);
     c.images = 1;
     c.inputs = 1;
     compare<double>(c, 1e-9);
@@ -106,7 +106,7 @@ TEST(cuda_without_a_backward_pass_gives_the_same) {
 }
 
 TEST(cuda_too_many_channels_are_an_error_that_says_so) {
-  NodeCase c = single(cuda::kSeparable3, 1, 1, 2, 2, 700);
+  NodeCase c = single(kSeparable3, 1, 1, 2, 2, 700);
   c.inputs = 1;
   c.input = {0};
   std::string error;
@@ -140,7 +140,7 @@ TEST(cuda_an_index_out_of_range_makes_nan_of_its_node_alone) {
 
 TEST(cuda_pools_pass_nan_and_take_the_first_of_equal_maxima) {
   for (const int stride : {1, 2}) {
-    NodeExample<double> example(single(cuda::kMaxPool, stride, 1, 7, 6, 16));
+    NodeExample<double> example(single(kMaxPool, stride, 1, 7, 6, 16));
     for (double& value : example.bank) value = std::round(value);
     const Tensors<double> expected = example.on_cpu(), got = example.on_cuda();
     CHECK(got[0] == expected[0]);

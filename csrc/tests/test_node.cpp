@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "ops/cell/cpu_node.h"
+#include "ops/cell/cpu.h"
 #include "tests/check.h"
 #include "tests/threads.h"
 
@@ -82,7 +82,7 @@ struct Example {
   }
 
   std::vector<T> forward() const {
-    std::vector<T> saved(static_cast<size_t>(shape.saved_bound()));
+    std::vector<T> saved(static_cast<size_t>(shape.saved().values()));
     std::vector<T> out(static_cast<size_t>(shape.archs * shape.out_size()));
     node().forward(saved.data(), out.data());
     return out;
@@ -95,7 +95,7 @@ struct Example {
                          &grads.pointwise[1], &grads.reduction}) {
       values->assign(values->size(), T(0));
     }
-    std::vector<T> saved(static_cast<size_t>(shape.saved_bound()));
+    std::vector<T> saved(static_cast<size_t>(shape.saved().values()));
     std::vector<T> out(static_cast<size_t>(shape.archs * shape.out_size()));
     Node<T> own = node(grads.bank.data());
     own.forward(saved.data(), out.data());

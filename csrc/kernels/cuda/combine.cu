@@ -8,8 +8,6 @@ namespace asng::cuda {
 
 namespace {
 
-constexpr int kWindow = 9;
-
 template <class V>
 struct Job {
   Dag<V> dag;
@@ -27,7 +25,7 @@ __device__ Vec4<Compute<V>> pool(const State<V>& from, int padded, int stride, b
   uint32_t place[4] = {0, 0, 0, 0};
   bool found = false;
 #pragma unroll
-  for (int k = 0; k < kWindow; ++k) {
+  for (int k = 0; k < kPoolPixels; ++k) {
     const int sy = y * stride - 1 + k / 3, sx = x * stride - 1 + k % 3;
     if (sy < 0 || sy >= from.height || sx < 0 || sx >= from.width) continue;
     const int64_t pixel = (static_cast<int64_t>(image) * from.height + sy) * from.width + sx;
@@ -47,7 +45,7 @@ __device__ Vec4<Compute<V>> pool(const State<V>& from, int padded, int stride, b
     *maxima = place[0] | place[1] << 8 | place[2] << 16 | place[3] << 24;
   }
 #pragma unroll
-  for (int i = 0; !max && i < 4; ++i) sum.v[i] /= T(kWindow);
+  for (int i = 0; !max && i < 4; ++i) sum.v[i] /= T(kPoolPixels);
   return sum;
 }
 
@@ -57,7 +55,7 @@ __device__ Vec4<Compute<V>> term(const Job<V>& job, int arch, int e, const Plann
   using T = Compute<V>;
   const Dag<V>& dag = job.dag;
   const int padded = dag.shape.padded;
-  if (edge.operation == kInvalid) {
+  if (edge.form == Form::kNone) {
     const T not_a_number = static_cast<T>(nan(""));
     Vec4<T> nans;
 #pragma unroll
@@ -70,13 +68,13 @@ __device__ Vec4<Compute<V>> term(const Job<V>& job, int arch, int e, const Plann
                        dag.norm(arch, job.node, e, last), padded, c);
   }
   const State<V> from = dag.state(arch, edge.input);
-  if (edge.operation == kIdentity) {
+  if (edge.form == Form::kIdentity) {
     return affine_vec4(load_vec4(from.x + pixel * padded + c), from.norm, padded, c);
   }
-  uint32_t* maxima = job.keeps_maxima && edge.operation == kMaxPool
+  uint32_t* maxima = job.keeps_maxima && edge.form == Form::kMaxPool
                          ? dag.maxima(arch, job.node, e) + (pixel * padded + c) / 4
                          : nullptr;
-  return pool(from, padded, dag.stride(edge), edge.operation == kMaxPool, image, y, x, c, maxima);
+  return pool(from, padded, dag.stride(edge), edge.form == Form::kMaxPool, image, y, x, c, maxima);
 }
 
 template <class V>
@@ -95,9 +93,9 @@ __global__ __launch_bounds__(kThreads) void combine_kernel(const Job<V> job) {
     Vec4<T> sum = fill_vec4(T(0));
     for (int e = 0; e < s.edges; ++e) {
       const PlannedEdge edge = job.dag.edge(arch, job.node, e);
-      if (edge.factor == 0) continue;
+      if (edge.multiplicity == 0) continue;
       add_product(sum, term(job, arch, e, edge, pixel, image, y, x, c),
-                  fill_vec4(static_cast<T>(edge.factor)));
+                  fill_vec4(static_cast<T>(edge.multiplicity)));
     }
     write4(out + i * 4, sum);
   }

@@ -6,7 +6,7 @@
 
 #include <type_traits>
 
-#include "ops/cell/cuda_dag.h"
+#include "kernels/cuda/dag.h"
 
 #if defined(ASNG_CUDA_ON_CPU)
 #include "platform/grid_on_cpu/tensor_cores.h"

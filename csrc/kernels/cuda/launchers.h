@@ -2,8 +2,8 @@
 // the files that define them. Every launch may throw std::runtime_error.
 #pragma once
 
+#include "kernels/cuda/dag.h"
 #include "kernels/cuda/weights.h"
-#include "ops/cell/cuda_dag.h"
 
 namespace asng::cuda {
 
@@ -14,7 +14,7 @@ struct PlanJob {
   DagShape shape;
   const int32_t* inputs = nullptr;      // (archs, nodes, edges)
   const int32_t* operations = nullptr;  // the same
-  NodeWeights<const T> weights;
+  OperationWeights<const T> weights;
   Matrix<T> matrices[3];  // unused ones are null
   PlannedEdge* plan = nullptr;
   int32_t* used = nullptr;
@@ -119,7 +119,7 @@ struct WeightJob {
   const int32_t* used = nullptr;
   const T* weight_parts = nullptr;  // see Gradients
   int parts = 0;
-  NodeWeights<T> grads;
+  OperationWeights<T> grads;
   MatrixGradient<T> matrices[3];
 };
 // Adds the parts of all weights' gradients up; writes every element.
