@@ -66,8 +66,8 @@ class _StackedCell(nn.Module):
         if halved:
             self._place_factorized(f"{key}_identity", "reduction", (2 * node + i,))
         for operation in _host.OPERATIONS:
-            for kind, parameter in zip(("depthwise", "pointwise"), operation.weights):
-                for stage in range(2):
+            for stage in range(2):
+                for kind, parameter in zip(("depthwise", "pointwise"), operation.weights):
                     name = f"{key}_{operation.name}.half{stage}.{kind}.weight"
                     self._places[name] = (parameter, (edge, stage))
 

@@ -119,7 +119,7 @@ __device__ Vec4<Compute<V>> contribution(const Job<V>& job, const Consumer& from
     case Form::kMaxPool:
       return pool_backward(job, from, stride, image, y, x, c);
     default: {
-      Vec4<T> sum;
+      Vec4<T> sum = fill_vec4(T(0));
       with_kernel(from.kernel, [&](auto k) {
         sum = convolution_backward<k.value>(job, from, stride, image, y, x, c, value);
       });
