@@ -17,7 +17,7 @@
 
 namespace asng::cpu {
 
-// What a node reads: an image batch of one architecture.
+// What a node reads: the feature maps of one architecture.
 template <class T>
 struct State {
   const T* x = nullptr;
@@ -32,7 +32,7 @@ struct State {
 template <class T>
 class Dag {
  public:
-  // Work on some images of an architecture, all of one part of the batch.
+  // Work on some of the batch of an architecture, all of one part of it.
   using Task = std::function<void(int64_t arch, int64_t part_index, Part images)>;
 
   // `inputs` and `operations` are (archs, nodes, edges). Throws std::invalid_argument if an index
@@ -55,11 +55,11 @@ class Dag {
   // The same for a forward pass alone: memory serves again when what it holds is not needed.
   void allocate_with_reuse(Bump<T>& memory);
 
-  // Calls `finish` for all images when their leaf nodes can be combined. The inputs' states must
-  // be set.
+  // Calls `finish` for all of the batch when its leaf nodes can be combined. The inputs' states
+  // must be set.
   void forward(const Task& finish);
 
-  // The sum of the edges of a node, for some images.
+  // The sum of the edges of a node, for some of the batch.
   void combine(int64_t arch, int64_t node, Part images, T* out) const;
 
   // Values that allocate_gradients() needs at most.
@@ -69,7 +69,7 @@ class Dag {
   // Allocates the gradients of nodes that have none yet, and those within edges.
   void allocate_gradients(Bump<T>& memory);
 
-  // Calls `begin` for all images first, which makes the gradients of their leaf nodes. Adds to
+  // Calls `begin` for all of the batch first, which makes the gradients of its leaf nodes. Adds to
   // the gradients of the inputs' states, or writes them, and to `grads` of the weights.
   void backward(const Task& begin, const OperationWeights<T>& grads);
 
@@ -196,11 +196,12 @@ class Node {
   Dag<T> dag_;
 };
 
-// An input or the output of a cell: images of every architecture, or of all together.
+// An input or the output of a cell: feature maps of every architecture, or of all together.
 template <class T>
 struct CellImages {
   const T* x = nullptr;
-  // (archs, 2, padded): how the images of each architecture are to be read; null: as they are.
+  // (archs, 2, padded): how the feature maps of each architecture are to be read; null: as they
+  // are.
   const T* norms = nullptr;
 
   Affine<T> affine(int64_t arch, int64_t padded) const {
@@ -262,7 +263,7 @@ class Cell {
   int64_t parts() const { return part_count(shape_.images); }
   void allocate_inputs(Bump<T>& memory, CellImages<T> prev_prev, CellImages<T> prev);
   void set_up_outputs(const T* z, const T* norms, bool normalized);
-  // Memory for one image of every leaf node of an architecture.
+  // Memory for one batch element of every leaf node of an architecture.
   size_t leaf_bytes() const {
     return static_cast<size_t>(shape_.nodes * shape_.out_size() / shape_.images) * sizeof(T);
   }

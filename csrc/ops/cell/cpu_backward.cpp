@@ -266,7 +266,7 @@ void Cell<T>::backward_inputs(const InputGradient<T>& prev_prev, const InputGrad
   }
   const Block packed = pack(inputs_, true);
   finish_gradients(inputs_, sums);
-  // Both inputs may be the same images.
+  // Both inputs may be the same feature maps.
   const auto first_prev = std::find_if(inputs_.begin(), inputs_.end(),
                                        [](const Projection<T>& p) { return !p.of_prev_prev; });
   const int64_t prev_prevs = first_prev - inputs_.begin();

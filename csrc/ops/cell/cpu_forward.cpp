@@ -13,7 +13,7 @@ constexpr int64_t kGroupBytes = int64_t{64} << 10;
 
 }  // namespace
 
-// Runs a task for all images, group by group: those of one part, one after the other.
+// Runs a task for all of the batch, group by group: those of one part, one after the other.
 template <class T>
 void Dag<T>::run_images(const Task& task) const {
   int64_t largest = shape_.image_size();
@@ -309,7 +309,7 @@ void Cell<T>::set_up_outputs(const T* z, const T* norms, bool normalized) {
   }
 }
 
-// The sources of an output when it reads one image of each, which lie one after the other.
+// The sources of an output when it reads one batch element of each, one after the other in memory.
 template <class T>
 std::vector<Source<T>> Cell<T>::leaf_sources(const Projection<T>& p, const T* nodes) const {
   std::vector<Source<T>> sources = p.sources;
