@@ -11,7 +11,7 @@ macro(asng_enable_cuda)
   set(CMAKE_CUDA_STANDARD_REQUIRED ON)
   set(CMAKE_CUDA_EXTENSIONS OFF)
   set(CMAKE_CUDA_VISIBILITY_PRESET hidden)
-  # Two architectures of a file at a time: half_backward.cu takes longer than all others on a core.
+  # Two architectures of a file at a time: separable_backward.cu takes longer than all others on a core.
   add_compile_options($<$<COMPILE_LANGUAGE:CUDA>:--threads=2>)
   # CMake before 3.25.2 does not know that nvcc has C++20 (since 12.0).
   if(NOT DEFINED CMAKE_CUDA20_STANDARD_COMPILE_OPTION)

@@ -14,7 +14,7 @@
 #include "core/step_size.h"
 #include "core/utility.h"
 #include "optimizer/cuda.h"
-#include "platform/cuda_launch.h"
+#include "platform/cuda.h"
 
 namespace asng::cuda {
 

@@ -6,7 +6,7 @@
 #include <cstdint>
 
 #include "core/step_size.h"
-#include "platform/cuda_stream.h"
+#include "platform/cuda_types.h"
 
 namespace asng::cuda {
 

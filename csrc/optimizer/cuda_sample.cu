@@ -6,7 +6,7 @@
 #include "core/categorical.h"
 #include "core/philox.h"
 #include "optimizer/cuda.h"
-#include "platform/cuda_launch.h"
+#include "platform/cuda.h"
 
 namespace asng::cuda {
 

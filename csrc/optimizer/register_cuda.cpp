@@ -4,7 +4,7 @@
 
 #include "optimizer/contract.h"
 #include "optimizer/cuda.h"
-#include "platform/cuda_device.h"
+#include "platform/cuda_tensors.h"
 
 namespace asng::cuda {
 namespace {

@@ -2,15 +2,12 @@
 #pragma once
 
 #include <cstring>
-#include <optional>
 #include <vector>
 
 #include "platform/memory.h"
 #include "platform/tensors.h"
 
 namespace asng::cpu {
-
-using OptionalTensor = std::optional<Tensor>;
 
 inline constexpr Backend kBackend = {DeviceType::CPU, false};
 

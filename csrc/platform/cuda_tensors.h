@@ -1,21 +1,62 @@
-// Checks of tensors on a CUDA device, and memory for results, which is
-// PyTorch's: what is allocated while a graph is captured belongs to the graph.
+// The device, the stream and the tensors of an operator of _C_cuda, for code that includes torch
+// but none of the toolkit's headers. Memory for results is PyTorch's: what is allocated while a
+// graph is captured belongs to the graph.
+//
+// With ASNG_CUDA_ON_CPU defined the same operators are for the CPU, where a launch runs the grid at
+// once: a library for tests, which takes the place of the operators of _C.
 #pragma once
 
-#include <limits>
-#include <optional>
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/macros.h>
 
-#include "platform/bfloat16.h"
-#include "platform/cuda_device.h"
+#include <limits>
+
+#include "platform/cuda_types.h"
 #include "platform/tensors.h"
 
 namespace asng::cuda {
 
-using OptionalTensor = std::optional<Tensor>;
+#if defined(ASNG_CUDA_ON_CPU)
+
+// Where tensors must be, and the name of the dispatch key of its operators.
+constexpr DeviceType kDevice = DeviceType::CPU;
+#define ASNG_CUDA_KEY CPU
+
+class DeviceStreamGuard {
+ public:
+  explicit DeviceStreamGuard(const Tensor&) {}
+  CudaStream stream() const { return nullptr; }
+};
+
+#else
+
+constexpr DeviceType kDevice = DeviceType::CUDA;
+#define ASNG_CUDA_KEY CUDA
+
+// While it lives, the tensor's device is the current one.
+class DeviceStreamGuard {
+ public:
+  explicit DeviceStreamGuard(const Tensor& tensor) : guard_(tensor.get_device_index()) {
+    void* stream = nullptr;
+    STABLE_TORCH_ERROR_CODE_CHECK(
+        aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
+    stream_ = static_cast<CudaStream>(stream);
+  }
+
+  // PyTorch's current stream of that device.
+  CudaStream stream() const { return stream_; }
+
+ private:
+  torch::stable::accelerator::DeviceGuard guard_;
+  CudaStream stream_ = nullptr;
+};
+
+#endif
 
 inline constexpr Backend kBackend = {kDevice, true};
 
-// Kernels read images 16 bytes at a time.
+// Kernels read feature maps 16 bytes at a time.
 inline void check_aligned(const Tensor& t, const char* name) {
   STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(t.data_ptr()) % 16 == 0, name,
                   " must begin at a multiple of 16 bytes");
@@ -48,7 +89,7 @@ inline Tensor new_scratch(const Tensor& like, size_t bytes) {
   return torch::stable::new_empty(like, {&size, 1}, ScalarType::Byte);
 }
 
-// Calls f with a value of the C++ type that images of this dtype are stored as.
+// Calls f with a value of the C++ type that feature maps of this dtype are stored as.
 template <class F>
 void with_type(ScalarType dtype, F f) {
   if (dtype == ScalarType::Double) return f(double());

@@ -1,5 +1,10 @@
 // Several numbers at a time, in the vector types of GCC and Clang: code is written once over
 // Lanes<Width> and compiled for several instruction sets.
+//
+// Beside simd.h, because the toy problem needs the opposite: the same bits with every instruction
+// set. So no multiplication fuses with an addition, sums have a fixed number of parts, and one
+// compilation holds all widths, as functions with target attributes, where the standard library may
+// be called without a second copy of its functions for another instruction set.
 #pragma once
 
 #include <cstddef>
@@ -8,8 +13,7 @@
 #include <new>
 #include <vector>
 
-// Helpers have to become part of the function that is compiled for an instruction set.
-#define ASNG_INLINE inline __attribute__((always_inline))
+#include "platform/dispatch.h"
 
 // Vectors are passed between functions only where they are inlined, so no binary interface matters.
 #pragma GCC diagnostic ignored "-Wpsabi"

@@ -6,14 +6,13 @@
 #include <list>
 #include <mutex>
 #include <new>
-#include <stdexcept>
 
 namespace asng::cpu {
 namespace {
 
 constexpr size_t kPage = 4096;
 constexpr size_t kHugePage = size_t{2} << 20;
-// A block that was not wanted during so many requests belongs to sizes of the past.
+// A block that was not requested for this long belongs to sizes of the past.
 constexpr uint64_t kIdleRequests = 4096;
 
 struct Cached {
@@ -98,16 +97,13 @@ size_t release_cached() {
   return total;
 }
 
-template <class T>
-T* Bump<T>::take(int64_t count) {
-  if (count > left_) throw std::logic_error("asng: a memory plan is larger than its bound");
-  T* part = next_;
-  next_ += count;
-  left_ -= count;
-  return part;
+void* scratch(size_t bytes) {
+  static thread_local Block block;
+  if (block == nullptr || bytes > block.get_deleter().bytes) {
+    block.reset();
+    block = acquire(bytes);
+  }
+  return block.get();
 }
-
-template class Bump<float>;
-template class Bump<double>;
 
 }  // namespace asng::cpu

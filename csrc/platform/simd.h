@@ -8,6 +8,8 @@
 
 #include <cstdint>
 
+#include "platform/dispatch.h"
+
 #ifndef ASNG_VECTOR_BYTES
 #define ASNG_VECTOR_BYTES 16
 #endif
@@ -15,7 +17,6 @@
 #define ASNG_CAPABILITY baseline
 #endif
 
-#define ASNG_INLINE inline __attribute__((always_inline))
 // After the parameters of a lambda. Left to itself the compiler makes a function of one that is
 // called at several places, and reads what it refers to again after every store.
 #define ASNG_INLINE_LAMBDA __attribute__((always_inline))

@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -13,6 +14,7 @@ namespace asng {
 using torch::headeronly::DeviceType;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
 
 // What a library's operators are for.
 struct Backend {
@@ -33,7 +35,7 @@ inline std::string words(const std::vector<int64_t>& sizes) {
   return text + ")";
 }
 
-// The product of sizes, none of which comes near to overflowing in what it is a factor of.
+// The product of sizes, small enough that it does not overflow in what is computed from it.
 inline int64_t checked_product(const std::vector<int64_t>& sizes) {
   constexpr int64_t kMost = int64_t{1} << 48;
   int64_t product = 1;

@@ -1,6 +1,6 @@
 #pragma once
 
-#include "platform/cuda_launch.h"
+#include "platform/cuda.h"
 
 namespace asng::cuda {
 

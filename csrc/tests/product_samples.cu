@@ -17,7 +17,7 @@ __device__ const float* copied(const float* from, int rows, int columns, float* 
 __global__ __launch_bounds__(kThreads) void product_kernel(const SampleProduct p, float* values) {
   float* shared = dynamic_shared<float>();
   const float* left = copied(p.left, p.rows, p.depth, shared);
-  TileProduct product(p.rows, p.columns);
+  TileMatmul product(p.rows, p.columns);
   __syncthreads();
   const int first = p.depth / 16 * 8;
   product.add(left, p.depth + 4, p.right, p.columns, first);

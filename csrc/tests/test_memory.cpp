@@ -5,7 +5,6 @@
 
 #include "kernels/cpu/norm_statistics.h"
 #include "platform/memory.h"
-#include "platform/scratch.h"
 #include "tests/check.h"
 
 namespace asng::cpu {
@@ -66,8 +65,8 @@ TEST(a_plan_that_is_too_large_is_an_error) {
 TEST(parts_cover_a_batch_once) {
   for (int64_t images = 1; images < 40; ++images) {
     int64_t next = 0;
-    for (int64_t i = 0; i < part_count(images); ++i) {
-      const Part p = part(images, i);
+    for (int64_t i = 0; i < split_count(images); ++i) {
+      const Split p = split(images, i);
       CHECK(p.first == next);
       CHECK(p.count > 0);
       next += p.count;

@@ -1,4 +1,4 @@
-// Tasks in shares: each runs once, and what one throws arrives.
+// Tasks in work ranges: each runs once, and what one throws arrives.
 
 #include <atomic>
 #include <cstdint>
@@ -7,7 +7,6 @@
 #include <vector>
 
 #include "platform/threads.h"
-#include "platform/work_ranges.h"
 #include "tests/check.h"
 #include "tests/threads.h"
 
@@ -26,9 +25,9 @@ TEST(every_task_runs_once) {
   test::thread_count = 1;
 }
 
-TEST(one_worker_does_the_shares_of_all) {
+TEST(one_worker_does_the_ranges_of_all) {
   std::vector<int> runs(20);
-  run_in_shares(
+  run_work_ranges(
       20, 4, [&](int64_t i) { ++runs[static_cast<size_t>(i)]; },
       [](int64_t, const auto& work) { work(2); });
   for (const int times : runs) CHECK(times == 1);

@@ -6,7 +6,6 @@
 #include <vector>
 
 #include "platform/threads.h"
-#include "platform/work_ranges.h"
 
 namespace asng::test {
 
@@ -17,9 +16,9 @@ int thread_count = 1;
 namespace asng::cpu {
 
 void run_tasks(int64_t count, const std::function<void(int64_t)>& task) {
-  run_in_shares(count, asng::test::thread_count, task, [](int64_t shares, const auto& work) {
+  run_work_ranges(count, asng::test::thread_count, task, [](int64_t ranges, const auto& work) {
     std::vector<std::thread> threads;
-    for (int64_t t = 1; t < shares; ++t) threads.emplace_back([&work, t] { work(t); });
+    for (int64_t t = 1; t < ranges; ++t) threads.emplace_back([&work, t] { work(t); });
     work(0);
     for (std::thread& thread : threads) thread.join();
   });

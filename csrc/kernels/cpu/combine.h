@@ -4,7 +4,7 @@
 #include <limits>
 
 #include "kernels/cpu/pool.h"
-#include "platform/scratch.h"
+#include "platform/memory.h"
 
 namespace asng::cpu::ASNG_CAPABILITY {
 
@@ -48,17 +48,14 @@ void combine_forward(const Combine<T>& task) {
     widest = task.terms[s].width > widest ? task.terms[s].width : widest;
   }
   T *sum = nullptr, *columns = nullptr;
-  const auto carve = [&](void* base) {
-    Carver carver(base);
-    sum = carver.take<T>(line);
-    columns = carver.take<T>((widest + 2) * channels);
-    return carver.used();
-  };
-  carve(scratch(carve(nullptr)));
+  take_scratch([&](Arena& arena) {
+    sum = arena.take<T>(line);
+    columns = arena.take<T>((widest + 2) * channels);
+  });
   for (int64_t image = 0; image < task.images; ++image) {
     for (int64_t y = 0; y < task.out_height; ++y) {
       T* out = task.out + (image * task.out_height + y) * line;
-      // The sum is made in a row that stays in the cache; the last term takes it to its place.
+      // The sum is made in a row that stays in the cache; the last term writes it to the output.
       for (int64_t s = 0; s < task.term_count; ++s) {
         combine_row(task.terms[s], image, y, task.out_width, channels, columns,
                     Row<T>{s + 1 == task.term_count ? out : sum, s == 0 ? nullptr : sum});
@@ -77,18 +74,15 @@ void combine_backward(const Combine<T>& task) {
     if (is_pool(term) && width > row) row = width;
   }
   PoolBuffers<T> buffers = {};
-  const auto carve = [&](void* base) {
-    Carver carver(base);
-    buffers.padded = carver.take<T>(row);
-    buffers.spread = carver.take<T>(row);
+  take_scratch([&](Arena& arena) {
+    buffers.padded = arena.take<T>(row);
+    buffers.spread = arena.take<T>(row);
     for (int r = 0; r < 3; ++r) {
-      buffers.best[r] = carver.take<T>(row);
-      buffers.along[r] = carver.take<T>(row);
-      buffers.share[r] = carver.take<T>(row);
+      buffers.best[r] = arena.take<T>(row);
+      buffers.along[r] = arena.take<T>(row);
+      buffers.received[r] = arena.take<T>(row);
     }
-    return carver.used();
-  };
-  carve(scratch(carve(nullptr)));
+  });
   for (int64_t s = 0; s < task.term_count; ++s) {
     const Term<T>& term = task.terms[s];
     if (term.branch == Branch::kIdentity) {
@@ -99,8 +93,8 @@ void combine_backward(const Combine<T>& task) {
     }
     if (!is_pool(term)) continue;
     fill_with(buffers.padded, row, -std::numeric_limits<T>::infinity());
-    for (T* share : buffers.share) fill_with(share, row, T(0));
-    // Values in the margin are compared, and add zeros.
+    for (T* received : buffers.received) fill_with(received, row, T(0));
+    // Values in the padding are compared, and add zeros.
     for (T* along : buffers.along) fill_with(along, row, T(0));
     for (int64_t image = 0; image < task.images; ++image) {
       pool_backward(term, channels, task.out_height, task.out_width, image,

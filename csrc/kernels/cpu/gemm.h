@@ -1,4 +1,4 @@
-// Small matrix products over the pixels of a tile.
+// Small matmuls over the pixels of a tile.
 //
 // A tile holds its channels in blocks of kChannelBlock: value k of pixel p lies at
 // a[k / 16 · block + p · lda + k % 16]. Pixels one after the other have block 16 and lda as many
@@ -11,11 +11,14 @@
 
 namespace asng::cpu::ASNG_CAPABILITY {
 
+// Pixels that a tile has at least, if the feature map has: enough to fill the blocks of a matmul.
+inline constexpr int64_t kTilePixels = 64;
+
 // P pixels × N vectors of out = a·b, all accumulators in registers; with kStats also the sums over
 // the pixels of the values and of their squares.
 template <class T, int P, int N, bool kStats>
-ASNG_INLINE void product_block(int64_t depth, const T* a, int64_t lda, int64_t block, const T* b,
-                               int64_t ldb, T* out, int64_t ldo, T* sum, T* squares) {
+ASNG_INLINE void matmul_block(int64_t depth, const T* a, int64_t lda, int64_t block, const T* b,
+                              int64_t ldb, T* out, int64_t ldo, T* sum, T* squares) {
   constexpr int64_t lanes = kLanes<T>;
   Vec<T> acc[P][N] = {};
   for (int64_t first = 0; first < depth; first += kChannelBlock, a += block) {
@@ -45,23 +48,23 @@ ASNG_INLINE void product_block(int64_t depth, const T* a, int64_t lda, int64_t b
 }
 
 template <class T, int P, int N, bool kStats>
-ASNG_INLINE void product_columns(int64_t pixels, int64_t depth, const T* a, int64_t lda,
-                                 int64_t block, const T* b, int64_t ldb, T* out, int64_t ldo,
-                                 T* sum, T* squares) {
+ASNG_INLINE void matmul_columns(int64_t pixels, int64_t depth, const T* a, int64_t lda,
+                                int64_t block, const T* b, int64_t ldb, T* out, int64_t ldo, T* sum,
+                                T* squares) {
   int64_t p = 0;
   for (; p + P <= pixels; p += P) {
-    product_block<T, P, N, kStats>(depth, a + p * lda, lda, block, b, ldb, out + p * ldo, ldo, sum,
-                                   squares);
+    matmul_block<T, P, N, kStats>(depth, a + p * lda, lda, block, b, ldb, out + p * ldo, ldo, sum,
+                                  squares);
   }
   if constexpr (P > 4) {
     for (; p + 4 <= pixels; p += 4) {
-      product_block<T, 4, N, kStats>(depth, a + p * lda, lda, block, b, ldb, out + p * ldo, ldo,
-                                     sum, squares);
+      matmul_block<T, 4, N, kStats>(depth, a + p * lda, lda, block, b, ldb, out + p * ldo, ldo, sum,
+                                    squares);
     }
   }
   for (; p < pixels; ++p) {
-    product_block<T, 1, N, kStats>(depth, a + p * lda, lda, block, b, ldb, out + p * ldo, ldo, sum,
-                                   squares);
+    matmul_block<T, 1, N, kStats>(depth, a + p * lda, lda, block, b, ldb, out + p * ldo, ldo, sum,
+                                  squares);
   }
 }
 
@@ -69,27 +72,27 @@ ASNG_INLINE void product_columns(int64_t pixels, int64_t depth, const T* a, int6
 // (columns) receive the sums over the pixels. kPixel and kOut, if not 0, are the distances of
 // pixels in a and in out.
 template <class T, bool kStats, int kPixel, int kOut>
-inline void product(int64_t pixels, int64_t depth, int64_t columns, const T* a, int64_t lda,
-                    int64_t block, const T* b, int64_t ldb, T* out, int64_t ldo, T* sum,
-                    T* squares) {
+inline void matmul(int64_t pixels, int64_t depth, int64_t columns, const T* a, int64_t lda,
+                   int64_t block, const T* b, int64_t ldb, T* out, int64_t ldo, T* sum,
+                   T* squares) {
   constexpr int64_t lanes = kLanes<T>;
   lda = channels_of<kPixel>(lda);
   ldo = channels_of<kOut>(ldo);
   constexpr int wide = kManyRegisters ? 4 : 2;
   int64_t n = 0;
   for (; n + wide * lanes <= columns; n += wide * lanes) {
-    product_columns<T, 4, wide, kStats>(pixels, depth, a, lda, block, b + n, ldb, out + n, ldo,
-                                        sum + n, squares + n);
+    matmul_columns<T, 4, wide, kStats>(pixels, depth, a, lda, block, b + n, ldb, out + n, ldo,
+                                       sum + n, squares + n);
   }
   if constexpr (kManyRegisters) {
     for (; n + 2 * lanes <= columns; n += 2 * lanes) {
-      product_columns<T, 8, 2, kStats>(pixels, depth, a, lda, block, b + n, ldb, out + n, ldo,
-                                       sum + n, squares + n);
+      matmul_columns<T, 8, 2, kStats>(pixels, depth, a, lda, block, b + n, ldb, out + n, ldo,
+                                      sum + n, squares + n);
     }
   }
   for (; n < columns; n += lanes) {
     // More rows than address registers pay only if their distance is a constant.
-    product_columns<T, kManyRegisters && kPixel != 0 ? 16 : 8, 1, kStats>(
+    matmul_columns<T, kManyRegisters && kPixel != 0 ? 16 : 8, 1, kStats>(
         pixels, depth, a, lda, block, b + n, ldb, out + n, ldo, sum + n, squares + n);
   }
 }
@@ -116,7 +119,7 @@ ASNG_INLINE void outer_block(int64_t pixels, const T* a, int64_t lda, const T* b
   }
 }
 
-// out (rows, columns) += a (pixels, rows)ᵀ · b (pixels, columns): the gradient of a product's
+// out (rows, columns) += a (pixels, rows)ᵀ · b (pixels, columns): the gradient of a matmul's
 // weight. Rows and columns are multiples of kChannelBlock. kA and kB, if not 0, are the distances
 // of pixels in a and b.
 template <class T, int kA, int kB>

@@ -9,14 +9,19 @@
 namespace asng::cpu::ASNG_CAPABILITY {
 
 template <class T>
-const Kernels<T>& table() {
-  static constexpr Kernels<T> kernels = {
-      &separable_forward<T>, &separable_backward<T>, &project_forward<T>, &project_backward<T>,
-      &combine_forward<T>,   &combine_backward<T>,   &reduce<T>,          &normalize<T>};
-  return kernels;
+const Kernels<T>& kernels() {
+  static constexpr Kernels<T> table = {&separable_forward<T>,
+                                       &separable_backward<T>,
+                                       &pointwise_forward<T>,
+                                       &pointwise_backward<T>,
+                                       &combine_forward<T>,
+                                       &combine_backward<T>,
+                                       &reduce<T>,
+                                       &normalize<T>};
+  return table;
 }
 
-template const Kernels<float>& table<float>();
-template const Kernels<double>& table<double>();
+template const Kernels<float>& kernels<float>();
+template const Kernels<double>& kernels<double>();
 
 }  // namespace asng::cpu::ASNG_CAPABILITY

@@ -1,14 +1,15 @@
-// The work on a run of images, without threads, without PyTorch.
+// Kernels on a range of feature maps, without threads, without PyTorch.
 //
-// Images are channels-last: pixel after pixel, each with `channels` values, a multiple of
+// Feature maps are channels-last: pixel after pixel, each with `channels` values, a multiple of
 // kChannelBlock. Channels beyond the real ones are zeros and stay zeros. Every kernel takes plain
 // pointers in one struct; the table of kernels is compiled once per instruction set from the same
-// source and chosen at load time.
+// source and chosen once (platform/dispatch.h).
 #pragma once
 
 #include <cstdint>
 
 #include "core/operations.h"
+#include "platform/dispatch.h"
 
 namespace asng::cpu {
 
@@ -60,7 +61,7 @@ struct SeparableBackward {
   const T* x = nullptr;
   Affine<T> affine;
   const T* depthwise = nullptr;  // (kernel², channels)
-  const T* flipped = nullptr;    // the same, taps in reverse order
+  const T* flipped = nullptr;    // the same, kernel elements in reverse order
   const T* pointwise = nullptr;  // (out, in)
   T* grad_x = nullptr;           // of the input as read, that is after the affine map
   bool accumulate = false;       // add to grad_x instead of writing it
@@ -70,13 +71,13 @@ struct SeparableBackward {
   double* dot = nullptr;         // += Σ grad_x · x
 };
 
-// One of the inputs that a projection concatenates. It reads pixel (stride·i + offset) for output
-// pixel i; positions beyond the edge read as zeros.
+// One of the inputs that a pointwise convolution concatenates. It reads pixel (stride·i + offset)
+// for output pixel i; positions beyond the edge read as zeros.
 template <class T>
 struct Source {
   const T* x = nullptr;
   Affine<T> affine;
-  T* grad = nullptr;  // null: not wanted
+  T* grad = nullptr;  // null: not needed
   bool accumulate = false;
   // Backward, if not null: += Σ grad and Σ grad·x after ReLU, over what grad holds then. The
   // gradient must be zero wherever ReLU is.
@@ -85,19 +86,19 @@ struct Source {
   int64_t channels = 0;
   int64_t height = 0, width = 0;
   int64_t stride = 1, offset = 0;
-  // Not 0: x has so many values per pixel, unpadded, and a pixel is read as the 3×3 window around
-  // it, as it is, without ReLU: 9·window_channels values and zeros up to `channels`. No gradient.
+  // Not 0: x has this number of values per pixel, unpadded, and a pixel is read as the 3×3 window
+  // around it, as it is, without ReLU: 9·window_channels values and zeros up to `channels`. No
+  // gradient.
   int64_t window_channels = 0;
 
-  // Inlined everywhere: compilations for different instruction sets share this name.
-  __attribute__((always_inline)) int64_t stored_channels() const {
+  ASNG_INLINE int64_t stored_channels() const {
     return window_channels != 0 ? window_channels : channels;
   }
 };
 
 // Concatenation of sources → ReLU → 1×1.
 template <class T>
-struct ProjectForward {
+struct PointwiseForward {
   const Source<T>* sources = nullptr;
   int64_t source_count = 0;
   int64_t images = 0, out_height = 0, out_width = 0;
@@ -109,7 +110,7 @@ struct ProjectForward {
 };
 
 template <class T>
-struct ProjectBackward {
+struct PointwiseBackward {
   const Source<T>* sources = nullptr;
   int64_t source_count = 0;
   int64_t images = 0, out_height = 0, out_width = 0;
@@ -124,7 +125,7 @@ struct ProjectBackward {
 
 enum class Branch { kIdentity, kAveragePool, kMaxPool, kNormalized };
 
-// One term of a node. A normalized piece is read at the size of the output.
+// One term of a node. A normalized term is read at the size of the output.
 template <class T>
 struct Term {
   Branch branch = Branch::kIdentity;
@@ -133,7 +134,7 @@ struct Term {
   Affine<T> affine;
   int64_t height = 0, width = 0, stride = 1;
   // Backward only.
-  T* grad = nullptr;  // of the input as read; unused by normalized pieces
+  T* grad = nullptr;  // of the input as read; unused by normalized terms
   bool accumulate = false;
 };
 
@@ -162,20 +163,16 @@ template <class T>
 struct Kernels {
   void (*separable_forward)(const SeparableForward<T>&);
   void (*separable_backward)(const SeparableBackward<T>&);
-  void (*project_forward)(const ProjectForward<T>&);
-  void (*project_backward)(const ProjectBackward<T>&);
+  void (*pointwise_forward)(const PointwiseForward<T>&);
+  void (*pointwise_backward)(const PointwiseBackward<T>&);
   void (*combine_forward)(const Combine<T>&);
   void (*combine_backward)(const Combine<T>&);
   void (*reduce)(const Reduce<T>&);
   void (*normalize)(T* x, int64_t pixels, int64_t channels, Affine<T> affine);
 };
 
-// The table for the best instruction set of this processor, or the one that ASNG_CPU_CAPABILITY
-// names ("default", "avx2", "avx512").
+// Those for the chosen instruction set.
 template <class T>
 const Kernels<T>& kernels();
-
-// Name of the instruction set in use.
-const char* capability();
 
 }  // namespace asng::cpu

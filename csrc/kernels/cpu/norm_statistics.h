@@ -1,4 +1,4 @@
-// Batch normalization with the statistics of the batch, without weights, from partial sums.
+// Statistics of a non-affine batch normalization, from partial sums.
 #pragma once
 
 #include <cstddef>
@@ -9,47 +9,47 @@
 
 namespace asng::cpu {
 
-// The batch is cut into this many parts at most, whatever the number of threads, so that sums over
-// parts do not depend on it.
-inline constexpr int64_t kMaxParts = 8;
+// The batch is cut into this many splits at most, whatever the number of threads, so that sums over
+// splits do not depend on it.
+inline constexpr int64_t kMaxSplits = 8;
 
-inline int64_t part_count(int64_t images) { return images < kMaxParts ? images : kMaxParts; }
+inline int64_t split_count(int64_t images) { return images < kMaxSplits ? images : kMaxSplits; }
 
-struct Part {
+struct Split {
   int64_t first, count;
 };
 
-inline Part part(int64_t images, int64_t index) {
-  const int64_t parts = part_count(images);
-  const int64_t first = images * index / parts;
-  return {first, images * (index + 1) / parts - first};
+inline Split split(int64_t images, int64_t index) {
+  const int64_t splits = split_count(images);
+  const int64_t first = images * index / splits;
+  return {first, images * (index + 1) / splits - first};
 }
 
-// Two sums per channel for every part of the batch.
+// Two sums per channel for every split of the batch.
 class PartialSums {
  public:
   PartialSums() = default;
-  PartialSums(int64_t parts, int64_t channels)
-      : parts_(parts), channels_(channels), values_(static_cast<size_t>(2 * parts * channels)) {}
+  PartialSums(int64_t splits, int64_t channels)
+      : splits_(splits), channels_(channels), values_(static_cast<size_t>(2 * splits * channels)) {}
 
   // Adds what others of the same size have summed.
   void add(const PartialSums& others) {
     for (size_t i = 0; i < values_.size(); ++i) values_[i] += others.values_[i];
   }
 
-  double* first(int64_t part) { return values_.data() + 2 * part * channels_; }
-  double* second(int64_t part) { return first(part) + channels_; }
+  double* first(int64_t split) { return values_.data() + 2 * split * channels_; }
+  double* second(int64_t split) { return first(split) + channels_; }
   double first_total(int64_t channel) const { return total(channel); }
   double second_total(int64_t channel) const { return total(channels_ + channel); }
 
  private:
   double total(int64_t offset) const {
     double sum = 0;
-    for (int64_t p = 0; p < parts_; ++p) sum += values_[2 * p * channels_ + offset];
+    for (int64_t p = 0; p < splits_; ++p) sum += values_[2 * p * channels_ + offset];
     return sum;
   }
 
-  int64_t parts_ = 0, channels_ = 0;
+  int64_t splits_ = 0, channels_ = 0;
   std::vector<double> values_;
 };
 

@@ -1,12 +1,12 @@
-// Concatenation → ReLU → 1×1 over tiles of pixels: the input projections and the output of a cell,
-// and factorized reductions, whose two stages are two strided sources of one product.
+// Concatenation → ReLU → 1×1 over tiles of pixels: the inputs and the output of a cell, and
+// factorized reductions, whose two halves are two strided sources of one matmul.
 //
 // A tile holds one block of kChannelBlock channels after the other, each with kTilePixels pixels.
 #pragma once
 
 #include "kernels/cpu/gemm.h"
-#include "kernels/cpu/separable.h"
-#include "platform/scratch.h"
+#include "kernels/cpu/norm.h"
+#include "platform/memory.h"
 
 namespace asng::cpu::ASNG_CAPABILITY {
 
@@ -62,7 +62,7 @@ inline void gather_windows(const Source<T>& source, const T* image, int64_t begi
   }
 }
 
-// Pixels [begin, end) of one image, all sources side by side, after ReLU.
+// Pixels [begin, end) of one feature map, all sources side by side, after ReLU.
 template <class T>
 inline void gather(const Source<T>* sources, int64_t count, int64_t image, int64_t out_width,
                    int64_t begin, int64_t end, T* tile) {
@@ -156,26 +156,23 @@ ASNG_INLINE int64_t total_channels(const Source<T>* sources, int64_t count) {
 }
 
 template <class T, int C>
-void project_forward_impl(const ProjectForward<T>& task) {
+void pointwise_forward_impl(const PointwiseForward<T>& task) {
   const int64_t depth = total_channels(task.sources, task.source_count);
   const int64_t channels = channels_of<C>(task.out_channels);
   const int64_t pixels = task.out_height * task.out_width;
   T *tile = nullptr, *sum = nullptr, *squares = nullptr;
-  const auto carve = [&](void* base) {
-    Carver carver(base);
-    tile = carver.take<T>(kTilePixels * depth);
-    sum = carver.take<T>(channels);
-    squares = carver.take<T>(channels);
-    return carver.used();
-  };
-  carve(scratch(carve(nullptr)));
+  take_scratch([&](Arena& arena) {
+    tile = arena.take<T>(kTilePixels * depth);
+    sum = arena.take<T>(channels);
+    squares = arena.take<T>(channels);
+  });
   fill_with(sum, channels, T(0));
   fill_with(squares, channels, T(0));
   for (int64_t image = 0; image < task.images; ++image) {
     for (int64_t begin = 0; begin < pixels; begin += kTilePixels) {
       const int64_t end = begin + kTilePixels < pixels ? begin + kTilePixels : pixels;
       gather(task.sources, task.source_count, image, task.out_width, begin, end, tile);
-      product<T, true, kChannelBlock, C>(
+      matmul<T, true, kChannelBlock, C>(
           end - begin, depth, channels, tile, kChannelBlock, kTileBlock, task.weight, channels,
           task.z + (image * pixels + begin) * channels, channels, sum, squares);
     }
@@ -185,7 +182,7 @@ void project_forward_impl(const ProjectForward<T>& task) {
 }
 
 template <class T, int C>
-void project_backward_impl(const ProjectBackward<T>& task) {
+void pointwise_backward_impl(const PointwiseBackward<T>& task) {
   const int64_t depth = total_channels(task.sources, task.source_count);
   const int64_t channels = channels_of<C>(task.out_channels);
   const int64_t pixels = task.out_height * task.out_width;
@@ -193,15 +190,12 @@ void project_backward_impl(const ProjectBackward<T>& task) {
   for (int64_t s = 0; s < task.source_count; ++s)
     input_needs_grad |= task.sources[s].grad != nullptr;
   T *tile = nullptr, *gz = nullptr, *total = nullptr, *grad = nullptr;
-  const auto carve = [&](void* base) {
-    Carver carver(base);
-    tile = carver.take<T>(kTilePixels * depth);
-    gz = carver.take<T>(kTilePixels * channels);
-    total = carver.take<T>(task.grad_count == 1 ? 0 : kTilePixels * channels);
-    grad = carver.take<T>(kTilePixels * depth);
-    return carver.used();
-  };
-  carve(scratch(carve(nullptr)));
+  take_scratch([&](Arena& arena) {
+    tile = arena.take<T>(kTilePixels * depth);
+    gz = arena.take<T>(kTilePixels * channels);
+    total = arena.take<T>(task.grad_count == 1 ? 0 : kTilePixels * channels);
+    grad = arena.take<T>(kTilePixels * depth);
+  });
   for (int64_t image = 0; image < task.images; ++image) {
     for (int64_t s = 0; s < task.source_count; ++s) {
       const Source<T>& source = task.sources[s];
@@ -228,10 +222,10 @@ void project_backward_impl(const ProjectBackward<T>& task) {
                                            tile + block * kTileBlock, kChannelBlock,
                                            task.grad_weight + block * kChannelBlock, depth);
         if (!input_needs_grad) continue;
-        product<T, false, C, kChannelBlock>(end - begin, channels, kChannelBlock, gz, channels,
-                                            kChannelBlock, task.weight + block * kChannelBlock,
-                                            depth, grad + block * kTileBlock, kChannelBlock,
-                                            nullptr, nullptr);
+        matmul<T, false, C, kChannelBlock>(end - begin, channels, kChannelBlock, gz, channels,
+                                           kChannelBlock, task.weight + block * kChannelBlock,
+                                           depth, grad + block * kTileBlock, kChannelBlock, nullptr,
+                                           nullptr);
       }
       if (!input_needs_grad) continue;
       spread_gradient(task.sources, task.source_count, image, task.out_width, begin, end, tile,
@@ -254,70 +248,15 @@ void project_backward_impl(const ProjectBackward<T>& task) {
   return function<T, 0>(task)
 
 template <class T>
-void project_forward(const ProjectForward<T>& task) {
-  ASNG_BY_CHANNELS(project_forward_impl);
+void pointwise_forward(const PointwiseForward<T>& task) {
+  ASNG_BY_CHANNELS(pointwise_forward_impl);
 }
 
 template <class T>
-void project_backward(const ProjectBackward<T>& task) {
-  ASNG_BY_CHANNELS(project_backward_impl);
+void pointwise_backward(const PointwiseBackward<T>& task) {
+  ASNG_BY_CHANNELS(pointwise_backward_impl);
 }
 
 #undef ASNG_BY_CHANNELS
-
-// Pixels [begin, end) of N vectors of channels. A number of gradients known to the compiler keeps
-// the sums in registers.
-template <class T, int kGrads, int N>
-ASNG_INLINE void reduce_pixels(const Reduce<T>& task, int64_t begin, int64_t end, int64_t first) {
-  const AffineVectors<T, N> map(task.affine, first);
-  const int64_t count = kGrads == 0 ? task.grad_count : kGrads;
-  Vec<T> s[N] = {}, d[N] = {};
-  for (int64_t p = begin; p < end; ++p) {
-#pragma GCC unroll 4
-    for (int n = 0; n < N; ++n) {
-      const int64_t i = p * task.channels + first + n * kLanes<T>;
-      Vec<T> g = load(task.grads[0] + i);
-      for (int64_t k = 1; k < count; ++k) g += load(task.grads[k] + i);
-      s[n] += g;
-      d[n] += g * map(n, load(task.z + i));
-    }
-  }
-  for (int n = 0; n < N; ++n) {
-    add_wide<T>(task.sum + first + n * kLanes<T>, s[n]);
-    add_wide<T>(task.dot + first + n * kLanes<T>, d[n]);
-  }
-}
-
-template <class T>
-void reduce(const Reduce<T>& task) {
-  for (int64_t begin = 0; begin < task.pixels; begin += kTilePixels) {
-    const int64_t end = begin + kTilePixels < task.pixels ? begin + kTilePixels : task.pixels;
-    for_channels<T>(task.channels, [&](int64_t first, auto vectors) ASNG_INLINE_LAMBDA {
-      constexpr int N = vectors.value;
-      switch (task.grad_count) {
-        case 1:
-          return reduce_pixels<T, 1, N>(task, begin, end, first);
-        case 2:
-          return reduce_pixels<T, 2, N>(task, begin, end, first);
-        default:
-          return reduce_pixels<T, 0, N>(task, begin, end, first);
-      }
-    });
-  }
-}
-
-template <class T>
-void normalize(T* x, int64_t pixels, int64_t channels, Affine<T> affine) {
-  for_channels<T>(channels, [&](int64_t first, auto vectors) ASNG_INLINE_LAMBDA {
-    constexpr int N = vectors.value;
-    const AffineVectors<T, N> map(affine, first);
-    for (int64_t p = first; p < pixels * channels; p += channels) {
-      for (int n = 0; n < N; ++n) {
-        T* to = x + p + n * kLanes<T>;
-        store(to, map(n, load(to)));
-      }
-    }
-  });
-}
 
 }  // namespace asng::cpu::ASNG_CAPABILITY

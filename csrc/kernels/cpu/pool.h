@@ -1,5 +1,4 @@
-// 3×3 pooling with a margin of one pixel, forward and backward. An average is of kPoolPixels values
-// everywhere: zeros beyond the edge count.
+// 3×3 pooling with padding 1, forward and backward.
 #pragma once
 
 #include <limits>
@@ -12,7 +11,7 @@ namespace asng::cpu::ASNG_CAPABILITY {
 
 static_assert(kPoolKernel == 3);
 
-// Where a row goes: to `out`, added to `base` if there is one, which may be `out` itself.
+// Where a row is written: to `out`, added to `base` if there is one, which may be `out` itself.
 template <class T>
 struct Row {
   T* out;
@@ -54,7 +53,7 @@ inline void pool_columns(const T* rows, int64_t width, int64_t channels, Affine<
   }
 }
 
-// factor · row y of the pool of one image. `columns` is (width + 2) pixels.
+// factor · row y of the pool of one feature map. `columns` is (width + 2) pixels.
 template <class T, int S, bool kMax>
 inline void pool_row(const T* image, int64_t height, int64_t width, int64_t channels,
                      Affine<T> affine, int64_t y, int64_t out_width, T factor, T* columns,
@@ -96,7 +95,7 @@ inline void pool_any_row(bool max, int64_t stride, const T* image, int64_t heigh
 }
 
 // Of every pixel's window in one row the largest value, and which of the three it is: 0, 1, 2. Of
-// equal ones the first, as in PyTorch. `padded` is (width + 2) pixels, its margins already set.
+// equal ones the first, as in PyTorch. `padded` is (width + 2) pixels, its padding already set.
 template <class T, int S>
 inline void max_along(const T* row, int64_t width, int64_t channels, Affine<T> affine, T* padded,
                       int64_t out_width, T* best, T* place) {
@@ -115,10 +114,10 @@ inline void max_along(const T* row, int64_t width, int64_t channels, Affine<T> a
   }
 }
 
-// Hands a row of output gradients to the rows of their windows: for each pixel to the row with the
-// largest value, of equal ones the first. Adds to `share` what each of the R rows gets.
+// Distributes a row of output gradients over the rows of their windows: for each pixel to the row
+// with the largest value, of equal ones the first. Adds to `received` what each of the R rows gets.
 template <class T, int R>
-inline void max_across(const T* const* best, const T* grad, int64_t size, T* const* share) {
+inline void max_across(const T* const* best, const T* grad, int64_t size, T* const* received) {
   const Vec<T> zero = {};
   for (int64_t i = 0; i < size; i += kLanes<T>) {
     const Vec<T> g = load(grad + i);
@@ -134,15 +133,15 @@ inline void max_across(const T* const* best, const T* grad, int64_t size, T* con
       for (int k = 0; k < r; ++k) left[k] = wins ? zero : left[k];
     }
 #pragma GCC unroll 3
-    for (int r = 0; r < R; ++r) add_to(share[r] + i, left[r]);
+    for (int r = 0; r < R; ++r) add_to(received[r] + i, left[r]);
   }
 }
 
-// Hands what a row has got to its pixels: to all three of a window, or for the maximum to the one
-// that `along` says. `share` and `along` have a margin of one pixel, which is zero in `share`, and
-// so has `spread`, a row to work in.
+// Distributes what a row has received over its pixels: to all three of a window, or for the maximum
+// to the one in `along`. `received` and `along` have a padding of one pixel, which is zero in
+// `received`, and so has `spread`, a row to work in.
 template <class T, int S, bool kMax>
-inline void to_pixels(const T* along, const T* share, int64_t out_width, int64_t width,
+inline void to_pixels(const T* along, const T* received, int64_t out_width, int64_t width,
                       int64_t channels, T factor, T* spread, Row<T> out) {
   const Vec<T> zero = {};
   if constexpr (S != 1) fill_with(spread, (width + 2) * channels, T(0));
@@ -154,7 +153,7 @@ inline void to_pixels(const T* along, const T* share, int64_t out_width, int64_t
         for (int k = 0; k < 3; ++k) {
           // The window whose pixel k this is lies as far on the other side.
           const int64_t at = i + (2 - k) * channels;
-          const Vec<T> g = load(share + at);
+          const Vec<T> g = load(received + at);
           total += kMax ? (load(along + at) == zero + T(k) ? g : zero) : g;
         }
         out.put(i, total * factor);
@@ -163,7 +162,7 @@ inline void to_pixels(const T* along, const T* share, int64_t out_width, int64_t
     }
     for (int64_t x = 0; x < out_width; ++x) {
       const int64_t at = (x + 1) * channels + c;
-      const Vec<T> g = load(share + at);
+      const Vec<T> g = load(received + at);
       for (int k = 0; k < 3; ++k) {
         add_to(spread + (x * S + k) * channels + c,
                kMax ? (load(along + at) == zero + T(k) ? g : zero) : g);
@@ -175,56 +174,57 @@ inline void to_pixels(const T* along, const T* share, int64_t out_width, int64_t
   }
 }
 
-// Rows to work in: two with a margin, and three each of the largest values along a row of the
-// image, of where they are, and of the gradients that the row has got; the latter two have a
-// margin.
+// Rows to work in: two with padding, and three each of the largest values along a row of the
+// feature map, of where they are, and of the gradients that the row has received; the latter two
+// have padding.
 template <class T>
 struct PoolBuffers {
-  T *padded, *spread, *best[3], *along[3], *share[3];
+  T *padded, *spread, *best[3], *along[3], *received[3];
 };
 
-// The gradient of one image's max pool goes to the first of the largest values of each window: to
-// its row, and from there to its pixel. Row r of the image is number r mod 3 of the buffers.
+// The gradient of one feature map's max pool is that of the first of the largest values of each
+// window: it is added to its row, and from there to its pixel. Row r of the feature map is number r
+// mod 3 of the buffers.
 template <class T, int S>
 inline void max_backward(const Term<T>& s, const T* image, const T* grad, int64_t channels,
                          int64_t out_height, int64_t out_width, const PoolBuffers<T>& buffers,
                          T* out) {
   const int64_t line = s.width * channels, out_line = out_width * channels;
-  int64_t seen = 0, done = 0;
+  int64_t read = 0, finished = 0;
   for (int64_t y = 0; y < out_height; ++y) {
     const int64_t first = y * S > 0 ? y * S - 1 : 0;
     const int64_t last = y * S + 1 < s.height ? y * S + 1 : s.height - 1;
-    for (; seen <= last; ++seen) {
-      max_along<T, S>(image + seen * line, s.width, channels, s.affine, buffers.padded, out_width,
-                      buffers.best[seen % 3], buffers.along[seen % 3] + channels);
-      fill_with(buffers.share[seen % 3] + channels, out_line, T(0));
+    for (; read <= last; ++read) {
+      max_along<T, S>(image + read * line, s.width, channels, s.affine, buffers.padded, out_width,
+                      buffers.best[read % 3], buffers.along[read % 3] + channels);
+      fill_with(buffers.received[read % 3] + channels, out_line, T(0));
     }
     const T* best[3];
-    T* share[3];
+    T* received[3];
     for (int64_t r = first; r <= last; ++r) {
       best[r - first] = buffers.best[r % 3];
-      share[r - first] = buffers.share[r % 3] + channels;
+      received[r - first] = buffers.received[r % 3] + channels;
     }
     const auto across = last - first == 0   ? &max_across<T, 1>
                         : last - first == 1 ? &max_across<T, 2>
                                             : &max_across<T, 3>;
-    across(best, grad + y * out_line, out_line, share);
-    // Rows that the next window does not reach have got everything.
+    across(best, grad + y * out_line, out_line, received);
+    // Rows that the next window does not reach have received everything.
     const int64_t end = y + 1 < out_height ? (y + 1) * S - 1 : s.height;
-    for (; done < end; ++done) {
-      to_pixels<T, S, true>(buffers.along[done % 3], buffers.share[done % 3], out_width, s.width,
-                            channels, s.factor, buffers.spread,
-                            row_of(out + done * line, s.accumulate));
+    for (; finished < end; ++finished) {
+      to_pixels<T, S, true>(buffers.along[finished % 3], buffers.received[finished % 3], out_width,
+                            s.width, channels, s.factor, buffers.spread,
+                            row_of(out + finished * line, s.accumulate));
     }
   }
 }
 
-// The gradient of one image's average pool: a row gets that of every window that it is in.
+// The gradient of one feature map's average pool: a row gets that of every window that it is in.
 template <class T, int S>
 inline void average_backward(const Term<T>& s, const T* grad, int64_t channels, int64_t out_height,
                              int64_t out_width, const PoolBuffers<T>& buffers, T* out) {
   const int64_t line = s.width * channels, out_line = out_width * channels;
-  T* share = buffers.share[0] + channels;
+  T* received = buffers.received[0] + channels;
   for (int64_t r = 0; r < s.height; ++r) {
     const Row<T> to = row_of(out + r * line, s.accumulate);
     if (S == 1) {
@@ -235,18 +235,18 @@ inline void average_backward(const Term<T>& s, const T* grad, int64_t channels, 
     }
     const int64_t first = r > 0 ? (r + S - 2) / S : 0;
     const int64_t last = (r + 1) / S < out_height ? (r + 1) / S : out_height - 1;
-    fill_with(share, out_line, T(0));
+    fill_with(received, out_line, T(0));
     for (int64_t y = first; y <= last; ++y) {
       for (int64_t i = 0; i < out_line; i += kLanes<T>) {
-        add_to(share + i, load(grad + y * out_line + i));
+        add_to(received + i, load(grad + y * out_line + i));
       }
     }
-    to_pixels<T, S, false>(nullptr, buffers.share[0], out_width, s.width, channels,
+    to_pixels<T, S, false>(nullptr, buffers.received[0], out_width, s.width, channels,
                            s.factor / kPoolPixels, buffers.spread, to);
   }
 }
 
-// Gradient of the input of one image's pool, from `grad`, that of its output.
+// Gradient of the input of one feature map's pool, from `grad`, that of its output.
 template <class T>
 inline void pool_backward(const Term<T>& s, int64_t channels, int64_t out_height, int64_t out_width,
                           int64_t image, const T* grad, const PoolBuffers<T>& buffers) {

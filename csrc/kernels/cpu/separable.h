@@ -1,66 +1,38 @@
-// One stage of a separable convolution, an image at a time.
+// One stage of a separable convolution, a feature map at a time.
 //
-// The padded image with ReLU applied lies in a buffer that the cache keeps; the depthwise rows of a
-// tile go to a buffer in L1 that the 1×1 product reads. Nothing but the input and the product's
-// output touches memory in the forward pass. The backward pass makes the depthwise rows again
-// rather than reading them back.
+// The padded feature map with ReLU applied lies in a buffer that the cache keeps; the depthwise
+// rows of a tile are written to a buffer in L1 that the pointwise convolution reads. Nothing but
+// the input and the output touches memory in the forward pass. The backward pass computes the
+// depthwise rows again rather than reading them back.
 #pragma once
 
 #include "kernels/cpu/depthwise.h"
 #include "kernels/cpu/gemm.h"
-#include "platform/scratch.h"
+#include "kernels/cpu/norm.h"
+#include "platform/memory.h"
 
 namespace asng::cpu::ASNG_CAPABILITY {
-
-// Pixels that a tile has at least, if the image has: enough to fill the blocks of a product.
-inline constexpr int64_t kTilePixels = 64;
 
 ASNG_INLINE int64_t tile_rows(int64_t height, int64_t width) {
   const int64_t rows = (kTilePixels + width - 1) / width;
   return rows < height ? rows : height;
 }
 
-// gz = a·g + b·z + c for `pixels` pixels.
-template <class T, int C>
-inline void norm_gradient(const T* grad, const T* z, NormGradient<T> norm, int64_t pixels,
-                          int64_t channels, T* out) {
-  channels = channels_of<C>(channels);
-  for_channels<T>(channels, [&](int64_t first, auto vectors) ASNG_INLINE_LAMBDA {
-    constexpr int N = vectors.value;
-    Vec<T> a[N], b[N], constant[N];
-    for (int n = 0; n < N; ++n) {
-      const int64_t c = first + n * kLanes<T>;
-      a[n] = load(norm.a + c);
-      b[n] = load(norm.b + c);
-      constant[n] = load(norm.c + c);
-    }
-    for (int64_t p = 0; p < pixels; ++p) {
-      for (int n = 0; n < N; ++n) {
-        const int64_t i = p * channels + first + n * kLanes<T>;
-        store(out + i, load(grad + i) * a[n] + (load(z + i) * b[n] + constant[n]));
-      }
-    }
-  });
-}
-
-template <class T, int K, int S, int C>
+template <class T, int K, int S, int D, int C>
 void separable_forward_impl(const SeparableForward<T>& task) {
   const Shape& s = task.shape;
-  const int64_t channels = channels_of<C>(s.channels), pad = K / 2;
+  const int64_t channels = channels_of<C>(s.channels), pad = D * (K / 2);
   const int64_t row = (s.width + 2 * pad) * channels;
   const int64_t padded_size = (s.height + 2 * pad) * row;
   const int64_t rows = tile_rows(s.out_height, s.out_width);
   T *padded = nullptr, *tile = nullptr, *sum = nullptr, *squares = nullptr;
-  const auto carve = [&](void* base) {
-    Carver carver(base);
-    padded = carver.take<T>(padded_size);
-    tile = carver.take<T>(rows * s.out_width * channels);
-    sum = carver.take<T>(channels);
-    squares = carver.take<T>(channels);
-    return carver.used();
-  };
-  carve(scratch(carve(nullptr)));
-  clear_margins(padded, s.height, s.width, channels, pad);
+  take_scratch([&](Arena& arena) {
+    padded = arena.take<T>(padded_size);
+    tile = arena.take<T>(rows * s.out_width * channels);
+    sum = arena.take<T>(channels);
+    squares = arena.take<T>(channels);
+  });
+  clear_padding(padded, s.height, s.width, channels, pad);
   fill_with(sum, channels, T(0));
   fill_with(squares, channels, T(0));
   for (int64_t image = 0; image < s.images; ++image) {
@@ -71,13 +43,13 @@ void separable_forward_impl(const SeparableForward<T>& task) {
     for (int64_t begin = 0; begin < s.out_height; begin += rows) {
       const int64_t end = begin + rows < s.out_height ? begin + rows : s.out_height;
       for (int64_t y = begin; y < end; ++y) {
-        depthwise_row<T, K, S, C>(padded + y * S * row, row, task.depthwise,
-                                  tile + (y - begin) * s.out_width * channels, s.out_width,
-                                  channels, next + y * S * s.width * channels);
+        depthwise_row<T, K, S, D, C>(padded + y * S * row, row, task.depthwise,
+                                     tile + (y - begin) * s.out_width * channels, s.out_width,
+                                     channels, next + y * S * s.width * channels);
       }
-      product<T, true, C, C>((end - begin) * s.out_width, channels, channels, tile, channels,
-                             kChannelBlock, task.pointwise, channels,
-                             z + begin * s.out_width * channels, channels, sum, squares);
+      matmul<T, true, C, C>((end - begin) * s.out_width, channels, channels, tile, channels,
+                            kChannelBlock, task.pointwise, channels,
+                            z + begin * s.out_width * channels, channels, sum, squares);
     }
     flush(sum, task.sum, channels);
     flush(squares, task.sum_squares, channels);
@@ -110,10 +82,10 @@ inline void masked_row(const T* grad, const T* activated, int64_t width, int64_t
   });
 }
 
-template <class T, int K, int S, int C>
+template <class T, int K, int S, int D, int C>
 void separable_backward_impl(const SeparableBackward<T>& task) {
   const Shape& s = task.shape;
-  const int64_t channels = channels_of<C>(s.channels), pad = K / 2;
+  const int64_t channels = channels_of<C>(s.channels), pad = D * (K / 2);
   const int64_t row = (s.width + 2 * pad) * channels;
   const int64_t padded_size = (s.height + 2 * pad) * row;
   const int64_t grad_row = (s.out_width + 2 * pad) * channels;
@@ -125,20 +97,17 @@ void separable_backward_impl(const SeparableBackward<T>& task) {
   // `spread`.
   T *x = nullptr, *depth = nullptr, *spread = nullptr, *tile = nullptr, *gz = nullptr;
   T *sum = nullptr, *dot = nullptr;
-  const auto carve = [&](void* base) {
-    Carver carver(base);
-    x = carver.take<T>(padded_size);
-    depth = carver.take<T>(grad_size);
-    spread = carver.take<T>(S == 1 ? s.width * channels : padded_size);
-    tile = carver.take<T>(rows * line);
-    gz = carver.take<T>(rows * line);
-    sum = carver.take<T>(channels);
-    dot = carver.take<T>(channels);
-    return carver.used();
-  };
-  carve(scratch(carve(nullptr)));
-  clear_margins(x, s.height, s.width, channels, pad);
-  clear_margins(depth, s.out_height, s.out_width, channels, pad);
+  take_scratch([&](Arena& arena) {
+    x = arena.take<T>(padded_size);
+    depth = arena.take<T>(grad_size);
+    spread = arena.take<T>(S == 1 ? s.width * channels : padded_size);
+    tile = arena.take<T>(rows * line);
+    gz = arena.take<T>(rows * line);
+    sum = arena.take<T>(channels);
+    dot = arena.take<T>(channels);
+  });
+  clear_padding(x, s.height, s.width, channels, pad);
+  clear_padding(depth, s.out_height, s.out_width, channels, pad);
   fill_with(sum, channels, T(0));
   fill_with(dot, channels, T(0));
   for (int64_t image = 0; image < s.images; ++image) {
@@ -153,31 +122,31 @@ void separable_backward_impl(const SeparableBackward<T>& task) {
       norm_gradient<T, C>(task.grad + out_offset + begin * line, task.z + out_offset + begin * line,
                           task.norm, pixels, channels, gz);
       for (int64_t y = begin; y < end; ++y) {
-        depthwise_row<T, K, S, C>(x + y * S * row, row, task.depthwise, tile + (y - begin) * line,
-                                  s.out_width, channels,
-                                  task.grad + out_offset + (y + end - begin) * line);
+        depthwise_row<T, K, S, D, C>(x + y * S * row, row, task.depthwise,
+                                     tile + (y - begin) * line, s.out_width, channels,
+                                     task.grad + out_offset + (y + end - begin) * line);
       }
       outer_product<T, C, C>(pixels, channels, channels, gz, channels, tile, channels,
                              task.grad_pointwise, channels);
       for (int64_t y = begin; y < end; ++y) {
         T* target = depth + (y + pad) * grad_row + pad * channels;
-        product<T, false, C, C>(s.out_width, channels, channels, gz + (y - begin) * line, channels,
-                                kChannelBlock, task.pointwise, channels, target, channels, nullptr,
-                                nullptr);
-        depthwise_weight_row<T, K, S, C>(x + y * S * row, row, target, s.out_width, channels,
-                                         task.grad_depthwise,
-                                         task.z + out_offset + (y + end - begin) * line);
+        matmul<T, false, C, C>(s.out_width, channels, channels, gz + (y - begin) * line, channels,
+                               kChannelBlock, task.pointwise, channels, target, channels, nullptr,
+                               nullptr);
+        depthwise_weight_row<T, K, S, D, C>(x + y * S * row, row, target, s.out_width, channels,
+                                            task.grad_depthwise,
+                                            task.z + out_offset + (y + end - begin) * line);
         if constexpr (S != 1) {
-          depthwise_scatter_row<T, K, S, C>(target, task.depthwise, spread + y * S * row, row,
-                                            s.out_width, channels);
+          depthwise_scatter_row<T, K, S, D, C>(target, task.depthwise, spread + y * S * row, row,
+                                               s.out_width, channels);
         }
       }
     }
     for (int64_t y = 0; y < s.height; ++y) {
       const T* grad = spread;
       if constexpr (S == 1) {
-        depthwise_row<T, K, 1, C>(depth + y * grad_row, grad_row, task.flipped, spread, s.width,
-                                  channels, next + y * s.width * channels);
+        depthwise_row<T, K, 1, D, C>(depth + y * grad_row, grad_row, task.flipped, spread, s.width,
+                                     channels, next + y * s.width * channels);
       } else {
         grad = spread + (y + pad) * row + pad * channels;
       }
@@ -192,29 +161,29 @@ void separable_backward_impl(const SeparableBackward<T>& task) {
 }
 
 // Other numbers of channels, and double precision, go without a compilation of their own.
-#define ASNG_BY_CHANNELS(function, stride)       \
-  if constexpr (sizeof(T) == 4) {                \
-    switch (task.shape.channels) {               \
-      case 16:                                   \
-        return function<T, K, stride, 16>(task); \
-      case 32:                                   \
-        return function<T, K, stride, 32>(task); \
-      case 64:                                   \
-        return function<T, K, stride, 64>(task); \
-    }                                            \
-  }                                              \
-  return function<T, K, stride, 0>(task)
+#define ASNG_BY_CHANNELS(function, stride)          \
+  if constexpr (sizeof(T) == 4) {                   \
+    switch (task.shape.channels) {                  \
+      case 16:                                      \
+        return function<T, K, stride, D, 16>(task); \
+      case 32:                                      \
+        return function<T, K, stride, D, 32>(task); \
+      case 64:                                      \
+        return function<T, K, stride, D, 64>(task); \
+    }                                               \
+  }                                                 \
+  return function<T, K, stride, D, 0>(task)
 
-template <class T, int K>
-void separable_forward_k(const SeparableForward<T>& task) {
+template <class T, int K, int D = 1>
+void separable_forward_of(const SeparableForward<T>& task) {
   if (task.shape.stride == 2) {
     ASNG_BY_CHANNELS(separable_forward_impl, 2);
   }
   ASNG_BY_CHANNELS(separable_forward_impl, 1);
 }
 
-template <class T, int K>
-void separable_backward_k(const SeparableBackward<T>& task) {
+template <class T, int K, int D = 1>
+void separable_backward_of(const SeparableBackward<T>& task) {
   if (task.shape.stride == 2) {
     ASNG_BY_CHANNELS(separable_backward_impl, 2);
   }
@@ -225,12 +194,12 @@ void separable_backward_k(const SeparableBackward<T>& task) {
 
 template <class T>
 void separable_forward(const SeparableForward<T>& task) {
-  with_kernel(task.shape.kernel, [&](auto k) { separable_forward_k<T, k.value>(task); });
+  with_kernel(task.shape.kernel, [&](auto k) { separable_forward_of<T, k.value>(task); });
 }
 
 template <class T>
 void separable_backward(const SeparableBackward<T>& task) {
-  with_kernel(task.shape.kernel, [&](auto k) { separable_backward_k<T, k.value>(task); });
+  with_kernel(task.shape.kernel, [&](auto k) { separable_backward_of<T, k.value>(task); });
 }
 
 }  // namespace asng::cpu::ASNG_CAPABILITY

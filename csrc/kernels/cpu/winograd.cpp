@@ -1,39 +1,17 @@
 #include "kernels/cpu/winograd.h"
 
 #include <algorithm>
-#include <cstring>
 #include <mutex>
 #include <utility>
 #include <vector>
 
-#include "kernels/cpu/kernels.h"
+#include "platform/dispatch.h"
 #include "platform/memory.h"
 #include "platform/threads.h"
 
 namespace asng::cpu {
 
-#define ASNG_DECLARE_TABLE(capability)                                     \
-  namespace capability {                                                   \
-  template <class T>                                                       \
-  const WinogradKernels<T>& winograd_table();                              \
-  extern template const WinogradKernels<float>& winograd_table<float>();   \
-  extern template const WinogradKernels<double>& winograd_table<double>(); \
-  }
-
-ASNG_DECLARE_TABLE(baseline)
-#ifdef ASNG_HAVE_X86
-ASNG_DECLARE_TABLE(avx2)
-ASNG_DECLARE_TABLE(avx512)
-#endif
-
-template <class T>
-const WinogradKernels<T>& winograd_kernels() {
-#ifdef ASNG_HAVE_X86
-  if (std::strcmp(capability(), "avx512") == 0) return avx512::winograd_table<T>();
-  if (std::strcmp(capability(), "avx2") == 0) return avx2::winograd_table<T>();
-#endif
-  return baseline::winograd_table<T>();
-}
+ASNG_DISPATCH(WinogradKernels, winograd_kernels)
 
 namespace {
 
@@ -265,11 +243,7 @@ void Winograd<T>::weight_gradient(const T* high, const T* high_gate, const T* lo
   });
 }
 
-#define ASNG_INSTANTIATE(T)                                 \
-  template const WinogradKernels<T>& winograd_kernels<T>(); \
-  template class Winograd<T>;
-
-ASNG_INSTANTIATE(float)
-ASNG_INSTANTIATE(double)
+template class Winograd<float>;
+template class Winograd<double>;
 
 }  // namespace asng::cpu

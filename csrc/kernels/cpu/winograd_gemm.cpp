@@ -163,14 +163,14 @@ void write_weight(const T* from, int64_t matrix, const WeightView& view, int64_t
 }  // namespace
 
 template <class T>
-const WinogradKernels<T>& winograd_table() {
-  static constexpr WinogradKernels<T> kernels = {
-      kLanes<T>,    kRows,          &read<T>,        &read_outputs<T>, &write<T>,
-      &multiply<T>, &accumulate<T>, &read_weight<T>, &write_weight<T>};
-  return kernels;
+const WinogradKernels<T>& winograd_kernels() {
+  static constexpr WinogradKernels<T> table = {kLanes<T>,        kRows,           &read<T>,
+                                               &read_outputs<T>, &write<T>,       &multiply<T>,
+                                               &accumulate<T>,   &read_weight<T>, &write_weight<T>};
+  return table;
 }
 
-template const WinogradKernels<float>& winograd_table<float>();
-template const WinogradKernels<double>& winograd_table<double>();
+template const WinogradKernels<float>& winograd_kernels<float>();
+template const WinogradKernels<double>& winograd_kernels<double>();
 
 }  // namespace asng::cpu::ASNG_CAPABILITY

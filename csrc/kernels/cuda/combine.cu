@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "kernels/cuda/launchers.h"
+#include "kernels/cuda/pool.h"
 
 namespace asng::cuda {
 
@@ -14,40 +15,6 @@ struct Job {
   int node;
   bool keeps_maxima;
 };
-
-// A 3×3 pool at an output pixel; zeros beyond the edge count for the average. Of equal maxima the
-// first counts, and NaN wins, as in PyTorch. Where maxima are kept, `maxima` is not null.
-template <class V>
-__device__ Vec4<Compute<V>> pool(const State<V>& from, int padded, int stride, bool max, int image,
-                                 int y, int x, int c, uint32_t* maxima) {
-  using T = Compute<V>;
-  Vec4<T> sum = fill_vec4(T(0));
-  uint32_t place[4] = {0, 0, 0, 0};
-  bool found = false;
-#pragma unroll
-  for (int k = 0; k < kPoolPixels; ++k) {
-    const int sy = y * stride - 1 + k / 3, sx = x * stride - 1 + k % 3;
-    if (sy < 0 || sy >= from.height || sx < 0 || sx >= from.width) continue;
-    const int64_t pixel = (static_cast<int64_t>(image) * from.height + sy) * from.width + sx;
-    const Vec4<T> v = affine_vec4(load_vec4(from.x + pixel * padded + c), from.norm, padded, c);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      if (!max) {
-        sum.v[i] += v.v[i];
-      } else if (!found || v.v[i] > sum.v[i] || v.v[i] != v.v[i]) {
-        sum.v[i] = v.v[i];
-        place[i] = k;
-      }
-    }
-    found = true;
-  }
-  if (max && maxima != nullptr) {
-    *maxima = place[0] | place[1] << 8 | place[2] << 16 | place[3] << 24;
-  }
-#pragma unroll
-  for (int i = 0; !max && i < 4; ++i) sum.v[i] /= T(kPoolPixels);
-  return sum;
-}
 
 template <class V>
 __device__ Vec4<Compute<V>> term(const Job<V>& job, int arch, int e, const PlannedEdge& edge,
@@ -74,7 +41,8 @@ __device__ Vec4<Compute<V>> term(const Job<V>& job, int arch, int e, const Plann
   uint32_t* maxima = job.keeps_maxima && edge.form == Form::kMaxPool
                          ? dag.maxima(arch, job.node, e) + (pixel * padded + c) / 4
                          : nullptr;
-  return pool(from, padded, dag.stride(edge), edge.form == Form::kMaxPool, image, y, x, c, maxima);
+  return pool_forward(from, padded, dag.stride(edge), edge.form == Form::kMaxPool, image, y, x, c,
+                      maxima);
 }
 
 template <class V>
@@ -97,7 +65,7 @@ __global__ __launch_bounds__(kThreads) void combine_kernel(const Job<V> job) {
       add_product(sum, term(job, arch, e, edge, pixel, image, y, x, c),
                   fill_vec4(static_cast<T>(edge.multiplicity)));
     }
-    write4(out + i * 4, sum);
+    write_vec4(out + i * 4, sum);
   }
 }
 

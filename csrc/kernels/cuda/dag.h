@@ -13,7 +13,7 @@
 
 #include "kernels/cuda/vec4.h"
 #include "ops/cell/shape.h"
-#include "platform/cuda_launch.h"
+#include "platform/cuda.h"
 
 namespace asng::cuda {
 
@@ -22,7 +22,7 @@ inline constexpr int kThreads = 128;  // of a block, in every kernel that works 
 // are left where there are four, and would by themselves take a few more.
 constexpr int resident_blocks(bool four) { return four ? 4 : 1; }
 // Blocks that share a reduction, at most.
-inline constexpr int kMaxParts = 256;
+inline constexpr int kMaxSplits = 256;
 
 inline int narrow(int64_t value) { return static_cast<int>(value); }
 
@@ -164,13 +164,13 @@ template <class V>
 struct Gradients {
   using T = Compute<V>;
 
-  V* nodes = nullptr;         // (nodes, archs, out_size)
-  V* depth = nullptr;         // (nodes, archs, edges, depth_size)
-  V* second_depth = nullptr;  // (archs, edges, out_size): of the second stage, nodes take turns
-  V* intermediate = nullptr;  // (archs, edges, out_size): of the first stage's normalized output
-  T* coefficients = nullptr;  // (archs, edges, 2, 3, padded): see finish_gradient; taking turns
-  T* weight_parts = nullptr;  // (archs, nodes, edges, parts, slot_weights)
-  int parts = 0;
+  V* nodes = nullptr;          // (nodes, archs, out_size)
+  V* depth = nullptr;          // (nodes, archs, edges, depth_size)
+  V* second_depth = nullptr;   // (archs, edges, out_size): of the second stage, nodes take turns
+  V* intermediate = nullptr;   // (archs, edges, out_size): of the first stage's normalized output
+  T* coefficients = nullptr;   // (archs, edges, 2, 3, padded): see finish_gradient; taking turns
+  T* weight_splits = nullptr;  // (archs, nodes, edges, splits, slot_weights)
+  int splits = 0;
 
   __device__ V* node(const DagShape& s, int arch, int node) const {
     return nodes + (static_cast<int64_t>(node) * s.archs + arch) * s.out_size();
@@ -181,9 +181,9 @@ struct Gradients {
   __device__ T* coefficients_of(const DagShape& s, int arch, int e, int stage) const {
     return coefficients + ((arch * s.edges + e) * 2 + stage) * 3 * s.padded;
   }
-  __device__ T* weight_part(const DagShape& s, int arch, int node, int e, int part) const {
-    return weight_parts +
-           (static_cast<int64_t>(s.slot(arch, node, e)) * parts + part) * s.slot_weights();
+  __device__ T* weight_split(const DagShape& s, int arch, int node, int e, int part) const {
+    return weight_splits +
+           (static_cast<int64_t>(s.slot(arch, node, e)) * splits + part) * s.slot_weights();
   }
 };
 

@@ -3,7 +3,8 @@
 // of their own: what they pass on is read off the gradient of their node. On the way come the sums
 // for the gradients of the normalizations that made the state.
 #include "kernels/cuda/launchers.h"
-#include "kernels/cuda/pixel_sums.h"
+#include "kernels/cuda/norm.h"
+#include "kernels/cuda/pool.h"
 
 namespace asng::cuda {
 
@@ -15,7 +16,7 @@ struct Job {
   Gradients<V> gradients;
   V* input_grads;
   Compute<V>* input_coefficients;
-  int first, parts;
+  int first, splits;
 };
 
 struct Consumer {
@@ -23,75 +24,6 @@ struct Consumer {
   Form form;
   int kernel;
 };
-
-// An output pixel's coordinate for a window's position k, whose middle is `middle`; -1: none.
-__device__ __forceinline__ int window_at(int position, int k, int middle, int stride, int size) {
-  const int at = position + middle - k;
-  if (at < 0 || (stride == 2 && (at & 1) != 0)) return -1;
-  const int out = stride == 2 ? at / 2 : at;
-  return out < size ? out : -1;
-}
-
-template <class V>
-__device__ Vec4<Compute<V>> pool_backward(const Job<V>& job, const Consumer& from, int stride,
-                                          int image, int y, int x, int c) {
-  using T = Compute<V>;
-  const DagShape& s = job.dag.shape;
-  const V* grad = job.gradients.node(s, from.arch, from.node);
-  const uint32_t* maxima = job.dag.maxima(from.arch, from.node, from.e);
-  const bool max = from.form == Form::kMaxPool;
-  Vec4<T> sum = fill_vec4(T(0));
-#pragma unroll 3
-  for (int k = 0; k < kPoolPixels; ++k) {
-    const int oy = window_at(y, k / 3, 1, stride, s.out_height);
-    const int ox = window_at(x, k % 3, 1, stride, s.out_width);
-    if (oy < 0 || ox < 0) continue;
-    const int64_t pixel = (static_cast<int64_t>(image) * s.out_height + oy) * s.out_width + ox;
-    const int64_t at = pixel * s.padded + c;
-    const Vec4<T> g = load_vec4(grad + at);
-    if (!max) {
-      sum += g;
-      continue;
-    }
-    const uint32_t places = maxima[at / 4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      if ((places >> 8 * i & 0xff) == static_cast<uint32_t>(k)) sum.v[i] += g.v[i];
-    }
-  }
-  const T factor =
-      max ? static_cast<T>(from.multiplicity) : static_cast<T>(from.multiplicity) / T(kPoolPixels);
-#pragma unroll
-  for (int i = 0; i < 4; ++i) sum.v[i] *= factor;
-  return sum;
-}
-
-template <int K, class V>
-__device__ Vec4<Compute<V>> convolution_backward(const Job<V>& job, const Consumer& from,
-                                                 int stride, int image, int y, int x, int c,
-                                                 const Vec4<Compute<V>>& value) {
-  using T = Compute<V>;
-  const DagShape& s = job.dag.shape;
-  const V* depth = job.gradients.depth_of(s, from.arch, from.node, from.e);
-  const T* weight = job.dag.depthwise(from.arch, from.node, from.e, 0);
-  Vec4<T> sum = fill_vec4(T(0));
-#pragma unroll 1
-  for (int ky = 0; ky < K; ++ky) {
-    const int oy = window_at(y, ky, K / 2, stride, s.out_height);
-    if (oy < 0) continue;
-    const int64_t line = (static_cast<int64_t>(image) * s.out_height + oy) * s.out_width;
-#pragma unroll
-    for (int kx = 0; kx < K; ++kx) {
-      const int ox = window_at(x, kx, K / 2, stride, s.out_width);
-      if (ox < 0) continue;
-      add_product(sum, load_vec4(depth + (line + ox) * s.padded + c),
-                  load_vec4(weight + (ky * K + kx) * s.padded + c));
-    }
-  }
-#pragma unroll
-  for (int i = 0; i < 4; ++i) sum.v[i] = value.v[i] > T(0) ? sum.v[i] : T(0);
-  return sum;
-}
 
 // What one edge sends to pixel (y, x) of a state, whose value there is `value`.
 template <class V>
@@ -117,11 +49,16 @@ __device__ Vec4<Compute<V>> contribution(const Job<V>& job, const Consumer& from
     }
     case Form::kAveragePool:
     case Form::kMaxPool:
-      return pool_backward(job, from, stride, image, y, x, c);
+      return pool_backward(
+          s, job.gradients.node(s, from.arch, from.node),
+          from.form == Form::kMaxPool ? job.dag.maxima(from.arch, from.node, from.e) : nullptr,
+          from.multiplicity, stride, image, y, x, c);
     default: {
+      const V* depth = job.gradients.depth_of(s, from.arch, from.node, from.e);
+      const T* weight = job.dag.depthwise(from.arch, from.node, from.e, 0);
       Vec4<T> sum = fill_vec4(T(0));
       with_kernel(from.kernel, [&](auto k) {
-        sum = convolution_backward<k.value>(job, from, stride, image, y, x, c, value);
+        sum = depthwise_backward<k.value, 1>(s, depth, weight, stride, image, y, x, c, value);
       });
       return sum;
     }
@@ -197,7 +134,7 @@ __global__ __launch_bounds__(kThreads) void gather_kernel(const Job<V> job) {
     norm[e] = dag.norm(arch, node, e, last);
   }
   const int pixels = s.images * state.height * state.width;
-  sum_pixels(pixels, s.padded, blockIdx.x, job.parts, shared, totals,
+  sum_pixels(pixels, s.padded, blockIdx.x, job.splits, shared, totals,
              [&](int pixel, int c, Vec4<T>(&sums)[3]) {
                const int64_t at = static_cast<int64_t>(pixel) * s.padded + c;
                Vec4<T> grad = fill_vec4(T(0));
@@ -223,8 +160,8 @@ __global__ __launch_bounds__(kThreads) void gather_kernel(const Job<V> job) {
              });
   if (is_input && !normalized_input) return;
   const int group = blockIdx.z * s.archs + arch;
-  double* partials = dag.partials + static_cast<int64_t>(group) * kMaxParts * 3 * s.padded;
-  if (!sum_over_blocks(totals, 3 * s.padded, partials, dag.counters + group, blockIdx.x, job.parts,
+  double* partials = dag.partials + static_cast<int64_t>(group) * kMaxSplits * 3 * s.padded;
+  if (!sum_over_blocks(totals, 3 * s.padded, partials, dag.counters + group, blockIdx.x, job.splits,
                        shared)) {
     return;
   }
@@ -252,10 +189,10 @@ __global__ __launch_bounds__(kThreads) void reduce_edges_kernel(const Job<V> job
   const T* norm = dag.norm(arch, node, e, last);
   const int pixels = static_cast<int>(s.out_size() / s.padded);
   sum_gradient(job.gradients.node(s, arch, node), dag.stage(arch, node, e, last), norm, pixels,
-               s.padded, blockIdx.x, job.parts, shared, totals);
-  double* partials = dag.partials + static_cast<int64_t>(blockIdx.y) * kMaxParts * 3 * s.padded;
+               s.padded, blockIdx.x, job.splits, shared, totals);
+  double* partials = dag.partials + static_cast<int64_t>(blockIdx.y) * kMaxSplits * 3 * s.padded;
   if (sum_over_blocks(totals, 2 * s.padded, partials, dag.counters + blockIdx.y, blockIdx.x,
-                      job.parts, shared)) {
+                      job.splits, shared)) {
     finish_gradient(totals, totals + s.padded, pixels, s.padded, norm, true, edge.multiplicity,
                     job.gradients.coefficients_of(s, arch, e, last));
   }
@@ -269,21 +206,21 @@ void gather(const Dag<V>& dag, const Gradients<V>& gradients, int first, int cou
   using T = Compute<V>;
   const DagShape& s = dag.shape;
   const int64_t size = first < s.inputs ? s.in_size() : s.out_size();
-  const int parts = pixel_parts(size / s.padded, s.padded);
+  const int splits = pixel_splits(size / s.padded, s.padded);
   const int slots = (s.shared != 0 ? s.archs : 1) * s.nodes * s.edges;
   const size_t bytes = pixel_sums_bytes(s.padded, sizeof(T)) + sizeof(int) +
                        static_cast<size_t>(slots) * sizeof(Consumer);
-  launch(gather_kernel<V>, dim3(parts, s.archs, count), kThreads, bytes, stream,
-         Job<V>{dag, gradients, input_grads, coefficients, first, parts});
+  launch(gather_kernel<V>, dim3(splits, s.archs, count), kThreads, bytes, stream,
+         Job<V>{dag, gradients, input_grads, coefficients, first, splits});
 }
 
 template <class V>
 void reduce_edges(const Dag<V>& dag, const Gradients<V>& gradients, int node, CudaStream stream) {
   const DagShape& s = dag.shape;
-  const int parts = pixel_parts(s.out_size() / s.padded, s.padded);
-  launch(reduce_edges_kernel<V>, dim3(parts, s.archs * s.edges), kThreads,
+  const int splits = pixel_splits(s.out_size() / s.padded, s.padded);
+  launch(reduce_edges_kernel<V>, dim3(splits, s.archs * s.edges), kThreads,
          pixel_sums_bytes(s.padded, sizeof(Compute<V>)), stream,
-         Job<V>{dag, gradients, nullptr, nullptr, node, parts});
+         Job<V>{dag, gradients, nullptr, nullptr, node, splits});
 }
 
 #define ASNG_INSTANTIATE(V)                                                                        \

@@ -3,11 +3,11 @@
 #pragma once
 
 #include "kernels/cuda/dag.h"
-#include "kernels/cuda/weights.h"
+#include "kernels/cuda/packed_weights.h"
 
 namespace asng::cuda {
 
-// plan.cu
+// packed_weights.cu
 
 template <class T>
 struct PlanJob {
@@ -23,13 +23,13 @@ struct PlanJob {
   int counter_count = 0;
   bool backward = false;
 };
-// Looks up what every edge wants, packs the weights, clears the counters.
+// Looks up what every edge computes, packs the weights, clears the counters.
 template <class T>
 void make_plan(const PlanJob<T>& job, CudaStream stream);
 template <class T>
 void pack_matrix(const Matrix<T>& matrix, bool backward, CudaStream stream);
 
-// stage_forward.cu, stage_backward.cu, combine.cu
+// separable_forward.cu, separable_backward.cu, combine.cu
 
 template <class V>
 void stage_forward(const Dag<V>& dag, int node, int stage, CudaStream stream);
@@ -41,9 +41,9 @@ void stage_backward(const Dag<V>& dag, const Gradients<V>& gradients, int node, 
 template <class V>
 void intermediate_backward(const Dag<V>& dag, const Gradients<V>& gradients, int node,
                            CudaStream stream);
-// Parts of the weights' gradients that stage_backward makes.
+// Splits of the weights' gradients that stage_backward writes.
 template <class V>
-int weight_part_count(const DagShape& shape);
+int weight_split_count(const DagShape& shape);
 
 // gather.cu
 
@@ -59,7 +59,7 @@ void gather(const Dag<V>& dag, const Gradients<V>& gradients, int first, int cou
 template <class V>
 void reduce_edges(const Dag<V>& dag, const Gradients<V>& gradients, int node, CudaStream stream);
 
-// project.cu, project_backward.cu
+// pointwise_forward.cu, pointwise_backward.cu
 
 // What a cell reads and makes.
 template <class V>
@@ -67,7 +67,7 @@ struct Input {
   const V* x = nullptr;  // (archs or 1, images, height, width, padded)
   int padded = 0, height = 0, width = 0;
   bool factorized = false;
-  V* grad = nullptr;  // null: not wanted
+  V* grad = nullptr;  // null: not needed
 };
 
 template <class V>
@@ -81,11 +81,11 @@ struct CellJob {
   T* y_norms = nullptr;                              // (archs, 2, padded)
   // Backward.
   const V* grad_y = nullptr;
-  const V* input_grads = nullptr;                    // see gather
-  const T* input_coefficients = nullptr;             // (2, archs, 3, padded)
-  T* y_coefficients = nullptr;                       // (archs, 3, padded)
-  T* weight_parts[3] = {nullptr, nullptr, nullptr};  // (archs, parts, padded, depth)
-  int parts[3] = {0, 0, 0};
+  const V* input_grads = nullptr;                     // see gather
+  const T* input_coefficients = nullptr;              // (2, archs, 3, padded)
+  T* y_coefficients = nullptr;                        // (archs, 3, padded)
+  T* weight_splits[3] = {nullptr, nullptr, nullptr};  // (archs, splits, padded, depth)
+  int splits[3] = {0, 0, 0};
 
   ASNG_HD bool is_shared(int input) const { return dag.shape.is_shared(input); }
   // Number of packed columns of the three weights.
@@ -106,24 +106,25 @@ void project_output_backward(const CellJob<V>& job, const Gradients<V>& gradient
                              CudaStream stream);
 template <class V>
 void project_inputs_backward(const CellJob<V>& job, CudaStream stream);
-// Parts of a projection's weight gradient, (padded, depth), with so many output pixels.
+// Splits of a pointwise convolution's weight gradient, (padded, depth), with that many output
+// pixels.
 template <class V>
-int projection_part_count(int64_t pixels, int padded, int depth);
+int pointwise_split_count(int64_t pixels, int padded, int depth);
 
-// weights.cu
+// weight_gradients.cu
 
 template <class T>
 struct WeightJob {
   DagShape shape;
   const PlannedEdge* plan = nullptr;
   const int32_t* used = nullptr;
-  const T* weight_parts = nullptr;  // see Gradients
-  int parts = 0;
+  const T* weight_splits = nullptr;  // see Gradients
+  int splits = 0;
   OperationWeights<T> grads;
   MatrixGradient<T> matrices[3];
 };
-// Adds the parts of all weights' gradients up; writes every element.
+// Sums the splits of all weights' gradients; writes every element.
 template <class T>
-void sum_weight_parts(const WeightJob<T>& job, CudaStream stream);
+void sum_weight_splits(const WeightJob<T>& job, CudaStream stream);
 
 }  // namespace asng::cuda

@@ -1,7 +1,9 @@
-// Sums over the pixels of a batch that do not depend on the order in which blocks run: every block
-// writes its part, and the block that finishes last adds the parts up in their order.
+// Batch normalization: sums over the pixels of a batch, statistics and coefficients from them, and
+// the values normalized. Sums do not depend on the order in which blocks run: every block writes
+// those of its split, and the block that finishes last adds them in the order of the splits.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 
 #include "kernels/cuda/dag.h"
@@ -23,20 +25,20 @@ __device__ inline void clear(double* values, int count) {
   for (int j = threadIdx.x; j < count; j += kThreads) values[j] = 0;
 }
 
-// Writes this block's totals as part `part` of `parts` of the group whose parts and counter these
+// Writes this block's totals as split `split` of `splits` of the group whose sums and counter these
 // are. Returns true in the block that is the last one to do so, with the sums in `totals`. `shared`
 // is shared memory for 2·kThreads doubles, aligned to 16 bytes, whose contents are lost.
 __device__ inline bool sum_over_blocks(double* totals, int columns, double* partials,
-                                       unsigned* counter, int part, int parts, void* shared) {
+                                       unsigned* counter, int split, int splits, void* shared) {
   double2* slices_of = static_cast<double2*>(shared);
   const int t = threadIdx.x;
   __syncthreads();
   for (int j = t; j < columns; j += kThreads) {
-    partials[static_cast<int64_t>(part) * columns + j] = totals[j];
+    partials[static_cast<int64_t>(split) * columns + j] = totals[j];
   }
   __threadfence();
   __syncthreads();
-  const bool last = t == 0 && atomicInc(counter, parts - 1) == static_cast<unsigned>(parts - 1);
+  const bool last = t == 0 && atomicInc(counter, splits - 1) == static_cast<unsigned>(splits - 1);
   if (__syncthreads_or(last) == 0) return false;
   __threadfence();
   const int pairs = columns / 2, width = min(pairs, kThreads), slices = kThreads / width;
@@ -48,7 +50,7 @@ __device__ inline bool sum_over_blocks(double* totals, int columns, double* part
     if (mine) {
       const double2* from = reinterpret_cast<const double2*>(partials) + pair;
 #pragma unroll 8
-      for (int p = slice; p < parts; p += slices) {
+      for (int p = slice; p < splits; p += slices) {
         const double2 value = __ldcg(from + static_cast<int64_t>(p) * pairs);
         sum.x += value.x;
         sum.y += value.y;
@@ -102,14 +104,96 @@ __device__ void finish_gradient(const double* sums, const double* dots, double c
 
 // a·g + b·z + c
 template <class T>
-__device__ __forceinline__ Vec4<T> norm_gradient4(const Vec4<T>& g, const Vec4<T>& z,
-                                                  const T* coefficients, int padded, int channel) {
+__device__ __forceinline__ Vec4<T> norm_gradient_vec4(const Vec4<T>& g, const Vec4<T>& z,
+                                                      const T* coefficients, int padded,
+                                                      int channel) {
   const Vec4<T> a = load_vec4(coefficients + channel),
                 b = load_vec4(coefficients + padded + channel);
   Vec4<T> sum = load_vec4(coefficients + 2 * padded + channel);
   add_product(sum, a, g);
   add_product(sum, b, z);
   return sum;
+}
+
+// Calls visit(pixel, channel, sums) for this block's split of the pixels and all their channels,
+// which adds to the three sums, and adds those to `totals` (3, padded). `shared` has room for
+// 12·kThreads values.
+template <class T, class Visit>
+__device__ void sum_pixels(int pixels, int padded, int split, int splits, T* shared, double* totals,
+                           Visit visit) {
+  const int quads = padded / 4, width = min(quads, kThreads), slots = kThreads / width;
+  const int lane = threadIdx.x % width, slot = threadIdx.x / width;
+  for (int first = 0; first < quads; first += width) {
+    const int quad = first + lane;
+    if (slot < slots && quad < quads) {
+      Vec4<T> sums[3] = {fill_vec4(T(0)), fill_vec4(T(0)), fill_vec4(T(0))};
+      for (int pixel = split * slots + slot; pixel < pixels; pixel += splits * slots) {
+        visit(pixel, quad * 4, sums);
+      }
+#pragma unroll
+      for (int k = 0; k < 3; ++k) store_vec4(shared + ((slot * 3 + k) * width + lane) * 4, sums[k]);
+    }
+    __syncthreads();
+    const int columns = min(width, quads - first) * 4;
+    for (int j = threadIdx.x; j < 3 * columns; j += kThreads) {
+      const int k = j / columns, c = j - k * columns;
+      double sum = 0;
+      for (int s = 0; s < slots; ++s)
+        sum += static_cast<double>(shared[(s * 3 + k) * width * 4 + c]);
+      totals[k * padded + first * 4 + c] += sum;
+    }
+    __syncthreads();
+  }
+}
+
+inline size_t pixel_sums_bytes(int padded, size_t value_bytes) {
+  return 3 * static_cast<size_t>(padded) * sizeof(double) + 12 * kThreads * value_bytes;
+}
+
+inline int pixel_splits(int64_t pixels, int padded) {
+  const int slots = padded / 4 < kThreads ? kThreads / (padded / 4) : 1;
+  const int64_t splits = (pixels + slots - 1) / slots;
+  return static_cast<int>(splits < kMaxSplits ? splits : kMaxSplits);
+}
+
+// Adds Σ g and Σ g·normalized to the totals.
+template <class V, class T>
+__device__ void sum_gradient(const V* g, const V* z, const T* norm, int pixels, int padded,
+                             int split, int splits, T* shared, double* totals) {
+  sum_pixels(pixels, padded, split, splits, shared, totals,
+             [&](int pixel, int c, Vec4<T>(&sums)[3]) {
+               const int64_t at = static_cast<int64_t>(pixel) * padded + c;
+               const Vec4<T> grad = load_vec4(g + at);
+               sums[0] += grad;
+               add_product(sums[1], grad, affine_vec4(load_vec4(z + at), norm, padded, c));
+             });
+}
+
+template <class V>
+__global__ __launch_bounds__(kThreads) void normalize_kernel(V* images, const Compute<V>* norms,
+                                                             int64_t size, int padded) {
+  constexpr int kValues = 4 * kWide<V>;
+  V* x = images + blockIdx.y * size;
+  const Compute<V>* norm = norms + blockIdx.y * 2 * padded;
+  const int pieces = padded / kValues;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < size / kValues;
+       i += static_cast<int64_t>(gridDim.x) * kThreads) {
+    const int c = static_cast<int>(i % pieces) * kValues;
+    Vec4<Compute<V>> v[kWide<V>];
+    load_wide(x + i * kValues, v);
+#pragma unroll
+    for (int k = 0; k < kWide<V>; ++k) v[k] = affine_vec4(v[k], norm, padded, c + 4 * k);
+    write_wide(x + i * kValues, v);
+  }
+}
+
+// Normalizes `archs` batches of `size` values each where they are; `norms` is (archs, 2, padded).
+template <class V>
+void normalize(V* images, const Compute<V>* norms, int64_t size, int padded, int archs,
+               CudaStream stream) {
+  const int64_t pieces = size / (4 * kWide<V>), blocks = (pieces + kThreads - 1) / kThreads;
+  launch(normalize_kernel<V>, dim3(static_cast<unsigned>(std::min<int64_t>(blocks, 4096)), archs),
+         kThreads, 0, stream, images, norms, size, padded);
 }
 
 }  // namespace asng::cuda

@@ -1,5 +1,5 @@
-// Concatenation of sources → ReLU → 1×1, on runs of pixels: device functions that the projections
-// of a cell, its output, factorized reductions and the stem share.
+// Concatenation of sources → ReLU → 1×1, on runs of pixels: device functions of the inputs and
+// the output of a cell, factorized reductions and the stem.
 #pragma once
 
 #include "kernels/cuda/depthwise.h"
@@ -7,8 +7,8 @@
 
 namespace asng::cuda {
 
-// One of the concatenated images. It is read at pixel (stride·y + offset, stride·x + offset) of
-// output pixel (y, x); positions beyond the edge are zeros. If x is null the source is left out.
+// One of the concatenated feature maps. It is read at pixel (stride·y + offset, stride·x + offset)
+// of output pixel (y, x); positions beyond the edge are zeros. If x is null the source is left out.
 template <class V>
 struct Source {
   const V* x = nullptr;
@@ -17,31 +17,31 @@ struct Source {
   int height = 0, width = 0;
   int stride = 1, offset = 0;
   int first = 0;  // where its channels begin in the packed weight
-  // Not 0: x has so many values per pixel, unpadded, and a pixel is read as the 3×3 window around
-  // it, without ReLU: 9·window values and zeros up to `channels`.
+  // Not 0: x has this number of values per pixel, unpadded, and a pixel is read as the 3×3 window
+  // around it, without ReLU: 9·window values and zeros up to `channels`.
   int window = 0;
 };
 
-struct ProjectShape {
+struct PointwiseShape {
   int images = 0, out_height = 0, out_width = 0, padded = 0;
 
   ASNG_HD int pixels() const { return images * out_height * out_width; }
 };
 
 // Pixels that a block works on at once, and what that takes of shared memory.
-ASNG_HD inline int project_pixels(int padded) { return padded > 32 ? 64 : 128; }
-ASNG_HD inline int project_backward_pixels(int padded, int value_bytes) {
+ASNG_HD inline int pointwise_pixels(int padded) { return padded > 32 ? 64 : 128; }
+ASNG_HD inline int pointwise_backward_pixels(int padded, int value_bytes) {
   const int pixels = padded > 128 ? 16 : padded > 64 ? 32 : 64;
   return value_bytes == 8 && pixels > 16 ? pixels / 2 : pixels;
 }
-ASNG_HD inline int project_backward_values(int padded, int value_bytes) {
-  const int values = project_backward_pixels(padded, value_bytes) * (padded + 4 + kSourceRow);
+ASNG_HD inline int pointwise_backward_values(int padded, int value_bytes) {
+  const int values = pointwise_backward_pixels(padded, value_bytes) * (padded + 4 + kSourceRow);
   return values > 16 * kThreads ? values : 16 * kThreads;
 }
 
 // Pixel of the source that output pixel `pixel` reads, -1 beyond the edge.
 template <class V>
-__device__ int64_t source_pixel(const Source<V>& s, const ProjectShape& shape, int pixel) {
+__device__ int64_t source_pixel(const Source<V>& s, const PointwiseShape& shape, int pixel) {
   if (s.stride == 1) return pixel;
   const int line = pixel / shape.out_width, x = pixel - line * shape.out_width;
   const int image = line / shape.out_height, y = line - image * shape.out_height;
@@ -51,15 +51,15 @@ __device__ int64_t source_pixel(const Source<V>& s, const ProjectShape& shape, i
 }
 
 template <class V>
-__device__ Vec4<Compute<V>> window4(const Source<V>& s, int pixel, int channel) {
+__device__ Vec4<Compute<V>> window_vec4(const Source<V>& s, int pixel, int channel) {
   using T = Compute<V>;
   const int line = pixel / s.width, x = pixel - line * s.width, y = line % s.height;
   Vec4<T> v;
   for (int i = 0; i < 4; ++i) {
-    const int tap = (channel + i) / s.window, c = channel + i - tap * s.window;
-    const int dy = tap / 3 - 1, dx = tap % 3 - 1;
+    const int element = (channel + i) / s.window, c = channel + i - element * s.window;
+    const int dy = element / 3 - 1, dx = element % 3 - 1;
     const bool inside =
-        tap < 9 && y + dy >= 0 && y + dy < s.height && x + dx >= 0 && x + dx < s.width;
+        element < 9 && y + dy >= 0 && y + dy < s.height && x + dx >= 0 && x + dx < s.width;
     const int64_t from = (static_cast<int64_t>(pixel) + dy * s.width + dx) * s.window + c;
     v.v[i] = inside ? load1(s.x + from) : T(0);
   }
@@ -69,7 +69,7 @@ __device__ Vec4<Compute<V>> window4(const Source<V>& s, int pixel, int channel) 
 // `count` pixels from `begin`, channels [channel, channel + chunk) after ReLU; zeros behind the
 // last pixel of the batch.
 template <class V>
-__device__ void load_pixels(const Source<V>& s, const ProjectShape& shape, int begin, int count,
+__device__ void load_pixels(const Source<V>& s, const PointwiseShape& shape, int begin, int count,
                             int channel, int chunk, Compute<V>* to) {
   constexpr int kValues = 4 * kWide<V>;
   const int pieces = chunk / kValues, pixels = shape.pixels();
@@ -81,8 +81,8 @@ __device__ void load_pixels(const Source<V>& s, const ProjectShape& shape, int b
       if (from >= 0) load_wide(s.x + from * s.channels + channel + c, v);
 #pragma unroll
       for (int k = 0; k < kWide<V>; ++k) {
-        if (s.window != 0) v[k] = window4(s, begin + p, channel + c + 4 * k);
-        if (from >= 0) v[k] = relu4(affine_vec4(v[k], s.norm, s.channels, channel + c + 4 * k));
+        if (s.window != 0) v[k] = window_vec4(s, begin + p, channel + c + 4 * k);
+        if (from >= 0) v[k] = relu_vec4(affine_vec4(v[k], s.norm, s.channels, channel + c + 4 * k));
       }
     }
 #pragma unroll
@@ -90,12 +90,12 @@ __device__ void load_pixels(const Source<V>& s, const ProjectShape& shape, int b
   }
 }
 
-// A product of a run of pixels, rows of shared memory, and up to 64 columns of a weight: every
+// A matmul of a run of pixels, rows of shared memory, and up to 64 columns of a weight: every
 // thread has the sums of two blocks of 4×4.
 template <bool kTensorCores, class T>
-class RunProduct {
+class RunMatmul {
  public:
-  __device__ RunProduct(int rows, int columns) : across_(columns / 4), count_(rows / 4 * across_) {
+  __device__ RunMatmul(int rows, int columns) : across_(columns / 4), count_(rows / 4 * across_) {
 #pragma unroll
     for (int s = 0; s < 2; ++s) {
 #pragma unroll
@@ -125,9 +125,9 @@ class RunProduct {
 };
 
 template <>
-class RunProduct<true, float> : public TileProduct {
+class RunMatmul<true, float> : public TileMatmul {
  public:
-  __device__ RunProduct(int rows, int columns) : TileProduct(rows, columns), across_(columns / 4) {}
+  __device__ RunMatmul(int rows, int columns) : TileMatmul(rows, columns), across_(columns / 4) {}
 
   __device__ void share(float* shared, int row) const {
     __syncthreads();
@@ -144,20 +144,20 @@ class RunProduct<true, float> : public TileProduct {
   int across_;
 };
 
-// This block's share of a projection: z (pixels, padded), and 2·padded sums of z and z² added to
-// `totals`. `sources(i)` for i < count; `weight` is (depth, padded).
+// This block's split of a pointwise convolution: z (pixels, padded), and 2·padded sums of z and z²
+// added to `totals`. `sources(i)` for i < count; `weight` is (depth, padded).
 template <bool kTensorCores, class V, class Sources>
-__device__ void project_forward(const Sources& sources, int count, const ProjectShape& shape,
-                                const Compute<V>* weight, int part, int parts, V* z, double* totals,
-                                Compute<V>* shared) {
+__device__ void pointwise_forward(const Sources& sources, int count, const PointwiseShape& shape,
+                                  const Compute<V>* weight, int split, int splits, V* z,
+                                  double* totals, Compute<V>* shared) {
   using T = Compute<V>;
   const int pixels = shape.pixels(), padded = shape.padded;
-  const int run = project_pixels(padded);
+  const int run = pointwise_pixels(padded);
   T* groups = shared + 128 * kSourceRow;
   for (int out = 0; out < padded; out += 64) {
     const int width = min(padded - out, 64), across = width / 4, blocks = run / 4 * across;
-    for (int begin = part * run; begin < pixels; begin += parts * run) {
-      RunProduct<kTensorCores, T> product(run, width);
+    for (int begin = split * run; begin < pixels; begin += splits * run) {
+      RunMatmul<kTensorCores, T> matmul(run, width);
       for (int i = 0; i < count; ++i) {
         const Source<V> source = sources(i);
         if (source.x == nullptr) continue;
@@ -166,12 +166,12 @@ __device__ void project_forward(const Sources& sources, int count, const Project
           __syncthreads();
           load_pixels(source, shape, begin, run, channel, chunk, shared);
           __syncthreads();
-          product.add(shared, kSourceRow,
-                      weight + static_cast<int64_t>(source.first + channel) * padded + out, padded,
-                      chunk);
+          matmul.add(shared, kSourceRow,
+                     weight + static_cast<int64_t>(source.first + channel) * padded + out, padded,
+                     chunk);
         }
       }
-      product.share(shared, width + 4);
+      matmul.share(shared, width + 4);
 #pragma unroll
       for (int s = 0; s < 2; ++s) {
         const int block = threadIdx.x + s * kThreads, down = block / across;
@@ -184,7 +184,7 @@ __device__ void project_forward(const Sources& sources, int count, const Project
           if (pixel >= pixels) continue;
           const Vec4<T> kept =
               store_rounded(z + static_cast<int64_t>(pixel) * padded + out + column,
-                            product.sum(s, i, shared, width + 4));
+                            matmul.sum(s, i, shared, width + 4));
           sum += kept;
           add_product(squares, kept, kept);
         }
@@ -197,41 +197,41 @@ __device__ void project_forward(const Sources& sources, int count, const Project
   }
 }
 
-// This block's share of a projection's gradients for channels [channel, channel + chunk) of one
-// source: the weight's, written to `weight_part` (padded, depth), and the source's, of which
+// This block's split of a pointwise convolution's gradients for channels [channel, channel + chunk)
+// of one source: the weight's, written to `weight_part` (padded, depth), and the source's, of which
 // emit(pixel, channel of the source, value) receives those that ReLU passes. `g` is the gradient of
 // the normalized output, `weight` (padded, depth).
 template <bool kTensorCores, class V, class Emit>
-__device__ void project_backward(const Source<V>& source, int channel, int chunk,
-                                 const ProjectShape& shape, const V* g, const V* z,
-                                 const Compute<V>* coefficients, const Compute<V>* weight,
-                                 int depth, bool source_needs_grad, int part, int parts,
-                                 Compute<V>* weight_part, Compute<V>* shared, Emit emit) {
+__device__ void pointwise_backward(const Source<V>& source, int channel, int chunk,
+                                   const PointwiseShape& shape, const V* g, const V* z,
+                                   const Compute<V>* coefficients, const Compute<V>* weight,
+                                   int depth, bool source_needs_grad, int split, int splits,
+                                   Compute<V>* weight_split, Compute<V>* shared, Emit emit) {
   using T = Compute<V>;
   const int pixels = shape.pixels(), padded = shape.padded, row = padded + 4;
-  const int run = project_backward_pixels(padded, sizeof(T));
+  const int run = pointwise_backward_pixels(padded, sizeof(T));
   T* grads = shared;
   T* values = shared + run * row;
   const int column = source.first + channel, quads = padded / 4, across = chunk / 4;
-  PixelProduct<kTensorCores, T> product(padded, chunk);
-  for (int begin = part * run; begin < pixels; begin += parts * run) {
+  PixelOuterProduct<kTensorCores, T> matmul(padded, chunk);
+  for (int begin = split * run; begin < pixels; begin += splits * run) {
     __syncthreads();
     for (int i = threadIdx.x; i < run * quads; i += kThreads) {
       const int p = i / quads, quad = (i - p * quads) * 4;
       const int64_t at = static_cast<int64_t>(begin + p) * padded + quad;
       const bool inside = begin + p < pixels;
-      store_vec4(
-          grads + p * row + quad,
-          inside ? norm_gradient4(load_vec4(g + at), load_vec4(z + at), coefficients, padded, quad)
-                 : fill_vec4(T(0)));
+      store_vec4(grads + p * row + quad,
+                 inside ? norm_gradient_vec4(load_vec4(g + at), load_vec4(z + at), coefficients,
+                                             padded, quad)
+                        : fill_vec4(T(0)));
     }
     load_pixels(source, shape, begin, run, channel, chunk, values);
     __syncthreads();
-    product.add(grads, row, values, kSourceRow, run, weight_part + column, depth,
-                begin == part * run);
+    matmul.add(grads, row, values, kSourceRow, run, weight_split + column, depth,
+               begin == split * run);
     if constexpr (kTensorCores) {
       if (source_needs_grad) {
-        TileProduct passed(run, chunk);
+        TileMatmul passed(run, chunk);
         passed.add(grads, row, weight + column, depth, padded);
         __syncthreads();
         passed.store_where_positive(values, kSourceRow);
@@ -261,7 +261,7 @@ __device__ void project_backward(const Source<V>& source, int channel, int chunk
     }
   }
   __syncthreads();
-  product.finish(weight_part + column, depth, shared, part * run < pixels);
+  matmul.finish(weight_split + column, depth, shared, split * run < pixels);
   __syncthreads();
 }
 

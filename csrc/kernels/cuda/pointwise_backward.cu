@@ -1,6 +1,6 @@
-// Projections of a cell, backward: of its output, first of all, and of its inputs, last.
+// Pointwise convolutions of a cell, backward: of its output, first of all, and of its inputs, last.
 #include "kernels/cuda/launchers.h"
-#include "kernels/cuda/pixel_sums.h"
+#include "kernels/cuda/norm.h"
 #include "kernels/cuda/pointwise.h"
 
 namespace asng::cuda {
@@ -8,7 +8,7 @@ namespace asng::cuda {
 namespace {
 
 template <class V>
-__global__ __launch_bounds__(kThreads) void reduce_output_kernel(const CellJob<V> job, int parts) {
+__global__ __launch_bounds__(kThreads) void reduce_output_kernel(const CellJob<V> job, int splits) {
   using T = Compute<V>;
   const Dag<V>& dag = job.dag;
   const DagShape& s = dag.shape;
@@ -18,9 +18,10 @@ __global__ __launch_bounds__(kThreads) void reduce_output_kernel(const CellJob<V
   clear(totals, 3 * s.padded);
   // The output is stored as normalized.
   sum_gradient(job.grad_y + arch * s.out_size(), job.y + arch * s.out_size(),
-               static_cast<const T*>(nullptr), pixels, s.padded, blockIdx.x, parts, shared, totals);
-  double* partials = dag.partials + static_cast<int64_t>(arch) * kMaxParts * 3 * s.padded;
-  if (sum_over_blocks(totals, 2 * s.padded, partials, dag.counters + arch, blockIdx.x, parts,
+               static_cast<const T*>(nullptr), pixels, s.padded, blockIdx.x, splits, shared,
+               totals);
+  double* partials = dag.partials + static_cast<int64_t>(arch) * kMaxSplits * 3 * s.padded;
+  if (sum_over_blocks(totals, 2 * s.padded, partials, dag.counters + arch, blockIdx.x, splits,
                       shared)) {
     finish_gradient(totals, totals + s.padded, pixels, s.padded, job.y_norms + arch * 2 * s.padded,
                     false, 1.0, job.y_coefficients + arch * 3 * s.padded);
@@ -36,45 +37,45 @@ __global__ __launch_bounds__(kThreads) void output_backward_kernel(const CellJob
   const int arch = blockIdx.y, chunks = (s.padded + kSourceChunk - 1) / kSourceChunk;
   const int node = blockIdx.z / chunks, channel = blockIdx.z % chunks * kSourceChunk;
   if (dag.used[arch * s.states() + s.inputs + node] != 0) return;
-  const int depth = job.depth(2), parts = job.parts[2];
+  const int depth = job.depth(2), splits = job.splits[2];
   Source<V> source;
   source.x = dag.state(arch, s.inputs + node).x;
   source.channels = s.padded;
   source.first = node * s.padded;
   V* to = gradients.node(s, arch, node);
-  T* weight_part =
-      job.weight_parts[2] + (static_cast<int64_t>(arch) * parts + blockIdx.x) * s.padded * depth;
-  project_backward<kTensorCores>(source, channel, min(s.padded - channel, kSourceChunk),
-                                 ProjectShape{s.images, s.out_height, s.out_width, s.padded},
-                                 job.grad_y + arch * s.out_size(), job.y + arch * s.out_size(),
-                                 job.y_coefficients + arch * 3 * s.padded, job.packed[2], depth,
-                                 true, blockIdx.x, parts, weight_part, dynamic_shared<T>(),
-                                 [&](int pixel, int c, const Vec4<T>& value) {
-                                   write4(to + static_cast<int64_t>(pixel) * s.padded + c, value);
-                                 });
+  T* weight_split =
+      job.weight_splits[2] + (static_cast<int64_t>(arch) * splits + blockIdx.x) * s.padded * depth;
+  pointwise_backward<kTensorCores>(
+      source, channel, min(s.padded - channel, kSourceChunk),
+      PointwiseShape{s.images, s.out_height, s.out_width, s.padded},
+      job.grad_y + arch * s.out_size(), job.y + arch * s.out_size(),
+      job.y_coefficients + arch * 3 * s.padded, job.packed[2], depth, true, blockIdx.x, splits,
+      weight_split, dynamic_shared<T>(), [&](int pixel, int c, const Vec4<T>& value) {
+        write_vec4(to + static_cast<int64_t>(pixel) * s.padded + c, value);
+      });
 }
 
-// Writes zeros where the block's share of the gradient is.
+// Writes zeros to the block's pixels of the gradient.
 template <class V>
 __device__ void clear_gradient(V* grad, int64_t size, int block, int blocks) {
   for (int64_t i = static_cast<int64_t>(block) * kThreads + threadIdx.x; i < size / 4;
        i += static_cast<int64_t>(blocks) * kThreads) {
-    write4(grad + i * 4, fill_vec4(Compute<V>(0)));
+    write_vec4(grad + i * 4, fill_vec4(Compute<V>(0)));
   }
 }
 
-// The gradient of a factorized input: the one of output pixel (y, x) goes to the even or the odd of
-// its four pixels, and zeros to one of the others.
+// The gradient of a factorized input: the one of output pixel (y, x) is written to the even or
+// the odd of its four pixels, and zeros to one of the others.
 template <class V>
-__device__ void write_factorized(const Input<V>& input, const ProjectShape& shape, int which, V* to,
-                                 int pixel, int c, const Vec4<Compute<V>>& value) {
+__device__ void write_factorized(const Input<V>& input, const PointwiseShape& shape, int which,
+                                 V* to, int pixel, int c, const Vec4<Compute<V>>& value) {
   using T = Compute<V>;
   const int line = pixel / shape.out_width, x = pixel - line * shape.out_width;
   const int image = line / shape.out_height, y = line - image * shape.out_height;
   const auto write = [&](int sy, int sx, const Vec4<T>& v) {
     if (sy >= input.height || sx >= input.width) return;
     const int64_t at = (static_cast<int64_t>(image) * input.height + sy) * input.width + sx;
-    write4(to + at * input.padded + c, v);
+    write_vec4(to + at * input.padded + c, v);
   };
   write(2 * y + which, 2 * x + which, value);
   write(2 * y + which, 2 * x + 1 - which, fill_vec4(T(0)));
@@ -93,7 +94,7 @@ __global__ __launch_bounds__(kThreads,
   const Input<V>& input = job.inputs[which];
   const int chunks = (input.padded + kSourceChunk - 1) / kSourceChunk;
   const int part_of = blockIdx.z / chunks, channel = blockIdx.z % chunks * kSourceChunk;
-  if (part_of >= (input.factorized ? 2 : 1) || static_cast<int>(blockIdx.x) >= job.parts[which]) {
+  if (part_of >= (input.factorized ? 2 : 1) || static_cast<int>(blockIdx.x) >= job.splits[which]) {
     return;
   }
   const int64_t size = static_cast<int64_t>(s.images) * input.height * input.width * input.padded;
@@ -104,35 +105,35 @@ __global__ __launch_bounds__(kThreads,
   }
   if (!used) {
     if (grad != nullptr && blockIdx.z == 0) {
-      clear_gradient(grad, size, blockIdx.x, job.parts[which]);
+      clear_gradient(grad, size, blockIdx.x, job.splits[which]);
     }
     return;
   }
-  const ProjectShape shape = {s.images, s.height, s.width, s.padded};
+  const PointwiseShape shape = {s.images, s.height, s.width, s.padded};
   const State<V> from = {input.x + arch * size, nullptr, input.height, input.width};
   Source<V> source = factorized_source(from, input.padded, part_of);
   if (!input.factorized) source.stride = 1;
-  const int depth = job.depth(which), parts = job.parts[which];
+  const int depth = job.depth(which), splits = job.splits[which];
   const int64_t group = static_cast<int64_t>(which) * s.archs + arch;
-  T* weight_part = job.weight_parts[which] +
-                   (static_cast<int64_t>(arch) * parts + blockIdx.x) * s.padded * depth;
-  project_backward<kTensorCores>(source, channel, min(input.padded - channel, kSourceChunk), shape,
-                                 job.input_grads + group * s.in_size(), dag.state(arch, which).x,
-                                 job.input_coefficients + group * 3 * s.padded, job.packed[which],
-                                 depth, grad != nullptr, blockIdx.x, parts, weight_part,
-                                 dynamic_shared<T>(), [&](int pixel, int c, const Vec4<T>& value) {
-                                   if (input.factorized) {
-                                     write_factorized(input, shape, part_of, grad, pixel, c, value);
-                                   } else {
-                                     write4(grad + static_cast<int64_t>(pixel) * input.padded + c,
-                                            value);
-                                   }
-                                 });
+  T* weight_split = job.weight_splits[which] +
+                    (static_cast<int64_t>(arch) * splits + blockIdx.x) * s.padded * depth;
+  pointwise_backward<kTensorCores>(
+      source, channel, min(input.padded - channel, kSourceChunk), shape,
+      job.input_grads + group * s.in_size(), dag.state(arch, which).x,
+      job.input_coefficients + group * 3 * s.padded, job.packed[which], depth, grad != nullptr,
+      blockIdx.x, splits, weight_split, dynamic_shared<T>(),
+      [&](int pixel, int c, const Vec4<T>& value) {
+        if (input.factorized) {
+          write_factorized(input, shape, part_of, grad, pixel, c, value);
+        } else {
+          write_vec4(grad + static_cast<int64_t>(pixel) * input.padded + c, value);
+        }
+      });
 }
 
 template <class T>
 size_t backward_bytes(int padded) {
-  return static_cast<size_t>(project_backward_values(padded, sizeof(T))) * sizeof(T);
+  return static_cast<size_t>(pointwise_backward_values(padded, sizeof(T))) * sizeof(T);
 }
 
 }  // namespace
@@ -140,9 +141,9 @@ size_t backward_bytes(int padded) {
 template <class V>
 void reduce_output(const CellJob<V>& job, CudaStream stream) {
   const DagShape& s = job.dag.shape;
-  const int parts = pixel_parts(s.out_size() / s.padded, s.padded);
-  launch(reduce_output_kernel<V>, dim3(parts, s.archs), kThreads,
-         pixel_sums_bytes(s.padded, sizeof(Compute<V>)), stream, job, parts);
+  const int splits = pixel_splits(s.out_size() / s.padded, s.padded);
+  launch(reduce_output_kernel<V>, dim3(splits, s.archs), kThreads,
+         pixel_sums_bytes(s.padded, sizeof(Compute<V>)), stream, job, splits);
 }
 
 template <class V>
@@ -152,7 +153,7 @@ void project_output_backward(const CellJob<V>& job, const Gradients<V>& gradient
   const int chunks = (s.padded + kSourceChunk - 1) / kSourceChunk;
   const auto kernel = choose_kernel<V>(
       s.tf32, [](auto tensor_cores) { return &output_backward_kernel<tensor_cores(), V>; });
-  launch(kernel, dim3(job.parts[2], s.archs, s.nodes * chunks), kThreads,
+  launch(kernel, dim3(job.splits[2], s.archs, s.nodes * chunks), kThreads,
          backward_bytes<Compute<V>>(s.padded), stream, job, gradients);
 }
 
@@ -166,15 +167,15 @@ void project_inputs_backward(const CellJob<V>& job, CudaStream stream) {
   }
   const auto kernel = choose_kernel<V>(
       s.tf32, [](auto tensor_cores) { return &inputs_backward_kernel<tensor_cores(), V>; });
-  launch(kernel, dim3(std::max(job.parts[0], job.parts[1]), 2 * s.archs, chunks), kThreads,
+  launch(kernel, dim3(std::max(job.splits[0], job.splits[1]), 2 * s.archs, chunks), kThreads,
          backward_bytes<Compute<V>>(s.padded), stream, job);
 }
 
 template <class V>
-int projection_part_count(int64_t pixels, int padded, int depth) {
-  const int run = project_backward_pixels(padded, sizeof(Compute<V>));
+int pointwise_split_count(int64_t pixels, int padded, int depth) {
+  const int run = pointwise_backward_pixels(padded, sizeof(Compute<V>));
   const int64_t runs = (pixels + run - 1) / run;
-  const int64_t most = std::max(16, std::min(kMaxParts, (1 << 20) / (padded * depth)));
+  const int64_t most = std::max(16, std::min(kMaxSplits, (1 << 20) / (padded * depth)));
   return static_cast<int>(std::min(runs, most));
 }
 
@@ -182,7 +183,7 @@ int projection_part_count(int64_t pixels, int padded, int depth) {
   template void reduce_output(const CellJob<V>&, CudaStream);                                \
   template void project_output_backward(const CellJob<V>&, const Gradients<V>&, CudaStream); \
   template void project_inputs_backward(const CellJob<V>&, CudaStream);                      \
-  template int projection_part_count<V>(int64_t, int, int);
+  template int pointwise_split_count<V>(int64_t, int, int);
 ASNG_INSTANTIATE(float)
 ASNG_INSTANTIATE(double)
 ASNG_INSTANTIATE(BFloat16)

@@ -1,4 +1,4 @@
-// Projections of a cell, forward: of its two inputs, and of the nodes that no node reads.
+// Pointwise convolutions of a cell, forward: of its two inputs, and of its leaf nodes.
 #include "kernels/cuda/launchers.h"
 #include "kernels/cuda/pointwise.h"
 
@@ -15,17 +15,18 @@ __device__ bool is_used(const Dag<V>& dag, int arch, int end, int input) {
   return false;
 }
 
-// For sums whose blocks are parts of group `group`.
+// For sums whose blocks are splits of group `group`.
 template <class V>
-__device__ bool finish(const Dag<V>& dag, int group, int parts, double* totals, void* shared) {
+__device__ bool finish(const Dag<V>& dag, int group, int splits, double* totals, void* shared) {
   const int padded = dag.shape.padded;
   return sum_over_blocks(totals, 2 * padded,
-                         dag.partials + static_cast<int64_t>(group) * kMaxParts * 3 * padded,
-                         dag.counters + group, blockIdx.x, parts, shared);
+                         dag.partials + static_cast<int64_t>(group) * kMaxSplits * 3 * padded,
+                         dag.counters + group, blockIdx.x, splits, shared);
 }
 
 template <bool kTensorCores, class V>
-__global__ __launch_bounds__(kThreads) void project_inputs_kernel(const CellJob<V> job, int parts) {
+__global__ __launch_bounds__(kThreads) void project_inputs_kernel(const CellJob<V> job,
+                                                                  int splits) {
   using T = Compute<V>;
   const Dag<V>& dag = job.dag;
   const DagShape& s = dag.shape;
@@ -45,16 +46,17 @@ __global__ __launch_bounds__(kThreads) void project_inputs_kernel(const CellJob<
     return source;
   };
   const State<V> to = dag.state(arch, which);
-  const ProjectShape shape = {s.images, s.height, s.width, s.padded};
-  project_forward<kTensorCores>(sources, input.factorized ? 2 : 1, shape, job.packed[which],
-                                blockIdx.x, parts, const_cast<V*>(to.x), totals, shared);
-  if (finish(dag, which * s.archs + arch, parts, totals, shared)) {
+  const PointwiseShape shape = {s.images, s.height, s.width, s.padded};
+  pointwise_forward<kTensorCores>(sources, input.factorized ? 2 : 1, shape, job.packed[which],
+                                  blockIdx.x, splits, const_cast<V*>(to.x), totals, shared);
+  if (finish(dag, which * s.archs + arch, splits, totals, shared)) {
     finish_norm(totals, shape.pixels(), s.padded, const_cast<T*>(to.norm));
   }
 }
 
 template <bool kTensorCores, class V>
-__global__ __launch_bounds__(kThreads) void project_output_kernel(const CellJob<V> job, int parts) {
+__global__ __launch_bounds__(kThreads) void project_output_kernel(const CellJob<V> job,
+                                                                  int splits) {
   using T = Compute<V>;
   const Dag<V>& dag = job.dag;
   const DagShape& s = dag.shape;
@@ -70,40 +72,22 @@ __global__ __launch_bounds__(kThreads) void project_output_kernel(const CellJob<
     source.first = node * s.padded;
     return source;
   };
-  const ProjectShape shape = {s.images, s.out_height, s.out_width, s.padded};
-  project_forward<kTensorCores>(sources, s.nodes, shape, job.packed[2], blockIdx.x, parts,
-                                job.y + arch * s.out_size(), totals, shared);
-  if (finish(dag, arch, parts, totals, shared)) {
+  const PointwiseShape shape = {s.images, s.out_height, s.out_width, s.padded};
+  pointwise_forward<kTensorCores>(sources, s.nodes, shape, job.packed[2], blockIdx.x, splits,
+                                  job.y + arch * s.out_size(), totals, shared);
+  if (finish(dag, arch, splits, totals, shared)) {
     finish_norm(totals, shape.pixels(), s.padded, job.y_norms + arch * 2 * s.padded);
   }
 }
 
-template <class V>
-__global__ __launch_bounds__(kThreads) void normalize_kernel(V* images, const Compute<V>* norms,
-                                                             int64_t size, int padded) {
-  constexpr int kValues = 4 * kWide<V>;
-  V* x = images + blockIdx.y * size;
-  const Compute<V>* norm = norms + blockIdx.y * 2 * padded;
-  const int pieces = padded / kValues;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < size / kValues;
-       i += static_cast<int64_t>(gridDim.x) * kThreads) {
-    const int c = static_cast<int>(i % pieces) * kValues;
-    Vec4<Compute<V>> v[kWide<V>];
-    load_wide(x + i * kValues, v);
-#pragma unroll
-    for (int k = 0; k < kWide<V>; ++k) v[k] = affine_vec4(v[k], norm, padded, c + 4 * k);
-    write_wide(x + i * kValues, v);
-  }
-}
-
-int part_count(const ProjectShape& shape) {
-  const int run = project_pixels(shape.padded);
-  return std::min((shape.pixels() + run - 1) / run, kMaxParts);
+int split_count(const PointwiseShape& shape) {
+  const int run = pointwise_pixels(shape.padded);
+  return std::min((shape.pixels() + run - 1) / run, kMaxSplits);
 }
 
 template <class T>
 size_t bytes(int padded) {
-  return 3 * static_cast<size_t>(padded) * sizeof(double) + kProjectValues * sizeof(T);
+  return 3 * static_cast<size_t>(padded) * sizeof(double) + kPointwiseValues * sizeof(T);
 }
 
 }  // namespace
@@ -111,23 +95,21 @@ size_t bytes(int padded) {
 template <class V>
 void project_inputs(const CellJob<V>& job, CudaStream stream) {
   const DagShape& s = job.dag.shape;
-  const int parts = part_count({s.images, s.height, s.width, s.padded});
+  const int splits = split_count({s.images, s.height, s.width, s.padded});
   const auto kernel = choose_kernel<V>(
       s.tf32, [](auto tensor_cores) { return &project_inputs_kernel<tensor_cores(), V>; });
-  launch(kernel, dim3(parts, s.archs, 2), kThreads, bytes<Compute<V>>(s.padded), stream, job,
-         parts);
+  launch(kernel, dim3(splits, s.archs, 2), kThreads, bytes<Compute<V>>(s.padded), stream, job,
+         splits);
 }
 
 template <class V>
 void project_output(const CellJob<V>& job, CudaStream stream) {
   const DagShape& s = job.dag.shape;
-  const int parts = part_count({s.images, s.out_height, s.out_width, s.padded});
+  const int splits = split_count({s.images, s.out_height, s.out_width, s.padded});
   const auto kernel = choose_kernel<V>(
       s.tf32, [](auto tensor_cores) { return &project_output_kernel<tensor_cores(), V>; });
-  launch(kernel, dim3(parts, s.archs), kThreads, bytes<Compute<V>>(s.padded), stream, job, parts);
-  const int64_t pieces = s.out_size() / (4 * kWide<V>), blocks = (pieces + kThreads - 1) / kThreads;
-  launch(normalize_kernel<V>, dim3(static_cast<unsigned>(std::min<int64_t>(blocks, 4096)), s.archs),
-         kThreads, 0, stream, job.y, job.y_norms, s.out_size(), s.padded);
+  launch(kernel, dim3(splits, s.archs), kThreads, bytes<Compute<V>>(s.padded), stream, job, splits);
+  normalize(job.y, job.y_norms, s.out_size(), s.padded, s.archs, stream);
 }
 
 #define ASNG_INSTANTIATE(V)                                    \

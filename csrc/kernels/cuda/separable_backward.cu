@@ -3,9 +3,8 @@
 //   stage_backward: through normalization and 1×1, to the gradient of the depthwise output; all
 //     gradients of weights. With the first stage come the factorized reductions.
 //   intermediate_backward: through the second stage's depthwise convolution and ReLU, to the
-//   gradient of
-//     the first stage's output and the sums for its normalization. That of the first stage is left
-//     to whoever gathers the gradient of the state (gather.cu).
+//     gradient of the first stage's output and the sums for its normalization. The first stage's
+//     depthwise convolution is left to gather.cu, with the gradient of the state.
 #include "kernels/cuda/depthwise.h"
 #include "kernels/cuda/launchers.h"
 #include "kernels/cuda/norm.h"
@@ -20,48 +19,10 @@ struct Job {
   Dag<V> dag;
   Gradients<V> gradients;
   TileLayout layout;
-  int node, stage, parts;
+  int node, stage, splits;
 };
 
-// grad[taps of a channel] += Σ over the tile of depth · source, for the channels of a chunk.
-// `scratch` has room for 20·kThreads values.
-template <int K, int S, class T>
-__device__ void depthwise_weight(const Tile& t, const T* source, int row, const T* depth,
-                                 int depth_row, T* scratch, T* grad) {
-  const int quads = t.chunk / 4, items = quads * K, groups = kThreads / items;
-  const int group = threadIdx.x / items, item = threadIdx.x - group * items;
-  const int ky = item / quads, quad = (item - ky * quads) * 4;
-  const int across = t.width / 4, columns = (t.width - 1) * S + K, runs = t.pixels() / 4;
-  constexpr int kSpan = 3 * S + K;
-  Vec4<T> sums[K];
-#pragma unroll
-  for (int k = 0; k < K; ++k) sums[k] = fill_vec4(T(0));
-  for (int run = group; group < groups && run < runs; run += groups) {
-    const int y = run / across, x = (run - y * across) * 4;
-    const T* from = source + ((y * S + ky) * columns + x * S) * row + quad;
-    Vec4<T> v[kSpan];
-#pragma unroll
-    for (int i = 0; i < kSpan; ++i) v[i] = load_vec4(from + i * row);
-#pragma unroll
-    for (int p = 0; p < 4; ++p) {
-      const Vec4<T> g = load_vec4(depth + (y * t.width + x + p) * depth_row + quad);
-#pragma unroll
-      for (int k = 0; k < K; ++k) add_product(sums[k], g, v[p * S + k]);
-    }
-  }
-#pragma unroll
-  for (int k = 0; k < K; ++k) store_vec4(scratch + threadIdx.x * 20 + k * 4, sums[k]);
-  __syncthreads();
-  for (int i = threadIdx.x; i < t.chunk * K * K; i += kThreads) {
-    const int c = i / (K * K), tap = i - c * K * K, y = tap / K, x = tap - y * K;
-    const T* from = scratch + (y * quads + c / 4) * 20 + x * 4 + c % 4;
-    T sum = 0;
-    for (int g = 0; g < groups; ++g) sum += from[g * items * 20];
-    grad[i] += sum;
-  }
-}
-
-template <int K, int S, bool kTensorCores, class V>
+template <int K, int S, int D, bool kTensorCores, class V>
 __device__ void convolve_backward(const Job<V>& job, int arch, int e, const State<V>& from,
                                   Compute<V>* shared) {
   using T = Compute<V>;
@@ -71,9 +32,9 @@ __device__ void convolve_backward(const Job<V>& job, int arch, int e, const Stat
   const Tile& tile = l.tile;
   const int padded = shape.padded, across = padded / 4, node = job.node, stage = job.stage;
   T* source = shared + l.source;
-  T* taps = shared + l.taps;
+  T* elements = shared + l.elements;
   T* grads = shared + l.grad;
-  T* taps_grad = shared + l.taps_grad;
+  T* elements_grad = shared + l.elements_grad;
   const V* g = stage == 1
                    ? job.gradients.node(shape, arch, node)
                    : job.gradients.intermediate + (arch * shape.edges + e) * shape.out_size();
@@ -83,41 +44,41 @@ __device__ void convolve_backward(const Job<V>& job, int arch, int e, const Stat
   const T* pointwise_weight = dag.pointwise(arch, node, e, stage);
   V* to = stage == 1 ? job.gradients.second_depth + (arch * shape.edges + e) * shape.out_size()
                      : job.gradients.depth_of(shape, arch, node, e);
-  T* weight_part =
-      job.gradients.weight_part(shape, arch, node, e, blockIdx.x) + stage * shape.stage_weights();
-  for (int i = threadIdx.x; i < K * K * padded; i += kThreads) taps_grad[i] = 0;
-  PixelProduct<kTensorCores, T> product(padded, padded);
+  T* weight_split =
+      job.gradients.weight_split(shape, arch, node, e, blockIdx.x) + stage * shape.stage_weights();
+  for (int i = threadIdx.x; i < K * K * padded; i += kThreads) elements_grad[i] = 0;
+  PixelOuterProduct<kTensorCores, T> matmul(padded, padded);
   const int tiles = tile_count(tile, shape);
   const bool chunked = tile.chunk < padded;
-  for (int index = blockIdx.x; index < tiles; index += job.parts) {
+  for (int index = blockIdx.x; index < tiles; index += job.splits) {
     const TilePlace at = tile_place(tile, shape, index);
     __syncthreads();
     for (int i = threadIdx.x; i < tile.pixels() * across; i += kThreads) {
       const int p = i / across, c = (i - p * across) * 4;
       const int64_t pixel = tile_pixel(tile, shape, at, p);
-      store_vec4(grads + p * l.row + c,
-                 pixel < 0
-                     ? fill_vec4(T(0))
-                     : norm_gradient4(load_vec4(g + pixel * padded + c),
-                                      load_vec4(z + pixel * padded + c), coefficients, padded, c));
+      store_vec4(grads + p * l.row + c, pixel < 0
+                                            ? fill_vec4(T(0))
+                                            : norm_gradient_vec4(load_vec4(g + pixel * padded + c),
+                                                                 load_vec4(z + pixel * padded + c),
+                                                                 coefficients, padded, c));
     }
     for (int channel = 0; channel < padded; channel += tile.chunk) {
-      load_source<K, S, true>(from, padded, tile, at, channel, l.source_row(), source);
-      load_taps<K, false>(depthwise_weights, padded, tile.chunk, channel, taps);
+      load_source<K, S, D, true>(from, padded, tile, at, channel, l.source_row(), source);
+      load_elements<K, false>(depthwise_weights, padded, tile.chunk, channel, elements);
       __syncthreads();
-      depthwise<K, S>(tile, source, l.source_row(), taps,
-                      [&](int pixel, int c, const Vec4<T>(&sums)[4]) {
-                        T* depth = shared + pixel * l.row + channel + c;
+      depthwise<K, S, D>(tile, source, l.source_row(), elements,
+                         [&](int pixel, int c, const Vec4<T>(&sums)[4]) {
+                           T* depth = shared + pixel * l.row + channel + c;
 #pragma unroll
-                        for (int p = 0; p < 4; ++p) store_vec4(depth + p * l.row, sums[p]);
-                      });
+                           for (int p = 0; p < 4; ++p) store_vec4(depth + p * l.row, sums[p]);
+                         });
       __syncthreads();
     }
-    product.add(grads, l.row, shared, l.row, tile.pixels(), weight_part, padded,
-                index == static_cast<int>(blockIdx.x));
+    matmul.add(grads, l.row, shared, l.row, tile.pixels(), weight_split, padded,
+               index == static_cast<int>(blockIdx.x));
     __syncthreads();
     if constexpr (kTensorCores) {
-      TileProduct depth(tile.pixels(), padded);
+      TileMatmul depth(tile.pixels(), padded);
       depth.add(grads, l.row, pointwise_weight, padded, padded);
       depth.store(shared, l.row);
       __syncthreads();
@@ -137,24 +98,24 @@ __device__ void convolve_backward(const Job<V>& job, int arch, int e, const Stat
         } else {
           store_vec4(depth, sums[i]);
         }
-        if (pixel >= 0) write4(to + pixel * padded + c, sums[i]);
+        if (pixel >= 0) write_vec4(to + pixel * padded + c, sums[i]);
       }
     }
     __syncthreads();
     for (int channel = 0; channel < padded; channel += tile.chunk) {
       if (chunked) {
         __syncthreads();
-        load_source<K, S, true>(from, padded, tile, at, channel, l.source_row(), source);
+        load_source<K, S, D, true>(from, padded, tile, at, channel, l.source_row(), source);
         __syncthreads();
       }
-      depthwise_weight<K, S>(tile, source, l.source_row(), shared + channel, l.row, grads,
-                             taps_grad + channel * K * K);
+      depthwise_weight<K, S, D>(tile, source, l.source_row(), shared + channel, l.row, grads,
+                                elements_grad + channel * K * K);
     }
   }
   __syncthreads();
-  product.finish(weight_part, padded, grads, true);
+  matmul.finish(weight_split, padded, grads, true);
   for (int i = threadIdx.x; i < K * K * padded; i += kThreads) {
-    weight_part[padded * padded + i] = taps_grad[i];
+    weight_split[padded * padded + i] = elements_grad[i];
   }
 }
 
@@ -164,20 +125,20 @@ __device__ void factorized_backward(const Job<V>& job, int arch, int e, const St
   using T = Compute<V>;
   const Dag<V>& dag = job.dag;
   const DagShape& s = dag.shape;
-  const ProjectShape shape = {s.images, s.out_height, s.out_width, s.padded};
+  const PointwiseShape shape = {s.images, s.out_height, s.out_width, s.padded};
   V* depth = job.gradients.depth_of(s, arch, job.node, e);
   for (int which = 0; which < 2; ++which) {
     const Source<V> source = factorized_source(from, s.padded, which);
     V* to = depth + which * s.out_size();
     for (int channel = 0; channel < s.padded; channel += kSourceChunk) {
-      project_backward<kTensorCores>(
+      pointwise_backward<kTensorCores>(
           source, channel, min(s.padded - channel, kSourceChunk), shape,
           job.gradients.node(s, arch, job.node), dag.stage(arch, job.node, e, 0),
           job.gradients.coefficients_of(s, arch, e, 0), dag.pointwise(arch, job.node, e, 0),
-          2 * s.padded, true, blockIdx.x, job.parts,
-          job.gradients.weight_part(s, arch, job.node, e, blockIdx.x), shared,
+          2 * s.padded, true, blockIdx.x, job.splits,
+          job.gradients.weight_split(s, arch, job.node, e, blockIdx.x), shared,
           [&](int pixel, int c, const Vec4<T>& value) {
-            write4(to + static_cast<int64_t>(pixel) * s.padded + c, value);
+            write_vec4(to + static_cast<int64_t>(pixel) * s.padded + c, value);
           });
     }
   }
@@ -200,13 +161,13 @@ __global__ __launch_bounds__(kThreads, resident_blocks(kTensorCores)) void stage
     factorized_backward<kTensorCores>(job, arch, e, from, shared);
   } else {
     with_kernel(edge.kernel, [&](auto k) {
-      strided ? convolve_backward<k.value, 2, kTensorCores>(job, arch, e, from, shared)
-              : convolve_backward<k.value, 1, kTensorCores>(job, arch, e, from, shared);
+      strided ? convolve_backward<k.value, 2, 1, kTensorCores>(job, arch, e, from, shared)
+              : convolve_backward<k.value, 1, 1, kTensorCores>(job, arch, e, from, shared);
     });
   }
 }
 
-template <int K, class V>
+template <int K, int D, class V>
 __device__ void transposed(const Job<V>& job, int arch, int e, double* totals, Compute<V>* shared) {
   using T = Compute<V>;
   const Dag<V>& dag = job.dag;
@@ -222,34 +183,35 @@ __device__ void transposed(const Job<V>& job, int arch, int e, double* totals, C
   const T* norm = dag.norm(arch, job.node, e, 0);
   T* groups = shared + l.groups;
   const int tiles = tile_count(tile, shape);
-  for (int index = blockIdx.x; index < tiles; index += job.parts) {
+  for (int index = blockIdx.x; index < tiles; index += job.splits) {
     const TilePlace at = tile_place(tile, shape, index);
     for (int channel = 0; channel < padded; channel += tile.chunk) {
-      load_source<K, 1, false>(grad, padded, tile, at, channel, l.source_row(), shared + l.source);
-      load_taps<K, true>(dag.depthwise(arch, job.node, e, 1), padded, tile.chunk, channel,
-                         shared + l.taps);
+      load_source<K, 1, D, false>(grad, padded, tile, at, channel, l.source_row(),
+                                  shared + l.source);
+      load_elements<K, true>(dag.depthwise(arch, job.node, e, 1), padded, tile.chunk, channel,
+                             shared + l.elements);
       __syncthreads();
-      depthwise<K, 1>(tile, shared + l.source, l.source_row(), shared + l.taps,
-                      [&](int first, int quad, const Vec4<T>(&sums)[4]) {
-                        const int c = channel + quad;
-                        Vec4<T> sum = fill_vec4(T(0)), dot = fill_vec4(T(0));
+      depthwise<K, 1, D>(tile, shared + l.source, l.source_row(), shared + l.elements,
+                         [&](int first, int quad, const Vec4<T>(&sums)[4]) {
+                           const int c = channel + quad;
+                           Vec4<T> sum = fill_vec4(T(0)), dot = fill_vec4(T(0));
 #pragma unroll
-                        for (int p = 0; p < 4; ++p) {
-                          const int64_t pixel = tile_pixel(tile, shape, at, first + p);
-                          if (pixel < 0) continue;
-                          const Vec4<T> x =
-                              affine_vec4(load_vec4(z + pixel * padded + c), norm, padded, c);
-                          Vec4<T> value;
+                           for (int p = 0; p < 4; ++p) {
+                             const int64_t pixel = tile_pixel(tile, shape, at, first + p);
+                             if (pixel < 0) continue;
+                             const Vec4<T> x =
+                                 affine_vec4(load_vec4(z + pixel * padded + c), norm, padded, c);
+                             Vec4<T> value;
 #pragma unroll
-                          for (int i = 0; i < 4; ++i)
-                            value.v[i] = x.v[i] > T(0) ? sums[p].v[i] : T(0);
-                          value = store_rounded(intermediate + pixel * padded + c, value);
-                          sum += value;
-                          add_product(dot, value, x);
-                        }
-                        store_vec4(groups + first / 4 * 2 * padded + c, sum);
-                        store_vec4(groups + (first / 4 * 2 + 1) * padded + c, dot);
-                      });
+                             for (int i = 0; i < 4; ++i)
+                               value.v[i] = x.v[i] > T(0) ? sums[p].v[i] : T(0);
+                             value = store_rounded(intermediate + pixel * padded + c, value);
+                             sum += value;
+                             add_product(dot, value, x);
+                           }
+                           store_vec4(groups + first / 4 * 2 * padded + c, sum);
+                           store_vec4(groups + (first / 4 * 2 + 1) * padded + c, dot);
+                         });
       __syncthreads();
     }
     add_groups(groups, tile.pixels() / 4, padded, totals, padded);
@@ -267,10 +229,10 @@ __global__ __launch_bounds__(kThreads) void intermediate_backward_kernel(const J
   double* totals = dynamic_shared<double>();
   T* shared = reinterpret_cast<T*>(totals + 3 * padded);
   clear(totals, 2 * padded);
-  with_kernel(edge.kernel, [&](auto k) { transposed<k.value>(job, arch, e, totals, shared); });
-  double* partials = dag.partials + static_cast<int64_t>(blockIdx.y) * kMaxParts * 3 * padded;
+  with_kernel(edge.kernel, [&](auto k) { transposed<k.value, 1>(job, arch, e, totals, shared); });
+  double* partials = dag.partials + static_cast<int64_t>(blockIdx.y) * kMaxSplits * 3 * padded;
   if (sum_over_blocks(totals, 2 * padded, partials, dag.counters + blockIdx.y, blockIdx.x,
-                      job.parts, shared)) {
+                      job.splits, shared)) {
     finish_gradient(totals, totals + padded, static_cast<double>(dag.shape.out_size() / padded),
                     padded, dag.norm(arch, job.node, e, 0), true, 1.0,
                     job.gradients.coefficients_of(dag.shape, arch, e, 0));
@@ -285,12 +247,12 @@ void stage_backward(const Dag<V>& dag, const Gradients<V>& gradients, int node, 
   using T = Compute<V>;
   const DagShape& s = dag.shape;
   const TileLayout layout = tile_layout(s, stage == 0 ? s.stride : 1, sizeof(T), true);
-  const size_t values = std::max(layout.values, project_backward_values(s.padded, sizeof(T)));
+  const size_t values = std::max(layout.values, pointwise_backward_values(s.padded, sizeof(T)));
   check_shared(values * sizeof(T), s.channels);
   const auto kernel = choose_tile_kernel<V>(
       layout, s.tf32, [](auto tensor_cores) { return &stage_backward_kernel<tensor_cores(), V>; });
-  launch(kernel, dim3(gradients.parts, s.archs * s.edges), kThreads, values * sizeof(T), stream,
-         Job<V>{dag, gradients, layout, node, stage, gradients.parts});
+  launch(kernel, dim3(gradients.splits, s.archs * s.edges), kThreads, values * sizeof(T), stream,
+         Job<V>{dag, gradients, layout, node, stage, gradients.splits});
 }
 
 template <class V>
@@ -299,26 +261,26 @@ void intermediate_backward(const Dag<V>& dag, const Gradients<V>& gradients, int
   using T = Compute<V>;
   const DagShape& s = dag.shape;
   const TileLayout layout = tile_layout(s, 1, sizeof(T), false);
-  const int parts = std::min(tile_count(layout.tile, s), kMaxParts);
-  launch(intermediate_backward_kernel<V>, dim3(parts, s.archs * s.edges), kThreads,
-         shared_bytes(layout, sizeof(T)), stream, Job<V>{dag, gradients, layout, node, 0, parts});
+  const int splits = std::min(tile_count(layout.tile, s), kMaxSplits);
+  launch(intermediate_backward_kernel<V>, dim3(splits, s.archs * s.edges), kThreads,
+         shared_bytes(layout, sizeof(T)), stream, Job<V>{dag, gradients, layout, node, 0, splits});
 }
 
 template <class V>
-int weight_part_count(const DagShape& s) {
+int weight_split_count(const DagShape& s) {
   const auto tile_count_of = [&](int stride) {
     return tile_count(tile_layout(s, stride, sizeof(Compute<V>), true).tile, s);
   };
-  // In both stages every part has a tile.
+  // In both stages every split has a tile.
   const int tiles = std::min(tile_count_of(1), tile_count_of(s.stride));
-  // Every part is a matrix to be added up in the end: fewer parts of large ones.
-  return std::min(tiles, std::max(16, std::min(kMaxParts, (1 << 18) / (s.padded * s.padded))));
+  // Every split writes a matrix that is summed in the end: fewer splits of large ones.
+  return std::min(tiles, std::max(16, std::min(kMaxSplits, (1 << 18) / (s.padded * s.padded))));
 }
 
 #define ASNG_INSTANTIATE(V)                                                                 \
   template void stage_backward(const Dag<V>&, const Gradients<V>&, int, int, CudaStream);   \
   template void intermediate_backward(const Dag<V>&, const Gradients<V>&, int, CudaStream); \
-  template int weight_part_count<V>(const DagShape&);
+  template int weight_split_count<V>(const DagShape&);
 ASNG_INSTANTIATE(float)
 ASNG_INSTANTIATE(double)
 ASNG_INSTANTIATE(BFloat16)

@@ -13,7 +13,7 @@ template <class V>
 struct Job {
   Dag<V> dag;
   TileLayout layout;
-  int node, stage, parts;
+  int node, stage, splits;
 };
 
 // What the stage of an edge reads.
@@ -25,7 +25,7 @@ __device__ State<V> source_state(const Dag<V>& g, int arch, int node, int e, int
           g.shape.out_width};
 }
 
-template <int K, int S, bool kTensorCores, class V>
+template <int K, int S, int D, bool kTensorCores, class V>
 __device__ void convolve(const Job<V>& job, int arch, int e, const State<V>& from, double* totals,
                          Compute<V>* shared) {
   using T = Compute<V>;
@@ -34,31 +34,31 @@ __device__ void convolve(const Job<V>& job, int arch, int e, const State<V>& fro
   const Tile& tile = l.tile;
   const int padded = shape.padded, across = padded / 4;
   T* source = shared + l.source;
-  T* taps = shared + l.taps;
+  T* elements = shared + l.elements;
   T* groups = shared + l.groups;
   const T* depthwise_weight = job.dag.depthwise(arch, job.node, e, job.stage);
   const T* pointwise_weight = job.dag.pointwise(arch, job.node, e, job.stage);
   V* z = job.dag.stage(arch, job.node, e, job.stage);
   const int tiles = tile_count(tile, shape);
-  for (int index = blockIdx.x; index < tiles; index += job.parts) {
+  for (int index = blockIdx.x; index < tiles; index += job.splits) {
     const TilePlace at = tile_place(tile, shape, index);
     for (int channel = 0; channel < padded; channel += tile.chunk) {
-      load_source<K, S, true>(from, padded, tile, at, channel, l.source_row(), source);
-      load_taps<K, false>(depthwise_weight, padded, tile.chunk, channel, taps);
+      load_source<K, S, D, true>(from, padded, tile, at, channel, l.source_row(), source);
+      load_elements<K, false>(depthwise_weight, padded, tile.chunk, channel, elements);
       __syncthreads();
-      depthwise<K, S>(tile, source, l.source_row(), taps,
-                      [&](int pixel, int c, const Vec4<T>(&sums)[4]) {
-                        T* to = shared + pixel * l.row + channel + c;
+      depthwise<K, S, D>(tile, source, l.source_row(), elements,
+                         [&](int pixel, int c, const Vec4<T>(&sums)[4]) {
+                           T* to = shared + pixel * l.row + channel + c;
 #pragma unroll
-                        for (int p = 0; p < 4; ++p) store_vec4(to + p * l.row, sums[p]);
-                      });
+                           for (int p = 0; p < 4; ++p) store_vec4(to + p * l.row, sums[p]);
+                         });
       __syncthreads();
     }
     if constexpr (kTensorCores) {
-      TileProduct product(tile.pixels(), padded);
-      product.add(shared, l.row, pointwise_weight, padded, padded);
+      TileMatmul matmul(tile.pixels(), padded);
+      matmul.add(shared, l.row, pointwise_weight, padded, padded);
       __syncthreads();
-      product.store(shared, l.row);
+      matmul.store(shared, l.row);
       __syncthreads();
     }
     for (int block = threadIdx.x; block < tile.pixels() / 4 * across; block += kThreads) {
@@ -91,11 +91,11 @@ template <bool kTensorCores, class V>
 __device__ void factorized(const Job<V>& job, int arch, int e, const State<V>& from, double* totals,
                            Compute<V>* shared) {
   const DagShape& s = job.dag.shape;
-  const ProjectShape shape = {s.images, s.out_height, s.out_width, s.padded};
+  const PointwiseShape shape = {s.images, s.out_height, s.out_width, s.padded};
   const auto sources = [&](int i) { return factorized_source(from, s.padded, i); };
-  project_forward<kTensorCores>(sources, 2, shape, job.dag.pointwise(arch, job.node, e, 0),
-                                blockIdx.x, job.parts, job.dag.stage(arch, job.node, e, 0), totals,
-                                shared + job.layout.source);
+  pointwise_forward<kTensorCores>(sources, 2, shape, job.dag.pointwise(arch, job.node, e, 0),
+                                  blockIdx.x, job.splits, job.dag.stage(arch, job.node, e, 0),
+                                  totals, shared + job.layout.source);
 }
 
 template <bool kTensorCores, class V>
@@ -116,13 +116,13 @@ __global__ __launch_bounds__(kThreads) void stage_forward_kernel(const Job<V> jo
     factorized<kTensorCores>(job, arch, e, from, totals, shared);
   } else {
     with_kernel(edge.kernel, [&](auto k) {
-      strided ? convolve<k.value, 2, kTensorCores>(job, arch, e, from, totals, shared)
-              : convolve<k.value, 1, kTensorCores>(job, arch, e, from, totals, shared);
+      strided ? convolve<k.value, 2, 1, kTensorCores>(job, arch, e, from, totals, shared)
+              : convolve<k.value, 1, 1, kTensorCores>(job, arch, e, from, totals, shared);
     });
   }
-  double* partials = dag.partials + static_cast<int64_t>(blockIdx.y) * kMaxParts * 3 * padded;
+  double* partials = dag.partials + static_cast<int64_t>(blockIdx.y) * kMaxSplits * 3 * padded;
   if (sum_over_blocks(totals, 2 * padded, partials, dag.counters + blockIdx.y, blockIdx.x,
-                      job.parts, shared)) {
+                      job.splits, shared)) {
     const double count = static_cast<double>(dag.shape.out_size() / padded);
     finish_norm(totals, count, padded, dag.norm(arch, job.node, e, job.stage));
   }
@@ -134,16 +134,16 @@ template <class V>
 void stage_forward(const Dag<V>& dag, int node, int stage, CudaStream stream) {
   using T = Compute<V>;
   const DagShape& s = dag.shape;
-  // Nodes that read inputs and nodes alike have the larger tiles of stride 2.
+  // Nodes that read inputs and nodes have the larger tiles of stride 2.
   const int stride = stage == 0 ? s.stride : 1;
   const TileLayout layout = tile_layout(s, stride, sizeof(T), false);
-  const int parts = std::min(tile_count(layout.tile, s), kMaxParts);
+  const int splits = std::min(tile_count(layout.tile, s), kMaxSplits);
   const size_t bytes = shared_bytes(layout, sizeof(T));
   check_shared(bytes, s.channels);
   const auto kernel = choose_tile_kernel<V>(
       layout, s.tf32, [](auto tensor_cores) { return &stage_forward_kernel<tensor_cores(), V>; });
-  launch(kernel, dim3(parts, s.archs * s.edges), kThreads, bytes, stream,
-         Job<V>{dag, layout, node, stage, parts});
+  launch(kernel, dim3(splits, s.archs * s.edges), kThreads, bytes, stream,
+         Job<V>{dag, layout, node, stage, splits});
 }
 
 template void stage_forward(const Dag<float>&, int, int, CudaStream);

@@ -1,13 +1,8 @@
 // Four neighboring channels of a pixel: what a thread computes with at once. Loads and writes
-// convert from and to the type that images are stored in: 16 bytes of floats, 8 of bfloat16.
+// convert from and to the type that feature maps are stored in: 16 bytes of floats, 8 of bfloat16.
 #pragma once
 
-#include "platform/bfloat16.h"
-#include "platform/cuda_launch.h"
-
-#if !defined(ASNG_CUDA_ON_CPU)
-#include <cuda_bf16.h>
-#endif
+#include "platform/cuda.h"
 
 namespace asng::cuda {
 
@@ -53,45 +48,11 @@ __device__ __forceinline__ void store_vec4(T* to, const Vec4<T>& value) {
   *reinterpret_cast<Vec4<T>*>(to) = value;
 }
 
-// One access of 8 or 16 bytes to global memory. The compiler takes stores of a structure, and of
-// CUDA's own vector types, apart there, into an access for each of their parts.
-#if defined(ASNG_CUDA_ON_CPU)
-template <class Vector>
-void write_at_once(void* to, const Vector& value) {
-  if (reinterpret_cast<uintptr_t>(to) % sizeof(value) != 0) {
-    throw std::runtime_error("an access of " + std::to_string(sizeof(value)) +
-                             " bytes is not aligned");
-  }
-  std::memcpy(to, &value, sizeof(value));
-}
-#else
-__device__ __forceinline__ void write_at_once(void* to, const float4& v) {
-  asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)),
-               "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w)
-               : "memory");
-}
-__device__ __forceinline__ void write_at_once(void* to, const double2& v) {
-  asm volatile("st.global.v2.f64 [%0], {%1, %2};" ::"l"(__cvta_generic_to_global(to)), "d"(v.x),
-               "d"(v.y)
-               : "memory");
-}
-__device__ __forceinline__ void write_at_once(void* to, const uint2& v) {
-  asm volatile("st.global.v2.u32 [%0], {%1, %2};" ::"l"(__cvta_generic_to_global(to)), "r"(v.x),
-               "r"(v.y)
-               : "memory");
-}
-__device__ __forceinline__ void write_at_once(void* to, const uint4& v) {
-  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)),
-               "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
-               : "memory");
-}
-#endif
-
 // To global memory, where store_vec4 is for shared memory.
-__device__ __forceinline__ void write4(float* to, const Vec4<float>& value) {
+__device__ __forceinline__ void write_vec4(float* to, const Vec4<float>& value) {
   write_at_once(to, make_float4(value.v[0], value.v[1], value.v[2], value.v[3]));
 }
-__device__ __forceinline__ void write4(double* to, const Vec4<double>& value) {
+__device__ __forceinline__ void write_vec4(double* to, const Vec4<double>& value) {
   write_at_once(to, make_double2(value.v[0], value.v[1]));
   write_at_once(to + 2, make_double2(value.v[2], value.v[3]));
 }
@@ -104,7 +65,7 @@ __device__ __forceinline__ unsigned to_halves(float first, float second) {
 __device__ __forceinline__ uint2 to_halves(const Vec4<float>& value) {
   return make_uint2(to_halves(value.v[0], value.v[1]), to_halves(value.v[2], value.v[3]));
 }
-__device__ __forceinline__ void write4(BFloat16* to, const Vec4<float>& value) {
+__device__ __forceinline__ void write_vec4(BFloat16* to, const Vec4<float>& value) {
   write_at_once(to, to_halves(value));
 }
 
@@ -112,7 +73,7 @@ __device__ __forceinline__ void write4(BFloat16* to, const Vec4<float>& value) {
 // exactly those of what is stored.
 template <class T>
 __device__ __forceinline__ Vec4<T> store_rounded(T* to, const Vec4<T>& value) {
-  write4(to, value);
+  write_vec4(to, value);
   return value;
 }
 __device__ __forceinline__ Vec4<float> store_rounded(BFloat16* to, const Vec4<float>& value) {
@@ -122,7 +83,7 @@ __device__ __forceinline__ Vec4<float> store_rounded(BFloat16* to, const Vec4<fl
            __uint_as_float(words.y << 16), __uint_as_float(words.y & 0xffff0000u)}};
 }
 
-// Quads that make up an access of 16 bytes: passes that only read or write images take so many.
+// How many make up an access of 16 bytes, for passes that only read or write feature maps.
 template <class V>
 inline constexpr int kWide = sizeof(V) == 2 ? 2 : 1;
 
@@ -138,7 +99,7 @@ __device__ __forceinline__ void load_wide(const BFloat16* from, Vec4<float> (&to
 
 template <class T>
 __device__ __forceinline__ void write_wide(T* to, const Vec4<T> (&value)[1]) {
-  write4(to, value[0]);
+  write_vec4(to, value[0]);
 }
 __device__ __forceinline__ void write_wide(BFloat16* to, const Vec4<float> (&value)[2]) {
   const uint2 first = to_halves(value[0]), second = to_halves(value[1]);
@@ -158,7 +119,7 @@ __device__ __forceinline__ void add_product(Vec4<T>& to, const Vec4<T>& a, const
 }
 
 // x·scale + shift; `norm` holds the scales of all `padded` channels and then the shifts, or is null
-// for values that are as they should be.
+// for values that are to stay as they are.
 template <class T>
 __device__ __forceinline__ Vec4<T> affine_vec4(Vec4<T> x, const T* norm, int padded, int channel) {
   if (norm == nullptr) return x;
@@ -170,7 +131,7 @@ __device__ __forceinline__ Vec4<T> affine_vec4(Vec4<T> x, const T* norm, int pad
 
 // NaN passes, as in PyTorch.
 template <class T>
-__device__ __forceinline__ Vec4<T> relu4(Vec4<T> x) {
+__device__ __forceinline__ Vec4<T> relu_vec4(Vec4<T> x) {
 #pragma unroll
   for (int i = 0; i < 4; ++i) x.v[i] = x.v[i] <= T(0) ? T(0) : x.v[i];
   return x;

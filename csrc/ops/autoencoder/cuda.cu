@@ -3,14 +3,7 @@
 #include <cstdint>
 
 #include "ops/autoencoder/cuda.h"
-#include "platform/cuda_launch.h"
-
-#if defined(ASNG_CUDA_ON_CPU)
-#include "platform/grid_on_cpu/half.h"
-#else
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-#endif
+#include "platform/cuda.h"
 
 namespace asng::cuda {
 

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "platform/cuda_stream.h"
+#include "platform/cuda_types.h"
 
 namespace asng::cuda {
 

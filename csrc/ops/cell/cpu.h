@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "kernels/cpu/kernels.h"
-#include "kernels/cpu/projection.h"
+#include "kernels/cpu/pointwise_batch.h"
 #include "ops/cell/shape.h"
 #include "platform/memory.h"
 
@@ -33,7 +33,7 @@ template <class T>
 class Dag {
  public:
   // Work on some of the batch of an architecture, all of one part of it.
-  using Task = std::function<void(int64_t arch, int64_t part_index, Part images)>;
+  using Task = std::function<void(int64_t arch, int64_t split_index, Split images)>;
 
   // `inputs` and `operations` are (archs, nodes, edges). Throws std::invalid_argument if an index
   // is out of range.
@@ -60,7 +60,7 @@ class Dag {
   void forward(const Task& finish);
 
   // The sum of the edges of a node, for some of the batch.
-  void combine(int64_t arch, int64_t node, Part images, T* out) const;
+  void combine(int64_t arch, int64_t node, Split images, T* out) const;
 
   // Values that allocate_gradients() needs at most.
   int64_t gradient_bound() const {
@@ -86,11 +86,11 @@ class Dag {
     T* depthwise[2] = {nullptr, nullptr};
     T* flipped[2] = {nullptr, nullptr};
     T* pointwise[2] = {nullptr, nullptr};
-    T* grad_depthwise[2] = {nullptr, nullptr};  // (parts, kernel elements, padded)
-    T* grad_pointwise[2] = {nullptr, nullptr};  // (parts, padded, padded)
+    T* grad_depthwise[2] = {nullptr, nullptr};  // (splits, kernel elements, padded)
+    T* grad_pointwise[2] = {nullptr, nullptr};  // (splits, padded, padded)
     T* intermediate = nullptr;                  // gradient of the first stage's output
     bool accumulate = false;                    // another edge writes the state's gradient first
-    Projection<T> reduction;
+    PointwiseBatch<T> reduction;
     PartialSums sums;  // of the stage that is being computed
 
     bool separable() const { return info.form == Form::kSeparable; }
@@ -104,7 +104,7 @@ class Dag {
   size_t at(int64_t arch, int64_t state) const {
     return static_cast<size_t>(arch * shape_.states() + state);
   }
-  int64_t parts() const { return part_count(shape_.images); }
+  int64_t splits() const { return split_count(shape_.images); }
   const State<T>& from(const Edge& edge) const { return states_[at(edge.arch, edge.input)]; }
   bool stored(int64_t arch, int64_t state) const {
     return state >= shape_.inputs && reads(arch, state);
@@ -120,18 +120,18 @@ class Dag {
   void pack_stage(Edge& edge, int stage, bool backward);
   void set_up_reduction(Edge& edge);
   Shape stage_shape(const Edge& edge, int stage, int64_t images) const;
-  Combine<T> combine_task(int64_t arch, int64_t node, Part images,
+  Combine<T> combine_task(int64_t arch, int64_t node, Split images,
                           std::vector<Term<T>>& terms) const;
 
-  void run_forward(int64_t level, int64_t arch, int64_t part_index, Part images);
-  void forward_stage(Edge& edge, int stage, int64_t part_index, Part images);
+  void run_forward(int64_t level, int64_t arch, int64_t split_index, Split images);
+  void forward_stage(Edge& edge, int stage, int64_t split_index, Split images);
 
   void write_gradient(Edge& edge, Slots<T>& slots);
   Block allocate_weight_gradients();
-  void run_backward(int64_t level, int64_t arch, int64_t part_index, Part images);
-  void reduce(const T* grad, const T* z, Affine<T> affine, int64_t pixels, int64_t part_index,
+  void run_backward(int64_t level, int64_t arch, int64_t split_index, Split images);
+  void reduce(const T* grad, const T* z, Affine<T> affine, int64_t pixels, int64_t split_index,
               PartialSums& sums) const;
-  void backward_stage(Edge& edge, int stage, int64_t part_index, Part images);
+  void backward_stage(Edge& edge, int stage, int64_t split_index, Split images);
   void finish_gradient(Edge& edge, int stage);
   void add_weight_gradients(const OperationWeights<T>& grads);
   void add_weight_gradient(const Edge& edge, const OperationWeights<T>& grads) const;
@@ -166,7 +166,7 @@ class Node {
   // out (archs, images, out_height, out_width, padded); `saved` has the shape's saved() values.
   void forward(T* saved, T* out) {
     allocate(saved);
-    dag_.forward([&](int64_t arch, int64_t, Part images) {
+    dag_.forward([&](int64_t arch, int64_t, Split images) {
       dag_.combine(arch, 0, images,
                    out + arch * shape_.out_size() + images.first * shape_.image_size());
     });
@@ -183,7 +183,7 @@ class Node {
     const Block block = acquire(static_cast<size_t>(count) * sizeof(T));
     Bump<T> memory(static_cast<T*>(block.get()), count);
     dag_.allocate_gradients(memory);
-    dag_.backward([](int64_t, int64_t, Part) {}, grads);
+    dag_.backward([](int64_t, int64_t, Split) {}, grads);
   }
 
  private:
@@ -260,30 +260,30 @@ class Cell {
   bool reads(int64_t arch, bool prev_prev) const { return dag_.reads(arch, prev_prev ? 0 : 1); }
 
  private:
-  int64_t parts() const { return part_count(shape_.images); }
+  int64_t splits() const { return split_count(shape_.images); }
   void allocate_inputs(Bump<T>& memory, CellImages<T> prev_prev, CellImages<T> prev);
   void set_up_outputs(const T* z, const T* norms, bool normalized);
   // Memory for one batch element of every leaf node of an architecture.
   size_t leaf_bytes() const {
     return static_cast<size_t>(shape_.nodes * shape_.out_size() / shape_.images) * sizeof(T);
   }
-  std::vector<Source<T>> leaf_sources(const Projection<T>& p, const T* nodes) const;
-  void combine_leaf(const Projection<T>& p, int64_t image, T* nodes) const;
+  std::vector<Source<T>> leaf_sources(const PointwiseBatch<T>& p, const T* nodes) const;
+  void combine_leaf(const PointwiseBatch<T>& p, int64_t image, T* nodes) const;
   void project_inputs();
-  void project_outputs(int64_t arch, int64_t part_index, Part images, PartialSums& sums) const;
-  Block pack(std::vector<Projection<T>>& projections, bool backward);
-  void finish_gradients(std::vector<Projection<T>>& projections,
+  void project_outputs(int64_t arch, int64_t split_index, Split images, PartialSums& sums) const;
+  Block pack(std::vector<PointwiseBatch<T>>& projections, bool backward);
+  void finish_gradients(std::vector<PointwiseBatch<T>>& projections,
                         const std::vector<PartialSums>& sums);
   std::vector<PartialSums> reduce_outputs() const;
-  void backward_outputs(int64_t arch, int64_t part_index, Part images) const;
+  void backward_outputs(int64_t arch, int64_t split_index, Split images) const;
   void backward_inputs(const InputGradient<T>& prev_prev, const InputGradient<T>& prev,
                        const CellWeights<T>& grads);
 
   CellShape shape_;
   CellWeights<const T> weights_;
   Dag<T> dag_;
-  std::vector<Projection<T>> inputs_;   // those of the prev_prev input come first
-  std::vector<Projection<T>> outputs_;  // one for every architecture, of its leaf nodes
+  std::vector<PointwiseBatch<T>> inputs_;   // those of the prev_prev input come first
+  std::vector<PointwiseBatch<T>> outputs_;  // one for every architecture, of its leaf nodes
   std::vector<T> coefficients_;
 };
 

@@ -9,18 +9,18 @@ namespace asng::cpu {
 template <class T>
 Block Dag<T>::allocate_weight_gradients() {
   const int64_t padded = shape_.padded;
-  const int64_t per_stage = parts() * (padded * padded + kMostKernelElements * padded);
+  const int64_t per_stage = splits() * (padded * padded + kMostKernelElements * padded);
   const int64_t count = shape_.archs * shape_.nodes * shape_.edges * 2 * per_stage;
   Block block = acquire(static_cast<size_t>(count) * sizeof(T));
   Bump<T> memory(static_cast<T*>(block.get()), count);
   for (Edge* edge : normalized_) {
     if (edge->factorized()) {
-      edge->reduction.grad_parts = memory.take(parts() * edge->reduction.packed_size());
+      edge->reduction.grad_splits = memory.take(splits() * edge->reduction.packed_size());
       continue;
     }
     for (int stage = 0; stage < 2; ++stage) {
-      edge->grad_depthwise[stage] = memory.take(parts() * edge->kernel_elements() * padded);
-      edge->grad_pointwise[stage] = memory.take(parts() * padded * padded);
+      edge->grad_depthwise[stage] = memory.take(splits() * edge->kernel_elements() * padded);
+      edge->grad_pointwise[stage] = memory.take(splits() * padded * padded);
     }
   }
   run_tasks(static_cast<int64_t>(normalized_.size()), [&](int64_t i) {
@@ -30,8 +30,8 @@ Block Dag<T>::allocate_weight_gradients() {
       return;
     }
     for (int stage = 0; stage < 2; ++stage) {
-      std::fill_n(edge.grad_depthwise[stage], parts() * edge.kernel_elements() * padded, T(0));
-      std::fill_n(edge.grad_pointwise[stage], parts() * padded * padded, T(0));
+      std::fill_n(edge.grad_depthwise[stage], splits() * edge.kernel_elements() * padded, T(0));
+      std::fill_n(edge.grad_pointwise[stage], splits() * padded * padded, T(0));
     }
   });
   return block;
@@ -39,25 +39,25 @@ Block Dag<T>::allocate_weight_gradients() {
 
 // What the gradient of a normalization needs to know of the batch, from some of it.
 template <class T>
-void Dag<T>::reduce(const T* grad, const T* z, Affine<T> affine, int64_t pixels, int64_t part_index,
-                    PartialSums& sums) const {
+void Dag<T>::reduce(const T* grad, const T* z, Affine<T> affine, int64_t pixels,
+                    int64_t split_index, PartialSums& sums) const {
   Reduce<T> task;
   task.pixels = pixels;
   task.channels = shape_.padded;
   task.grads = &grad;
   task.z = z;
   task.affine = affine;
-  task.sum = sums.first(part_index);
-  task.dot = sums.second(part_index);
+  task.sum = sums.first(split_index);
+  task.dot = sums.second(split_index);
   kernels<T>().reduce(task);
 }
 
 template <class T>
-void Dag<T>::backward_stage(Edge& edge, int stage, int64_t part_index, Part images) {
+void Dag<T>::backward_stage(Edge& edge, int stage, int64_t split_index, Split images) {
   const int64_t padded = shape_.padded, first = images.first * shape_.image_size();
   const T* grad = state(edge.arch, shape_.inputs + edge.node).grad;
   if (edge.factorized()) {
-    edge.reduction.backward(images, part_index);
+    edge.reduction.backward(images, split_index);
     return;
   }
   const State<T>& state = from(edge);
@@ -74,17 +74,17 @@ void Dag<T>::backward_stage(Edge& edge, int stage, int64_t part_index, Part imag
   task.pointwise = edge.pointwise[stage];
   task.grad_x = (stage == 0 ? state.grad : edge.intermediate) + in_first;
   task.accumulate = stage == 0 && edge.accumulate;
-  task.grad_depthwise = edge.grad_depthwise[stage] + part_index * edge.kernel_elements() * padded;
-  task.grad_pointwise = edge.grad_pointwise[stage] + part_index * padded * padded;
+  task.grad_depthwise = edge.grad_depthwise[stage] + split_index * edge.kernel_elements() * padded;
+  task.grad_pointwise = edge.grad_pointwise[stage] + split_index * padded * padded;
   if (stage == 1) {
-    task.sum = edge.sums.first(part_index);
-    task.dot = edge.sums.second(part_index);
+    task.sum = edge.sums.first(split_index);
+    task.dot = edge.sums.second(split_index);
   }
   kernels<T>().separable_backward(task);
 }
 
 template <class T>
-void Dag<T>::run_backward(int64_t level, int64_t arch, int64_t part_index, Part images) {
+void Dag<T>::run_backward(int64_t level, int64_t arch, int64_t split_index, Split images) {
   const int64_t first = images.first * shape_.image_size();
   for (int64_t s = shape_.states() - 1; s >= shape_.inputs; --s) {
     const int64_t step = level - backward_level_[at(arch, s)];
@@ -101,9 +101,9 @@ void Dag<T>::run_backward(int64_t level, int64_t arch, int64_t part_index, Part 
       const int last = edge->last();
       if (step == 0) {
         reduce(grad, edge->z[last] + first, edge->norm[last].affine(),
-               images.count * shape_.out_height * shape_.out_width, part_index, edge->sums);
+               images.count * shape_.out_height * shape_.out_width, split_index, edge->sums);
       } else if (step <= edge->stages()) {
-        backward_stage(*edge, edge->stages() - static_cast<int>(step), part_index, images);
+        backward_stage(*edge, edge->stages() - static_cast<int>(step), split_index, images);
       }
     }
   }
@@ -112,7 +112,7 @@ void Dag<T>::run_backward(int64_t level, int64_t arch, int64_t part_index, Part 
     if (input.sums == nullptr || !input.has_grad || backward_level_[at(arch, s)] != level) continue;
     const int64_t pixels = input.height * input.width;
     const int64_t begin = images.first * pixels * shape_.padded;
-    reduce(input.grad + begin, input.x + begin, input.affine, images.count * pixels, part_index,
+    reduce(input.grad + begin, input.x + begin, input.affine, images.count * pixels, split_index,
            *input.sums);
   }
 }
@@ -124,7 +124,7 @@ void Dag<T>::finish_gradient(Edge& edge, int stage) {
   edge.norm_gradient[stage] = finish_norm_gradient(
       edge.sums, shape_.pixels(), shape_.padded, edge.norm[stage].scale, edge.norm[stage].affine(),
       factor, coefficients_.data() + index * 3 * shape_.padded);
-  edge.sums = PartialSums(parts(), shape_.padded);
+  edge.sums = PartialSums(splits(), shape_.padded);
   if (edge.factorized()) edge.reduction.norm_gradient = edge.norm_gradient[stage];
 }
 
@@ -141,7 +141,7 @@ void Dag<T>::add_weight_gradient(const Edge& edge, const OperationWeights<T>& gr
     const int64_t index = weight_index(shape_.inputs, edge.node, edge.input) * 2 + stage;
     T* depthwise = edge.grad_depthwise[stage];
     T* pointwise = edge.grad_pointwise[stage];
-    for (int64_t p = 1; p < parts(); ++p) {
+    for (int64_t p = 1; p < splits(); ++p) {
       const T* from = edge.grad_depthwise[stage] + p * elements * padded;
       for (int64_t i = 0; i < elements * padded; ++i) depthwise[i] += from[i];
       from = edge.grad_pointwise[stage] + p * padded * padded;
@@ -184,9 +184,9 @@ void Dag<T>::backward(const Task& begin, const OperationWeights<T>& grads) {
   const Block packed = pack(true);
   const Block weights = allocate_weight_gradients();
   for (int64_t level = 0; level <= last_backward_level_; ++level) {
-    run_images([&](int64_t arch, int64_t part_index, Part images) {
-      if (level == 0) begin(arch, part_index, images);
-      run_backward(level, arch, part_index, images);
+    run_images([&](int64_t arch, int64_t split_index, Split images) {
+      if (level == 0) begin(arch, split_index, images);
+      run_backward(level, arch, split_index, images);
     });
     for (Edge* edge : normalized_) {
       const int64_t step = level - backward_level_[at(edge->arch, shape_.inputs + edge->node)];
@@ -200,7 +200,7 @@ void Dag<T>::backward(const Task& begin, const OperationWeights<T>& grads) {
 
 // The gradients of the normalizations of projections, from their sums.
 template <class T>
-void Cell<T>::finish_gradients(std::vector<Projection<T>>& projections,
+void Cell<T>::finish_gradients(std::vector<PointwiseBatch<T>>& projections,
                                const std::vector<PartialSums>& sums) {
   const size_t width = 3 * static_cast<size_t>(shape_.padded);
   coefficients_.resize(projections.size() * width);
@@ -214,9 +214,9 @@ void Cell<T>::finish_gradients(std::vector<Projection<T>>& projections,
 // The sums of the outputs' gradients, where they have not been taken yet.
 template <class T>
 std::vector<PartialSums> Cell<T>::reduce_outputs() const {
-  std::vector<PartialSums> sums(outputs_.size(), PartialSums(parts(), shape_.padded));
-  run_parts(shape_.archs, parts(), [&](int64_t arch, int64_t part_index) {
-    outputs_[static_cast<size_t>(arch)].reduce(part(shape_.images, part_index), part_index,
+  std::vector<PartialSums> sums(outputs_.size(), PartialSums(splits(), shape_.padded));
+  run_splits(shape_.archs, splits(), [&](int64_t arch, int64_t split_index) {
+    outputs_[static_cast<size_t>(arch)].reduce(split(shape_.images, split_index), split_index,
                                                sums[static_cast<size_t>(arch)]);
   });
   return sums;
@@ -224,8 +224,8 @@ std::vector<PartialSums> Cell<T>::reduce_outputs() const {
 
 // The gradients of leaf nodes.
 template <class T>
-void Cell<T>::backward_outputs(int64_t arch, int64_t part_index, Part images) const {
-  const Projection<T>& p = outputs_[static_cast<size_t>(arch)];
+void Cell<T>::backward_outputs(int64_t arch, int64_t split_index, Split images) const {
+  const PointwiseBatch<T>& p = outputs_[static_cast<size_t>(arch)];
   const int64_t image_size = shape_.out_size() / shape_.images;
   const Block block = acquire(leaf_bytes());
   T* const nodes = static_cast<T*>(block.get());
@@ -233,7 +233,7 @@ void Cell<T>::backward_outputs(int64_t arch, int64_t part_index, Part images) co
   for (Source<T>& source : from) source.grad += images.first * image_size;
   for (int64_t image = images.first; image < images.first + images.count; ++image) {
     combine_leaf(p, image, nodes);
-    p.backward_from(from, {image, 1}, part_index);
+    p.backward_from(from, {image, 1}, split_index);
     for (Source<T>& source : from) source.grad += image_size;
   }
 }
@@ -242,7 +242,7 @@ template <class T>
 void Cell<T>::backward_inputs(const InputGradient<T>& prev_prev, const InputGradient<T>& prev,
                               const CellWeights<T>& grads) {
   std::vector<PartialSums> sums;
-  for (Projection<T>& p : inputs_) {
+  for (PointwiseBatch<T>& p : inputs_) {
     const CellInput& input = p.of_prev_prev ? shape_.prev_prev : shape_.prev;
     const InputGradient<T>& target = p.of_prev_prev ? prev_prev : prev;
     if (target.grad != nullptr) {
@@ -255,7 +255,7 @@ void Cell<T>::backward_inputs(const InputGradient<T>& prev_prev, const InputGrad
       }
       if (target.sums != nullptr) p.source_sums = &(*target.sums)[static_cast<size_t>(p.arch)];
     }
-    PartialSums& total = sums.emplace_back(parts(), shape_.padded);
+    PartialSums& total = sums.emplace_back(splits(), shape_.padded);
     const int64_t end = input.archs == 1 ? shape_.archs : p.arch + 1;
     for (int64_t a = p.arch; a < end; ++a) {
       const State<T>& s = dag_.state(a, p.of_prev_prev ? 0 : 1);
@@ -268,17 +268,17 @@ void Cell<T>::backward_inputs(const InputGradient<T>& prev_prev, const InputGrad
   finish_gradients(inputs_, sums);
   // Both inputs may be the same feature maps.
   const auto first_prev = std::find_if(inputs_.begin(), inputs_.end(),
-                                       [](const Projection<T>& p) { return !p.of_prev_prev; });
+                                       [](const PointwiseBatch<T>& p) { return !p.of_prev_prev; });
   const int64_t prev_prevs = first_prev - inputs_.begin();
   for (const bool of_prev_prev : {true, false}) {
     const int64_t begin = of_prev_prev ? 0 : prev_prevs;
     const int64_t end = of_prev_prev ? prev_prevs : static_cast<int64_t>(inputs_.size());
-    run_parts(end - begin, parts(), [&](int64_t p, int64_t part_index) {
-      inputs_[begin + p].backward(part(shape_.images, part_index), part_index);
+    run_splits(end - begin, splits(), [&](int64_t p, int64_t split_index) {
+      inputs_[begin + p].backward(split(shape_.images, split_index), split_index);
     });
   }
   run_tasks(2, [&](int64_t of_prev_prev) {
-    for (const Projection<T>& p : inputs_) {
+    for (const PointwiseBatch<T>& p : inputs_) {
       if (p.of_prev_prev == (of_prev_prev == 1)) {
         p.add_weight_gradient(of_prev_prev == 1 ? grads.prev_prev : grads.prev);
       }
@@ -297,7 +297,7 @@ void Cell<T>::run_backward(CellImages<T> prev_prev, CellImages<T> prev, const T*
   const Block block = acquire(static_cast<size_t>(count) * sizeof(T));
   Bump<T> gradients(static_cast<T*>(block.get()), count);
   std::vector<PartialSums> input_sums(static_cast<size_t>(2 * shape_.archs),
-                                      PartialSums(parts(), shape_.padded));
+                                      PartialSums(splits(), shape_.padded));
   for (int64_t arch = 0; arch < shape_.archs; ++arch) {
     for (int64_t index = 0; index < 2; ++index) {
       State<T>& s = dag_.state(arch, index);
@@ -307,15 +307,15 @@ void Cell<T>::run_backward(CellImages<T> prev_prev, CellImages<T> prev, const T*
   }
   dag_.allocate_gradients(gradients);
   set_up_outputs(z, norms, normalized);
-  for (Projection<T>& p : outputs_) p.grads = {grad_y + p.arch * shape_.out_size()};
+  for (PointwiseBatch<T>& p : outputs_) p.grads = {grad_y + p.arch * shape_.out_size()};
   {
     const Block packed = pack(outputs_, true);
     finish_gradients(outputs_, sums == nullptr ? reduce_outputs() : *sums);
-    dag_.backward([&](int64_t arch, int64_t part_index,
-                      Part images) { backward_outputs(arch, part_index, images); },
+    dag_.backward([&](int64_t arch, int64_t split_index,
+                      Split images) { backward_outputs(arch, split_index, images); },
                   grads.operations);
     // All architectures share the weight: one after the other.
-    for (const Projection<T>& p : outputs_) p.add_weight_gradient(grads.output);
+    for (const PointwiseBatch<T>& p : outputs_) p.add_weight_gradient(grads.output);
   }
   backward_inputs(grad_prev_prev, grad_prev, grads);
 }

@@ -20,11 +20,11 @@ void Dag<T>::run_images(const Task& task) const {
   for (const State<T>& s : states_) largest = std::max(largest, s.height * s.width * shape_.padded);
   const int64_t group =
       std::max<int64_t>(1, kGroupBytes / (largest * static_cast<int64_t>(sizeof(T))));
-  run_parts(shape_.archs, parts(), [&](int64_t arch, int64_t part_index) {
-    const Part range = part(shape_.images, part_index);
+  run_splits(shape_.archs, splits(), [&](int64_t arch, int64_t split_index) {
+    const Split range = split(shape_.images, split_index);
     const int64_t end = range.first + range.count;
     for (int64_t first = range.first; first < end; first += group) {
-      task(arch, part_index, {first, std::min(group, end - first)});
+      task(arch, split_index, {first, std::min(group, end - first)});
     }
   });
 }
@@ -46,7 +46,7 @@ Shape Dag<T>::stage_shape(const Edge& edge, int stage, int64_t images) const {
 template <class T>
 void Dag<T>::set_up_reduction(Edge& edge) {
   const State<T>& state = from(edge);
-  Projection<T>& p = edge.reduction;
+  PointwiseBatch<T>& p = edge.reduction;
   p.images = shape_.images;
   p.out_height = shape_.out_height;
   p.out_width = shape_.out_width;
@@ -92,7 +92,7 @@ Block Dag<T>::pack(bool backward) {
   }
   run_tasks(static_cast<int64_t>(normalized_.size()), [&](int64_t i) {
     Edge& edge = *normalized_[static_cast<size_t>(i)];
-    edge.sums = PartialSums(parts(), padded);
+    edge.sums = PartialSums(splits(), padded);
     if (edge.factorized()) {
       backward ? edge.reduction.pack_backward() : edge.reduction.pack_forward();
       return;
@@ -124,9 +124,9 @@ void Dag<T>::pack_stage(Edge& edge, int stage, bool backward) {
 }
 
 template <class T>
-void Dag<T>::forward_stage(Edge& edge, int stage, int64_t part_index, Part images) {
+void Dag<T>::forward_stage(Edge& edge, int stage, int64_t split_index, Split images) {
   if (edge.factorized()) {
-    edge.reduction.forward(images, part_index, edge.sums);
+    edge.reduction.forward(images, split_index, edge.sums);
     return;
   }
   const State<T>& state = from(edge);
@@ -138,13 +138,13 @@ void Dag<T>::forward_stage(Edge& edge, int stage, int64_t part_index, Part image
   task.depthwise = edge.depthwise[stage];
   task.pointwise = edge.pointwise[stage];
   task.z = edge.z[stage] + images.first * shape_.image_size();
-  task.sum = edge.sums.first(part_index);
-  task.sum_squares = edge.sums.second(part_index);
+  task.sum = edge.sums.first(split_index);
+  task.sum_squares = edge.sums.second(split_index);
   kernels<T>().separable_forward(task);
 }
 
 template <class T>
-Combine<T> Dag<T>::combine_task(int64_t arch, int64_t node, Part images,
+Combine<T> Dag<T>::combine_task(int64_t arch, int64_t node, Split images,
                                 std::vector<Term<T>>& terms) const {
   terms.clear();
   for (const Edge* edge : node_edges_[at(arch, shape_.inputs + node)]) {
@@ -185,7 +185,7 @@ Combine<T> Dag<T>::combine_task(int64_t arch, int64_t node, Part images,
 }
 
 template <class T>
-void Dag<T>::combine(int64_t arch, int64_t node, Part images, T* out) const {
+void Dag<T>::combine(int64_t arch, int64_t node, Split images, T* out) const {
   std::vector<Term<T>> terms;
   Combine<T> task = combine_task(arch, node, images, terms);
   task.out = out;
@@ -193,7 +193,7 @@ void Dag<T>::combine(int64_t arch, int64_t node, Part images, T* out) const {
 }
 
 template <class T>
-void Dag<T>::run_forward(int64_t level, int64_t arch, int64_t part_index, Part images) {
+void Dag<T>::run_forward(int64_t level, int64_t arch, int64_t split_index, Split images) {
   for (int64_t s = 0; s < shape_.states(); ++s) {
     const int64_t step = level - forward_level_[at(arch, s)];
     if (step < 0 || step > 1) continue;
@@ -202,7 +202,7 @@ void Dag<T>::run_forward(int64_t level, int64_t arch, int64_t part_index, Part i
               images_[at(arch, s)] + images.first * shape_.image_size());
     }
     for (Edge* edge : readers_[at(arch, s)]) {
-      if (step < edge->stages()) forward_stage(*edge, static_cast<int>(step), part_index, images);
+      if (step < edge->stages()) forward_stage(*edge, static_cast<int>(step), split_index, images);
     }
   }
 }
@@ -211,15 +211,15 @@ template <class T>
 void Dag<T>::forward(const Task& finish) {
   const Block packed = pack(false);
   for (int64_t level = 0; level <= last_forward_level_; ++level) {
-    run_images([&](int64_t arch, int64_t part_index, Part images) {
-      run_forward(level, arch, part_index, images);
-      if (level == last_forward_level_) finish(arch, part_index, images);
+    run_images([&](int64_t arch, int64_t split_index, Split images) {
+      run_forward(level, arch, split_index, images);
+      if (level == last_forward_level_) finish(arch, split_index, images);
     });
     for (Edge* edge : normalized_) {
       const int64_t stage = level - forward_level_[at(edge->arch, edge->input)];
       if (stage < 0 || stage >= edge->stages()) continue;
       finish_norm(edge->sums, shape_.pixels(), shape_.padded, edge->norm[stage]);
-      edge->sums = PartialSums(parts(), shape_.padded);
+      edge->sums = PartialSums(splits(), shape_.padded);
     }
   }
 }
@@ -242,7 +242,7 @@ void Cell<T>::allocate_inputs(Bump<T>& memory, CellImages<T> prev_prev, CellImag
       bool wanted = false;
       for (int64_t a = arch; a < end; ++a) wanted |= dag_.reads(a, index);
       if (!wanted) continue;
-      Projection<T> p;
+      PointwiseBatch<T> p;
       p.arch = arch;
       p.of_prev_prev = index == 0;
       p.images = shape_.images;
@@ -281,7 +281,7 @@ template <class T>
 void Cell<T>::set_up_outputs(const T* z, const T* norms, bool normalized) {
   outputs_.clear();
   for (int64_t arch = 0; arch < shape_.archs; ++arch) {
-    Projection<T> p;
+    PointwiseBatch<T> p;
     p.arch = arch;
     p.images = shape_.images;
     p.out_height = shape_.out_height;
@@ -311,7 +311,7 @@ void Cell<T>::set_up_outputs(const T* z, const T* norms, bool normalized) {
 
 // The sources of an output when it reads one batch element of each, one after the other in memory.
 template <class T>
-std::vector<Source<T>> Cell<T>::leaf_sources(const Projection<T>& p, const T* nodes) const {
+std::vector<Source<T>> Cell<T>::leaf_sources(const PointwiseBatch<T>& p, const T* nodes) const {
   std::vector<Source<T>> sources = p.sources;
   for (Source<T>& source : sources) {
     source.x = nodes;
@@ -321,7 +321,7 @@ std::vector<Source<T>> Cell<T>::leaf_sources(const Projection<T>& p, const T* no
 }
 
 template <class T>
-void Cell<T>::combine_leaf(const Projection<T>& p, int64_t image, T* nodes) const {
+void Cell<T>::combine_leaf(const PointwiseBatch<T>& p, int64_t image, T* nodes) const {
   for (const int64_t node : dag_.leaf(p.arch)) {
     dag_.combine(p.arch, node, {image, 1}, nodes);
     nodes += shape_.out_size() / shape_.images;
@@ -329,16 +329,16 @@ void Cell<T>::combine_leaf(const Projection<T>& p, int64_t image, T* nodes) cons
 }
 
 template <class T>
-Block Cell<T>::pack(std::vector<Projection<T>>& projections, bool backward) {
+Block Cell<T>::pack(std::vector<PointwiseBatch<T>>& projections, bool backward) {
   int64_t count = 0;
-  for (const Projection<T>& p : projections) {
-    count += p.packed_size() * (backward ? 1 + parts() : 1);
+  for (const PointwiseBatch<T>& p : projections) {
+    count += p.packed_size() * (backward ? 1 + splits() : 1);
   }
   Block block = acquire(static_cast<size_t>(count) * sizeof(T));
   Bump<T> memory(static_cast<T*>(block.get()), count);
-  for (Projection<T>& p : projections) {
+  for (PointwiseBatch<T>& p : projections) {
     p.packed = memory.take(p.packed_size());
-    if (backward) p.grad_parts = memory.take(parts() * p.packed_size());
+    if (backward) p.grad_splits = memory.take(splits() * p.packed_size());
     backward ? p.pack_backward() : p.pack_forward();
     if (backward) p.clear_gradient();
   }
@@ -348,9 +348,9 @@ Block Cell<T>::pack(std::vector<Projection<T>>& projections, bool backward) {
 template <class T>
 void Cell<T>::project_inputs() {
   const Block packed = pack(inputs_, false);
-  std::vector<PartialSums> sums(inputs_.size(), PartialSums(parts(), shape_.padded));
-  run_parts(static_cast<int64_t>(inputs_.size()), parts(), [&](int64_t p, int64_t part_index) {
-    inputs_[p].forward(part(shape_.images, part_index), part_index, sums[p]);
+  std::vector<PartialSums> sums(inputs_.size(), PartialSums(splits(), shape_.padded));
+  run_splits(static_cast<int64_t>(inputs_.size()), splits(), [&](int64_t p, int64_t split_index) {
+    inputs_[p].forward(split(shape_.images, split_index), split_index, sums[p]);
   });
   for (size_t p = 0; p < inputs_.size(); ++p) {
     finish_norm(sums[p], inputs_[p].pixels(), shape_.padded, inputs_[p].norm);
@@ -358,15 +358,15 @@ void Cell<T>::project_inputs() {
 }
 
 template <class T>
-void Cell<T>::project_outputs(int64_t arch, int64_t part_index, Part images,
+void Cell<T>::project_outputs(int64_t arch, int64_t split_index, Split images,
                               PartialSums& sums) const {
-  const Projection<T>& p = outputs_[static_cast<size_t>(arch)];
+  const PointwiseBatch<T>& p = outputs_[static_cast<size_t>(arch)];
   const Block block = acquire(leaf_bytes());
   T* const nodes = static_cast<T*>(block.get());
   const std::vector<Source<T>> from = leaf_sources(p, nodes);
   for (int64_t image = images.first; image < images.first + images.count; ++image) {
     combine_leaf(p, image, nodes);
-    p.forward_from(from, {image, 1}, part_index, sums);
+    p.forward_from(from, {image, 1}, split_index, sums);
   }
 }
 
@@ -378,9 +378,9 @@ void Cell<T>::run(CellImages<T> prev_prev, CellImages<T> prev, T* z, T* norms, B
   save ? dag_.allocate(memory) : dag_.allocate_with_reuse(memory);
   set_up_outputs(z, norms, false);
   const Block packed = pack(outputs_, false);
-  std::vector<PartialSums> sums(outputs_.size(), PartialSums(parts(), shape_.padded));
-  dag_.forward([&](int64_t arch, int64_t part_index, Part images) {
-    project_outputs(arch, part_index, images, sums[static_cast<size_t>(arch)]);
+  std::vector<PartialSums> sums(outputs_.size(), PartialSums(splits(), shape_.padded));
+  dag_.forward([&](int64_t arch, int64_t split_index, Split images) {
+    project_outputs(arch, split_index, images, sums[static_cast<size_t>(arch)]);
   });
   for (size_t p = 0; p < outputs_.size(); ++p) {
     finish_norm(sums[p], outputs_[p].pixels(), shape_.padded, outputs_[p].norm);
@@ -396,8 +396,8 @@ void Cell<T>::skip(CellImages<T> prev_prev, CellImages<T> prev, Bump<T>& memory)
 template <class T>
 void Cell<T>::normalize(T* z, const T* norms) const {
   const int64_t image_size = shape_.out_size() / shape_.images;
-  run_parts(shape_.archs, parts(), [&](int64_t arch, int64_t part_index) {
-    const Part range = part(shape_.images, part_index);
+  run_splits(shape_.archs, splits(), [&](int64_t arch, int64_t split_index) {
+    const Split range = split(shape_.images, split_index);
     const CellImages<T> images = {z, norms};
     kernels<T>().normalize(z + arch * shape_.out_size() + range.first * image_size,
                            range.count * shape_.out_height * shape_.out_width, shape_.padded,
@@ -416,23 +416,23 @@ void Cell<T>::forward(const T* prev_prev, const T* prev, T* y, T* saved) {
   normalize(y, norms);
 }
 
-#define ASNG_INSTANTIATE(T)                                                                      \
-  template void Dag<T>::forward(const Task&);                                                    \
-  template void Dag<T>::combine(int64_t, int64_t, Part, T*) const;                               \
-  template void Dag<T>::run_images(const Task&) const;                                           \
-  template Block Dag<T>::pack(bool);                                                             \
-  template Shape Dag<T>::stage_shape(const Edge&, int, int64_t) const;                           \
-  template Combine<T> Dag<T>::combine_task(int64_t, int64_t, Part, std::vector<Term<T>>&) const; \
-  template Cell<T>::Cell(const CellShape&, const CellWeights<const T>&, const int32_t*,          \
-                         const int32_t*);                                                        \
-  template void Cell<T>::allocate_inputs(Bump<T>&, CellImages<T>, CellImages<T>);                \
-  template void Cell<T>::set_up_outputs(const T*, const T*, bool);                               \
-  template std::vector<Source<T>> Cell<T>::leaf_sources(const Projection<T>&, const T*) const;   \
-  template void Cell<T>::combine_leaf(const Projection<T>&, int64_t, T*) const;                  \
-  template Block Cell<T>::pack(std::vector<Projection<T>>&, bool);                               \
-  template void Cell<T>::run(CellImages<T>, CellImages<T>, T*, T*, Bump<T>&, bool);              \
-  template void Cell<T>::skip(CellImages<T>, CellImages<T>, Bump<T>&);                           \
-  template void Cell<T>::normalize(T*, const T*) const;                                          \
+#define ASNG_INSTANTIATE(T)                                                                        \
+  template void Dag<T>::forward(const Task&);                                                      \
+  template void Dag<T>::combine(int64_t, int64_t, Split, T*) const;                                \
+  template void Dag<T>::run_images(const Task&) const;                                             \
+  template Block Dag<T>::pack(bool);                                                               \
+  template Shape Dag<T>::stage_shape(const Edge&, int, int64_t) const;                             \
+  template Combine<T> Dag<T>::combine_task(int64_t, int64_t, Split, std::vector<Term<T>>&) const;  \
+  template Cell<T>::Cell(const CellShape&, const CellWeights<const T>&, const int32_t*,            \
+                         const int32_t*);                                                          \
+  template void Cell<T>::allocate_inputs(Bump<T>&, CellImages<T>, CellImages<T>);                  \
+  template void Cell<T>::set_up_outputs(const T*, const T*, bool);                                 \
+  template std::vector<Source<T>> Cell<T>::leaf_sources(const PointwiseBatch<T>&, const T*) const; \
+  template void Cell<T>::combine_leaf(const PointwiseBatch<T>&, int64_t, T*) const;                \
+  template Block Cell<T>::pack(std::vector<PointwiseBatch<T>>&, bool);                             \
+  template void Cell<T>::run(CellImages<T>, CellImages<T>, T*, T*, Bump<T>&, bool);                \
+  template void Cell<T>::skip(CellImages<T>, CellImages<T>, Bump<T>&);                             \
+  template void Cell<T>::normalize(T*, const T*) const;                                            \
   template void Cell<T>::forward(const T*, const T*, T*, T*);
 ASNG_INSTANTIATE(float)
 ASNG_INSTANTIATE(double)

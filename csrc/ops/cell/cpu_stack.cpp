@@ -112,7 +112,7 @@ void CellStack<T>::backward(const T* prev_prev, const T* prev, const T* y, const
     // both readers at the same values.
     if (is_prev) {
       g.sums.assign(static_cast<size_t>(shape.archs),
-                    PartialSums(part_count(shape.images), shape.padded));
+                    PartialSums(split_count(shape.images), shape.padded));
     }
     return {static_cast<T*>(g.block.get()), &g.written, is_prev ? &g.sums : nullptr};
   };

@@ -9,8 +9,7 @@
 #include <cstdint>
 
 #include "ops/cell/shape.h"
-#include "platform/bfloat16.h"
-#include "platform/cuda_stream.h"
+#include "platform/cuda_types.h"
 
 namespace asng::cuda {
 

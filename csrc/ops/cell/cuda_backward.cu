@@ -31,10 +31,10 @@ void node_backward(const asng::DagShape& shape, bool tf32,
   sum.shape = node.dag.shape;
   sum.plan = node.dag.plan;
   sum.used = node.dag.used;
-  sum.weight_parts = node.gradients.weight_parts;
-  sum.parts = node.gradients.parts;
+  sum.weight_splits = node.gradients.weight_splits;
+  sum.splits = node.gradients.splits;
   sum.grads = grads;
-  sum_weight_parts(sum, stream);
+  sum_weight_splits(sum, stream);
 }
 
 template <class V>
@@ -75,15 +75,15 @@ void cell_backward(const CellShape& shape, bool tf32, const CellWeights<const Co
   sum.shape = dag.shape;
   sum.plan = dag.plan;
   sum.used = dag.used;
-  sum.weight_parts = cell.gradients.weight_parts;
-  sum.parts = cell.gradients.parts;
+  sum.weight_splits = cell.gradients.weight_splits;
+  sum.splits = cell.gradients.splits;
   sum.grads = grads.operations;
   T* const matrices[3] = {grads.prev_prev, grads.prev, grads.output};
   for (int which = 0; which < 3; ++which) {
     sum.matrices[which] = cell.matrix_gradients[which];
     sum.matrices[which].grad = matrices[which];
   }
-  sum_weight_parts(sum, stream);
+  sum_weight_splits(sum, stream);
 }
 
 #define ASNG_INSTANTIATE(V)                                                                        \

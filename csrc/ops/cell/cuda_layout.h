@@ -6,7 +6,7 @@
 #include "kernels/cuda/launchers.h"
 #include "kernels/cuda/norm.h"
 #include "ops/cell/cuda.h"
-#include "platform/arena.h"
+#include "platform/memory.h"
 
 namespace asng::cuda {
 
@@ -22,19 +22,19 @@ void allocate_dag(Arena& arena, Dag<V>& dag, PlanJob<Compute<V>>& job) {
   dag.packed = job.packed = arena.take<T>(static_cast<int64_t>(s.slots()) * s.slot_weights());
   dag.counters = job.counters = arena.take<unsigned>(job.counter_count);
   dag.partials =
-      arena.take<double>(static_cast<int64_t>(job.counter_count) * kMaxParts * 3 * s.padded);
+      arena.take<double>(static_cast<int64_t>(job.counter_count) * kMaxSplits * 3 * s.padded);
 }
 
 template <class V>
 void allocate_gradients(Arena& arena, const DagShape& s, Gradients<V>& g) {
   using T = Compute<V>;
   const int64_t pairs = static_cast<int64_t>(s.archs) * s.edges;
-  g.parts = weight_part_count<V>(s);
+  g.splits = weight_split_count<V>(s);
   g.depth = arena.take<V>(s.slots() * s.depth_size());
   g.second_depth = arena.take<V>(pairs * s.out_size());
   g.intermediate = arena.take<V>(pairs * s.out_size());
   g.coefficients = arena.take<T>(pairs * 6 * s.padded);
-  g.weight_parts = arena.take<T>(static_cast<int64_t>(s.slots()) * g.parts * s.slot_weights());
+  g.weight_splits = arena.take<T>(static_cast<int64_t>(s.slots()) * g.splits * s.slot_weights());
 }
 
 // Values of one node's stages.
@@ -166,10 +166,10 @@ struct Cell {
       m.groups = m.shared ? 1 : s.archs;
       m.state = which == 2 ? kLeafNodes : which;
       const int64_t pixels = (which == 2 ? out_size : in_size) / padded;
-      m.parts = projection_part_count<V>(pixels, s.padded, m.shape.depth());
-      m.weight_parts = job.weight_parts[which] =
-          arena.take<T>(m.groups * m.parts * m.shape.packed_size());
-      job.parts[which] = m.parts;
+      m.splits = pointwise_split_count<V>(pixels, s.padded, m.shape.depth());
+      m.weight_splits = job.weight_splits[which] =
+          arena.take<T>(m.groups * m.splits * m.shape.packed_size());
+      job.splits[which] = m.splits;
     }
   }
 

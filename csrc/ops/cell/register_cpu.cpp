@@ -2,7 +2,6 @@
 // Where they have an argument that allows TF32, a CPU has no use for it.
 
 #include <algorithm>
-#include <cstring>
 #include <tuple>
 #include <vector>
 
@@ -220,10 +219,7 @@ std::tuple<Tensor, std::vector<Tensor>> cells_backward(Tensor grad, Tensor image
 
 int64_t release() { return static_cast<int64_t>(release_cached()); }
 
-int64_t capability_index() {
-  const char* name = capability();
-  return std::strcmp(name, "avx512") == 0 ? 2 : std::strcmp(name, "avx2") == 0 ? 1 : 0;
-}
+int64_t capability_index() { return static_cast<int64_t>(capability()); }
 
 }  // namespace
 

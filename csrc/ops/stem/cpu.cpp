@@ -13,8 +13,8 @@ Stem<T>::Stem(const StemShape& shape, const T* weight) : shape_(shape), weight_(
 // A product of the windows, whose values are ordered by kernel element and then by channel; weights
 // are the other way round, (channels, in_channels, kernel elements).
 template <class T>
-Projection<T> Stem<T>::projection(const T* x, T* saved) const {
-  Projection<T> p;
+PointwiseBatch<T> Stem<T>::projection(const T* x, T* saved) const {
+  PointwiseBatch<T> p;
   p.images = shape_.images;
   p.out_height = shape_.height;
   p.out_width = shape_.width;
@@ -37,8 +37,8 @@ Projection<T> Stem<T>::projection(const T* x, T* saved) const {
 
 template <class T>
 void Stem<T>::forward(const T* x, const T* scale, const T* bias, T* y, T* saved) {
-  Projection<T> p = projection(x, saved);
-  const int64_t columns = p.weight_stride, parts = part_count(shape_.images);
+  PointwiseBatch<T> p = projection(x, saved);
+  const int64_t columns = p.weight_stride, splits = split_count(shape_.images);
   std::vector<T> weight(static_cast<size_t>(shape_.channels * columns));
   for (int64_t o = 0; o < shape_.channels; ++o) {
     for (int64_t c = 0; c < shape_.in_channels; ++c) {
@@ -52,16 +52,16 @@ void Stem<T>::forward(const T* x, const T* scale, const T* bias, T* y, T* saved)
   std::vector<T> packed(static_cast<size_t>(p.packed_size()));
   p.packed = packed.data();
   p.pack_forward();
-  PartialSums sums(parts, shape_.padded);
-  run_tasks(parts, [&](int64_t i) { p.forward(part(shape_.images, i), i, sums); });
+  PartialSums sums(splits, shape_.padded);
+  run_tasks(splits, [&](int64_t i) { p.forward(split(shape_.images, i), i, sums); });
   finish_norm(sums, p.pixels(), shape_.padded, p.norm);
   std::vector<T> affine(static_cast<size_t>(2 * shape_.padded));
   for (int64_t c = 0; c < shape_.channels; ++c) {
     affine[c] = p.norm.scale[c] * scale[c];
     affine[shape_.padded + c] = p.norm.shift[c] * scale[c] + bias[c];
   }
-  run_tasks(parts, [&](int64_t i) {
-    const Part range = part(shape_.images, i);
+  run_tasks(splits, [&](int64_t i) {
+    const Split range = split(shape_.images, i);
     const int64_t first = range.first * shape_.out_size() / shape_.images;
     Term<T> term;
     term.branch = Branch::kNormalized;
@@ -84,11 +84,11 @@ void Stem<T>::forward(const T* x, const T* scale, const T* bias, T* y, T* saved)
 template <class T>
 void Stem<T>::backward(const T* x, const T* scale, const T* grad_y, T* saved, T* grad_weight,
                        T* grad_scale, T* grad_bias) {
-  Projection<T> p = projection(x, saved);
-  const int64_t parts = part_count(shape_.images), columns = p.weight_stride;
+  PointwiseBatch<T> p = projection(x, saved);
+  const int64_t splits = split_count(shape_.images), columns = p.weight_stride;
   p.grads = {grad_y};
-  PartialSums sums(parts, shape_.padded);
-  run_tasks(parts, [&](int64_t i) { p.reduce(part(shape_.images, i), i, sums); });
+  PartialSums sums(splits, shape_.padded);
+  run_tasks(splits, [&](int64_t i) { p.reduce(split(shape_.images, i), i, sums); });
   std::vector<T> coefficients(static_cast<size_t>(3 * shape_.padded));
   p.norm_gradient = finish_norm_gradient(sums, p.pixels(), shape_.padded, p.norm.scale, p.stored,
                                          T(1), coefficients.data());
@@ -102,9 +102,9 @@ void Stem<T>::backward(const T* x, const T* scale, const T* grad_y, T* saved, T*
     grad_scale[c] += static_cast<T>(sums.second_total(c));
   }
   // The images need no gradient, so neither does this product need a weight.
-  std::vector<T> grad_parts(static_cast<size_t>(parts * p.packed_size()));
-  p.grad_parts = grad_parts.data();
-  run_tasks(parts, [&](int64_t i) { p.backward(part(shape_.images, i), i); });
+  std::vector<T> grad_splits(static_cast<size_t>(splits * p.packed_size()));
+  p.grad_splits = grad_splits.data();
+  run_tasks(splits, [&](int64_t i) { p.backward(split(shape_.images, i), i); });
   std::vector<T> grad(static_cast<size_t>(shape_.channels * columns));
   p.add_weight_gradient(grad.data());
   for (int64_t o = 0; o < shape_.channels; ++o) {

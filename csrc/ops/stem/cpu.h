@@ -5,7 +5,7 @@
 #include <cstdint>
 
 #include "kernels/cpu/kernels.h"
-#include "kernels/cpu/projection.h"
+#include "kernels/cpu/pointwise_batch.h"
 #include "ops/stem/shape.h"
 
 namespace asng::cpu {
@@ -25,7 +25,7 @@ class Stem {
                 T* grad_scale, T* grad_bias);
 
  private:
-  Projection<T> projection(const T* x, T* saved) const;
+  PointwiseBatch<T> projection(const T* x, T* saved) const;
 
   StemShape shape_;
   const T* weight_;

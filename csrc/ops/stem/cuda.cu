@@ -1,10 +1,10 @@
 // The stem: a 3×3 convolution of the images as a product of their windows, then a normalization
 // with weight and bias.
 #include "kernels/cuda/launchers.h"
-#include "kernels/cuda/pixel_sums.h"
+#include "kernels/cuda/norm.h"
 #include "kernels/cuda/pointwise.h"
 #include "ops/stem/cuda.h"
-#include "platform/arena.h"
+#include "platform/memory.h"
 
 namespace asng::cuda {
 
@@ -26,9 +26,9 @@ struct StemJob {
   unsigned* counter = nullptr;
   // Backward.
   const V* grad_y = nullptr;
-  T* coefficients = nullptr;  // (3, padded)
-  T* weight_parts = nullptr;  // (parts, padded, depth)
-  int parts = 0;
+  T* coefficients = nullptr;   // (3, padded)
+  T* weight_splits = nullptr;  // (splits, padded, depth)
+  int splits = 0;
   T* grad_scale = nullptr;
   T* grad_bias = nullptr;
 
@@ -47,20 +47,20 @@ __device__ Source<V> window_source(const StemJob<V>& job) {
 }
 
 template <class V>
-__device__ ProjectShape project_shape(const StemJob<V>& job) {
+__device__ PointwiseShape pointwise_shape(const StemJob<V>& job) {
   return {job.images, job.height, job.width, job.padded};
 }
 
 template <bool kTensorCores, class V>
-__global__ __launch_bounds__(kThreads) void stem_kernel(const StemJob<V> job, int parts) {
+__global__ __launch_bounds__(kThreads) void stem_kernel(const StemJob<V> job, int splits) {
   using T = Compute<V>;
   double* totals = dynamic_shared<double>();
   T* shared = reinterpret_cast<T*>(totals + 3 * job.padded);
   clear(totals, 2 * job.padded);
-  const ProjectShape shape = project_shape(job);
-  project_forward<kTensorCores>([&](int) { return window_source(job); }, 1, shape, job.packed,
-                                blockIdx.x, parts, job.z, totals, shared);
-  if (sum_over_blocks(totals, 2 * job.padded, job.partials, job.counter, blockIdx.x, parts,
+  const PointwiseShape shape = pointwise_shape(job);
+  pointwise_forward<kTensorCores>([&](int) { return window_source(job); }, 1, shape, job.packed,
+                                  blockIdx.x, splits, job.z, totals, shared);
+  if (sum_over_blocks(totals, 2 * job.padded, job.partials, job.counter, blockIdx.x, splits,
                       shared)) {
     finish_norm(totals, shape.pixels(), job.padded, job.norm);
   }
@@ -89,14 +89,14 @@ __global__ __launch_bounds__(kThreads) void stem_normalize_kernel(const StemJob<
 }
 
 template <class V>
-__global__ __launch_bounds__(kThreads) void stem_reduce_kernel(const StemJob<V> job, int parts) {
+__global__ __launch_bounds__(kThreads) void stem_reduce_kernel(const StemJob<V> job, int splits) {
   using T = Compute<V>;
-  const int padded = job.padded, pixels = project_shape(job).pixels();
+  const int padded = job.padded, pixels = pointwise_shape(job).pixels();
   double* totals = dynamic_shared<double>();
   T* shared = reinterpret_cast<T*>(totals + 3 * padded);
   clear(totals, 3 * padded);
-  sum_gradient(job.grad_y, job.z, job.norm, pixels, padded, blockIdx.x, parts, shared, totals);
-  if (!sum_over_blocks(totals, 2 * padded, job.partials, job.counter, blockIdx.x, parts, shared))
+  sum_gradient(job.grad_y, job.z, job.norm, pixels, padded, blockIdx.x, splits, shared, totals);
+  if (!sum_over_blocks(totals, 2 * padded, job.partials, job.counter, blockIdx.x, splits, shared))
     return;
   finish_gradient(totals, totals + padded, pixels, padded, job.norm, true, 1.0, job.coefficients);
   __syncthreads();
@@ -114,10 +114,10 @@ __global__ __launch_bounds__(kThreads) void stem_backward_kernel(const StemJob<V
   using T = Compute<V>;
   const int channel = blockIdx.y * kSourceChunk, depth = job.depth();
   // The images need no gradient, so neither does this product need a weight.
-  project_backward<kTensorCores>(
-      window_source(job), channel, min(depth - channel, kSourceChunk), project_shape(job),
+  pointwise_backward<kTensorCores>(
+      window_source(job), channel, min(depth - channel, kSourceChunk), pointwise_shape(job),
       job.grad_y, job.z, job.coefficients, static_cast<const T*>(nullptr), depth, false, blockIdx.x,
-      job.parts, job.weight_parts + static_cast<int64_t>(blockIdx.x) * job.padded * depth,
+      job.splits, job.weight_splits + static_cast<int64_t>(blockIdx.x) * job.padded * depth,
       dynamic_shared<T>(), [](int, int, const Vec4<T>&) {});
 }
 
@@ -141,19 +141,19 @@ struct Memory {
     matrix.shape.channels = kStemKernelElements * job.in_channels;
     matrix.shape.padded_channels = job.depth();
     matrix.shape.window = job.in_channels;
-    job.partials = arena.take<double>(static_cast<int64_t>(kMaxParts) * 3 * s.padded);
+    job.partials = arena.take<double>(static_cast<int64_t>(kMaxSplits) * 3 * s.padded);
     job.counter = arena.take<unsigned>(1);
     if (!backward) {
       job.packed = matrix.packed = arena.take<T>(matrix.shape.packed_size());
       return;
     }
     job.coefficients = arena.take<T>(3 * s.padded);
-    job.parts = projection_part_count<V>(s.pixels(), job.padded, job.depth());
-    job.weight_parts = arena.take<T>(job.parts * matrix.shape.packed_size());
+    job.splits = pointwise_split_count<V>(s.pixels(), job.padded, job.depth());
+    job.weight_splits = arena.take<T>(job.splits * matrix.shape.packed_size());
     gradient.shape = matrix.shape;
-    gradient.weight_parts = job.weight_parts;
+    gradient.weight_splits = job.weight_splits;
     gradient.groups = 1;
-    gradient.parts = job.parts;
+    gradient.splits = job.splits;
   }
 
   // Of `saved`, which a backward pass only reads.
@@ -188,14 +188,14 @@ void stem_forward(const StemShape& shape, bool tf32, const Compute<V>* weight,
   job.y = y;
   fill_zero(job.counter, sizeof(unsigned), stream);
   pack_matrix(memory.matrix, false, stream);
-  const int run = project_pixels(job.padded);
+  const int run = pointwise_pixels(job.padded);
   const int64_t runs = (shape.pixels() + run - 1) / run;
-  const int parts = static_cast<int>(std::min<int64_t>(runs, kMaxParts));
+  const int splits = static_cast<int>(std::min<int64_t>(runs, kMaxSplits));
   const auto kernel =
       choose_kernel<V>(tf32, [](auto tensor_cores) { return &stem_kernel<tensor_cores(), V>; });
-  launch(kernel, parts, kThreads,
-         3 * static_cast<size_t>(job.padded) * sizeof(double) + kProjectValues * sizeof(T), stream,
-         job, parts);
+  launch(kernel, splits, kThreads,
+         3 * static_cast<size_t>(job.padded) * sizeof(double) + kPointwiseValues * sizeof(T),
+         stream, job, splits);
   const int64_t pieces = shape.out_size() / (4 * kWide<V>);
   const int64_t blocks = (pieces + kThreads - 1) / kThreads;
   launch(stem_normalize_kernel<V>, static_cast<unsigned>(std::min<int64_t>(blocks, 4096)), kThreads,
@@ -216,18 +216,18 @@ void stem_backward(const StemShape& shape, bool tf32, const Compute<V>* scale, c
   job.grad_scale = grad_scale;
   job.grad_bias = grad_bias;
   fill_zero(job.counter, sizeof(unsigned), stream);
-  const int parts = pixel_parts(shape.pixels(), job.padded);
-  launch(stem_reduce_kernel<V>, parts, kThreads, pixel_sums_bytes(job.padded, sizeof(T)), stream,
-         job, parts);
+  const int splits = pixel_splits(shape.pixels(), job.padded);
+  launch(stem_reduce_kernel<V>, splits, kThreads, pixel_sums_bytes(job.padded, sizeof(T)), stream,
+         job, splits);
   const auto kernel = choose_kernel<V>(
       tf32, [](auto tensor_cores) { return &stem_backward_kernel<tensor_cores(), V>; });
-  launch(kernel, dim3(job.parts, (job.depth() + kSourceChunk - 1) / kSourceChunk), kThreads,
-         static_cast<size_t>(project_backward_values(job.padded, sizeof(T))) * sizeof(T), stream,
+  launch(kernel, dim3(job.splits, (job.depth() + kSourceChunk - 1) / kSourceChunk), kThreads,
+         static_cast<size_t>(pointwise_backward_values(job.padded, sizeof(T))) * sizeof(T), stream,
          job);
   WeightJob<T> sum;
   sum.matrices[0] = memory.gradient;
   sum.matrices[0].grad = grad_weight;
-  sum_weight_parts(sum, stream);
+  sum_weight_splits(sum, stream);
 }
 
 #define ASNG_INSTANTIATE(V)                                                                       \

@@ -4,8 +4,7 @@
 #include <cstddef>
 
 #include "ops/stem/shape.h"
-#include "platform/bfloat16.h"
-#include "platform/cuda_stream.h"
+#include "platform/cuda_types.h"
 
 namespace asng::cuda {
 

@@ -8,6 +8,7 @@
 #include "core/utility.h"
 #include "optimizer/toy/noise.h"
 #include "optimizer/toy/run.h"
+#include "platform/dispatch.h"
 
 namespace asng::host {
 
@@ -344,7 +345,7 @@ struct Iterations {
   }
 };
 
-#if defined(__x86_64__)
+#if defined(ASNG_HAVE_X86)
 __attribute__((target("avx512f,avx512dq,avx512vl"))) void eight_at_a_time(ToyRun& run,
                                                                           std::int64_t end) {
   Iterations<8>{run}(end);
@@ -360,15 +361,12 @@ void two_at_a_time(ToyRun& run, std::int64_t end) { Iterations<2>{run}(end); }
 const std::vector<int>& toy_widths() {
   static const std::vector<int> widths = [] {
     std::vector<int> found{2};
-#if defined(__x86_64__)
-    if (__builtin_cpu_supports("avx2")) {
+    if (capability() >= Capability::kAvx2) {
       found.push_back(4);
     }
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512vl")) {
+    if (capability() >= Capability::kAvx512) {
       found.push_back(8);
     }
-#endif
     return found;
   }();
   return widths;
@@ -377,7 +375,7 @@ const std::vector<int>& toy_widths() {
 bool ToyRun::advance(std::int64_t count, int width) {
   const std::int64_t end = std::min(settings.iteration_limit, iteration + count);
   switch (width) {
-#if defined(__x86_64__)
+#if defined(ASNG_HAVE_X86)
     case 8:
       eight_at_a_time(*this, end);
       break;

@@ -1,4 +1,4 @@
-// Stacks, and switching from one to another: several courses of work that take turns on one thread.
+// Stacks, and switching from one to another: several courses of work that alternate on one thread.
 #pragma once
 
 #if !defined(__x86_64__)

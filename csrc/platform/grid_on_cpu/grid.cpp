@@ -28,7 +28,7 @@ constexpr std::size_t kLargestResident = 16 * 1024;
 
 enum class State { kRunnable, kAtBarrier, kInWarpOperation, kSpinning, kDone };
 
-// What a thread waits for and, once it may go on, what came of it.
+// What a thread waits for and, once it may continue, what it received.
 struct Wait {
   const char* what = "";
   Location where;
@@ -110,7 +110,7 @@ std::vector<std::unique_ptr<Stack>>& stacks() {
 
 struct Grid {
   const std::function<void()>& kernel;
-  std::vector<Fiber> fibers;  // of the blocks that take turns
+  std::vector<Fiber> fibers;  // of the blocks that alternate
   std::vector<Block> blocks;
   std::size_t shared_bytes;
   Context scheduler;
@@ -280,7 +280,7 @@ struct Grid {
     }
   }
 
-  // Blocks from `first` on, as many as take turns. Each goes as far as it can before the next, so
+  // Blocks from `first` on, as many as alternate. Each runs as far as it can before the next, so
   // that a block that does not wait for the others misses what they write.
   void run_from(std::size_t first) {
     for (std::size_t b = 0; b < blocks.size(); ++b) start(blocks[b], first + b);

@@ -1,12 +1,12 @@
-// Runs CUDA kernels that were compiled as C++: the threads of a block are fibers of the calling
-// thread, so that barriers, shared memory, warp shuffles and atomics mean what they mean on a
-// device. For tests: slow, and strict where CUDA leaves behavior undefined. Errors (thrown by
-// run() as std::runtime_error, saying which threads and where) are
+// Runs CUDA kernels that were compiled as C++, with the part of CUDA that they use: the threads of
+// a block are fibers of the calling thread, so that barriers, shared memory, warp shuffles and
+// atomics mean what they mean on a device. For tests: slow, and strict where CUDA leaves behavior
+// undefined. Errors (thrown by run() as std::runtime_error, saying which threads and where) are
 //   a barrier or warp operation that some of its threads never reach, or reach at another line;
 //   a shuffle that reads a lane outside its mask; a launch that no device would accept: of blocks
 //   or grids too large, or of a block with more shared memory than 48 KiB, or than its kernel has
 //   opted in to; static shared memory, which such limits count as well, beside dynamic.
-// Blocks run one after another, or take turns if they are launched together. Static shared memory
+// Blocks run one after another, or alternate if the launch is cooperative. Static shared memory
 // keeps what the last block left there, dynamic shared memory starts as NaNs, and AddressSanitizer
 // guards the bounds of both.
 #pragma once
@@ -24,14 +24,12 @@
 #define __global__
 #define __device__
 #define __host__
-#define __constant__ static const
 #define __shared__                                              \
   const asng::cuda_on_cpu::StaticShared ASNG_AT_LINE(__LINE__); \
   static
 #define ASNG_AT_LINE(line) ASNG_JOINED(asng_static_shared_, line)
 #define ASNG_JOINED(name, line) name##line
 #define __forceinline__ inline
-#define __noinline__
 #define __align__(bytes) alignas(bytes)
 #define __launch_bounds__(...)
 
@@ -45,13 +43,12 @@ struct dim3 {
 
 inline thread_local uint3 threadIdx{}, blockIdx{};
 inline thread_local dim3 blockDim, gridDim;
-constexpr int warpSize = 32;
 
 namespace asng::cuda_on_cpu {
 
 using Location = std::source_location;
 
-// Blocks that wait for each other must be launched together; they cannot have static shared memory,
+// Blocks that wait for each other need a cooperative launch; they cannot have static shared memory,
 // of which there is one for all blocks here.
 enum class Blocks { kOneByOne, kTogether };
 
@@ -68,7 +65,7 @@ std::size_t largest_shared_bytes();
 void fill_zero(void* memory, std::size_t bytes);
 
 // While one of these lives, launches are checked, but nothing runs and no memory is looked at;
-// blocks may opt in to so much shared memory.
+// blocks may opt in to that much shared memory.
 class LaunchesOnly {
  public:
   explicit LaunchesOnly(std::size_t largest_shared = kLargestShared);
@@ -84,7 +81,7 @@ struct StaticShared {
 
 void* dynamic_shared();
 
-// Threads and blocks take turns in ascending order, or in descending order while one of these
+// Threads and blocks run in ascending order, or in descending order while one of these
 // lives. A kernel that lacks a barrier tends to give different results in the two orders.
 class Backward {
  public:
@@ -128,14 +125,8 @@ T shuffle(const char* what, unsigned int mask, T value, int source, const Locati
 inline void __syncthreads(ASNG_HERE) {
   asng::cuda_on_cpu::block_barrier("__syncthreads", false, where);
 }
-inline int __syncthreads_count(int predicate, ASNG_HERE) {
-  return asng::cuda_on_cpu::block_barrier("__syncthreads_count", predicate != 0, where);
-}
 inline int __syncthreads_or(int predicate, ASNG_HERE) {
   return asng::cuda_on_cpu::block_barrier("__syncthreads_or", predicate != 0, where) > 0;
-}
-inline int __syncthreads_and(int predicate, ASNG_HERE) {
-  return asng::cuda_on_cpu::block_barrier("__syncthreads_and", predicate == 0, where) == 0;
 }
 inline void __syncwarp(unsigned int mask = 0xffffffffu, ASNG_HERE) {
   asng::cuda_on_cpu::exchange("__syncwarp", mask, false, asng::cuda_on_cpu::lane(), nullptr, 0,
@@ -145,16 +136,6 @@ inline unsigned int __ballot_sync(unsigned int mask, int predicate, ASNG_HERE) {
   return asng::cuda_on_cpu::exchange("__ballot_sync", mask, predicate != 0,
                                      asng::cuda_on_cpu::lane(), nullptr, 0, where)
       .ballot;
-}
-inline int __any_sync(unsigned int mask, int predicate, ASNG_HERE) {
-  return asng::cuda_on_cpu::exchange("__any_sync", mask, predicate != 0, asng::cuda_on_cpu::lane(),
-                                     nullptr, 0, where)
-             .ballot != 0;
-}
-inline int __all_sync(unsigned int mask, int predicate, ASNG_HERE) {
-  return asng::cuda_on_cpu::exchange("__all_sync", mask, predicate == 0, asng::cuda_on_cpu::lane(),
-                                     nullptr, 0, where)
-             .ballot == 0;
 }
 template <class T>
 T __shfl_sync(unsigned int mask, T value, int source, int width = 32, ASNG_HERE) {
@@ -190,38 +171,13 @@ T __shfl_up_sync(unsigned int mask, T value, unsigned int delta, int width = 32,
 #undef ASNG_HERE
 
 inline void __threadfence() {}
-inline void __threadfence_block() {}
 
-// Atomics: threads only take turns where they wait, so plain operations are atomic.
+// Atomics: threads only alternate where they wait, so plain operations are atomic.
 
 template <class T>
 T atomicAdd(T* address, std::type_identity_t<T> value) {
   const T old = *address;
   *address = old + value;
-  return old;
-}
-template <class T>
-T atomicMax(T* address, std::type_identity_t<T> value) {
-  const T old = *address;
-  *address = std::max(old, value);
-  return old;
-}
-template <class T>
-T atomicMin(T* address, std::type_identity_t<T> value) {
-  const T old = *address;
-  *address = std::min(old, value);
-  return old;
-}
-template <class T>
-T atomicExch(T* address, std::type_identity_t<T> value) {
-  const T old = *address;
-  *address = value;
-  return old;
-}
-template <class T>
-T atomicCAS(T* address, std::type_identity_t<T> expected, std::type_identity_t<T> value) {
-  const T old = *address;
-  *address = old == expected ? value : old;
   return old;
 }
 // Wraps to 0 after `limit`.
@@ -240,46 +196,20 @@ inline unsigned int atomicInc(unsigned int* address, unsigned int limit) {
   inline name##4 make_##name##4(T x, T y, T z, T w) { return {x, y, z, w}; }
 ASNG_VECTOR(float, float, 4)
 ASNG_VECTOR(double, double, 8)
-ASNG_VECTOR(int, int, 4)
 ASNG_VECTOR(unsigned int, uint, 4)
 #undef ASNG_VECTOR
 
 // Arithmetic that CUDA has without a header.
 
-using std::fma;
 using std::isfinite;
 using std::isinf;
 using std::isnan;
 using std::max;
 using std::min;
 
-inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
-inline double rsqrt(double x) { return 1.0 / std::sqrt(x); }
-inline float __expf(float x) { return std::exp(x); }
-inline float __fdividef(float x, float y) { return x / y; }
-inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
-inline double __dadd_rn(double a, double b) { return a + b; }
-inline double __dmul_rn(double a, double b) { return a * b; }
-inline int __popc(unsigned int bits) { return __builtin_popcount(bits); }
-inline int __clz(int bits) {
-  return bits == 0 ? 32 : __builtin_clz(static_cast<unsigned int>(bits));
-}
-inline int __ffs(int bits) { return __builtin_ffs(bits); }
-template <class T>
-T __ldg(const T* address) {
-  return *address;
-}
 template <class T>
 T __ldcg(const T* address) {
   return *address;
-}
-template <class T>
-T __ldcs(const T* address) {
-  return *address;
-}
-template <class T>
-void __stcs(T* address, std::type_identity_t<T> value) {
-  *address = value;
 }
 inline unsigned int __float_as_uint(float x) {
   unsigned int bits;

@@ -1,4 +1,4 @@
-// The part of mma.h that the kernels use, for a grid that runs on the CPU: products of 16×8 and
+// The part of mma.h that the kernels use, for a grid that runs on the CPU: matmuls of 16×8 and
 // 8×16 tiles in TF32. It is strict: all lanes of a warp must arrive, with the same arguments;
 // memory must be aligned; factors must have been rounded to TF32. Which entries of a tile a lane
 // holds is unspecified in CUDA, and not what it is on a device here.
@@ -42,7 +42,7 @@ inline int warp() {
                           32);
 }
 
-// The part of a tile of `kSize` entries that a lane holds.
+// The entries of a tile of `kSize` entries that a lane holds.
 template <int kSize>
 struct Part {
   static constexpr int num_elements = kSize / 32;
@@ -89,7 +89,7 @@ struct fragment<accumulator, 16, 16, 8, float> : detail::Part<256> {};
 
 #define ASNG_HERE const detail::Location& where = detail::Location::current()
 
-// To the nearest, ties away from zero, 10 bits behind the point.
+// To the nearest, ties away from zero, 10-bit mantissa.
 inline float __float_to_tf32(float x) {
   const unsigned int bits = __float_as_uint(x);
   return std::isfinite(x) ? __uint_as_float((bits + 0x1000u) & ~0x1fffu) : x;

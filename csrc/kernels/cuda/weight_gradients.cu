@@ -1,5 +1,5 @@
-// Gradients of all weights from the parts that blocks have left, added up in their order: one
-// element by a few threads, each of which takes some of the parts.
+// Gradients of all weights: sums over the splits that blocks have written, in their order. One
+// element is computed by a few threads, each of which takes some of the splits.
 #include "kernels/cuda/launchers.h"
 
 namespace asng::cuda {
@@ -20,12 +20,12 @@ struct Job {
   int64_t sizes[kSegments];
 };
 
-// This thread's share of Σ over parts of from[part · stride].
+// This thread's terms of Σ over splits of from[split · stride].
 template <class T>
-__device__ T sum_parts(const T* from, int64_t stride, int parts) {
+__device__ T sum_splits(const T* from, int64_t stride, int splits) {
   T sum = 0;
 #pragma unroll 4
-  for (int p = threadIdx.y; p < parts; p += kSlices) sum += from[p * stride];
+  for (int p = threadIdx.y; p < splits; p += kSlices) sum += from[p * stride];
   return sum;
 }
 
@@ -40,8 +40,9 @@ __device__ T edge_sum(const WeightJob<T>& job, int node, int input, int operatio
       const PlannedEdge edge = job.plan[slot];
       if (edge.multiplicity == 0 || edge.input != input || edge.operation != operation) continue;
       const int64_t stride = s.slot_weights();
-      sum += sum_parts(job.weight_parts + static_cast<int64_t>(slot) * job.parts * stride + offset,
-                       stride, job.parts);
+      sum +=
+          sum_splits(job.weight_splits + static_cast<int64_t>(slot) * job.splits * stride + offset,
+                     stride, job.splits);
     }
   }
   return sum;
@@ -71,7 +72,7 @@ __device__ T separable_sum(const WeightJob<T>& job, int segment, int64_t index) 
 template <class T>
 __device__ T reduction_sum(const WeightJob<T>& job, int64_t index) {
   const DagShape& s = job.shape;
-  // With stride 1 an identity has no weights, though the tensor may be there, and wrote no parts.
+  // With stride 1 an identity has no weights, though the tensor may be there, and wrote no splits.
   if (s.stride == 1) return 0;
   const MatrixShape matrix = reduction_matrix(s.channels, s.padded);
   const int edge = static_cast<int>(index / matrix.size());
@@ -90,7 +91,7 @@ __device__ T matrix_sum(const WeightJob<T>& job, const MatrixGradient<T>& m, int
   const int64_t offset = static_cast<int64_t>(row) * m.shape.depth() + place;
   T sum = 0;
   for (int group = 0; group < m.groups; ++group) {
-    // A group counts if one of the architectures that it stands for wants it.
+    // A group counts if one of the architectures that it stands for uses it.
     bool counts = m.state == kAllCount;
     for (int arch = m.shared ? 0 : group; arch < (m.shared ? job.shape.archs : group + 1); ++arch) {
       if (m.state == kLeafNodes) {
@@ -101,8 +102,8 @@ __device__ T matrix_sum(const WeightJob<T>& job, const MatrixGradient<T>& m, int
       }
     }
     if (!counts) continue;
-    sum += sum_parts(m.weight_parts + group * m.parts * m.shape.packed_size() + offset,
-                     m.shape.packed_size(), m.parts);
+    sum += sum_splits(m.weight_splits + group * m.splits * m.shape.packed_size() + offset,
+                      m.shape.packed_size(), m.splits);
   }
   return sum;
 }
@@ -137,7 +138,7 @@ __global__ __launch_bounds__(kElements* kSlices) void weights_kernel(const Job<T
 }  // namespace
 
 template <class T>
-void sum_weight_parts(const WeightJob<T>& weights, CudaStream stream) {
+void sum_weight_splits(const WeightJob<T>& weights, CudaStream stream) {
   const DagShape& s = weights.shape;
   Job<T> job = {weights, {}, {}};
   const int64_t channels = s.channels, edges = s.nodes == 0 ? 0 : s.weight_count();
@@ -161,7 +162,7 @@ void sum_weight_parts(const WeightJob<T>& weights, CudaStream stream) {
   launch(weights_kernel<T>, job.first_block[kSegments], dim3(kElements, kSlices), 0, stream, job);
 }
 
-template void sum_weight_parts(const WeightJob<float>&, CudaStream);
-template void sum_weight_parts(const WeightJob<double>&, CudaStream);
+template void sum_weight_splits(const WeightJob<float>&, CudaStream);
+template void sum_weight_splits(const WeightJob<double>&, CudaStream);
 
 }  // namespace asng::cuda

@@ -1,7 +1,8 @@
-// Everything a .cu file needs to launch its kernels. The same file compiles with nvcc and, with
-// ASNG_CUDA_ON_CPU defined, as plain C++, where a launch runs the grid at once on the calling
-// thread (csrc/platform/grid_on_cpu). What only a device can do, such as asynchronous copies or
-// tensor cores, belongs between #if !defined(ASNG_CUDA_ON_CPU), beside a path that does without.
+// Everything a .cu file needs of CUDA: the toolkit's headers and launches. The same file compiles
+// with nvcc and, with ASNG_CUDA_ON_CPU defined, as plain C++, where a launch runs the grid at once
+// on the calling thread (csrc/platform/grid_on_cpu). What only a device can do is a function here
+// or a header, such as mma.h, with a twin for that grid; nothing outside of platform/ asks which of
+// the two it is.
 //
 // Kernels are called by launch() instead of <<<>>>, and get their dynamic shared memory from
 // dynamic_shared<T>() instead of an extern array. A kernel has dynamic or static shared memory, not
@@ -9,17 +10,26 @@
 #pragma once
 
 #include <cstddef>
+#include <cstring>
 #include <stdexcept>
 #include <string>
 #include <tuple>
 #include <utility>
 
-#include "platform/cuda_stream.h"
+#include "platform/cuda_types.h"
 
 #if defined(ASNG_CUDA_ON_CPU)
 #include "platform/grid_on_cpu/grid.h"
+#include "platform/grid_on_cpu/half.h"
+#include "platform/grid_on_cpu/tensor_cores.h"
 #else
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+#error "the CUDA kernels need compute capability 8.0 or newer; see TORCH_CUDA_ARCH_LIST"
+#endif
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
 #include <cuda_runtime.h>
+#include <mma.h>
 #endif
 
 namespace asng::cuda {
@@ -32,7 +42,7 @@ inline std::size_t largest_shared_bytes();
 
 namespace detail {
 
-// Lets the kernel have so much dynamic shared memory on the current device.
+// Allows the kernel that much dynamic shared memory on the current device.
 inline void opt_in(const void* kernel, std::size_t bytes);
 
 inline void allow_shared(const void* kernel, std::size_t bytes) {
@@ -95,6 +105,15 @@ inline int multiprocessor_count() { return 3; }
 
 inline void fill_zero(void* memory, std::size_t bytes, CudaStream) {
   cuda_on_cpu::fill_zero(memory, bytes);
+}
+
+template <class Vector>
+void write_at_once(void* to, const Vector& value) {
+  if (reinterpret_cast<uintptr_t>(to) % sizeof(value) != 0) {
+    throw std::runtime_error("an access of " + std::to_string(sizeof(value)) +
+                             " bytes is not aligned");
+  }
+  std::memcpy(to, &value, sizeof(value));
 }
 
 #else
@@ -195,6 +214,29 @@ __device__ inline void wait_for(unsigned long long* counter, unsigned long long 
 
 inline void fill_zero(void* memory, std::size_t bytes, CudaStream stream) {
   check(cudaMemsetAsync(memory, 0, bytes, stream), "filling memory with zeros");
+}
+
+// One access of 8 or 16 bytes to global memory. The compiler takes stores of a structure, and of
+// CUDA's own vector types, apart there, into an access for each of their parts.
+__device__ __forceinline__ void write_at_once(void* to, const float4& v) {
+  asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)),
+               "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w)
+               : "memory");
+}
+__device__ __forceinline__ void write_at_once(void* to, const double2& v) {
+  asm volatile("st.global.v2.f64 [%0], {%1, %2};" ::"l"(__cvta_generic_to_global(to)), "d"(v.x),
+               "d"(v.y)
+               : "memory");
+}
+__device__ __forceinline__ void write_at_once(void* to, const uint2& v) {
+  asm volatile("st.global.v2.u32 [%0], {%1, %2};" ::"l"(__cvta_generic_to_global(to)), "r"(v.x),
+               "r"(v.y)
+               : "memory");
+}
+__device__ __forceinline__ void write_at_once(void* to, const uint4& v) {
+  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)),
+               "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
+               : "memory");
 }
 
 #endif

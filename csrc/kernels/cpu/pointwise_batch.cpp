@@ -1,11 +1,11 @@
-#include "kernels/cpu/projection.h"
+#include "kernels/cpu/pointwise_batch.h"
 
 #include <algorithm>
 
 namespace asng::cpu {
 
 template <class T>
-int64_t Projection<T>::depth() const {
+int64_t PointwiseBatch<T>::depth() const {
   int64_t total = 0;
   for (const Source<T>& source : sources) total += source.channels;
   return total;
@@ -15,7 +15,7 @@ namespace {
 
 // Calls visit(row, column of the weight, position among the sources' channels).
 template <class T, class Visit>
-void for_each_entry(const Projection<T>& p, Visit visit) {
+void for_each_entry(const PointwiseBatch<T>& p, Visit visit) {
   for (const Columns& columns : p.columns) {
     int64_t start = 0;
     for (int64_t s = 0; s < columns.source; ++s) start += p.sources[s].channels;
@@ -25,9 +25,9 @@ void for_each_entry(const Projection<T>& p, Visit visit) {
   }
 }
 
-// The sources and outputs of one part of the batch.
+// The sources of one split of the batch.
 template <class T>
-std::vector<Source<T>> sources_from(const Projection<T>& p, int64_t first) {
+std::vector<Source<T>> sources_from(const PointwiseBatch<T>& p, int64_t first) {
   std::vector<Source<T>> sources = p.sources;
   for (Source<T>& source : sources) {
     const int64_t pixels = first * source.height * source.width;
@@ -40,7 +40,7 @@ std::vector<Source<T>> sources_from(const Projection<T>& p, int64_t first) {
 }  // namespace
 
 template <class T>
-void Projection<T>::pack_forward() {
+void PointwiseBatch<T>::pack_forward() {
   std::fill_n(packed, packed_size(), T(0));
   for_each_entry(*this, [&](int64_t row, int64_t column, int64_t position) {
     packed[position * padded + row] = weight[row * weight_stride + column];
@@ -48,7 +48,7 @@ void Projection<T>::pack_forward() {
 }
 
 template <class T>
-void Projection<T>::pack_backward() {
+void PointwiseBatch<T>::pack_backward() {
   const int64_t width = depth();
   std::fill_n(packed, packed_size(), T(0));
   for_each_entry(*this, [&](int64_t row, int64_t column, int64_t position) {
@@ -57,9 +57,9 @@ void Projection<T>::pack_backward() {
 }
 
 template <class T>
-void Projection<T>::forward_from(const std::vector<Source<T>>& from, Part range, int64_t part_index,
-                                 PartialSums& sums) const {
-  ProjectForward<T> task;
+void PointwiseBatch<T>::forward_from(const std::vector<Source<T>>& from, Split range,
+                                     int64_t split_index, PartialSums& sums) const {
+  PointwiseForward<T> task;
   task.sources = from.data();
   task.source_count = static_cast<int64_t>(from.size());
   task.images = range.count;
@@ -68,18 +68,18 @@ void Projection<T>::forward_from(const std::vector<Source<T>>& from, Part range,
   task.out_channels = padded;
   task.weight = packed;
   task.z = z + range.first * out_height * out_width * padded;
-  task.sum = sums.first(part_index);
-  task.sum_squares = sums.second(part_index);
-  kernels<T>().project_forward(task);
+  task.sum = sums.first(split_index);
+  task.sum_squares = sums.second(split_index);
+  kernels<T>().pointwise_forward(task);
 }
 
 template <class T>
-void Projection<T>::forward(Part range, int64_t part_index, PartialSums& sums) const {
-  forward_from(sources_from(*this, range.first), range, part_index, sums);
+void PointwiseBatch<T>::forward(Split range, int64_t split_index, PartialSums& sums) const {
+  forward_from(sources_from(*this, range.first), range, split_index, sums);
 }
 
 template <class T>
-void Projection<T>::reduce(Part range, int64_t part_index, PartialSums& sums) const {
+void PointwiseBatch<T>::reduce(Split range, int64_t split_index, PartialSums& sums) const {
   const int64_t offset = range.first * out_height * out_width * padded;
   std::vector<const T*> from = grads;
   for (const T*& grad : from) grad += offset;
@@ -90,23 +90,23 @@ void Projection<T>::reduce(Part range, int64_t part_index, PartialSums& sums) co
   task.grad_count = static_cast<int64_t>(from.size());
   task.z = z + offset;
   task.affine = stored;
-  task.sum = sums.first(part_index);
-  task.dot = sums.second(part_index);
+  task.sum = sums.first(split_index);
+  task.dot = sums.second(split_index);
   kernels<T>().reduce(task);
 }
 
 template <class T>
-void Projection<T>::clear_gradient() const {
-  std::fill_n(grad_parts, part_count(images) * packed_size(), T(0));
+void PointwiseBatch<T>::clear_gradient() const {
+  std::fill_n(grad_splits, split_count(images) * packed_size(), T(0));
 }
 
 template <class T>
-void Projection<T>::backward_from(const std::vector<Source<T>>& from, Part range,
-                                  int64_t part_index) const {
+void PointwiseBatch<T>::backward_from(const std::vector<Source<T>>& from, Split range,
+                                      int64_t split_index) const {
   const int64_t offset = range.first * out_height * out_width * padded;
   std::vector<const T*> incoming = grads;
   for (const T*& grad : incoming) grad += offset;
-  ProjectBackward<T> task;
+  PointwiseBackward<T> task;
   task.sources = from.data();
   task.source_count = static_cast<int64_t>(from.size());
   task.images = range.count;
@@ -118,48 +118,48 @@ void Projection<T>::backward_from(const std::vector<Source<T>>& from, Part range
   task.z = z + offset;
   task.norm = norm_gradient;
   task.weight = packed;
-  task.grad_weight = grad_parts + part_index * packed_size();
-  kernels<T>().project_backward(task);
+  task.grad_weight = grad_splits + split_index * packed_size();
+  kernels<T>().pointwise_backward(task);
 }
 
 template <class T>
-void Projection<T>::backward(Part range, int64_t part_index) const {
+void PointwiseBatch<T>::backward(Split range, int64_t split_index) const {
   std::vector<Source<T>> from = sources_from(*this, range.first);
   if (source_sums != nullptr) {
-    from[0].sum = source_sums->first(part_index);
-    from[0].dot = source_sums->second(part_index);
+    from[0].sum = source_sums->first(split_index);
+    from[0].dot = source_sums->second(split_index);
   }
-  backward_from(from, range, part_index);
+  backward_from(from, range, split_index);
 }
 
 template <class T>
-void Projection<T>::add_weight_gradient(T* grad) const {
-  const int64_t width = depth(), parts = part_count(images);
-  for (int64_t p = 1; p < parts; ++p) {
-    const T* part_grad = grad_parts + p * packed_size();
-    for (int64_t i = 0; i < packed_size(); ++i) grad_parts[i] += part_grad[i];
+void PointwiseBatch<T>::add_weight_gradient(T* grad) const {
+  const int64_t width = depth(), splits = split_count(images);
+  for (int64_t p = 1; p < splits; ++p) {
+    const T* part_grad = grad_splits + p * packed_size();
+    for (int64_t i = 0; i < packed_size(); ++i) grad_splits[i] += part_grad[i];
   }
   for_each_entry(*this, [&](int64_t row, int64_t column, int64_t position) {
-    grad[row * weight_stride + column] += grad_parts[row * width + position];
+    grad[row * weight_stride + column] += grad_splits[row * width + position];
   });
 }
 
 template <class T>
-void read_factorized(Projection<T>& projection, const Source<T>& source, int64_t in_channels) {
+void read_factorized(PointwiseBatch<T>& projection, const Source<T>& source, int64_t in_channels) {
   const int64_t odd = projection.channels / 2, even = projection.channels - odd;
   projection.sources = {source, source};
   for (int64_t i = 0; i < 2; ++i) {
     projection.sources[i].stride = 2;
     projection.sources[i].offset = i;
   }
-  // The second reader of the same image finds what the first has written.
+  // The second reader of the same feature map adds to what the first has written.
   projection.sources[1].accumulate = true;
   projection.columns = {{0, 0, in_channels, 0, even}, {1, 0, in_channels, even, odd}};
 }
 
-template struct Projection<float>;
-template struct Projection<double>;
-template void read_factorized<float>(Projection<float>&, const Source<float>&, int64_t);
-template void read_factorized<double>(Projection<double>&, const Source<double>&, int64_t);
+template struct PointwiseBatch<float>;
+template struct PointwiseBatch<double>;
+template void read_factorized<float>(PointwiseBatch<float>&, const Source<float>&, int64_t);
+template void read_factorized<double>(PointwiseBatch<double>&, const Source<double>&, int64_t);
 
 }  // namespace asng::cpu

@@ -5,7 +5,7 @@
 
 namespace asng::cuda {
 
-// A 1×1 weight (rows, columns) and the places of its entries in a packed matrix of `padded` rows
+// A 1×1 weight (rows, columns) and the positions of its entries in a packed matrix of `padded` rows
 // and `depth` columns, which belong to the padded channels of the sources one after the other.
 struct MatrixShape {
   int rows = 0, padded = 0;
@@ -13,8 +13,8 @@ struct MatrixShape {
   int channels = 0, padded_channels = 0;  // of one source
   // Factorized: both sources have the same columns; the first ⌈rows/2⌉ rows read the first source.
   bool factorized = false;
-  // Of 3×3 windows: a source of 9·window channels, ordered by tap and then by channel; the weight's
-  // columns are the other way round.
+  // Of 3×3 windows: a source of 9·window channels, ordered by kernel element and then by channel;
+  // the weight's columns are the other way round.
   int window = 0;
 
   ASNG_HD int columns() const { return factorized ? channels : sources * channels; }
@@ -58,16 +58,16 @@ struct Matrix {
   T* packed = nullptr;
 };
 
-// Which groups of a gradient's parts have been written; otherwise those that read a state.
+// Which groups of a gradient's splits have been written; otherwise those that read a state.
 inline constexpr int kAllCount = -1;
-inline constexpr int kLeafNodes = -2;  // the sources are nodes, and it is those that nobody reads
+inline constexpr int kLeafNodes = -2;  // the sources are nodes, and it is the leaf nodes that count
 
-// A gradient, the sum over the groups that have been written and over their parts.
+// A gradient, the sum over the groups that have been written and over their splits.
 template <class T>
 struct MatrixGradient {
   MatrixShape shape;
-  const T* weight_parts = nullptr;  // (groups, parts, padded, depth)
-  int groups = 0, parts = 0;
+  const T* weight_splits = nullptr;  // (groups, splits, padded, depth)
+  int groups = 0, splits = 0;
   int state = kAllCount;  // if not negative, a group has been written if its architecture reads it
   bool shared = false;    // there is one group, for all architectures
   T* grad = nullptr;

@@ -1,4 +1,5 @@
-// A 1×1 convolution of concatenated images with its normalization, over the parts of a batch.
+// A pointwise convolution of concatenated feature maps with its normalization, over the splits of a
+// batch.
 #pragma once
 
 #include <vector>
@@ -17,7 +18,7 @@ struct Columns {
 };
 
 template <class T>
-struct Projection {
+struct PointwiseBatch {
   int64_t arch = 0;
   bool of_prev_prev = false;  // reads the prev_prev input of a cell
   int64_t images = 0, out_height = 0, out_width = 0;
@@ -35,7 +36,7 @@ struct Projection {
   std::vector<const T*> grads;
   PartialSums* source_sums = nullptr;  // of the first source's gradient: see Source
   NormGradient<T> norm_gradient;
-  T* grad_parts = nullptr;  // (parts, padded, depth)
+  T* grad_splits = nullptr;  // (splits, padded, depth)
 
   int64_t depth() const;
   int64_t pixels() const { return images * out_height * out_width; }
@@ -43,20 +44,20 @@ struct Projection {
 
   void pack_forward();   // packed: (depth, padded)
   void pack_backward();  // packed: (padded, depth)
-  // Some images, all of one part.
-  void forward(Part range, int64_t part_index, PartialSums& sums) const;
-  void reduce(Part range, int64_t part_index, PartialSums& sums) const;
+  // Some feature maps, all of one split.
+  void forward(Split range, int64_t split_index, PartialSums& sums) const;
+  void reduce(Split range, int64_t split_index, PartialSums& sums) const;
   void clear_gradient() const;
-  void backward(Part range, int64_t part_index) const;
-  // The same from sources that begin with the first of these images.
-  void forward_from(const std::vector<Source<T>>& from, Part range, int64_t part_index,
+  void backward(Split range, int64_t split_index) const;
+  // The same from sources that begin with the first of these feature maps.
+  void forward_from(const std::vector<Source<T>>& from, Split range, int64_t split_index,
                     PartialSums& sums) const;
-  void backward_from(const std::vector<Source<T>>& from, Part range, int64_t part_index) const;
+  void backward_from(const std::vector<Source<T>>& from, Split range, int64_t split_index) const;
   void add_weight_gradient(T* grad) const;  // grad has the layout of `weight`
 };
 
 // A factorized reduction: rows of the weight for even pixels come first, then those for odd ones.
 template <class T>
-void read_factorized(Projection<T>& projection, const Source<T>& source, int64_t in_channels);
+void read_factorized(PointwiseBatch<T>& projection, const Source<T>& source, int64_t in_channels);
 
 }  // namespace asng::cpu

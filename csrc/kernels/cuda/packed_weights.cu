@@ -46,19 +46,19 @@ template <class T>
 __device__ void pack_separable(const PlanJob<T>& job, const PlannedEdge& edge, int index, T* packed,
                                int first, int step) {
   const int channels = job.shape.channels, padded = job.shape.padded;
-  const int kind = operation_info(edge.operation).separable, taps = edge.kernel * edge.kernel;
+  const int kind = operation_info(edge.operation).separable, elements = edge.kernel * edge.kernel;
   for (int stage = 0; stage < 2; ++stage, packed += job.shape.stage_weights()) {
     const int64_t matrix = static_cast<int64_t>(index) * 2 + stage;
     const T* pointwise = job.weights.pointwise[kind] + matrix * channels * channels;
-    const T* depthwise = job.weights.depthwise[kind] + matrix * channels * taps;
+    const T* depthwise = job.weights.depthwise[kind] + matrix * channels * elements;
     for (int i = first; i < padded * padded; i += step) {
       const int outer = i / padded, inner = i - outer * padded;
       const int row = job.backward ? outer : inner, column = job.backward ? inner : outer;
       packed[i] = row < channels && column < channels ? pointwise[row * channels + column] : T(0);
     }
-    for (int i = first; i < taps * padded; i += step) {
-      const int tap = i / padded, c = i - tap * padded;
-      packed[padded * padded + i] = c < channels ? depthwise[c * taps + tap] : T(0);
+    for (int i = first; i < elements * padded; i += step) {
+      const int element = i / padded, c = i - element * padded;
+      packed[padded * padded + i] = c < channels ? depthwise[c * elements + element] : T(0);
     }
   }
 }
