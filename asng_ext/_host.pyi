@@ -6,6 +6,48 @@ import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float64]
 
+class Operation:
+    """An operation of the cell space."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def form(self) -> str:
+        """ "identity", "average_pool", "max_pool" or "separable"."""
+    @property
+    def kernel(self) -> int: ...
+    @property
+    def dilation(self) -> int: ...
+    @property
+    def weights(self) -> tuple[str, ...]:
+        """Names of its depthwise and pointwise weight, if it is separable."""
+
+# By the value of an operation variable.
+OPERATIONS: tuple[Operation, ...]
+# Names of weights in the order in which operators take them.
+OPERATION_WEIGHTS: tuple[str, ...]
+CELL_WEIGHTS: tuple[str, ...]
+CHANNEL_BLOCK: int
+EPSILON: float
+
+# Shapes of weights by name, in that order.
+def operation_weights(
+    edges: int, reductions: int, channels: int, /
+) -> dict[str, tuple[int, ...]]: ...
+def cell_weights(
+    nodes: int, channels: int, prev_prev_channels: int, prev_channels: int, /
+) -> dict[str, tuple[int, ...]]: ...
+
+# Multiples, for each architecture, of the padded channels, of an input's size and of the output's,
+# whose sum is the number of values that an operator saves.
+SavedUnits = tuple[int, int, int]
+
+def node_saved_units(edges: int, /) -> SavedUnits: ...
+def cell_saved_units(nodes: int, /) -> SavedUnits: ...
+def stacked_cell_saved_units(nodes: int, /) -> SavedUnits: ...
+
+STEM_SAVED_UNITS: SavedUnits
+
 # Columns of the counters of a device-resident optimizer, and the most samples it takes at once.
 COUNTERS: tuple[str, ...]
 LARGEST_POPULATION: int

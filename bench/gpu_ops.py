@@ -53,7 +53,7 @@ def sets(channels: int, size: int, batch: int, value_bytes: int) -> int:
 def _projections(cell: nn.Module) -> list[Tensor]:
     """The weights that read the two inputs of a cell."""
     weights = dict(cell.named_parameters())
-    return [weights["older_weight"], weights["newer_weight"]]
+    return [weights["prev_prev_weight"], weights["prev_weight"]]
 
 
 def layer(

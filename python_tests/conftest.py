@@ -16,10 +16,11 @@ torch.set_num_threads(1)
 
 # The operators for CUDA, compiled for a grid that runs on the CPU, in place of the CPU's own.
 if library := os.environ.get("ASNG_CUDA_ON_CPU"):
-    operators = importlib.import_module("asng_ext.ops.cell")
+    cell = importlib.import_module("asng_ext.ops.cell")
+    feature_maps = importlib.import_module("asng_ext.ops._feature_maps")
     torch.ops.load_library(library)
-    operators.runs_chains = lambda device: False  # type: ignore[attr-defined]
-    operators.stores_halves = lambda device: True  # type: ignore[attr-defined]
+    cell.runs_stacks = lambda device: False  # type: ignore[attr-defined]
+    feature_maps.stores_bfloat16 = lambda device_type: True  # type: ignore[attr-defined]
     # New tensors are full of NaN, so that it shows what an operator leaves unwritten.
     torch.use_deterministic_algorithms(True)
 

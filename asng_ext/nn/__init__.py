@@ -12,6 +12,7 @@ from asng_ext.nn.cell_network import (
 )
 from asng_ext.nn.choice import Choice, derive, search_space, set_architecture, subnet
 from asng_ext.nn.fused import FusedCellSupernet, cell_supernet
+from asng_ext.nn.mixed_node import MixedNode
 from asng_ext.nn.sliceable_weight import SliceableWeight, WeightBank
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "Choice",
     "Edge",
     "FusedCellSupernet",
+    "MixedNode",
     "SliceableWeight",
     "WeightBank",
     "base_layers",

@@ -31,15 +31,17 @@ Architecture: TypeAlias = Sequence[int] | npt.NDArray[np.integer[Any]] | Tensor
 Population: TypeAlias = npt.NDArray[np.integer[Any]] | Tensor | list[Architecture]
 """Architectures, shape (λ, d)."""
 
-# Inputs of a node are counted from the older cell input; node k is input k + 2.
-OLDER, NEWER, FIRST_NODE = 0, 1, 2
+# Inputs of a node are counted from prev_prev, the output of the cell before the last; prev is that
+# of the last cell, and node k is input k + 2. In files, as values of variables and in names of
+# weights, the first two are "older" and "newer".
+PREV_PREV, PREV, FIRST_NODE = 0, 1, 2
 
 
 class Edge(NamedTuple):
-    """One of the two summands of a node: an operation applied to an input."""
+    """One of the two terms of a node: an operation applied to an input."""
 
     input: int
-    """0 is the older input of the cell, 1 the newer, k + 2 the output of node k."""
+    """0 is the input prev_prev of the cell, 1 is prev, k + 2 the output of node k."""
     operation: str
     """One of `OPERATIONS`."""
 
@@ -56,10 +58,10 @@ class CellArchitecture:
         return frozenset(edge.input for node in self.nodes for edge in node)
 
     @property
-    def loose_nodes(self) -> tuple[int, ...]:
+    def leaf_nodes(self) -> tuple[int, ...]:
         """The nodes that no other node reads; they make the cell's output.
 
-        The last node is always one of them. Every other node is read or is loose, so no node of
+        The last node is always one of them. Every other node is read or is a leaf, so no node of
         a cell is ever idle.
         """
         inputs = self.inputs
@@ -71,9 +73,9 @@ class CellSpace:
     """Search space of two kinds of cells, normal and reduction, with `nodes` nodes each.
 
     Every node has four categorical variables: input 0, input 1 (node i has i + 2 choices for each)
-    and operation 0, operation 1 (5 choices each). All variables of the normal cell come first. An
-    architecture is the sequence of their values, as indices; five nodes make d = 40 variables with
-    n_θ = 140 free parameters.
+    and operation 0, operation 1 (each one of `OPERATIONS`). All variables of the normal cell come
+    first. An architecture is the sequence of their values, as indices; five nodes make d = 40
+    variables with n_θ = 140 free parameters.
 
     Raises:
         ValueError: `nodes` is not a positive integer.
@@ -180,11 +182,11 @@ class CellSpace:
         return indices
 
 
-class _LooseProjection(nn.Module):
-    """Output of a cell: concatenated loose nodes, ReLU, 1×1 convolution, normalization.
+class _LeafProjection(nn.Module):
+    """Output of a cell: concatenated leaf nodes, ReLU, 1×1 convolution, normalization.
 
-    The weight has `channels` columns for each of `nodes`; a supernet, where the loose nodes change
-    from call to call, uses the columns of those that are loose.
+    The weight has `channels` columns for each of `nodes`; a supernet, where the leaf nodes change
+    from call to call, uses the columns of those that are leaves.
     """
 
     def __init__(self, nodes: tuple[int, ...], channels: int, norm: Norm) -> None:
@@ -194,16 +196,16 @@ class _LooseProjection(nn.Module):
         self.conv = nn.Conv2d(len(nodes) * channels, channels, 1, bias=False)
         self.norm = norm(channels)
 
-    def columns(self, loose: tuple[int, ...]) -> Tensor:
-        """The weight for the nodes `loose`, (channels, len(loose)·channels, 1, 1)."""
-        if loose == self.nodes:
+    def columns(self, leaf: tuple[int, ...]) -> Tensor:
+        """The weight for the leaf nodes, (channels, len(leaf)·channels, 1, 1)."""
+        if leaf == self.nodes:
             return self.conv.weight
-        starts = [self.channels * self.nodes.index(node) for node in loose]
+        starts = [self.channels * self.nodes.index(node) for node in leaf]
         return torch.cat([self.conv.weight[:, i : i + self.channels] for i in starts], dim=1)
 
-    def forward(self, outputs: list[Tensor], loose: tuple[int, ...]) -> Tensor:
+    def forward(self, outputs: list[Tensor], leaf: tuple[int, ...]) -> Tensor:
         x = F.relu(torch.cat(outputs, dim=1))
-        y: Tensor = self.norm(F.conv2d(x, self.columns(loose)))
+        y: Tensor = self.norm(F.conv2d(x, self.columns(leaf)))
         return y
 
 
@@ -212,12 +214,12 @@ class Cell(nn.Module):
 
     Args:
         nodes: Number of nodes.
-        older_channels, newer_channels: Channels of the two inputs, the outputs of the cell before
-            the last and of the last cell.
+        prev_prev_channels, prev_channels: Channels of the two inputs, the outputs of the cell
+            before the last and of the last cell.
         channels: Channels of every node and of the output.
         reduction: Whether the cell halves height and width.
-        older_is_larger: Whether the older input has twice the height and width of the newer one,
-            because the last cell is a reduction cell.
+        prev_prev_is_larger: Whether prev_prev has twice the height and width of prev, because the
+            last cell is a reduction cell.
         norm: Makes the normalization layers.
         architecture: Makes only the operations of this architecture, and expects this one in every
             call; None makes all.
@@ -226,19 +228,19 @@ class Cell(nn.Module):
     def __init__(
         self,
         nodes: int,
-        older_channels: int,
-        newer_channels: int,
+        prev_prev_channels: int,
+        prev_channels: int,
         channels: int,
         *,
         reduction: bool,
-        older_is_larger: bool,
+        prev_prev_is_larger: bool,
         norm: Norm,
         architecture: CellArchitecture | None = None,
     ) -> None:
         super().__init__()
-        shrink = FactorizedReduction if older_is_larger else ReLUConvNorm
-        self.older = shrink(older_channels, channels, norm)
-        self.newer = ReLUConvNorm(newer_channels, channels, norm)
+        shrink = FactorizedReduction if prev_prev_is_larger else ReLUConvNorm
+        self.older = shrink(prev_prev_channels, channels, norm)
+        self.newer = ReLUConvNorm(prev_channels, channels, norm)
         self.operations = nn.ModuleDict()
         for node in range(nodes):
             for edge in _all_edges(node) if architecture is None else architecture.nodes[node]:
@@ -248,13 +250,13 @@ class Cell(nn.Module):
                     self.operations[_key(node, edge)] = make_operation(
                         edge.operation, channels, stride, norm
                     )
-        loose = tuple(range(nodes)) if architecture is None else architecture.loose_nodes
-        self.output = _LooseProjection(loose, channels, norm)
+        leaf = tuple(range(nodes)) if architecture is None else architecture.leaf_nodes
+        self.output = _LeafProjection(leaf, channels, norm)
 
     def forward(
         self,
-        older: Tensor,
-        newer: Tensor,
+        prev_prev: Tensor,
+        prev: Tensor,
         architecture: CellArchitecture,
         drop_path_rate: float | None = None,
         draws: Iterator[Tensor] | None = None,
@@ -262,11 +264,11 @@ class Cell(nn.Module):
         """Runs the operations of `architecture` and no others.
 
         Args:
-            older: (N, older_channels, H, W), or (N, older_channels, 2H, 2W) if it is the larger.
-            newer: (N, newer_channels, H, W).
+            prev_prev: (N, prev_prev_channels, H, W), or twice as high and wide if it is larger.
+            prev: (N, prev_channels, H, W).
             architecture: What to compute.
-            drop_path_rate: Probability with which an image skips an operation other than a true
-                identity; None does not draw at all.
+            drop_path_rate: Probability with which a sample of the batch skips an operation other
+                than a true identity; None does not draw at all.
             draws: (N,) random numbers for each of the `dropped_edges`; None draws them from
                 PyTorch's global generator.
 
@@ -275,10 +277,10 @@ class Cell(nn.Module):
         """
         inputs = architecture.inputs
         states: dict[int, Tensor] = {}
-        if OLDER in inputs:
-            states[OLDER] = self.older(older)
-        if NEWER in inputs:
-            states[NEWER] = self.newer(newer)
+        if PREV_PREV in inputs:
+            states[PREV_PREV] = self.older(prev_prev)
+        if PREV in inputs:
+            states[PREV] = self.newer(prev)
         for node, (left, right) in enumerate(architecture.nodes):
             first = self._run(node, left, states)
             second = first if left == right else self._run(node, right, states)
@@ -286,8 +288,8 @@ class Cell(nn.Module):
                 first = self._drop(node, left, first, drop_path_rate, draws)
                 second = self._drop(node, right, second, drop_path_rate, draws)
             states[node + FIRST_NODE] = first + second
-        loose = architecture.loose_nodes
-        y: Tensor = self.output([states[node + FIRST_NODE] for node in loose], loose)
+        leaf = architecture.leaf_nodes
+        y: Tensor = self.output([states[node + FIRST_NODE] for node in leaf], leaf)
         return y
 
     def _run(self, node: int, edge: Edge, states: dict[int, Tensor]) -> Tensor:

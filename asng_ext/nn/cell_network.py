@@ -100,24 +100,24 @@ class _CellStack(nn.Module):
         self.auxiliary_at = 2 * cells // 3
         self.is_reduction = tuple(i in (cells // 3, 2 * cells // 3) for i in range(cells))
 
-        older = newer = stem_multiplier * channels
-        self.stem = _Stem(in_channels, newer, outer_norm)
+        prev_prev = prev = stem_multiplier * channels
+        self.stem = _Stem(in_channels, prev, outer_norm)
         self.cells = nn.ModuleList()
         self.auxiliary: _AuxiliaryHead | None = None
         for i, reduction in enumerate(self.is_reduction):
             channels = 2 * channels if reduction else channels
             cell = Cell(
                 space.nodes,
-                older,
-                newer,
+                prev_prev,
+                prev,
                 channels,
                 reduction=reduction,
-                older_is_larger=i > 0 and self.is_reduction[i - 1],
+                prev_prev_is_larger=i > 0 and self.is_reduction[i - 1],
                 norm=cell_norm,
                 architecture=None if architectures is None else architectures[reduction],
             )
             self.cells.append(cell)
-            older, newer = newer, channels
+            prev_prev, prev = prev, channels
             if auxiliary and i == self.auxiliary_at:
                 map_size = -(-image_size // 4)  # two reductions, each of which rounds up
                 self.auxiliary = _AuxiliaryHead(channels, classes, map_size, outer_norm)
@@ -133,15 +133,15 @@ class _CellStack(nn.Module):
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Logits (N, classes); with those of the auxiliary head in training, if there is one."""
         x = x.contiguous(memory_format=torch.channels_last)
-        older = newer = self.stem(x)
+        prev_prev = prev = self.stem(x)
         auxiliary_logits: Tensor | None = None
         for i, cell in enumerate(self.cells):
             # Not by a bool, which torch.compile of PyTorch 2.11 does not take for an index.
             architecture = architectures[int(self.is_reduction[i])]
-            older, newer = newer, cell(older, newer, architecture, drop_path_rate, draws)
+            prev_prev, prev = prev, cell(prev_prev, prev, architecture, drop_path_rate, draws)
             if self.training and self.auxiliary is not None and i == self.auxiliary_at:
-                auxiliary_logits = self.auxiliary(newer)
-        logits: Tensor = self.classifier(newer.mean((2, 3)))
+                auxiliary_logits = self.auxiliary(prev)
+        logits: Tensor = self.classifier(prev.mean((2, 3)))
         return logits if auxiliary_logits is None else (logits, auxiliary_logits)
 
 
@@ -364,9 +364,9 @@ class CellNetwork(_CellStack):
         weights = supernet.state_dict()
         for i, architecture in enumerate(self._architectures[r] for r in self.is_reduction):
             name = f"cells.{i}.output.conv.weight"
-            # The columns of the nodes that are loose in this architecture, as in the supernet.
+            # The columns of the nodes that are leaves in this architecture, as in the supernet.
             columns = weights[name].split(len(weights[name]), dim=1)
-            weights[name] = torch.cat([columns[n] for n in architecture.loose_nodes], dim=1)
+            weights[name] = torch.cat([columns[n] for n in architecture.leaf_nodes], dim=1)
         with torch.no_grad():
             for name, parameter in self.named_parameters():
                 if name in weights and not name.startswith("auxiliary."):

@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from asng_ext import _host, ops
 from asng_ext.nn.cell import Architecture, Cell, CellSpace, Population
 from asng_ext.nn.cell_network import CellSupernet
 from asng_ext.nn.operations import FactorizedReduction
 from asng_ext.ops import _libraries
-from asng_ext.ops import cell as _operators
-from asng_ext.ops._registration import call
+from asng_ext.ops._feature_maps import padded_channels
 
 __all__ = ["FusedCellSupernet", "cell_supernet"]
 
@@ -29,25 +29,18 @@ class _StackedCell(nn.Module):
 
     def __init__(self, cell: Cell, nodes: int, reduction: bool) -> None:
         super().__init__()
-        self.older_is_larger = isinstance(cell.older, FactorizedReduction)
+        self.prev_prev_is_larger = isinstance(cell.older, FactorizedReduction)
         self.channels = channels = cell.output.channels
-        edges = nodes * (nodes + 3) // 2
-        self._places: dict[str, tuple[str, tuple[int | slice, ...]]] = {}
-        shapes: dict[str, tuple[int, ...]] = {
-            "older_weight": (channels, _in_channels(cell.older)),
-            "newer_weight": (channels, _in_channels(cell.newer)),
-            "depthwise3": (edges, 2, channels, 1, 3, 3),
-            "pointwise3": (edges, 2, channels, channels),
-            "depthwise5": (edges, 2, channels, 1, 5, 5),
-            "pointwise5": (edges, 2, channels, channels),
-            "reduction": (2 * nodes, channels, channels),
-            "output_weight": (channels, nodes * channels),
-        }
+        shapes = _host.cell_weights(
+            nodes, channels, _in_channels(cell.older), _in_channels(cell.newer)
+        )
         for name, shape in shapes.items():
             wanted = reduction or name != "reduction"
             self.register_parameter(name, nn.Parameter(torch.empty(shape)) if wanted else None)
-        self._place_projection("older", self.older_is_larger)
-        self._place_projection("newer", False)
+        # Of each weight of a `Cell`: the parameter that holds it, and where in it.
+        self._places: dict[str, tuple[str, tuple[int | slice, ...]]] = {}
+        self._place_projection("older", "prev_prev_weight", self.prev_prev_is_larger)
+        self._place_projection("newer", "prev_weight", False)
         self._places["output.conv.weight"] = ("output_weight", ())
         for node in range(nodes):
             for i in range(node + 2):
@@ -56,11 +49,11 @@ class _StackedCell(nn.Module):
             for name, weight in cell.named_parameters():
                 self._view(name).copy_(weight.view_as(self._view(name)))
 
-    def _place_projection(self, name: str, factorized: bool) -> None:
+    def _place_projection(self, name: str, parameter: str, factorized: bool) -> None:
         if factorized:
-            self._place_factorized(name, f"{name}_weight", ())
+            self._place_factorized(name, parameter, ())
         else:
-            self._places[f"{name}.conv.weight"] = (f"{name}_weight", ())
+            self._places[f"{name}.conv.weight"] = (parameter, ())
 
     def _place_factorized(self, name: str, parameter: str, index: tuple[int, ...]) -> None:
         even = self.channels - self.channels // 2
@@ -72,11 +65,11 @@ class _StackedCell(nn.Module):
         edge = node * (node + 3) // 2 + i
         if halved:
             self._place_factorized(f"{key}_identity", "reduction", (2 * node + i,))
-        for k in (3, 5):
-            for half in range(2):
-                name = f"{key}_sep_conv_{k}x{k}.half{half}"
-                self._places[f"{name}.depthwise.weight"] = (f"depthwise{k}", (edge, half))
-                self._places[f"{name}.pointwise.weight"] = (f"pointwise{k}", (edge, half))
+        for operation in _host.OPERATIONS:
+            for stage in range(2):
+                for kind, parameter in zip(("depthwise", "pointwise"), operation.weights):
+                    name = f"{key}_{operation.name}.half{stage}.{kind}.weight"
+                    self._places[name] = (parameter, (edge, stage))
 
     def _view(self, name: str) -> Tensor:
         """The part of a stacked weight that a `Cell` has under `name`, in its shape."""
@@ -124,27 +117,17 @@ class _StackedCell(nn.Module):
                     unexpected_keys.append(key)
 
     def weights(self) -> list[Tensor]:
-        """As `asng::cells` takes them, in the order in which they were registered."""
-        nothing = cast(Tensor, self.older_weight).new_empty(0)
+        """As the operators take them, which is the order in which they were registered."""
+        nothing = cast(Tensor, self.output_weight).new_empty(0)
         return [nothing if weight is None else weight for weight in self._parameters.values()]
 
-    def forward(self, older: Tensor, newer: Tensor, inputs: Tensor, operations: Tensor) -> Tensor:
+    def forward(
+        self, prev_prev: Tensor, prev: Tensor, inputs: Tensor, operations: Tensor
+    ) -> Tensor:
         """(λ or 1, B, H, W, P) twice to (λ, B, H', W', P)."""
-        *weights, _, output_weight = self.weights()
-        y: Tensor = call(
-            "cell",
-            older,
-            newer,
-            inputs,
-            operations,
-            *weights,
-            self.reduction,
-            output_weight,
-            self.older_is_larger,
-            torch.is_grad_enabled(),
-            _operators.allows_tf32(),
-        )[0]
-        return y
+        return ops.cell.cell(
+            prev_prev, prev, inputs, operations, self.weights(), self.prev_prev_is_larger
+        )
 
 
 def _in_channels(projection: nn.Module) -> int:
@@ -200,9 +183,9 @@ class FusedCellSupernet(nn.Module):
     def forward(self, x: Tensor, architecture: Architecture) -> Tensor | tuple[Tensor, Tensor]:
         """Runs one architecture; see `CellSupernet.forward`.
 
-        One on another device than the CPU is not looked at; see `forward_population`.
+        One on another device than the CPU is not validated; see `forward_population`.
         """
-        if _is_elsewhere(architecture):
+        if _is_device_resident(architecture):
             out = self.forward_population(x, architecture[None])
         else:
             out = self.forward_population(x, np.array([self.space.check(architecture)]))
@@ -216,8 +199,8 @@ class FusedCellSupernet(nn.Module):
         Args:
             x: Images, (B, in_channels, H, W), in any memory format.
             architectures: (λ, d) category indices. A tensor on a CUDA device, where the images
-                must be, too, is not looked at, so that nothing has to wait for it and the call can
-                be captured in a graph: the logits of an architecture that is not one of the space
+                must be, too, is not validated, so that nothing synchronizes and the call can be
+                captured in a CUDA graph: the logits of an architecture that is not one of the space
                 are NaN.
 
         Returns:
@@ -234,13 +217,12 @@ class FusedCellSupernet(nn.Module):
         inputs, operations = self._index_tensors(architectures, x.device)
         stem = self._run_stem(x)
         wants_auxiliary = self.training and self.auxiliary is not None
-        if wants_auxiliary or not _operators.runs_chains(x.device):
+        if wants_auxiliary or not ops.cell.runs_stacks(x.device):
             y, auxiliary_logits = self._run_cells(stem, inputs, operations)
             logits = self._classify(y)
             return logits if auxiliary_logits is None else (logits, auxiliary_logits)
-        weights = [weight for cell in self.cells for weight in cast(_StackedCell, cell).weights()]
-        y, _ = call("cells", stem, inputs, operations, weights, torch.is_grad_enabled())
-        return self._classify(y)
+        weights = [cast(_StackedCell, cell).weights() for cell in self.cells]
+        return self._classify(ops.cell.cells(stem, inputs, operations, weights))
 
     def _classify(self, y: Tensor) -> Tensor:
         """(λ, B, H, W, P) to (λ, B, classes)."""
@@ -252,20 +234,20 @@ class FusedCellSupernet(nn.Module):
         self, stem: Tensor, inputs: Tensor, operations: Tensor
     ) -> tuple[Tensor, Tensor | None]:
         """The last cell's output, and in training the logits of the auxiliary head if any."""
-        older = newer = stem
+        prev_prev = prev = stem
         auxiliary_logits: Tensor | None = None
         for i, cell in enumerate(self.cells):
             kind = int(self.is_reduction[i])
-            older, newer = newer, cell(older, newer, inputs[kind], operations[kind])
+            prev_prev, prev = prev, cell(prev_prev, prev, inputs[kind], operations[kind])
             if self.training and self.auxiliary is not None and i == self.auxiliary_at:
                 # Its normalization takes the statistics of one architecture at a time.
                 auxiliary_logits = torch.stack(
                     [
                         self.auxiliary(y[..., : cell.channels].permute(0, 3, 1, 2))
-                        for y in newer.unbind(0)
+                        for y in prev.unbind(0)
                     ]
                 )
-        return newer, auxiliary_logits
+        return prev, auxiliary_logits
 
     def _run_stem(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) to (1, B, H, W, P)."""
@@ -275,33 +257,27 @@ class FusedCellSupernet(nn.Module):
             )
         norm = self.stem.norm
         if not x.requires_grad:
-            y: Tensor = call(
-                "stem",
-                x.permute(0, 2, 3, 1).contiguous(),
-                self.stem.conv.weight.contiguous(),
-                norm.weight,
-                norm.bias,
-                _operators.allows_tf32(),
-            )[0]
-            return y
+            images, weight = x.permute(0, 2, 3, 1).contiguous(), self.stem.conv.weight.contiguous()
+            scale, bias = cast(Tensor, norm.weight), cast(Tensor, norm.bias)
+            return ops.stem.stem(images, weight, scale, bias)
         # The operator has no gradient for the images.
         image = self.stem(x.contiguous(memory_format=torch.channels_last)).permute(0, 2, 3, 1)
         channels = image.shape[-1]
-        return F.pad(image, (0, _operators.padded_channels(channels) - channels))[None].contiguous()
+        return F.pad(image, (0, padded_channels(channels) - channels))[None].contiguous()
 
     def _index_tensors(
         self, architectures: Population, device: torch.device
     ) -> tuple[Tensor, Tensor]:
         """Inputs and operations, each (2, λ, nodes, 2): normal cells first."""
-        if _is_elsewhere(architectures):
-            values = self._unseen(architectures, device)
+        if _is_device_resident(architectures):
+            values = self._unvalidated(architectures, device)
         else:
-            values = torch.from_numpy(self._seen(architectures)).to(device, non_blocking=True)
+            values = torch.from_numpy(self._validated(architectures)).to(device, non_blocking=True)
         # Per node: input 0, input 1, operation 0, operation 1.
         kinds = values.view(len(values), 2, -1, 2, 2).movedim(1, 0)
         return kinds[:, :, :, 0].contiguous(), kinds[:, :, :, 1].contiguous()
 
-    def _unseen(self, architectures: Tensor, device: torch.device) -> Tensor:
+    def _unvalidated(self, architectures: Tensor, device: torch.device) -> Tensor:
         """(λ, d) int32 of architectures whose values stay on their device."""
         shape = tuple(architectures.shape)
         if len(shape) != 2 or shape[0] == 0 or shape[1] != len(self._categories):
@@ -318,7 +294,7 @@ class FusedCellSupernet(nn.Module):
             )
         return architectures.to(torch.int32).contiguous()
 
-    def _seen(self, architectures: Population) -> npt.NDArray[np.int32]:
+    def _validated(self, architectures: Population) -> npt.NDArray[np.int32]:
         """(λ, d) architectures, checked."""
         values = np.asarray(architectures)
         if values.ndim != 2 or len(values) == 0 or values.shape[1] != len(self._categories):
@@ -334,8 +310,8 @@ class FusedCellSupernet(nn.Module):
         return values.astype(np.int32)
 
 
-def _is_elsewhere(architectures: Population | Architecture) -> TypeGuard[Tensor]:
-    """Whether they are on a device where looking at them means to wait."""
+def _is_device_resident(architectures: Population | Architecture) -> TypeGuard[Tensor]:
+    """Whether they are on a device that would have to be synchronized to validate them."""
     return isinstance(architectures, Tensor) and architectures.device.type != "cpu"
 
 

@@ -1,6 +1,6 @@
-"""The five operations of the cell space and the blocks they are made of (Section 3.2).
+"""The operations of the cell space and the blocks they are made of (Section 3.2).
 
-Every block takes and returns images of shape (N, C, H, W). A stride of 2 turns H×W into
+Every block takes and returns feature maps of shape (N, C, H, W). A stride of 2 turns H×W into
 ⌈H/2⌉×⌈W/2⌉ in all of them, so that any two operations of a node can be added whatever the size.
 Convolutions have no bias: a batch normalization always follows.
 """
@@ -12,6 +12,9 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from asng_ext import _host
+from asng_ext.ops.reference import average_pool
 
 __all__ = [
     "OPERATIONS",
@@ -29,7 +32,7 @@ __all__ = [
 Norm = Callable[[int], nn.Module]
 """Makes the normalization layer for a number of channels."""
 
-OPERATIONS = ("identity", "avg_pool_3x3", "max_pool_3x3", "sep_conv_3x3", "sep_conv_5x5")
+OPERATIONS = tuple(operation.name for operation in _host.OPERATIONS)
 """Names of the operations; the position is the value of an operation variable."""
 
 
@@ -61,14 +64,14 @@ class ReLUConvNorm(nn.Module):
 
 
 class FactorizedReduction(nn.Module):
-    """Halves the image without skipping whole rows and columns, as an identity with stride 2.
+    """Halves height and width without skipping rows and columns, as an identity with stride 2.
 
     One 1×1 convolution reads the pixels at even positions, another those at odd positions (rows
     and columns alike); their outputs are concatenated and normalized. Each makes half of the
     channels; of an odd number the first makes one more.
 
     Raises:
-        ValueError: `out_channels` is less than 2, so that one half would be empty.
+        ValueError: `out_channels` is less than 2, so that one convolution would be empty.
     """
 
     def __init__(self, in_channels: int, out_channels: int, norm: Norm) -> None:
@@ -93,7 +96,7 @@ class FactorizedReduction(nn.Module):
         return y
 
 
-class _SeparableHalf(nn.Module):
+class _SeparableStage(nn.Module):
     """ReLU, depthwise k×k convolution, 1×1 convolution, normalization."""
 
     def __init__(self, channels: int, kernel: int, stride: int, norm: Norm) -> None:
@@ -114,26 +117,13 @@ class SeparableConv(nn.Module):
 
     def __init__(self, channels: int, kernel: int, stride: int, norm: Norm) -> None:
         super().__init__()
-        self.half0 = _SeparableHalf(channels, kernel, stride, norm)
-        self.half1 = _SeparableHalf(channels, kernel, 1, norm)
+        self.half0 = _SeparableStage(channels, kernel, stride, norm)
+        self.half1 = _SeparableStage(channels, kernel, 1, norm)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C, ⌈H/stride⌉, ⌈W/stride⌉)."""
         y: Tensor = self.half1(self.half0(x))
         return y
-
-
-def average_pool(x: Tensor, stride: int) -> Tensor:
-    """3×3 average pool of (N, C, H, W); divides by 9 at the border too, as the authors' code."""
-    # On a GPU the gradient of PyTorch 2.11's own padding is wrong for channels-last images. On a
-    # CPU, where it is right, padding first costs up to twice the time.
-    if x.is_cuda:
-        return _average_pool_of_padded(x, stride)
-    return F.avg_pool2d(x, 3, stride, padding=1)
-
-
-def _average_pool_of_padded(x: Tensor, stride: int) -> Tensor:
-    return F.avg_pool2d(F.pad(x, (1, 1, 1, 1)), 3, stride)
 
 
 class AveragePool(nn.Module):
@@ -165,19 +155,20 @@ def make_operation(name: str, channels: int, stride: int, norm: Norm) -> nn.Modu
     """
     if stride not in (1, 2):
         raise ValueError(f"stride must be 1 or 2, got {stride}")
-    match name:
+    if name not in OPERATIONS:
+        raise ValueError(f"name must be one of {', '.join(OPERATIONS)}, got {name!r}")
+    operation = _host.OPERATIONS[OPERATIONS.index(name)]
+    match operation.form:
+        case "identity" if stride == 1:
+            return nn.Identity()
         case "identity":
-            return nn.Identity() if stride == 1 else FactorizedReduction(channels, channels, norm)
-        case "avg_pool_3x3":
+            return FactorizedReduction(channels, channels, norm)
+        case "average_pool":
             return AveragePool(stride)
-        case "max_pool_3x3":
-            return nn.MaxPool2d(3, stride, padding=1)
-        case "sep_conv_3x3":
-            return SeparableConv(channels, 3, stride, norm)
-        case "sep_conv_5x5":
-            return SeparableConv(channels, 5, stride, norm)
+        case "max_pool":
+            return nn.MaxPool2d(operation.kernel, stride, padding=operation.kernel // 2)
         case _:
-            raise ValueError(f"name must be one of {', '.join(OPERATIONS)}, got {name!r}")
+            return SeparableConv(channels, operation.kernel, stride, norm)
 
 
 def drop_path(x: Tensor, rate: float, draws: Tensor | None = None) -> Tensor:

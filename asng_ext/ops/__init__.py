@@ -1,10 +1,14 @@
-"""Compiled operators, and whether they can be used here: importing this registers all of them."""
+"""Compiled operators, and whether they can be used here.
 
-from asng_ext.ops import autoencoder, cell
-from asng_ext.ops._libraries import available
-from asng_ext.ops.mixed_node import NodeWeights, capability, mixed_node, release_memory
+Importing this package, or any module of it, registers all of them.
+"""
+
+from asng_ext.ops import autoencoder, cell, stem
+from asng_ext.ops._libraries import available, capability, release_memory
+from asng_ext.ops.mixed_node import OPERATION_COUNT, NodeWeights, mixed_node
 
 __all__ = [
+    "OPERATION_COUNT",
     "NodeWeights",
     "autoencoder",
     "available",
@@ -12,4 +16,5 @@ __all__ = [
     "cell",
     "mixed_node",
     "release_memory",
+    "stem",
 ]

@@ -11,7 +11,14 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["available", "cuda_available", "require", "require_cuda"]
+__all__ = [
+    "available",
+    "capability",
+    "cuda_available",
+    "release_memory",
+    "require",
+    "require_cuda",
+]
 
 _FOLDER = Path(__file__).parent.parent
 _ADVICE = (
@@ -89,3 +96,29 @@ def require_cuda() -> None:
             "there is no CUDA device: torch.cuda.is_available() is False. Check the driver with "
             "`nvidia-smi` and that CUDA_VISIBLE_DEVICES does not hide the device"
         )
+
+
+def capability() -> str:
+    """Instruction set that the operators use on the CPU: "default", "avx2" or "avx512".
+
+    It is the best that the processor has, or a lesser one that the environment variable
+    ASNG_CPU_CAPABILITY names when the operators are first used.
+
+    Raises:
+        RuntimeError: The operators are not available.
+    """
+    require()
+    return ("default", "avx2", "avx512")[torch.ops.asng._cpu_capability()]
+
+
+def release_memory() -> int:
+    """Gives the memory that the CPU's operators keep for the next call back to the system.
+
+    Returns:
+        The number of bytes.
+
+    Raises:
+        RuntimeError: The operators are not available.
+    """
+    require()
+    return int(torch.ops.asng._release_cached())

@@ -1,133 +1,114 @@
-"""Tells PyTorch the shapes, derivatives and autocast rules of the compiled operators."""
+"""Cells of the cell space (Section 3.2) as compiled operators: one cell, or a stack of cells.
+
+λ architectures go through one call; only operations that some architecture uses cost time, and
+what architectures share is computed once. `asng_ext.nn.FusedCellSupernet` is made of these.
+Feature maps are channels-last and padded, (λ, B, H, W, P).
+"""
 
 from __future__ import annotations
 
-import math
+from collections import namedtuple
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from asng_ext import _host
+from asng_ext.ops._feature_maps import (
+    allows_tf32,
+    cast_feature_maps,
+    cast_weights,
+    check_saved,
+    halved,
+    new_saved,
+    padded_channels,
+)
 from asng_ext.ops._libraries import available
-from asng_ext.ops._registration import call_backward, register_autocast, register_operator
+from asng_ext.ops._registration import call, call_backward, register_autocast, register_operator
 
-__all__ = ["CHANNEL_BLOCK", "allows_tf32", "padded_channels", "runs_chains", "stores_halves"]
+__all__ = ["CellWeights", "cell", "cells", "runs_stacks"]
 
-CHANNEL_BLOCK = 16
-"""Images have a multiple of so many channels, those beyond the real ones zero."""
-
-
-def padded_channels(channels: int) -> int:
-    """`channels` rounded up to a multiple of `CHANNEL_BLOCK`."""
-    return (channels + CHANNEL_BLOCK - 1) // CHANNEL_BLOCK * CHANNEL_BLOCK
+CellWeights: Any = namedtuple("CellWeights", _host.CELL_WEIGHTS)  # type: ignore[misc]
+"""The weights of a cell by name, in the order in which the operators take them; their shapes are
+those of `_host.cell_weights`. A cell other than a reduction cell has an empty tensor for its
+reduction."""
 
 
-def runs_chains(device: torch.device) -> bool:
-    """Whether `asng::cells`, a whole chain of cells, can be used on a device, or only `cell`."""
+def runs_stacks(device: torch.device) -> bool:
+    """Whether `cells` can be used on a device, or only `cell`."""
     return device.type == "cpu"
 
 
-def _halved(size: int, stride: int) -> int:
-    return (size + stride - 1) // stride
-
-
-def stores_halves(device: torch.device) -> bool:
-    """Whether the operators take images as bfloat16 on a device, with weights in float32."""
-    return device.type in ("cuda", "meta")
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def allows_tf32() -> bool:
-    """Whether products of float32 matrices may be in TF32 on a CUDA device.
-
-    They may where PyTorch's own convolutions may: by its setting when the operator is called, or
-    compiled.
-    """
-    conv = torch.backends.cudnn.conv  # type: ignore[attr-defined]
-    return bool(conv.fp32_precision == "tf32")
-
-
-def _new_saved(images: Tensor, weight: Tensor, statistics: int, values: int) -> Tensor:
-    """What is kept for the backward pass: statistics, and values of images.
-
-    It has the dtype of the weights; see saved_values of csrc/platform/cuda_types.h for images
-    that have another.
-    """
-    size = statistics + values * images.dtype.itemsize // weight.dtype.itemsize
-    return weight.new_empty((size,))
-
-
-def _node_saved(archs: int, edges: int, out_size: int, padded: int) -> tuple[int, int]:
-    """Statistics, and values of images, that a node keeps.
-
-    See GraphShape::saved_bound of csrc/ops/cell/cpu_dag.h, node_saved_size of csrc/ops/cell/cuda.h.
-    """
-    return archs * edges * 4 * padded, archs * edges * 2 * out_size
-
-
-def _mixed_node_fake(
-    bank: Tensor,
+def cell(
+    prev_prev: Tensor,
+    prev: Tensor,
     inputs: Tensor,
     operations: Tensor,
-    depthwise3: Tensor,
-    pointwise3: Tensor,
-    depthwise5: Tensor,
-    pointwise5: Tensor,
-    reduction: Tensor | None,
-    stride: int,
-    save: bool,
-    tf32: bool,
-) -> tuple[Tensor, Tensor]:
-    _, archs, images, height, width, padded = bank.shape
-    size = (images, _halved(height, stride), _halved(width, stride), padded)
-    out_size = size[0] * size[1] * size[2] * size[3]
-    kept = _node_saved(archs, inputs.shape[1], out_size, padded) if save else (0, 0)
-    return bank.new_empty((archs, *size)), _new_saved(bank, pointwise3, *kept)
+    weights: Sequence[Tensor],
+    prev_prev_is_larger: bool = False,
+) -> Tensor:
+    """A cell of N nodes and C channels, for λ architectures at once.
+
+    The arguments are checked by the operator alone.
+
+    Args:
+        prev_prev, prev: The outputs of the cell before the last and of the last cell, (λ or 1, B,
+            H, W, P); a first dimension of 1 means that all architectures share them.
+        inputs: (λ, N, 2) int32: 0 is prev_prev, 1 is prev, k + 2 is node k.
+        operations: (λ, N, 2) int32.
+        weights: `CellWeights`.
+        prev_prev_is_larger: Whether prev_prev has twice the height and width of prev.
+
+    Returns:
+        (λ, B, H, W, P), with half of height and width, rounded up, of a reduction cell.
+
+    Raises:
+        RuntimeError: An argument does not fit.
+        ValueError: On the CPU, an index is out of range. On a CUDA device, which would have to be
+            synchronized to see that, the result of its architecture is NaN.
+    """
+    save, tf32 = torch.is_grad_enabled(), allows_tf32()
+    args = (prev_prev, prev, inputs, operations, list(weights), prev_prev_is_larger, save, tf32)
+    out: Tensor = call("cell", *args)[0]
+    return out
 
 
-def _mixed_node_backward_fake(
-    grad: Tensor, bank: Tensor, saved: Tensor, inputs: Tensor, operations: Tensor, *rest: Any
-) -> tuple[Tensor, ...]:
-    *weights, reduction, _stride, _tf32 = rest
-    return (
-        torch.empty_like(bank),
-        *(torch.empty_like(weight) for weight in weights),
-        weights[0].new_empty((0,)) if reduction is None else torch.empty_like(reduction),
-    )
+def cells(
+    images: Tensor, inputs: Tensor, operations: Tensor, weights: Sequence[Sequence[Tensor]]
+) -> Tensor:
+    """A stack of cells; the first reads `images` twice, each other the last two outputs.
+
+    Args:
+        images: (1 or λ, B, H, W, P).
+        inputs, operations: (2, λ, N, 2), as for `cell`; first those of normal cells.
+        weights: `CellWeights` of each cell.
+
+    Returns:
+        The output of the last cell, (λ, B, H', W', P').
+
+    Raises:
+        RuntimeError, ValueError: See `cell`.
+    """
+    flat = [weight for cell_weights in weights for weight in cell_weights]
+    out: Tensor = call("cells", images, inputs, operations, flat, torch.is_grad_enabled())[0]
+    return out
 
 
-def _mixed_node_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    bank, index, operations, *weights, stride, save, tf32 = inputs
-    ctx.save_for_backward(bank, output[1], index, operations, *weights)
-    ctx.stride, ctx.save, ctx.tf32 = stride, save, tf32
-    ctx.set_materialize_grads(False)
+def _out_size(prev: Sequence[int], archs: int, weights: Any) -> tuple[int, ...]:
+    _, batch, height, width, _ = prev
+    stride = 2 if weights.reduction.numel() else 1
+    padded = padded_channels(weights.prev_prev_weight.shape[0])
+    return archs, batch, halved(height, stride), halved(width, stride), padded
 
 
-def _check_saved(ctx: Any) -> None:
-    if not ctx.save:
-        raise RuntimeError("the operator was called with save=False, so it has no backward pass")
-
-
-def _mixed_node_backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
-    _check_saved(ctx)
-    if grad is None:
-        return (None,) * 11
-    bank, saved, index, operations, *weights = ctx.saved_tensors
-    grad_bank, *grads = call_backward(
-        "mixed_node",
-        grad.contiguous(),
-        bank,
-        saved,
-        index,
-        operations,
-        *weights,
-        ctx.stride,
-        ctx.tf32,
-    )
-    if weights[-1] is None:
-        grads[-1] = None
-    return (grad_bank, None, None, *grads, None, None, None)
+def _new_saved(
+    units: _host.SavedUnits, images: Tensor, prev: Sequence[int], out: Sequence[int], weight: Tensor
+) -> Tensor:
+    _, batch, height, width, _ = prev
+    archs, _, out_height, out_width, padded = out
+    in_pixels, out_pixels = batch * height * width, batch * out_height * out_width
+    return new_saved(units, images, weight, archs, padded, in_pixels, out_pixels)
 
 
 def _cell_fake(
@@ -135,39 +116,15 @@ def _cell_fake(
     prev: Tensor,
     inputs: Tensor,
     operations: Tensor,
-    prev_prev_weight: Tensor,
-    prev_weight: Tensor,
-    depthwise3: Tensor,
-    pointwise3: Tensor,
-    depthwise5: Tensor,
-    pointwise5: Tensor,
-    reduction: Tensor | None,
-    output_weight: Tensor,
+    weights: Sequence[Tensor],
     prev_prev_is_larger: bool,
     save: bool,
     tf32: bool,
 ) -> tuple[Tensor, Tensor]:
-    size, kept = _cell_sizes(
-        prev.shape, inputs.shape[0], inputs.shape[1], prev_prev_weight, reduction
-    )
-    saved = _new_saved(prev, prev_prev_weight, *(kept if save else (0, 0)))
-    return prev.new_empty(size), saved
-
-
-def _cell_sizes(
-    prev: Sequence[int], archs: int, nodes: int, prev_prev_weight: Tensor, reduction: Tensor | None
-) -> tuple[tuple[int, ...], tuple[int, int]]:
-    """Shape of a cell's output; statistics, and values of images, that it keeps."""
-    _, images, height, width, _ = prev
-    padded = padded_channels(prev_prev_weight.shape[0])
-    stride = 1 if reduction is None else 2
-    size = (images, _halved(height, stride), _halved(width, stride), padded)
-    in_size, out_size = images * height * width * padded, size[0] * size[1] * size[2] * size[3]
-    # CellShape::saved_bound of csrc/ops/cell/cpu_forward.cpp, cell_saved_size of cuda.h there.
-    statistics, values = _node_saved(archs, 2, out_size, padded)
-    statistics = nodes * statistics + archs * 6 * padded
-    values = nodes * values + archs * (2 * in_size + nodes * out_size)
-    return (archs, *size), (statistics, values)
+    archs, nodes, _ = inputs.shape
+    size = _out_size(prev.shape, archs, CellWeights(*weights))
+    saved = _new_saved(_host.cell_saved_units(int(nodes)), prev, prev.shape, size, weights[0])
+    return prev.new_empty(size), saved if save else saved.new_empty((0,))
 
 
 def _cell_backward_fake(
@@ -178,72 +135,76 @@ def _cell_backward_fake(
     saved: Tensor,
     inputs: Tensor,
     operations: Tensor,
-    *rest: Any,
-) -> tuple[Tensor, ...]:
-    *weights, _prev_prev_is_larger, prev_prev_needs_grad, prev_needs_grad, _tf32 = rest
-    nothing = prev.new_empty((0,))
+    weights: Sequence[Tensor],
+    prev_prev_is_larger: bool,
+    prev_prev_needs_grad: bool,
+    prev_needs_grad: bool,
+    tf32: bool,
+) -> tuple[Tensor, Tensor, list[Tensor]]:
     return (
-        torch.empty_like(prev_prev) if prev_prev_needs_grad else nothing,
+        torch.empty_like(prev_prev) if prev_prev_needs_grad else prev.new_empty((0,)),
         torch.empty_like(prev) if prev_needs_grad else prev.new_empty((0,)),
-        *(weights[0].new_empty((0,)) if w is None else torch.empty_like(w) for w in weights),
+        [torch.empty_like(weight) for weight in weights],
     )
 
 
 def _cell_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    prev_prev, prev, index, operations, *weights, prev_prev_is_larger, save, tf32 = inputs
+    prev_prev, prev, index, operations, weights, ctx.prev_prev_is_larger, ctx.save, ctx.tf32 = (
+        inputs
+    )
     ctx.save_for_backward(prev_prev, prev, *output, index, operations, *weights)
-    ctx.prev_prev_is_larger, ctx.save, ctx.tf32 = prev_prev_is_larger, save, tf32
     ctx.set_materialize_grads(False)
 
 
 def _cell_backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
-    _check_saved(ctx)
+    check_saved(ctx)
+    prev_prev, prev, output, saved, index, operations, *weights = ctx.saved_tensors
     if grad is None:
-        return (None,) * 15
+        return None, None, None, None, [None] * len(weights), None, None, None
     prev_prev_needs_grad, prev_needs_grad = ctx.needs_input_grad[:2]
-    saved = ctx.saved_tensors
-    grads = list(
-        call_backward(
-            "cell",
-            grad.contiguous(),
-            *saved,
-            ctx.prev_prev_is_larger,
-            prev_prev_needs_grad,
-            prev_needs_grad,
-            ctx.tf32,
-        )
+    grad_prev_prev, grad_prev, grads = call_backward(
+        "cell",
+        grad.contiguous(),
+        prev_prev,
+        prev,
+        output,
+        saved,
+        index,
+        operations,
+        weights,
+        ctx.prev_prev_is_larger,
+        prev_prev_needs_grad,
+        prev_needs_grad,
+        ctx.tf32,
     )
-    reduction = saved[12]
-    if reduction is None:
-        grads[8] = None
-    prev_prev_grad, prev_grad, *weight_grads = grads
     return (
-        prev_prev_grad if prev_prev_needs_grad else None,
-        prev_grad if prev_needs_grad else None,
+        grad_prev_prev if prev_prev_needs_grad else None,
+        grad_prev if prev_needs_grad else None,
         None,
         None,
-        *weight_grads,
+        grads,
         None,
         None,
         None,
     )
 
 
-_TENSORS_PER_CELL = 8
-"""In the weights of `asng::cells`; the seventh is the reduction, empty in a normal cell."""
+def _of_cells(weights: Sequence[Tensor]) -> list[Any]:
+    """The weights of each cell of a stack."""
+    count = len(_host.CELL_WEIGHTS)
+    return [CellWeights(*weights[i : i + count]) for i in range(0, len(weights), count)]
 
 
 def _cells_fake(
     images: Tensor, inputs: Tensor, operations: Tensor, weights: Sequence[Tensor], save: bool
 ) -> tuple[Tensor, Tensor]:
     _, archs, nodes, _ = inputs.shape
+    units = _host.stacked_cell_saved_units(int(nodes))
     size: tuple[int, ...] = tuple(images.shape)
     total = 0
-    for i in range(0, len(weights), _TENSORS_PER_CELL):
-        reduction = weights[i + 6] if weights[i + 6].numel() else None
-        size, kept = _cell_sizes(size, archs, nodes, weights[i], reduction)
-        # Chain::saved_bound of csrc/ops/cell/cpu_stack.cpp.
-        total += sum(kept) + archs * 2 * size[-1] + math.prod(size)
+    for named in _of_cells(weights):
+        prev, size = size, _out_size(size, archs, named)
+        total += _new_saved(units, images, prev, size, named.prev_prev_weight).numel()
     return images.new_empty(size), images.new_empty((total if save else 0,))
 
 
@@ -262,14 +223,13 @@ def _cells_backward_fake(
 
 
 def _cells_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    images, index, operations, weights, save = inputs
+    images, index, operations, weights, ctx.save = inputs
     ctx.save_for_backward(images, *output, index, operations, *weights)
-    ctx.save = save
     ctx.set_materialize_grads(False)
 
 
 def _cells_backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
-    _check_saved(ctx)
+    check_saved(ctx)
     images, output, saved, index, operations, *weights = ctx.saved_tensors
     if grad is None:
         return None, None, None, [None] * len(weights), None
@@ -288,72 +248,8 @@ def _cells_backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[An
     return grad_images if images_need_grad else None, None, None, grads, None
 
 
-def _stem_fake(
-    images: Tensor, weight: Tensor, scale: Tensor, bias: Tensor, tf32: bool
-) -> tuple[Tensor, Tensor]:
-    batch, height, width, _ = images.shape
-    padded = padded_channels(weight.shape[0])
-    # StemShape::saved_size of csrc/ops/stem/cpu.h and of csrc/ops/cell/cuda.h.
-    saved = _new_saved(images, weight, 2 * padded, batch * height * width * padded)
-    return images.new_empty((1, batch, height, width, padded)), saved
-
-
-def _stem_backward_fake(
-    grad: Tensor, images: Tensor, saved: Tensor, *rest: Any
-) -> tuple[Tensor, ...]:
-    *weights, _tf32 = rest
-    return tuple(torch.empty_like(weight) for weight in weights)
-
-
-def _stem_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    images, *weights, ctx.tf32 = inputs
-    ctx.save_for_backward(images, output[1], *weights)
-    ctx.set_materialize_grads(False)
-
-
-def _stem_backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
-    if ctx.needs_input_grad[0]:
-        raise RuntimeError("asng::stem has no gradient with respect to the images")
-    if grad is None:
-        return (None,) * 5
-    grads = call_backward("stem", grad.contiguous(), *ctx.saved_tensors, ctx.tf32)
-    return (None, *grads, None)
-
-
-def _image_dtype(device_type: str, dtype: torch.dtype) -> torch.dtype:
-    """Under autocast: bfloat16 where it asks for that and the operators store images so.
-
-    Otherwise float32: statistics of a batch need more than the range of float16.
-    """
-    halves = stores_halves(torch.device(device_type)) and dtype == torch.bfloat16
-    return torch.bfloat16 if halves else torch.float32
-
-
-def _weight_dtype(device_type: str, dtype: torch.dtype) -> torch.dtype:
-    """What is rounded to bfloat16 is what goes through memory, not what is computed."""
-    return torch.float32
-
-
-_IMAGES = {"mixed_node": (1, 8), "cell": (2, 12), "cells": (1, 4), "stem": (1, 4)}
-"""How many images, the first of its arguments, each operator takes, and where its weights end."""
-
-
-def _register() -> None:
-    register_operator("stem", _stem_fake, _stem_setup, _stem_backward, _stem_backward_fake)
-    register_operator(
-        "mixed_node",
-        _mixed_node_fake,
-        _mixed_node_setup,
-        _mixed_node_backward,
-        _mixed_node_backward_fake,
-    )
-    register_operator("cell", _cell_fake, _cell_setup, _cell_backward, _cell_backward_fake)
-    register_operator("cells", _cells_fake, _cells_setup, _cells_backward, _cells_backward_fake)
-    for name, (images, end) in _IMAGES.items():
-        register_autocast(
-            name, {i: _image_dtype if i < images else _weight_dtype for i in range(end)}
-        )
-
-
 if available():
-    _register()
+    register_operator("cell", _cell_fake, _cell_setup, _cell_backward, _cell_backward_fake)
+    register_autocast("cell", {0: cast_feature_maps, 1: cast_feature_maps, 4: cast_weights})
+    register_operator("cells", _cells_fake, _cells_setup, _cells_backward, _cells_backward_fake)
+    register_autocast("cells", {0: cast_feature_maps, 3: cast_weights})

@@ -1,114 +1,91 @@
-"""Compiled operators of the supernet: what they take, checked, and what they give.
+"""A node of the cell space (Section 3.2) as a compiled operator, for cells of any topology.
 
-All work on the CPU and on CUDA devices with float32 or float64, have derivatives, and run under
-`torch.compile` and `torch.autocast`. On CUDA devices images may be bfloat16, with weights in
+It works on the CPU and on CUDA devices with float32 or float64, has a derivative, and runs under
+`torch.compile` and `torch.autocast`. On CUDA devices feature maps may be bfloat16, with weights in
 float32: what lies in memory is rounded, and all arithmetic is float32. So it is under autocast to
 bfloat16, which on the CPU, and to float16 everywhere, means float32. λ architectures go through one
 call; what differs between them are small index tensors, and only operations that some architecture
 uses cost time.
-`asng_ext.ops.reference` says the same in plain PyTorch.
+`asng_ext.ops.reference` says the same in plain PyTorch; `asng_ext.nn.MixedNode` holds the weights.
 
-Images are channels-last, (λ, B, H, W, C), any number of channels.
+Feature maps are channels-last, (λ, B, H, W, C), with any number of channels.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections import namedtuple
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from asng_ext.ops import _libraries
-from asng_ext.ops import cell as _operators
-from asng_ext.ops._libraries import available
-from asng_ext.ops._registration import call
-from asng_ext.ops.cell import padded_channels
+from asng_ext import _host
+from asng_ext.ops import _feature_maps, _libraries
+from asng_ext.ops._feature_maps import (
+    allows_tf32,
+    cast_feature_maps,
+    cast_weights,
+    check_saved,
+    halved,
+    new_saved,
+    padded_channels,
+)
+from asng_ext.ops._registration import call, call_backward, register_autocast, register_operator
 
-__all__ = ["NodeWeights", "available", "capability", "mixed_node", "release_memory"]
+__all__ = ["OPERATION_COUNT", "NodeWeights", "mixed_node"]
 
-OPERATION_COUNT = 5
-"""Identity, 3×3 average pool, 3×3 max pool, 3×3 and 5×5 separable convolution."""
+OPERATION_COUNT = len(_host.OPERATIONS)
+"""Operations are numbered from 0; see `asng_ext.nn.operations.OPERATIONS` for their names."""
 
+NodeWeights: Any = namedtuple(  # type: ignore[misc]
+    "NodeWeights", _host.OPERATION_WEIGHTS, defaults=(None,), module=__name__
+)
+NodeWeights.__doc__ = """Weights of the operations on the S inputs of a node with C channels.
 
-class NodeWeights(NamedTuple):
-    """Weights of the operations on the S inputs of a node with C channels."""
-
-    depthwise3: Tensor
-    """(S, 2, C, 1, 3, 3), the two halves of a 3×3 separable convolution."""
-    pointwise3: Tensor
-    """(S, 2, C, C)"""
-    depthwise5: Tensor
-    """(S, 2, C, 1, 5, 5)"""
-    pointwise5: Tensor
-    """(S, 2, C, C)"""
-    reduction: Tensor | None = None
-    """(S, C, C), the factorized reductions that identities are with stride 2: ⌈C/2⌉ rows for the
-    even pixels, then those for the odd. Not needed with stride 1."""
-
-
-def capability() -> str:
-    """Instruction set that the operators use: "default", "avx2" or "avx512".
-
-    It is the best that the processor has, or a lesser one that the environment variable
-    ASNG_CPU_CAPABILITY names when the operators are first used.
-
-    Raises:
-        RuntimeError: The operators are not available.
-    """
-    _libraries.require()
-    return ("default", "avx2", "avx512")[torch.ops.asng._cpu_capability()]
-
-
-def release_memory() -> int:
-    """Gives the memory that the operators keep for the next call back to the system.
-
-    Returns:
-        The number of bytes.
-
-    Raises:
-        RuntimeError: The operators are not available.
-    """
-    _libraries.require()
-    return int(torch.ops.asng._release_cached())
+For each separable convolution, of kernel k, the two stages of its depthwise and of its pointwise
+weights: depthwise3 (S, 2, C, 1, 3, 3), pointwise3 (S, 2, C, C), depthwise5 (S, 2, C, 1, 5, 5) and
+pointwise5 (S, 2, C, C). Then reduction (S, C, C), the factorized reductions that identities are
+with stride 2: ⌈C/2⌉ rows for the even pixels, then those for the odd; with stride 1 it may be None.
+"""
 
 
 def _under_autocast(device: torch.device) -> bool:
     return torch.is_autocast_enabled("cuda" if device.type == "cuda" else "cpu")
 
 
-def _check_images(x: Tensor, name: str, dim: int) -> None:
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
-    if x.dim() != dim or 0 in x.shape:
+def _check_bank(bank: Tensor) -> None:
+    if not isinstance(bank, Tensor):
+        raise TypeError(f"bank must be a tensor, got {type(bank).__name__}")
+    if bank.dim() != 6 or 0 in bank.shape:
         raise ValueError(
-            f"{name} must have {dim} dimensions, none of them 0, got shape {tuple(x.shape)}"
+            f"bank must have 6 dimensions, none of them 0, got shape {tuple(bank.shape)}"
         )
-    halves = _operators.stores_halves(x.device)
+    halves = _feature_maps.stores_bfloat16(bank.device.type)
     if not (
-        x.dtype in (torch.float32, torch.float64)
-        or (halves and x.dtype == torch.bfloat16)
-        or _under_autocast(x.device)
+        bank.dtype in (torch.float32, torch.float64)
+        or (halves and bank.dtype == torch.bfloat16)
+        or _under_autocast(bank.device)
     ):
         allowed = "float32, float64 or bfloat16" if halves else "float32 or float64"
-        raise TypeError(f"{name} must be {allowed} on {x.device.type}, got {x.dtype}")
-    if x.device.type == "cuda":
+        raise TypeError(f"bank must be {allowed} on {bank.device.type}, got {bank.dtype}")
+    if bank.device.type == "cuda":
         _libraries.require_cuda()
-    elif x.device.type not in ("cpu", "meta"):
-        raise ValueError(f"{name} must be on the CPU or a CUDA device, got {x.device}")
+    elif bank.device.type not in ("cpu", "meta"):
+        raise ValueError(f"bank must be on the CPU or a CUDA device, got {bank.device}")
 
 
-def _check_weight(x: Tensor, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
+def _check_weight(x: Tensor, name: str, shape: tuple[int, ...], like: Tensor) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
     if tuple(x.shape) != shape:
         raise ValueError(f"{name} must have shape {shape}, got {tuple(x.shape)}")
     wanted = torch.float32 if like.dtype == torch.bfloat16 else like.dtype
     if x.dtype != wanted and not _under_autocast(like.device):
-        raise TypeError(f"{name} must be {wanted} with images of {like.dtype}, got {x.dtype}")
+        raise TypeError(f"{name} must be {wanted} with a bank of {like.dtype}, got {x.dtype}")
     if x.device != like.device:
-        raise ValueError(f"{name} must be on {like.device} as the images are, got {x.device}")
-    return x.contiguous()
+        raise ValueError(f"{name} must be on {like.device} as the bank is, got {x.device}")
 
 
 def _check_indices(
@@ -121,9 +98,9 @@ def _check_indices(
     if tuple(x.shape) != shape:
         raise ValueError(f"{name} must have shape {shape}, got {tuple(x.shape)}")
     if x.device != device and device.type != "meta":
-        raise ValueError(f"{name} must be on {device} as the images are, got {x.device}")
+        raise ValueError(f"{name} must be on {device} as the bank is, got {x.device}")
     # Values are unknown while a graph is traced; the operator itself checks them again. Those on a
-    # device stay there: looking at them would mean to wait for it.
+    # device stay there: looking at them would mean to synchronize with it.
     if not torch.compiler.is_compiling() and x.device.type == "cpu":
         # As a list: reductions of a small tensor take longer than all of this.
         rows = x.tolist()
@@ -136,24 +113,24 @@ def _check_indices(
 
 
 def mixed_node(
-    bank: Tensor, inputs: Tensor, operations: Tensor, weights: NodeWeights, stride: int = 1
+    bank: Tensor, inputs: Tensor, operations: Tensor, weights: Sequence[Any], stride: int = 1
 ) -> Tensor:
     """A node for λ architectures at once: the sum of E edges, each an operation on one input.
 
     Edge e of architecture a applies operation `operations[a, e]` to `bank[inputs[a, e], a]`. The
     operations are, by number: identity (with stride 2 a factorized reduction), 3×3 average pool,
-    3×3 max pool, 3×3 and 5×5 separable convolution. Normalization takes the statistics of the B
-    images of one architecture and has no weights. Gradients of weights and inputs that no edge
-    uses are zeros.
+    3×3 max pool, 3×3 and 5×5 separable convolution. Batch normalization is non-affine and takes the
+    statistics of the batch for one architecture. Gradients of weights and inputs that no edge uses
+    are zeros.
 
     Args:
         bank: The S candidate inputs, (S, λ, B, H, W, C), in float32, float64 or, on a CUDA
             device, bfloat16; the weights are float32 then.
         inputs: (λ, E) integers from 0 to S - 1, on the device of the bank.
         operations: (λ, E) integers from 0 to 4, likewise. On a CUDA device the values are not
-            looked at: an architecture with one out of range gives NaN.
-        weights: Of all operations on all inputs.
-        stride: 1, or 2 to halve the images.
+            validated: an architecture with one out of range gives NaN.
+        weights: `NodeWeights` of all operations on all inputs.
+        stride: 1, or 2 to halve height and width.
 
     Returns:
         (λ, B, ⌈H/stride⌉, ⌈W/stride⌉, C), of the dtype of the bank
@@ -164,10 +141,11 @@ def mixed_node(
         RuntimeError: The operators are not available.
     """
     _libraries.require()
-    _check_images(bank, "bank", 6)
+    _check_bank(bank)
     if stride not in (1, 2):
         raise ValueError(f"stride must be 1 or 2, got {stride!r}")
-    if stride == 2 and weights.reduction is None:
+    *convolutions, reduction = weights
+    if stride == 2 and reduction is None:
         raise ValueError("weights.reduction must be given with stride 2, got None")
     count, archs, _, _, _, channels = bank.shape
     if not isinstance(inputs, Tensor) or inputs.dim() != 2 or inputs.shape[1] == 0:
@@ -175,37 +153,76 @@ def mixed_node(
     shape = (archs, inputs.shape[1])
     index = _check_indices(inputs, "inputs", shape, count, bank.device)
     kinds = _check_indices(operations, "operations", shape, OPERATION_COUNT, bank.device)
-    depthwise3 = _check_weight(
-        weights.depthwise3, "weights.depthwise3", (count, 2, channels, 1, 3, 3), bank
-    )
-    pointwise3 = _check_weight(
-        weights.pointwise3, "weights.pointwise3", (count, 2, channels, channels), bank
-    )
-    depthwise5 = _check_weight(
-        weights.depthwise5, "weights.depthwise5", (count, 2, channels, 1, 5, 5), bank
-    )
-    pointwise5 = _check_weight(
-        weights.pointwise5, "weights.pointwise5", (count, 2, channels, channels), bank
-    )
-    reduction = weights.reduction
-    if reduction is not None:
-        reduction = _check_weight(reduction, "weights.reduction", (count, channels, channels), bank)
-        if channels < 2 and stride == 2:
-            raise ValueError(f"bank must have at least 2 channels with stride 2, got {channels}")
+    if not torch.compiler.is_compiling():  # the operator itself checks them again
+        shapes = _host.operation_weights(count, count, channels)
+        for (name, expected), weight in zip(shapes.items(), weights, strict=True):
+            if weight is not None or name != "reduction":
+                _check_weight(weight, f"weights.{name}", expected, bank)
+    if stride == 2 and channels < 2:
+        raise ValueError(f"bank must have at least 2 channels with stride 2, got {channels}")
+    if reduction is None:
+        reduction = convolutions[0].new_empty((0,))
     padding = padded_channels(channels) - channels
-    padded = F.pad(bank, (0, padding)) if padding else bank.contiguous()
     out: Tensor = call(
         "mixed_node",
-        padded,
+        F.pad(bank, (0, padding)) if padding else bank.contiguous(),
         index,
         kinds,
-        depthwise3,
-        pointwise3,
-        depthwise5,
-        pointwise5,
-        reduction,
+        [weight.contiguous() for weight in (*convolutions, reduction)],
         stride,
         torch.is_grad_enabled(),
-        _operators.allows_tf32(),
+        allows_tf32(),
     )[0]
     return out[..., :channels] if padding else out
+
+
+def _fake(
+    bank: Tensor,
+    inputs: Tensor,
+    operations: Tensor,
+    weights: Sequence[Tensor],
+    stride: int,
+    save: bool,
+    tf32: bool,
+) -> tuple[Tensor, Tensor]:
+    _, archs, batch, height, width, padded = bank.shape
+    out_height, out_width = halved(height, stride), halved(width, stride)
+    units = _host.node_saved_units(int(inputs.shape[1]))
+    out_pixels = batch * out_height * out_width
+    saved = new_saved(units, bank, weights[0], archs, padded, out_pixels=out_pixels)
+    out = bank.new_empty((archs, batch, out_height, out_width, padded))
+    return out, saved if save else saved.new_empty((0,))
+
+
+def _backward_fake(
+    grad: Tensor,
+    bank: Tensor,
+    saved: Tensor,
+    inputs: Tensor,
+    operations: Tensor,
+    weights: Sequence[Tensor],
+    stride: int,
+    tf32: bool,
+) -> tuple[Tensor, list[Tensor]]:
+    return torch.empty_like(bank), [torch.empty_like(weight) for weight in weights]
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    bank, index, operations, weights, ctx.stride, ctx.save, ctx.tf32 = inputs
+    ctx.save_for_backward(bank, output[1], index, operations, *weights)
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
+    check_saved(ctx)
+    bank, saved, index, operations, *weights = ctx.saved_tensors
+    if grad is None:
+        return None, None, None, [None] * len(weights), None, None, None
+    args = (grad.contiguous(), bank, saved, index, operations, weights, ctx.stride, ctx.tf32)
+    grad_bank, grads = call_backward("mixed_node", *args)
+    return grad_bank, None, None, grads, None, None, None
+
+
+if _libraries.available():
+    register_operator("mixed_node", _fake, _setup, _backward, _backward_fake)
+    register_autocast("mixed_node", {0: cast_feature_maps, 3: cast_weights})

@@ -2,36 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from asng_ext.nn.operations import average_pool
-from asng_ext.ops.mixed_node import NodeWeights
+from asng_ext import _host
 
-__all__ = ["mixed_node", "normalize", "operation"]
+__all__ = ["average_pool", "mixed_node", "normalize", "operation"]
 
-EPSILON = 1e-5
+
+def average_pool(x: Tensor, stride: int) -> Tensor:
+    """3×3 average pool of (N, C, H, W); divides by 9 at the border too, as the authors' code."""
+    # On a GPU the gradient of PyTorch 2.11's own padding is wrong for channels-last images. On a
+    # CPU, where it is right, padding first costs up to twice the time.
+    if x.is_cuda:
+        return _average_pool_of_padded(x, stride)
+    return F.avg_pool2d(x, 3, stride, padding=1)
+
+
+def _average_pool_of_padded(x: Tensor, stride: int) -> Tensor:
+    return F.avg_pool2d(F.pad(x, (1, 1, 1, 1)), 3, stride)
 
 
 def normalize(x: Tensor) -> Tensor:
-    """Batch normalization of (N, C, H, W) with the statistics of the batch, without weights."""
+    """Batch normalization of (N, C, H, W) with the statistics of the batch, non-affine."""
     mean = x.mean((0, 2, 3), keepdim=True)
     variance = ((x - mean) ** 2).mean((0, 2, 3), keepdim=True)
-    return (x - mean) / torch.sqrt(variance + EPSILON)
+    return (x - mean) / torch.sqrt(variance + _host.EPSILON)
 
 
 def _separable(x: Tensor, depthwise: Tensor, pointwise: Tensor, stride: int) -> Tensor:
-    for half in range(2):
-        kernel = depthwise[half]
+    for stage in range(2):
+        kernel = depthwise[stage]
         x = F.conv2d(
             F.relu(x),
             kernel,
-            stride=stride if half == 0 else 1,
+            stride=stride if stage == 0 else 1,
             padding=kernel.shape[-1] // 2,
             groups=x.shape[1],
         )
-        x = normalize(F.conv2d(x, pointwise[half][:, :, None, None]))
+        x = normalize(F.conv2d(x, pointwise[stage][:, :, None, None]))
     return x
 
 
@@ -51,24 +63,25 @@ def _factorized_reduction(x: Tensor, weight: Tensor) -> Tensor:
     )
 
 
-def operation(x: Tensor, number: int, index: int, weights: NodeWeights, stride: int) -> Tensor:
+def operation(x: Tensor, number: int, index: int, weights: Sequence[Tensor], stride: int) -> Tensor:
     """Operation `number` on input number `index` of a node, x (N, C, H, W)."""
-    if number == 0:
-        if stride == 1:
+    named = dict(zip(_host.OPERATION_WEIGHTS, weights, strict=True))
+    kind = _host.OPERATIONS[number]
+    match kind.form:
+        case "identity" if stride == 1:
             return x
-        assert weights.reduction is not None
-        return _factorized_reduction(x, weights.reduction[index])
-    if number == 1:
-        return average_pool(x, stride)
-    if number == 2:
-        return F.max_pool2d(x, 3, stride, padding=1)
-    if number == 3:
-        return _separable(x, weights.depthwise3[index], weights.pointwise3[index], stride)
-    return _separable(x, weights.depthwise5[index], weights.pointwise5[index], stride)
+        case "identity":
+            return _factorized_reduction(x, named["reduction"][index])
+        case "average_pool":
+            return average_pool(x, stride)
+        case "max_pool":
+            return F.max_pool2d(x, kind.kernel, stride, padding=kind.kernel // 2)
+    depthwise, pointwise = (named[name][index] for name in kind.weights)
+    return _separable(x, depthwise, pointwise, stride)
 
 
 def mixed_node(
-    bank: Tensor, inputs: Tensor, operations: Tensor, weights: NodeWeights, stride: int = 1
+    bank: Tensor, inputs: Tensor, operations: Tensor, weights: Sequence[Tensor], stride: int = 1
 ) -> Tensor:
     """See `asng_ext.ops.mixed_node`."""
     nodes = []

@@ -122,7 +122,7 @@ class _Graph:
             for node, edges in enumerate(cell.nodes)
             for edge in edges
         ]
-        ends += [(node + 2, output, None) for node in cell.loose_nodes]
+        ends += [(node + 2, output, None) for node in cell.leaf_nodes]
         self.operations = [operation for _, _, operation in ends]
         self.paths: list[list[int]] = []
         for source, target, _ in ends:

@@ -1,19 +1,21 @@
 // The schema of every operator, with its contract. Kernels for a device are registered where they
-// are implemented; fake kernels and derivatives are registered in asng_ext/ops/cell.py.
+// are implemented; fake kernels, derivatives and autocast rules in asng_ext/ops, one file an
+// operator.
 //
-// Throughout: λ architectures, B images in a batch, C channels. Images are (λ, B, H, W, P),
+// Throughout: λ architectures, a batch of B, C channels. Feature maps are (λ, B, H, W, P),
 // contiguous, where P is C rounded up to a multiple of 16; the values beyond C are zeros. Floating
-// point tensors of one call are all float32 or all float64; on a CUDA device images, outputs that
-// are images, and gradients of either may also be bfloat16 where the rest is float32, in which all
-// is computed: what lies in memory is rounded, and nothing else. `inputs` and `operations` are
-// int32 on the device of the images. Those out of range are errors on the CPU; on a CUDA device
-// nobody waits to look at them, and the output of their architecture is NaN. An operation is 0
-// identity, 1 average pool 3×3, 2 max pool 3×3, 3 separable convolution 3×3, 4 separable
-// convolution 5×5; with stride 2 an identity is a factorized reduction. Batch normalization has no
-// weights and takes the statistics of the B images of one architecture. Results do not depend on
-// the number of threads or on their order. With `tf32` a CUDA device may round the factors of
-// products of float32 matrices to TF32; with images in bfloat16 it does so anyway. The CPU never
-// does.
+// point tensors of one call are all float32 or all float64; on a CUDA device feature maps and their
+// gradients may also be bfloat16 where the rest is float32, in which all is computed: what lies in
+// memory is rounded, and nothing else. `inputs` and `operations` are int32 on the device of the
+// feature maps. Those out of range are errors on the CPU; on a CUDA device, where no call
+// synchronizes to look at them, the output of their architecture is NaN. Operations, and what an
+// identity is with stride 2, are those of csrc/core/operations.h. Batch normalization is non-affine
+// and takes the statistics of the batch for one architecture. Results do not depend on the number
+// of threads or on their order. With `tf32` a CUDA device may round the factors of float32 matrix
+// products to TF32; with feature maps in bfloat16 it does so anyway. The CPU never does.
+//
+// Weights are in the order, and have the names and shapes, of csrc/ops/cell/shape.h; where there is
+// no reduction that tensor is empty. Their gradients are in the same order.
 
 #include <torch/csrc/stable/library.h>
 
@@ -22,70 +24,50 @@ STABLE_TORCH_LIBRARY(asng, m) {
   // operations[a, e] to bank[inputs[a, e], a].
   //   bank (S, λ, B, H, W, P)            the S candidate inputs
   //   inputs, operations (λ, E)
-  //   depthwise3, pointwise3             (S, 2, C, 1, 3, 3) and (S, 2, C, C), the two stages of
-  //   depthwise5, pointwise5             each input's separable convolution; likewise for 5×5
-  //   reduction (S, C, C)                rows for even pixels, ⌈C/2⌉ of them, then those for odd;
-  //                                      may be None with stride 1
-  // Returns the node's images (λ, B, ⌈H/stride⌉, ⌈W/stride⌉, P), and what the backward pass needs,
-  // a flat tensor of the weights' type which is empty if not `save`.
+  //   weights                            operation_weights(S, S, C); with stride 1 the reduction
+  //   may
+  //                                      be empty
+  // Returns the node (λ, B, ⌈H/stride⌉, ⌈W/stride⌉, P), and what the backward pass needs, a flat
+  // tensor of the weights' type which is empty if not `save`.
   m.def(
-      "mixed_node(Tensor bank, Tensor inputs, Tensor operations, Tensor depthwise3, "
-      "Tensor pointwise3, Tensor depthwise5, Tensor pointwise5, Tensor? reduction, int stride, "
+      "mixed_node(Tensor bank, Tensor inputs, Tensor operations, Tensor[] weights, int stride, "
       "bool save, bool tf32) -> (Tensor, Tensor)");
-  // Gradients of the bank and of the five weights (an empty tensor for a reduction of None). Those
-  // of inputs and weights that no architecture uses are zeros.
+  // Gradients of the bank and of the weights. Those of inputs and weights that no architecture uses
+  // are zeros.
   m.def(
       "_mixed_node_backward(Tensor grad, Tensor bank, Tensor saved, Tensor inputs, "
-      "Tensor operations, Tensor depthwise3, Tensor pointwise3, Tensor depthwise5, "
-      "Tensor pointwise5, Tensor? reduction, int stride, bool tf32) "
-      "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+      "Tensor operations, Tensor[] weights, int stride, bool tf32) -> (Tensor, Tensor[])");
 
-  // A cell of N nodes: projections of its two inputs, the nodes, and the projection of the nodes
-  // that no node reads.
+  // A cell of N nodes: projections of its two inputs, the nodes, and the projection of the leaf
+  // nodes, which no node reads.
   //   prev_prev, prev (λ or 1, B, H, W, P')  a first dimension of 1 means that all architectures
-  //   share
-  //                                       the input; what is shared is computed once. The prev_prev
-  //                                       input is twice as high and wide if prev_prev_is_larger
-  //   inputs, operations (λ, N, 2)        input 0 is the prev_prev one, 1 the prev, k + 2 node k
-  //   prev_prev_weight, prev_weight (C, C')  if prev_prev_is_larger, of the prev_prev one the rows
-  //   for even
-  //                                       pixels come first
-  //   depthwise3, …, reduction            as above, for N(N + 3)/2 edges: (node n, input i) is
-  //                                       number n(n + 3)/2 + i. The reduction is for 2N edges:
-  //                                       number 2n + i; None unless the cell is a reduction cell
-  //   output_weight (C, N·C)
+  //                                      share the input; what is shared is computed once.
+  //                                      prev_prev is twice as high and wide if prev_prev_is_larger
+  //   inputs, operations (λ, N, 2)       input 0 is prev_prev, 1 is prev, k + 2 is node k
+  //   weights                            cell_weights(N, C, C', C'); with a reduction it is a
+  //                                      reduction cell
   // Returns the normalized output (λ, B, H', W', P) and what the backward pass needs.
   m.def(
-      "cell(Tensor prev_prev, Tensor prev, Tensor inputs, Tensor operations, Tensor "
-      "prev_prev_weight, "
-      "Tensor prev_weight, Tensor depthwise3, Tensor pointwise3, Tensor depthwise5, "
-      "Tensor pointwise5, Tensor? reduction, Tensor output_weight, bool prev_prev_is_larger, "
-      "bool save, bool tf32) -> (Tensor, Tensor)");
-  // Gradients of prev_prev and prev (empty unless wanted) and of the eight weights.
+      "cell(Tensor prev_prev, Tensor prev, Tensor inputs, Tensor operations, Tensor[] weights, "
+      "bool prev_prev_is_larger, bool save, bool tf32) -> (Tensor, Tensor)");
+  // Gradients of prev_prev and prev (empty where not needed) and of the weights.
   m.def(
       "_cell_backward(Tensor grad, Tensor prev_prev, Tensor prev, Tensor output, Tensor saved, "
-      "Tensor inputs, Tensor operations, Tensor prev_prev_weight, Tensor prev_weight, "
-      "Tensor depthwise3, Tensor pointwise3, Tensor depthwise5, Tensor pointwise5, "
-      "Tensor? reduction, Tensor output_weight, bool prev_prev_is_larger, bool "
-      "prev_prev_needs_grad, "
-      "bool prev_needs_grad, bool tf32) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, "
-      "Tensor, "
-      "Tensor, "
-      "Tensor, Tensor)");
+      "Tensor inputs, Tensor operations, Tensor[] weights, bool prev_prev_is_larger, "
+      "bool prev_prev_needs_grad, bool prev_needs_grad, bool tf32) "
+      "-> (Tensor, Tensor, Tensor[])");
 
-  // Cells one after the other: the first reads `images` twice, each later one the outputs of the
-  // two cells before it. What it computes is what the cells alone compute; it need not store what
-  // only the next cell reads.
+  // A stack of cells, one after the other: the first reads `images` twice, each later one the
+  // outputs of the two cells before it. What it computes is what the cells alone compute; it need
+  // not store what only the next cell reads.
   //   images (1 or λ, B, H, W, P')
   //   inputs, operations (2, λ, N, 2)    first those of normal cells, then those of reduction cells
-  //   weights                            for each cell prev_prev_weight, prev_weight, depthwise3,
-  //                                      pointwise3, depthwise5, pointwise5, reduction (an empty
-  //                                      tensor: a normal cell), output_weight, as above
+  //   weights                            of the first cell, of the second, and so on
   // Returns the normalized output of the last cell and what the backward pass needs.
   m.def(
       "cells(Tensor images, Tensor inputs, Tensor operations, Tensor[] weights, bool save) "
       "-> (Tensor, Tensor)");
-  // Gradients of images (empty unless wanted) and of the weights.
+  // Gradients of images (empty if not needed) and of the weights.
   m.def(
       "_cells_backward(Tensor grad, Tensor images, Tensor output, Tensor saved, Tensor inputs, "
       "Tensor operations, Tensor[] weights, bool images_need_grad) -> (Tensor, Tensor[])");

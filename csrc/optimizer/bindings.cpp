@@ -21,6 +21,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/bindings.h"
 #include "core/counters.h"
 #include "optimizer/compat.h"
 #include "optimizer/cpu.h"
@@ -399,7 +400,8 @@ py::array_t<bool> compat_one_hot(const CompatUpdate& update, const py::object& w
 }  // namespace
 
 PYBIND11_MODULE(_host, module) {
-  module.doc() = "Optimizers on the CPU, over NumPy arrays.";
+  module.doc() = "Optimizers on the CPU, over NumPy arrays; constants of the operators.";
+  bind_constants(module);
   module.attr("COUNTERS") = py::tuple(
       py::cast(std::vector<std::string>(std::begin(kCounterNames), std::end(kCounterNames))));
   module.attr("LARGEST_POPULATION") = kLargestPopulation;

@@ -12,7 +12,6 @@
 
 #include <limits>
 
-#include "ops/cell/cuda_shapes.h"
 #include "platform/cuda_types.h"
 #include "platform/tensors.h"
 
@@ -55,16 +54,7 @@ class DeviceStreamGuard {
 
 #endif
 
-inline void check_device(const Tensor& t, const char* name, const Tensor& like) {
-  STD_TORCH_CHECK(t.get_device_index() == like.get_device_index(), name, " must be on device ",
-                  like.get_device_index(), ", got ", t.get_device_index());
-}
-
-inline void check_like(const Tensor& t, const char* name, ScalarType dtype,
-                       const std::vector<int64_t>& expected, const Tensor& like) {
-  check(t, name, dtype, expected, kDevice);
-  check_device(t, name, like);
-}
+inline constexpr Backend kBackend = {kDevice, true};
 
 // Kernels read feature maps 16 bytes at a time.
 inline void check_aligned(const Tensor& t, const char* name) {
@@ -72,39 +62,17 @@ inline void check_aligned(const Tensor& t, const char* name) {
                   " must begin at a multiple of 16 bytes");
 }
 
-// The dtype of weights, and of what is kept for the backward pass, with feature maps of this one.
-inline ScalarType compute_type(ScalarType dtype) {
-  return dtype == ScalarType::BFloat16 ? ScalarType::Float : dtype;
-}
-
-inline ScalarType check_float(const Tensor& t, const char* name) {
-  const ScalarType dtype = t.scalar_type();
-  STD_TORCH_CHECK(
-      dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::BFloat16,
-      name, " must be float32, float64 or bfloat16, got ", torch::headeronly::toString(dtype));
-  check_tensor(t, name, dtype, kDevice);
-  for (int64_t i = 0; i < t.dim(); ++i) {
-    STD_TORCH_CHECK(t.size(i) > 0, name, " must not be empty: dimension ", i, " is 0");
+// Of feature maps or images (…, B, H, W, C): as large as kernels can count.
+inline void check_limits(const Tensor& t, const char* name) {
+  const int64_t dim = t.dim();
+  for (int64_t i = 0; i < dim; ++i) {
     STD_TORCH_CHECK(t.size(i) <= 65535, name, " must have at most 65535 in dimension ", i, ", got ",
                     t.size(i));
   }
-  return dtype;
-}
-
-// Feature maps, with the number of dimensions that they must have.
-inline ScalarType check_images(const Tensor& t, const char* name, int64_t dim) {
-  STD_TORCH_CHECK(t.dim() == dim, name, " must have ", dim, " dimensions, got ", t.dim());
-  const ScalarType dtype = check_float(t, name);
-  STD_TORCH_CHECK(t.size(dim - 1) % kChannelBlock == 0, "the last dimension of ", name,
-                  " must be a multiple of ", kChannelBlock, ", got ", t.size(dim - 1));
   STD_TORCH_CHECK(
       t.size(dim - 4) * t.size(dim - 3) * t.size(dim - 2) < std::numeric_limits<int32_t>::max() / 4,
       name, " must have fewer pixels");
-  check_aligned(t, name);
-  return dtype;
 }
-
-inline int narrow(int64_t value) { return static_cast<int>(value); }
 
 inline Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& sizes) {
   return torch::stable::new_empty(like, {sizes.data(), sizes.size()});

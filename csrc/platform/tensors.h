@@ -16,6 +16,17 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
+// What a library's operators are for.
+struct Backend {
+  DeviceType type;
+  bool stores_bfloat16;  // whether feature maps may be bfloat16, with weights in float32
+};
+
+// The dtype of weights, and of what is computed, with feature maps of this one.
+inline ScalarType compute_type(ScalarType dtype) {
+  return dtype == ScalarType::BFloat16 ? ScalarType::Float : dtype;
+}
+
 inline std::string words(const std::vector<int64_t>& sizes) {
   std::string text = "(";
   for (size_t i = 0; i < sizes.size(); ++i) {
@@ -53,6 +64,18 @@ inline void check(const Tensor& t, const char* name, ScalarType dtype,
   const std::vector<int64_t> got(sizes.begin(), sizes.end());
   STD_TORCH_CHECK(got == expected, name, " must have shape ", words(expected), ", got ",
                   words(got));
+}
+
+inline void check_device(const Tensor& t, const char* name, const Tensor& like) {
+  STD_TORCH_CHECK(t.get_device_index() == like.get_device_index(), name, " must be on device ",
+                  like.get_device_index(), ", got ", t.get_device_index());
+}
+
+// On the device of `like`.
+inline void check_like(const Tensor& t, const char* name, ScalarType dtype,
+                       const std::vector<int64_t>& expected, const Tensor& like) {
+  check(t, name, dtype, expected, like.device().type());
+  check_device(t, name, like);
 }
 
 }  // namespace asng

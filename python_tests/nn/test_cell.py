@@ -57,9 +57,9 @@ def test_no_node_is_idle(case: tuple[CellSpace, list[int]]) -> None:
     space, architecture = case
     for cell in space.parse(architecture):
         read = {i - 2 for i in cell.inputs if i >= 2}
-        assert read.isdisjoint(cell.loose_nodes)
-        assert read | set(cell.loose_nodes) == set(range(space.nodes))
-        assert space.nodes - 1 in cell.loose_nodes
+        assert read.isdisjoint(cell.leaf_nodes)
+        assert read | set(cell.leaf_nodes) == set(range(space.nodes))
+        assert space.nodes - 1 in cell.leaf_nodes
 
 
 def test_parse() -> None:
@@ -71,9 +71,9 @@ def test_parse() -> None:
         )
     )
     assert normal.inputs == {0, 1, 2}
-    assert normal.loose_nodes == (1,)
+    assert normal.leaf_nodes == (1,)
     assert reduction.nodes[0] == (Edge(1, "max_pool_3x3"), Edge(1, "max_pool_3x3"))
-    assert reduction.loose_nodes == (0, 1)
+    assert reduction.leaf_nodes == (0, 1)
 
 
 @pytest.mark.parametrize("make", [list, tuple, np.array, torch.tensor, np.uint8])

@@ -185,7 +185,7 @@ def test_an_input_that_nobody_reads(device: str) -> None:
     plain, fused = (model.to(device) for model in pair(channels=4, cells=3))
     architectures = draw(2)
     nodes = architectures.reshape(2, 2, 5, 4)
-    nodes[:, :, :, :2] = 0  # every node reads the older input, all nodes are loose
+    nodes[:, :, :, :2] = 0  # every node reads prev_prev, all nodes are leaves
     x = torch.randn(2, 3, 6, 6).double().to(device)
     got = fused.forward_population(x, architectures)
     expected = torch.stack([plain(x, a) for a in architectures])

@@ -12,13 +12,13 @@ from asng_ext.nn.operations import (
     FactorizedReduction,
     ReLUConvNorm,
     SeparableConv,
-    _average_pool_of_padded,
     average_pool,
     batch_statistics_norm,
     drop_path,
     make_operation,
     plain_norm,
 )
+from asng_ext.ops.reference import _average_pool_of_padded
 
 
 def image(*shape: int, seed: int = 0) -> Tensor:

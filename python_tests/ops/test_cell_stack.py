@@ -35,10 +35,10 @@ def test_opcheck_of_cells(save: bool) -> None:
         (images, inputs, operations, weights, save),
         test_utils=WITHOUT_GRAPHS,
     )
-    *most, _, output = (w if save else w.detach() for w in fused.cells[0].weights())
+    weights = [w if save else w.detach() for w in fused.cells[0].weights()]
     torch.library.opcheck(
         torch.ops.asng.cell,
-        (images, images, inputs[0], operations[0], *most, None, output, False, save, False),
+        (images, images, inputs[0], operations[0], weights, False, save, False),
         test_utils=WITHOUT_GRAPHS,
     )
 

@@ -89,16 +89,16 @@ def test_opcheck_of_bfloat16(stride: int, device: str) -> None:
     bank, weights = sample(16, (5, 6), dtype=torch.float32, device=device)
     bank = bank.detach().bfloat16().requires_grad_()
     index = torch.tensor([[0, 1], [2, 0]], dtype=torch.int32, device=device)
-    reduction = weights.reduction if stride == 2 else None
+    reduction = weights.reduction if stride == 2 else bank.new_empty(0, dtype=torch.float32)
     torch.library.opcheck(
         torch.ops.asng.mixed_node,
-        (bank, index, index, *weights[:4], reduction, stride, True, False),
+        (bank, index, index, [*weights[:4], reduction], stride, True, False),
         test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
     )
     kinds = torch.tensor([[3, 4], [4, 3]], dtype=torch.int32, device=device)
     torch.library.opcheck(
         torch.ops.asng.mixed_node,
-        (bank, index, kinds, *weights[:4], reduction, stride, True, False),
+        (bank, index, kinds, [*weights[:4], reduction], stride, True, False),
     )
     images = torch.randn(3, 4, 5, 3, device=device).bfloat16()
     stem = [
@@ -184,4 +184,6 @@ def test_opcheck_with_tf32(device: str) -> None:
     bank, weights = sample(16, (5, 6), dtype=torch.float32, device=device)
     index = torch.tensor([[0, 1], [2, 0]], dtype=torch.int32, device=device)
     kinds = torch.tensor([[3, 4], [4, 3]], dtype=torch.int32, device=device)
-    torch.library.opcheck(torch.ops.asng.mixed_node, (bank, index, kinds, *weights, 1, True, True))
+    torch.library.opcheck(
+        torch.ops.asng.mixed_node, (bank, index, kinds, list(weights), 1, True, True)
+    )

@@ -57,22 +57,22 @@ def _examples() -> dict[str, tuple[Any, ...]]:
     examples: dict[str, tuple[Any, ...]] = {"_release_cached": (), "_cpu_capability": ()}
     images, index = draw(2, 2, 3, 4, 5, 16), torch.tensor([[0, 1], [1, 0]], dtype=torch.int32)
     images[..., 2:] = 0
-    node = (images, index, index + 3, *convolutions(2), draw(2, 2, 2))
+    node = (images, index, index + 3, [*convolutions(2), draw(2, 2, 2)])
     out, saved = o.mixed_node(*node, 2, True, False)
     examples["mixed_node"] = (*node, 2, True, False)
     examples["_mixed_node_backward"] = (out, images, saved, *node[1:], 2, False)
 
     projections, output = (draw(2, 2), draw(2, 2)), draw(2, 2)
-    weights = (*projections, *convolutions(2), draw(2, 2, 2), output)
-    cell = (images[0], images[1], index[:, None], index[:, None] + 3, *weights, False)
+    weights = [*projections, *convolutions(2), draw(2, 2, 2), output]
+    cell = (images[0], images[1], index[:, None], index[:, None] + 3, weights, False)
     out, saved = o.cell(*cell, True, False)
     examples["cell"] = (*cell, True, False)
     examples["_cell_backward"] = (out, *cell[:2], out, saved, *cell[2:], True, True, False)
 
     chain = (index[:, None, None].repeat(1, 2, 1, 1), index[:, None, None].repeat(1, 2, 1, 1) + 3)
-    out, saved = o.cells(images[0], *chain, list(weights), True)
-    examples["cells"] = (images[0], *chain, list(weights), True)
-    examples["_cells_backward"] = (out, images[0], out, saved, *chain, list(weights), True)
+    out, saved = o.cells(images[0], *chain, weights, True)
+    examples["cells"] = (images[0], *chain, weights, True)
+    examples["_cells_backward"] = (out, images[0], out, saved, *chain, weights, True)
 
     stem = (draw(2, 4, 5, 3), draw(2, 3, 3, 3), draw(2), draw(2))
     out, saved = o.stem(*stem, False)

@@ -108,7 +108,7 @@ def test_the_layout_shows_the_cell() -> None:
         for node, pair in enumerate(cell.nodes)
         for edge in pair
     ]
-    edges += [(node + 2, 8, None) for node in cell.loose_nodes]
+    edges += [(node + 2, 8, None) for node in cell.leaf_nodes]
     assert [(a.source, a.target, a.operation) for a in layout.arrows] == edges
     assert all(layout.boxes[s].x < layout.boxes[t].x for s, t, _ in edges)
     # Every arrow has its own start and its own end.

@@ -8,16 +8,10 @@
 
 #include <cstdint>
 
+#include "core/operations.h"
 #include "platform/dispatch.h"
 
 namespace asng::cpu {
-
-// Channels are padded to a multiple of this: one AVX-512 register of floats.
-inline constexpr int64_t kChannelBlock = 16;
-
-inline constexpr int64_t padded_channels(int64_t channels) {
-  return (channels + kChannelBlock - 1) / kChannelBlock * kChannelBlock;
-}
 
 // What a reader makes of stored values: value·scale + shift per channel. A pass that computes
 // statistics leaves its values raw; whoever reads them normalizes on the way. Null means as stored.

@@ -9,8 +9,6 @@
 
 namespace asng::cpu {
 
-inline constexpr double kEpsilon = 1e-5;
-
 // The batch is cut into this many splits at most, whatever the number of threads, so that sums over
 // splits do not depend on it.
 inline constexpr int64_t kMaxSplits = 8;

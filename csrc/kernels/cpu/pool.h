@@ -9,9 +9,7 @@
 
 namespace asng::cpu::ASNG_CAPABILITY {
 
-// Number of pixels of a 3×3 window, which average pooling divides by everywhere: zeros beyond the
-// edge count.
-inline constexpr int kWindow = 9;
+static_assert(kPoolKernel == 3);
 
 // Where a row is written: to `out`, added to `base` if there is one, which may be `out` itself.
 template <class T>
@@ -92,7 +90,7 @@ inline void pool_any_row(bool max, int64_t stride, const T* image, int64_t heigh
                          T* columns, Row<T> out) {
   const auto pool = max ? (stride == 1 ? &pool_row<T, 1, true> : &pool_row<T, 2, true>)
                         : (stride == 1 ? &pool_row<T, 1, false> : &pool_row<T, 2, false>);
-  pool(image, height, width, channels, affine, y, out_width, max ? factor : factor / kWindow,
+  pool(image, height, width, channels, affine, y, out_width, max ? factor : factor / kPoolPixels,
        columns, out);
 }
 
@@ -244,7 +242,7 @@ inline void average_backward(const Term<T>& s, const T* grad, int64_t channels, 
       }
     }
     to_pixels<T, S, false>(nullptr, buffers.received[0], out_width, s.width, channels,
-                           s.factor / kWindow, buffers.spread, to);
+                           s.factor / kPoolPixels, buffers.spread, to);
   }
 }
 

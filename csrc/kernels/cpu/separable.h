@@ -194,12 +194,12 @@ void separable_backward_of(const SeparableBackward<T>& task) {
 
 template <class T>
 void separable_forward(const SeparableForward<T>& task) {
-  task.shape.kernel == 5 ? separable_forward_of<T, 5>(task) : separable_forward_of<T, 3>(task);
+  with_kernel(task.shape.kernel, [&](auto k) { separable_forward_of<T, k.value>(task); });
 }
 
 template <class T>
 void separable_backward(const SeparableBackward<T>& task) {
-  task.shape.kernel == 5 ? separable_backward_of<T, 5>(task) : separable_backward_of<T, 3>(task);
+  with_kernel(task.shape.kernel, [&](auto k) { separable_backward_of<T, k.value>(task); });
 }
 
 }  // namespace asng::cpu::ASNG_CAPABILITY

@@ -22,7 +22,7 @@ __device__ Vec4<Compute<V>> term(const Job<V>& job, int arch, int e, const Plann
   using T = Compute<V>;
   const Dag<V>& dag = job.dag;
   const int padded = dag.shape.padded;
-  if (edge.operation == kInvalid) {
+  if (edge.form == Form::kNone) {
     const T not_a_number = static_cast<T>(nan(""));
     Vec4<T> nans;
 #pragma unroll
@@ -35,13 +35,13 @@ __device__ Vec4<Compute<V>> term(const Job<V>& job, int arch, int e, const Plann
                        dag.norm(arch, job.node, e, last), padded, c);
   }
   const State<V> from = dag.state(arch, edge.input);
-  if (edge.operation == kIdentity) {
+  if (edge.form == Form::kIdentity) {
     return affine_vec4(load_vec4(from.x + pixel * padded + c), from.norm, padded, c);
   }
-  uint32_t* maxima = job.keeps_maxima && edge.operation == kMaxPool
+  uint32_t* maxima = job.keeps_maxima && edge.form == Form::kMaxPool
                          ? dag.maxima(arch, job.node, e) + (pixel * padded + c) / 4
                          : nullptr;
-  return pool_forward(from, padded, dag.stride(edge), edge.operation == kMaxPool, image, y, x, c,
+  return pool_forward(from, padded, dag.stride(edge), edge.form == Form::kMaxPool, image, y, x, c,
                       maxima);
 }
 
@@ -61,9 +61,9 @@ __global__ __launch_bounds__(kThreads) void combine_kernel(const Job<V> job) {
     Vec4<T> sum = fill_vec4(T(0));
     for (int e = 0; e < s.edges; ++e) {
       const PlannedEdge edge = job.dag.edge(arch, job.node, e);
-      if (edge.factor == 0) continue;
+      if (edge.multiplicity == 0) continue;
       add_product(sum, term(job, arch, e, edge, pixel, image, y, x, c),
-                  fill_vec4(static_cast<T>(edge.factor)));
+                  fill_vec4(static_cast<T>(edge.multiplicity)));
     }
     write_vec4(out + i * 4, sum);
   }

@@ -20,7 +20,9 @@ struct Job {
 };
 
 struct Consumer {
-  int arch, node, e, operation, factor;
+  int arch, node, e, multiplicity;
+  Form form;
+  int kernel;
 };
 
 // What one edge sends to pixel (y, x) of a state, whose value there is `value`.
@@ -30,12 +32,12 @@ __device__ Vec4<Compute<V>> contribution(const Job<V>& job, const Consumer& from
                                          const Vec4<Compute<V>>& value) {
   using T = Compute<V>;
   const DagShape& s = job.dag.shape;
-  switch (from.operation) {
-    case kIdentity: {
+  switch (from.form) {
+    case Form::kIdentity: {
       if (stride == 1) {
         Vec4<T> g = load_vec4(job.gradients.node(s, from.arch, from.node) + pixel * s.padded + c);
 #pragma unroll
-        for (int i = 0; i < 4; ++i) g.v[i] *= static_cast<T>(from.factor);
+        for (int i = 0; i < 4; ++i) g.v[i] *= static_cast<T>(from.multiplicity);
         return g;
       }
       // A factorized reduction reads the pixels of which both coordinates are even, or both odd.
@@ -45,18 +47,20 @@ __device__ Vec4<Compute<V>> contribution(const Job<V>& job, const Consumer& from
       return load_vec4(job.gradients.depth_of(s, from.arch, from.node, from.e) +
                        (y & 1) * s.out_size() + out * s.padded + c);
     }
-    case kAveragePool:
-    case kMaxPool:
+    case Form::kAveragePool:
+    case Form::kMaxPool:
       return pool_backward(
           s, job.gradients.node(s, from.arch, from.node),
-          from.operation == kMaxPool ? job.dag.maxima(from.arch, from.node, from.e) : nullptr,
-          from.factor, stride, image, y, x, c);
+          from.form == Form::kMaxPool ? job.dag.maxima(from.arch, from.node, from.e) : nullptr,
+          from.multiplicity, stride, image, y, x, c);
     default: {
       const V* depth = job.gradients.depth_of(s, from.arch, from.node, from.e);
       const T* weight = job.dag.depthwise(from.arch, from.node, from.e, 0);
-      return from.operation == kSeparable3
-                 ? depthwise_backward<3, 1>(s, depth, weight, stride, image, y, x, c, value)
-                 : depthwise_backward<5, 1>(s, depth, weight, stride, image, y, x, c, value);
+      Vec4<T> sum = fill_vec4(T(0));
+      with_kernel(from.kernel, [&](auto k) {
+        sum = depthwise_backward<k.value, 1>(s, depth, weight, stride, image, y, x, c, value);
+      });
+      return sum;
     }
   }
 }
@@ -73,8 +77,8 @@ __device__ int list_consumers(const Dag<V>& dag, int arch, int end, int index, C
       for (int node = max(index - s.inputs + 1, 0); node < s.nodes; ++node) {
         for (int e = 0; e < s.edges; ++e) {
           const PlannedEdge edge = dag.edge(a, node, e);
-          if (edge.factor == 0 || edge.operation == kInvalid || edge.input != index) continue;
-          list[count++] = {a, node, e, edge.operation, edge.factor};
+          if (edge.multiplicity == 0 || edge.form == Form::kNone || edge.input != index) continue;
+          list[count++] = {a, node, e, edge.multiplicity, edge.form, edge.kernel};
         }
       }
     }
@@ -89,11 +93,11 @@ __device__ void finish_node(const Job<V>& job, int arch, int node, const double*
   const int padded = dag.shape.padded;
   for (int e = 0; e < dag.shape.edges; ++e) {
     const PlannedEdge edge = dag.edge(arch, node, e);
-    if (edge.factor == 0 || !dag.normalized(edge)) continue;
+    if (edge.multiplicity == 0 || !dag.normalized(edge)) continue;
     const int last = dag.separable(edge) ? 1 : 0;
     finish_gradient(totals, totals + (1 + e) * padded,
                     static_cast<double>(dag.shape.out_size() / padded), padded,
-                    dag.norm(arch, node, e, last), true, edge.factor,
+                    dag.norm(arch, node, e, last), true, edge.multiplicity,
                     job.gradients.coefficients_of(dag.shape, arch, e, last));
   }
 }
@@ -124,7 +128,7 @@ __global__ __launch_bounds__(kThreads) void gather_kernel(const Job<V> job) {
   const T* norm[2] = {nullptr, nullptr};
   for (int e = 0; !is_input && e < 2; ++e) {
     const PlannedEdge edge = dag.edge(arch, node, e);
-    if (edge.factor == 0 || !dag.normalized(edge)) continue;
+    if (edge.multiplicity == 0 || !dag.normalized(edge)) continue;
     const int last = dag.separable(edge) ? 1 : 0;
     z[e] = dag.stage(arch, node, e, last);
     norm[e] = dag.norm(arch, node, e, last);
@@ -176,7 +180,7 @@ __global__ __launch_bounds__(kThreads) void reduce_edges_kernel(const Job<V> job
   const DagShape& s = dag.shape;
   const int arch = blockIdx.y / s.edges, e = blockIdx.y % s.edges, node = job.first;
   const PlannedEdge edge = dag.edge(arch, node, e);
-  if (edge.factor == 0 || !dag.normalized(edge)) return;
+  if (edge.multiplicity == 0 || !dag.normalized(edge)) return;
   double* totals = dynamic_shared<double>();
   T* shared = reinterpret_cast<T*>(totals + 3 * s.padded);
   clear(totals, 3 * s.padded);
@@ -189,7 +193,7 @@ __global__ __launch_bounds__(kThreads) void reduce_edges_kernel(const Job<V> job
   double* partials = dag.partials + static_cast<int64_t>(blockIdx.y) * kMaxSplits * 3 * s.padded;
   if (sum_over_blocks(totals, 2 * s.padded, partials, dag.counters + blockIdx.y, blockIdx.x,
                       job.splits, shared)) {
-    finish_gradient(totals, totals + s.padded, pixels, s.padded, norm, true, edge.factor,
+    finish_gradient(totals, totals + s.padded, pixels, s.padded, norm, true, edge.multiplicity,
                     job.gradients.coefficients_of(s, arch, e, last));
   }
 }

@@ -7,7 +7,7 @@
 
 #include <type_traits>
 
-#include "ops/cell/cuda_dag.h"
+#include "kernels/cuda/dag.h"
 
 namespace asng::cuda {
 

@@ -2,8 +2,8 @@
 // the files that define them. Every launch may throw std::runtime_error.
 #pragma once
 
+#include "kernels/cuda/dag.h"
 #include "kernels/cuda/packed_weights.h"
-#include "ops/cell/cuda_dag.h"
 
 namespace asng::cuda {
 
@@ -14,7 +14,7 @@ struct PlanJob {
   DagShape shape;
   const int32_t* inputs = nullptr;      // (archs, nodes, edges)
   const int32_t* operations = nullptr;  // the same
-  NodeWeights<const T> weights;
+  OperationWeights<const T> weights;
   Matrix<T> matrices[3];  // unused ones are null
   PlannedEdge* plan = nullptr;
   int32_t* used = nullptr;
@@ -120,7 +120,7 @@ struct WeightJob {
   const int32_t* used = nullptr;
   const T* weight_splits = nullptr;  // see Gradients
   int splits = 0;
-  NodeWeights<T> grads;
+  OperationWeights<T> grads;
   MatrixGradient<T> matrices[3];
 };
 // Sums the splits of all weights' gradients; writes every element.

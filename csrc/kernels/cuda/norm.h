@@ -6,11 +6,9 @@
 #include <algorithm>
 #include <cmath>
 
-#include "ops/cell/cuda_dag.h"
+#include "kernels/cuda/dag.h"
 
 namespace asng::cuda {
-
-inline constexpr double kEpsilon = 1e-5;
 
 // Adds the sums of `groups` groups, (groups, 2, columns), to the block's totals: the second of the
 // two kinds lies `second` behind the first.

@@ -12,10 +12,10 @@ template <class T>
 __device__ PlannedEdge look_up(const PlanJob<T>& job, int slot) {
   const DagShape& s = job.shape;
   const int node = slot / s.edges % s.nodes, first = slot / s.edges * s.edges;
-  PlannedEdge edge = {job.inputs[slot], job.operations[slot], 1};
-  if (edge.input < 0 || edge.input >= s.inputs + node || edge.operation < 0 ||
-      edge.operation >= kOperationCount) {
-    return {0, kInvalid, 1};
+  const OperationInfo info = operation_info(job.operations[slot]);
+  PlannedEdge edge = {job.inputs[slot], job.operations[slot], 1, info.form, info.kernel};
+  if (edge.input < 0 || edge.input >= s.inputs + node || info.form == Form::kNone) {
+    return {0, kOperationCount, 1, Form::kNone, 0};
   }
   for (int other = first; other < first + s.edges; ++other) {
     if (other == slot || job.inputs[other] != edge.input ||
@@ -23,8 +23,8 @@ __device__ PlannedEdge look_up(const PlanJob<T>& job, int slot) {
       continue;
     }
     // The first of equal edges stands for all.
-    edge.factor = other < slot ? 0 : edge.factor + 1;
-    if (edge.factor == 0) break;
+    edge.multiplicity = other < slot ? 0 : edge.multiplicity + 1;
+    if (edge.multiplicity == 0) break;
   }
   return edge;
 }
@@ -43,10 +43,10 @@ __device__ void pack(const Matrix<T>& m, bool backward, int first, int step) {
 }
 
 template <class T>
-__device__ void pack_separable(const PlanJob<T>& job, int kind, int index, T* packed, int first,
-                               int step) {
+__device__ void pack_separable(const PlanJob<T>& job, const PlannedEdge& edge, int index, T* packed,
+                               int first, int step) {
   const int channels = job.shape.channels, padded = job.shape.padded;
-  const int elements = kind == 0 ? 9 : 25;
+  const int kind = operation_info(edge.operation).separable, elements = edge.kernel * edge.kernel;
   for (int stage = 0; stage < 2; ++stage, packed += job.shape.stage_weights()) {
     const int64_t matrix = static_cast<int64_t>(index) * 2 + stage;
     const T* pointwise = job.weights.pointwise[kind] + matrix * channels * channels;
@@ -76,7 +76,7 @@ __global__ __launch_bounds__(kThreads) void plan_kernel(const PlanJob<T> job) {
       int32_t read = 0;
       for (int slot = s.slot(arch, 0, 0); slot < s.slot(arch + 1, 0, 0); ++slot) {
         const PlannedEdge edge = look_up(job, slot);
-        read |= edge.operation != kInvalid && edge.input == state;
+        read |= edge.form != Form::kNone && edge.input == state;
       }
       job.used[i] = read;
     }
@@ -87,13 +87,12 @@ __global__ __launch_bounds__(kThreads) void plan_kernel(const PlanJob<T> job) {
     return;
   }
   const PlannedEdge edge = look_up(job, block);
-  if (edge.factor == 0) return;
+  if (edge.multiplicity == 0) return;
   const int node = block / s.edges % s.nodes;
   T* packed = job.packed + static_cast<int64_t>(block) * s.slot_weights();
-  if (edge.operation == kSeparable3 || edge.operation == kSeparable5) {
-    pack_separable(job, edge.operation - kSeparable3, s.weight_index(node, edge.input), packed,
-                   first, step);
-  } else if (edge.operation == kIdentity && edge.input < s.inputs && s.stride == 2) {
+  if (edge.form == Form::kSeparable) {
+    pack_separable(job, edge, s.weight_index(node, edge.input), packed, first, step);
+  } else if (edge.input < s.inputs && is_factorized(edge.form, s.stride)) {
     const int64_t index = static_cast<int64_t>(node) * s.inputs + edge.input;
     const Matrix<T> matrix = {reduction_matrix(s.channels, s.padded),
                               job.weights.reduction + index * s.channels * s.channels, packed};

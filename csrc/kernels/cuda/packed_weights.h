@@ -1,7 +1,7 @@
 // Weights as the modules keep them and as the kernels read them.
 #pragma once
 
-#include "ops/cell/cuda_dag.h"
+#include "kernels/cuda/dag.h"
 
 namespace asng::cuda {
 

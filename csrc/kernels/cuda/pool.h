@@ -5,9 +5,6 @@
 
 namespace asng::cuda {
 
-// Pixels of a window.
-inline constexpr int kWindow = 9;
-
 // A 3×3 pool at an output pixel; zeros beyond the edge count for the average. Of equal maxima the
 // first counts, and NaN wins, as in PyTorch. Where maxima are kept, `maxima` is not null.
 template <class V>
@@ -18,7 +15,7 @@ __device__ Vec4<Compute<V>> pool_forward(const State<V>& from, int padded, int s
   uint32_t place[4] = {0, 0, 0, 0};
   bool found = false;
 #pragma unroll
-  for (int k = 0; k < kWindow; ++k) {
+  for (int k = 0; k < kPoolPixels; ++k) {
     const int sy = y * stride - 1 + k / 3, sx = x * stride - 1 + k % 3;
     if (sy < 0 || sy >= from.height || sx < 0 || sx >= from.width) continue;
     const int64_t pixel = (static_cast<int64_t>(image) * from.height + sy) * from.width + sx;
@@ -38,7 +35,7 @@ __device__ Vec4<Compute<V>> pool_forward(const State<V>& from, int padded, int s
     *maxima = place[0] | place[1] << 8 | place[2] << 16 | place[3] << 24;
   }
 #pragma unroll
-  for (int i = 0; !max && i < 4; ++i) sum.v[i] /= T(kWindow);
+  for (int i = 0; !max && i < 4; ++i) sum.v[i] /= T(kPoolPixels);
   return sum;
 }
 
@@ -51,7 +48,7 @@ __device__ Vec4<Compute<V>> pool_backward(const DagShape& s, const V* grad, cons
   const bool max = maxima != nullptr;
   Vec4<T> sum = fill_vec4(T(0));
 #pragma unroll 3
-  for (int k = 0; k < kWindow; ++k) {
+  for (int k = 0; k < kPoolPixels; ++k) {
     const int oy = window_at(y, k / 3, 1, stride, s.out_height);
     const int ox = window_at(x, k % 3, 1, stride, s.out_width);
     if (oy < 0 || ox < 0) continue;
@@ -68,7 +65,7 @@ __device__ Vec4<Compute<V>> pool_backward(const DagShape& s, const V* grad, cons
       if ((places >> 8 * i & 0xff) == static_cast<uint32_t>(k)) sum.v[i] += g.v[i];
     }
   }
-  const T scale = max ? static_cast<T>(factor) : static_cast<T>(factor) / T(kWindow);
+  const T scale = max ? static_cast<T>(factor) : static_cast<T>(factor) / T(kPoolPixels);
 #pragma unroll
   for (int i = 0; i < 4; ++i) sum.v[i] *= scale;
   return sum;

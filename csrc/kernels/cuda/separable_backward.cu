@@ -151,7 +151,7 @@ __global__ __launch_bounds__(kThreads, resident_blocks(kTensorCores)) void stage
   const int arch = blockIdx.y / dag.shape.edges, e = blockIdx.y % dag.shape.edges;
   const PlannedEdge edge = dag.edge(arch, job.node, e);
   const bool reduces = job.stage == 0 && dag.factorized(edge);
-  if (edge.factor == 0 || !(reduces || dag.separable(edge))) return;
+  if (edge.multiplicity == 0 || !(reduces || dag.separable(edge))) return;
   Compute<V>* shared = dynamic_shared<Compute<V>>();
   State<V> from = {dag.stage(arch, job.node, e, 0), dag.norm(arch, job.node, e, 0),
                    dag.shape.out_height, dag.shape.out_width};
@@ -159,12 +159,11 @@ __global__ __launch_bounds__(kThreads, resident_blocks(kTensorCores)) void stage
   const bool strided = job.stage == 0 && dag.stride(edge) == 2;
   if (reduces) {
     factorized_backward<kTensorCores>(job, arch, e, from, shared);
-  } else if (edge.operation == kSeparable3) {
-    strided ? convolve_backward<3, 2, 1, kTensorCores>(job, arch, e, from, shared)
-            : convolve_backward<3, 1, 1, kTensorCores>(job, arch, e, from, shared);
   } else {
-    strided ? convolve_backward<5, 2, 1, kTensorCores>(job, arch, e, from, shared)
-            : convolve_backward<5, 1, 1, kTensorCores>(job, arch, e, from, shared);
+    with_kernel(edge.kernel, [&](auto k) {
+      strided ? convolve_backward<k.value, 2, 1, kTensorCores>(job, arch, e, from, shared)
+              : convolve_backward<k.value, 1, 1, kTensorCores>(job, arch, e, from, shared);
+    });
   }
 }
 
@@ -225,13 +224,12 @@ __global__ __launch_bounds__(kThreads) void intermediate_backward_kernel(const J
   const Dag<V>& dag = job.dag;
   const int arch = blockIdx.y / dag.shape.edges, e = blockIdx.y % dag.shape.edges;
   const PlannedEdge edge = dag.edge(arch, job.node, e);
-  if (edge.factor == 0 || !dag.separable(edge)) return;
+  if (edge.multiplicity == 0 || !dag.separable(edge)) return;
   const int padded = dag.shape.padded;
   double* totals = dynamic_shared<double>();
   T* shared = reinterpret_cast<T*>(totals + 3 * padded);
   clear(totals, 2 * padded);
-  edge.operation == kSeparable3 ? transposed<3, 1>(job, arch, e, totals, shared)
-                                : transposed<5, 1>(job, arch, e, totals, shared);
+  with_kernel(edge.kernel, [&](auto k) { transposed<k.value, 1>(job, arch, e, totals, shared); });
   double* partials = dag.partials + static_cast<int64_t>(blockIdx.y) * kMaxSplits * 3 * padded;
   if (sum_over_blocks(totals, 2 * padded, partials, dag.counters + blockIdx.y, blockIdx.x,
                       job.splits, shared)) {

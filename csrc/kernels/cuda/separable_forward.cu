@@ -105,7 +105,7 @@ __global__ __launch_bounds__(kThreads) void stage_forward_kernel(const Job<V> jo
   const int arch = blockIdx.y / dag.shape.edges, e = blockIdx.y % dag.shape.edges;
   const PlannedEdge edge = dag.edge(arch, job.node, e);
   const bool reduces = job.stage == 0 && dag.factorized(edge);
-  if (edge.factor == 0 || !(reduces || dag.separable(edge))) return;
+  if (edge.multiplicity == 0 || !(reduces || dag.separable(edge))) return;
   const int padded = dag.shape.padded;
   double* totals = dynamic_shared<double>();
   T* shared = reinterpret_cast<T*>(totals + 3 * padded);
@@ -114,12 +114,11 @@ __global__ __launch_bounds__(kThreads) void stage_forward_kernel(const Job<V> jo
   const bool strided = job.stage == 0 && dag.stride(edge) == 2;
   if (reduces) {
     factorized<kTensorCores>(job, arch, e, from, totals, shared);
-  } else if (edge.operation == kSeparable3) {
-    strided ? convolve<3, 2, 1, kTensorCores>(job, arch, e, from, totals, shared)
-            : convolve<3, 1, 1, kTensorCores>(job, arch, e, from, totals, shared);
   } else {
-    strided ? convolve<5, 2, 1, kTensorCores>(job, arch, e, from, totals, shared)
-            : convolve<5, 1, 1, kTensorCores>(job, arch, e, from, totals, shared);
+    with_kernel(edge.kernel, [&](auto k) {
+      strided ? convolve<k.value, 2, 1, kTensorCores>(job, arch, e, from, totals, shared)
+              : convolve<k.value, 1, 1, kTensorCores>(job, arch, e, from, totals, shared);
+    });
   }
   double* partials = dag.partials + static_cast<int64_t>(blockIdx.y) * kMaxSplits * 3 * padded;
   if (sum_over_blocks(totals, 2 * padded, partials, dag.counters + blockIdx.y, blockIdx.x,

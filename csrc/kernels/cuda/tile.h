@@ -7,8 +7,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "kernels/cuda/dag.h"
 #include "kernels/cuda/gemm.h"
-#include "ops/cell/cuda_dag.h"
 
 namespace asng::cuda {
 
@@ -65,7 +65,8 @@ inline TileLayout tile_layout(const DagShape& s, int stride, size_t value_bytes,
   l.tile.width = s.out_width > 8 && pixels >= 64 ? 16 : s.out_width > 4 && pixels >= 32 ? 8 : 4;
   l.tile.height = pixels / l.tile.width;
   // Of the largest window: 5×5, or 3×3 with dilation 2.
-  const int height = (l.tile.height - 1) * stride + 5, width = (l.tile.width - 1) * stride + 5;
+  const int height = (l.tile.height - 1) * stride + kMostKernel,
+            width = (l.tile.width - 1) * stride + kMostKernel;
   // As many channels at once as there are threads for, four pixels and four channels each, if they
   // leave room for a second block beside this one. Tiles of the fewest pixels save all they can.
   l.tile.chunk = kChannelBlock;
@@ -80,10 +81,10 @@ inline TileLayout tile_layout(const DagShape& s, int stride, size_t value_bytes,
   // A factorized reduction has its pixels and groups here instead; its backward pass begins at 0.
   const int source = (height * width * l.source_row() + 7) / 8 * 8;
   l.elements = l.source + (stride == 2 && !backward ? std::max(source, kPointwiseValues) : source);
-  l.groups = l.grad = l.elements + 25 * l.tile.chunk;
+  l.groups = l.grad = l.elements + kMostKernelElements * l.tile.chunk;
   if (backward) {
     l.elements_grad = l.grad + std::max(pixels * l.row, kThreads * 20);
-    l.values = l.elements_grad + 25 * s.padded;
+    l.values = l.elements_grad + kMostKernelElements * s.padded;
   } else {
     l.elements_grad = l.values = l.groups + pixels / 4 * 2 * s.padded;
   }

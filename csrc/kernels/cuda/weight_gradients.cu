@@ -7,7 +7,10 @@ namespace asng::cuda {
 namespace {
 
 constexpr int kElements = 32, kSlices = 8;
-constexpr int kSegments = 8;
+// The depthwise and the pointwise weights of each separable convolution, the reduction, and the
+// three matrices of a cell.
+constexpr int kReduction = 2 * kSeparableCount, kMatrices = kReduction + 1;
+constexpr int kSegments = kMatrices + 3;
 
 // The gradients one behind the other, each cut into blocks of kElements elements.
 template <class T>
@@ -35,7 +38,7 @@ __device__ T edge_sum(const WeightJob<T>& job, int node, int input, int operatio
     for (int e = 0; e < s.edges; ++e) {
       const int slot = s.slot(arch, node, e);
       const PlannedEdge edge = job.plan[slot];
-      if (edge.factor == 0 || edge.input != input || edge.operation != operation) continue;
+      if (edge.multiplicity == 0 || edge.input != input || edge.operation != operation) continue;
       const int64_t stride = s.slot_weights();
       sum +=
           sum_splits(job.weight_splits + static_cast<int64_t>(slot) * job.splits * stride + offset,
@@ -45,14 +48,15 @@ __device__ T edge_sum(const WeightJob<T>& job, int node, int input, int operatio
   return sum;
 }
 
-// Element `index` of depthwise (kernel 0 and 2) or pointwise (1 and 3) weights.
+// Element `index` of depthwise (an even segment) or pointwise (an odd one) weights.
 template <class T>
 __device__ T separable_sum(const WeightJob<T>& job, int segment, int64_t index) {
   const DagShape& s = job.shape;
   const int kind = segment / 2, channels = s.channels;
   const bool depthwise = segment % 2 == 0;
-  const int elements = kind == 0 ? 9 : 25;
-  const int size = channels * (depthwise ? elements : channels);
+  const int operation = operation_number(Form::kSeparable, kind);
+  const int kernel = operation_info(operation).kernel;
+  const int size = channels * (depthwise ? kernel * kernel : channels);
   const int matrix = static_cast<int>(index / size),
             rest = static_cast<int>(index - static_cast<int64_t>(matrix) * size);
   const int edge = matrix / 2, stage = matrix % 2;
@@ -61,7 +65,7 @@ __device__ T separable_sum(const WeightJob<T>& job, int segment, int64_t index) 
   const int row = depthwise ? 0 : rest / channels;
   const int offset =
       depthwise ? s.padded * s.padded + rest : row * s.padded + rest - row * channels;
-  return edge_sum(job, node, edge - s.weight_index(node, 0), kSeparable3 + kind,
+  return edge_sum(job, node, edge - s.weight_index(node, 0), operation,
                   stage * s.stage_weights() + offset);
 }
 
@@ -75,7 +79,7 @@ __device__ T reduction_sum(const WeightJob<T>& job, int64_t index) {
   const int rest = static_cast<int>(index - edge * matrix.size()), row = rest / s.channels;
   const int64_t offset =
       static_cast<int64_t>(row) * matrix.depth() + matrix.place(row, rest - row * s.channels);
-  return edge_sum(job, edge / s.inputs, edge % s.inputs, kIdentity, offset);
+  return edge_sum(job, edge / s.inputs, edge % s.inputs, operation_number(Form::kIdentity), offset);
 }
 
 template <class T>
@@ -113,16 +117,16 @@ __global__ __launch_bounds__(kElements* kSlices) void weights_kernel(const Job<T
   const int64_t index =
       static_cast<int64_t>(block - job.first_block[segment]) * kElements + threadIdx.x;
   const WeightJob<T>& weights = job.weights;
-  T* grad = segment >= 5       ? weights.matrices[segment - 5].grad
-            : segment == 4     ? weights.grads.reduction
-            : segment % 2 == 0 ? weights.grads.depthwise[segment / 2]
-                               : weights.grads.pointwise[segment / 2];
+  T* grad = segment >= kMatrices    ? weights.matrices[segment - kMatrices].grad
+            : segment == kReduction ? weights.grads.reduction
+            : segment % 2 == 0      ? weights.grads.depthwise[segment / 2]
+                                    : weights.grads.pointwise[segment / 2];
   const bool inside = index < job.sizes[segment];
   T sum = 0;
   if (inside) {
-    sum = segment >= 5   ? matrix_sum(weights, weights.matrices[segment - 5], index)
-          : segment == 4 ? reduction_sum(weights, index)
-                         : separable_sum(weights, segment, index);
+    sum = segment >= kMatrices ? matrix_sum(weights, weights.matrices[segment - kMatrices], index)
+          : segment == kReduction ? reduction_sum(weights, index)
+                                  : separable_sum(weights, segment, index);
   }
   sums[threadIdx.y][threadIdx.x] = sum;
   __syncthreads();
@@ -138,15 +142,18 @@ void sum_weight_splits(const WeightJob<T>& weights, CudaStream stream) {
   const DagShape& s = weights.shape;
   Job<T> job = {weights, {}, {}};
   const int64_t channels = s.channels, edges = s.nodes == 0 ? 0 : s.weight_count();
-  for (int kind = 0; kind < 2; ++kind) {
-    job.sizes[2 * kind] = edges * 2 * channels * (kind == 0 ? 9 : 25);
-    job.sizes[2 * kind + 1] = edges * 2 * channels * channels;
+  int segment = 0;
+  for (const Operation& o : kOperations) {
+    if (o.form != Form::kSeparable) continue;
+    job.sizes[segment++] = edges * 2 * channels * o.kernel * o.kernel;
+    job.sizes[segment++] = edges * 2 * channels * channels;
   }
   if (weights.grads.reduction != nullptr) {
-    job.sizes[4] = static_cast<int64_t>(s.nodes) * s.inputs * channels * channels;
+    job.sizes[kReduction] = static_cast<int64_t>(s.nodes) * s.inputs * channels * channels;
   }
   for (int i = 0; i < 3; ++i) {
-    if (weights.matrices[i].grad != nullptr) job.sizes[5 + i] = weights.matrices[i].shape.size();
+    if (weights.matrices[i].grad != nullptr)
+      job.sizes[kMatrices + i] = weights.matrices[i].shape.size();
   }
   for (int i = 0; i < kSegments; ++i) {
     job.first_block[i + 1] =

@@ -1,85 +1,119 @@
-// Tensors of a cell: what they must be, and the plain pointers to them.
+// What the operators of nodes and cells take and give on every device; see library.cpp.
 #pragma once
 
 #include <vector>
 
-#include "ops/cell/cpu.h"
-#include "platform/cpu_tensors.h"
+#include "ops/cell/shape.h"
+#include "ops/feature_maps.h"
 
-namespace asng::cpu {
+namespace asng {
 
-// Weights of `edges` separable convolutions and of `reductions` factorized reductions.
-inline void check_weights(const std::vector<Tensor>& convolutions, const OptionalTensor& reduction,
-                          ScalarType dtype, int64_t edges, int64_t reductions, int64_t channels) {
-  check(convolutions[0], "depthwise3", dtype, {edges, 2, channels, 1, 3, 3});
-  check(convolutions[1], "pointwise3", dtype, {edges, 2, channels, channels});
-  check(convolutions[2], "depthwise5", dtype, {edges, 2, channels, 1, 5, 5});
-  check(convolutions[3], "pointwise5", dtype, {edges, 2, channels, channels});
-  if (reduction.has_value()) {
-    check(*reduction, "reduction", dtype, {reductions, channels, channels});
-  }
-}
-
-template <class T, class P = T>
-OperationWeights<P> pointers(const std::vector<Tensor>& convolutions,
-                             const OptionalTensor& reduction) {
-  const auto data = [](const Tensor& t) { return static_cast<T*>(t.data_ptr()); };
-  OperationWeights<P> weights;
-  for (int kind = 0; kind < 2; ++kind) {
-    weights.depthwise[kind] = data(convolutions[2 * kind]);
-    weights.pointwise[kind] = data(convolutions[2 * kind + 1]);
-  }
-  weights.reduction = reduction.has_value() ? data(*reduction) : nullptr;
+// Tensors in the order of the operators by name: OperationWeights or CellWeights of const Tensor.
+template <class Weights>
+Weights by_name(const Tensor* tensors) {
+  Weights weights;
+  for (const Tensor** pointer : weights.in_order()) *pointer = tensors++;
   return weights;
 }
 
-// The weights of a cell, or their gradients.
-struct CellTensors {
-  Tensor prev_prev, prev;
-  std::vector<Tensor> convolutions;
-  OptionalTensor reduction;
-  Tensor output;
+// Pointers to their values: OperationWeights<T> or CellWeights<T>; what is empty becomes null.
+template <template <class> class Weights, class T>
+Weights<T> pointers(const Tensor* tensors) {
+  Weights<T> weights;
+  for (T** pointer : weights.in_order()) {
+    const Tensor& t = *tensors++;
+    *pointer = t.numel() == 0 ? nullptr : static_cast<T*>(t.data_ptr());
+  }
+  return weights;
+}
 
-  template <class T, class P = T>
-  CellWeights<P> pointers() const {
-    CellWeights<P> weights;
-    weights.prev_prev = static_cast<T*>(prev_prev.data_ptr());
-    weights.prev = static_cast<T*>(prev.data_ptr());
-    weights.output = static_cast<T*>(output.data_ptr());
-    weights.operations = cpu::pointers<T, P>(convolutions, reduction);
-    return weights;
+// A reduction may be empty.
+inline void check_weights(const Tensor* tensors, const std::vector<WeightShape>& shapes,
+                          ScalarType dtype, const Tensor& like) {
+  for (const WeightShape& shape : shapes) {
+    const Tensor& t = *tensors++;
+    if (shape.name == "reduction" && t.numel() == 0) continue;
+    check_like(t, shape.name.c_str(), dtype, shape.sizes, like);
+  }
+}
+
+// What a call makes, and what it must be given for a backward pass.
+template <class Shape>
+struct Call {
+  Shape shape;
+  ScalarType dtype;  // of the feature maps
+
+  std::vector<int64_t> out_sizes() const {
+    return {shape.archs, shape.images, shape.out_height, shape.out_width, shape.padded};
+  }
+  // In values of compute_type(dtype).
+  int64_t saved_size() const { return saved_values(shape.saved(), dtype); }
+  void check_backward(const Tensor& grad, const Tensor& saved, const Tensor& like) const {
+    check_like(grad, "grad", dtype, out_sizes(), like);
+    check_like(saved, "saved", compute_type(dtype), {saved_size()}, like);
   }
 };
 
-inline CellTensors zeros_like(const CellTensors& weights) {
-  CellTensors zeros = {
-      zeros_like(weights.prev_prev), zeros_like(weights.prev), {}, {}, zeros_like(weights.output)};
-  for (const Tensor& t : weights.convolutions) zeros.convolutions.push_back(zeros_like(t));
-  if (weights.reduction.has_value()) zeros.reduction = zeros_like(*weights.reduction);
-  return zeros;
+struct NodeCall : Call<DagShape> {
+  NodeCall(const Tensor& bank, const Tensor& inputs, const Tensor& operations,
+           const std::vector<Tensor>& weights, int64_t stride, Backend backend) {
+    dtype = check_feature_maps(bank, "bank", 6, backend);
+    STD_TORCH_CHECK(stride == 1 || stride == 2, "stride must be 1 or 2, got ", stride);
+    STD_TORCH_CHECK(inputs.dim() == 2, "inputs must have 2 dimensions, got ", inputs.dim());
+    STD_TORCH_CHECK(weights.size() == kOperationWeights, "weights must be ", kOperationWeights,
+                    ", got ", weights.size());
+    const auto named = by_name<OperationWeights<const Tensor>>(weights.data());
+    const Tensor& first = *named.depthwise[0];
+    STD_TORCH_CHECK(first.dim() == 6, "depthwise weights must have 6 dimensions, got ",
+                    first.dim());
+    STD_TORCH_CHECK(stride == 1 || named.reduction->numel() != 0,
+                    "reduction is needed with stride 2");
+    shape.inputs = bank.size(0);
+    shape.archs = bank.size(1);
+    shape.images = bank.size(2);
+    shape.height = bank.size(3);
+    shape.width = bank.size(4);
+    shape.padded = bank.size(5);
+    shape.channels = first.size(2);
+    shape.edges = inputs.size(1);
+    shape.out_height = (shape.height + stride - 1) / stride;
+    shape.out_width = (shape.width + stride - 1) / stride;
+    shape.reduction = stride == 2;
+    STD_TORCH_CHECK(stride == 1 || shape.channels >= 2,
+                    "a factorized reduction needs 2 channels, got ", shape.channels);
+    STD_TORCH_CHECK(shape.edges > 0, "inputs must have at least one column");
+    STD_TORCH_CHECK(padded_channels(shape.channels) == shape.padded, "bank must have ",
+                    padded_channels(shape.channels), " channels for weights of ", shape.channels,
+                    ", got ", shape.padded);
+    check_like(inputs, "inputs", ScalarType::Int, {shape.archs, shape.edges}, bank);
+    check_like(operations, "operations", ScalarType::Int, {shape.archs, shape.edges}, bank);
+    check_weights(weights.data(), operation_weights(shape.inputs, shape.inputs, shape.channels),
+                  compute_type(dtype), bank);
+    // More than saved_size().
+    checked_product({shape.archs, shape.edges, 6, shape.images, shape.out_height, shape.out_width,
+                     shape.padded});
+  }
+};
+
+// An input of a cell as far as it shows in its feature maps.
+inline CellInput cell_input(const Tensor& images) {
+  return {images.size(0), 0, images.size(4), images.size(2), images.size(3)};
 }
 
-// The shape of a cell for `archs` architectures of `nodes` nodes on batches of `images`; the sizes
-// and the first dimensions of its inputs are set. Checks them and the weights.
+// The shape of a cell for `archs` architectures of `nodes` nodes on batches of `images`. Checks it
+// and the weights; `like` is on their device.
 inline CellShape cell_shape(int64_t archs, int64_t nodes, int64_t images, CellInput prev_prev,
-                            CellInput prev, const CellTensors& weights, bool prev_prev_is_larger,
-                            ScalarType dtype) {
-  for (const Tensor* weight : {&weights.prev_prev, &weights.prev}) {
+                            CellInput prev, const Tensor* weights, bool prev_prev_is_larger,
+                            ScalarType dtype, const Tensor& like) {
+  const auto named = by_name<CellWeights<const Tensor>>(weights);
+  for (const Tensor* weight : {named.prev_prev, named.prev}) {
     STD_TORCH_CHECK(weight->dim() == 2,
                     "prev_prev_weight and prev_weight must have 2 dimensions, got ", weight->dim());
   }
   STD_TORCH_CHECK(archs > 0 && nodes > 0, "inputs must not be empty");
-  STD_TORCH_CHECK(weights.prev_prev.size(0) > 0, "prev_prev_weight must not be empty");
-  CellShape shape;
-  shape.archs = archs;
-  shape.nodes = nodes;
-  shape.images = images;
-  shape.channels = weights.prev_prev.size(0);
-  shape.padded = padded_channels(shape.channels);
-  shape.reduction = weights.reduction.has_value();
-  shape.prev_prev_is_larger = prev_prev_is_larger;
-  prev_prev.channels = weights.prev_prev.size(1);
-  prev.channels = weights.prev.size(1);
+  STD_TORCH_CHECK(named.prev_prev->size(0) > 0, "prev_prev_weight must not be empty");
+  prev_prev.channels = named.prev_prev->size(1);
+  prev.channels = named.prev->size(1);
   for (const CellInput* input : {&prev_prev, &prev}) {
     const char* name = input == &prev_prev ? "prev_prev" : "prev";
     STD_TORCH_CHECK(input->archs == 1 || input->archs == archs, "the first dimension of ", name,
@@ -88,11 +122,19 @@ inline CellShape cell_shape(int64_t archs, int64_t nodes, int64_t images, CellIn
                     padded_channels(input->channels), " channels for a weight of ", input->channels,
                     ", got ", input->padded);
   }
+  CellShape shape;
+  shape.archs = archs;
+  shape.nodes = nodes;
+  shape.images = images;
+  shape.channels = named.prev_prev->size(0);
+  shape.padded = padded_channels(shape.channels);
   shape.prev_prev = prev_prev;
   shape.prev = prev;
-  // saved_bound() is below.
-  checked_product({archs, nodes, 16, images, prev.height, prev.width, shape.padded});
-  const int64_t scale = prev_prev_is_larger ? 2 : 1;
+  shape.reduction = named.operations.reduction->numel() != 0;
+  shape.prev_prev_is_larger = prev_prev_is_larger;
+  const int64_t scale = prev_prev_is_larger ? 2 : 1, stride = shape.reduction ? 2 : 1;
+  shape.out_height = (prev.height + stride - 1) / stride;
+  shape.out_width = (prev.width + stride - 1) / stride;
   STD_TORCH_CHECK((prev_prev.height + scale - 1) / scale == prev.height &&
                       (prev_prev.width + scale - 1) / scale == prev.width,
                   "prev_prev must be ", prev_prev_is_larger ? "twice" : "exactly",
@@ -100,20 +142,31 @@ inline CellShape cell_shape(int64_t archs, int64_t nodes, int64_t images, CellIn
                   " and ", prev.height, "×", prev.width);
   STD_TORCH_CHECK(!(prev_prev_is_larger || shape.reduction) || shape.channels >= 2,
                   "a factorized reduction needs 2 channels, got ", shape.channels);
-  const int64_t step = shape.reduction ? 2 : 1, channels = shape.channels;
-  shape.out_height = (prev.height + step - 1) / step;
-  shape.out_width = (prev.width + step - 1) / step;
-  check(weights.prev_prev, "prev_prev_weight", dtype, {channels, prev_prev.channels});
-  check(weights.prev, "prev_weight", dtype, {channels, prev.channels});
-  check(weights.output, "output_weight", dtype, {channels, nodes * channels});
-  check_weights(weights.convolutions, weights.reduction, dtype, nodes * (nodes + 3) / 2, 2 * nodes,
-                channels);
+  check_weights(weights, cell_weights(nodes, shape.channels, prev_prev.channels, prev.channels),
+                compute_type(dtype), like);
+  // More than what is saved.
+  checked_product({archs, nodes, 16, images, prev.height, prev.width, shape.padded});
   return shape;
 }
 
-// An input of a cell as far as it shows in its images.
-inline CellInput cell_input(const Tensor& images) {
-  return {images.size(0), 0, images.size(4), images.size(2), images.size(3)};
-}
+struct CellCall : Call<CellShape> {
+  CellCall(const Tensor& prev_prev, const Tensor& prev, const Tensor& inputs,
+           const Tensor& operations, const std::vector<Tensor>& weights, bool prev_prev_is_larger,
+           Backend backend) {
+    dtype = check_feature_maps(prev, "prev", 5, backend);
+    STD_TORCH_CHECK(check_feature_maps(prev_prev, "prev_prev", 5, backend) == dtype,
+                    "prev_prev and prev must have one dtype");
+    check_device(prev_prev, "prev_prev", prev);
+    STD_TORCH_CHECK(inputs.dim() == 3, "inputs must have 3 dimensions, got ", inputs.dim());
+    STD_TORCH_CHECK(prev_prev.size(1) == prev.size(1), "prev_prev must have a batch of ",
+                    prev.size(1), ", got ", prev_prev.size(1));
+    STD_TORCH_CHECK(weights.size() == kCellWeights, "weights must be ", kCellWeights, ", got ",
+                    weights.size());
+    shape = cell_shape(inputs.size(0), inputs.size(1), prev.size(1), cell_input(prev_prev),
+                       cell_input(prev), weights.data(), prev_prev_is_larger, dtype, prev);
+    check_like(inputs, "inputs", ScalarType::Int, {shape.archs, shape.nodes, 2}, prev);
+    check_like(operations, "operations", ScalarType::Int, {shape.archs, shape.nodes, 2}, prev);
+  }
+};
 
-}  // namespace asng::cpu
+}  // namespace asng

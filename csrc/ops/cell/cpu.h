@@ -1,51 +1,207 @@
-// A cell of the search space, for all architectures at once: input projections, nodes, output.
+// Nodes, cells and stacks of cells on the CPU, for all architectures at once.
+//
+// A batch normalization needs the whole batch of its architecture; nothing else does. So work is
+// scheduled in levels, and what a level does with a batch element is done while its feature maps
+// are in the cache: a state is made and the operations that read it run on it, in backward passes
+// the other way round. Between levels the statistics of normalizations are finished.
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "kernels/cpu/kernels.h"
 #include "kernels/cpu/pointwise_batch.h"
-#include "ops/cell/cpu_dag.h"
+#include "ops/cell/shape.h"
 #include "platform/memory.h"
 
 namespace asng::cpu {
 
-struct CellInput {
-  int64_t archs = 0;  // 1: all architectures share it
-  int64_t channels = 0, padded = 0, height = 0, width = 0;
-};
-
-struct CellShape {
-  int64_t archs = 0, nodes = 0, images = 0;
-  int64_t channels = 0, padded = 0;
-  CellInput prev_prev, prev;
-  int64_t out_height = 0, out_width = 0;
-  bool reduction = false;
-  bool prev_prev_is_larger = false;  // the prev_prev input passes a factorized reduction
-
-  int64_t in_size() const { return images * prev.height * prev.width * padded; }
-  int64_t out_size() const { return images * out_height * out_width * padded; }
-  DagShape dag() const;
-  // Values that the backward pass needs, at most. The function of the same name in
-  // asng_ext/ops/cell.py must agree.
-  int64_t saved_bound() const;
+// What a node reads: the feature maps of one architecture.
+template <class T>
+struct State {
+  const T* x = nullptr;
+  Affine<T> affine;
+  int64_t height = 0, width = 0;
+  T* grad = nullptr;
+  bool has_grad = false;  // whether grad has been written already
+  // Of inputs, if not null: += Σ grad and Σ grad·x after the affine map, when grad is complete.
+  PartialSums* sums = nullptr;
 };
 
 template <class T>
-struct CellWeights {
-  T* prev_prev =
-      nullptr;        // (channels, prev_prev channels); factorized: rows for even pixels come first
-  T* prev = nullptr;  // (channels, prev channels)
-  T* output = nullptr;  // (channels, nodes · channels)
-  OperationWeights<T> operations;
+class Dag {
+ public:
+  // Work on some of the batch of an architecture, all of one part of it.
+  using Task = std::function<void(int64_t arch, int64_t split_index, Split images)>;
+
+  // `inputs` and `operations` are (archs, nodes, edges). Throws std::invalid_argument if an index
+  // is out of range.
+  Dag(const DagShape& shape, const OperationWeights<const T>& weights, const int32_t* inputs,
+      const int32_t* operations);
+  Dag(Dag&&) = default;
+  Dag(const Dag&) = delete;
+
+  State<T>& state(int64_t arch, int64_t index) { return states_[at(arch, index)]; }
+  // Whether a node reads a state.
+  bool reads(int64_t arch, int64_t state) const { return !readers_[at(arch, state)].empty(); }
+  // The nodes that no node reads. Their feature maps are never stored: `combine` makes them from
+  // the edges when they are needed.
+  const std::vector<int64_t>& leaf(int64_t arch) const { return leaf_[static_cast<size_t>(arch)]; }
+
+  // Allocates what `forward` computes and `backward` needs; the same calls give the same places. At
+  // most the shape's saved() values and the feature maps of nodes that are read.
+  void allocate(Bump<T>& memory);
+  // The same for a forward pass alone: memory serves again when what it holds is not needed.
+  void allocate_with_reuse(Bump<T>& memory);
+
+  // Calls `finish` for all of the batch when its leaf nodes can be combined. The inputs' states
+  // must be set.
+  void forward(const Task& finish);
+
+  // The sum of the edges of a node, for some of the batch.
+  void combine(int64_t arch, int64_t node, Split images, T* out) const;
+
+  // Values that allocate_gradients() needs at most.
+  int64_t gradient_bound() const {
+    return shape_.archs * shape_.nodes * (1 + shape_.edges) * shape_.out_size();
+  }
+  // Allocates the gradients of nodes that have none yet, and those within edges.
+  void allocate_gradients(Bump<T>& memory);
+
+  // Calls `begin` for all of the batch first, which makes the gradients of its leaf nodes. Adds to
+  // the gradients of the inputs' states, or writes them, and to `grads` of the weights.
+  void backward(const Task& begin, const OperationWeights<T>& grads);
+
+ private:
+  struct Edge {
+    int64_t arch = 0, node = 0, input = 0, stride = 1;
+    int32_t operation = 0;
+    OperationInfo info;
+    T multiplicity = 1;  // how often it occurs in its node
+    // A separable convolution has two stages. Another edge with a normalization uses the first.
+    T* z[2] = {nullptr, nullptr};
+    Norm<T> norm[2];
+    NormGradient<T> norm_gradient[2];
+    T* depthwise[2] = {nullptr, nullptr};
+    T* flipped[2] = {nullptr, nullptr};
+    T* pointwise[2] = {nullptr, nullptr};
+    T* grad_depthwise[2] = {nullptr, nullptr};  // (splits, kernel elements, padded)
+    T* grad_pointwise[2] = {nullptr, nullptr};  // (splits, padded, padded)
+    T* intermediate = nullptr;                  // gradient of the first stage's output
+    bool accumulate = false;                    // another edge writes the state's gradient first
+    PointwiseBatch<T> reduction;
+    PartialSums sums;  // of the stage that is being computed
+
+    bool separable() const { return info.form == Form::kSeparable; }
+    bool factorized() const { return is_factorized(info.form, stride); }
+    // How many normalizations, one after the other, it has.
+    int stages() const { return separable() ? 2 : factorized() ? 1 : 0; }
+    int last() const { return separable() ? 1 : 0; }  // its last normalization
+    int64_t kernel_elements() const { return static_cast<int64_t>(info.kernel) * info.kernel; }
+  };
+
+  size_t at(int64_t arch, int64_t state) const {
+    return static_cast<size_t>(arch * shape_.states() + state);
+  }
+  int64_t splits() const { return split_count(shape_.images); }
+  const State<T>& from(const Edge& edge) const { return states_[at(edge.arch, edge.input)]; }
+  bool stored(int64_t arch, int64_t state) const {
+    return state >= shape_.inputs && reads(arch, state);
+  }
+
+  void add_edges(int64_t arch, int64_t node, const int32_t* inputs, const int32_t* operations);
+  void plan();
+  int64_t last_use(int64_t arch, int64_t state) const;
+  void allocate_norm(Edge& edge, int stage, Bump<T>& memory);
+  void run_images(const Task& task) const;
+
+  Block pack(bool backward);
+  void pack_stage(Edge& edge, int stage, bool backward);
+  void set_up_reduction(Edge& edge);
+  Shape stage_shape(const Edge& edge, int stage, int64_t images) const;
+  Combine<T> combine_task(int64_t arch, int64_t node, Split images,
+                          std::vector<Term<T>>& terms) const;
+
+  void run_forward(int64_t level, int64_t arch, int64_t split_index, Split images);
+  void forward_stage(Edge& edge, int stage, int64_t split_index, Split images);
+
+  void write_gradient(Edge& edge, Slots<T>& slots);
+  Block allocate_weight_gradients();
+  void run_backward(int64_t level, int64_t arch, int64_t split_index, Split images);
+  void reduce(const T* grad, const T* z, Affine<T> affine, int64_t pixels, int64_t split_index,
+              PartialSums& sums) const;
+  void backward_stage(Edge& edge, int stage, int64_t split_index, Split images);
+  void finish_gradient(Edge& edge, int stage);
+  void add_weight_gradients(const OperationWeights<T>& grads);
+  void add_weight_gradient(const Edge& edge, const OperationWeights<T>& grads) const;
+
+  DagShape shape_;
+  OperationWeights<const T> weights_;
+  std::vector<Edge> edges_;                     // by architecture and node
+  std::vector<Edge*> normalized_;               // those of them with a normalization
+  std::vector<std::vector<Edge*>> node_edges_;  // (archs, states); none for inputs
+  std::vector<std::vector<Edge*>> readers_;     // (archs, states)
+  std::vector<State<T>> states_;                // (archs, states)
+  std::vector<T*> images_;                      // of nodes that are read, (archs, states)
+  std::vector<std::vector<int64_t>> leaf_;      // of each architecture
+  // Schedule levels in which states can be made, and in which their gradients are complete.
+  std::vector<int64_t> forward_level_, backward_level_;
+  int64_t last_forward_level_ = 0, last_backward_level_ = 0;
+  std::vector<T> coefficients_;  // of the normalizations' gradients
 };
 
-// An input or the output of a cell: images of every architecture, or of all together.
+// A node on its own: a dag of one node whose sum is stored.
+template <class T>
+class Node {
+ public:
+  // Of `shape`, with one node; the rest as in Dag.
+  Node(const DagShape& shape, const OperationWeights<const T>& weights, const int32_t* inputs,
+       const int32_t* operations)
+      : shape_(shape), dag_(shape, weights, inputs, operations) {}
+
+  // What the node reads; to be set before the first pass.
+  State<T>& input(int64_t arch, int64_t index) { return dag_.state(arch, index); }
+
+  // out (archs, images, out_height, out_width, padded); `saved` has the shape's saved() values.
+  void forward(T* saved, T* out) {
+    allocate(saved);
+    dag_.forward([&](int64_t arch, int64_t, Split images) {
+      dag_.combine(arch, 0, images,
+                   out + arch * shape_.out_size() + images.first * shape_.image_size());
+    });
+  }
+
+  // Adds to the gradients of the inputs or writes them, and adds to `grads`.
+  void backward(T* saved, const T* grad_out, const OperationWeights<T>& grads) {
+    allocate(saved);
+    for (int64_t arch = 0; arch < shape_.archs; ++arch) {
+      // The gradient of a node that no node reads is only read.
+      dag_.state(arch, shape_.inputs).grad = const_cast<T*>(grad_out) + arch * shape_.out_size();
+    }
+    const int64_t count = dag_.gradient_bound();
+    const Block block = acquire(static_cast<size_t>(count) * sizeof(T));
+    Bump<T> memory(static_cast<T*>(block.get()), count);
+    dag_.allocate_gradients(memory);
+    dag_.backward([](int64_t, int64_t, Split) {}, grads);
+  }
+
+ private:
+  void allocate(T* saved) {
+    Bump<T> memory(saved, shape_.saved().values());
+    dag_.allocate(memory);
+  }
+
+  DagShape shape_;
+  Dag<T> dag_;
+};
+
+// An input or the output of a cell: feature maps of every architecture, or of all together.
 template <class T>
 struct CellImages {
   const T* x = nullptr;
-  // (archs, 2, padded): how the images of each architecture are to be read; null: as they are.
+  // (archs, 2, padded): how the feature maps of each architecture are to be read; null: as they
+  // are.
   const T* norms = nullptr;
 
   Affine<T> affine(int64_t arch, int64_t padded) const {
@@ -77,7 +233,8 @@ class Cell {
   Cell(const CellShape& shape, const CellWeights<const T>& weights, const int32_t* inputs,
        const int32_t* operations);
 
-  // y (archs, images, out_height, out_width, padded). `saved` has saved_bound() values or is null.
+  // y (archs, images, out_height, out_width, padded). `saved` has the shape's saved() values or is
+  // null.
   void forward(const T* prev_prev, const T* prev, T* y, T* saved);
 
   // grad_prev_prev and grad_prev are written, either may be null; `grads` are added to.
@@ -85,7 +242,7 @@ class Cell {
                 T* grad_prev_prev, T* grad_prev, const CellWeights<T>& grads);
 
   // As `forward`, but leaves the output as it is before its normalization, which goes to `norms`,
-  // as in CellImages. `memory` has room for saved_bound() values.
+  // as in CellImages. `memory` has room for saved() values.
   void run(CellImages<T> prev_prev, CellImages<T> prev, T* z, T* norms, Bump<T>& memory, bool save);
 
   // As `backward`, with the memory of `run`, which must have saved. The output is as `run` left it,
@@ -104,9 +261,9 @@ class Cell {
 
  private:
   int64_t splits() const { return split_count(shape_.images); }
-  void place_inputs(Bump<T>& memory, CellImages<T> prev_prev, CellImages<T> prev);
-  void place_outputs(const T* z, const T* norms, bool normalized);
-  // Memory for one image of every leaf node of an architecture.
+  void allocate_inputs(Bump<T>& memory, CellImages<T> prev_prev, CellImages<T> prev);
+  void set_up_outputs(const T* z, const T* norms, bool normalized);
+  // Memory for one batch element of every leaf node of an architecture.
   size_t leaf_bytes() const {
     return static_cast<size_t>(shape_.nodes * shape_.out_size() / shape_.images) * sizeof(T);
   }
@@ -128,6 +285,42 @@ class Cell {
   std::vector<PointwiseBatch<T>> inputs_;   // those of the prev_prev input come first
   std::vector<PointwiseBatch<T>> outputs_;  // one for every architecture, of its leaf nodes
   std::vector<T> coefficients_;
+};
+
+// Cells one after the other. Between them the outputs stay as they are before normalization, and
+// what reads one normalizes on the way.
+template <class T>
+class CellStack {
+ public:
+  // Cell i reads the outputs of cells i - 2 and i - 1; before them are the inputs of the stack.
+  // `inputs` and `operations` of each cell as in Cell. Throws std::invalid_argument.
+  CellStack(std::vector<CellShape> shapes, const std::vector<CellWeights<const T>>& weights,
+            const std::vector<const int32_t*>& inputs,
+            const std::vector<const int32_t*>& operations);
+
+  // Values that the backward pass needs: those that cells in a stack save.
+  static int64_t saved_size(const std::vector<CellShape>& shapes);
+
+  // y is the normalized output of the last cell. `saved` has saved_size() values or is null.
+  void forward(const T* prev_prev, const T* prev, T* y, T* saved);
+
+  // grad_prev_prev and grad_prev are written, either may be null; if both are the same, so are the
+  // inputs, and it receives the sum. The weights' `grads` are added to.
+  void backward(const T* prev_prev, const T* prev, const T* y, const T* grad_y, T* saved,
+                T* grad_prev_prev, T* grad_prev, const std::vector<CellWeights<T>>& grads);
+
+ private:
+  struct Output {
+    T* z = nullptr;
+    T* norms = nullptr;
+  };
+
+  void allocate_outputs(Bump<T>& memory, T* y);
+  CellImages<T> input(int64_t index, const T* prev_prev, const T* prev) const;
+
+  std::vector<CellShape> shapes_;
+  std::vector<Cell<T>> cells_;
+  std::vector<Output> outputs_;
 };
 
 }  // namespace asng::cpu

@@ -1,26 +1,227 @@
+// Forward passes of nodes and cells.
 #include <algorithm>
 
 #include "ops/cell/cpu.h"
 #include "platform/threads.h"
 
 namespace asng::cpu {
+namespace {
 
-DagShape CellShape::dag() const {
-  DagShape s;
-  s.archs = archs;
-  s.nodes = nodes;
-  s.inputs = 2;
+// Batch elements that a task takes through all that a level does with them: so many bytes of a
+// state, that a handful of them fits into the second level of the cache.
+constexpr int64_t kGroupBytes = int64_t{64} << 10;
+
+}  // namespace
+
+// Runs a task for all of the batch, group by group: those of one part, one after the other.
+template <class T>
+void Dag<T>::run_images(const Task& task) const {
+  int64_t largest = shape_.image_size();
+  for (const State<T>& s : states_) largest = std::max(largest, s.height * s.width * shape_.padded);
+  const int64_t group =
+      std::max<int64_t>(1, kGroupBytes / (largest * static_cast<int64_t>(sizeof(T))));
+  run_splits(shape_.archs, splits(), [&](int64_t arch, int64_t split_index) {
+    const Split range = split(shape_.images, split_index);
+    const int64_t end = range.first + range.count;
+    for (int64_t first = range.first; first < end; first += group) {
+      task(arch, split_index, {first, std::min(group, end - first)});
+    }
+  });
+}
+
+template <class T>
+Shape Dag<T>::stage_shape(const Edge& edge, int stage, int64_t images) const {
+  Shape s;
   s.images = images;
-  s.out_height = out_height;
-  s.out_width = out_width;
-  s.channels = channels;
-  s.padded = padded;
-  s.reduction = reduction;
+  s.height = stage == 0 ? from(edge).height : shape_.out_height;
+  s.width = stage == 0 ? from(edge).width : shape_.out_width;
+  s.out_height = shape_.out_height;
+  s.out_width = shape_.out_width;
+  s.channels = shape_.padded;
+  s.stride = stage == 0 ? edge.stride : 1;
+  s.kernel = edge.info.kernel;
   return s;
 }
 
-int64_t CellShape::saved_bound() const {
-  return archs * (2 * in_size() + nodes * out_size() + 6 * padded) + dag().saved_bound();
+template <class T>
+void Dag<T>::set_up_reduction(Edge& edge) {
+  const State<T>& state = from(edge);
+  PointwiseBatch<T>& p = edge.reduction;
+  p.images = shape_.images;
+  p.out_height = shape_.out_height;
+  p.out_width = shape_.out_width;
+  p.channels = shape_.channels;
+  p.padded = shape_.padded;
+  Source<T> source;
+  source.x = state.x;
+  source.affine = state.affine;
+  source.grad = state.grad;
+  source.accumulate = edge.accumulate;
+  source.channels = shape_.padded;
+  source.height = state.height;
+  source.width = state.width;
+  read_factorized(p, source, shape_.channels);
+  p.weight = weights_.reduction +
+             shape_.reduction_index(edge.node, edge.input) * shape_.channels * shape_.channels;
+  p.weight_stride = shape_.channels;
+  p.z = edge.z[0];
+  p.norm = edge.norm[0];
+  p.stored = edge.norm[0].affine();
+  p.grads = {states_[at(edge.arch, shape_.inputs + edge.node)].grad};
+}
+
+template <class T>
+Block Dag<T>::pack(bool backward) {
+  const int64_t padded = shape_.padded;
+  // One size for all cells of a kind, so that the next one finds the block of the last.
+  const int64_t per_stage = padded * padded + 2 * kMostKernelElements * padded;
+  const int64_t count = shape_.archs * shape_.nodes * shape_.edges * 2 * per_stage;
+  Block block = acquire(static_cast<size_t>(count) * sizeof(T));
+  Bump<T> memory(static_cast<T*>(block.get()), count);
+  for (Edge* edge : normalized_) {
+    if (edge->factorized()) {
+      set_up_reduction(*edge);
+      edge->reduction.packed = memory.take(edge->reduction.packed_size());
+      continue;
+    }
+    for (int stage = 0; stage < 2; ++stage) {
+      edge->depthwise[stage] = memory.take(edge->kernel_elements() * padded);
+      edge->flipped[stage] = memory.take(edge->kernel_elements() * padded);
+      edge->pointwise[stage] = memory.take(padded * padded);
+    }
+  }
+  run_tasks(static_cast<int64_t>(normalized_.size()), [&](int64_t i) {
+    Edge& edge = *normalized_[static_cast<size_t>(i)];
+    edge.sums = PartialSums(splits(), padded);
+    if (edge.factorized()) {
+      backward ? edge.reduction.pack_backward() : edge.reduction.pack_forward();
+      return;
+    }
+    for (int stage = 0; stage < 2; ++stage) pack_stage(edge, stage, backward);
+  });
+  return block;
+}
+
+template <class T>
+void Dag<T>::pack_stage(Edge& edge, int stage, bool backward) {
+  const int64_t channels = shape_.channels, padded = shape_.padded;
+  const int64_t elements = edge.kernel_elements();
+  const int64_t index = weight_index(shape_.inputs, edge.node, edge.input) * 2 + stage;
+  const T* depthwise = weights_.depthwise[edge.info.separable] + index * channels * elements;
+  const T* pointwise = weights_.pointwise[edge.info.separable] + index * channels * channels;
+  for (int64_t k = 0; k < elements; ++k) {
+    T* row = edge.depthwise[stage] + k * padded;
+    for (int64_t c = 0; c < padded; ++c) row[c] = c < channels ? depthwise[c * elements + k] : T(0);
+    if (backward) std::copy_n(row, padded, edge.flipped[stage] + (elements - 1 - k) * padded);
+  }
+  std::fill_n(edge.pointwise[stage], padded * padded, T(0));
+  for (int64_t o = 0; o < channels; ++o) {
+    for (int64_t c = 0; c < channels; ++c) {
+      edge.pointwise[stage][backward ? o * padded + c : c * padded + o] =
+          pointwise[o * channels + c];
+    }
+  }
+}
+
+template <class T>
+void Dag<T>::forward_stage(Edge& edge, int stage, int64_t split_index, Split images) {
+  if (edge.factorized()) {
+    edge.reduction.forward(images, split_index, edge.sums);
+    return;
+  }
+  const State<T>& state = from(edge);
+  SeparableForward<T> task;
+  task.shape = stage_shape(edge, stage, images.count);
+  task.x = (stage == 0 ? state.x : edge.z[0]) +
+           images.first * task.shape.height * task.shape.width * shape_.padded;
+  task.affine = stage == 0 ? state.affine : edge.norm[0].affine();
+  task.depthwise = edge.depthwise[stage];
+  task.pointwise = edge.pointwise[stage];
+  task.z = edge.z[stage] + images.first * shape_.image_size();
+  task.sum = edge.sums.first(split_index);
+  task.sum_squares = edge.sums.second(split_index);
+  kernels<T>().separable_forward(task);
+}
+
+template <class T>
+Combine<T> Dag<T>::combine_task(int64_t arch, int64_t node, Split images,
+                                std::vector<Term<T>>& terms) const {
+  terms.clear();
+  for (const Edge* edge : node_edges_[at(arch, shape_.inputs + node)]) {
+    Term<T> term;
+    term.factor = edge->multiplicity;
+    if (edge->stages() > 0) {
+      term.branch = Branch::kNormalized;
+      term.x = edge->z[edge->last()];
+      term.affine = edge->norm[edge->last()].affine();
+      term.height = shape_.out_height;
+      term.width = shape_.out_width;
+    } else {
+      const State<T>& read = from(*edge);
+      term.branch = edge->info.form == Form::kIdentity      ? Branch::kIdentity
+                    : edge->info.form == Form::kAveragePool ? Branch::kAveragePool
+                                                            : Branch::kMaxPool;
+      term.x = read.x;
+      term.affine = read.affine;
+      term.height = read.height;
+      term.width = read.width;
+      term.stride = edge->stride;
+      term.grad = read.grad;
+      term.accumulate = edge->accumulate;
+    }
+    const int64_t offset = images.first * term.height * term.width * shape_.padded;
+    term.x += offset;
+    if (term.grad != nullptr) term.grad += offset;
+    terms.push_back(term);
+  }
+  Combine<T> task;
+  task.terms = terms.data();
+  task.term_count = static_cast<int64_t>(terms.size());
+  task.images = images.count;
+  task.out_height = shape_.out_height;
+  task.out_width = shape_.out_width;
+  task.channels = shape_.padded;
+  return task;
+}
+
+template <class T>
+void Dag<T>::combine(int64_t arch, int64_t node, Split images, T* out) const {
+  std::vector<Term<T>> terms;
+  Combine<T> task = combine_task(arch, node, images, terms);
+  task.out = out;
+  kernels<T>().combine_forward(task);
+}
+
+template <class T>
+void Dag<T>::run_forward(int64_t level, int64_t arch, int64_t split_index, Split images) {
+  for (int64_t s = 0; s < shape_.states(); ++s) {
+    const int64_t step = level - forward_level_[at(arch, s)];
+    if (step < 0 || step > 1) continue;
+    if (step == 0 && stored(arch, s)) {
+      combine(arch, s - shape_.inputs, images,
+              images_[at(arch, s)] + images.first * shape_.image_size());
+    }
+    for (Edge* edge : readers_[at(arch, s)]) {
+      if (step < edge->stages()) forward_stage(*edge, static_cast<int>(step), split_index, images);
+    }
+  }
+}
+
+template <class T>
+void Dag<T>::forward(const Task& finish) {
+  const Block packed = pack(false);
+  for (int64_t level = 0; level <= last_forward_level_; ++level) {
+    run_images([&](int64_t arch, int64_t split_index, Split images) {
+      run_forward(level, arch, split_index, images);
+      if (level == last_forward_level_) finish(arch, split_index, images);
+    });
+    for (Edge* edge : normalized_) {
+      const int64_t stage = level - forward_level_[at(edge->arch, edge->input)];
+      if (stage < 0 || stage >= edge->stages()) continue;
+      finish_norm(edge->sums, shape_.pixels(), shape_.padded, edge->norm[stage]);
+      edge->sums = PartialSums(splits(), shape_.padded);
+    }
+  }
 }
 
 template <class T>
@@ -28,9 +229,9 @@ Cell<T>::Cell(const CellShape& shape, const CellWeights<const T>& weights, const
               const int32_t* operations)
     : shape_(shape), weights_(weights), dag_(shape.dag(), weights.operations, inputs, operations) {}
 
-// Projections of the inputs that are read; an input that all architectures share is projected once.
+// Projections of the inputs that are read; one that all architectures share is projected once.
 template <class T>
-void Cell<T>::place_inputs(Bump<T>& memory, CellImages<T> prev_prev, CellImages<T> prev) {
+void Cell<T>::allocate_inputs(Bump<T>& memory, CellImages<T> prev_prev, CellImages<T> prev) {
   inputs_.clear();
   for (int64_t index = 0; index < 2; ++index) {
     const CellInput& input = index == 0 ? shape_.prev_prev : shape_.prev;
@@ -77,7 +278,7 @@ void Cell<T>::place_inputs(Bump<T>& memory, CellImages<T> prev_prev, CellImages<
 
 // The output of every architecture: a projection of its leaf nodes.
 template <class T>
-void Cell<T>::place_outputs(const T* z, const T* norms, bool normalized) {
+void Cell<T>::set_up_outputs(const T* z, const T* norms, bool normalized) {
   outputs_.clear();
   for (int64_t arch = 0; arch < shape_.archs; ++arch) {
     PointwiseBatch<T> p;
@@ -108,7 +309,7 @@ void Cell<T>::place_outputs(const T* z, const T* norms, bool normalized) {
   }
 }
 
-// The sources of an output when it reads one image of each, which lie one after the other.
+// The sources of an output when it reads one batch element of each, one after the other in memory.
 template <class T>
 std::vector<Source<T>> Cell<T>::leaf_sources(const PointwiseBatch<T>& p, const T* nodes) const {
   std::vector<Source<T>> sources = p.sources;
@@ -172,10 +373,10 @@ void Cell<T>::project_outputs(int64_t arch, int64_t split_index, Split images,
 template <class T>
 void Cell<T>::run(CellImages<T> prev_prev, CellImages<T> prev, T* z, T* norms, Bump<T>& memory,
                   bool save) {
-  place_inputs(memory, prev_prev, prev);
+  allocate_inputs(memory, prev_prev, prev);
   project_inputs();
-  save ? dag_.place(memory) : dag_.allocate_with_reuse(memory);
-  place_outputs(z, norms, false);
+  save ? dag_.allocate(memory) : dag_.allocate_with_reuse(memory);
+  set_up_outputs(z, norms, false);
   const Block packed = pack(outputs_, false);
   std::vector<PartialSums> sums(outputs_.size(), PartialSums(splits(), shape_.padded));
   dag_.forward([&](int64_t arch, int64_t split_index, Split images) {
@@ -188,8 +389,8 @@ void Cell<T>::run(CellImages<T> prev_prev, CellImages<T> prev, T* z, T* norms, B
 
 template <class T>
 void Cell<T>::skip(CellImages<T> prev_prev, CellImages<T> prev, Bump<T>& memory) {
-  place_inputs(memory, prev_prev, prev);
-  dag_.place(memory);
+  allocate_inputs(memory, prev_prev, prev);
+  dag_.allocate(memory);
 }
 
 template <class T>
@@ -207,7 +408,7 @@ void Cell<T>::normalize(T* z, const T* norms) const {
 template <class T>
 void Cell<T>::forward(const T* prev_prev, const T* prev, T* y, T* saved) {
   const bool save = saved != nullptr;
-  const int64_t count = shape_.saved_bound();
+  const int64_t count = shape_.saved().values();
   const Block block = acquire(save ? 0 : static_cast<size_t>(count) * sizeof(T));
   Bump<T> memory(save ? saved : static_cast<T*>(block.get()), count);
   T* norms = memory.take(2 * shape_.archs * shape_.padded);
@@ -216,10 +417,16 @@ void Cell<T>::forward(const T* prev_prev, const T* prev, T* y, T* saved) {
 }
 
 #define ASNG_INSTANTIATE(T)                                                                        \
+  template void Dag<T>::forward(const Task&);                                                      \
+  template void Dag<T>::combine(int64_t, int64_t, Split, T*) const;                                \
+  template void Dag<T>::run_images(const Task&) const;                                             \
+  template Block Dag<T>::pack(bool);                                                               \
+  template Shape Dag<T>::stage_shape(const Edge&, int, int64_t) const;                             \
+  template Combine<T> Dag<T>::combine_task(int64_t, int64_t, Split, std::vector<Term<T>>&) const;  \
   template Cell<T>::Cell(const CellShape&, const CellWeights<const T>&, const int32_t*,            \
                          const int32_t*);                                                          \
-  template void Cell<T>::place_inputs(Bump<T>&, CellImages<T>, CellImages<T>);                     \
-  template void Cell<T>::place_outputs(const T*, const T*, bool);                                  \
+  template void Cell<T>::allocate_inputs(Bump<T>&, CellImages<T>, CellImages<T>);                  \
+  template void Cell<T>::set_up_outputs(const T*, const T*, bool);                                 \
   template std::vector<Source<T>> Cell<T>::leaf_sources(const PointwiseBatch<T>&, const T*) const; \
   template void Cell<T>::combine_leaf(const PointwiseBatch<T>&, int64_t, T*) const;                \
   template Block Cell<T>::pack(std::vector<PointwiseBatch<T>>&, bool);                             \

@@ -1,9 +1,9 @@
-// Which part of the work belongs to which phase, and where its results go.
+// The schedule of a dag: which part of the work belongs to which level, and where its results go.
 #include <algorithm>
 #include <stdexcept>
 #include <string>
 
-#include "ops/cell/cpu_dag.h"
+#include "ops/cell/cpu.h"
 
 namespace asng::cpu {
 namespace {
@@ -54,14 +54,15 @@ void Dag<T>::add_edges(int64_t arch, int64_t node, const int32_t* inputs,
       return std::to_string(arch) + ", " + middle + std::to_string(e);
     };
     if (input < 0 || input >= states) bad_index("inputs", place(), input, states);
-    if (operation < 0 || operation >= kOperationCount) {
+    const OperationInfo info = operation_info(operation);
+    if (info.form == Form::kNone) {
       bad_index("operations", place(), operation, kOperationCount);
     }
     const auto same = std::find_if(own.begin(), own.end(), [&](const Edge* edge) {
       return edge->input == input && edge->operation == operation;
     });
     if (same != own.end()) {
-      (*same)->factor += 1;
+      (*same)->multiplicity += 1;
       continue;
     }
     Edge edge;
@@ -69,6 +70,7 @@ void Dag<T>::add_edges(int64_t arch, int64_t node, const int32_t* inputs,
     edge.node = node;
     edge.input = input;
     edge.operation = operation;
+    edge.info = info;
     edge.stride = shape_.stride(input);
     edges_.push_back(edge);  // never more than were reserved, so that pointers stay
     own.push_back(&edges_.back());
@@ -77,36 +79,37 @@ void Dag<T>::add_edges(int64_t arch, int64_t node, const int32_t* inputs,
   }
 }
 
-// A stage of an edge can be computed a phase after the one before it.
+// A stage of an edge can be computed a level after the one before it.
 template <class T>
 void Dag<T>::plan() {
-  ready_.assign(states_.size(), 0);
-  done_.assign(states_.size(), 0);
+  forward_level_.assign(states_.size(), 0);
+  backward_level_.assign(states_.size(), 0);
   for (int64_t arch = 0; arch < shape_.archs; ++arch) {
     for (int64_t s = shape_.inputs; s < shape_.states(); ++s) {
-      int64_t& ready = ready_[at(arch, s)];
+      int64_t& level = forward_level_[at(arch, s)];
       for (const Edge* edge : node_edges_[at(arch, s)]) {
-        ready = std::max(ready, ready_[at(arch, edge->input)] + edge->stages());
+        level = std::max(level, forward_level_[at(arch, edge->input)] + edge->stages());
       }
-      last_ready_ = std::max(last_ready_, ready);
+      last_forward_level_ = std::max(last_forward_level_, level);
     }
     for (int64_t s = shape_.states() - 1; s >= 0; --s) {
-      int64_t& done = done_[at(arch, s)];
+      int64_t& level = backward_level_[at(arch, s)];
       for (const Edge* edge : readers_[at(arch, s)]) {
-        done = std::max(done, done_[at(arch, shape_.inputs + edge->node)] + edge->stages());
+        level =
+            std::max(level, backward_level_[at(arch, shape_.inputs + edge->node)] + edge->stages());
       }
-      last_done_ = std::max(last_done_, done);
+      last_backward_level_ = std::max(last_backward_level_, level);
     }
   }
 }
 
 template <class T>
-void Dag<T>::place_norm(Edge& edge, int stage, Bump<T>& memory) {
+void Dag<T>::allocate_norm(Edge& edge, int stage, Bump<T>& memory) {
   edge.norm[stage] = {memory.take(shape_.padded), memory.take(shape_.padded)};
 }
 
 template <class T>
-void Dag<T>::place(Bump<T>& memory) {
+void Dag<T>::allocate(Bump<T>& memory) {
   for (size_t s = 0; s < states_.size(); ++s) {
     if (node_edges_[s].empty() || readers_[s].empty()) continue;
     images_[s] = memory.take(shape_.out_size());
@@ -114,21 +117,21 @@ void Dag<T>::place(Bump<T>& memory) {
   }
   for (Edge* edge : normalized_) {
     for (int stage = 0; stage < edge->stages(); ++stage) {
-      place_norm(*edge, stage, memory);
+      allocate_norm(*edge, stage, memory);
       edge->z[stage] = memory.take(shape_.out_size());
     }
   }
 }
 
-// The last phase in which a node is read before the leaf nodes are combined.
+// The last level in which a node is read before the leaf nodes are combined.
 template <class T>
 int64_t Dag<T>::last_use(int64_t arch, int64_t state) const {
   int64_t last = 0;
   for (const Edge* edge : readers_[at(arch, state)]) {
     const int64_t reader = shape_.inputs + edge->node;
-    const int64_t use = edge->stages() > 0    ? ready_[at(arch, state)]
-                        : reads(arch, reader) ? ready_[at(arch, reader)]
-                                              : last_ready_;
+    const int64_t use = edge->stages() > 0    ? forward_level_[at(arch, state)]
+                        : reads(arch, reader) ? forward_level_[at(arch, reader)]
+                                              : last_forward_level_;
     last = std::max(last, use);
   }
   return last;
@@ -137,27 +140,27 @@ int64_t Dag<T>::last_use(int64_t arch, int64_t state) const {
 template <class T>
 void Dag<T>::allocate_with_reuse(Bump<T>& memory) {
   Slots<T> slots(memory, shape_.out_size());
-  for (int64_t phase = 0; phase <= last_ready_; ++phase) {
-    // Tasks of a phase run at the same time, so what one does not need any more is free in the
+  for (int64_t level = 0; level <= last_forward_level_; ++level) {
+    // Tasks of a level run at the same time, so what one does not need any more is free in the
     // next.
     std::vector<T*> unused;
     for (int64_t arch = 0; arch < shape_.archs; ++arch) {
       for (int64_t s = 0; s < shape_.states(); ++s) {
         if (!stored(arch, s)) continue;
         T*& images = images_[at(arch, s)];
-        if (ready_[at(arch, s)] == phase) states_[at(arch, s)].x = images = slots.take();
-        if (last_use(arch, s) == phase) unused.push_back(images);
+        if (forward_level_[at(arch, s)] == level) states_[at(arch, s)].x = images = slots.take();
+        if (last_use(arch, s) == level) unused.push_back(images);
       }
     }
     for (Edge* edge : normalized_) {
-      const int64_t stage = phase - ready_[at(edge->arch, edge->input)];
+      const int64_t stage = level - forward_level_[at(edge->arch, edge->input)];
       if (stage >= 0 && stage < edge->stages()) {
-        place_norm(*edge, static_cast<int>(stage), memory);
+        allocate_norm(*edge, static_cast<int>(stage), memory);
         edge->z[stage] = slots.take();
       }
       if (stage == 1 && edge->separable()) unused.push_back(edge->z[0]);
       const int64_t node = shape_.inputs + edge->node;
-      if (stored(edge->arch, node) && ready_[at(edge->arch, node)] == phase) {
+      if (stored(edge->arch, node) && forward_level_[at(edge->arch, node)] == level) {
         unused.push_back(edge->z[edge->last()]);
       }
     }
@@ -165,7 +168,7 @@ void Dag<T>::allocate_with_reuse(Bump<T>& memory) {
   }
 }
 
-// Whoever comes first to a state's gradient writes it, the others add.
+// The first edge to come to a state's gradient writes it, the others add.
 template <class T>
 void Dag<T>::write_gradient(Edge& edge, Slots<T>& slots) {
   State<T>& s = states_[at(edge.arch, edge.input)];
@@ -184,20 +187,20 @@ void Dag<T>::allocate_gradients(Bump<T>& memory) {
       if (s.grad == nullptr) s.grad = slots.take();
     }
   }
-  for (int64_t phase = 0; phase <= last_done_; ++phase) {
+  for (int64_t level = 0; level <= last_backward_level_; ++level) {
     std::vector<T*> unused;
     for (int64_t arch = 0; arch < shape_.archs; ++arch) {
       for (int64_t s = shape_.states() - 1; s >= shape_.inputs; --s) {
-        const int64_t age = phase - done_[at(arch, s)];
-        if (age < 0 || age > 2) continue;
-        int64_t last_age = 0;
+        const int64_t step = level - backward_level_[at(arch, s)];
+        if (step < 0 || step > 2) continue;
+        int64_t last_step = 0;
         for (Edge* edge : node_edges_[at(arch, s)]) {
-          if (edge->stages() > 0) last_age = 1;
-          if (edge->stages() == age) write_gradient(*edge, slots);
-          if (edge->separable() && age == 1) edge->intermediate = slots.take();
-          if (edge->separable() && age == 2) unused.push_back(edge->intermediate);
+          if (edge->stages() > 0) last_step = 1;
+          if (edge->stages() == step) write_gradient(*edge, slots);
+          if (edge->separable() && step == 1) edge->intermediate = slots.take();
+          if (edge->separable() && step == 2) unused.push_back(edge->intermediate);
         }
-        if (age == last_age && stored(arch, s)) unused.push_back(state(arch, s).grad);
+        if (step == last_step && stored(arch, s)) unused.push_back(state(arch, s).grad);
       }
     }
     for (T* slot : unused) slots.give(slot);
@@ -207,7 +210,7 @@ void Dag<T>::allocate_gradients(Bump<T>& memory) {
 #define ASNG_INSTANTIATE(T)                                                               \
   template Dag<T>::Dag(const DagShape&, const OperationWeights<const T>&, const int32_t*, \
                        const int32_t*);                                                   \
-  template void Dag<T>::place(Bump<T>&);                                                  \
+  template void Dag<T>::allocate(Bump<T>&);                                               \
   template void Dag<T>::allocate_with_reuse(Bump<T>&);                                    \
   template void Dag<T>::allocate_gradients(Bump<T>&);
 ASNG_INSTANTIATE(float)

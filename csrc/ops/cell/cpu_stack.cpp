@@ -1,15 +1,15 @@
-#include "ops/cell/cpu_stack.h"
-
 #include <algorithm>
 #include <utility>
 
+#include "ops/cell/cpu.h"
 #include "platform/threads.h"
 
 namespace asng::cpu {
 namespace {
 
-int64_t output_bound(const CellShape& shape) {
-  return shape.archs * (shape.out_size() + 2 * shape.padded);
+// What a cell saves in a stack beyond what it saves alone: its output.
+int64_t output_values(const CellShape& shape) {
+  return shape.saved_in_stack().values() - shape.saved().values();
 }
 
 }  // namespace
@@ -27,14 +27,14 @@ CellStack<T>::CellStack(std::vector<CellShape> shapes,
 }
 
 template <class T>
-int64_t CellStack<T>::saved_bound(const std::vector<CellShape>& shapes) {
+int64_t CellStack<T>::saved_size(const std::vector<CellShape>& shapes) {
   int64_t total = 0;
-  for (const CellShape& shape : shapes) total += output_bound(shape) + shape.saved_bound();
+  for (const CellShape& shape : shapes) total += shape.saved_in_stack().values();
   return total;
 }
 
 template <class T>
-void CellStack<T>::place_outputs(Bump<T>& memory, T* y) {
+void CellStack<T>::allocate_outputs(Bump<T>& memory, T* y) {
   outputs_.clear();
   for (size_t i = 0; i < shapes_.size(); ++i) {
     const CellShape& s = shapes_[i];
@@ -56,20 +56,20 @@ void CellStack<T>::forward(const T* prev_prev, const T* prev, T* y, T* saved) {
   const bool save = saved != nullptr;
   int64_t outputs = 0, working = 0;
   for (const CellShape& shape : shapes_) {
-    outputs += output_bound(shape);
-    working = std::max(working, shape.saved_bound());
+    outputs += output_values(shape);
+    working = std::max(working, shape.saved().values());
   }
-  const int64_t count = save ? saved_bound(shapes_) : outputs;
+  const int64_t count = save ? saved_size(shapes_) : outputs;
   const Block block = acquire(save ? 0 : static_cast<size_t>(count) * sizeof(T));
   Bump<T> memory(save ? saved : static_cast<T*>(block.get()), count);
-  place_outputs(memory, y);
-  // Cells that save nothing take turns with one place.
+  allocate_outputs(memory, y);
+  // Cells that save nothing use the same memory one after the other.
   const Block shared = acquire(save ? 0 : static_cast<size_t>(working) * sizeof(T));
   for (size_t i = 0; i < cells_.size(); ++i) {
     const int64_t index = static_cast<int64_t>(i);
-    Bump<T> turn(static_cast<T*>(shared.get()), save ? 0 : working);
+    Bump<T> reused(static_cast<T*>(shared.get()), save ? 0 : working);
     cells_[i].run(input(index - 2, prev_prev, prev), input(index - 1, prev_prev, prev),
-                  outputs_[i].z, outputs_[i].norms, save ? memory : turn, save);
+                  outputs_[i].z, outputs_[i].norms, save ? memory : reused, save);
   }
   cells_.back().normalize(y, outputs_.back().norms);
 }
@@ -80,8 +80,8 @@ void CellStack<T>::backward(const T* prev_prev, const T* prev, const T* y, const
                             const std::vector<CellWeights<T>>& grads) {
   const int64_t count = static_cast<int64_t>(cells_.size());
   // The last cell to save is the first to be needed: every cell begins where it began in `forward`.
-  Bump<T> memory(saved, saved_bound(shapes_));
-  place_outputs(memory, const_cast<T*>(y));  // only read
+  Bump<T> memory(saved, saved_size(shapes_));
+  allocate_outputs(memory, const_cast<T*>(y));  // only read
   std::vector<Bump<T>> begins;
   for (size_t i = 0; i < cells_.size(); ++i) {
     const int64_t index = static_cast<int64_t>(i);

@@ -1,15 +1,16 @@
-// Where the passes of nodes and cells find their memory.
+// Where the launchers of nodes and cells find their memory, in forward and backward passes.
 #pragma once
 
 #include <algorithm>
 
 #include "kernels/cuda/launchers.h"
 #include "kernels/cuda/norm.h"
+#include "ops/cell/cuda.h"
 #include "platform/memory.h"
 
 namespace asng::cuda {
 
-// What every pass needs: the plan, packed weights, partial sums.
+// What every launcher needs: the plan, packed weights, partial sums.
 template <class V>
 void allocate_dag(Arena& arena, Dag<V>& dag, PlanJob<Compute<V>>& job) {
   using T = Compute<V>;
@@ -36,12 +37,157 @@ void allocate_gradients(Arena& arena, const DagShape& s, Gradients<V>& g) {
   g.weight_splits = arena.take<T>(static_cast<int64_t>(s.slots()) * g.splits * s.slot_weights());
 }
 
-// Values of one node's stages, and of its norms.
+// Values of one node's stages.
 inline int64_t stages_size(const DagShape& s) {
   return static_cast<int64_t>(s.archs) * s.edges * 2 * s.out_size();
 }
-inline int64_t norms_size(const DagShape& s) {
-  return static_cast<int64_t>(s.archs) * s.edges * 4 * s.padded;
+
+// A node on its own.
+template <class V>
+struct Node {
+  using T = Compute<V>;
+
+  Dag<V> dag;
+  PlanJob<T> plan;
+  Gradients<V> gradients;
+
+  // `saved` is where the backward pass finds what it needs; if `keeps` is false there is none.
+  Node(Arena& arena, const asng::DagShape& shape, bool tf32, bool keeps, T* saved, bool backward) {
+    dag.shape = DagShape(shape, tf32);
+    allocate_dag(arena, dag, plan);
+    const SavedSize size = shape.saved();
+    if (!keeps) saved = arena.take<T>(saved_values<V>(size.statistics, size.feature_maps));
+    dag.norms = saved;
+    dag.z = saved == nullptr ? nullptr : reinterpret_cast<V*>(saved + size.statistics);
+    dag.z_nodes = 0;
+    plan.backward = backward;
+    if (backward) allocate_gradients(arena, dag.shape, gradients);
+  }
+
+  void set(const OperationWeights<const T>& weights, const Choices& choices, const V* bank) {
+    dag.inputs = bank;
+    plan.inputs = choices.inputs;
+    plan.operations = choices.operations;
+    plan.weights = weights;
+  }
+};
+
+// A cell: projections of the inputs, nodes, projection of the leaf nodes.
+inline MatrixShape input_matrix(const CellShape& s, int which) {
+  const CellInput& input = which == 0 ? s.prev_prev : s.prev;
+  MatrixShape m;
+  m.rows = narrow(s.channels);
+  m.padded = narrow(s.padded);
+  m.channels = narrow(input.channels);
+  m.padded_channels = narrow(input.padded);
+  m.factorized = which == 0 && s.prev_prev_is_larger;
+  m.sources = m.factorized ? 2 : 1;
+  return m;
 }
+
+inline MatrixShape output_matrix(const CellShape& s) {
+  MatrixShape m;
+  m.rows = m.channels = narrow(s.channels);
+  m.padded = m.padded_channels = narrow(s.padded);
+  m.sources = narrow(s.nodes);
+  return m;
+}
+
+template <class V>
+struct Cell {
+  using T = Compute<V>;
+
+  CellJob<V> job;
+  PlanJob<T> plan;
+  Gradients<V> gradients;
+  MatrixGradient<T> matrix_gradients[3];
+  int64_t archs, padded, in_size, out_size;
+
+  // `saved` is where the backward pass finds what it needs; if `keeps` is false there is none.
+  Cell(Arena& arena, const CellShape& shape, bool tf32, bool keeps, T* saved, bool backward) {
+    Dag<V>& dag = job.dag;
+    const DagShape& s = dag.shape = DagShape(shape.dag(), tf32);
+    archs = s.archs;
+    padded = s.padded;
+    in_size = s.in_size();
+    out_size = s.out_size();
+    allocate_dag(arena, dag, plan);
+    plan.backward = backward;
+    // Without a backward pass all nodes use one place for their stages, one after the other.
+    dag.z_nodes = keeps ? stages_size(s) : 0;
+    const SavedSize size = shape.saved();
+    if (!keeps) {
+      saved = arena.take<T>(
+          saved_values<V>(size.statistics, size.feature_maps - (s.nodes - 1) * stages_size(s)));
+    }
+    allocate_saved(saved, size);
+    for (int which = 0; which < 3; ++which) {
+      const MatrixShape matrix = which == 2 ? output_matrix(shape) : input_matrix(shape, which);
+      plan.matrices[which].shape = matrix;
+      plan.matrices[which].packed = arena.take<T>(matrix.packed_size());
+      job.packed[which] = plan.matrices[which].packed;
+      if (which == 2) continue;
+      const CellInput& input = which == 0 ? shape.prev_prev : shape.prev;
+      job.inputs[which].padded = narrow(input.padded);
+      job.inputs[which].height = narrow(input.height);
+      job.inputs[which].width = narrow(input.width);
+      job.inputs[which].factorized = matrix.factorized;
+      if (input.archs == 1) dag.shape.shared |= 1u << which;
+    }
+    plan.shape.shared = dag.shape.shared;
+    if (backward) allocate_backward(arena);
+  }
+
+  void allocate_saved(T* at, const SavedSize& size) {
+    if (at == nullptr) return;
+    Dag<V>& dag = job.dag;
+    dag.input_norms = at;
+    job.y_norms = at + 4 * archs * padded;
+    dag.norms = job.y_norms + 2 * archs * padded;
+    V* images = reinterpret_cast<V*>(at + size.statistics);
+    dag.inputs = images;
+    dag.nodes = images + 2 * archs * in_size;
+    dag.z = dag.nodes + dag.shape.nodes * archs * out_size;
+  }
+
+  void allocate_backward(Arena& arena) {
+    const DagShape& s = job.dag.shape;
+    allocate_gradients(arena, s, gradients);
+    gradients.nodes = arena.take<V>(s.nodes * archs * out_size);
+    input_grads = arena.take<V>(2 * archs * in_size);
+    input_coefficients = arena.take<T>(2 * archs * 3 * padded);
+    job.input_grads = input_grads;
+    job.input_coefficients = input_coefficients;
+    job.y_coefficients = arena.take<T>(archs * 3 * padded);
+    for (int which = 0; which < 3; ++which) {
+      MatrixGradient<T>& m = matrix_gradients[which];
+      m.shape = plan.matrices[which].shape;
+      m.shared = which < 2 && s.is_shared(which);
+      m.groups = m.shared ? 1 : s.archs;
+      m.state = which == 2 ? kLeafNodes : which;
+      const int64_t pixels = (which == 2 ? out_size : in_size) / padded;
+      m.splits = pointwise_split_count<V>(pixels, s.padded, m.shape.depth());
+      m.weight_splits = job.weight_splits[which] =
+          arena.take<T>(m.groups * m.splits * m.shape.packed_size());
+      job.splits[which] = m.splits;
+    }
+  }
+
+  void set(const CellWeights<const T>& weights, const Choices& choices, const V* prev_prev,
+           const V* prev, V* y) {
+    job.inputs[0].x = prev_prev;
+    job.inputs[1].x = prev;
+    job.y = y;
+    plan.inputs = choices.inputs;
+    plan.operations = choices.operations;
+    plan.weights = weights.operations;
+    plan.matrices[0].weight = weights.prev_prev;
+    plan.matrices[1].weight = weights.prev;
+    plan.matrices[2].weight = weights.output;
+  }
+
+  V* input_grads = nullptr;
+  T* input_coefficients = nullptr;
+};
 
 }  // namespace asng::cuda

@@ -7,17 +7,11 @@
 
 namespace asng::cpu {
 
-namespace {
-
-constexpr int64_t kTaps = 9;
-
-}  // namespace
-
 template <class T>
 Stem<T>::Stem(const StemShape& shape, const T* weight) : shape_(shape), weight_(weight) {}
 
-// A product of the windows, whose values are ordered by tap and then by channel; weights are the
-// other way round, (channels, in_channels, taps).
+// A product of the windows, whose values are ordered by kernel element and then by channel; weights
+// are the other way round, (channels, in_channels, kernel elements).
 template <class T>
 PointwiseBatch<T> Stem<T>::projection(const T* x, T* saved) const {
   PointwiseBatch<T> p;
@@ -28,13 +22,13 @@ PointwiseBatch<T> Stem<T>::projection(const T* x, T* saved) const {
   p.padded = shape_.padded;
   Source<T> source;
   source.x = x;
-  source.channels = padded_channels(kTaps * shape_.in_channels);
+  source.channels = padded_channels(kStemKernelElements * shape_.in_channels);
   source.window_channels = shape_.in_channels;
   source.height = shape_.height;
   source.width = shape_.width;
   p.sources = {source};
-  p.columns = {{0, 0, kTaps * shape_.in_channels, 0, shape_.channels}};
-  p.weight_stride = kTaps * shape_.in_channels;
+  p.columns = {{0, 0, kStemKernelElements * shape_.in_channels, 0, shape_.channels}};
+  p.weight_stride = kStemKernelElements * shape_.in_channels;
   p.norm = {saved, saved + shape_.padded};
   p.stored = p.norm.affine();
   p.z = saved + 2 * shape_.padded;
@@ -48,9 +42,9 @@ void Stem<T>::forward(const T* x, const T* scale, const T* bias, T* y, T* saved)
   std::vector<T> weight(static_cast<size_t>(shape_.channels * columns));
   for (int64_t o = 0; o < shape_.channels; ++o) {
     for (int64_t c = 0; c < shape_.in_channels; ++c) {
-      for (int64_t k = 0; k < kTaps; ++k) {
+      for (int64_t k = 0; k < kStemKernelElements; ++k) {
         weight[o * columns + k * shape_.in_channels + c] =
-            weight_[(o * shape_.in_channels + c) * kTaps + k];
+            weight_[(o * shape_.in_channels + c) * kStemKernelElements + k];
       }
     }
   }
@@ -115,8 +109,8 @@ void Stem<T>::backward(const T* x, const T* scale, const T* grad_y, T* saved, T*
   p.add_weight_gradient(grad.data());
   for (int64_t o = 0; o < shape_.channels; ++o) {
     for (int64_t c = 0; c < shape_.in_channels; ++c) {
-      for (int64_t k = 0; k < kTaps; ++k) {
-        grad_weight[(o * shape_.in_channels + c) * kTaps + k] +=
+      for (int64_t k = 0; k < kStemKernelElements; ++k) {
+        grad_weight[(o * shape_.in_channels + c) * kStemKernelElements + k] +=
             grad[o * columns + k * shape_.in_channels + c];
       }
     }

@@ -3,7 +3,7 @@
 #include "kernels/cuda/launchers.h"
 #include "kernels/cuda/norm.h"
 #include "kernels/cuda/pointwise.h"
-#include "ops/cell/cuda.h"
+#include "ops/stem/cuda.h"
 #include "platform/memory.h"
 
 namespace asng::cuda {
@@ -27,12 +27,12 @@ struct StemJob {
   // Backward.
   const V* grad_y = nullptr;
   T* coefficients = nullptr;   // (3, padded)
-  T* weight_splits = nullptr;  // (parts, padded, depth)
+  T* weight_splits = nullptr;  // (splits, padded, depth)
   int splits = 0;
   T* grad_scale = nullptr;
   T* grad_bias = nullptr;
 
-  ASNG_HD int depth() const { return padded_channels(9 * in_channels); }
+  ASNG_HD int depth() const { return padded_channels(kStemKernelElements * in_channels); }
 };
 
 template <class V>
@@ -122,11 +122,6 @@ __global__ __launch_bounds__(kThreads) void stem_backward_kernel(const StemJob<V
 }
 
 template <class V>
-int64_t pixel_count(const StemJob<V>& job) {
-  return static_cast<int64_t>(job.images) * job.height * job.width;
-}
-
-template <class V>
 struct Memory {
   using T = Compute<V>;
 
@@ -135,17 +130,17 @@ struct Memory {
   MatrixGradient<T> gradient;
 
   Memory(Arena& arena, const StemShape& s, bool backward) {
-    job.images = s.images;
-    job.height = s.height;
-    job.width = s.width;
-    job.in_channels = s.in_channels;
-    job.channels = s.channels;
-    job.padded = s.padded;
-    matrix.shape.rows = s.channels;
-    matrix.shape.padded = s.padded;
-    matrix.shape.channels = 9 * s.in_channels;
+    job.images = static_cast<int>(s.images);
+    job.height = static_cast<int>(s.height);
+    job.width = static_cast<int>(s.width);
+    job.in_channels = static_cast<int>(s.in_channels);
+    job.channels = static_cast<int>(s.channels);
+    job.padded = static_cast<int>(s.padded);
+    matrix.shape.rows = job.channels;
+    matrix.shape.padded = job.padded;
+    matrix.shape.channels = kStemKernelElements * job.in_channels;
     matrix.shape.padded_channels = job.depth();
-    matrix.shape.window = s.in_channels;
+    matrix.shape.window = job.in_channels;
     job.partials = arena.take<double>(static_cast<int64_t>(kMaxSplits) * 3 * s.padded);
     job.counter = arena.take<unsigned>(1);
     if (!backward) {
@@ -153,7 +148,7 @@ struct Memory {
       return;
     }
     job.coefficients = arena.take<T>(3 * s.padded);
-    job.splits = pointwise_split_count<V>(pixel_count(job), s.padded, job.depth());
+    job.splits = pointwise_split_count<V>(s.pixels(), job.padded, job.depth());
     job.weight_splits = arena.take<T>(job.splits * matrix.shape.packed_size());
     gradient.shape = matrix.shape;
     gradient.weight_splits = job.weight_splits;
@@ -180,9 +175,9 @@ size_t stem_scratch(const StemShape& shape, bool backward) {
 }
 
 template <class V>
-void stem_forward(const StemShape& shape, const Compute<V>* weight, const Compute<V>* scale,
-                  const Compute<V>* bias, const V* x, V* y, Compute<V>* saved, void* scratch,
-                  CudaStream stream) {
+void stem_forward(const StemShape& shape, bool tf32, const Compute<V>* weight,
+                  const Compute<V>* scale, const Compute<V>* bias, const V* x, V* y,
+                  Compute<V>* saved, void* scratch, CudaStream stream) {
   using T = Compute<V>;
   Arena arena(scratch);
   Memory<V> memory(arena, shape, false);
@@ -194,10 +189,10 @@ void stem_forward(const StemShape& shape, const Compute<V>* weight, const Comput
   fill_zero(job.counter, sizeof(unsigned), stream);
   pack_matrix(memory.matrix, false, stream);
   const int run = pointwise_pixels(job.padded);
-  const int64_t runs = (pixel_count(job) + run - 1) / run;
+  const int64_t runs = (shape.pixels() + run - 1) / run;
   const int splits = static_cast<int>(std::min<int64_t>(runs, kMaxSplits));
-  const auto kernel = choose_kernel<V>(
-      shape.tf32, [](auto tensor_cores) { return &stem_kernel<tensor_cores(), V>; });
+  const auto kernel =
+      choose_kernel<V>(tf32, [](auto tensor_cores) { return &stem_kernel<tensor_cores(), V>; });
   launch(kernel, splits, kThreads,
          3 * static_cast<size_t>(job.padded) * sizeof(double) + kPointwiseValues * sizeof(T),
          stream, job, splits);
@@ -208,9 +203,10 @@ void stem_forward(const StemShape& shape, const Compute<V>* weight, const Comput
 }
 
 template <class V>
-void stem_backward(const StemShape& shape, const Compute<V>* scale, const V* x, const V* grad_y,
-                   const Compute<V>* saved, Compute<V>* grad_weight, Compute<V>* grad_scale,
-                   Compute<V>* grad_bias, void* scratch, CudaStream stream) {
+void stem_backward(const StemShape& shape, bool tf32, const Compute<V>* scale, const V* x,
+                   const V* grad_y, const Compute<V>* saved, Compute<V>* grad_weight,
+                   Compute<V>* grad_scale, Compute<V>* grad_bias, void* scratch,
+                   CudaStream stream) {
   using T = Compute<V>;
   Arena arena(scratch);
   Memory<V> memory(arena, shape, true);
@@ -220,11 +216,11 @@ void stem_backward(const StemShape& shape, const Compute<V>* scale, const V* x, 
   job.grad_scale = grad_scale;
   job.grad_bias = grad_bias;
   fill_zero(job.counter, sizeof(unsigned), stream);
-  const int splits = pixel_splits(pixel_count(job), job.padded);
+  const int splits = pixel_splits(shape.pixels(), job.padded);
   launch(stem_reduce_kernel<V>, splits, kThreads, pixel_sums_bytes(job.padded, sizeof(T)), stream,
          job, splits);
   const auto kernel = choose_kernel<V>(
-      shape.tf32, [](auto tensor_cores) { return &stem_backward_kernel<tensor_cores(), V>; });
+      tf32, [](auto tensor_cores) { return &stem_backward_kernel<tensor_cores(), V>; });
   launch(kernel, dim3(job.splits, (job.depth() + kSourceChunk - 1) / kSourceChunk), kThreads,
          static_cast<size_t>(pointwise_backward_values(job.padded, sizeof(T))) * sizeof(T), stream,
          job);
@@ -236,9 +232,9 @@ void stem_backward(const StemShape& shape, const Compute<V>* scale, const V* x, 
 
 #define ASNG_INSTANTIATE(V)                                                                       \
   template size_t stem_scratch<V>(const StemShape&, bool);                                        \
-  template void stem_forward<V>(const StemShape&, const Compute<V>*, const Compute<V>*,           \
+  template void stem_forward<V>(const StemShape&, bool, const Compute<V>*, const Compute<V>*,     \
                                 const Compute<V>*, const V*, V*, Compute<V>*, void*, CudaStream); \
-  template void stem_backward<V>(const StemShape&, const Compute<V>*, const V*, const V*,         \
+  template void stem_backward<V>(const StemShape&, bool, const Compute<V>*, const V*, const V*,   \
                                  const Compute<V>*, Compute<V>*, Compute<V>*, Compute<V>*, void*, \
                                  CudaStream);
 ASNG_INSTANTIATE(float)

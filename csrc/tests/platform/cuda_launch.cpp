@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "ops/cell/cuda.h"
+#include "ops/stem/cuda.h"
 #include "optimizer/cuda.h"
 #include "platform/grid_on_cpu/grid.h"
 
@@ -46,78 +47,84 @@ T* somewhere() {
 }
 
 template <class T>
-cuda::NodeWeights<T> weights() {
+asng::OperationWeights<T> weights() {
   T* const w = somewhere<T>();
   return {{w, w}, {w, w}, w};
 }
 
-cuda::DagShape dag(const Batch& out, int channels, int stride, bool tf32) {
-  cuda::DagShape s;
+DagShape dag(const Batch& out, int channels, int stride) {
+  DagShape s;
   s.archs = 2;
   s.nodes = 1;
   s.edges = 2;
   s.inputs = 2;
   s.images = out.images;
   s.channels = channels;
-  s.padded = cuda::padded_channels(channels);
+  s.padded = padded_channels(channels);
   s.out_height = out.height;
   s.out_width = out.width;
   s.height = stride * out.height;
   s.width = stride * out.width;
-  s.stride = stride;
-  s.tf32 = tf32;
+  s.reduction = stride == 2;
   return s;
 }
 
 template <class V>
-void launch_node(const cuda::DagShape& s) {
+void launch_node(const DagShape& s, bool tf32) {
   using T = Compute<V>;
   V* const images = somewhere<V>();
   T* const saved = somewhere<T>();
   void* const scratch = somewhere<void>();
-  cuda::node_forward<V>(s, weights<const T>(), {}, images, images, saved, scratch, nullptr);
-  cuda::node_backward<V>(s, weights<const T>(), {}, images, images, saved, images, weights<T>(),
-                         scratch, nullptr);
+  cuda::node_forward<V>(s, tf32, weights<const T>(), {}, images, images, saved, scratch, nullptr);
+  cuda::node_backward<V>(s, tf32, weights<const T>(), {}, images, images, saved, images,
+                         weights<T>(), scratch, nullptr);
 }
 
 // The prev_prev input is larger, and wider than the rest.
 template <class V>
-void launch_cell(const cuda::DagShape& s) {
+void launch_cell(const DagShape& s, bool tf32) {
   using T = Compute<V>;
-  cuda::CellShape shape;
-  shape.dag = s;
-  shape.prev = {false, s.channels, s.padded, s.height, s.width};
-  shape.prev_prev = {true, kMostChannels, kMostChannels, 2 * s.height, 2 * s.width};
+  CellShape shape;
+  shape.archs = s.archs;
+  shape.nodes = s.nodes;
+  shape.images = s.images;
+  shape.channels = s.channels;
+  shape.padded = s.padded;
+  shape.prev = {s.archs, s.channels, s.padded, s.height, s.width};
+  shape.prev_prev = {1, kMostChannels, kMostChannels, 2 * s.height, 2 * s.width};
+  shape.out_height = s.out_height;
+  shape.out_width = s.out_width;
+  shape.reduction = s.reduction;
   shape.prev_prev_is_larger = true;
   V* const images = somewhere<V>();
   T* const w = somewhere<T>();
   void* const scratch = somewhere<void>();
-  const cuda::CellWeights<const T> given = {w, w, w, weights<const T>()};
-  cuda::cell_forward<V>(shape, given, {}, images, images, images, w, scratch, nullptr);
-  cuda::cell_backward<V>(shape, given, {}, images, images, images, images, w, images, images,
-                         {w, w, w, weights<T>()}, scratch, nullptr);
+  const CellWeights<const T> given = {w, w, weights<const T>(), w};
+  cuda::cell_forward<V>(shape, tf32, given, {}, images, images, images, w, scratch, nullptr);
+  cuda::cell_backward<V>(shape, tf32, given, {}, images, images, images, images, w, images, images,
+                         {w, w, weights<T>(), w}, scratch, nullptr);
 }
 
 template <class V>
-void launch_stem(const cuda::DagShape& s) {
+void launch_stem(const DagShape& s, bool tf32) {
   using T = Compute<V>;
-  cuda::StemShape shape = {s.images, s.height, s.width, 3, s.channels, s.padded, s.tf32};
+  const StemShape shape = {s.images, s.height, s.width, 3, s.channels, s.padded};
   V* const images = somewhere<V>();
   T* const w = somewhere<T>();
   void* const scratch = somewhere<void>();
-  cuda::stem_forward<V>(shape, w, w, w, images, images, w, scratch, nullptr);
-  cuda::stem_backward<V>(shape, w, images, images, w, w, w, w, scratch, nullptr);
+  cuda::stem_forward<V>(shape, tf32, w, w, w, images, images, w, scratch, nullptr);
+  cuda::stem_backward<V>(shape, tf32, w, images, images, w, w, w, w, scratch, nullptr);
 }
 
 // The error of a launch, empty if there is none.
 template <class V>
 std::string refusal(const Batch& batch, int channels, int stride, bool tf32) {
-  const cuda::DagShape s = dag(batch, channels, stride, tf32);
+  const DagShape s = dag(batch, channels, stride);
   try {
-    launch_node<V>(s);
+    launch_node<V>(s, tf32);
     if (batch.width > 8) {
-      launch_cell<V>(s);
-      launch_stem<V>(s);
+      launch_cell<V>(s, tf32);
+      launch_stem<V>(s, tf32);
     }
   } catch (const std::runtime_error& error) {
     return error.what();

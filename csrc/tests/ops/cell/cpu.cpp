@@ -86,7 +86,7 @@ struct Example {
     test::thread_count = threads;
     Result<T> result;
     result.y.resize(probe.size());
-    std::vector<T> saved(save ? static_cast<size_t>(s.saved_bound()) : 0);
+    std::vector<T> saved(save ? static_cast<size_t>(s.saved().values()) : 0);
     Cell<T>(s, split(s, weights.data()), inputs.data(), operations.data())
         .forward(prev_prev.data(), prev.data(), result.y.data(), save ? saved.data() : nullptr);
     if (save) {

@@ -1,7 +1,5 @@
 // Nodes: their gradients against differences, and the same bits whatever the number of threads.
 
-#include "ops/cell/cpu_node.h"
-
 #include <doctest/doctest.h>
 
 #include <cmath>
@@ -11,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "ops/cell/cpu.h"
 #include "tests/platform/threads.h"
 
 namespace asng::cpu {
@@ -85,7 +84,7 @@ struct Example {
   }
 
   std::vector<T> forward() const {
-    std::vector<T> saved(static_cast<size_t>(shape.saved_bound()));
+    std::vector<T> saved(static_cast<size_t>(shape.saved().values()));
     std::vector<T> out(static_cast<size_t>(shape.archs * shape.out_size()));
     node().forward(saved.data(), out.data());
     return out;
@@ -98,7 +97,7 @@ struct Example {
                          &grads.pointwise[1], &grads.reduction}) {
       values->assign(values->size(), T(0));
     }
-    std::vector<T> saved(static_cast<size_t>(shape.saved_bound()));
+    std::vector<T> saved(static_cast<size_t>(shape.saved().values()));
     std::vector<T> out(static_cast<size_t>(shape.archs * shape.out_size()));
     Node<T> own = node(grads.bank.data());
     own.forward(saved.data(), out.data());

@@ -1,7 +1,5 @@
 // A stack of cells against its cells one at a time, and on several threads.
 
-#include "ops/cell/cpu_stack.h"
-
 #include <doctest/doctest.h>
 
 #include <cmath>
@@ -9,6 +7,7 @@
 #include <random>
 #include <vector>
 
+#include "ops/cell/cpu.h"
 #include "tests/ops/cell/cpu_weights.h"
 #include "tests/platform/threads.h"
 
@@ -107,7 +106,7 @@ struct Example {
   Result together(int threads) const {
     test::thread_count = threads;
     Result r = empty();
-    std::vector<double> saved(static_cast<size_t>(CellStack<double>::saved_bound(shapes)));
+    std::vector<double> saved(static_cast<size_t>(CellStack<double>::saved_size(shapes)));
     stack().forward(x.data(), x.data(), r.y.data(), saved.data());
     std::vector<CellWeights<double>> grads(shapes.size());
     for (size_t i = 0; i < shapes.size(); ++i) grads[i] = split(shapes[i], r.weights[i].data());
@@ -128,7 +127,7 @@ struct Example {
       return Cell<double>(shapes[i], weights_of(i), inputs[i].data(), operations[i].data());
     };
     for (size_t i = 0; i < count; ++i) {
-      saved[i].resize(static_cast<size_t>(shapes[i].saved_bound()));
+      saved[i].resize(static_cast<size_t>(shapes[i].saved().values()));
       std::vector<double> y(static_cast<size_t>(shapes[i].archs * shapes[i].out_size()));
       cell(i).forward(outputs[i].data(), outputs[i + 1].data(), y.data(), saved[i].data());
       outputs.push_back(y);

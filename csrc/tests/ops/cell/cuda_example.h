@@ -2,6 +2,7 @@
 #pragma once
 
 #include "ops/stem/cpu.h"
+#include "ops/stem/cuda.h"
 #include "tests/ops/cell/cuda_memory.h"
 
 namespace asng::test {
@@ -27,7 +28,7 @@ struct CellExample {
 
   explicit CellExample(const CellCase& cell)
       : c(cell),
-        padded(cuda::padded_channels(c.channels)),
+        padded(padded_channels(c.channels)),
         out_height(c.reduction ? (c.height + 1) / 2 : c.height),
         out_width(c.reduction ? (c.width + 1) / 2 : c.width),
         prev_prev_height(c.prev_prev_is_larger ? 2 * c.height - 1 : c.height),
@@ -50,7 +51,7 @@ struct CellExample {
       for (int node = 0; node < c.nodes; ++node) {
         for (int e = 0; e < 2; ++e) {
           inputs.push_back(draw.below(node + 2));
-          operations.push_back(draw.below(cuda::kOperationCount));
+          operations.push_back(draw.below(kOperationCount));
         }
       }
     }
@@ -93,25 +94,12 @@ struct CellExample {
   }
 
   Tensors<T> on_cpu() {
-    cpu::CellShape s;
-    s.archs = c.archs;
-    s.nodes = c.nodes;
-    s.images = c.images;
-    s.channels = c.channels;
-    s.padded = padded;
-    s.prev_prev = {c.prev_prev_is_shared ? 1 : c.archs, c.prev_prev_channels,
-                   cuda::padded_channels(c.prev_prev_channels), prev_prev_height, prev_prev_width};
-    s.prev = {c.prev_is_shared ? 1 : c.archs, c.prev_channels,
-              cuda::padded_channels(c.prev_channels), c.height, c.width};
-    s.out_height = out_height;
-    s.out_width = out_width;
-    s.reduction = c.reduction;
-    s.prev_prev_is_larger = c.prev_prev_is_larger;
-    std::vector<T> y(probe.size()), saved(static_cast<size_t>(s.saved_bound()));
+    const CellShape s = shape();
+    std::vector<T> y(probe.size()), saved(static_cast<size_t>(s.saved().values()));
     std::vector<T> grad_prev_prev(c.prev_prev_needs_grad ? prev_prev.size() : 0);
     std::vector<T> grad_prev(c.prev_needs_grad ? prev.size() : 0);
     const auto w =
-        pointers<cpu::CellWeights<const T>>(prev_prev_weight, prev_weight, output_weight, weights);
+        pointers<CellWeights<const T>>(prev_prev_weight, prev_weight, output_weight, weights);
     OperationWeights<T> grads = weights;
     grads.fill(0);
     Tensors<T> others = zero_weights();
@@ -121,31 +109,26 @@ struct CellExample {
         .backward(prev_prev.data(), prev.data(), y.data(), probe.data(), saved.data(),
                   c.prev_prev_needs_grad ? grad_prev_prev.data() : nullptr,
                   c.prev_needs_grad ? grad_prev.data() : nullptr,
-                  pointers<cpu::CellWeights<T>>(others[0], others[1], others[2], grads));
+                  pointers<CellWeights<T>>(others[0], others[1], others[2], grads));
     Tensors<T> result = {y, grad_prev_prev, grad_prev, others[0], others[1], others[2]};
     grads.append_to(result);
     return result;
   }
 
-  cuda::CellShape shape() const {
-    cuda::CellShape s;
-    s.dag.archs = c.archs;
-    s.dag.nodes = c.nodes;
-    s.dag.edges = 2;
-    s.dag.inputs = 2;
-    s.dag.images = c.images;
-    s.dag.channels = c.channels;
-    s.dag.padded = padded;
-    s.dag.height = c.height;
-    s.dag.width = c.width;
-    s.dag.out_height = out_height;
-    s.dag.out_width = out_width;
-    s.dag.stride = c.reduction ? 2 : 1;
-    s.dag.tf32 = c.tf32;
-    s.prev_prev = {c.prev_prev_is_shared, c.prev_prev_channels,
-                   cuda::padded_channels(c.prev_prev_channels), prev_prev_height, prev_prev_width};
-    s.prev = {c.prev_is_shared, c.prev_channels, cuda::padded_channels(c.prev_channels), c.height,
-              c.width};
+  CellShape shape() const {
+    CellShape s;
+    s.archs = c.archs;
+    s.nodes = c.nodes;
+    s.images = c.images;
+    s.channels = c.channels;
+    s.padded = padded;
+    s.prev_prev = {c.prev_prev_is_shared ? 1 : c.archs, c.prev_prev_channels,
+                   padded_channels(c.prev_prev_channels), prev_prev_height, prev_prev_width};
+    s.prev = {c.prev_is_shared ? 1 : c.archs, c.prev_channels, padded_channels(c.prev_channels),
+              c.height, c.width};
+    s.out_height = out_height;
+    s.out_width = out_width;
+    s.reduction = c.reduction;
     s.prev_prev_is_larger = c.prev_prev_is_larger;
     return s;
   }
@@ -153,19 +136,19 @@ struct CellExample {
   // With images stored as V.
   template <class V = T>
   Tensors<T> on_cuda(bool save = true) {
-    const cuda::CellShape s = shape();
+    const CellShape s = shape();
     const std::vector<V> stored_prev_prev = converted<V>(prev_prev),
                          stored_prev = converted<V>(prev);
     const std::vector<V> stored_probe = converted<V>(probe);
     const auto w =
-        pointers<cuda::CellWeights<const T>>(prev_prev_weight, prev_weight, output_weight, weights);
+        pointers<CellWeights<const T>>(prev_prev_weight, prev_weight, output_weight, weights);
     const cuda::Choices choices = {inputs.data(), operations.data()};
     const Memory y(probe.size() * sizeof(V));
-    const Memory saved(save ? static_cast<size_t>(cuda::cell_saved_size<V>(s)) * sizeof(T) : 0);
+    const Memory saved(save ? static_cast<size_t>(saved_values<V>(s.saved())) * sizeof(T) : 0);
     {
       const Memory scratch(cuda::cell_forward_scratch<V>(s, save));
-      cuda::cell_forward<V>(s, w, choices, stored_prev_prev.data(), stored_prev.data(), y.as<V>(),
-                            save ? saved.as<T>() : nullptr, scratch.get(), nullptr);
+      cuda::cell_forward<V>(s, c.tf32, w, choices, stored_prev_prev.data(), stored_prev.data(),
+                            y.as<V>(), save ? saved.as<T>() : nullptr, scratch.get(), nullptr);
     }
     Tensors<T> result = {converted<T>(take<V>(y, static_cast<int64_t>(probe.size())))};
     if (!save) return result;
@@ -179,11 +162,11 @@ struct CellExample {
     Tensors<T> others = zero_weights();
     for (std::vector<T>& values : others) values.assign(values.size(), nan);
     const Memory scratch(cuda::cell_backward_scratch<V>(s));
-    cuda::cell_backward<V>(s, w, choices, stored_prev_prev.data(), stored_prev.data(), y.as<V>(),
-                           stored_probe.data(), saved.as<T>(),
+    cuda::cell_backward<V>(s, c.tf32, w, choices, stored_prev_prev.data(), stored_prev.data(),
+                           y.as<V>(), stored_probe.data(), saved.as<T>(),
                            c.prev_prev_needs_grad ? grad_prev_prev.as<V>() : nullptr,
                            c.prev_needs_grad ? grad_prev.as<V>() : nullptr,
-                           pointers<cuda::CellWeights<T>>(others[0], others[1], others[2], grads),
+                           pointers<CellWeights<T>>(others[0], others[1], others[2], grads),
                            scratch.get(), nullptr);
     result.push_back(converted<T>(take<V>(grad_prev_prev, prev_prev_size)));
     result.push_back(converted<T>(take<V>(grad_prev, prev_size)));
@@ -208,7 +191,7 @@ struct StemExample {
   explicit StemExample(const StemCase& stem, Draw draw = Draw(3))
       : c(stem),
         pixels(static_cast<int64_t>(c.images) * c.height * c.width),
-        padded(cuda::padded_channels(c.channels)),
+        padded(padded_channels(c.channels)),
         x(draw.normal<T>(pixels * c.in_channels)),
         weight(draw.normal<T>(c.channels * c.in_channels * 9)),
         scale(draw.normal<T>(c.channels)),
@@ -228,8 +211,8 @@ struct StemExample {
         probe(converted<T>(other.probe)) {}
 
   Tensors<T> on_cpu() const {
-    const cpu::StemShape s = {c.images, c.height, c.width, c.in_channels, c.channels, padded};
-    std::vector<T> y(probe.size()), saved(static_cast<size_t>(s.saved_size()));
+    const StemShape s = {c.images, c.height, c.width, c.in_channels, c.channels, padded};
+    std::vector<T> y(probe.size()), saved(static_cast<size_t>(s.saved().values()));
     std::vector<T> grad_weight(weight.size()), grad_scale(scale.size()), grad_bias(bias.size());
     cpu::Stem<T> stem(s, weight.data());
     stem.forward(x.data(), scale.data(), bias.data(), y.data(), saved.data());
@@ -241,23 +224,22 @@ struct StemExample {
   // With images stored as V.
   template <class V = T>
   Tensors<T> on_cuda() const {
-    const cuda::StemShape s = {c.images,   c.height, c.width, c.in_channels,
-                               c.channels, padded,   c.tf32};
+    const StemShape s = {c.images, c.height, c.width, c.in_channels, c.channels, padded};
     const std::vector<V> stored_x = converted<V>(x), stored_probe = converted<V>(probe);
     const Memory out(probe.size() * sizeof(V));
-    const Memory saved(static_cast<size_t>(s.saved_size<V>()) * sizeof(T));
+    const Memory saved(static_cast<size_t>(saved_values<V>(s.saved())) * sizeof(T));
     {
       const Memory scratch(cuda::stem_scratch<V>(s, false));
-      cuda::stem_forward<V>(s, weight.data(), scale.data(), bias.data(), stored_x.data(),
+      cuda::stem_forward<V>(s, c.tf32, weight.data(), scale.data(), bias.data(), stored_x.data(),
                             out.as<V>(), saved.as<T>(), scratch.get(), nullptr);
     }
     const T nan = std::numeric_limits<T>::quiet_NaN();
     std::vector<T> grad_weight(weight.size(), nan), grad_scale(scale.size(), nan);
     std::vector<T> grad_bias(bias.size(), nan);
     const Memory scratch(cuda::stem_scratch<V>(s, true));
-    cuda::stem_backward<V>(s, scale.data(), stored_x.data(), stored_probe.data(), saved.as<T>(),
-                           grad_weight.data(), grad_scale.data(), grad_bias.data(), scratch.get(),
-                           nullptr);
+    cuda::stem_backward<V>(s, c.tf32, scale.data(), stored_x.data(), stored_probe.data(),
+                           saved.as<T>(), grad_weight.data(), grad_scale.data(), grad_bias.data(),
+                           scratch.get(), nullptr);
     return {converted<T>(take<V>(out, static_cast<int64_t>(probe.size()))), grad_weight, grad_scale,
             grad_bias};
   }

@@ -10,11 +10,22 @@
 #include <vector>
 
 #include "ops/cell/cpu.h"
-#include "ops/cell/cpu_node.h"
 #include "ops/cell/cuda.h"
 #include "platform/grid_on_cpu/grid.h"
 
 namespace asng::test {
+
+// Operations by their numbers.
+constexpr int kIdentity = operation_number(Form::kIdentity);
+constexpr int kMaxPool = operation_number(Form::kMaxPool);
+constexpr int kSeparable3 = operation_number(Form::kSeparable, 0);
+constexpr int kSeparable5 = operation_number(Form::kSeparable, 1);
+
+// Values that are saved where feature maps are stored as V.
+template <class V>
+int64_t saved_values(const SavedSize& size) {
+  return cuda::saved_values<V>(size.statistics, size.feature_maps);
+}
 
 // Memory as a device's allocator gives it: aligned, and full of what was there before. Its bounds
 // are those of the request, for AddressSanitizer.
@@ -95,7 +106,7 @@ class Draw {
   // Feature maps: zeros beyond the real channels.
   template <class T>
   std::vector<T> images(int64_t pixels, int64_t channels) {
-    const int64_t padded = cuda::padded_channels(static_cast<int>(channels));
+    const int64_t padded = padded_channels(channels);
     std::vector<T> values = normal<T>(pixels * padded);
     for (size_t i = 0; i < values.size(); ++i) {
       if (static_cast<int64_t>(i) % padded >= channels) values[i] = 0;

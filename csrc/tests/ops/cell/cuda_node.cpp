@@ -26,7 +26,7 @@ void compare(const NodeCase& c, double tolerance) {
 }
 
 TEST_CASE("CUDA: operations are those of the CPU") {
-  for (int operation = 0; operation < cuda::kOperationCount; ++operation) {
+  for (int operation = 0; operation < kOperationCount; ++operation) {
     for (const int stride : {1, 2}) {
       for (const int channels : {3, 16, 20, 32}) {
         const int archs = 1 + (operation + channels) % 3;
@@ -52,7 +52,7 @@ TEST_CASE("CUDA: feature maps of any size") {
 TEST_CASE("CUDA: large batches") {
   for (const int channels : {16, 32, 64}) {
     for (const int stride : {1, 2}) {
-      NodeCase c = single(cuda::kSeparable5, stride, 1, 9, 17, channels);
+      NodeCase c = single(kSeparable5, stride, 1, 9, 17, channels);
       c.images = 120 / stride;
       compare<float>(c, 1e-3);
     }
@@ -69,7 +69,7 @@ TEST_CASE("CUDA: many channels") {
       }
     }
     // Tiles that are smaller, because those of other numbers of channels would not fit.
-    NodeCase c = single(cuda::kSeparable3, stride, 1, 3, 5, 490);
+    NodeCase c = single(kSeparable3, stride, 1, 3, 5, 490);
     c.images = 1;
     c.inputs = 1;
     compare<double>(c, 1e-9);
@@ -102,7 +102,7 @@ TEST_CASE("CUDA: without a backward pass gives the same") {
 }
 
 TEST_CASE("CUDA: too many channels are an error that says so") {
-  NodeCase c = single(cuda::kSeparable3, 1, 1, 2, 2, 700);
+  NodeCase c = single(kSeparable3, 1, 1, 2, 2, 700);
   c.inputs = 1;
   c.input = {0};
   std::string error;
@@ -136,7 +136,7 @@ TEST_CASE("CUDA: an index out of range makes NaN of its node alone") {
 
 TEST_CASE("CUDA: pools pass NaN and take the first of equal maxima") {
   for (const int stride : {1, 2}) {
-    NodeExample<double> example(single(cuda::kMaxPool, stride, 1, 7, 6, 16));
+    NodeExample<double> example(single(kMaxPool, stride, 1, 7, 6, 16));
     for (double& value : example.bank) value = std::round(value);
     const Tensors<double> expected = example.on_cpu(), got = example.on_cuda();
     CHECK(got[0] == expected[0]);

@@ -54,7 +54,7 @@ struct NodeExample {
         edges(static_cast<int>(node.input.size()) / node.archs),
         out_height((node.height + node.stride - 1) / node.stride),
         out_width((node.width + node.stride - 1) / node.stride),
-        padded(cuda::padded_channels(node.channels)),
+        padded(padded_channels(node.channels)),
         bank(draw.images<T>(static_cast<int64_t>(c.inputs) * c.archs * in_pixels(), c.channels)),
         probe(draw.images<T>(static_cast<int64_t>(c.archs) * out_pixels(), c.channels)),
         weights(draw, c.inputs, c.inputs, c.channels) {}
@@ -75,18 +75,9 @@ struct NodeExample {
   int64_t out_pixels() const { return static_cast<int64_t>(c.images) * out_height * out_width; }
 
   Tensors<T> on_cpu() {
-    cpu::DagShape s;
-    s.archs = c.archs;
-    s.inputs = c.inputs;
-    s.edges = edges;
-    s.images = c.images;
-    s.out_height = out_height;
-    s.out_width = out_width;
-    s.channels = c.channels;
-    s.padded = padded;
-    s.reduction = c.stride == 2;
+    const DagShape s = shape();
     std::vector<T> out(probe.size()), grad_bank(bank.size());
-    cpu::Node<T> node(s, weights.template pointers<cpu::OperationWeights<const T>>(),
+    cpu::Node<T> node(s, weights.template pointers<asng::OperationWeights<const T>>(),
                       c.input.data(), c.operation.data());
     for (int arch = 0; arch < c.archs; ++arch) {
       for (int input = 0; input < c.inputs; ++input) {
@@ -102,44 +93,42 @@ struct NodeExample {
     }
     OperationWeights<T> grads = weights;
     grads.fill(0);
-    std::vector<T> saved(static_cast<size_t>(s.saved_bound()));
+    std::vector<T> saved(static_cast<size_t>(s.saved().values()));
     node.forward(saved.data(), out.data());
-    node.backward(saved.data(), probe.data(), grads.template pointers<cpu::OperationWeights<T>>());
+    node.backward(saved.data(), probe.data(), grads.template pointers<asng::OperationWeights<T>>());
     Tensors<T> result = {out, grad_bank};
     grads.append_to(result);
     return result;
   }
 
-  cuda::DagShape shape() const {
-    cuda::DagShape s;
+  DagShape shape() const {
+    DagShape s;
     s.archs = c.archs;
-    s.nodes = 1;
-    s.edges = edges;
     s.inputs = c.inputs;
+    s.edges = edges;
     s.images = c.images;
-    s.channels = c.channels;
-    s.padded = padded;
     s.height = c.height;
     s.width = c.width;
     s.out_height = out_height;
     s.out_width = out_width;
-    s.stride = c.stride;
-    s.tf32 = c.tf32;
+    s.channels = c.channels;
+    s.padded = padded;
+    s.reduction = c.stride == 2;
     return s;
   }
 
   // With images stored as V.
   template <class V = T>
   Tensors<T> on_cuda(bool save = true) {
-    const cuda::DagShape s = shape();
+    const DagShape s = shape();
     const std::vector<V> stored_bank = converted<V>(bank), stored_probe = converted<V>(probe);
-    const auto pointers = weights.template pointers<cuda::NodeWeights<const T>>();
+    const auto pointers = weights.template pointers<asng::OperationWeights<const T>>();
     const cuda::Choices choices = {c.input.data(), c.operation.data()};
     const Memory out(probe.size() * sizeof(V));
-    const Memory saved(save ? static_cast<size_t>(cuda::node_saved_size<V>(s)) * sizeof(T) : 0);
+    const Memory saved(save ? static_cast<size_t>(saved_values<V>(s.saved())) * sizeof(T) : 0);
     {
       const Memory scratch(cuda::node_forward_scratch<V>(s, save));
-      cuda::node_forward<V>(s, pointers, choices, stored_bank.data(), out.as<V>(),
+      cuda::node_forward<V>(s, c.tf32, pointers, choices, stored_bank.data(), out.as<V>(),
                             save ? saved.as<T>() : nullptr, scratch.get(), nullptr);
     }
     Tensors<T> result = {converted<T>(take<V>(out, static_cast<int64_t>(probe.size())))};
@@ -148,9 +137,10 @@ struct NodeExample {
     OperationWeights<T> grads = weights;
     grads.fill(std::numeric_limits<T>::quiet_NaN());
     const Memory scratch(cuda::node_backward_scratch<V>(s));
-    cuda::node_backward<V>(s, pointers, choices, stored_bank.data(), stored_probe.data(),
+    cuda::node_backward<V>(s, c.tf32, pointers, choices, stored_bank.data(), stored_probe.data(),
                            saved.as<T>(), grad_bank.as<V>(),
-                           grads.template pointers<cuda::NodeWeights<T>>(), scratch.get(), nullptr);
+                           grads.template pointers<asng::OperationWeights<T>>(), scratch.get(),
+                           nullptr);
     result.push_back(converted<T>(take<V>(grad_bank, static_cast<int64_t>(bank.size()))));
     grads.append_to(result);
     return result;

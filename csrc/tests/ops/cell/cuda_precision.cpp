@@ -61,15 +61,15 @@ NodeExample<float> rounded(const NodeCase& c) {
 }
 
 TEST_CASE("CUDA: bfloat16 operations are those of the CPU") {
-  for (int operation = 0; operation < cuda::kOperationCount; ++operation) {
+  for (int operation = 0; operation < kOperationCount; ++operation) {
     for (const int stride : {1, 2}) {
       for (const int channels : {3, 20, 48}) {
         NodeCase c = single(operation, stride, 1 + (operation + channels) % 3, 9, 11, channels);
         c.images = channels < 16 ? 24 : 2;  // so that no sign counts for much
         NodeExample<float> example = rounded(c);
         // Halves of a convolution, a factorized reduction, or nothing, and then the node.
-        const bool separable = operation >= cuda::kSeparable3;
-        const bool reduces = operation == cuda::kIdentity && stride == 2;
+        const bool separable = operation >= kSeparable3;
+        const bool reduces = operation == kIdentity && stride == 2;
         const int images = separable ? 3 : reduces ? 2 : 1;
         const int kinks = separable ? 2 : reduces ? 1 : 0;
         check(example.on_cuda<BFloat16>(), NodeExample<double>(example).on_cpu(),
@@ -80,18 +80,18 @@ TEST_CASE("CUDA: bfloat16 operations are those of the CPU") {
 }
 
 TEST_CASE("CUDA: bfloat16 copies are exact") {
-  for (const int operation : {cuda::kIdentity, cuda::kMaxPool}) {
+  for (const int operation : {kIdentity, kMaxPool}) {
     NodeExample<float> example = rounded(single(operation, 1, 2, 5, 7, 20));
     const Tensors<float> got = example.on_cuda<BFloat16>(), expected = example.on_cuda();
     CHECK(got[0] == expected[0]);
-    if (operation == cuda::kIdentity) CHECK(got[1] == expected[1]);
+    if (operation == kIdentity) CHECK(got[1] == expected[1]);
   }
 }
 
 TEST_CASE("CUDA: bfloat16 large batches and many channels") {
   for (const int channels : {16, 64, 130, 256}) {
     for (const int stride : {1, 2}) {
-      const int operation = stride == 1 ? cuda::kSeparable3 : cuda::kIdentity;
+      const int operation = stride == 1 ? kSeparable3 : kIdentity;
       NodeCase c = single(operation, stride, 1, 6, 7, channels);
       c.images = channels > 100 ? 1 : 12;
       NodeExample<float> example = rounded(c);
@@ -153,7 +153,7 @@ TEST_CASE("CUDA: bfloat16 results do not depend on the order of threads and bloc
 // What is kept of the statistics is not rounded: one pixel alone is its own mean, and a constant
 // image has no variance.
 TEST_CASE("CUDA: bfloat16 statistics are those of what is stored") {
-  NodeCase c = single(cuda::kSeparable3, 1, 1, 1, 1, 16);
+  NodeCase c = single(kSeparable3, 1, 1, 1, 1, 16);
   c.images = 1;
   const Tensors<float> got = rounded(c).on_cuda<BFloat16>();
   for (const float value : got[0]) CHECK(std::fabs(value - 0.0f) <= 1e-3);
@@ -171,7 +171,7 @@ TEST_CASE("CUDA: bfloat16 stems are those of the CPU") {
 }
 
 TEST_CASE("CUDA: TF32 operations are those of the CPU") {
-  for (int operation = 0; operation < cuda::kOperationCount; ++operation) {
+  for (int operation = 0; operation < kOperationCount; ++operation) {
     for (const int stride : {1, 2}) {
       for (const int channels : {3, 20, 48}) {
         NodeCase c = single(operation, stride, 1 + (operation + channels) % 3, 9, 11, channels);
@@ -179,8 +179,8 @@ TEST_CASE("CUDA: TF32 operations are those of the CPU") {
         const Tensors<float> exact = NodeExample<float>(c).on_cuda();
         c.tf32 = true;
         NodeExample<float> example(c);
-        const bool separable = operation >= cuda::kSeparable3;
-        const bool reduces = operation == cuda::kIdentity && stride == 2;
+        const bool separable = operation >= kSeparable3;
+        const bool reduces = operation == kIdentity && stride == 2;
         const int products = separable ? 2 : reduces ? 1 : 0;
         const Tensors<float> got = example.on_cuda();
         CHECK((got == exact) == (products == 0));
@@ -196,7 +196,7 @@ TEST_CASE("CUDA: TF32 operations are those of the CPU") {
 TEST_CASE("CUDA: TF32 large batches and many channels") {
   for (const int channels : {16, 64, 130, 256}) {
     for (const int stride : {1, 2}) {
-      const int operation = stride == 1 ? cuda::kSeparable3 : cuda::kIdentity;
+      const int operation = stride == 1 ? kSeparable3 : kIdentity;
       NodeCase c = single(operation, stride, 1, 6, 7, channels);
       c.images = channels > 100 ? 1 : 12;
       c.tf32 = true;
@@ -209,7 +209,7 @@ TEST_CASE("CUDA: TF32 large batches and many channels") {
 
 // More channels than the warps of a block can keep the sums of are multiplied without them.
 TEST_CASE("CUDA: TF32 leaves very many channels alone") {
-  NodeCase c = single(cuda::kSeparable3, 1, 1, 2, 3, 260);
+  NodeCase c = single(kSeparable3, 1, 1, 2, 3, 260);
   c.inputs = 1;
   const Tensors<float> exact = NodeExample<float>(c).on_cuda();
   c.tf32 = true;

@@ -50,7 +50,7 @@ struct Example {
     r.grad_weight.resize(weight.size());
     r.grad_scale.resize(scale.size());
     r.grad_bias.resize(bias.size());
-    std::vector<double> saved(static_cast<size_t>(shape.saved_size()));
+    std::vector<double> saved(static_cast<size_t>(shape.saved().values()));
     Stem<double>(shape, weight.data())
         .forward(images.data(), scale.data(), bias.data(), r.y.data(), saved.data());
     Stem<double>(shape, weight.data())

@@ -1,4 +1,5 @@
-// What the kernels of nodes and cells share: sizes, places in memory, and how an edge is read.
+// What the kernels of nodes and cells share: sizes, where things lie in memory, and how an edge is
+// read.
 //
 // A dag has some inputs and then nodes; both are its states. For every architecture, each node is
 // the sum of edges, an edge being an operation on an earlier state. Which ones is known on the
@@ -11,7 +12,7 @@
 #pragma once
 
 #include "kernels/cuda/vec4.h"
-#include "ops/cell/cuda_shapes.h"
+#include "ops/cell/shape.h"
 #include "platform/cuda.h"
 
 namespace asng::cuda {
@@ -23,9 +24,63 @@ constexpr int resident_blocks(bool four) { return four ? 4 : 1; }
 // Blocks that share a reduction, at most.
 inline constexpr int kMaxSplits = 256;
 
+inline int narrow(int64_t value) { return static_cast<int>(value); }
+
+// asng::DagShape in the integers that kernels count with, and what only they need to know.
+struct DagShape {
+  int archs = 0, nodes = 0, edges = 0;  // edges of a node
+  int inputs = 0;
+  int images = 0, channels = 0, padded = 0;
+  int height = 0, width = 0;          // of the inputs
+  int out_height = 0, out_width = 0;  // of the nodes
+  int stride = 1;                     // of operations on inputs
+  unsigned shared = 0;  // bit i: all architectures share input i, kept as that of the first
+  bool tf32 = false;    // whether float32 matrix products may round their factors to TF32
+
+  DagShape() = default;
+  DagShape(const asng::DagShape& s, bool allows_tf32)
+      : archs(narrow(s.archs)),
+        nodes(narrow(s.nodes)),
+        edges(narrow(s.edges)),
+        inputs(narrow(s.inputs)),
+        images(narrow(s.images)),
+        channels(narrow(s.channels)),
+        padded(narrow(s.padded)),
+        height(narrow(s.height)),
+        width(narrow(s.width)),
+        out_height(narrow(s.out_height)),
+        out_width(narrow(s.out_width)),
+        stride(s.reduction ? 2 : 1),
+        tf32(allows_tf32) {}
+
+  ASNG_HD int64_t in_size() const { return static_cast<int64_t>(images) * height * width * padded; }
+  ASNG_HD int64_t out_size() const {
+    return static_cast<int64_t>(images) * out_height * out_width * padded;
+  }
+  ASNG_HD int states() const { return inputs + nodes; }
+  ASNG_HD int slots() const { return archs * nodes * edges; }
+  ASNG_HD int slot(int arch, int node, int edge) const {
+    return (arch * nodes + node) * edges + edge;
+  }
+  ASNG_HD int weight_index(int node, int state) const {
+    return asng::weight_index(inputs, node, state);
+  }
+  ASNG_HD int weight_count() const { return weight_index(nodes, 0); }
+  ASNG_HD bool is_shared(int input) const { return (shared >> input & 1u) != 0; }
+  // Values of a slot of packed weights, and of their gradients: two stages of a separable
+  // convolution, each of a pointwise and a depthwise weight, or a factorized reduction.
+  ASNG_HD int stage_weights() const { return padded * padded + kMostKernelElements * padded; }
+  ASNG_HD int slot_weights() const { return 2 * stage_weights(); }
+  // Values of an edge's gradient in front of its first depthwise convolution, or of the even and
+  // the odd pixels of a factorized reduction.
+  ASNG_HD int64_t depth_size() const { return stride * out_size(); }
+};
+
 struct PlannedEdge {
   int32_t input, operation;
-  int32_t factor;  // how often the edge occurs in its node; 0 where an earlier one stands for it
+  int32_t multiplicity;  // in its node; 0 where an earlier edge stands for it
+  Form form;             // kNone: an index is out of range
+  int32_t kernel;
 };
 
 // An image batch as the kernels read it.
@@ -47,8 +102,8 @@ struct Dag {
   const T* input_norms = nullptr;     // (inputs, archs, 2, padded) or null
   V* nodes = nullptr;                 // (nodes, archs, out_size)
   // (nodes, archs, edges, 2, out_size): outputs of the stages before their normalization. The
-  // first stage's place holds the positions of a max pool's maxima. If z_nodes is 0 the nodes take
-  // turns with one place.
+  // first stage's place holds the positions of a max pool's maxima. If z_nodes is 0 the nodes
+  // use one place in turn.
   V* z = nullptr;
   int64_t z_nodes = 0;
   T* norms = nullptr;         // (nodes, archs, edges, 2, 2, padded)
@@ -62,11 +117,9 @@ struct Dag {
   __device__ int stride(const PlannedEdge& edge) const {
     return edge.input < shape.inputs ? shape.stride : 1;
   }
-  __device__ bool separable(const PlannedEdge& edge) const {
-    return edge.operation == kSeparable3 || edge.operation == kSeparable5;
-  }
+  __device__ bool separable(const PlannedEdge& edge) const { return edge.form == Form::kSeparable; }
   __device__ bool factorized(const PlannedEdge& edge) const {
-    return edge.operation == kIdentity && stride(edge) == 2;
+    return is_factorized(edge.form, stride(edge));
   }
   __device__ bool normalized(const PlannedEdge& edge) const {
     return separable(edge) || factorized(edge);
@@ -100,7 +153,7 @@ struct Dag {
     return packed + static_cast<int64_t>(shape.slot(arch, node, e)) * shape.slot_weights() +
            stage * shape.stage_weights();
   }
-  // (taps, padded)
+  // (kernel elements, padded)
   __device__ const T* depthwise(int arch, int node, int e, int stage) const {
     return pointwise(arch, node, e, stage) + shape.padded * shape.padded;
   }
@@ -116,7 +169,7 @@ struct Gradients {
   V* second_depth = nullptr;   // (archs, edges, out_size): of the second stage, nodes take turns
   V* intermediate = nullptr;   // (archs, edges, out_size): of the first stage's normalized output
   T* coefficients = nullptr;   // (archs, edges, 2, 3, padded): see finish_gradient; taking turns
-  T* weight_splits = nullptr;  // (archs, nodes, edges, parts, slot_weights)
+  T* weight_splits = nullptr;  // (archs, nodes, edges, splits, slot_weights)
   int splits = 0;
 
   __device__ V* node(const DagShape& s, int arch, int node) const {
@@ -128,9 +181,9 @@ struct Gradients {
   __device__ T* coefficients_of(const DagShape& s, int arch, int e, int stage) const {
     return coefficients + ((arch * s.edges + e) * 2 + stage) * 3 * s.padded;
   }
-  __device__ T* weight_split(const DagShape& s, int arch, int node, int e, int split) const {
+  __device__ T* weight_split(const DagShape& s, int arch, int node, int e, int part) const {
     return weight_splits +
-           (static_cast<int64_t>(s.slot(arch, node, e)) * splits + split) * s.slot_weights();
+           (static_cast<int64_t>(s.slot(arch, node, e)) * splits + part) * s.slot_weights();
   }
 };
 

@@ -1,0 +1,97 @@
+"""What the operators of nodes, cells and the stem have in common: their feature maps are channels-
+last, padded to a multiple of `CHANNEL_BLOCK` channels, and on some devices may be bfloat16.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from asng_ext import _host
+
+__all__ = [
+    "CHANNEL_BLOCK",
+    "allows_tf32",
+    "cast_feature_maps",
+    "cast_weights",
+    "check_saved",
+    "halved",
+    "new_saved",
+    "padded_channels",
+    "stores_bfloat16",
+]
+
+CHANNEL_BLOCK = _host.CHANNEL_BLOCK
+"""Feature maps have a multiple of so many channels, those beyond the real ones zero."""
+
+
+def padded_channels(channels: int) -> int:
+    """`channels` rounded up to a multiple of `CHANNEL_BLOCK`."""
+    return (channels + CHANNEL_BLOCK - 1) // CHANNEL_BLOCK * CHANNEL_BLOCK
+
+
+def halved(size: int, stride: int) -> int:
+    """⌈size/stride⌉"""
+    return (size + stride - 1) // stride
+
+
+def stores_bfloat16(device_type: str) -> bool:
+    """Whether feature maps may be bfloat16 on a type of device, with weights in float32."""
+    return device_type in ("cuda", "meta")
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def allows_tf32() -> bool:
+    """Whether products of float32 matrices may be in TF32 on a CUDA device.
+
+    They may where PyTorch's own convolutions may: by its setting when the operator is called, or
+    compiled.
+    """
+    conv = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    return bool(conv.fp32_precision == "tf32")
+
+
+def cast_feature_maps(device_type: str, dtype: torch.dtype) -> torch.dtype:
+    """Under autocast: bfloat16 where it asks for that and the operators store it.
+
+    Otherwise float32: statistics of a batch need more than the range of float16.
+    """
+    return dtype if dtype == torch.bfloat16 and stores_bfloat16(device_type) else torch.float32
+
+
+def cast_weights(device_type: str, dtype: torch.dtype) -> torch.dtype:
+    """Under autocast: what is rounded is what goes through memory, not what is computed."""
+    return torch.float32
+
+
+def new_saved(
+    units: _host.SavedUnits,
+    like: Tensor,
+    weight: Tensor,
+    archs: int,
+    padded: int,
+    in_pixels: int = 0,
+    out_pixels: int = 0,
+) -> Tensor:
+    """What is kept for the backward pass, without values.
+
+    Args:
+        units: See `_host`.
+        like: Feature maps of the call.
+        weight: Of the call; what is kept has its dtype.
+        archs: λ
+        padded: Channels of what is kept.
+        in_pixels, out_pixels: Of a batch, B·H·W, of the inputs and of the output.
+    """
+    statistics, inputs, outputs = units
+    values = (inputs * in_pixels + outputs * out_pixels) * padded
+    size = statistics * padded + values * like.dtype.itemsize // weight.dtype.itemsize
+    return weight.new_empty((archs * size,))
+
+
+def check_saved(ctx: Any) -> None:
+    """Raises RuntimeError unless the forward pass saved what the backward pass needs."""
+    if not ctx.save:
+        raise RuntimeError("the operator was called with save=False, so it has no backward pass")

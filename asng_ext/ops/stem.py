@@ -1,0 +1,86 @@
+"""The stem of the cell space's networks as a compiled operator (Section 3.2)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from asng_ext import _host
+from asng_ext.ops._feature_maps import (
+    allows_tf32,
+    cast_feature_maps,
+    cast_weights,
+    new_saved,
+    padded_channels,
+)
+from asng_ext.ops._libraries import available
+from asng_ext.ops._registration import call, call_backward, register_autocast, register_operator
+
+__all__ = ["stem"]
+
+
+def stem(images: Tensor, weight: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    """A 3×3 convolution, then batch normalization with the statistics of the batch.
+
+    The arguments are checked by the operator alone. There is no gradient for the images.
+
+    Args:
+        images: (B, H, W, I), contiguous.
+        weight: (C, I, 3, 3).
+        scale, bias: Of the normalization, (C,).
+
+    Returns:
+        (1, B, H, W, P), where P is C padded as in `padded_channels`.
+
+    Raises:
+        RuntimeError: An argument does not fit.
+    """
+    out: Tensor = call("stem", images, weight, scale, bias, allows_tf32())[0]
+    return out
+
+
+def _fake(
+    images: Tensor, weight: Tensor, scale: Tensor, bias: Tensor, tf32: bool
+) -> tuple[Tensor, Tensor]:
+    batch, height, width, _ = images.shape
+    padded = padded_channels(weight.shape[0])
+    saved = new_saved(
+        _host.STEM_SAVED_UNITS, images, weight, 1, padded, out_pixels=batch * height * width
+    )
+    return images.new_empty((1, batch, height, width, padded)), saved
+
+
+def _backward_fake(
+    grad: Tensor,
+    images: Tensor,
+    saved: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    tf32: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(weight), torch.empty_like(scale), torch.empty_like(bias)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    images, weight, scale, bias, ctx.tf32 = inputs
+    ctx.save_for_backward(images, output[1], weight, scale, bias)
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
+    if ctx.needs_input_grad[0]:
+        raise RuntimeError("asng::stem has no gradient with respect to the images")
+    if grad is None:
+        return None, None, None, None, None
+    grads = call_backward("stem", grad.contiguous(), *ctx.saved_tensors, ctx.tf32)
+    return (None, *grads, None)
+
+
+if available():
+    register_operator("stem", _fake, _setup, _backward, _backward_fake)
+    register_autocast(
+        "stem", {0: cast_feature_maps, 1: cast_weights, 2: cast_weights, 3: cast_weights}
+    )

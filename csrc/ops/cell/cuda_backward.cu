@@ -1,0 +1,105 @@
+// Backward passes of nodes and cells.
+#include "ops/cell/cuda_layout.h"
+
+namespace asng::cuda {
+
+template <class V>
+size_t node_backward_scratch(const asng::DagShape& shape) {
+  Arena arena(nullptr);
+  Node<V>(arena, shape, false, true, nullptr, true);
+  return arena.used();
+}
+
+template <class V>
+void node_backward(const asng::DagShape& shape, bool tf32,
+                   const OperationWeights<const Compute<V>>& weights, const Choices& choices,
+                   const V* bank, const V* grad_out, const Compute<V>* saved, V* grad_bank,
+                   const OperationWeights<Compute<V>>& grads, void* scratch, CudaStream stream) {
+  using T = Compute<V>;
+  Arena arena(scratch);
+  Node<V> node(arena, shape, tf32, true, const_cast<T*>(saved), true);  // only read
+  node.set(weights, choices, bank);
+  node.gradients.nodes = const_cast<V*>(grad_out);  // the same
+  make_plan(node.plan, stream);
+  reduce_edges(node.dag, node.gradients, 0, stream);
+  stage_backward(node.dag, node.gradients, 0, 1, stream);
+  intermediate_backward(node.dag, node.gradients, 0, stream);
+  stage_backward(node.dag, node.gradients, 0, 0, stream);
+  gather(node.dag, node.gradients, 0, node.dag.shape.inputs, grad_bank, static_cast<T*>(nullptr),
+         stream);
+  WeightJob<T> sum;
+  sum.shape = node.dag.shape;
+  sum.plan = node.dag.plan;
+  sum.used = node.dag.used;
+  sum.weight_splits = node.gradients.weight_splits;
+  sum.splits = node.gradients.splits;
+  sum.grads = grads;
+  sum_weight_splits(sum, stream);
+}
+
+template <class V>
+size_t cell_backward_scratch(const CellShape& shape) {
+  Arena arena(nullptr);
+  Cell<V>(arena, shape, false, true, nullptr, true);
+  return arena.used();
+}
+
+template <class V>
+void cell_backward(const CellShape& shape, bool tf32, const CellWeights<const Compute<V>>& weights,
+                   const Choices& choices, const V* prev_prev, const V* prev, const V* y,
+                   const V* grad_y, const Compute<V>* saved, V* grad_prev_prev, V* grad_prev,
+                   const CellWeights<Compute<V>>& grads, void* scratch, CudaStream stream) {
+  using T = Compute<V>;
+  Arena arena(scratch);
+  // What was saved, and the output, are only read.
+  Cell<V> cell(arena, shape, tf32, true, const_cast<T*>(saved), true);
+  cell.set(weights, choices, prev_prev, prev, const_cast<V*>(y));
+  cell.job.grad_y = grad_y;
+  cell.job.inputs[0].grad = grad_prev_prev;
+  cell.job.inputs[1].grad = grad_prev;
+  const Dag<V>& dag = cell.job.dag;
+  const int inputs = dag.shape.inputs;
+  make_plan(cell.plan, stream);
+  reduce_output(cell.job, stream);
+  project_output_backward(cell.job, cell.gradients, stream);
+  for (int node = dag.shape.nodes - 1; node >= 0; --node) {
+    gather(dag, cell.gradients, inputs + node, 1, static_cast<V*>(nullptr),
+           static_cast<T*>(nullptr), stream);
+    stage_backward(dag, cell.gradients, node, 1, stream);
+    intermediate_backward(dag, cell.gradients, node, stream);
+    stage_backward(dag, cell.gradients, node, 0, stream);
+  }
+  gather(dag, cell.gradients, 0, inputs, cell.input_grads, cell.input_coefficients, stream);
+  project_inputs_backward(cell.job, stream);
+  WeightJob<T> sum;
+  sum.shape = dag.shape;
+  sum.plan = dag.plan;
+  sum.used = dag.used;
+  sum.weight_splits = cell.gradients.weight_splits;
+  sum.splits = cell.gradients.splits;
+  sum.grads = grads.operations;
+  T* const matrices[3] = {grads.prev_prev, grads.prev, grads.output};
+  for (int which = 0; which < 3; ++which) {
+    sum.matrices[which] = cell.matrix_gradients[which];
+    sum.matrices[which].grad = matrices[which];
+  }
+  sum_weight_splits(sum, stream);
+}
+
+#define ASNG_INSTANTIATE(V)                                                                        \
+  template size_t node_backward_scratch<V>(const asng::DagShape&);                                 \
+  template void node_backward<V>(const asng::DagShape&, bool,                                      \
+                                 const OperationWeights<const Compute<V>>&, const Choices&,        \
+                                 const V*, const V*, const Compute<V>*, V*,                        \
+                                 const OperationWeights<Compute<V>>&, void*, CudaStream);          \
+  template size_t cell_backward_scratch<V>(const CellShape&);                                      \
+  template void cell_backward<V>(const CellShape&, bool, const CellWeights<const Compute<V>>&,     \
+                                 const Choices&, const V*, const V*, const V*, const V*,           \
+                                 const Compute<V>*, V*, V*, const CellWeights<Compute<V>>&, void*, \
+                                 CudaStream);
+ASNG_INSTANTIATE(float)
+ASNG_INSTANTIATE(double)
+ASNG_INSTANTIATE(BFloat16)
+#undef ASNG_INSTANTIATE
+
+}  // namespace asng::cuda
