@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from recording import RecordingGraphs
+from recording_graphs import RecordingGraphs
 from torch import Tensor
 
 from asng_ext.data import (

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import small
+import small_classification as small
 import torch
-from on_device import StackedTask, asng_in_tensors
-from recording import RecordingGraphs
+from recording_graphs import RecordingGraphs
+from tensor_task import StackedTask, asng_in_tensors
 from torch import nn
 
 import asng_ext as asng

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import small
+import small_classification as small
 import torch
 
 from asng_ext.engine import experiment

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import small
+import small_classification as small
 import torch
 from torch import Tensor, nn
 

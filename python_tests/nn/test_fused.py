@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from supernets import SPACE, draw, gradients, pair
+from cell_supernets import SPACE, draw, gradients, pair
 
 from asng_ext import ops
 from asng_ext.nn import CellNetwork, CellSupernet, FusedCellSupernet, cell_supernet

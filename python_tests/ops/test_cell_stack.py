@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from supernets import draw, gradients, pair
+from cell_supernets import draw, gradients, pair
 
 from asng_ext import ops
 

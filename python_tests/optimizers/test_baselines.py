@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from optimizing import advance, state_of
+from mixed_space import advance, state_of
 
 import asng_ext as asng
 from asng_ext import SearchSpace

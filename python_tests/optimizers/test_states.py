@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from on_device import StackedTask, asng_in_tensors
-from optimizing import MIXED, advance
+from mixed_space import MIXED, advance
+from tensor_task import StackedTask, asng_in_tensors
 from torch import nn
 
 import asng_ext as asng

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import IO
 
 import pytest
-import small
+import small_classification as small
 import torch
-from recording import RecordingGraphs
+from recording_graphs import RecordingGraphs
 
 from asng_ext.runs.config import (
     RetrainConfig,

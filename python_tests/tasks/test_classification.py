@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-import small
+import small_classification as small
 import torch
 
 from asng_ext import ops

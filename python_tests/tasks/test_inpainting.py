@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import small
+import small_classification as small
 import torch
 import torch.nn.functional as F
-from recording import Recorder, RecordingGraphs
+from recording_graphs import Recorder, RecordingGraphs
 
 import asng_ext as asng
 from asng_ext.data import draw_masks, unlabeled

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from recording import RecordingGraphs
+from recording_graphs import RecordingGraphs
 from torch import Tensor
 
 from asng_ext.training.cuda_graphs import MOST_SHAPES, CudaGraphs, GraphBackend, Replayed
