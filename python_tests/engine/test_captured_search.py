@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import small_classification as small
 import torch
+from devices import DEVICES
 from recording_graphs import RecordingGraphs
 from tensor_task import StackedTask, asng_in_tensors
 from torch import nn
@@ -52,9 +53,6 @@ class CountingCudaGraphs(CudaGraphs):
             replay()
 
         return counted
-
-
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 
 
 def counting(device: str) -> Any:

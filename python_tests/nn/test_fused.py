@@ -10,15 +10,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cell_supernets import SPACE, draw, gradients, pair
+from devices import DEVICES
 
-from asng_ext import ops
 from asng_ext.nn import CellNetwork, CellSupernet, FusedCellSupernet, cell_supernet
 from asng_ext.nn import fused as fused_module
 from asng_ext.training.cuda_graphs import CudaGraphs
 
-pytestmark = pytest.mark.skipif(not ops.available(), reason="the operators are not built")
+pytestmark = [pytest.mark.operators, pytest.mark.grid]
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 GOLDEN = Path(__file__).parents[1] / "golden" / "cell_network.npz"
 
 

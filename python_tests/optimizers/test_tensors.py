@@ -8,12 +8,12 @@ from __future__ import annotations
 import copy
 import json
 import math
-import os
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from devices import DEVICES, ON_GRID
 
 import asng_ext as asng
 from asng_ext import SearchSpace
@@ -21,10 +21,8 @@ from asng_ext.ops import _libraries
 from asng_ext.optimizers import _tensors
 from asng_ext.optimizers._tensors import ASNGEngine, ASNGTensors, cuda_device
 
-pytestmark = pytest.mark.skipif(not _libraries.available(), reason="the operators are not built")
+pytestmark = [pytest.mark.operators, pytest.mark.grid]
 
-GRID = "ASNG_CUDA_ON_CPU" in os.environ
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 SPACES = {
     "cell": SearchSpace.from_sizes([2, 2, 5, 5, 3, 3, 5, 5]),
     "mixed": SearchSpace.from_sizes([3, 1, 7], integers=[(1, 9), (64, 256)], reals=[(0, 1)]),
@@ -77,7 +75,7 @@ def test_same_samples_and_states_as_on_the_host(name: str, population: int, devi
     host = asng.ASNG(SPACES[name], **settings)
     other = on_tensors(SPACES[name], device, **settings)
     # On the CPU it is the same code, so there it is the same to the last bit.
-    tolerance = 0.0 if device == "cpu" and not GRID else 1e-9
+    tolerance = 0.0 if device == "cpu" and not ON_GRID else 1e-9
     assert_same_state(host, other, 0.0)
     for _ in range(60):
         samples, others = host.ask(), other.ask()
@@ -256,7 +254,7 @@ def test_the_population_has_a_limit_on_a_device() -> None:
             common, alpha=1.5, delta_init=1.0, delta_max=math.inf, device=torch.device("meta")
         )
     optimizer = on_tensors(MIXED, "cpu", population_size=1025, seed=0)
-    if GRID:
+    if ON_GRID:
         with pytest.raises(RuntimeError, match="losses must have at most 1024 columns"):
             optimizer.tell(optimizer.ask(), np.arange(1025.0))
     else:
@@ -280,7 +278,7 @@ def test_the_operators_change_what_their_schemas_say() -> None:
         torch.ops.asng._asng_tell(*arguments[:13], torch.ones(1).double(), *arguments[14:])
     # On a device nobody looks at them, and the variable stays as it is.
     wrong = torch.full_like(told[0], 9) * torch.tensor([0, 0, 1])
-    if GRID:
+    if ON_GRID:
         before = tensors.theta.clone()
         tensors.tell(wrong, *told[1:])
         assert torch.equal(tensors.theta[:, 4:], before[:, 4:])
