@@ -99,6 +99,8 @@ def unseen_samples(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("unseen_samples")
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.operators
+@pytest.mark.grid
 def test_a_search_of_cells_is_captured(device: str, precision: str) -> None:
     """From the recipes of batches to the update of the distribution."""
     images = small.noise()
