@@ -35,23 +35,6 @@ def _keep_global_generator() -> Iterator[None]:
     torch.set_rng_state(state)
 
 
-@pytest.fixture(params=[1] if library else [1, 2])
-def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    """Runs the test with so many threads; they are nothing to the grid."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
-
-
-@pytest.fixture
-def tf32() -> Iterator[None]:
-    """PyTorch allows TF32 for convolutions."""
-    torch.backends.cudnn.allow_tf32 = True
-    yield
-    torch.backends.cudnn.allow_tf32 = False
-
-
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """A test whose marker asks for what is not there is skipped, or fails where it must be."""
     if item.get_closest_marker("operators") and not ops.available():

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from mixed_nodes import GRID, run, sample
+from mixed_node_samples import GRID, run, sample
 
 from asng_ext import ops
 from asng_ext.ops import reference as reference_ops
