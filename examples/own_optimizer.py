@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 import asng_ext as asng
-from asng_ext.optimizers import registry
+from asng_ext import optimizers
 
 
 class PBIL:
@@ -66,7 +66,7 @@ class PBIL:
         self.generator.bit_generator.state = state["generator"]
 
 
-registry.register("PBIL", PBIL)
+optimizers.register("PBIL", PBIL)
 
 
 def main() -> None:
@@ -80,7 +80,7 @@ def main() -> None:
     )
     settings = SearchConfig(epochs=8, learning_rate=0.1)
     for name in ("PBIL", "ASNG"):
-        optimizer = registry.make(name, task.space, population_size=2, seed=0)
+        optimizer = optimizers.make(name, task.space, population_size=2, seed=0)
         row = search(task, optimizer, settings, seed=0, stream=None).rows[-1]
         print(f"{name}: convergence {row['convergence']:.2f}", end=", ")
         print(f"test accuracy {row['test_accuracy']:.3f}")

@@ -45,6 +45,7 @@ class SpiralTask(TaskDefaults):
 
     search_steps = 40  # an epoch
     retrain_steps = 80
+    shown_metrics: Mapping[str, str] = {"accuracy": "accuracy"}
 
     def __init__(self, batch_size: int = 32) -> None:
         self.batch_size = batch_size
