@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-ON_GRID = "ASNG_CUDA_ON_CPU" in os.environ
+GRID = "ASNG_CUDA_ON_CPU" in os.environ
 """The CPU's operators are those for CUDA, compiled for a grid on the CPU (see conftest.py)."""
 
 CUDA = pytest.param("cuda", marks=pytest.mark.cuda)

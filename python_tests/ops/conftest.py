@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 import torch
-from devices import ON_GRID
+from devices import GRID
 from torch import Tensor
 from torch.library import Library
 
@@ -16,7 +16,7 @@ from asng_ext.ops import autoencoder
 from asng_ext.ops._registration import Cast, register_autocast
 
 
-@pytest.fixture(params=[1] if ON_GRID else [1, 2])
+@pytest.fixture(params=[1] if GRID else [1, 2])
 def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     """Runs the test with so many threads; they are nothing to the grid."""
     before = torch.get_num_threads()
@@ -44,7 +44,7 @@ def _finish(y: Tensor, skipped: Tensor | None, relu: bool) -> None:
 def finish() -> Iterator[None]:
     """Where there is no grid, PyTorch stands in for the kernel that finishes autoencoder layers."""
     library = Library("asng", "IMPL")
-    if not ON_GRID:
+    if not GRID:
         library.impl("_cae_finish", _finish, "CPU")
     yield
     library._destroy()

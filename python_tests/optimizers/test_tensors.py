@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from devices import DEVICES, ON_GRID
+from devices import DEVICES, GRID
 
 import asng_ext as asng
 from asng_ext import SearchSpace
@@ -75,7 +75,7 @@ def test_same_samples_and_states_as_on_the_host(name: str, population: int, devi
     host = asng.ASNG(SPACES[name], **settings)
     other = on_tensors(SPACES[name], device, **settings)
     # On the CPU it is the same code, so there it is the same to the last bit.
-    tolerance = 0.0 if device == "cpu" and not ON_GRID else 1e-9
+    tolerance = 0.0 if device == "cpu" and not GRID else 1e-9
     assert_same_state(host, other, 0.0)
     for _ in range(60):
         samples, others = host.ask(), other.ask()
@@ -254,7 +254,7 @@ def test_the_population_has_a_limit_on_a_device() -> None:
             common, alpha=1.5, delta_init=1.0, delta_max=math.inf, device=torch.device("meta")
         )
     optimizer = on_tensors(MIXED, "cpu", population_size=1025, seed=0)
-    if ON_GRID:
+    if GRID:
         with pytest.raises(RuntimeError, match="losses must have at most 1024 columns"):
             optimizer.tell(optimizer.ask(), np.arange(1025.0))
     else:
@@ -278,7 +278,7 @@ def test_the_operators_change_what_their_schemas_say() -> None:
         torch.ops.asng._asng_tell(*arguments[:13], torch.ones(1).double(), *arguments[14:])
     # On a device nobody looks at them, and the variable stays as it is.
     wrong = torch.full_like(told[0], 9) * torch.tensor([0, 0, 1])
-    if ON_GRID:
+    if GRID:
         before = tensors.theta.clone()
         tensors.tell(wrong, *told[1:])
         assert torch.equal(tensors.theta[:, 4:], before[:, 4:])
