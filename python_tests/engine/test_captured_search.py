@@ -25,6 +25,8 @@ from asng_ext.runs.folder import RunFolder
 from asng_ext.training.cuda_graphs import WARM_UPS, CudaGraphs
 from asng_ext.training.weight_optimizers import make_optimizer, restore_optimizer, set_learning_rate
 
+pytestmark = pytest.mark.operators  # most optimizers here are in tensors
+
 CONFIG = SearchConfig(epochs=3, learning_rate=0.3, gradient_clip=0.5)
 
 
@@ -99,7 +101,6 @@ def unseen_samples(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("unseen_samples")
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.operators
 @pytest.mark.grid
 def test_a_search_of_cells_is_captured(device: str, precision: str) -> None:
     """From the recipes of batches to the update of the distribution."""
