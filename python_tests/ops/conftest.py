@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 import torch
-from devices import GRID
+from devices import CUDA, GRID
 from torch import Tensor
 from torch.library import Library
 
@@ -16,12 +16,12 @@ from asng_ext.ops import autoencoder
 from asng_ext.ops._registration import Cast, register_autocast
 
 
-@pytest.fixture(params=[1] if GRID else [1, 2])
-def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    """Runs the test with so many threads; they are nothing to the grid."""
+@pytest.fixture(params=["cpu", *([] if GRID else ["cpu with two threads"]), CUDA])
+def device(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Where tensors are. To the grid the number of threads is nothing."""
     before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
+    torch.set_num_threads(2 if "two" in request.param else before)
+    yield request.param.split()[0]
     torch.set_num_threads(before)
 
 
