@@ -286,7 +286,6 @@ def test_a_captured_pass_takes_new_architectures() -> None:
     assert torch.equal(got[0][1], expected[2][0][1])
 
 
-@pytest.mark.slow
 def test_compiled() -> None:
     _, fused = pair(torch.float32, channels=4, cells=3)
     x = torch.randn(2, 3, 6, 6)

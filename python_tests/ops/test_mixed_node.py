@@ -189,7 +189,6 @@ class TestMixedNode:
             ops.mixed_node(bank, *args, weights),
         )
 
-    @pytest.mark.slow
     def test_compiled(self) -> None:
         bank, weights = sample(16, dtype=torch.float32)
         args = (torch.tensor([[0, 1], [2, 2]]), torch.tensor([[3, 4], [4, 0]]), weights)
