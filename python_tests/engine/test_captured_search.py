@@ -95,7 +95,9 @@ def test_captured_or_not_the_numbers_are_the_same(momentum: float, device: str) 
 @pytest.fixture
 def unseen_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     """The supernet takes tensors on the CPU as it takes those on a GPU."""
-    monkeypatch.setattr(fused, "_is_elsewhere", lambda values: isinstance(values, torch.Tensor))
+    monkeypatch.setattr(
+        fused, "_is_device_resident", lambda values: isinstance(values, torch.Tensor)
+    )
 
 
 @pytest.mark.usefixtures("unseen_samples")
