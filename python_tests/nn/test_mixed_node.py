@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from mixed_nodes import run
+from mixed_node_samples import run
 
 from asng_ext import ops
 from asng_ext.nn import MixedNode
