@@ -10,6 +10,8 @@ from asng_ext import ops
 from asng_ext.nn import MixedNode
 from asng_ext.ops import reference
 
+pytestmark = pytest.mark.operators
+
 
 @pytest.mark.parametrize("stride", [1, 2])
 def test_a_node_is_that_of_the_reference(stride: int) -> None:
