@@ -1,4 +1,4 @@
-"""What the tests share."""
+"""What the tests share, and what the markers do."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+
+from asng_ext import ops
 
 # Numbers are compared in full single precision.
 torch.backends.cudnn.allow_tf32 = False
@@ -34,9 +36,17 @@ def _keep_global_generator() -> Iterator[None]:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Marker `cuda`: without a device a test is skipped, or fails where there ought to be one."""
-    if item.get_closest_marker("cuda") is None or torch.cuda.is_available():
-        return
-    if os.environ.get("FAIL_WITHOUT_CUDA") == "1":
-        pytest.fail("FAIL_WITHOUT_CUDA=1, but there is no CUDA device", pytrace=False)
-    pytest.skip("needs a CUDA device")
+    """A test whose marker asks for what is not there is skipped, or fails where it must be."""
+    if item.get_closest_marker("operators") and not ops.available():
+        _skip("the operators are not built", "ASNG_REQUIRE_OPERATORS")
+    if item.get_closest_marker("cuda") and not torch.cuda.is_available():
+        _skip("there is no CUDA device", "FAIL_WITHOUT_CUDA")
+    if not library and any(m.kwargs.get("only") for m in item.iter_markers("grid")):
+        pytest.skip("ASNG_CUDA_ON_CPU is not set")
+
+
+def _skip(problem: str, required: str) -> None:
+    """Skips a test, or fails it if the variable that is named says 1."""
+    if os.environ.get(required) == "1":
+        pytest.fail(f"{required}=1, but {problem}", pytrace=False)
+    pytest.skip(problem)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import small
+import small_classification as small
 
 from asng_ext import cli, tasks
 from asng_ext.data import MASKS

@@ -31,7 +31,7 @@ def _restore_global_generator() -> object:
 def test_samples_come_from_the_global_generator_in_order() -> None:
     optimizers = [compat.AdaptiveSNG(SIZES), compat.CategoricalASNG(SIZES)]
     thetas = [optimizers[0].theta, optimizers[1].p_model.theta]
-    for optimizer, theta in zip(optimizers, thetas):
+    for optimizer, theta in zip(optimizers, thetas, strict=True):
         np.random.seed(7)
         samples = [optimizer.sampling() for _ in range(200)]
         np.random.seed(7)

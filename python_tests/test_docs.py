@@ -1,4 +1,4 @@
-"""The examples in the documentation run, and the README says what the command line does."""
+"""The examples in the documentation run, its commands are commands, and its paths are there."""
 
 from __future__ import annotations
 
@@ -41,3 +41,15 @@ def test_commands_of_the_docs_are_commands() -> None:
     assert lines
     for line in lines:
         cli._parser().parse_args(line.split("#")[0].split())
+
+
+PATH = re.compile(r"(?:\.ci|asng_ext|bench|csrc|docs|examples|python_tests)(?:/[\w.]+)+")
+
+
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "README.md"])
+def test_paths_are_there(page: str) -> None:
+    """Every path in a code span, that of a folder too."""
+    spans = re.findall(r"`([^`\n]+)`", (ROOT / page).read_text(encoding="utf-8"))
+    paths = {path for span in spans for path in PATH.findall(span)}
+    assert len(paths) >= 5
+    assert not sorted(path for path in paths if not (ROOT / path).exists())

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import small
+import small_classification as small
 import torch
 from torch import Tensor, nn
 

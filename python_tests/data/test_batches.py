@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from recording import RecordingGraphs
+from recording_graphs import RecordingGraphs
 from torch import Tensor
 
 from asng_ext.data import (
@@ -76,7 +76,9 @@ def test_batches_of_an_epoch() -> None:
 @pytest.mark.parametrize("augmentation", [None, NO_AUGMENTATION])
 def test_images_keep_their_labels(augmentation: Augmentation | None) -> None:
     images = numbered_set().images.permute(0, 3, 1, 2)
-    for x, y in stream(augmentation=augmentation).epoch(3):
+    batches = list(stream(augmentation=augmentation).epoch(3))
+    assert len(batches) == 5
+    for x, y in batches:
         torch.testing.assert_close(x, normalize(images[y], MEAN, STD))
 
 

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import small
+import small_classification as small
 import torch
-from on_device import StackedTask, asng_in_tensors
-from recording import RecordingGraphs
+from devices import DEVICES
+from recording_graphs import RecordingGraphs
+from tensor_task import StackedTask, asng_in_tensors
 from torch import nn
 
 import asng_ext as asng
@@ -27,6 +28,8 @@ from asng_ext.training.weight_optimizers import (
     restore_weight_optimizer,
     set_learning_rate,
 )
+
+pytestmark = pytest.mark.operators  # most optimizers here are in tensors
 
 CONFIG = SearchConfig(epochs=3, learning_rate=0.3, gradient_clip=0.5)
 
@@ -56,9 +59,6 @@ class CountingCudaGraphs(CudaGraphs):
             replay()
 
         return counted
-
-
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 
 
 def counting(device: str) -> Any:
@@ -99,12 +99,15 @@ def test_captured_or_not_the_numbers_are_the_same(momentum: float, device: str) 
 @pytest.fixture
 def unseen_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     """The supernet takes tensors on the CPU as it takes those on a GPU."""
-    monkeypatch.setattr(fused, "_is_elsewhere", lambda values: isinstance(values, torch.Tensor))
+    monkeypatch.setattr(
+        fused, "_is_device_resident", lambda values: isinstance(values, torch.Tensor)
+    )
 
 
 @pytest.mark.usefixtures("unseen_samples")
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.grid
 def test_a_search_of_cells_is_captured(device: str, precision: str) -> None:
     """From the plans of batches to the update of the distribution."""
     images = small.noise()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import small
+import small_classification as small
 import torch
 
 import asng_ext as asng

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import small
+import small_classification as small
 import torch
 from torch import Tensor, nn
 
@@ -96,7 +96,7 @@ def test_steps_alternate_and_all_samples_see_one_batch() -> None:
     config = SearchConfig(epochs=1, population_size=3, test_every=0)
     search(task, optimizer, config, seed=0, stream=None)
     assert [(grad, count) for grad, count, _ in task.evaluated] == [(True, 3), (False, 3)] * 4
-    for (_, _, batch), half in zip(task.evaluated, [0, 1] * 4):
+    for (_, _, batch), half in zip(task.evaluated, [0, 1] * 4, strict=True):
         rows = [int((task.x == row).all(dim=1).nonzero()) for row in batch]
         assert all((row >= 32) == bool(half) for row in rows)
 
@@ -220,7 +220,7 @@ def test_metrics_are_complete(tmp_path: Path) -> None:
         rows = list(csv.DictReader(file))
     assert [float(row["epoch"]) for row in rows] == [1, 2, 3]
     assert [row["test_accuracy"] != "" for row in rows] == [False, True, True]
-    for row, kept in zip(rows, result.rows):
+    for row, kept in zip(rows, result.rows, strict=True):
         for name in ("train_loss", "theta_loss", "train_accuracy", "convergence", "delta"):
             assert float(row[name]) == kept[name]
     steps = 3 * task.search_steps

@@ -285,7 +285,7 @@ def run_once(supernet: CaeSupernet, x: Tensor, chain: Any) -> list[Tensor]:
     return [out.detach()] + [p.grad for p in supernet.parameters() if p.grad is not None]
 
 
-@pytest.mark.skipif(not cae_ops.available(), reason="the operators are not built")
+@pytest.mark.operators
 @pytest.mark.parametrize("size", [(13, 4), (26, 25)])
 def test_compiled_layers_are_the_plain_ones(
     size: tuple[int, int], monkeypatch: pytest.MonkeyPatch

@@ -138,7 +138,6 @@ def test_subnets_in_threads() -> None:
     assert results == {"0": 12, "1": 22}
 
 
-@pytest.mark.slow
 def test_compiled_subnets() -> None:
     model = supernet()
     for inner, result in (("0", 112), ("1", 122)):

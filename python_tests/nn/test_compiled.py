@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from asng_ext import ops
 from asng_ext.nn import (
     CaeCatSpace,
     CaeLayer,
@@ -24,7 +23,7 @@ from asng_ext.nn import (
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not ops.available(), reason="the operators are not built"),
+    pytest.mark.operators,
     pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a compiler"),
 ]
 

@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from devices import DEVICES
 from torch import Tensor, nn
 
 from asng_ext.nn import CellNetwork, CellSpace, CellSupernet, autoencoder
 from asng_ext.nn.operations import OPERATIONS, AveragePool
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 FORMATS = [torch.contiguous_format, torch.channels_last]
 ALONE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 0.01, torch.bfloat16: 0.05}
 """What rounding may do to a layer without parts, relative to the norm."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from mixed_nodes import run
+from mixed_node_samples import run
 
 from asng_ext import ops
 from asng_ext.nn import MixedNode
 from asng_ext.ops import reference
+
+pytestmark = pytest.mark.operators
 
 
 @pytest.mark.parametrize("stride", [1, 2])

@@ -1,4 +1,8 @@
-"""The compiled layers of autoencoders against PyTorch's convolutions."""
+"""The compiled layers of autoencoders against PyTorch's convolutions.
+
+They are computed in two ways: on the CPU, and as on CUDA devices. The twin is the second way on
+tensors of the CPU.
+"""
 
 from __future__ import annotations
 
@@ -7,220 +11,591 @@ from typing import Any
 
 import pytest
 import torch
-from autoencoders import (
-    assert_same,
-    check_finite_differences,
-    plain_decode,
-    plain_encode,
-    run,
-    sample,
-)
+from autoencoder_samples import Case, assert_same, plain_decode, plain_encode, run, sample
+from devices import CUDA, CUDA_DEVICES
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from asng_ext import ops
+from asng_ext.nn import CaeCatSpace, CaeIntSpace, CaeSpace, CaeSupernet
+from asng_ext.nn import autoencoder as layers
 from asng_ext.ops import autoencoder as cae_ops
 
-pytestmark = pytest.mark.skipif(not ops.available(), reason="the operators are not built")
+pytestmark = pytest.mark.operators
 
+TWIN = pytest.param("twin", marks=pytest.mark.grid)
 SIZES = [(1, 1), (1, 9), (2, 3), (8, 8), (13, 10), (33, 18)]
+HALF = [torch.bfloat16, torch.float16]
+
+Wrong = list[tuple[Callable[[], Any], type[Exception], str]]
 
 
-@pytest.fixture(params=[1, 2])
-def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+@pytest.fixture(params=["cpu", "cpu with two threads", TWIN, CUDA])
+def device(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Where tensors are. Everywhere else than on CUDA devices that is the CPU."""
+    if request.param == "twin":
+        request.getfixturevalue("twins")
     before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
+    torch.set_num_threads(2 if "two" in request.param else before)
+    yield "cuda" if request.param == "cuda" else "cpu"
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("kernel", [3, 5])
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("size", SIZES)
-def test_encode(kernel: int, stride: int, size: tuple[int, int], threads: int) -> None:
-    x, _, weight, _, _ = sample(size, (3, 5), kernel, stride)
-    got = run(cae_ops.encode, [x, weight], stride)
-    assert got[0].is_contiguous(memory_format=torch.channels_last)
-    assert_same(got, run(plain_encode, [x, weight], stride))
+@pytest.fixture(params=[TWIN, CUDA])
+def cuda_way(request: pytest.FixtureRequest) -> str:
+    """The device, where layers are computed as on CUDA devices only."""
+    if request.param == "twin":
+        request.getfixturevalue("twins")
+    return "cuda" if request.param == "cuda" else "cpu"
 
 
-@pytest.mark.parametrize("kernel", [3, 5])
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("skip", [True, False])
-@pytest.mark.parametrize("relu", [True, False])
-def test_decode(kernel: int, stride: int, size: tuple[int, int], skip: bool, relu: bool) -> None:
-    skipped, x, weight, _, _ = sample(size, (3, 5), kernel, stride)
-    tensors = [x, weight, skipped if skip else None]
-    assert_same(
-        run(cae_ops.decode, tensors, stride, size, relu),
-        run(plain_decode, tensors, stride, size, relu),
-    )
+@pytest.fixture(params=["cpu", TWIN])
+def way(request: pytest.FixtureRequest) -> str:
+    """Either way, on the CPU."""
+    if request.param == "twin":
+        request.getfixturevalue("twins")
+    return str(request.param)
 
 
-@pytest.mark.parametrize("channels", [(1, 1), (3, 16), (16, 3), (17, 33), (32, 64), (65, 40)])
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_channels_and_precision(channels: tuple[int, int], stride: int, dtype: torch.dtype) -> None:
-    exact = sample((9, 8), channels, 5, stride)
-    given = [t.to(dtype) if isinstance(t, Tensor) else t for t in exact]
-    for function, plain, chosen in (
-        (cae_ops.encode, plain_encode, (0, 2)),
-        (cae_ops.decode, plain_decode, (1, 2, 0)),
-    ):
-        options = (stride,) if plain is plain_encode else (stride, (9, 8))
-        # Without ReLU, which decides otherwise where a number is close to 0.
-        if plain is plain_decode:
-            options = (*options, False)
-        got = run(function, [given[i] for i in chosen], *options)
-        expected = run(plain, [exact[i] for i in chosen], *options)
-        for a, b in zip(got, expected, strict=True):
-            assert a.dtype == dtype
-            error = (a.double() - b).norm() / (b.norm() + 1e-6)
-            assert error < (1e-12 if dtype == torch.float64 else 1e-4)
+def to(device: str, case: Case) -> Any:
+    return [t.to(device) if isinstance(t, Tensor) else t for t in case]
 
 
-def test_more_tiles_than_one_task_takes() -> None:
-    """Several blocks of tiles, the last of them not full."""
-    x, low, weight, _, size = sample((50, 43), (4, 6), 5, 1, batch=3)
-    assert_same(run(cae_ops.encode, [x, weight]), run(plain_encode, [x, weight], 1))
-    tensors = [low, weight, x]
-    assert_same(run(cae_ops.decode, tensors, 1, size), run(plain_decode, tensors, 1, size))
+def on_cpu(tensors: list[Tensor]) -> list[Tensor]:
+    return [t.cpu() for t in tensors]
 
 
-def test_results_do_not_depend_on_threads() -> None:
-    x, low, weight, _, size = sample((40, 37), (20, 24), 5, 2, torch.float32)
-    before = torch.get_num_threads()
-    results = []
-    try:
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
-            results.append(
-                run(cae_ops.encode, [x, weight], 2) + run(cae_ops.decode, [low, weight, x], 2, size)
-            )
-    finally:
-        torch.set_num_threads(before)
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+def channels_last(*tensors: Tensor) -> list[Tensor]:
+    """(N, H, W, C), as the operators take them."""
+    return [t.detach().permute(0, 2, 3, 1).contiguous() for t in tensors]
 
 
-def test_any_strides() -> None:
-    x, low, weight, stride, size = sample()
-    expected = run(cae_ops.encode, [x, weight])
-    spread = torch.zeros(2, 3, 14, 12, dtype=torch.float64)[:, :, ::2, ::2].copy_(x)
-    turned = weight.transpose(2, 3).contiguous().transpose(2, 3)
-    assert turned.stride() != weight.stride()
-    for images in (x.contiguous(), spread):
-        assert_same(run(cae_ops.encode, [images, turned]), expected, 0.0)
-    tensors = [low.contiguous(memory_format=torch.channels_last), weight, x]
-    others = [low.contiguous(), turned, spread]
-    assert_same(
-        run(cae_ops.decode, others, stride, size), run(cae_ops.decode, tensors, stride, size), 0.0
-    )
-
-
-def test_gradients_of_any_strides() -> None:
-    """A compiled graph may hand over others than it was traced with."""
-    x, low, weight, stride, _ = sample()
-    high, small = (t.permute(0, 2, 3, 1).contiguous() for t in (x, low))
-    for backward, grad, output, images in (
-        (torch.ops.asng._cae_encode_backward, small, small, high),
-        (torch.ops.asng._cae_decode_backward, high, None, small),
-    ):
-        expected = backward(grad, output, images, weight, stride, True)
-        other = grad.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
-        assert not other.is_contiguous()
-        got = backward(other, output, images, weight, stride, True)
-        assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
-
-
-def test_the_image_needs_no_gradient() -> None:
-    x, low, weight, _, _ = sample()
-    for function, images in ((cae_ops.encode, x), (cae_ops.decode, low)):
-        without, with_it = weight.detach().requires_grad_(), weight.detach().requires_grad_()
-        function(images, without).sum().backward()
-        function(images.detach().requires_grad_(), with_it).sum().backward()
-        assert without.grad is not None
-        assert with_it.grad is not None
-        assert torch.equal(without.grad, with_it.grad)
-
-
-def test_nan_passes_relu_as_in_pytorch() -> None:
-    x, _, weight, _, _ = sample((20, 20))
-    x[0, 0, 10, 10] = torch.nan
-    got, expected = cae_ops.encode(x, weight), plain_encode(x, weight, 1)
-    # A tile of outputs mixes its inputs: more values may be lost than those around the pixel.
-    assert got.isnan()[expected.isnan()].all()
-    assert not got[1].isnan().any()
-
-
-@pytest.mark.parametrize("kernel", [3, 5])
-@pytest.mark.parametrize("stride", [1, 2])
-def test_finite_differences(kernel: int, stride: int) -> None:
-    check_finite_differences(kernel, stride)
-
-
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("skip", [True, False])
-def test_opcheck(stride: int, skip: bool) -> None:
-    x, low, weight, _, (height, width) = sample((6, 5), (2, 3), 3, stride)
-    high, small = (
-        t.permute(0, 2, 3, 1).contiguous().requires_grad_() for t in (x.detach(), low.detach())
-    )
-    weight = weight.detach().requires_grad_()
-    checked = torch.library.opcheck
-    checked(torch.ops.asng.cae_encode, (high, weight, stride))
-    skipped = high.detach().clone().requires_grad_() if skip else None
-    for relu in (True, False):
-        checked(torch.ops.asng.cae_decode, (small, weight, skipped, stride, height, width, relu))
-    plain = [t.detach() for t in (high, small, weight)]
-    high, small, weight = plain
-    for wants_x in (True, False):
-        checked(torch.ops.asng._cae_encode_backward, (small, small, high, weight, stride, wants_x))
-        output = high if skip else None
-        checked(torch.ops.asng._cae_decode_backward, (high, output, small, weight, stride, wants_x))
-
-
-def test_autocast_computes_in_float32() -> None:
-    x, low, weight, _, _ = sample(dtype=torch.float32)
-    with torch.autocast("cpu", torch.bfloat16):
-        half = x.bfloat16()
-        assert torch.equal(cae_ops.encode(half, weight), cae_ops.encode(half.float(), weight))
-        assert cae_ops.decode(low, weight).dtype == torch.float32
-
-
-def test_errors() -> None:
-    x, low, weight, _, _ = sample()
-    wrong: list[tuple[Callable[[], Tensor], type[Exception], str]] = [
-        (lambda: cae_ops.encode(x[0], weight), ValueError, "x must have 4 dimensions"),
-        (lambda: cae_ops.encode([1], weight), TypeError, "x must be a tensor, got list"),  # type: ignore[arg-type]
-        (lambda: cae_ops.encode(x.half(), weight.half()), TypeError, "x must be float32 or"),
-        (lambda: cae_ops.encode(x.float(), weight), TypeError, "weight must be torch.float32"),
-        (lambda: cae_ops.encode(x, weight, 3), ValueError, "stride must be 1 or 2, got 3"),
-        (lambda: cae_ops.encode(x, weight[:, :2]), ValueError, "weight must have 3 channels in"),
-        (lambda: cae_ops.decode(x, weight), ValueError, "weight must have 3 channels in dim"),
-        (lambda: cae_ops.encode(x, weight[:, :, :1, :1]), ValueError, "kernels of side 3 or 5"),
-        (lambda: cae_ops.encode(x[:0], weight), ValueError, "none of them 0"),
-        (lambda: cae_ops.decode(low, weight, x[:1]), ValueError, "skipped must have shape"),
-        (lambda: cae_ops.decode(low, weight, size=(3, 3)), ValueError, "size must be halved by"),
-    ]
+def raise_all(wrong: Wrong) -> None:
     for call, error, message in wrong:
         with pytest.raises(error, match=message):
             call()
 
 
-def test_the_operators_check_shapes_themselves() -> None:
-    x, low, weight, _, _ = sample()
-    high, small = (t.permute(0, 2, 3, 1).contiguous() for t in (x, low))
-    encode, decode = torch.ops.asng.cae_encode, torch.ops.asng.cae_decode
-    wrong: list[tuple[Callable[[], Any], str]] = [
-        (lambda: encode(high[0], weight, 1), "4 dimensions"),
-        (lambda: encode(high, weight, 3), "stride must be 1 or 2"),
-        (lambda: encode(high.permute(0, 2, 1, 3), weight, 1), "contiguous"),
-        (lambda: encode(high, weight.transpose(2, 3), 1), "each kernel of weight"),
-        (lambda: encode(small, weight, 1), "feature maps must have shape"),
-        (lambda: decode(small, weight, high[:1].contiguous(), 1, 7, 6, True), "skipped must have"),
-        (lambda: decode(small, weight, None, 2, 7, 6, True), "feature maps must have shape"),
+class Layer:
+    """What holds for both layers: an operator, and the same in plain PyTorch."""
+
+    operator: Callable[..., Tensor]
+    plain: Callable[..., Tensor]
+    name: str
+
+    @staticmethod
+    def tensors(case: Any) -> list[Tensor]:
+        """The feature map, the weight, and what is skipped, if anything."""
+        raise NotImplementedError
+
+    @staticmethod
+    def options(case: Any) -> tuple[Any, ...]:
+        raise NotImplementedError
+
+    def run(self, case: Any, *more: Any) -> list[Tensor]:
+        """Output and gradients."""
+        return run(type(self).operator, self.tensors(case), *self.options(case), *more)
+
+    def run_plain(self, case: Any, *more: Any) -> list[Tensor]:
+        return run(type(self).plain, self.tensors(case), *self.options(case), *more)
+
+    @pytest.mark.parametrize("channels", [(1, 1), (3, 16), (16, 3), (17, 33), (32, 64), (65, 40)])
+    @pytest.mark.parametrize("stride", [1, 2])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_channels_and_precision(
+        self, channels: tuple[int, int], stride: int, dtype: torch.dtype
+    ) -> None:
+        exact = sample((9, 8), channels, 5, stride)
+        given = [t.to(dtype) if isinstance(t, Tensor) else t for t in exact]
+        # Without ReLU, where there is a choice: it decides otherwise where a number is close to 0.
+        linear = (False,) if self.name == "decode" else ()
+        for a, b in zip(self.run(given, *linear), self.run_plain(exact, *linear), strict=True):
+            assert a.dtype == dtype
+            error = (a.double() - b).norm() / (b.norm() + 1e-6)
+            assert error < (1e-12 if dtype == torch.float64 else 1e-4)
+
+    def test_more_tiles_than_one_task_takes(self) -> None:
+        """Several blocks of tiles, the last of them not full."""
+        case = sample((50, 43), (4, 6), 5, 1, batch=3)
+        assert_same(self.run(case), self.run_plain(case))
+
+    def test_results_do_not_depend_on_threads(self) -> None:
+        case = sample((40, 37), (20, 24), 5, 2, torch.float32)
+        before = torch.get_num_threads()
+        results = []
+        try:
+            for count in (1, 2, 3):
+                torch.set_num_threads(count)
+                results.append(self.run(case))
+        finally:
+            torch.set_num_threads(before)
+        for other in results[1:]:
+            assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+    def test_any_strides(self) -> None:
+        x, low, weight, *rest = sample()
+        expected = self.run((x, low, weight, *rest))
+        spread = torch.zeros(2, 3, 14, 12, dtype=torch.float64)[:, :, ::2, ::2].copy_(x)
+        turned = weight.transpose(2, 3).contiguous().transpose(2, 3)
+        assert turned.stride() != weight.stride()
+        for images, small in (
+            (x.contiguous(), low.contiguous(memory_format=torch.channels_last)),
+            (spread, low.contiguous()),
+        ):
+            assert_same(self.run((images, small, turned, *rest)), expected, 0.0)
+
+    def test_the_feature_map_needs_no_gradient(self) -> None:
+        x, weight, *_ = self.tensors(sample())
+        without, with_it = weight.detach().requires_grad_(), weight.detach().requires_grad_()
+        operator = type(self).operator
+        operator(x, without).sum().backward()
+        operator(x.detach().requires_grad_(), with_it).sum().backward()
+        assert without.grad is not None
+        assert with_it.grad is not None
+        assert torch.equal(without.grad, with_it.grad)
+
+    @pytest.mark.parametrize("kernel", [3, 5])
+    @pytest.mark.parametrize("stride", [1, 2])
+    def test_gradcheck(self, kernel: int, stride: int, way: str) -> None:
+        case = sample((5, 4), (2, 3), kernel, stride, batch=1)
+        leaves = [t.detach().clone().requires_grad_() for t in self.tensors(case)]
+        assert torch.autograd.gradcheck(
+            lambda *leaves: type(self).operator(*leaves, *self.options(case)), leaves
+        )
+
+    def test_autocast_computes_in_float32(self) -> None:
+        """On the CPU."""
+        x, weight, *_ = self.tensors(sample(dtype=torch.float32))
+        operator = type(self).operator
+        with torch.autocast("cpu", torch.bfloat16):
+            half = x.bfloat16()
+            assert torch.equal(operator(half, weight), operator(half.float(), weight))
+            assert operator(x, weight).dtype == torch.float32
+
+    @pytest.mark.parametrize("dtype", HALF)
+    def test_autocast_on_cuda(self, dtype: torch.dtype, cuda_way: str) -> None:
+        """Feature maps and convolutions in half precision, weights and their gradients not."""
+        case = sample((12, 9), (16, 24), 3, 1, torch.float32)
+        given = to(cuda_way, case)
+        x, weight, *skipped = self.tensors(given)
+        operator, options = type(self).operator, self.options(given)
+        with torch.autocast(cuda_way, dtype):
+            got = self.run(given)
+            inner = operator(x.to(dtype), weight, *(t.to(dtype) for t in skipped), *options)
+            exact = operator(x.double(), weight.double())
+        assert got[0].dtype == dtype
+        for a, b in zip(got[1:], self.run_plain(case)[1:], strict=True):
+            assert a.dtype == torch.float32  # these are leaves that autocast converts
+            assert (a.cpu() - b).norm() < 0.05 * b.norm()
+        assert torch.equal(inner, got[0])
+        assert exact.dtype == torch.float64
+        assert operator(x, weight).dtype == torch.float32
+
+    @pytest.mark.usefixtures("finish")
+    @pytest.mark.grid
+    @pytest.mark.parametrize("kernel", [3, 5])
+    @pytest.mark.parametrize("stride", [1, 2])
+    def test_the_kernels_for_cuda_give_what_those_of_the_cpu_give(
+        self, kernel: int, stride: int
+    ) -> None:
+        """Also in memory, without the operators in between."""
+        x, low, weight, _, size = sample((9, 6), (6, 4), kernel, stride)
+        high, small = channels_last(x, low)
+        for name, arguments in self.kernel_arguments(high, small, weight, stride, size):
+            expected = getattr(torch.ops.asng, f"_cae_{name}" if "back" in name else f"cae_{name}")
+            want, got = expected(*arguments), getattr(cae_ops, f"_{name}_cuda")(*arguments)
+            pairs = zip(got, want, strict=True) if isinstance(want, tuple) else [(got, want)]
+            for a, b in pairs:
+                assert a.shape == b.shape
+                assert a.stride() == b.stride()
+                torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+    @staticmethod
+    def kernel_arguments(
+        high: Tensor, small: Tensor, weight: Tensor, stride: int, size: tuple[int, int]
+    ) -> list[tuple[str, tuple[Any, ...]]]:
+        """Names of kernels, and what to call them with."""
+        raise NotImplementedError
+
+    @pytest.mark.cuda
+    @pytest.mark.parametrize("stride", [1, 2])
+    def test_a_gpu_agrees_with_the_cpu_in_single_precision(self, stride: int) -> None:
+        case = sample((17, 14), (40, 24), 5, stride, torch.float32)
+        linear = (False,) if self.name == "decode" else ()
+        got, expected = self.run(to("cuda", case), *linear), self.run(case, *linear)
+        for a, b in zip(got, expected, strict=True):
+            assert (a.cpu() - b).norm() < 1e-3 * b.norm()
+
+
+class TestEncode(Layer):
+    operator = cae_ops.encode
+    plain = plain_encode
+    name = "encode"
+
+    @staticmethod
+    def tensors(case: Any) -> list[Tensor]:
+        return [case[0], case[2]]
+
+    @staticmethod
+    def options(case: Any) -> tuple[Any, ...]:
+        return (case[3],)
+
+    @staticmethod
+    def kernel_arguments(
+        high: Tensor, small: Tensor, weight: Tensor, stride: int, size: tuple[int, int]
+    ) -> list[tuple[str, tuple[Any, ...]]]:
+        return [
+            ("encode", (high, weight, stride)),
+            ("encode_backward", (small, small, high, weight, stride, True)),
+        ]
+
+    @pytest.mark.parametrize("kernel", [3, 5])
+    @pytest.mark.parametrize("stride", [1, 2])
+    @pytest.mark.parametrize("size", SIZES)
+    def test_reference(self, kernel: int, stride: int, size: tuple[int, int], device: str) -> None:
+        case = sample(size, (3, 5), kernel, stride)
+        got = self.run(to(device, case))
+        assert got[0].is_contiguous(memory_format=torch.channels_last)
+        assert got[2].is_contiguous()
+        assert_same(on_cpu(got), self.run_plain(case))
+
+    def test_nan_passes_relu_as_in_pytorch(self) -> None:
+        x, _, weight, _, _ = sample((20, 20))
+        x[0, 0, 10, 10] = torch.nan
+        got, expected = cae_ops.encode(x, weight), plain_encode(x, weight, 1)
+        # A tile of outputs mixes its inputs: more values may be lost than those around the pixel.
+        assert got.isnan()[expected.isnan()].all()
+        assert not got[1].isnan().any()
+
+    def test_gradients_of_any_strides(self) -> None:
+        """A compiled graph may hand over others than it was traced with."""
+        x, low, weight, stride, _ = sample()
+        high, small = channels_last(x, low)
+        check_backward(torch.ops.asng._cae_encode_backward, small, small, high, weight, stride)
+
+    @pytest.mark.parametrize("stride", [1, 2])
+    def test_opcheck(self, stride: int, way: str) -> None:
+        x, low, weight, _, _ = sample((6, 5), (2, 3), 3, stride)
+        high, small = channels_last(x, low)
+        for needs_grad in (True, False):
+            arguments = (small, small, high, weight, stride, needs_grad)
+            torch.library.opcheck(torch.ops.asng._cae_encode_backward, arguments)
+        leaves = high.requires_grad_(), weight.detach().requires_grad_()
+        torch.library.opcheck(torch.ops.asng.cae_encode, (*leaves, stride))
+
+    @pytest.mark.usefixtures("twins")
+    @pytest.mark.grid
+    @pytest.mark.parametrize("stride", [1, 2])
+    def test_opcheck_as_under_autocast(self, stride: int) -> None:
+        """On CUDA devices: feature maps have another dtype than the weight."""
+        x, low, weight, _, _ = sample((6, 5), (2, 3), 3, stride)
+        high, small = (t.bfloat16() for t in channels_last(x, low))
+        ops = torch.ops.asng
+        check_without_autograd(ops.cae_encode, high, weight, stride)
+        for needs_grad in (True, False):
+            check_without_autograd(
+                ops._cae_encode_backward, small, small, high, weight, stride, needs_grad
+            )
+
+    def test_errors(self) -> None:
+        x, _, weight, _, _ = sample()
+        encode = cae_ops.encode
+        wrong: Wrong = [
+            (lambda: encode(x[0], weight), ValueError, "x must have 4 dimensions"),
+            (lambda: encode([1], weight), TypeError, "x must be a tensor, got list"),  # type: ignore[arg-type]
+            (lambda: encode(x.half(), weight.half()), TypeError, "x must be float32 or"),
+            (lambda: encode(x.float(), weight), TypeError, "weight must be torch.float32"),
+            (lambda: encode(x, weight, 3), ValueError, "stride must be 1 or 2, got 3"),
+            (lambda: encode(x, weight[:, :2]), ValueError, "weight must have 3 channels in"),
+            (lambda: encode(x, weight[:, :, :1, :1]), ValueError, "kernels of side 3 or 5"),
+            (lambda: encode(x[:0], weight), ValueError, "none of them 0"),
+        ]
+        raise_all(wrong)
+
+    def test_the_operator_checks_shapes_itself(self) -> None:
+        x, low, weight, _, _ = sample()
+        high, small = channels_last(x, low)
+        encode = torch.ops.asng.cae_encode
+        wrong: Wrong = [
+            (lambda: encode(high[0], weight, 1), RuntimeError, "4 dimensions"),
+            (lambda: encode(high, weight, 3), RuntimeError, "stride must be 1 or 2"),
+            (lambda: encode(high.permute(0, 2, 1, 3), weight, 1), RuntimeError, "contiguous"),
+            (lambda: encode(high, weight.transpose(2, 3), 1), RuntimeError, "of weight"),
+            (lambda: encode(small, weight, 1), RuntimeError, "must have shape"),
+        ]
+        raise_all(wrong)
+
+    @pytest.mark.cuda
+    def test_errors_on_a_gpu(self) -> None:
+        x, _, weight, _, _ = to("cuda", sample(dtype=torch.float32))
+        encode = cae_ops.encode
+        wrong: Wrong = [
+            (lambda: encode(x, weight.cpu()), ValueError, "weight must be on cuda"),
+            (
+                lambda: encode(x.int(), weight),
+                TypeError,
+                "x must be float32, float64, bfloat16 or float16",
+            ),
+            (lambda: encode(x.bfloat16(), weight), TypeError, r"weight must be torch\.bfloat16"),
+        ]
+        raise_all(wrong)
+
+
+class TestDecode(Layer):
+    operator = cae_ops.decode
+    plain = plain_decode
+    name = "decode"
+
+    @staticmethod
+    def tensors(case: Any) -> list[Tensor]:
+        return [case[1], case[2], case[0]]
+
+    @staticmethod
+    def options(case: Any) -> tuple[Any, ...]:
+        return case[3], case[4]
+
+    @staticmethod
+    def kernel_arguments(
+        high: Tensor, small: Tensor, weight: Tensor, stride: int, size: tuple[int, int]
+    ) -> list[tuple[str, tuple[Any, ...]]]:
+        return [
+            ("decode", (small, weight, high, stride, *size, False)),
+            ("decode_backward", (high, high, small, weight, stride, True)),
+            ("decode_backward", (high, None, small, weight, stride, False)),
+        ]
+
+    @pytest.mark.parametrize("kernel", [3, 5])
+    @pytest.mark.parametrize("stride", [1, 2])
+    @pytest.mark.parametrize("size", SIZES)
+    @pytest.mark.parametrize("skip", [True, False])
+    @pytest.mark.parametrize("relu", [True, False])
+    def test_reference(
+        self, kernel: int, stride: int, size: tuple[int, int], skip: bool, relu: bool, device: str
+    ) -> None:
+        case = sample(size, (3, 5), kernel, stride)
+        skipped, x, weight, _, _ = to(device, case)
+        got = run(cae_ops.decode, [x, weight, skipped if skip else None], stride, size, relu)
+        assert got[0].is_contiguous(memory_format=torch.channels_last)
+        given = [case[1], case[2], case[0] if skip else None]
+        assert_same(on_cpu(got), run(plain_decode, given, stride, size, relu))
+
+    def test_gradients_of_any_strides(self) -> None:
+        """A compiled graph may hand over others than it was traced with."""
+        x, low, weight, stride, _ = sample()
+        high, small = channels_last(x, low)
+        check_backward(torch.ops.asng._cae_decode_backward, high, None, small, weight, stride)
+
+    @pytest.mark.parametrize("stride", [1, 2])
+    @pytest.mark.parametrize("skip", [True, False])
+    def test_opcheck(self, stride: int, skip: bool, way: str) -> None:
+        x, low, weight, _, size = sample((6, 5), (2, 3), 3, stride)
+        high, small = channels_last(x, low)
+        for needs_grad in (True, False):
+            output = high if skip else None
+            arguments = (high, output, small, weight, stride, needs_grad)
+            torch.library.opcheck(torch.ops.asng._cae_decode_backward, arguments)
+        leaves = small.requires_grad_(), weight.detach().requires_grad_()
+        skipped = high.requires_grad_() if skip else None
+        for relu in (True, False):
+            arguments = (*leaves, skipped, stride, *size, relu)
+            torch.library.opcheck(torch.ops.asng.cae_decode, arguments)
+
+    @pytest.mark.usefixtures("twins")
+    @pytest.mark.grid
+    @pytest.mark.parametrize("stride", [1, 2])
+    def test_opcheck_as_under_autocast(self, stride: int) -> None:
+        """On CUDA devices: feature maps have another dtype than the weight."""
+        x, low, weight, _, size = sample((6, 5), (2, 3), 3, stride)
+        high, small = (t.bfloat16() for t in channels_last(x, low))
+        ops = torch.ops.asng
+        for relu, skipped in ((True, high), (False, None)):
+            check_without_autograd(ops.cae_decode, small, weight, skipped, stride, *size, relu)
+        for needs_grad in (True, False):
+            check_without_autograd(
+                ops._cae_decode_backward, high, high, small, weight, stride, needs_grad
+            )
+
+    def test_errors(self) -> None:
+        x, low, weight, _, _ = sample()
+        decode = cae_ops.decode
+        wrong: Wrong = [
+            (lambda: decode(x, weight), ValueError, "weight must have 3 channels in dim"),
+            (lambda: decode(low, weight, x[:1]), ValueError, "skipped must have shape"),
+            (lambda: decode(low, weight, size=(3, 3)), ValueError, "size must be halved by"),
+        ]
+        raise_all(wrong)
+
+    def test_the_operator_checks_shapes_itself(self) -> None:
+        x, low, weight, _, _ = sample()
+        high, small = channels_last(x, low)
+        decode, other = torch.ops.asng.cae_decode, high[:1].contiguous()
+        wrong: Wrong = [
+            (lambda: decode(small, weight, other, 1, 7, 6, True), RuntimeError, "skipped must"),
+            (lambda: decode(small, weight, None, 2, 7, 6, True), RuntimeError, "must have shape"),
+        ]
+        raise_all(wrong)
+
+
+def check_backward(
+    backward: Any, grad: Tensor, output: Tensor | None, x: Tensor, weight: Tensor, stride: int
+) -> None:
+    """An operator takes gradients of any strides."""
+    expected = backward(grad, output, x, weight, stride, True)
+    other = grad.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
+    assert not other.is_contiguous()
+    got = backward(other, output, x, weight, stride, True)
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+def check_without_autograd(operator: Any, *arguments: Any) -> None:
+    checks = ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(operator, arguments, test_utils=checks)
+
+
+@pytest.mark.grid
+class TestFinish:
+    """The kernel that adds what is skipped and applies ReLU, for CUDA devices."""
+
+    @pytest.mark.parametrize("device", CUDA_DEVICES)
+    def test_reference(self, device: str) -> None:
+        for dtype in (torch.float32, torch.float64, *HALF):
+            for count in (1, 7, 8, 33, 3 * 5 * 7 * 11):
+                for offset in (0, 1):
+                    memory = torch.randn(2, count + offset, device=device).to(dtype)
+                    memory[0, offset] = torch.nan
+                    for skip in (True, False):
+                        for relu in (True, False):
+                            y, skipped = memory[0, offset:].clone(), memory[1, offset:]
+                            expected = y + skipped if skip else y.clone()
+                            expected = expected.relu() if relu else expected
+                            torch.ops.asng._cae_finish(y, skipped if skip else None, relu)
+                            torch.testing.assert_close(y, expected, rtol=0, atol=0, equal_nan=True)
+
+    @pytest.mark.grid(only=True)
+    def test_opcheck_and_errors(self) -> None:
+        finish = torch.ops.asng._cae_finish
+        y = torch.ones(2, 3)
+        wrong: Wrong = [
+            (lambda: finish(y.t(), None, True), RuntimeError, "y must be contiguous"),
+            (
+                lambda: finish(y.int(), None, True),
+                RuntimeError,
+                "y must be float32, float64, bfloat16 or float16",
+            ),
+            (lambda: finish(y, y[:1], True), RuntimeError, r"skipped must have shape \(2, 3\)"),
+            (lambda: finish(y, y.half(), True), RuntimeError, "skipped must have dtype"),
+            (
+                lambda: finish(y, y.view(3, 2).t(), True),
+                RuntimeError,
+                "skipped must be contiguous",
+            ),
+        ]
+        raise_all(wrong)
+        assert torch.equal(y, torch.ones(2, 3))
+        empty = torch.empty(0, 3)
+        finish(empty, empty.clone(), True)
+        torch.library.opcheck(finish, (y, y.clone(), True))
+        torch.library.opcheck(finish, (y, None, True))
+
+
+class TestSupernet:
+    """Where and how supernets call the layers."""
+
+    @pytest.mark.parametrize(
+        "space",
+        [CaeCatSpace(layers=6, channels=(3, 5, 8)), CaeIntSpace(layers=6, low=2, high=8)],
+        ids=["cat", "int"],
+    )
+    def test_like_the_plain_one(
+        self, space: CaeSpace, cuda_way: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """All layers but those with 1×1 kernels take this way."""
+        torch.manual_seed(0)
+        plain = CaeSupernet(space).double()
+        ours = CaeSupernet(space).double().to(cuda_way)
+        ours.load_state_dict(plain.state_dict())
+        x = torch.rand(2, 3, 13, 10, dtype=torch.float64)
+        for seed in range(8):
+            chain = random_layers(space, seed)
+            results = []
+            for supernet, fuses in ((plain, False), (ours, True)):
+                if cuda_way == "cpu":
+                    monkeypatch.setattr(layers, "_fuses", _any_kernel if fuses else _never)
+                supernet.zero_grad()
+                out = supernet(x.to(next(supernet.parameters()).device), chain)
+                out.square().mean().backward()
+                grads = [p.grad.cpu() for p in supernet.parameters() if p.grad is not None]
+                results.append([out.detach().cpu(), *grads])
+            torch.testing.assert_close(*results, rtol=1e-9, atol=1e-12)
+
+    @pytest.mark.parametrize("available", [True, False])
+    def test_where_it_takes_this_way(
+        self, available: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """On CUDA devices everywhere, but for 1×1 kernels and where the operators are not built."""
+        monkeypatch.setattr(cae_ops, "cuda_available", lambda: available)
+        with FakeTensorMode():
+            for dtype in (torch.float32, torch.float64, *HALF):
+                x = torch.empty(2, 3, 6, 6, device="cuda", dtype=dtype)
+                for kernel in (1, 3, 5):
+                    weight = torch.empty(4, 3, kernel, kernel, device="cuda", dtype=dtype)
+                    for stride in (1, 2):
+                        fuses = layers._fuses(x, weight, stride, x.shape[2:])
+                        assert fuses == (available and kernel != 1)
+
+    @pytest.mark.usefixtures("twins")
+    @pytest.mark.grid
+    def test_the_weight_is_kept_and_no_copy_of_it(self) -> None:
+        kept: list[Tensor] = []
+
+        def keep(tensor: Tensor) -> Tensor:
+            kept.append(tensor)
+            return tensor
+
+        whole = torch.randn(8, 8, 3, 3, requires_grad=True)
+        x = torch.rand(1, 4, 6, 6)
+        with torch.autocast("cpu", torch.bfloat16):
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+                out = cae_ops.encode(x, whole[:5, :4])
+                cae_ops.decode(out, whole[:5, :4], x)
+            out.float().sum().backward()
+        slices = [t for t in kept if t.shape == (5, 4, 3, 3)]
+        assert len(slices) == 2
+        for t in slices:
+            assert t.untyped_storage().data_ptr() == whole.untyped_storage().data_ptr()
+        # Beside it, input and output of each layer.
+        assert len(kept) == 6
+        assert whole.grad is not None
+        assert not whole.grad[5:].any()
+
+    @pytest.mark.cuda
+    def test_no_synchronization_with_the_device(self) -> None:
+        x, low, weight, stride, size = to("cuda", sample((12, 9), (16, 24), 3, 2, torch.float32))
+        for mode in ("default", "error"):  # libraries set themselves up in the first round
+            torch.cuda.set_sync_debug_mode(mode)
+            try:
+                leaves = [t.detach().requires_grad_() for t in (x, low, weight)]
+                with torch.autocast("cuda", torch.bfloat16):
+                    out = cae_ops.encode(leaves[0], leaves[2], stride)
+                    back = cae_ops.decode(leaves[1] + out, leaves[2], leaves[0], stride, size)
+                torch.autograd.grad(back.float().sum(), leaves)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+
+
+def random_layers(space: CaeSpace, seed: int) -> Any:
+    generator = torch.Generator().manual_seed(seed)
+    variables = space.search_space()
+    draws = [int(torch.randint(n, (), generator=generator)) for n in variables.sizes]
+    numbers = [
+        v.low + (v.high - v.low) * float(torch.rand((), generator=generator))
+        for v in variables.numerical.values()
     ]
-    for call, message in wrong:
-        with pytest.raises(RuntimeError, match=message):
-            call()
+    return space.decode(variables.decode(draws, numbers))
+
+
+def _never(*_: Any) -> bool:
+    return False
+
+
+def _any_kernel(x: Tensor, weight: Tensor, *_: Any) -> bool:
+    return weight.shape[2] in cae_ops.KERNELS

@@ -115,25 +115,37 @@ def test_a_torch_with_cuda_loads_the_operators_for_it(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
 
 
-MARKED = """
-import pytest
-
+MARKED = {
+    "FAIL_WITHOUT_CUDA": """
+import pytest, torch
+torch.cuda.is_available = lambda: False
 @pytest.mark.cuda
 def test_marked():
     pass
-"""
+""",
+    "ASNG_REQUIRE_OPERATORS": """
+import pytest
+from asng_ext.ops import _libraries
+_libraries._problem = "they are not there"
+@pytest.mark.operators
+def test_marked():
+    pass
+""",
+}
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a CUDA device")
 @pytest.mark.parametrize(("setting", "word"), [("", "1 skipped"), ("1", "1 error")])
-def test_the_marker_of_tests_that_need_a_device(setting: str, word: str, tmp_path: Path) -> None:
-    (tmp_path / "test_marked.py").write_text(MARKED)
+@pytest.mark.parametrize("variable", MARKED)
+def test_markers_of_what_is_not_there(
+    variable: str, setting: str, word: str, tmp_path: Path
+) -> None:
+    (tmp_path / "test_marked.py").write_text(MARKED[variable])
     conftest = Path(__file__).parents[1] / "conftest.py"
     (tmp_path / "conftest.py").write_text(conftest.read_text(encoding="utf-8"))
     result = subprocess.run(
         [sys.executable, "-m", "pytest", "-W", "ignore", "-p", "no:cacheprovider", "."],
         cwd=tmp_path,
-        env={**os.environ, "FAIL_WITHOUT_CUDA": setting, "PYTEST_ADDOPTS": ""},
+        env={**os.environ, variable: setting, "PYTEST_ADDOPTS": ""},
         capture_output=True,
         text=True,
         check=False,

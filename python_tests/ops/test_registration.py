@@ -5,7 +5,10 @@ With ASNG_CUDA_ON_CPU set (see conftest.py) the CPU's operators are those for CU
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +18,7 @@ from torch import Tensor
 from asng_ext import ops
 from asng_ext.ops import autoencoder as cae_ops
 
-pytestmark = pytest.mark.skipif(not ops.available(), reason="the operators are not built")
+pytestmark = [pytest.mark.operators, pytest.mark.grid]
 
 
 def _names() -> list[str]:
@@ -142,7 +145,7 @@ def test_every_operator_has_an_example() -> None:
             _run(name, args)
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize("name", [n for n, args in EXAMPLES.items() if args])
 def test_a_tensor_on_another_device_is_an_error(name: str) -> None:
     message = "must be on one device" if _has_fake(name) else "no fake impl or Meta kernel"
     for args in _replaced(EXAMPLES[name], Tensor, lambda t: t.to("meta")):
@@ -228,3 +231,24 @@ def test_forward_mode_is_an_error(function: Callable[..., Tensor]) -> None:
         dual = torch.autograd.forward_ad.make_dual(x, x)
         with pytest.raises(NotImplementedError, match="has no forward-mode derivative"):
             function(dual, weight)
+
+
+def test_every_way_to_allow_tf32_is_followed(tmp_path: Path) -> None:
+    code = (
+        "import torch\n"
+        "from asng_ext.ops._feature_maps import allows_tf32\n"
+        "seen = [allows_tf32()]\n"
+        "torch.backends.cudnn.allow_tf32 = False\n"
+        "seen.append(allows_tf32())\n"
+        "torch.backends.fp32_precision = 'tf32'\n"
+        "seen.append(allows_tf32())\n"
+        "torch.backends.cudnn.conv.fp32_precision = 'ieee'\n"
+        "seen.append(allows_tf32())\n"
+        "torch.backends.cudnn.conv.fp32_precision = 'tf32'\n"
+        "seen.append(allows_tf32())\n"
+        "assert seen == [True, False, True, False, True], seen\n"
+    )
+    command = [sys.executable, "-c", code]
+    # Elsewhere than among the sources, where the package has no compiled parts.
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr

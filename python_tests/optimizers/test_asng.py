@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from optimizing import MIXED, advance, loss, state_of
+from mixed_space import MIXED, advance, loss, state_of
 
 import asng_ext as asng
 from asng_ext import SearchSpace
@@ -65,7 +65,7 @@ def test_agrees_with_the_reference(population_size: int) -> None:
             optimizer.tell(samples, losses)
             reference.update(samples.categorical, samples.numerical, losses.tolist())
             theta = optimizer.theta
-            for row, expected in zip(theta.categorical, reference.theta):
+            for row, expected in zip(theta.categorical, reference.theta, strict=True):
                 np.testing.assert_allclose(row[: len(expected)], expected, rtol=1e-8, atol=1e-10)
             np.testing.assert_allclose(theta.numerical, reference.moments, rtol=1e-8)
             np.testing.assert_allclose(optimizer.s, reference.s, rtol=1e-6, atol=1e-8)

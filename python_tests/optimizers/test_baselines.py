@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from optimizing import advance, state_of
+from mixed_space import advance, state_of
 
 import asng_ext as asng
 from asng_ext import SearchSpace
@@ -66,7 +66,7 @@ def test_agrees_with_the_reference(kind: type[Baseline], population_size: int) -
             optimizer.tell(samples, losses)
             reference.update(samples.categorical, samples.numerical, losses.tolist())
             theta = optimizer.theta
-            for row, expected in zip(theta.categorical, reference.theta):
+            for row, expected in zip(theta.categorical, reference.theta, strict=True):
                 np.testing.assert_allclose(row[: len(expected)], expected, rtol=1e-7, atol=1e-9)
             np.testing.assert_allclose(theta.numerical, reference.moments, rtol=1e-7)
         if isinstance(optimizer, asng.NaturalAdam):

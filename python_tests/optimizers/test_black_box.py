@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from optimizing import MIXED, advance, loss, state_of
+from mixed_space import MIXED, advance, loss, state_of
 
 import asng_ext as asng
 from asng_ext import Integer, Real, SearchSpace

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from optimizing import MIXED, loss, state_of
+from mixed_space import MIXED, loss, state_of
 
 import asng_ext as asng
 from asng_ext import Samples, SearchSpace, _host

@@ -19,15 +19,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from on_device import StackedTask, asng_in_tensors
-from optimizing import MIXED, advance
+from mixed_space import MIXED, advance
+from tensor_task import StackedTask, asng_in_tensors
 from torch import nn
 
 import asng_ext as asng
 from asng_ext import Categorical, Integer, Real, SearchSpace
 from asng_ext.engine.search import search
 from asng_ext.nn import Choice, search_space
-from asng_ext.ops import _libraries
 from asng_ext.runs.config import SearchConfig
 from asng_ext.runs.folder import RunFolder
 
@@ -202,7 +201,7 @@ def test_what_is_no_state_is_named() -> None:
         optimizer.load_state_dict({**optimizer.state_dict(), "space": 3})
 
 
-@pytest.mark.skipif(not _libraries.available(), reason="the operators are not built")
+@pytest.mark.operators
 def test_an_optimizer_in_tensors_checks_the_same() -> None:
     space = StackedTask().space
     optimizer = asng_in_tensors(space)

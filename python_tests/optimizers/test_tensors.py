@@ -9,13 +9,13 @@ from __future__ import annotations
 import copy
 import json
 import math
-import os
 from typing import Any
 
 import host_operators  # noqa: F401
 import numpy as np
 import pytest
 import torch
+from devices import DEVICES, GRID
 
 import asng_ext as asng
 from asng_ext import SearchSpace
@@ -23,10 +23,8 @@ from asng_ext.ops import _libraries
 from asng_ext.optimizers import _device
 from asng_ext.optimizers._device import ASNGEngine, ASNGTensors, cuda_device
 
-pytestmark = pytest.mark.skipif(not _libraries.available(), reason="the operators are not built")
+pytestmark = [pytest.mark.operators, pytest.mark.grid]
 
-GRID = "ASNG_CUDA_ON_CPU" in os.environ
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 SPACES = {
     "cell": SearchSpace.from_sizes([2, 2, 5, 5, 3, 3, 5, 5]),
     "mixed": SearchSpace.from_sizes([3, 1, 7], integers=[(1, 9), (64, 256)], reals=[(0, 1)]),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from drawing import count, pixels
+from pictures import count, pixels
 
 from asng_ext import plots
 from asng_ext.nn import CaeLayer, base_layers

@@ -6,7 +6,7 @@ from itertools import combinations, pairwise
 from pathlib import Path
 
 import pytest
-from drawing import count, pixels, some_architecture
+from pictures import count, pixels, some_architecture
 
 from asng_ext import plots
 from asng_ext.nn import CellSpace

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from drawing import pixels, some_rows
+from pictures import pixels, some_rows
 
 from asng_ext import plots
 from asng_ext.plots._picture import DPI

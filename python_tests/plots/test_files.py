@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from drawing import count, pixels, some_architecture, some_rows
+from pictures import count, pixels, some_architecture, some_rows
 
 from asng_ext import plots
 from asng_ext.nn import CaeLayer, CellSpace

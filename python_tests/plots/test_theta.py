@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from drawing import count, pixels
+from pictures import count, pixels
 
 from asng_ext import plots
 from asng_ext.nn import CellSpace

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import IO
 
 import pytest
-import small
+import small_classification as small
 import torch
-from recording import RecordingGraphs
+from recording_graphs import RecordingGraphs
 
 from asng_ext._files import write_atomically
 from asng_ext._terminal import Progress
@@ -150,7 +150,7 @@ def test_run_folder(tmp_path: Path) -> None:
     state = run.load("state.pt")
     assert state is not None
     assert state["x"].tolist() == [0, 1, 2]
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match=r"nothing\.json"):
         run.read_json("nothing.json")
     run.file("list.json").write_text("[]")
     with pytest.raises(ValueError, match="JSON object"):
@@ -214,7 +214,7 @@ with RunFolder({str(tmp_path)!r}).lock():
     assert (tmp_path / ".lock").exists()
     with run.lock(), run.lock():
         assert f"process {os.getpid()} " in (tmp_path / ".lock").read_text()
-        with pytest.raises(BlockingIOError), RunFolder(tmp_path).lock():
+        with pytest.raises(BlockingIOError, match="in use by"), RunFolder(tmp_path).lock():
             pass
     assert not (tmp_path / ".lock").exists()
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-import small
+import small_classification as small
 import torch
 
-from asng_ext import ops
 from asng_ext.tasks.classification import load_data
 
 
-@pytest.mark.parametrize("implementation", ["plain", "fused"])
+@pytest.mark.grid
+@pytest.mark.parametrize(
+    "implementation", ["plain", pytest.param("fused", marks=pytest.mark.operators)]
+)
 def test_bfloat16_is_close_to_float32(implementation: str) -> None:
-    if implementation == "fused" and not ops.available():
-        pytest.skip("the operators are not built")
     losses, tested = [], []
     for precision in ("float32", "bfloat16"):
         task = small.task(implementation=implementation, precision=precision)

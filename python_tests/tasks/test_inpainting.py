@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import small
+import small_classification as small
 import torch
 import torch.nn.functional as F
-from recording import Recorder, RecordingGraphs
+from recording_graphs import Recorder, RecordingGraphs
 
 import asng_ext as asng
 from asng_ext import tasks
@@ -144,7 +144,7 @@ def test_batches(mask: str) -> None:
                 {"center": 0.25, "pixel": 0.8, "half": 0.5}[mask], abs=0.1
             )
         again = list(batches(1))
-        assert all(small.equal(a, b) for a, b in zip(first, again))
+        assert all(small.equal(a, b) for a, b in zip(first, again, strict=True))
         assert not torch.equal(first[0][1], next(iter(batches(0)))[1])
 
 
@@ -179,7 +179,7 @@ def test_losses(precision: str) -> None:
     assert losses.dtype == torch.float32
     tolerance = 1e-6 if precision == "float32" else 0.05
     decibels = []
-    for loss, values in zip(losses, samples):
+    for loss, values in zip(losses, samples, strict=True):
         out = supernet(corrupted, some.cae_space.decode(values))
         assert loss.item() == pytest.approx(F.mse_loss(out, target).item(), rel=tolerance)
         decibels.append(psnr(out.clamp(0, 1), target).mean())

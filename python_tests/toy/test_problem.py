@@ -40,7 +40,7 @@ def test_ordered_product_is_the_definition() -> None:
     problem = ToyProblem(settings)
     samples = np.array([[0, 1, 0, 1], [0, 2, 0, 0]])
     sigmoid = 1 / (1 + np.exp(-problem.x))
-    for row, loss in zip(samples, problem.true_losses(samples)):
+    for row, loss in zip(samples, problem.true_losses(samples), strict=True):
         factors = [(1 - c / 2) * sigmoid[i, c] for i, c in enumerate(row)]
         products = [math.prod(factors[: i + 1]) for i in range(4)]
         assert loss == pytest.approx(4 - sum(products) + 1e-8 * (problem.x**2).sum())
@@ -116,7 +116,7 @@ def test_both_ways_agree_step_by_step(
 def test_both_ways_give_the_same_results(kind: str, optimizer: ToyOptimizer) -> None:
     settings = replace(SMALL, problem=kind, target=1 / 3 if kind == "squared_error" else 1.0)
     results = simulate(settings, optimizer, seed=5, first=3, runs=5)
-    for run, iterations, succeeded in zip(range(3, 8), *results):
+    for run, iterations, succeeded in zip(range(3, 8), *results, strict=True):
         result = solve(ToyProblem(settings, 5, run), optimizer.build(settings, 5, run))
         assert result == (iterations, succeeded)
 

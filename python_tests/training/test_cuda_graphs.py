@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from recording import RecordingGraphs
+from recording_graphs import RecordingGraphs
 from torch import Tensor
 
 from asng_ext.training.cuda_graphs import MOST_SHAPES, CudaGraphs, GraphBackend, Replayed
@@ -194,7 +194,7 @@ def test_a_probe_lists_waits_and_passes_on_other_warnings(monkeypatch: pytest.Mo
     def fails() -> None:
         raise KeyError("x")
 
-    with pytest.raises(KeyError):
+    with pytest.raises(KeyError, match="x"):
         graphs.probe(fails)
     assert modes == ["warn", 0] * 3
 

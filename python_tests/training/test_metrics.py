@@ -18,7 +18,7 @@ def test_equal_to_scikit_image(shape: tuple[int, ...], noise: float) -> None:
     images = np.clip(targets + noise * generator.normal(size=shape), 0, 1).astype(np.float32)
     got_psnr = psnr(torch.from_numpy(images), torch.from_numpy(targets))
     got_ssim = ssim(torch.from_numpy(images), torch.from_numpy(targets))
-    for i, (image, target) in enumerate(zip(images, targets)):
+    for i, (image, target) in enumerate(zip(images, targets, strict=True)):
         wanted = reference.peak_signal_noise_ratio(target, image, data_range=1)
         assert got_psnr[i].item() == pytest.approx(wanted, rel=1e-5)
         wanted = reference.structural_similarity(

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import torch
 
 from asng_ext import ops
-
-GRID = "ASNG_CUDA_ON_CPU" in os.environ
 
 
 def sample(

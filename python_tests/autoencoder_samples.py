@@ -1,4 +1,4 @@
-"""Layers of autoencoders in plain PyTorch, and inputs for them."""
+"""Inputs of the layers of autoencoders, and these in plain PyTorch."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from asng_ext.ops import autoencoder as cae_ops
 
 Case = tuple[Tensor, Tensor, Tensor, int, tuple[int, int]]
 
@@ -22,17 +20,17 @@ def sample(
     dtype: torch.dtype = torch.float64,
     batch: int = 2,
 ) -> Case:
-    """High image, low image, a weight that is the corner of a bank, stride and high size."""
+    """Feature map, downsampled one, weight (a leading slice), stride, size of the first."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=dtype)
 
     high, low = channels
-    bank = draw(low + 2, high + 1, kernel, kernel) / kernel
+    whole = draw(low + 2, high + 1, kernel, kernel) / kernel
     halved = [-(-side // stride) for side in size]
     x = draw(batch, high, *size).contiguous(memory_format=torch.channels_last)
-    return x, draw(batch, low, *halved), bank[:low, :high], stride, size
+    return x, draw(batch, low, *halved), whole[:low, :high], stride, size
 
 
 def plain_encode(x: Tensor, weight: Tensor, stride: int) -> Tensor:
@@ -47,8 +45,8 @@ def plain_decode(
     size: tuple[int, int],
     relu: bool = True,
 ) -> Tensor:
-    even = [s - stride * (n - 1) - 1 for s, n in zip(size, x.shape[2:], strict=True)]
-    y = F.conv_transpose2d(x, weight, None, stride, weight.shape[2] // 2, even)
+    output_padding = [s - stride * (n - 1) - 1 for s, n in zip(size, x.shape[2:], strict=True)]
+    y = F.conv_transpose2d(x, weight, None, stride, weight.shape[2] // 2, output_padding)
     y = y if skipped is None else y + skipped
     return F.relu(y) if relu else y
 
@@ -68,15 +66,3 @@ def assert_same(got: list[Tensor], expected: list[Tensor], tolerance: float = 1e
         assert a.dtype == b.dtype
         scale = 1 + b.abs().max()
         torch.testing.assert_close(a / scale, b / scale, rtol=tolerance, atol=tolerance)
-
-
-def check_finite_differences(kernel: int, stride: int) -> None:
-    """Of both layers, against their derivatives."""
-    x, low, weight, _, size = sample((5, 4), (2, 3), kernel, stride, batch=1)
-    leaves = [t.detach().clone().requires_grad_() for t in (x, low, weight)]
-    assert torch.autograd.gradcheck(
-        lambda x, w: cae_ops.encode(x, w, stride), (leaves[0], leaves[2])
-    )
-    assert torch.autograd.gradcheck(
-        lambda low, w, x: cae_ops.decode(low, w, x, stride, size), (leaves[1], leaves[2], leaves[0])
-    )

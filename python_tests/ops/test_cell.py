@@ -1,0 +1,164 @@
+"""The operators of a cell and, on the CPU, of a stack of cells.
+
+With ASNG_CUDA_ON_CPU set (see conftest.py) the CPU's operators are those for CUDA.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from cell_supernets import draw, gradients, pair
+from devices import DEVICES
+from torch import Tensor
+
+pytestmark = pytest.mark.operators
+
+# `saved` holds places that no sampled operation fills, which differ from call to call.
+WITHOUT_GRAPHS = ("test_schema", "test_autograd_registration", "test_faketensor")
+
+
+def sample(dtype: torch.dtype, device: str = "cpu") -> tuple[Any, Tensor, Tensor, Tensor]:
+    """A small supernet, feature maps for its cells, and indices of two architectures."""
+    _, fused = pair(dtype, channels=4, cells=3)
+    fused = fused.to(device)
+    inputs, operations = fused._index_tensors(draw(2), torch.device(device))
+    x = torch.randn(2, 3, 6, 5, dtype=dtype).to(device)
+    return fused, fused._run_stem(x).detach().requires_grad_(), inputs, operations
+
+
+def assert_threads_do_not_matter(function: Callable[..., Tensor], leaves: list[Tensor]) -> None:
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            out = function()
+            results.append([out, *torch.autograd.grad(out.square().sum(), leaves)])
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.grid
+@pytest.mark.parametrize("device", DEVICES)
+class TestCell:
+    @pytest.mark.parametrize("count", [1, 2, 3])
+    @pytest.mark.parametrize(("size", "batch"), [((9, 8), 1), ((12, 5), 4), ((7, 13), 10)])
+    def test_reference(self, count: int, size: tuple[int, int], batch: int, device: str) -> None:
+        """Supernets of either implementation, with random populations."""
+        plain, fused = (model.to(device) for model in pair(channels=5, cells=5))
+        classes = plain.classifier.out_features
+        probe = torch.randn(count, batch, classes, dtype=torch.float64).to(device)
+        for seed in range(4):
+            architectures = draw(count, seed)
+            x = torch.randn(batch, 3, *size, dtype=torch.float64).to(device)
+            outputs = []
+            for model in (plain, fused):
+                model.zero_grad()
+                outputs.append(model.forward_population(x, architectures))
+                (outputs[-1] * probe).sum().backward()
+            torch.testing.assert_close(outputs[1], outputs[0], rtol=1e-10, atol=1e-10)
+            have, want = gradients(fused), gradients(plain)
+            assert have.keys() == want.keys()
+            for name, grad in want.items():
+                torch.testing.assert_close(have[name], grad, rtol=1e-10, atol=1e-10)
+            # Without a backward pass memory serves again within a cell.
+            with torch.no_grad():
+                again = fused.forward_population(x, architectures)
+            assert torch.equal(again, outputs[1])
+
+    def test_gradcheck(self, device: str) -> None:
+        fused, x, inputs, operations = sample(torch.float64, device)
+        channels = 4
+        weights = [w.detach().requires_grad_() for w in fused.cells[0].weights()]
+        leaf = x[..., : 3 * channels].detach().requires_grad_()
+
+        def cell(leaf: Tensor, *weights: Tensor) -> Tensor:
+            padded = F.pad(leaf, (0, x.shape[-1] - leaf.shape[-1]))
+            out: Tensor = torch.ops.asng.cell(
+                padded, padded, inputs[0], operations[0], list(weights), False, True, False
+            )[0]
+            return out
+
+        assert torch.autograd.gradcheck(cell, (leaf, *weights), fast_mode=True, atol=1e-4)
+
+    @pytest.mark.parametrize("save", [True, False])
+    def test_opcheck(self, save: bool, device: str) -> None:
+        fused, x, inputs, operations = sample(torch.float32, device)
+        x = x if save else x.detach()
+        weights = [w if save else w.detach() for w in fused.cells[0].weights()]
+        torch.library.opcheck(
+            torch.ops.asng.cell,
+            (x, x, inputs[0], operations[0], weights, False, save, False),
+            test_utils=WITHOUT_GRAPHS,
+        )
+
+    def test_results_do_not_depend_on_threads(self, device: str) -> None:
+        fused, x, inputs, operations = sample(torch.float32, device)
+        weights = list(fused.cells[0].weights())
+        arguments = (x, x, inputs[0], operations[0], weights, False, True, False)
+        leaves = [x, *(w for w in weights if w.requires_grad)]
+        assert_threads_do_not_matter(lambda: torch.ops.asng.cell(*arguments)[0], leaves)
+
+
+class TestCells:
+    """The operator of a stack, which the CPU alone has."""
+
+    @pytest.mark.parametrize("seed", range(3))
+    def test_it_is_its_cells_one_after_the_other(self, seed: int) -> None:
+        fused, x, _, _ = sample(torch.float64)
+        architectures = draw(3, seed)
+        # No node of any normal cell of the first reads prev, none of the second prev_prev.
+        architectures[0].reshape(2, -1, 2, 2)[0, :, 0] = 0
+        architectures[1].reshape(2, -1, 2, 2)[0, :, 0] = 1
+        inputs, operations = fused._index_tensors(architectures, torch.device("cpu"))
+        weights = [w for cell in fused.cells for w in cell.weights()]
+        got, _ = torch.ops.asng.cells(x, inputs, operations, weights, True)
+        expected, _ = fused._run_cells(x, inputs, operations)
+        torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+        leaves = [x, *fused.cells.parameters()]
+        probe = torch.randn_like(got)
+        for a, b in zip(
+            torch.autograd.grad(got, leaves, probe),
+            torch.autograd.grad(expected, leaves, probe),
+            strict=True,
+        ):
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+    @pytest.mark.parametrize("save", [True, False])
+    def test_opcheck(self, save: bool) -> None:
+        fused, x, inputs, operations = sample(torch.float32)
+        weights = [w if save else w.detach() for cell in fused.cells for w in cell.weights()]
+        torch.library.opcheck(
+            torch.ops.asng.cells,
+            (x if save else x.detach(), inputs, operations, weights, save),
+            test_utils=WITHOUT_GRAPHS,
+        )
+
+    def test_results_do_not_depend_on_threads(self) -> None:
+        fused, x, inputs, operations = sample(torch.float32)
+        weights = [w for cell in fused.cells for w in cell.weights()]
+        leaves = [x, *(w for w in weights if w.requires_grad)]
+        assert_threads_do_not_matter(
+            lambda: torch.ops.asng.cells(x, inputs, operations, weights, True)[0], leaves
+        )
+
+    def test_it_refuses_what_it_cannot_run(self) -> None:
+        fused, x, inputs, operations = sample(torch.float32)
+        weights = [w for cell in fused.cells for w in cell.weights()]
+        cells = torch.ops.asng.cells
+        with pytest.raises(RuntimeError, match="weights must be 8 for each cell, got 7"):
+            cells(x, inputs, operations, weights[:7], False)
+        with pytest.raises(RuntimeError, match="inputs must have shape"):
+            cells(x, inputs[:1], operations, weights, False)
+        with pytest.raises(RuntimeError, match="operations must have dtype Int"):
+            cells(x, inputs, operations.long(), weights, False)
+        with pytest.raises(ValueError, match="from 0 to 4, got 9"):
+            cells(x, inputs, torch.full_like(operations, 9), weights, False)
+        with pytest.raises(RuntimeError, match="prev_weight must have shape"):
+            cells(x, inputs, operations, [*weights[:9], weights[1], *weights[10:]], False)
