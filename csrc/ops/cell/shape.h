@@ -91,7 +91,8 @@ struct OperationWeights {
   std::vector<T**> in_order() {
     std::vector<T**> all;
     for (int kind = 0; kind < kSeparableCount; ++kind) {
-      all.insert(all.end(), {&depthwise[kind], &pointwise[kind]});
+      all.push_back(&depthwise[kind]);
+      all.push_back(&pointwise[kind]);
     }
     all.push_back(&reduction);
     return all;
@@ -106,8 +107,8 @@ struct CellWeights {
   T* output = nullptr;
 
   std::vector<T**> in_order() {
-    std::vector<T**> all = operations.in_order();
-    all.insert(all.begin(), {&prev_prev, &prev});
+    std::vector<T**> all = {&prev_prev, &prev};
+    for (T** weight : operations.in_order()) all.push_back(weight);
     all.push_back(&output);
     return all;
   }
