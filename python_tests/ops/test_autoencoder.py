@@ -319,7 +319,11 @@ class TestEncode(Layer):
             (lambda: encode(high[0], weight, 1), RuntimeError, "4 dimensions"),
             (lambda: encode(high, weight, 3), RuntimeError, "stride must be 1 or 2"),
             (lambda: encode(high.permute(0, 2, 1, 3), weight, 1), RuntimeError, "contiguous"),
-            (lambda: encode(high, weight.transpose(2, 3), 1), RuntimeError, "each kernel of weight"),
+            (
+                lambda: encode(high, weight.transpose(2, 3), 1),
+                RuntimeError,
+                "each kernel of weight",
+            ),
             (lambda: encode(small, weight, 1), RuntimeError, "feature maps must have shape"),
         ]
         raise_all(wrong)
@@ -430,7 +434,11 @@ class TestDecode(Layer):
         decode, other = torch.ops.asng.cae_decode, high[:1].contiguous()
         wrong: Wrong = [
             (lambda: decode(small, weight, other, 1, 7, 6, True), RuntimeError, "skipped must"),
-            (lambda: decode(small, weight, None, 2, 7, 6, True), RuntimeError, "feature maps must have shape"),
+            (
+                lambda: decode(small, weight, None, 2, 7, 6, True),
+                RuntimeError,
+                "feature maps must have shape",
+            ),
         ]
         raise_all(wrong)
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import host_operators  # noqa: F401
 import pytest
 import torch
 from torch import Tensor
@@ -106,6 +107,12 @@ def _examples() -> dict[str, tuple[Any, ...]]:
 EXAMPLES = _examples() if ops.available() else {}
 
 
+def _own(names: list[str]) -> list[Any]:
+    """Parameters of tests of our own kernels, which the optimizer's stand-ins are not."""
+    grid = pytest.mark.grid(only=True)
+    return [pytest.param(n, marks=grid if n.startswith("_asng") else ()) for n in names]
+
+
 def _run(name: str, args: tuple[Any, ...]) -> list[Tensor]:
     """All tensors that an operator gives; its arguments stay as they are."""
     copies = [a.clone() if isinstance(a, Tensor) and not a.requires_grad else a for a in args]
@@ -171,13 +178,14 @@ def test_results_without_values_have_the_same_shapes(name: str) -> None:
 
 
 @pytest.mark.parametrize("value", [-(2**63), -1, 0, 2**31, 2**32 + 2, 2**62, 2**63 - 1])
-@pytest.mark.parametrize("name", [n for n, a in EXAMPLES.items() if int in map(type, a)])
+@pytest.mark.parametrize("name", _own([n for n, a in EXAMPLES.items() if int in map(type, a)]))
 def test_sizes_out_of_range_are_errors(name: str, value: int) -> None:
     for args in _replaced(EXAMPLES[name], int, lambda _: value):
         with pytest.raises(RuntimeError, match=r"must (be|have shape)"):
             _run(name, args)
 
 
+@pytest.mark.grid(only=True)
 def test_samples_of_no_variable_are_an_error() -> None:
     """They need no memory, however many."""
     state = (torch.zeros(1, 5, dtype=torch.int64), *torch.zeros(3, 1, 0, dtype=torch.float64))
