@@ -178,30 +178,25 @@ def _parser() -> argparse.ArgumentParser:
         task.set_defaults(run=_search)
 
     resume = commands.add_parser("resume", help="continue an interrupted search")
-    resume.add_argument("folder", metavar="RUN", help="run folder")
-    resume.set_defaults(run=_resume)
-
     retrain = commands.add_parser(
         "retrain",
         help="train the architecture of a run from scratch, or continue to",
         description="Settings that are not given are those in the run's config.toml.",
     )
-    retrain.add_argument("folder", metavar="RUN", help="run folder")
-    retrain.add_argument("--device", default=argparse.SUPPRESS, help="cpu or cuda")
+    evaluate = commands.add_parser("evaluate", help="test the retrained network of a run")
+    for command, run in ((resume, _resume), (retrain, _retrain), (evaluate, _evaluate)):
+        command.add_argument("folder", metavar="RUN", help="run folder")
+        command.set_defaults(run=run)
+        if command is not resume:
+            command.add_argument("--device", default=argparse.SUPPRESS, help="cpu or cuda")
     _add_section(retrain, "retrain", RetrainConfig)
     for kind in map(tasks.get, tasks.names()):
         _add_section(
             retrain, "task", kind.config, title=f"{kind.name}: network", for_retraining=True
         )
-    retrain.set_defaults(run=_retrain)
-
-    evaluate = commands.add_parser("evaluate", help="test the retrained network of a run")
-    evaluate.add_argument("folder", metavar="RUN", help="run folder")
-    evaluate.add_argument("--device", default=argparse.SUPPRESS, help="cpu or cuda")
     evaluate.add_argument(
         "--data", dest="task.data", default=argparse.SUPPRESS, help="data set, if it moved"
     )
-    evaluate.set_defaults(run=_evaluate)
 
     toy_study.add_parser(commands)
     return parser
@@ -337,9 +332,7 @@ def _demo(args: argparse.Namespace) -> None:
 
 
 def _resume(args: argparse.Namespace) -> None:
-    from asng_ext.engine.experiment import Experiment
-
-    _finish_search(Experiment.open(args.folder))
+    _finish_search(_open(args))
 
 
 def _finish_search(experiment: Experiment) -> None:
@@ -367,13 +360,16 @@ def _retrain(args: argparse.Namespace) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    for name, value in _open(args).evaluate().items():
+    _tell_tested(_open(args).evaluate())
+
+
+def _tell_tested(tested: Mapping[str, float]) -> None:
+    for name, value in tested.items():
         tell(f"test {name}: {value:.4f}")
 
 
 def _report(experiment: Experiment, tested: Mapping[str, float]) -> None:
-    for name, value in tested.items():
-        tell(f"test {name}: {value:.4f}")
+    _tell_tested(tested)
     tell(f"run folder: {experiment.run.path}")
     for path in sorted(experiment.run.path.iterdir()):
         tell(f"  {path.name}")

@@ -1,7 +1,7 @@
 """Times the search of cells on a GPU at the paper's setting against plain PyTorch on the same GPU.
 
 An iteration is a weight step and a θ step on CIFAR-shaped random images, from their augmentation
-to the update of the distribution, as `asng_ext.search.search` makes it. Three ways, with TF32
+to the update of the distribution, as `asng_ext.engine.search` makes it. Three ways, with TF32
 allowed, which is PyTorch's own setting for convolutions:
 
 * ``captured``: compiled operators and the optimizer on the GPU, replayed as one CUDA graph.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -17,7 +19,7 @@ from asng_ext._terminal import STDERR, say
 from asng_ext.engine.retrain import retrain
 from asng_ext.engine.search import search
 from asng_ext.runs.checkpoints import CheckpointMismatchError, fitting
-from asng_ext.runs.config import RetrainConfig, SearchConfig, section_from, section_to_dict
+from asng_ext.runs.config import RetrainConfig, SearchConfig, section_from
 from asng_ext.runs.folder import RunFolder
 from asng_ext.runs.metrics import MetricsTable
 from asng_ext.space import Categorical
@@ -51,9 +53,9 @@ class Experiment:
         check_one_process()
         self.run = run
         self.stream = stream
-        self.config = _checked(config)
-        self.search_config: SearchConfig = section_from(SearchConfig, self.config["search"])
-        self.retrain_config: RetrainConfig = section_from(RetrainConfig, self.config["retrain"])
+        self.config, sections = _checked(config)
+        self.search_config: SearchConfig = sections["search"]
+        self.retrain_config: RetrainConfig = sections["retrain"]
         self.seed: int = self.config["seed"]
         if self.search_config.optimizer not in optimizers.names():
             raise ValueError(
@@ -62,10 +64,9 @@ class Experiment:
             )
         kind = tasks.get(self.config["task"])
         kind.check(self.search_config)
-        task_config = section_from(kind.config, self.config[kind.name])
         self.device = _device(self.config["device"])
         self.task: Task = kind.make(
-            task_config,
+            sections[kind.name],
             search_batch_size=self.search_config.batch_size,
             retrain_batch_size=self.retrain_config.batch_size,
             seed=self.seed,
@@ -252,13 +253,12 @@ class Experiment:
             ValueError: If network.pt is damaged or not of this task.
         """
         path, again = self.run.file("network.pt"), f"`asng retrain {self.run.path}`"
-        if not path.exists():
-            raise FileNotFoundError(f"{path} is missing: run {again} first")
         try:
             state = self.run.load("network.pt")
         except ValueError as error:
             raise ValueError(f"{error}; {again} writes it anew") from None
-        assert state is not None
+        if state is None:
+            raise FileNotFoundError(f"{path} is missing: run {again} first")
         name = self.config["task"]
         with fitting(path, f"{again} writes it anew"):
             made_with = dict(state.get("identity", {}))  # earlier versions did not save it
@@ -295,36 +295,37 @@ class Experiment:
             plots.plot_theta(theta, list(labels), labels, self.run.file("theta.png"))
 
 
-def _checked(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config with every section complete."""
+def _checked(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The config with every section complete, and its sections."""
     checked = copy.deepcopy(dict(config))
     task: Any = checked.get("task")
-    sections = {**_LOOPS, task: tasks.get(task).config}
-    known = {"task", "version", "seed", "device", *sections}
+    kinds = {**_LOOPS, task: tasks.get(task).config}
+    known = {"task", "version", "seed", "device", *kinds}
     unknown = sorted(set(config) - known)
     if unknown:
         raise ValueError(f"unknown settings {unknown}; there are {sorted(known)}")
     check_integer("seed", checked.get("seed"), 0, 2**63)
-    for name, kind in sections.items():
+    sections: dict[str, Any] = {}
+    for name, kind in kinds.items():
         if not isinstance(checked.get(name, {}), Mapping):
             raise ValueError(f"[{name}] must be a table of settings, got {checked[name]!r}")
         try:
-            checked[name] = section_to_dict(section_from(kind, checked.get(name, {})))
+            sections[name] = section_from(kind, checked.get(name, {}))
         except (ValueError, TypeError) as error:
             raise type(error)(f"settings of [{name}]: {error}") from None
+        checked[name] = asdict(sections[name])
     checked.setdefault("device", "cpu")
-    return checked
+    return checked, sections
 
 
 def _device(name: Any) -> torch.device:
-    try:
+    device = None
+    with contextlib.suppress(RuntimeError, TypeError):
         device = torch.device(name)
-    except (RuntimeError, TypeError):
-        raise ValueError(f'device must be "cpu" or "cuda", got {name!r}') from None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise ValueError(f'device must be "cpu" or "cuda", got {name!r}')
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {name!r} asks for a GPU, but this PyTorch finds none")
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f'device must be "cpu" or "cuda", got {name!r}')
     return device
 
 

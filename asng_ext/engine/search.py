@@ -120,10 +120,11 @@ def _search(
     device = next(supernet.parameters()).device
     if graphs is None and device.type == "cuda":
         graphs = CudaGraphs(device)
-    blocker = _capture_blocker(task, optimizer)
+    blocker = _capture_blocker("task", task, task.capturable, task.capture_blocker)
+    blocker = blocker or _capture_blocker("optimizer", optimizer, optimizer.capturable)
     # Also where graphs are off: the numbers are to be the same.
     sgd = make_weight_optimizer(supernet, config, capturable=graphs is not None and blocker is None)
-    blocker = blocker or _not_capturable("SGD", sgd, isinstance(sgd, CapturableSGD))
+    blocker = blocker or _capture_blocker("SGD", sgd, isinstance(sgd, CapturableSGD))
     epochs = Epochs(
         run,
         "search",
@@ -211,19 +212,14 @@ def _pairs(task: SearchTask, epoch: int) -> Iterator[tuple[Batch, Batch]]:
 _NO_GRAPHS = "steps run without CUDA graphs: "
 
 
-def _capture_blocker(task: SearchTask, optimizer: Optimizer) -> str | None:
-    """What keeps steps from being captured; None if nothing is known to."""
-    return _not_capturable("task", task, task.capturable, task.capture_blocker) or _not_capturable(
-        "optimizer", optimizer, optimizer.capturable
-    )
-
-
-def _not_capturable(
-    what: str, part: object, capturable: bool, why: str = TaskDefaults.capture_blocker
+def _capture_blocker(
+    what: str, part: Any, capturable: bool, why: str = TaskDefaults.capture_blocker
 ) -> str | None:
+    """What keeps steps with this part from being captured; None if nothing is known to."""
     return None if capturable else f"the {what}, {type(part).__name__}, {why}"
 
 
+@dataclass
 class _Iteration:
     """A weight step and a θ step on a pair of batches.
 
@@ -231,21 +227,12 @@ class _Iteration:
     where they are: replaying its work is as good as calling it again.
     """
 
-    def __init__(
-        self,
-        task: SearchTask,
-        supernet: nn.Module,
-        sgd: torch.optim.Optimizer,
-        optimizer: Optimizer,
-        config: SearchConfig,
-        means: Means,
-    ) -> None:
-        self.task = task
-        self.supernet = supernet
-        self.sgd = sgd
-        self.optimizer = optimizer
-        self.config = config
-        self.means = means
+    task: SearchTask
+    supernet: nn.Module
+    sgd: torch.optim.Optimizer
+    optimizer: Optimizer
+    config: SearchConfig
+    means: Means
 
     def __call__(self, batches: tuple[Batch, Batch]) -> None:
         for_weights, for_theta = batches

@@ -21,8 +21,8 @@ __all__ = [
     "affecting_results",
     "dump_toml",
     "load_toml",
+    "precision_setting",
     "section_from",
-    "section_to_dict",
     "setting",
 ]
 
@@ -59,14 +59,20 @@ def setting(
             both.
         option: Its option on the command line, if that is not called as the setting is.
     """
-    limits = {"low": low, "high": high, "above": above, "below": below, "choices": choices}
-    kinds = {
-        "for_retraining": for_retraining,
-        "runtime_only": runtime_only,
-        "only": only,
-        "option": option,
-    }
-    return field(default=default, metadata={"help": help, **kinds, **limits})
+    metadata = {name: value for name, value in locals().items() if name != "default"}
+    return field(default=default, metadata=metadata)
+
+
+def precision_setting(of: str, **named: Any) -> Any:
+    """The setting that :func:`asng_ext.training.precision.autocast` takes."""
+    choices = ("float32", "bfloat16")
+    return setting("float32", f"of the {of}; bfloat16 is autocast", choices=choices, **named)
+
+
+def _threads_setting() -> Any:
+    # More than processors run at once; tens of thousands would end the process.
+    what, most = "of PyTorch on the CPU; 0 leaves that to PyTorch", 1024
+    return setting(0, what, low=0, high=most, runtime_only=True)
 
 
 _BOUNDS = (
@@ -107,8 +113,6 @@ def _check_type(name: str, value: Any, kind: type) -> None:
 
 _MOST_EPOCHS = 1_000_000
 _MOST_IMAGES = 1_000_000
-_MOST_THREADS = 1024
-"""More than processors run at once; tens of thousands would end the process."""
 
 
 @dataclass(frozen=True)
@@ -135,13 +139,7 @@ class SearchConfig(Checked):
         0.0, "of SNG (δ) and NaturalAdam; 0 for what they have by default", low=0, high=1e6
     )
     margin: str = setting("paper", "lower bound of probabilities", choices=("paper", "catcma"))
-    threads: int = setting(
-        0,
-        "of PyTorch on the CPU; 0 leaves that to PyTorch",
-        low=0,
-        high=_MOST_THREADS,
-        runtime_only=True,
-    )
+    threads: int = _threads_setting()
     test_every: int = setting(
         1,
         "epochs between tests of the most likely architecture; 0 for none",
@@ -171,20 +169,9 @@ class RetrainConfig(Checked):
     momentum: float = setting(0.9, "of SGD", low=0, high=1)
     weight_decay: float = setting(3e-4, "times the weights, added to the gradient", low=0, high=1e3)
     gradient_clip: float = setting(5.0, "largest Euclidean norm of the gradient", above=0, high=1e9)
-    precision: str = setting(
-        "float32",
-        "of the retrained network; bfloat16 is autocast",
-        choices=("float32", "bfloat16"),
-        option="retrain-precision",
-    )
+    precision: str = precision_setting("retrained network", option="retrain-precision")
     compile: bool = setting(False, "compile the network with torch.compile")
-    threads: int = setting(
-        0,
-        "of PyTorch on the CPU; 0 leaves that to PyTorch",
-        low=0,
-        high=_MOST_THREADS,
-        runtime_only=True,
-    )
+    threads: int = _threads_setting()
     test_every: int = setting(
         1, "epochs between tests; the last is always tested", low=1, high=_MOST_EPOCHS
     )
@@ -203,11 +190,6 @@ def section_from(kind: type[Section], values: Mapping[str, Any]) -> Section:
     if unknown:
         raise ValueError(f"unknown settings {unknown}; there are {names}")
     return kind(**values)
-
-
-def section_to_dict(section: Any) -> dict[str, Any]:
-    """The settings of a section by name."""
-    return dataclasses.asdict(section)
 
 
 def affecting_results(section: Any, loop: str | None = None) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
@@ -16,12 +16,10 @@ from torch import Tensor, nn
 from asng_ext._random import seeded_generator
 from asng_ext.data import (
     BatchPlan,
-    BatchStream,
     ImageData,
     evaluation_batches,
     load_cifar10,
     load_digits,
-    split_halves,
 )
 from asng_ext.nn import (
     CellNetwork,
@@ -33,9 +31,9 @@ from asng_ext.nn import (
     widest_channels,
 )
 from asng_ext.ops import _libraries
-from asng_ext.runs.config import affecting_results
 from asng_ext.space import Samples, SearchSpace
-from asng_ext.tasks.protocol import Metrics, TaskDefaults
+from asng_ext.tasks.images import ImageTask
+from asng_ext.tasks.protocol import Metrics
 from asng_ext.tasks.settings import ClassificationConfig
 from asng_ext.training.precision import autocast
 
@@ -59,66 +57,33 @@ def load_data(config: ClassificationConfig, seed: int) -> ImageData:
             "cifar-10-batches-py or cifar-10-batches-bin, or one of these itself; got nothing"
         )
     data = load_digits(seed) if config.data == "digits" else load_cifar10(config.data)
-    own = data.augmentation
-    chosen = replace(
-        own,
-        crop_padding=config.crop_padding if config.crop_padding >= 0 else own.crop_padding,
-        cutout=config.cutout if config.cutout >= 0 else own.cutout,
-    )
-    return replace(data, augmentation=chosen)
+    given = {"crop_padding": config.crop_padding, "cutout": config.cutout}
+    chosen: dict[str, Any] = {name: pixels for name, pixels in given.items() if pixels >= 0}
+    return replace(data, augmentation=replace(data.augmentation, **chosen))
 
 
-class ClassificationTask(TaskDefaults):
+class ClassificationTask(ImageTask[ClassificationConfig]):
     """Search and retraining of a classifier, for both loops.
 
-    Args:
-        data: The images; half of the training images, drawn by ``seed``, train the weights in the
-            search and the other half moves the distribution.
-        config: Supernet and final network.
-        search_batch_size, retrain_batch_size: Images per step.
-        seed: Decides the halves, the order of the images, their augmentation and drop-path.
-        device: Where to compute.
+    Its arguments are those of :class:`ImageTask`; the settings are of the supernet and the final
+    network, and ``seed`` also decides augmentation and drop-path.
     """
 
-    own_generators = True
+    name = "classification"
     shown_metrics = MappingProxyType({"accuracy": "accuracy"})
 
     def __init__(
-        self,
-        data: ImageData,
-        config: ClassificationConfig,
-        *,
-        search_batch_size: int,
-        retrain_batch_size: int,
-        seed: int,
-        device: torch.device | str = "cpu",
+        self, data: ImageData, config: ClassificationConfig, *, search_batch_size: int, **named: Any
     ) -> None:
-        self.device = torch.device(device)
-        self.data = data.to(self.device)
-        self.config = config
         self.cell_space = CellSpace(config.nodes)
         self._space = self.cell_space.search_space()
-        for_weights, for_theta = split_halves(len(self.data.train), seed)
         # One size of batches for both halves, of which one may be an image larger.
-        search_batch_size = min(search_batch_size, len(for_theta))
-        self._weight_stream = self._stream("weights", for_weights, search_batch_size, seed)
-        self._theta_stream = self._stream("theta", for_theta, search_batch_size, seed)
-        self._retrain_stream = self._stream("retrain", None, retrain_batch_size, seed)
-        self.seed = seed
+        smaller_half = len(data.train) // 2
+        super().__init__(
+            data, config, search_batch_size=min(search_batch_size, smaller_half), **named
+        )
         self._check_limit()
         self._check_batch_sizes()
-
-    def _stream(self, name: str, indices: Tensor | None, batch_size: int, seed: int) -> BatchStream:
-        return BatchStream(
-            self.data.train,
-            indices,
-            batch_size,
-            seed=seed,
-            name=name,
-            augmentation=self.data.augmentation,
-            mean=self.data.mean,
-            std=self.data.std,
-        )
 
     def _check_limit(self) -> None:
         """Every architecture must fit into the limit: found out before the search, not after."""
@@ -157,27 +122,12 @@ class ClassificationTask(TaskDefaults):
         inputs_and_largest_operation = [0, 1] + 2 * [len(self.cell_space.OPERATIONS) - 1]
         return self.cell_space.to_dict(inputs_and_largest_operation * (2 * self.config.nodes))
 
-    def identity(self, loop: str) -> dict[str, Any]:
-        """What results of a loop depend on, by name."""
-        return {
-            "task": "classification",
-            "task_seed": self._weight_stream.seed,
-            **affecting_results(self.config, loop),
-            "augmentation": asdict(self.data.augmentation),
-            "data": self.data.fingerprint(),
-        }
-
     # Search
 
     @property
     def space(self) -> SearchSpace:
         """4 categorical variables per node of each kind of cell."""
         return self._space
-
-    @property
-    def search_steps(self) -> int:
-        """Steps per epoch of the search: halves that differ by an image may differ by a batch."""
-        return min(len(self._weight_stream), len(self._theta_stream))
 
     @property
     def capturable(self) -> bool:  # type: ignore[override]
@@ -239,11 +189,6 @@ class ClassificationTask(TaskDefaults):
         return self._test(run)
 
     # Retraining
-
-    @property
-    def retrain_steps(self) -> int:
-        """Steps per epoch of the retraining."""
-        return len(self._retrain_stream)
 
     def channels(self, values: Mapping[str, Any]) -> int:
         """Channels of the first cell of the final network."""

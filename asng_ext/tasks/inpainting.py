@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
@@ -20,17 +19,11 @@ from asng_ext.data import (
     load_folder,
     load_photos,
     private_generator,
-    split_halves,
 )
-from asng_ext.nn import (
-    CaeNetwork,
-    CaeSupernet,
-    base_layers,
-    parameter_count,
-)
-from asng_ext.runs.config import affecting_results
+from asng_ext.nn import CaeNetwork, CaeSupernet, base_layers, parameter_count
 from asng_ext.space import Samples, SearchSpace
-from asng_ext.tasks.protocol import Metrics, TaskDefaults
+from asng_ext.tasks.images import ImageTask
+from asng_ext.tasks.protocol import Metrics
 from asng_ext.tasks.settings import InpaintingConfig
 from asng_ext.training.metrics import SSIM_WINDOW, psnr, ssim
 from asng_ext.training.precision import autocast
@@ -61,66 +54,35 @@ def load_data(config: InpaintingConfig) -> ImageData:
     return load_folder(config.data, config.image_size)
 
 
-class InpaintingTask(TaskDefaults):
+class InpaintingTask(ImageTask[InpaintingConfig]):
     """Search and retraining of an autoencoder that restores images, for both loops.
 
     A batch is (corrupted, target), both (B, C, H, W) in [0, 1], channels last; missing pixels are
     0. The mask is part of the batch, so every architecture sees the same.
 
-    Args:
-        data: The images; half of the training images, drawn by ``seed``, train the weights in the
-            search and the other half moves the distribution. Labels are not used.
-        config: Mask and search space.
-        search_batch_size, retrain_batch_size: Images per step.
-        seed: Decides the halves, the order of the images, flips and masks.
-        device: Where to compute. A search synchronizes with it once per step, to read the losses.
+    Its arguments are those of :class:`ImageTask`; labels are not used, the settings are of the mask
+    and the search space, and ``seed`` also decides flips and masks. A search synchronizes with
+    ``device`` once per step, to read the losses.
 
     Raises:
         ValueError: If the images are smaller than SSIM's window.
     """
 
-    own_generators = True
+    name = "inpainting"
     shown_metrics = MappingProxyType({"psnr": "PSNR"})
     capture_blocker = (
         "has layers whose number and shapes depend on the architectures that are sampled"
     )
 
-    def __init__(
-        self,
-        data: ImageData,
-        config: InpaintingConfig,
-        *,
-        search_batch_size: int,
-        retrain_batch_size: int,
-        seed: int,
-        device: torch.device | str = "cpu",
-    ) -> None:
+    def __init__(self, data: ImageData, config: InpaintingConfig, **named: Any) -> None:
         if min(data.image_size) < SSIM_WINDOW:
             raise ValueError(
                 f"images must have at least {SSIM_WINDOW}×{SSIM_WINDOW} pixels, "
                 f"got {data.image_size}"
             )
-        self.device = torch.device(device)
-        self.data = data.to(self.device)
-        self.config = config
-        self.seed = seed
+        super().__init__(data, config, **named)
+        self.steps_per_epoch = config.steps_per_epoch
         self.cae_space = config.make_space()
-        for_weights, for_theta = split_halves(len(self.data.train), seed)
-        self._weight_stream = self._stream("weights", for_weights, search_batch_size)
-        self._theta_stream = self._stream("theta", for_theta, search_batch_size)
-        self._retrain_stream = self._stream("retrain", None, retrain_batch_size)
-
-    def _stream(self, name: str, indices: Tensor | None, batch_size: int) -> BatchStream:
-        return BatchStream(
-            self.data.train,
-            indices,
-            batch_size,
-            seed=self.seed,
-            name=name,
-            augmentation=self.data.augmentation,
-            mean=self.data.mean,
-            std=self.data.std,
-        )
 
     def _batches(self, stream: BatchStream, epoch: int, steps: int) -> Iterator[Pair]:
         generator = self._generator(stream.name, "masks", epoch)
@@ -137,28 +99,12 @@ class InpaintingTask(TaskDefaults):
         masks = draw_masks(self.config.mask, count, height, width, generator=generator)
         return target * masks
 
-    def identity(self, loop: str) -> dict[str, Any]:
-        """What results of a loop depend on, by name."""
-        return {
-            "task": "inpainting",
-            "task_seed": self.seed,
-            **affecting_results(self.config, loop),
-            "augmentation": asdict(self.data.augmentation),
-            "data": self.data.fingerprint(),
-        }
-
     # Search
 
     @property
     def space(self) -> SearchSpace:
         """The variables of every layer, and the output's input."""
         return self.cae_space.search_space()
-
-    @property
-    def search_steps(self) -> int:
-        """Steps per epoch of the search."""
-        fewest = min(len(self._weight_stream), len(self._theta_stream))
-        return self.config.steps_per_epoch or fewest
 
     def supernet(self) -> CaeSupernet:
         """The supernet; it computes channels last."""
@@ -191,11 +137,6 @@ class InpaintingTask(TaskDefaults):
         return self._test(run, with_corrupted=False)
 
     # Retraining
-
-    @property
-    def retrain_steps(self) -> int:
-        """Steps per epoch of the retraining."""
-        return self.config.steps_per_epoch or len(self._retrain_stream)
 
     def network(self, values: Mapping[str, Any]) -> CaeNetwork:
         """The network of an architecture with just its sizes, or BASE with as many layers."""
@@ -276,17 +217,13 @@ class InpaintingTask(TaskDefaults):
             for part in torch.split(chosen, _TEST_BATCH):
                 target, corrupted = self._test_images(part)
                 restored = run(corrupted).float()
-                clipped = restored.clamp(0, 1)
-                measured = {
-                    "loss": (restored - target).square().mean(dim=(1, 2, 3)),
-                    "psnr": _limited(psnr(clipped, target)),
-                    "ssim": ssim(clipped, target),
-                }
+                measured = {"loss": (restored - target).square().mean(dim=(1, 2, 3))}
+                compared = {"": restored.clamp(0, 1)}
                 if with_corrupted:
-                    measured |= {
-                        "psnr_corrupted": _limited(psnr(corrupted, target)),
-                        "ssim_corrupted": ssim(corrupted, target),
-                    }
+                    compared["_corrupted"] = corrupted
+                for suffix, images in compared.items():
+                    measured[f"psnr{suffix}"] = _limited(psnr(images, target))
+                    measured[f"ssim{suffix}"] = ssim(images, target)
                 for name, values in measured.items():
                     sums[name] = sums.get(name, 0) + values.double().sum()
         return {name: float(total) / count for name, total in sums.items()}

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from asng_ext.runs.config import Checked, SearchConfig, setting
+from asng_ext.runs.config import Checked, SearchConfig, precision_setting, setting
 from asng_ext.tasks.registry import TaskKind, register
 
 if TYPE_CHECKING:
@@ -13,6 +14,10 @@ if TYPE_CHECKING:
     from asng_ext.tasks.protocol import Task
 
 __all__ = ["ClassificationConfig", "InpaintingConfig"]
+
+_of_supernet = partial(setting, only="search")
+_of_augmentation = partial(setting, -1, low=-1, high=64, for_retraining=True)
+_of_network = partial(setting, for_retraining=True, only="retrain")
 
 
 # Classification
@@ -26,71 +31,31 @@ class ClassificationConfig(Checked):
         "", "digits, which are bundled, or the folder of CIFAR-10", for_retraining=True
     )
     nodes: int = setting(5, "nodes per cell", low=1, high=32)
-    cells: int = setting(8, "cells of the supernet", low=3, high=100, only="search")
-    channels: int = setting(
-        16, "channels of the supernet's first cell", low=1, high=1024, only="search"
-    )
-    implementation: str = setting(
+    cells: int = _of_supernet(8, "cells of the supernet", low=3, high=100)
+    channels: int = _of_supernet(16, "channels of the supernet's first cell", low=1, high=1024)
+    implementation: str = _of_supernet(
         "auto",
         "of the supernet: compiled operators, plain PyTorch, or the former where they can be used",
         choices=("auto", "fused", "plain"),
-        only="search",
     )
-    precision: str = setting(
-        "float32",
-        "of the supernet; bfloat16 is autocast",
-        choices=("float32", "bfloat16"),
-        only="search",
-        option="search-precision",
+    precision: str = precision_setting("supernet", only="search", option="search-precision")
+    crop_padding: int = _of_augmentation("pixels of padding for crops; -1 for the data's own")
+    cutout: int = _of_augmentation("side of the square cut out; -1 for the data's own")
+    final_cells: int = _of_network(20, "cells of the retrained network", low=3, high=200)
+    final_channels: int = _of_network(
+        0, "channels of its first cell; 0 for the most parameter_limit allows", low=0, high=4096
     )
-    crop_padding: int = setting(
-        -1,
-        "pixels of padding for crops; -1 for the data's own",
-        low=-1,
-        high=64,
-        for_retraining=True,
-    )
-    cutout: int = setting(
-        -1,
-        "side of the square cut out; -1 for the data's own",
-        low=-1,
-        high=64,
-        for_retraining=True,
-    )
-    final_cells: int = setting(
-        20, "cells of the retrained network", low=3, high=200, for_retraining=True, only="retrain"
-    )
-    final_channels: int = setting(
-        0,
-        "channels of its first cell; 0 for the most parameter_limit allows",
-        low=0,
-        high=4096,
-        for_retraining=True,
-        only="retrain",
-    )
-    parameter_limit: int = setting(
+    parameter_limit: int = _of_network(
         4_000_000,
         "most weights of the retrained network, without the auxiliary head",
         low=1,
         high=1_000_000_000,
-        for_retraining=True,
-        only="retrain",
     )
-    drop_path: float = setting(
-        0.3,
-        "drop-path rate in the last epoch of retraining",
-        low=0,
-        below=1,
-        for_retraining=True,
-        only="retrain",
+    drop_path: float = _of_network(
+        0.3, "drop-path rate in the last epoch of retraining", low=0, below=1
     )
-    auxiliary_weight: float = setting(
-        0.4,
-        "weight of the auxiliary head's loss; 0 for no head",
-        low=0,
-        high=1000,
-        for_retraining=True,
-        only="retrain",
+    auxiliary_weight: float = _of_network(
+        0.4, "weight of the auxiliary head's loss; 0 for no head", low=0, high=1000
     )
 
 
@@ -142,10 +107,7 @@ class InpaintingConfig(Checked):
     )
     mask: str = setting("center", "what is missing", choices=("center", "pixel", "half"))
     image_size: int = setting(
-        64,
-        "side of an image in pixels; the window of SSIM has to fit",
-        low=11,
-        high=1024,
+        64, "side of an image in pixels; the window of SSIM has to fit", low=11, high=1024
     )
     space: str = setting(
         "cat", "kernels and channels categorical, or integer", choices=("cat", "int")
@@ -162,27 +124,14 @@ class InpaintingConfig(Checked):
         low=0,
         high=1_000_000,
     )
-    precision: str = setting(
-        "float32",
-        "of the supernet; bfloat16 is autocast",
-        choices=("float32", "bfloat16"),
-        only="search",
-        option="search-precision",
-    )
-    network: str = setting(
+    precision: str = precision_setting("supernet", only="search", option="search-precision")
+    network: str = _of_network(
         "found",
         "what to retrain: the architecture found, or as many 3×3 layers with skips",
         choices=("found", "base"),
-        for_retraining=True,
-        only="retrain",
     )
-    base_channels: int = setting(
-        64,
-        "channels of the layers of base",
-        low=1,
-        high=_MOST_CHANNELS,
-        for_retraining=True,
-        only="retrain",
+    base_channels: int = _of_network(
+        64, "channels of the layers of base", low=1, high=_MOST_CHANNELS
     )
     test_images: int = setting(
         0, "how many images to test on; 0 for all", low=0, high=100_000_000, for_retraining=True

@@ -73,25 +73,20 @@ def make_weight_optimizer(
     sliceable weights alone, such as the supernet of autoencoders, gets an SGD whose work is that of
     the weights in use; it has no weight decay, which would move all of them.
     """
-    if not isinstance(config, RetrainConfig) and is_sliceable(model):
-        if config.weight_decay:
+    weights, rate, decay = model.parameters(), config.learning_rate, config.weight_decay
+    if isinstance(config, RetrainConfig):
+        if config.optimizer == "adam":
+            return torch.optim.Adam(weights, lr=rate, weight_decay=decay)
+    elif is_sliceable(model):
+        if decay:
             raise ValueError(
                 "weight_decay must be 0 for a supernet of sliceable weights, which rest when idle, "
-                f"got {config.weight_decay}"
+                f"got {decay}"
             )
-        return ActiveSGD(model, config.learning_rate, config.momentum, config.gradient_clip)
-    if capturable and not isinstance(config, RetrainConfig):
+        return ActiveSGD(model, rate, config.momentum, config.gradient_clip)
+    elif capturable:
         return CapturableSGD(model, config)
-    if isinstance(config, RetrainConfig) and config.optimizer == "adam":
-        return torch.optim.Adam(
-            model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
-        )
-    return torch.optim.SGD(
-        model.parameters(),
-        lr=config.learning_rate,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-    )
+    return torch.optim.SGD(weights, lr=rate, momentum=config.momentum, weight_decay=decay)
 
 
 def restore_weight_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
@@ -106,9 +101,8 @@ def restore_weight_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[st
     ]
     optimizer.load_state_dict(dict(state))
     for group, kept in zip(optimizer.param_groups, own):
-        group.update(
-            kept
-        )  # how to compute is not a matter of the checkpoint, which may be of a CPU
+        # How to compute is not a matter of the checkpoint, which may be of a CPU.
+        group.update(kept)
         for weight in group["params"]:
             if optimizer.state.get(weight):
                 weight.grad = torch.zeros_like(weight)

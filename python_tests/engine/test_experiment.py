@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from asng_ext.engine.experiment import Experiment
 from asng_ext.nn import CellSupernet
 from asng_ext.ops import _libraries
 from asng_ext.runs.checkpoints import CheckpointMismatchError
-from asng_ext.runs.config import affecting_results, section_to_dict
+from asng_ext.runs.config import affecting_results
 from asng_ext.runs.folder import RunFolder
 
 
@@ -31,7 +31,7 @@ def test_the_optimizer_is_where_the_samples_are_wanted(
     device: str,
     expected: str,
 ) -> None:
-    task = section_to_dict(small.TASK) | {"implementation": implementation}
+    task = asdict(small.TASK) | {"implementation": implementation}
     config = {"task": "classification", "seed": 3, "classification": task}
     some = Experiment(RunFolder(tmp_path), config, stream=None)
     some.device = torch.device(device)
@@ -87,7 +87,7 @@ def test_a_loop_depends_on_its_own_settings(
     )
     assert set(of_search) - set(of_retrain) == search_only
     assert set(of_retrain) - set(of_search) == retrain_only
-    assert {**of_search, **of_retrain} == section_to_dict(section)
+    assert {**of_search, **of_retrain} == asdict(section)
 
 
 def test_other_data_have_another_fingerprint() -> None:
@@ -104,7 +104,7 @@ def test_other_data_have_another_fingerprint() -> None:
 
 def small_config(**search: Any) -> dict[str, Any]:
     sections = {"search": small.SEARCH, "retrain": small.RETRAIN, "classification": small.TASK}
-    config: dict[str, Any] = {name: section_to_dict(section) for name, section in sections.items()}
+    config: dict[str, Any] = {name: asdict(section) for name, section in sections.items()}
     config["search"] |= {"epochs": 1, "batch_size": 256, **search}
     config["retrain"] |= {"epochs": 1, "batch_size": 256}
     return {"task": "classification", "seed": 0, **config}

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import IO
@@ -33,7 +33,6 @@ from asng_ext.runs.config import (
     dump_toml,
     load_toml,
     section_from,
-    section_to_dict,
 )
 from asng_ext.runs.folder import RunFolder
 from asng_ext.runs.metrics import MetricsTable
@@ -302,7 +301,7 @@ def test_sections_go_through_toml() -> None:
     config = SearchConfig(epochs=3, alpha=2, margin="catcma")  # an integer will do for a float
     assert config.alpha == 2.0
     assert isinstance(config.alpha, float)
-    text = dump_toml({"search": section_to_dict(config)})
+    text = dump_toml({"search": asdict(config)})
     assert section_from(SearchConfig, load_toml(text, "text")["search"]) == config
 
 
@@ -379,7 +378,7 @@ def test_means_are_of_as_many_steps_as_are_replayed() -> None:
 
 def test_neutral_settings_are_not_lasting() -> None:
     config = SearchConfig()
-    assert set(section_to_dict(config)) - set(affecting_results(config)) == {"graphs", "threads"}
+    assert set(asdict(config)) - set(affecting_results(config)) == {"graphs", "threads"}
     assert affecting_results(replace(config, graphs=False, threads=3)) == affecting_results(config)
     assert affecting_results(replace(config, epochs=7)) != affecting_results(config)
 
