@@ -13,6 +13,7 @@ import torch
 
 __all__ = [
     "available",
+    "available_on",
     "capability",
     "cuda_available",
     "release_memory",
@@ -81,6 +82,11 @@ def require() -> None:
 def cuda_available() -> bool:
     """Whether the operators can be used on CUDA devices and there is one."""
     return _cuda_problem is None and torch.cuda.is_available()
+
+
+def available_on(device: torch.device) -> bool:
+    """Whether the operators can be used on a device."""
+    return cuda_available() if device.type == "cuda" else available()
 
 
 def require_cuda() -> None:
