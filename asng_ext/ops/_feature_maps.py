@@ -4,8 +4,6 @@ last, padded to a multiple of `CHANNEL_BLOCK` channels, and on some devices may 
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -16,7 +14,6 @@ __all__ = [
     "allows_tf32",
     "cast_feature_maps",
     "cast_weights",
-    "check_saved",
     "halved",
     "new_saved",
     "padded_channels",
@@ -89,9 +86,3 @@ def new_saved(
     values = (inputs * in_pixels + outputs * out_pixels) * padded
     size = statistics * padded + values * like.dtype.itemsize // weight.dtype.itemsize
     return weight.new_empty((archs * size,))
-
-
-def check_saved(ctx: Any) -> None:
-    """Raises RuntimeError unless the forward pass saved what the backward pass needs."""
-    if not ctx.save:
-        raise RuntimeError("the operator was called with save=False, so it has no backward pass")

@@ -38,9 +38,31 @@ def register_operator(
 ) -> None:
     """Registers the fake and the derivative of an operator and the fake of `_<name>_backward`.
 
-    `backward` uses that second operator by `call_backward`. It has no derivative: with
-    `create_graph=True` gradients can be computed, and raise RuntimeError when differentiated.
+    `backward(ctx, grad)` uses that second operator by `call_backward`, and gives gradients of the
+    first arguments, which are dropped where none are needed; the others have none. `grad`, of the
+    first result, is contiguous. An operator that keeps nothing where `ctx.save` is false has no
+    derivative then.
+
+    The second operator has no derivative: with `create_graph=True` gradients can be computed, and
+    raise RuntimeError when differentiated.
     """
+
+    def setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.set_materialize_grads(False)
+        setup_context(ctx, inputs, output)
+
+    def all_gradients(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
+        if not getattr(ctx, "save", True):
+            raise RuntimeError(
+                "the operator was called with save=False, so it has no backward pass"
+            )
+        needed = ctx.needs_input_grad
+        given = () if grad is None else backward(ctx, grad.contiguous())
+        grads = [*given, *[None] * (len(needed) - len(given))]
+        return tuple(
+            (g or [None] * len(need)) if isinstance(need, list) else g if need else None
+            for g, need in zip(grads, needed)
+        )
 
     def raise_error(ctx: Any, *grads: Any) -> Any:
         raise RuntimeError(
@@ -50,7 +72,7 @@ def register_operator(
 
     register_fake(name, fake)
     register_fake(f"_{name}_backward", backward_fake)
-    torch.library.register_autograd(f"asng::{name}", backward, setup_context=setup_context)
+    torch.library.register_autograd(f"asng::{name}", all_gradients, setup_context=setup)
     torch.library.register_autograd(f"asng::_{name}_backward", raise_error)
 
 

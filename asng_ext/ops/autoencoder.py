@@ -189,11 +189,10 @@ def _encode_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _encode_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    x_needs_grad = ctx.needs_input_grad[0]
-    grad_x, grad_weight = call_backward(
-        "cae_encode", grad.contiguous(), *ctx.saved_tensors, ctx.stride, x_needs_grad
+    grads: tuple[Any, ...] = call_backward(
+        "cae_encode", grad, *ctx.saved_tensors, ctx.stride, ctx.needs_input_grad[0]
     )
-    return grad_x if x_needs_grad else None, grad_weight, None
+    return grads
 
 
 def _decode_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -203,7 +202,6 @@ def _decode_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _decode_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     output, x, weight = ctx.saved_tensors
-    grad = grad.contiguous()
     x_needs_grad, _, skipped_needs_grad = ctx.needs_input_grad[:3]
     if skipped_needs_grad and output is not None:
         # This is the gradient of `skipped`, and spares the others the ReLU mask.
@@ -212,8 +210,7 @@ def _decode_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     grad_x, grad_weight = call_backward(
         "cae_decode", grad, output, x, weight, ctx.stride, x_needs_grad
     )
-    grad_skipped = grad if skipped_needs_grad else None
-    return grad_x if x_needs_grad else None, grad_weight, grad_skipped, None, None, None, None
+    return grad_x, grad_weight, grad
 
 
 # The kernels for CUDA devices; they take tensors of any device, so that tests can run them.

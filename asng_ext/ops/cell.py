@@ -19,7 +19,6 @@ from asng_ext.ops._feature_maps import (
     allows_tf32,
     cast_feature_maps,
     cast_weights,
-    check_saved,
     halved,
     new_saved,
     padded_channels,
@@ -153,40 +152,13 @@ def _cell_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]
         inputs
     )
     ctx.save_for_backward(prev_prev, prev, *output, index, operations, *weights)
-    ctx.set_materialize_grads(False)
 
 
-def _cell_backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
-    check_saved(ctx)
-    prev_prev, prev, output, saved, index, operations, *weights = ctx.saved_tensors
-    if grad is None:
-        return None, None, None, None, [None] * len(weights), None, None, None
-    prev_prev_needs_grad, prev_needs_grad = ctx.needs_input_grad[:2]
-    grad_prev_prev, grad_prev, grads = call_backward(
-        "cell",
-        grad.contiguous(),
-        prev_prev,
-        prev,
-        output,
-        saved,
-        index,
-        operations,
-        weights,
-        ctx.prev_prev_is_larger,
-        prev_prev_needs_grad,
-        prev_needs_grad,
-        ctx.tf32,
-    )
-    return (
-        grad_prev_prev if prev_prev_needs_grad else None,
-        grad_prev if prev_needs_grad else None,
-        None,
-        None,
-        grads,
-        None,
-        None,
-        None,
-    )
+def _cell_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    tensors, weights = ctx.saved_tensors[:6], list(ctx.saved_tensors[6:])
+    flags = (ctx.prev_prev_is_larger, *ctx.needs_input_grad[:2], ctx.tf32)
+    grad_prev_prev, grad_prev, grads = call_backward("cell", grad, *tensors, weights, *flags)
+    return grad_prev_prev, grad_prev, None, None, grads
 
 
 def _of_cells(weights: Sequence[Tensor]) -> list[Any]:
@@ -225,27 +197,12 @@ def _cells_backward_fake(
 def _cells_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     images, index, operations, weights, ctx.save = inputs
     ctx.save_for_backward(images, *output, index, operations, *weights)
-    ctx.set_materialize_grads(False)
 
 
-def _cells_backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
-    check_saved(ctx)
-    images, output, saved, index, operations, *weights = ctx.saved_tensors
-    if grad is None:
-        return None, None, None, [None] * len(weights), None
-    images_need_grad = ctx.needs_input_grad[0]
-    grad_images, grads = call_backward(
-        "cells",
-        grad.contiguous(),
-        images,
-        output,
-        saved,
-        index,
-        operations,
-        weights,
-        images_need_grad,
-    )
-    return grad_images if images_need_grad else None, None, None, grads, None
+def _cells_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    tensors, weights = ctx.saved_tensors[:5], list(ctx.saved_tensors[5:])
+    grad_images, grads = call_backward("cells", grad, *tensors, weights, ctx.needs_input_grad[0])
+    return grad_images, None, None, grads
 
 
 if available():

@@ -27,7 +27,6 @@ from asng_ext.ops._feature_maps import (
     allows_tf32,
     cast_feature_maps,
     cast_weights,
-    check_saved,
     halved,
     new_saved,
     padded_channels,
@@ -210,17 +209,13 @@ def _backward_fake(
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     bank, index, operations, weights, ctx.stride, ctx.save, ctx.tf32 = inputs
     ctx.save_for_backward(bank, output[1], index, operations, *weights)
-    ctx.set_materialize_grads(False)
 
 
-def _backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
-    check_saved(ctx)
+def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     bank, saved, index, operations, *weights = ctx.saved_tensors
-    if grad is None:
-        return None, None, None, [None] * len(weights), None, None, None
-    args = (grad.contiguous(), bank, saved, index, operations, weights, ctx.stride, ctx.tf32)
+    args = (grad, bank, saved, index, operations, weights, ctx.stride, ctx.tf32)
     grad_bank, grads = call_backward("mixed_node", *args)
-    return grad_bank, None, None, grads, None, None, None
+    return grad_bank, None, None, grads
 
 
 if _libraries.available():

@@ -67,16 +67,12 @@ def _backward_fake(
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     images, weight, scale, bias, ctx.tf32 = inputs
     ctx.save_for_backward(images, output[1], weight, scale, bias)
-    ctx.set_materialize_grads(False)
 
 
-def _backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
+def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     if ctx.needs_input_grad[0]:
         raise RuntimeError("asng::stem has no gradient with respect to the images")
-    if grad is None:
-        return None, None, None, None, None
-    grads = call_backward("stem", grad.contiguous(), *ctx.saved_tensors, ctx.tf32)
-    return (None, *grads, None)
+    return (None, *call_backward("stem", grad, *ctx.saved_tensors, ctx.tf32))
 
 
 if available():
