@@ -9,17 +9,6 @@ from torch import Tensor
 
 from asng_ext import _host
 
-__all__ = [
-    "CHANNEL_BLOCK",
-    "allows_tf32",
-    "cast_feature_maps",
-    "cast_weights",
-    "halved",
-    "new_saved",
-    "padded_channels",
-    "stores_bfloat16",
-]
-
 CHANNEL_BLOCK = _host.CHANNEL_BLOCK
 """Feature maps have a multiple of so many channels, those beyond the real ones zero."""
 

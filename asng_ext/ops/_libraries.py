@@ -11,16 +11,6 @@ from pathlib import Path
 
 import torch
 
-__all__ = [
-    "available",
-    "available_on",
-    "capability",
-    "cuda_available",
-    "release_memory",
-    "require",
-    "require_cuda",
-]
-
 _FOLDER = Path(__file__).parent.parent
 _ADVICE = (
     "Install torch 2.11 or newer first and then build asng_ext in that environment with "

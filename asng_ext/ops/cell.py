@@ -24,7 +24,7 @@ from asng_ext.ops._feature_maps import (
     padded_channels,
 )
 from asng_ext.ops._libraries import available
-from asng_ext.ops._registration import call, call_backward, register_autocast, register_operator
+from asng_ext.ops._registration import call, call_backward, register_operator
 
 __all__ = ["CellWeights", "cell", "cells", "runs_stacks"]
 
@@ -206,7 +206,9 @@ def _cells_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 
 
 if available():
-    register_operator("cell", _cell_fake, _cell_setup, _cell_backward, _cell_backward_fake)
-    register_autocast("cell", {0: cast_feature_maps, 1: cast_feature_maps, 4: cast_weights})
-    register_operator("cells", _cells_fake, _cells_setup, _cells_backward, _cells_backward_fake)
-    register_autocast("cells", {0: cast_feature_maps, 3: cast_weights})
+    _casts = {0: cast_feature_maps, 1: cast_feature_maps, 4: cast_weights}
+    register_operator("cell", _cell_fake, _cell_setup, _cell_backward, _cell_backward_fake, _casts)
+    _casts = {0: cast_feature_maps, 3: cast_weights}
+    register_operator(
+        "cells", _cells_fake, _cells_setup, _cells_backward, _cells_backward_fake, _casts
+    )

@@ -31,7 +31,7 @@ from asng_ext.ops._feature_maps import (
     new_saved,
     padded_channels,
 )
-from asng_ext.ops._registration import call, call_backward, register_autocast, register_operator
+from asng_ext.ops._registration import call, call_backward, check_tensor, register_operator
 
 __all__ = ["OPERATION_COUNT", "NodeWeights", "mixed_node"]
 
@@ -55,12 +55,7 @@ def _under_autocast(device: torch.device) -> bool:
 
 
 def _check_bank(bank: Tensor) -> None:
-    if not isinstance(bank, Tensor):
-        raise TypeError(f"bank must be a tensor, got {type(bank).__name__}")
-    if bank.dim() != 6 or 0 in bank.shape:
-        raise ValueError(
-            f"bank must have 6 dimensions, none of them 0, got shape {tuple(bank.shape)}"
-        )
+    check_tensor("bank", bank, 6)
     halves = _feature_maps.stores_bfloat16(bank.device.type)
     if not (
         bank.dtype in (torch.float32, torch.float64)
@@ -69,10 +64,6 @@ def _check_bank(bank: Tensor) -> None:
     ):
         allowed = "float32, float64 or bfloat16" if halves else "float32 or float64"
         raise TypeError(f"bank must be {allowed} on {bank.device.type}, got {bank.dtype}")
-    if bank.device.type == "cuda":
-        _libraries.require_cuda()
-    elif bank.device.type not in ("cpu", "meta"):
-        raise ValueError(f"bank must be on the CPU or a CUDA device, got {bank.device}")
 
 
 def _check_weight(x: Tensor, name: str, shape: tuple[int, ...], like: Tensor) -> None:
@@ -219,5 +210,5 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 
 
 if _libraries.available():
-    register_operator("mixed_node", _fake, _setup, _backward, _backward_fake)
-    register_autocast("mixed_node", {0: cast_feature_maps, 3: cast_weights})
+    _casts = {0: cast_feature_maps, 3: cast_weights}
+    register_operator("mixed_node", _fake, _setup, _backward, _backward_fake, _casts)

@@ -16,7 +16,7 @@ from asng_ext.ops._feature_maps import (
     padded_channels,
 )
 from asng_ext.ops._libraries import available
-from asng_ext.ops._registration import call, call_backward, register_autocast, register_operator
+from asng_ext.ops._registration import call, call_backward, register_operator
 
 __all__ = ["stem"]
 
@@ -76,7 +76,5 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 
 
 if available():
-    register_operator("stem", _fake, _setup, _backward, _backward_fake)
-    register_autocast(
-        "stem", {0: cast_feature_maps, 1: cast_weights, 2: cast_weights, 3: cast_weights}
-    )
+    _casts = {0: cast_feature_maps, 1: cast_weights, 2: cast_weights, 3: cast_weights}
+    register_operator("stem", _fake, _setup, _backward, _backward_fake, _casts)

@@ -17,8 +17,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from asng_ext.nn.cell import CellArchitecture
 
-__all__ = ["HEAD", "Arrow", "Box", "Layout", "lay_out"]
-
 INPUT_WIDTH, NODE_WIDTH, LABEL_HEIGHT = 0.78, 0.36, 0.25
 LABEL_STEP = 0.31
 """Distance of the two labels of a node."""
