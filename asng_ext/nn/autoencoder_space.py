@@ -11,13 +11,7 @@ from typing import Any
 from asng_ext._checks import check_positive
 from asng_ext.space import Categorical, Integer, SearchSpace, Variable
 
-__all__ = [
-    "CaeCatSpace",
-    "CaeIntSpace",
-    "CaeLayer",
-    "CaeSpace",
-    "fitting_layers",
-]
+__all__ = ["CaeCatSpace", "CaeIntSpace", "CaeLayer", "CaeSpace", "fitting_layers"]
 
 IMAGE = "image"
 
