@@ -4,6 +4,9 @@ last, padded to a multiple of `CHANNEL_BLOCK` channels, and on some devices may 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -56,10 +59,8 @@ def new_saved(
     units: _host.SavedUnits,
     like: Tensor,
     weight: Tensor,
-    archs: int,
-    padded: int,
-    in_pixels: int = 0,
-    out_pixels: int = 0,
+    out: Sequence[int],
+    prev: Sequence[int] | None = None,
 ) -> Tensor:
     """What is kept for the backward pass, without values.
 
@@ -67,11 +68,12 @@ def new_saved(
         units: See `_host`.
         like: Feature maps of the call.
         weight: Of the call; what is kept has its dtype.
-        archs: λ
-        padded: Channels of what is kept.
-        in_pixels, out_pixels: Of a batch, B·H·W, of the inputs and of the output.
+        out: Shape of the output, (λ, B, H, W, P).
+        prev: Likewise of the inputs, where something of their size is kept.
     """
     statistics, inputs, outputs = units
-    values = (inputs * in_pixels + outputs * out_pixels) * padded
+    archs, *batch, padded = out
+    in_pixels = 0 if prev is None else math.prod(prev[1:4])
+    values = (inputs * in_pixels + outputs * math.prod(batch)) * padded
     size = statistics * padded + values * like.dtype.itemsize // weight.dtype.itemsize
     return weight.new_empty((archs * size,))

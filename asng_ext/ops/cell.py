@@ -101,15 +101,6 @@ def _out_size(prev: Sequence[int], archs: int, weights: Any) -> tuple[int, ...]:
     return archs, batch, halved(height, stride), halved(width, stride), padded
 
 
-def _new_saved(
-    units: _host.SavedUnits, images: Tensor, prev: Sequence[int], out: Sequence[int], weight: Tensor
-) -> Tensor:
-    _, batch, height, width, _ = prev
-    archs, _, out_height, out_width, padded = out
-    in_pixels, out_pixels = batch * height * width, batch * out_height * out_width
-    return new_saved(units, images, weight, archs, padded, in_pixels, out_pixels)
-
-
 def _cell_fake(
     prev_prev: Tensor,
     prev: Tensor,
@@ -122,7 +113,7 @@ def _cell_fake(
 ) -> tuple[Tensor, Tensor]:
     archs, nodes, _ = inputs.shape
     size = _out_size(prev.shape, archs, CellWeights(*weights))
-    saved = _new_saved(_host.cell_saved_units(int(nodes)), prev, prev.shape, size, weights[0])
+    saved = new_saved(_host.cell_saved_units(int(nodes)), prev, weights[0], size, prev.shape)
     return prev.new_empty(size), saved if save else saved.new_empty((0,))
 
 
@@ -176,7 +167,7 @@ def _cells_fake(
     total = 0
     for named in _of_cells(weights):
         prev, size = size, _out_size(size, archs, named)
-        total += _new_saved(units, images, prev, size, named.prev_prev_weight).numel()
+        total += new_saved(units, images, named.prev_prev_weight, size, prev).numel()
     return images.new_empty(size), images.new_empty((total if save else 0,))
 
 

@@ -176,12 +176,9 @@ def _fake(
     tf32: bool,
 ) -> tuple[Tensor, Tensor]:
     _, archs, batch, height, width, padded = bank.shape
-    out_height, out_width = halved(height, stride), halved(width, stride)
-    units = _host.node_saved_units(int(inputs.shape[1]))
-    out_pixels = batch * out_height * out_width
-    saved = new_saved(units, bank, weights[0], archs, padded, out_pixels=out_pixels)
-    out = bank.new_empty((archs, batch, out_height, out_width, padded))
-    return out, saved if save else saved.new_empty((0,))
+    size = (archs, batch, halved(height, stride), halved(width, stride), padded)
+    saved = new_saved(_host.node_saved_units(int(inputs.shape[1])), bank, weights[0], size)
+    return bank.new_empty(size), saved if save else saved.new_empty((0,))
 
 
 def _backward_fake(

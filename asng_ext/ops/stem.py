@@ -44,12 +44,8 @@ def stem(images: Tensor, weight: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
 def _fake(
     images: Tensor, weight: Tensor, scale: Tensor, bias: Tensor, tf32: bool
 ) -> tuple[Tensor, Tensor]:
-    batch, height, width, _ = images.shape
-    padded = padded_channels(weight.shape[0])
-    saved = new_saved(
-        _host.STEM_SAVED_UNITS, images, weight, 1, padded, out_pixels=batch * height * width
-    )
-    return images.new_empty((1, batch, height, width, padded)), saved
+    size = (1, *images.shape[:3], padded_channels(weight.shape[0]))
+    return images.new_empty(size), new_saved(_host.STEM_SAVED_UNITS, images, weight, size)
 
 
 def _backward_fake(
