@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -359,17 +359,11 @@ def parameter_count(network: nn.Module, auxiliary: bool = False) -> int:
 
 
 def widest_channels(
-    space: CellSpace,
-    architecture: Architecture,
-    limit: int,
-    cells: int = 20,
-    classes: int = 10,
-    in_channels: int = 3,
-    stem_multiplier: int = 3,
+    space: CellSpace, architecture: Architecture, limit: int, **settings: Any
 ) -> int:
     """The most channels in the first cell with which a `CellNetwork` has at most `limit` weights.
 
-    The auxiliary head does not count.
+    The auxiliary head does not count. The settings are further arguments of the network.
 
     Raises:
         ValueError: Even one channel makes more weights, or another argument is not one that
@@ -379,14 +373,7 @@ def widest_channels(
     def count(channels: int) -> int:
         with torch.device("meta"):  # shapes without memory
             network = CellNetwork(
-                space,
-                architecture,
-                classes,
-                cells,
-                channels,
-                in_channels,
-                stem_multiplier,
-                auxiliary=False,
+                space, architecture, channels=channels, auxiliary=False, **settings
             )
         return parameter_count(network)
 
