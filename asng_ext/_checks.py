@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["check_integer", "check_number", "check_one_process"]
+__all__ = ["check_integer", "check_number", "check_one_process", "check_positive"]
 
 
 def check_integer(name: str, value: Any, low: int, end: int) -> None:
@@ -39,6 +39,12 @@ def check_number(
         if math.isfinite(bound)
     ]
     raise ValueError(f"{name} must be finite{''.join(' and ' + b for b in bounds)}, got {value}")
+
+
+def check_positive(name: str, value: object) -> None:
+    """ValueError unless a positive integer."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be a positive integer, got {value!r}")
 
 
 def check_one_process() -> None:

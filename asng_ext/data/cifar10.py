@@ -33,16 +33,10 @@ class _Form(NamedTuple):
     read_names: Callable[[Path], tuple[str, ...]]
 
     @property
-    def train_files(self) -> list[str]:
-        return [f"data_batch_{i}{self.suffix}" for i in range(1, 6)]
-
-    @property
-    def test_file(self) -> str:
-        return f"test_batch{self.suffix}"
-
-    @property
-    def all_files(self) -> list[str]:
-        return [*self.train_files, self.test_file, self.names_file]
+    def files(self) -> list[str]:
+        """Five to train on, one to test on, and that of the names."""
+        batches = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")
+        return [*(name + self.suffix for name in batches), self.names_file]
 
 
 def load_cifar10(folder: str | Path) -> ImageData:
@@ -58,10 +52,10 @@ def load_cifar10(folder: str | Path) -> ImageData:
     damaged or is not what its name says.
     """
     form, where = _find_form(Path(folder))
-    names = form.read_names(where / form.names_file)
-    train = _read_set([where / name for name in form.train_files], form, names)
-    test = _read_set([where / form.test_file], form, names)
-    return ImageData.of(train, test, CIFAR10_AUGMENTATION)
+    *train, test, names_file = (where / name for name in form.files)
+    names = form.read_names(names_file)
+    train_set, test_set = (_read_set(paths, form, names) for paths in (train, [test]))
+    return ImageData.of(train_set, test_set, CIFAR10_AUGMENTATION)
 
 
 def _find_form(folder: Path) -> tuple[_Form, Path]:
@@ -69,10 +63,10 @@ def _find_form(folder: Path) -> tuple[_Form, Path]:
     incomplete = []
     for form in _FORMS:
         for where in (folder, folder / form.folder):
-            missing = [name for name in form.all_files if not (where / name).is_file()]
+            missing = [name for name in form.files if not (where / name).is_file()]
             if not missing:
                 return form, where
-            if len(missing) < len(form.all_files):
+            if len(missing) < len(form.files):
                 incomplete.append(f"{where} lacks {', '.join(missing)}")
     if incomplete:
         raise FileNotFoundError(f"CIFAR-10 is not complete: {'; '.join(incomplete)}")

@@ -15,12 +15,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from asng_ext._checks import check_positive
 from asng_ext._files import write_atomically
 from asng_ext._terminal import STDERR, Progress, say
 
 from ._optional import require
 from .images import ImageData
-from .photos import check_image_size, unlabeled
+from .photos import unlabeled
 
 __all__ = ["load_folder"]
 
@@ -66,7 +67,7 @@ def load_folder(
         ImportError: If Pillow is missing.
         ValueError: If an image is smaller than `image_size`, or none can be read.
     """
-    check_image_size(image_size)
+    check_positive("image_size", image_size)
     kept = Path(cache) if cache is not None else _user_cache()
     train, test = _divided(Path(folder))
     sets = [

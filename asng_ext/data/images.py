@@ -144,13 +144,8 @@ class ImageData:
 
     def to(self, device: torch.device | str) -> ImageData:
         """Everything on `device`. Do this once: then no batch is copied from the host."""
-        return ImageData(
-            self.train.to(device),
-            self.test.to(device),
-            self.mean.to(device),
-            self.std.to(device),
-            self.augmentation,
-        )
+        moved = {name: getattr(self, name).to(device) for name in ("train", "test", "mean", "std")}
+        return replace(self, **moved)
 
 
 def split_halves(n: int, seed: int) -> tuple[Tensor, Tensor]:

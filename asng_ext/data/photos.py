@@ -9,6 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from asng_ext._checks import check_positive
+
 from ._optional import require
 from .augment import Augmentation
 from .images import ImageData, ImageSet
@@ -35,18 +37,12 @@ def load_photos(image_size: int = 64) -> ImageData:
         ImportError: If scikit-image is missing.
         ValueError: If `image_size` is not positive or larger than a photograph.
     """
-    check_image_size(image_size)
+    check_positive("image_size", image_size)
     sets = [
         np.concatenate([_patches(name, _photo(name), image_size) for name in names])
         for names in (TRAIN_PHOTOS, TEST_PHOTOS)
     ]
     return unlabeled(*(torch.from_numpy(patches) for patches in sets))
-
-
-def check_image_size(image_size: object) -> None:
-    """Raises ValueError if the side of images in pixels is not a positive integer."""
-    if isinstance(image_size, bool) or not isinstance(image_size, int) or image_size < 1:
-        raise ValueError(f"image_size must be a positive integer, got {image_size!r}")
 
 
 def unlabeled(train: Tensor, test: Tensor) -> ImageData:

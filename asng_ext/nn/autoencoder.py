@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from asng_ext.nn.autoencoder_space import CaeLayer, CaeSpace, check_positive, fitting_layers
+from asng_ext._checks import check_positive
+from asng_ext.nn.autoencoder_space import CaeLayer, CaeSpace, fitting_layers
 from asng_ext.nn.sliceable_weight import SliceableWeight
 from asng_ext.ops import autoencoder as cae_ops
 

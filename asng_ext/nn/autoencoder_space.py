@@ -8,16 +8,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from asng_ext._checks import check_positive
 from asng_ext.space import Categorical, Integer, SearchSpace, Variable
 
-__all__ = [
-    "CaeCatSpace",
-    "CaeIntSpace",
-    "CaeLayer",
-    "CaeSpace",
-    "check_positive",
-    "fitting_layers",
-]
+__all__ = ["CaeCatSpace", "CaeIntSpace", "CaeLayer", "CaeSpace", "fitting_layers"]
 
 IMAGE = "image"
 
@@ -101,9 +95,14 @@ class CaeSpace(ABC):
             raise ValueError(f"kernels must be different odd integers, got {self.kernels}")
 
     @property
-    @abstractmethod
     def max_channels(self) -> int:
         """The most channels a layer can have."""
+        return max(self._widths)
+
+    @property
+    @abstractmethod
+    def _widths(self) -> tuple[int, ...]:
+        """Numbers of channels of the space, the largest among them."""
 
     @abstractmethod
     def _layer_variables(self, index: int) -> dict[str, Variable]:
@@ -116,10 +115,6 @@ class CaeSpace(ABC):
     @abstractmethod
     def _layer_values(self, layer: CaeLayer) -> dict[str, Any]:
         """The inverse of `_layer`."""
-
-    @abstractmethod
-    def _any_layer(self, index: int) -> CaeLayer:
-        """A layer of the space, for places that do not count."""
 
     def inputs(self, index: int) -> tuple[str, ...]:
         """What layer `index` may read, in order; the output counts as layer number `layers`."""
@@ -174,7 +169,8 @@ class CaeSpace(ABC):
         """
         values: dict[str, Any] = {}
         for i in range(self.layers):
-            named = self._layer_values(self._any_layer(i)) | {"input": self.inputs(i)[-1]}
+            unused = CaeLayer(i, self.kernels[0], self._widths[0], skip=True)
+            named = self._layer_values(unused) | {"input": self.inputs(i)[-1]}
             values |= {f"layer{i}/{name}": value for name, value in named.items()}
         source = IMAGE
         for layer in layers:
@@ -231,9 +227,8 @@ class CaeCatSpace(CaeSpace):
             raise ValueError(f"channels must be different positive integers, got {self.channels}")
 
     @property
-    def max_channels(self) -> int:
-        """The most channels a layer can have."""
-        return max(self.channels)
+    def _widths(self) -> tuple[int, ...]:
+        return self.channels
 
     @cached_property
     def _types(self) -> dict[str, tuple[int, bool]]:
@@ -257,9 +252,6 @@ class CaeCatSpace(CaeSpace):
     def _layer_values(self, layer: CaeLayer) -> dict[str, Any]:
         name = f"{layer.kernel}x{layer.kernel}" + ("_skip" if layer.skip else "")
         return {"type": name, "channels": layer.channels}
-
-    def _any_layer(self, index: int) -> CaeLayer:
-        return CaeLayer(index, self.kernels[0], self.channels[0], True)
 
 
 @dataclass(frozen=True)
@@ -285,9 +277,8 @@ class CaeIntSpace(CaeSpace):
             raise ValueError(f"low must be at most high, got low={self.low} and high={self.high}")
 
     @property
-    def max_channels(self) -> int:
-        """The most channels a layer can have."""
-        return self.high
+    def _widths(self) -> tuple[int, ...]:
+        return self.low, self.high
 
     def _layer_variables(self, index: int) -> dict[str, Variable]:
         return {
@@ -310,16 +301,7 @@ class CaeIntSpace(CaeSpace):
             "channels": layer.channels,
         }
 
-    def _any_layer(self, index: int) -> CaeLayer:
-        return CaeLayer(index, self.kernels[0], self.low, True)
-
 
 def _integer(low: int, high: int) -> Variable:
     """A Gaussian needs a range; a single value is nothing to search."""
     return Integer(low, high) if low < high else Categorical((low,))
-
-
-def check_positive(name: str, value: object) -> None:
-    """Raises ValueError unless `value`, an argument of that name, is a positive integer."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be a positive integer, got {value!r}")

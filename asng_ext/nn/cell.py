@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from asng_ext._checks import check_positive
 from asng_ext.nn.operations import (
     OPERATIONS,
     FactorizedReduction,
@@ -87,8 +88,7 @@ class CellSpace:
     KINDS: ClassVar[tuple[str, str]] = ("normal", "reduction")
 
     def __post_init__(self) -> None:
-        if not isinstance(self.nodes, int) or self.nodes < 1:
-            raise ValueError(f"nodes must be a positive integer, got {self.nodes!r}")
+        check_positive("nodes", self.nodes)
 
     @property
     def variables(self) -> dict[str, tuple[str, ...]]:

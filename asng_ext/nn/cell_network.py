@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, cast
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -11,9 +11,6 @@ from torch import Tensor, nn
 
 from asng_ext.nn.cell import Architecture, Cell, CellArchitecture, CellSpace, Population
 from asng_ext.nn.operations import Norm, batch_statistics_norm, plain_norm
-
-if TYPE_CHECKING:
-    from asng_ext.nn.fused import FusedCellSupernet
 
 __all__ = ["CellNetwork", "CellSupernet", "parameter_count", "widest_channels"]
 
@@ -59,20 +56,21 @@ class _AuxiliaryHead(nn.Module):
 class _CellStack(nn.Module):
     """Stem, cells and classifier: what the supernet and the derived network have in common."""
 
+    NORMS: ClassVar[tuple[Norm, Norm]]
+    """What makes the normalizations outside of the cells, and those inside."""
+
     def __init__(
         self,
         space: CellSpace,
-        classes: int,
-        cells: int,
-        channels: int,
-        in_channels: int,
-        stem_multiplier: int,
-        auxiliary: bool,
-        image_size: int,
+        classes: int = 10,
+        cells: int = 8,
+        channels: int = 16,
+        in_channels: int = 3,
+        stem_multiplier: int = 3,
+        auxiliary: bool = False,
+        image_size: int = 32,
         *,
-        outer_norm: Norm,
-        cell_norm: Norm,
-        architectures: tuple[CellArchitecture, CellArchitecture] | None,
+        _architectures: tuple[CellArchitecture, CellArchitecture] | None = None,
     ) -> None:
         super().__init__()
         if cells < 3:
@@ -100,6 +98,7 @@ class _CellStack(nn.Module):
         self.auxiliary_at = 2 * cells // 3
         self.is_reduction = tuple(i in (cells // 3, 2 * cells // 3) for i in range(cells))
 
+        outer_norm, cell_norm = self.NORMS
         prev_prev = prev = stem_multiplier * channels
         self.stem = _Stem(in_channels, prev, outer_norm)
         self.cells = nn.ModuleList()
@@ -114,7 +113,7 @@ class _CellStack(nn.Module):
                 reduction=reduction,
                 prev_prev_is_larger=i > 0 and self.is_reduction[i - 1],
                 norm=cell_norm,
-                architecture=None if architectures is None else architectures[reduction],
+                architecture=None if _architectures is None else _architectures[reduction],
             )
             self.cells.append(cell)
             prev_prev, prev = prev, channels
@@ -166,30 +165,7 @@ class CellSupernet(_CellStack):
         ValueError: `cells` is less than 3, or another number less than 1.
     """
 
-    def __init__(
-        self,
-        space: CellSpace,
-        classes: int = 10,
-        cells: int = 8,
-        channels: int = 16,
-        in_channels: int = 3,
-        stem_multiplier: int = 3,
-        auxiliary: bool = False,
-        image_size: int = 32,
-    ) -> None:
-        super().__init__(
-            space,
-            classes,
-            cells,
-            channels,
-            in_channels,
-            stem_multiplier,
-            auxiliary,
-            image_size,
-            outer_norm=batch_statistics_norm,
-            cell_norm=plain_norm,
-            architectures=None,
-        )
+    NORMS = (batch_statistics_norm, plain_norm)
 
     def forward(self, x: Tensor, architecture: Architecture) -> Tensor | tuple[Tensor, Tensor]:
         """Runs one architecture, and of the operations only those that it uses.
@@ -260,6 +236,8 @@ class CellNetwork(_CellStack):
             is less than 1, or the rate is not in [0, 1).
     """
 
+    NORMS = (nn.BatchNorm2d, nn.BatchNorm2d)
+
     def __init__(
         self,
         space: CellSpace,
@@ -283,9 +261,7 @@ class CellNetwork(_CellStack):
             stem_multiplier,
             auxiliary,
             image_size,
-            outer_norm=nn.BatchNorm2d,
-            cell_norm=nn.BatchNorm2d,
-            architectures=architectures,
+            _architectures=architectures,
         )
         self._architectures = architectures
         self.architecture = space.check(architecture)
@@ -347,7 +323,7 @@ class CellNetwork(_CellStack):
     def _drops(self) -> bool:
         return self.training and self.drop_path_rate > 0
 
-    def inherit_weights(self, supernet: CellSupernet | FusedCellSupernet) -> None:
+    def inherit_weights(self, supernet: CellSupernet) -> None:
         """Starts from the supernet's weights instead of random ones.
 
         What the supernet does not have, such as the weights of the normalizations in the cells,
@@ -383,17 +359,11 @@ def parameter_count(network: nn.Module, auxiliary: bool = False) -> int:
 
 
 def widest_channels(
-    space: CellSpace,
-    architecture: Architecture,
-    limit: int,
-    cells: int = 20,
-    classes: int = 10,
-    in_channels: int = 3,
-    stem_multiplier: int = 3,
+    space: CellSpace, architecture: Architecture, limit: int, **settings: Any
 ) -> int:
     """The most channels in the first cell with which a `CellNetwork` has at most `limit` weights.
 
-    The auxiliary head does not count.
+    The auxiliary head does not count. The settings are further arguments of the network.
 
     Raises:
         ValueError: Even one channel makes more weights, or another argument is not one that
@@ -403,14 +373,7 @@ def widest_channels(
     def count(channels: int) -> int:
         with torch.device("meta"):  # shapes without memory
             network = CellNetwork(
-                space,
-                architecture,
-                classes,
-                cells,
-                channels,
-                in_channels,
-                stem_multiplier,
-                auxiliary=False,
+                space, architecture, channels=channels, auxiliary=False, **settings
             )
         return parameter_count(network)
 

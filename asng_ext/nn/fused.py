@@ -39,37 +39,29 @@ class _StackedCell(nn.Module):
             self.register_parameter(name, nn.Parameter(torch.empty(shape)) if wanted else None)
         # Of each weight of a `Cell`: the parameter that holds it, and where in it.
         self._places: dict[str, tuple[str, tuple[int | slice, ...]]] = {}
-        self._place_projection("older", "prev_prev_weight", self.prev_prev_is_larger)
-        self._place_projection("newer", "prev_weight", False)
+        if self.prev_prev_is_larger:
+            self._place_factorized("older", "prev_prev_weight")
+        else:
+            self._places["older.conv.weight"] = ("prev_prev_weight", ())
+        self._places["newer.conv.weight"] = ("prev_weight", ())
         self._places["output.conv.weight"] = ("output_weight", ())
-        for node in range(nodes):
-            for i in range(node + 2):
-                self._place_edge(node, i, reduction and i < 2)
+        for edge, (node, i) in enumerate((n, i) for n in range(nodes) for i in range(n + 2)):
+            key = f"operations.node{node}_input{i}"
+            if reduction and i < 2:
+                self._place_factorized(f"{key}_identity", "reduction", 2 * node + i)
+            for operation in _host.OPERATIONS:
+                for stage in range(2):
+                    for kind, parameter in zip(("depthwise", "pointwise"), operation.weights):
+                        name = f"{key}_{operation.name}.half{stage}.{kind}.weight"
+                        self._places[name] = (parameter, (edge, stage))
         with torch.no_grad():
             for name, weight in cell.named_parameters():
                 self._view(name).copy_(weight.view_as(self._view(name)))
 
-    def _place_projection(self, name: str, parameter: str, factorized: bool) -> None:
-        if factorized:
-            self._place_factorized(name, parameter, ())
-        else:
-            self._places[f"{name}.conv.weight"] = (parameter, ())
-
-    def _place_factorized(self, name: str, parameter: str, index: tuple[int, ...]) -> None:
+    def _place_factorized(self, name: str, parameter: str, *index: int) -> None:
         even = self.channels - self.channels // 2
         self._places[f"{name}.conv_even.weight"] = (parameter, (*index, slice(0, even)))
         self._places[f"{name}.conv_odd.weight"] = (parameter, (*index, slice(even, None)))
-
-    def _place_edge(self, node: int, i: int, halved: bool) -> None:
-        key = f"operations.node{node}_input{i}"
-        edge = node * (node + 3) // 2 + i
-        if halved:
-            self._place_factorized(f"{key}_identity", "reduction", (2 * node + i,))
-        for operation in _host.OPERATIONS:
-            for stage in range(2):
-                for kind, parameter in zip(("depthwise", "pointwise"), operation.weights):
-                    name = f"{key}_{operation.name}.half{stage}.{kind}.weight"
-                    self._places[name] = (parameter, (edge, stage))
 
     def _view(self, name: str) -> Tensor:
         """The part of a stacked weight that a `Cell` has under `name`, in its shape."""
@@ -136,13 +128,14 @@ def _in_channels(projection: nn.Module) -> int:
     return cast(nn.Conv2d, conv).in_channels
 
 
-class FusedCellSupernet(nn.Module):
+class FusedCellSupernet(CellSupernet):
     """A `CellSupernet` on the compiled operators, for the CPU and for CUDA devices.
 
-    It computes the same numbers, starts from the same weights for the same seed, and has the same
-    state dict, so that either loads the other's. Its parameters are fewer and larger: the weights
-    of one kind in a cell are one tensor, whose gradient is zero where no sampled architecture uses
-    it. All architectures of a population run together, and what they share is computed once.
+    It computes the same numbers as one in plain PyTorch, starts from the same weights for the same
+    seed, and has the same state dict, so that either loads the other's. Its parameters are fewer
+    and larger: the weights of one kind in a cell are one tensor, whose gradient is zero where no
+    sampled architecture uses it. All architectures of a population run together, and what they
+    share is computed once.
 
     Args: see `CellSupernet`.
 
@@ -151,34 +144,14 @@ class FusedCellSupernet(nn.Module):
         RuntimeError: The compiled operators are not available.
     """
 
-    def __init__(
-        self,
-        space: CellSpace,
-        classes: int = 10,
-        cells: int = 8,
-        channels: int = 16,
-        in_channels: int = 3,
-        stem_multiplier: int = 3,
-        auxiliary: bool = False,
-        image_size: int = 32,
-    ) -> None:
-        super().__init__()
+    def __init__(self, space: CellSpace, *args: Any, **settings: Any) -> None:
         _libraries.require()
-        plain = CellSupernet(
-            space, classes, cells, channels, in_channels, stem_multiplier, auxiliary, image_size
-        )
-        self.space = space
-        self.settings = plain.settings
-        self.is_reduction = plain.is_reduction
-        self.auxiliary_at = plain.auxiliary_at
+        super().__init__(space, *args, **settings)
         self._categories = np.array(space.categories)
-        self.stem = plain.stem
         self.cells = nn.ModuleList(
             _StackedCell(cast(Cell, cell), space.nodes, reduction)
-            for cell, reduction in zip(plain.cells, plain.is_reduction, strict=True)
+            for cell, reduction in zip(self.cells, self.is_reduction, strict=True)
         )
-        self.auxiliary = plain.auxiliary
-        self.classifier = plain.classifier
 
     def forward(self, x: Tensor, architecture: Architecture) -> Tensor | tuple[Tensor, Tensor]:
         """Runs one architecture; see `CellSupernet.forward`.
@@ -269,45 +242,42 @@ class FusedCellSupernet(nn.Module):
         self, architectures: Population, device: torch.device
     ) -> tuple[Tensor, Tensor]:
         """Inputs and operations, each (2, λ, nodes, 2): normal cells first."""
-        if _is_device_resident(architectures):
-            values = self._unvalidated(architectures, device)
-        else:
-            values = torch.from_numpy(self._validated(architectures)).to(device, non_blocking=True)
-        # Per node: input 0, input 1, operation 0, operation 1.
-        kinds = values.view(len(values), 2, -1, 2, 2).movedim(1, 0)
-        return kinds[:, :, :, 0].contiguous(), kinds[:, :, :, 1].contiguous()
-
-    def _unvalidated(self, architectures: Tensor, device: torch.device) -> Tensor:
-        """(λ, d) int32 of architectures whose values stay on their device."""
-        shape = tuple(architectures.shape)
+        given: Tensor | npt.NDArray[Any]
+        given = architectures if _is_device_resident(architectures) else np.asarray(architectures)
+        shape = tuple(given.shape)
         if len(shape) != 2 or shape[0] == 0 or shape[1] != len(self._categories):
             raise ValueError(
                 f"architectures must have shape (λ, {len(self._categories)}) with λ at least 1, "
                 f"got {shape}"
             )
-        if architectures.dtype not in (torch.int32, torch.int64):
-            raise ValueError(f"architectures must be integers, got {architectures.dtype}")
-        if architectures.device != device:
-            raise ValueError(
-                f"architectures must be on the CPU or on {device} as the images are, "
-                f"got {architectures.device}"
-            )
-        return architectures.to(torch.int32).contiguous()
+        if isinstance(given, Tensor):
+            values = _unvalidated(given, device)
+        else:
+            values = torch.from_numpy(self._validated(given)).to(device, non_blocking=True)
+        # Per node: input 0, input 1, operation 0, operation 1.
+        kinds = values.view(len(values), 2, -1, 2, 2).movedim(1, 0)
+        return kinds[:, :, :, 0].contiguous(), kinds[:, :, :, 1].contiguous()
 
-    def _validated(self, architectures: Population) -> npt.NDArray[np.int32]:
+    def _validated(self, values: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
         """(λ, d) architectures, checked."""
-        values = np.asarray(architectures)
-        if values.ndim != 2 or len(values) == 0 or values.shape[1] != len(self._categories):
-            raise ValueError(
-                f"architectures must have shape (λ, {len(self._categories)}) with λ at least 1, "
-                f"got {values.shape}"
-            )
         integral = values.dtype.kind in "iu"
         if not integral or (values < 0).any() or (values >= self._categories).any():
             for row in values:
                 self.space.check(row)  # says which value is wrong
             raise ValueError(f"architectures must be integers, got {values.dtype}")
         return values.astype(np.int32)
+
+
+def _unvalidated(architectures: Tensor, device: torch.device) -> Tensor:
+    """(λ, d) int32 of architectures whose values stay on their device."""
+    if architectures.dtype not in (torch.int32, torch.int64):
+        raise ValueError(f"architectures must be integers, got {architectures.dtype}")
+    if architectures.device != device:
+        raise ValueError(
+            f"architectures must be on the CPU or on {device} as the images are, "
+            f"got {architectures.device}"
+        )
+    return architectures.to(torch.int32).contiguous()
 
 
 def _is_device_resident(architectures: Population | Architecture) -> TypeGuard[Tensor]:
@@ -321,7 +291,7 @@ def cell_supernet(
     implementation: str = "auto",
     device: torch.device | str = "cpu",
     **settings: Any,
-) -> CellSupernet | FusedCellSupernet:
+) -> CellSupernet:
     """The supernet of a cell space.
 
     Args:
@@ -341,11 +311,9 @@ def cell_supernet(
             f"implementation must be 'auto', 'fused' or 'plain', got {implementation!r}"
         )
     device = torch.device(device)
-    on_gpu = device.type == "cuda"
     if implementation == "auto":
-        available = _libraries.cuda_available() if on_gpu else _libraries.available()
-        implementation = "fused" if available else "plain"
-    elif implementation == "fused" and on_gpu:
+        implementation = "fused" if _libraries.available_on(device) else "plain"
+    elif implementation == "fused" and device.type == "cuda":
         _libraries.require_cuda()
     supernet = FusedCellSupernet if implementation == "fused" else CellSupernet
     return supernet(space, **settings).to(device)

@@ -71,9 +71,7 @@ class MixedNode(nn.Module):
         Raises:
             TypeError, ValueError: See `asng_ext.ops.mixed_node`.
         """
-        on_gpu = bank.device.type == "cuda"
-        available = _libraries.cuda_available() if on_gpu else _libraries.available()
-        run = ops.mixed_node if available else reference.mixed_node
+        run = ops.mixed_node if _libraries.available_on(bank.device) else reference.mixed_node
         return run(bank, inputs, operations, self.weights(), self.stride)
 
     def extra_repr(self) -> str:

@@ -4,24 +4,13 @@ last, padded to a multiple of `CHANNEL_BLOCK` channels, and on some devices may 
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from asng_ext import _host
-
-__all__ = [
-    "CHANNEL_BLOCK",
-    "allows_tf32",
-    "cast_feature_maps",
-    "cast_weights",
-    "check_saved",
-    "halved",
-    "new_saved",
-    "padded_channels",
-    "stores_bfloat16",
-]
 
 CHANNEL_BLOCK = _host.CHANNEL_BLOCK
 """Feature maps have a multiple of so many channels, those beyond the real ones zero."""
@@ -70,10 +59,8 @@ def new_saved(
     units: _host.SavedUnits,
     like: Tensor,
     weight: Tensor,
-    archs: int,
-    padded: int,
-    in_pixels: int = 0,
-    out_pixels: int = 0,
+    out: Sequence[int],
+    prev: Sequence[int] | None = None,
 ) -> Tensor:
     """What is kept for the backward pass, without values.
 
@@ -81,17 +68,12 @@ def new_saved(
         units: See `_host`.
         like: Feature maps of the call.
         weight: Of the call; what is kept has its dtype.
-        archs: λ
-        padded: Channels of what is kept.
-        in_pixels, out_pixels: Of a batch, B·H·W, of the inputs and of the output.
+        out: Shape of the output, (λ, B, H, W, P).
+        prev: Likewise of the inputs, where something of their size is kept.
     """
     statistics, inputs, outputs = units
-    values = (inputs * in_pixels + outputs * out_pixels) * padded
+    archs, *batch, padded = out
+    in_pixels = 0 if prev is None else math.prod(prev[1:4])
+    values = (inputs * in_pixels + outputs * math.prod(batch)) * padded
     size = statistics * padded + values * like.dtype.itemsize // weight.dtype.itemsize
     return weight.new_empty((archs * size,))
-
-
-def check_saved(ctx: Any) -> None:
-    """Raises RuntimeError unless the forward pass saved what the backward pass needs."""
-    if not ctx.save:
-        raise RuntimeError("the operator was called with save=False, so it has no backward pass")

@@ -11,15 +11,6 @@ from pathlib import Path
 
 import torch
 
-__all__ = [
-    "available",
-    "capability",
-    "cuda_available",
-    "release_memory",
-    "require",
-    "require_cuda",
-]
-
 _FOLDER = Path(__file__).parent.parent
 _ADVICE = (
     "Install torch 2.11 or newer first and then build asng_ext in that environment with "
@@ -81,6 +72,11 @@ def require() -> None:
 def cuda_available() -> bool:
     """Whether the operators can be used on CUDA devices and there is one."""
     return _cuda_problem is None and torch.cuda.is_available()
+
+
+def available_on(device: torch.device) -> bool:
+    """Whether the operators can be used on a device."""
+    return cuda_available() if device.type == "cuda" else available()
 
 
 def require_cuda() -> None:

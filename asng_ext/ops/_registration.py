@@ -12,15 +12,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.library import Library
 
-__all__ = [
-    "LIBRARY",
-    "Cast",
-    "call",
-    "call_backward",
-    "register_autocast",
-    "register_fake",
-    "register_operator",
-]
+from asng_ext.ops._libraries import require_cuda
 
 LIBRARY = Library("asng", "IMPL")  # type: ignore[no-untyped-call]
 """Holds the kernels that are written in Python; they end with it."""
@@ -35,12 +27,35 @@ def register_operator(
     setup_context: Callable[..., None],
     backward: Callable[..., Any],
     backward_fake: Callable[..., Any],
+    casts: Mapping[int, Cast],
 ) -> None:
-    """Registers the fake and the derivative of an operator and the fake of `_<name>_backward`.
+    """Registers an operator's fake, derivative and autocast rule and `_<name>_backward`'s fake.
 
-    `backward` uses that second operator by `call_backward`. It has no derivative: with
-    `create_graph=True` gradients can be computed, and raise RuntimeError when differentiated.
+    `backward(ctx, grad)` uses that second operator by `call_backward`, and gives gradients of the
+    first arguments, which are dropped where none are needed; the others have none. `grad`, of the
+    first result, is contiguous. An operator that keeps nothing where `ctx.save` is false has no
+    derivative then.
+
+    The second operator has no derivative: with `create_graph=True` gradients can be computed, and
+    raise RuntimeError when differentiated.
     """
+
+    def setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.set_materialize_grads(False)
+        setup_context(ctx, inputs, output)
+
+    def all_gradients(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
+        if not getattr(ctx, "save", True):
+            raise RuntimeError(
+                "the operator was called with save=False, so it has no backward pass"
+            )
+        needed = ctx.needs_input_grad
+        given = () if grad is None else backward(ctx, grad.contiguous())
+        grads = [*given, *[None] * (len(needed) - len(given))]
+        return tuple(
+            (g or [None] * len(need)) if isinstance(need, list) else g if need else None
+            for g, need in zip(grads, needed)
+        )
 
     def raise_error(ctx: Any, *grads: Any) -> Any:
         raise RuntimeError(
@@ -50,8 +65,9 @@ def register_operator(
 
     register_fake(name, fake)
     register_fake(f"_{name}_backward", backward_fake)
-    torch.library.register_autograd(f"asng::{name}", backward, setup_context=setup_context)
+    torch.library.register_autograd(f"asng::{name}", all_gradients, setup_context=setup)
     torch.library.register_autograd(f"asng::_{name}_backward", raise_error)
+    register_autocast(name, casts)
 
 
 def _tensors(args: tuple[Any, ...]) -> list[Tensor]:
@@ -112,6 +128,23 @@ def register_autocast(
 
     for device_type in device_types:
         register(device_type)
+
+
+def check_tensor(name: str, x: Any, dimensions: int) -> None:
+    """TypeError unless a tensor, ValueError unless it has so many dimensions and a known device.
+
+    Raises RuntimeError as well, if the operators for its device cannot be used.
+    """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
+    if x.dim() != dimensions or 0 in x.shape:
+        raise ValueError(
+            f"{name} must have {dimensions} dimensions, none of them 0, got shape {tuple(x.shape)}"
+        )
+    if x.device.type == "cuda":
+        require_cuda()
+    elif x.device.type not in ("cpu", "meta"):
+        raise ValueError(f"{name} must be on the CPU or a CUDA device, got {x.device}")
 
 
 def call(name: str, *args: Any) -> Any:

@@ -17,6 +17,8 @@ channels-last; results are.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,7 +32,7 @@ from asng_ext.ops._registration import (
     Cast,
     call,
     call_backward,
-    register_autocast,
+    check_tensor,
     register_fake,
     register_operator,
 )
@@ -113,17 +115,8 @@ def _to_nhwc(x: Tensor) -> Tensor:
 
 
 def _check_tensor(x: Tensor, name: str, like: Tensor) -> None:
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
-    if x.dim() != 4 or 0 in x.shape:
-        raise ValueError(
-            f"{name} must have 4 dimensions, none of them 0, got shape {tuple(x.shape)}"
-        )
+    check_tensor(name, x, 4)
     on_gpu = x.device.type == "cuda"
-    if on_gpu:
-        _libraries.require_cuda()
-    elif x.device.type not in ("cpu", "meta"):
-        raise ValueError(f"{name} must be on the CPU or a CUDA device, got {x.device}")
     if x.device != like.device:
         raise ValueError(f"{name} must be on {like.device} as x is, got {x.device}")
     if torch.is_autocast_enabled("cuda" if on_gpu else "cpu"):
@@ -189,11 +182,10 @@ def _encode_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _encode_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    x_needs_grad = ctx.needs_input_grad[0]
-    grad_x, grad_weight = call_backward(
-        "cae_encode", grad.contiguous(), *ctx.saved_tensors, ctx.stride, x_needs_grad
+    grads: tuple[Any, ...] = call_backward(
+        "cae_encode", grad, *ctx.saved_tensors, ctx.stride, ctx.needs_input_grad[0]
     )
-    return grad_x if x_needs_grad else None, grad_weight, None
+    return grads
 
 
 def _decode_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -203,7 +195,6 @@ def _decode_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _decode_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     output, x, weight = ctx.saved_tensors
-    grad = grad.contiguous()
     x_needs_grad, _, skipped_needs_grad = ctx.needs_input_grad[:3]
     if skipped_needs_grad and output is not None:
         # This is the gradient of `skipped`, and spares the others the ReLU mask.
@@ -212,19 +203,18 @@ def _decode_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     grad_x, grad_weight = call_backward(
         "cae_decode", grad, output, x, weight, ctx.stride, x_needs_grad
     )
-    grad_skipped = grad if skipped_needs_grad else None
-    return grad_x if x_needs_grad else None, grad_weight, grad_skipped, None, None, None, None
+    return grad_x, grad_weight, grad
 
 
 # The kernels for CUDA devices; they take tensors of any device, so that tests can run them.
 
 
 def _convolution(
-    x: Tensor, weight: Tensor, stride: int, output_padding: list[int] | None = None
+    x: Tensor, weight: Tensor, stride: int, size: Sequence[int] | None = None
 ) -> Tensor:
-    """Transposed if there is an output padding."""
+    """Transposed if there is a size to reach."""
     y: Tensor = torch.ops.aten.convolution(
-        x.permute(0, 3, 1, 2), _kernels(weight, x), None, *_options(weight, stride, output_padding)
+        x.permute(0, 3, 1, 2), _kernels(weight, x), None, *_options(x, weight, stride, size)
     )
     return y.permute(0, 2, 3, 1).contiguous()
 
@@ -235,8 +225,8 @@ def _convolution_backward(
     x: Tensor,
     weight: Tensor,
     stride: int,
-    output_padding: list[int] | None,
     x_needs_grad: bool,
+    transposed: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of x, empty unless it needs one, and of the weight."""
     if output is not None:
@@ -246,7 +236,7 @@ def _convolution_backward(
         x.permute(0, 3, 1, 2),
         _kernels(weight, x),
         None,
-        *_options(weight, stride, output_padding),
+        *_options(x, weight, stride, grad.shape[1:3] if transposed else None),
         [x_needs_grad, True, False],
     )
     return (
@@ -260,28 +250,18 @@ def _kernels(weight: Tensor, x: Tensor) -> Tensor:
     return weight.to(x.dtype, memory_format=torch.channels_last)
 
 
-def _options(weight: Tensor, stride: int, output_padding: list[int] | None) -> tuple[Any, ...]:
+def _options(x: Tensor, weight: Tensor, stride: int, size: Sequence[int] | None) -> tuple[Any, ...]:
     """Stride, padding, dilation, whether transposed, output padding and groups."""
-    padding = [weight.shape[2] // 2] * 2
-    transposed = output_padding is not None
-    return [stride] * 2, padding, [1, 1], transposed, output_padding or [0, 0], 1
-
-
-def _output_padding(x: Tensor, size: tuple[int, int], stride: int) -> list[int]:
-    """What a transposed convolution must add to reach `size`: ⌈H/2⌉ is half of two sizes."""
-    return [side - stride * (n - 1) - 1 for side, n in zip(size, x.shape[1:3])]
+    padding, more = [weight.shape[2] // 2] * 2, [0, 0]
+    if size is not None:  # ⌈H/2⌉ is half of two sizes
+        more = [side - stride * (n - 1) - 1 for side, n in zip(size, x.shape[1:3])]
+    return [stride] * 2, padding, [1, 1], size is not None, more, 1
 
 
 def _encode_cuda(x: Tensor, weight: Tensor, stride: int) -> Tensor:
     y = _convolution(x, weight, stride)
     torch.ops.asng._cae_finish(y, None, True)
     return y
-
-
-def _encode_backward_cuda(
-    grad: Tensor, output: Tensor, x: Tensor, weight: Tensor, stride: int, x_needs_grad: bool
-) -> tuple[Tensor, Tensor]:
-    return _convolution_backward(grad, output, x, weight, stride, None, x_needs_grad)
 
 
 def _decode_cuda(
@@ -293,17 +273,14 @@ def _decode_cuda(
     width: int,
     relu: bool,
 ) -> Tensor:
-    y = _convolution(x, weight, stride, _output_padding(x, (height, width), stride))
+    y = _convolution(x, weight, stride, (height, width))
     if skipped is not None or relu:
         torch.ops.asng._cae_finish(y, skipped, relu)
     return y
 
 
-def _decode_backward_cuda(
-    grad: Tensor, output: Tensor | None, x: Tensor, weight: Tensor, stride: int, x_needs_grad: bool
-) -> tuple[Tensor, Tensor]:
-    output_padding = _output_padding(x, (grad.shape[1], grad.shape[2]), stride)
-    return _convolution_backward(grad, output, x, weight, stride, output_padding, x_needs_grad)
+_encode_backward_cuda = _convolution_backward
+_decode_backward_cuda = partial(_convolution_backward, transposed=True)
 
 
 def _register_cuda(library: Library, device_type: str = "cuda") -> None:
@@ -333,9 +310,10 @@ _CASTS: dict[str, dict[int, Cast]] = {
 }
 
 if available():
-    register_operator("cae_encode", _encode_fake, _encode_setup, _encode_backward, _backward_fake)
-    register_operator("cae_decode", _decode_fake, _decode_setup, _decode_backward, _backward_fake)
+    for _name, _fake, _setup, _backward in (
+        ("cae_encode", _encode_fake, _encode_setup, _encode_backward),
+        ("cae_decode", _decode_fake, _decode_setup, _decode_backward),
+    ):
+        register_operator(_name, _fake, _setup, _backward, _backward_fake, _CASTS[_name])
     register_fake("_cae_finish", lambda y, skipped, relu: None)
     _register_cuda(LIBRARY)
-    for _name, _casts in _CASTS.items():
-        register_autocast(_name, _casts)

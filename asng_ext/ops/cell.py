@@ -19,13 +19,12 @@ from asng_ext.ops._feature_maps import (
     allows_tf32,
     cast_feature_maps,
     cast_weights,
-    check_saved,
     halved,
     new_saved,
     padded_channels,
 )
 from asng_ext.ops._libraries import available
-from asng_ext.ops._registration import call, call_backward, register_autocast, register_operator
+from asng_ext.ops._registration import call, call_backward, register_operator
 
 __all__ = ["CellWeights", "cell", "cells", "runs_stacks"]
 
@@ -102,15 +101,6 @@ def _out_size(prev: Sequence[int], archs: int, weights: Any) -> tuple[int, ...]:
     return archs, batch, halved(height, stride), halved(width, stride), padded
 
 
-def _new_saved(
-    units: _host.SavedUnits, images: Tensor, prev: Sequence[int], out: Sequence[int], weight: Tensor
-) -> Tensor:
-    _, batch, height, width, _ = prev
-    archs, _, out_height, out_width, padded = out
-    in_pixels, out_pixels = batch * height * width, batch * out_height * out_width
-    return new_saved(units, images, weight, archs, padded, in_pixels, out_pixels)
-
-
 def _cell_fake(
     prev_prev: Tensor,
     prev: Tensor,
@@ -123,7 +113,7 @@ def _cell_fake(
 ) -> tuple[Tensor, Tensor]:
     archs, nodes, _ = inputs.shape
     size = _out_size(prev.shape, archs, CellWeights(*weights))
-    saved = _new_saved(_host.cell_saved_units(int(nodes)), prev, prev.shape, size, weights[0])
+    saved = new_saved(_host.cell_saved_units(int(nodes)), prev, weights[0], size, prev.shape)
     return prev.new_empty(size), saved if save else saved.new_empty((0,))
 
 
@@ -153,40 +143,13 @@ def _cell_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]
         inputs
     )
     ctx.save_for_backward(prev_prev, prev, *output, index, operations, *weights)
-    ctx.set_materialize_grads(False)
 
 
-def _cell_backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
-    check_saved(ctx)
-    prev_prev, prev, output, saved, index, operations, *weights = ctx.saved_tensors
-    if grad is None:
-        return None, None, None, None, [None] * len(weights), None, None, None
-    prev_prev_needs_grad, prev_needs_grad = ctx.needs_input_grad[:2]
-    grad_prev_prev, grad_prev, grads = call_backward(
-        "cell",
-        grad.contiguous(),
-        prev_prev,
-        prev,
-        output,
-        saved,
-        index,
-        operations,
-        weights,
-        ctx.prev_prev_is_larger,
-        prev_prev_needs_grad,
-        prev_needs_grad,
-        ctx.tf32,
-    )
-    return (
-        grad_prev_prev if prev_prev_needs_grad else None,
-        grad_prev if prev_needs_grad else None,
-        None,
-        None,
-        grads,
-        None,
-        None,
-        None,
-    )
+def _cell_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    tensors, weights = ctx.saved_tensors[:6], list(ctx.saved_tensors[6:])
+    flags = (ctx.prev_prev_is_larger, *ctx.needs_input_grad[:2], ctx.tf32)
+    grad_prev_prev, grad_prev, grads = call_backward("cell", grad, *tensors, weights, *flags)
+    return grad_prev_prev, grad_prev, None, None, grads
 
 
 def _of_cells(weights: Sequence[Tensor]) -> list[Any]:
@@ -204,7 +167,7 @@ def _cells_fake(
     total = 0
     for named in _of_cells(weights):
         prev, size = size, _out_size(size, archs, named)
-        total += _new_saved(units, images, prev, size, named.prev_prev_weight).numel()
+        total += new_saved(units, images, named.prev_prev_weight, size, prev).numel()
     return images.new_empty(size), images.new_empty((total if save else 0,))
 
 
@@ -225,31 +188,18 @@ def _cells_backward_fake(
 def _cells_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     images, index, operations, weights, ctx.save = inputs
     ctx.save_for_backward(images, *output, index, operations, *weights)
-    ctx.set_materialize_grads(False)
 
 
-def _cells_backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
-    check_saved(ctx)
-    images, output, saved, index, operations, *weights = ctx.saved_tensors
-    if grad is None:
-        return None, None, None, [None] * len(weights), None
-    images_need_grad = ctx.needs_input_grad[0]
-    grad_images, grads = call_backward(
-        "cells",
-        grad.contiguous(),
-        images,
-        output,
-        saved,
-        index,
-        operations,
-        weights,
-        images_need_grad,
-    )
-    return grad_images if images_need_grad else None, None, None, grads, None
+def _cells_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    tensors, weights = ctx.saved_tensors[:5], list(ctx.saved_tensors[5:])
+    grad_images, grads = call_backward("cells", grad, *tensors, weights, ctx.needs_input_grad[0])
+    return grad_images, None, None, grads
 
 
 if available():
-    register_operator("cell", _cell_fake, _cell_setup, _cell_backward, _cell_backward_fake)
-    register_autocast("cell", {0: cast_feature_maps, 1: cast_feature_maps, 4: cast_weights})
-    register_operator("cells", _cells_fake, _cells_setup, _cells_backward, _cells_backward_fake)
-    register_autocast("cells", {0: cast_feature_maps, 3: cast_weights})
+    _casts = {0: cast_feature_maps, 1: cast_feature_maps, 4: cast_weights}
+    register_operator("cell", _cell_fake, _cell_setup, _cell_backward, _cell_backward_fake, _casts)
+    _casts = {0: cast_feature_maps, 3: cast_weights}
+    register_operator(
+        "cells", _cells_fake, _cells_setup, _cells_backward, _cells_backward_fake, _casts
+    )

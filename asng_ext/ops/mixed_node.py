@@ -27,12 +27,11 @@ from asng_ext.ops._feature_maps import (
     allows_tf32,
     cast_feature_maps,
     cast_weights,
-    check_saved,
     halved,
     new_saved,
     padded_channels,
 )
-from asng_ext.ops._registration import call, call_backward, register_autocast, register_operator
+from asng_ext.ops._registration import call, call_backward, check_tensor, register_operator
 
 __all__ = ["OPERATION_COUNT", "NodeWeights", "mixed_node"]
 
@@ -56,12 +55,7 @@ def _under_autocast(device: torch.device) -> bool:
 
 
 def _check_bank(bank: Tensor) -> None:
-    if not isinstance(bank, Tensor):
-        raise TypeError(f"bank must be a tensor, got {type(bank).__name__}")
-    if bank.dim() != 6 or 0 in bank.shape:
-        raise ValueError(
-            f"bank must have 6 dimensions, none of them 0, got shape {tuple(bank.shape)}"
-        )
+    check_tensor("bank", bank, 6)
     halves = _feature_maps.stores_bfloat16(bank.device.type)
     if not (
         bank.dtype in (torch.float32, torch.float64)
@@ -70,10 +64,6 @@ def _check_bank(bank: Tensor) -> None:
     ):
         allowed = "float32, float64 or bfloat16" if halves else "float32 or float64"
         raise TypeError(f"bank must be {allowed} on {bank.device.type}, got {bank.dtype}")
-    if bank.device.type == "cuda":
-        _libraries.require_cuda()
-    elif bank.device.type not in ("cpu", "meta"):
-        raise ValueError(f"bank must be on the CPU or a CUDA device, got {bank.device}")
 
 
 def _check_weight(x: Tensor, name: str, shape: tuple[int, ...], like: Tensor) -> None:
@@ -186,12 +176,9 @@ def _fake(
     tf32: bool,
 ) -> tuple[Tensor, Tensor]:
     _, archs, batch, height, width, padded = bank.shape
-    out_height, out_width = halved(height, stride), halved(width, stride)
-    units = _host.node_saved_units(int(inputs.shape[1]))
-    out_pixels = batch * out_height * out_width
-    saved = new_saved(units, bank, weights[0], archs, padded, out_pixels=out_pixels)
-    out = bank.new_empty((archs, batch, out_height, out_width, padded))
-    return out, saved if save else saved.new_empty((0,))
+    size = (archs, batch, halved(height, stride), halved(width, stride), padded)
+    saved = new_saved(_host.node_saved_units(int(inputs.shape[1])), bank, weights[0], size)
+    return bank.new_empty(size), saved if save else saved.new_empty((0,))
 
 
 def _backward_fake(
@@ -210,19 +197,15 @@ def _backward_fake(
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     bank, index, operations, weights, ctx.stride, ctx.save, ctx.tf32 = inputs
     ctx.save_for_backward(bank, output[1], index, operations, *weights)
-    ctx.set_materialize_grads(False)
 
 
-def _backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
-    check_saved(ctx)
+def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     bank, saved, index, operations, *weights = ctx.saved_tensors
-    if grad is None:
-        return None, None, None, [None] * len(weights), None, None, None
-    args = (grad.contiguous(), bank, saved, index, operations, weights, ctx.stride, ctx.tf32)
+    args = (grad, bank, saved, index, operations, weights, ctx.stride, ctx.tf32)
     grad_bank, grads = call_backward("mixed_node", *args)
-    return grad_bank, None, None, grads, None, None, None
+    return grad_bank, None, None, grads
 
 
 if _libraries.available():
-    register_operator("mixed_node", _fake, _setup, _backward, _backward_fake)
-    register_autocast("mixed_node", {0: cast_feature_maps, 3: cast_weights})
+    _casts = {0: cast_feature_maps, 3: cast_weights}
+    register_operator("mixed_node", _fake, _setup, _backward, _backward_fake, _casts)

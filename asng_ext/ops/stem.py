@@ -16,7 +16,7 @@ from asng_ext.ops._feature_maps import (
     padded_channels,
 )
 from asng_ext.ops._libraries import available
-from asng_ext.ops._registration import call, call_backward, register_autocast, register_operator
+from asng_ext.ops._registration import call, call_backward, register_operator
 
 __all__ = ["stem"]
 
@@ -44,12 +44,8 @@ def stem(images: Tensor, weight: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
 def _fake(
     images: Tensor, weight: Tensor, scale: Tensor, bias: Tensor, tf32: bool
 ) -> tuple[Tensor, Tensor]:
-    batch, height, width, _ = images.shape
-    padded = padded_channels(weight.shape[0])
-    saved = new_saved(
-        _host.STEM_SAVED_UNITS, images, weight, 1, padded, out_pixels=batch * height * width
-    )
-    return images.new_empty((1, batch, height, width, padded)), saved
+    size = (1, *images.shape[:3], padded_channels(weight.shape[0]))
+    return images.new_empty(size), new_saved(_host.STEM_SAVED_UNITS, images, weight, size)
 
 
 def _backward_fake(
@@ -67,20 +63,14 @@ def _backward_fake(
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     images, weight, scale, bias, ctx.tf32 = inputs
     ctx.save_for_backward(images, output[1], weight, scale, bias)
-    ctx.set_materialize_grads(False)
 
 
-def _backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
+def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     if ctx.needs_input_grad[0]:
         raise RuntimeError("asng::stem has no gradient with respect to the images")
-    if grad is None:
-        return None, None, None, None, None
-    grads = call_backward("stem", grad.contiguous(), *ctx.saved_tensors, ctx.tf32)
-    return (None, *grads, None)
+    return (None, *call_backward("stem", grad, *ctx.saved_tensors, ctx.tf32))
 
 
 if available():
-    register_operator("stem", _fake, _setup, _backward, _backward_fake)
-    register_autocast(
-        "stem", {0: cast_feature_maps, 1: cast_weights, 2: cast_weights, 3: cast_weights}
-    )
+    _casts = {0: cast_feature_maps, 1: cast_weights, 2: cast_weights, 3: cast_weights}
+    register_operator("stem", _fake, _setup, _backward, _backward_fake, _casts)

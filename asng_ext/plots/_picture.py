@@ -14,20 +14,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = [
-    "BLUE",
-    "DPI",
-    "GRAY",
-    "GREEN",
-    "INK",
-    "OPERATION_STYLES",
-    "ORANGE",
-    "PURPLE",
-    "FilePath",
-    "draw_box",
-    "picture",
-]
-
 FilePath: TypeAlias = str | os.PathLike[str]
 
 FORMATS = (".png", ".svg", ".pdf")

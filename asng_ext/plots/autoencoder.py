@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from asng_ext.nn.autoencoder_space import fitting_layers
+from asng_ext.nn.autoencoder_space import CaeLayer, fitting_layers
 from asng_ext.plots._picture import (
     BLUE,
     DPI,
@@ -21,8 +21,6 @@ from asng_ext.plots._picture import (
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-    from asng_ext.nn.autoencoder_space import CaeLayer
 
 __all__ = ["draw_autoencoder"]
 
@@ -84,7 +82,9 @@ def draw_autoencoder(
                 start, end = (x, high - BOX_HEIGHT / 2), (x, low + BOX_HEIGHT / 2)
                 _arrow(axes, start, end, GREEN, "")
         last = places[len(layers)]
-        turn = "{}×{}".format(*_after(layers, sizes, image_size))
+        # Behind the last layer the size is that before one more, which a skip would not change.
+        more = fitting_layers([*layers, CaeLayer(len(layers), 1, 1, skip=True)], *image_size)
+        turn = "{}×{}".format(*more[1][-1])
         start = (last, high - BOX_HEIGHT / 2)
         _arrow(axes, start, (last, low + BOX_HEIGHT / 2), INK, turn, beside=True)
         if layers and layers[-1].skip:
@@ -100,17 +100,6 @@ def draw_autoencoder(
             va="top",
         )
         return save(figure)
-
-
-def _after(
-    layers: Sequence[CaeLayer], sizes: Sequence[tuple[int, int]], image_size: tuple[int, int]
-) -> tuple[int, int]:
-    """Height and width behind the last layer of the encoder."""
-    if not layers:
-        return image_size
-    stride = layers[-1].stride
-    height, width = sizes[-1]
-    return -(-height // stride), -(-width // stride)
 
 
 def _box(axes: Axes, x: float, y: float, text: str, color: str) -> None:

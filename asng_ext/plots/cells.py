@@ -161,16 +161,7 @@ def _draw_legend(figure: Figure, layouts: Sequence[Layout]) -> None:
         if operation in used
     ]
     if any(a.operation and a.source < INPUTS for a in layouts[1].arrows):
-        handles.append(
-            Line2D(
-                [],
-                [],
-                linestyle="none",
-                marker="$/2$",
-                markersize=10,
-                markeredgewidth=0,
-                color=INK,
-                label="stride 2",
-            )
-        )
+        halves = Line2D([], [], linestyle="none", marker="$/2$", markersize=10, color=INK)
+        halves.set(markeredgewidth=0, label="stride 2")
+        handles.append(halves)
     figure.legend(handles=handles, loc="lower center", ncols=3, frameon=False, fontsize=9.5)

@@ -25,7 +25,6 @@ from asng_ext.nn import (
     CellNetwork,
     CellSpace,
     CellSupernet,
-    FusedCellSupernet,
     cell_supernet,
     parameter_count,
     widest_channels,
@@ -138,7 +137,7 @@ class ClassificationTask(ImageTask[ClassificationConfig]):
         on_gpu = self.device.type == "cuda"
         return _libraries.cuda_available() if on_gpu else _libraries.available()
 
-    def supernet(self) -> CellSupernet | FusedCellSupernet:
+    def supernet(self) -> CellSupernet:
         """The supernet, on the compiled operators where they can be used."""
         config = self.config
         return cell_supernet(
@@ -167,7 +166,7 @@ class ClassificationTask(ImageTask[ClassificationConfig]):
         The images are made here, so that preparing them is part of the step that is captured.
         """
         x, y = self._weight_stream.make(batch)  # the other stream would make the same of it
-        run = cast(CellSupernet | FusedCellSupernet, supernet).forward_population
+        run = cast(CellSupernet, supernet).forward_population
         with autocast(self.config.precision, self.device):
             logits = cast(Tensor, run(x, samples.categorical))  # no pair: it has no auxiliary head
         if logits.dtype == torch.bfloat16:
