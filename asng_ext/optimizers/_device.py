@@ -86,31 +86,28 @@ class ASNGTensors:
         _libraries.require()
         self.population_size = common["population_size"]
         self.settings = (alpha, delta_init, delta_max, common["variance_ratio_min"])
-        sizes = torch.tensor(common["sizes"], dtype=torch.int64)
-        low, high = (torch.tensor(common[k], dtype=torch.float64) for k in ("low", "high"))
-        std_min, std_max = torch.tensor(common["std_min"], dtype=torch.float64), (high - low) / 2
-        count, n_theta = len(seeds), int((sizes - 1).sum()) + 2 * len(low)
+        # They start as the optimizer on the CPU does.
+        start = _host.ASNG(common, alpha=alpha, delta_init=delta_init, delta_max=delta_max)
+        count = len(seeds)
         counters = torch.zeros((count, len(COLUMNS)), dtype=torch.int64)
         counters[:, COLUMNS["seed"]] = torch.tensor([as_int64(seed) for seed in seeds])
-        # δ is kept at or below √n_θ (StepSizeSettings of csrc/core/step_size.h).
-        start = max(min(1.0, delta_max), delta_init / n_theta**0.5)
-        step = torch.tensor([0.0, start], dtype=torch.float64)
 
-        def rows(values: Tensor) -> Tensor:
-            return values.repeat(count, 1).to(device)
+        def rows(values: Any, dtype: torch.dtype = torch.float64) -> Tensor:
+            return torch.tensor(values, dtype=dtype).repeat(count, 1).to(device)
 
         self.counters = counters.to(device)
-        self.theta = rows((1.0 / sizes.double()).repeat_interleave(sizes))
-        self.mean = rows((low + high) / 2)
-        self.variance = rows(std_max**2)
-        self.s = rows(torch.zeros(n_theta, dtype=torch.float64))
-        self.step = rows(step)
+        self.theta, self.mean, self.variance, self.s = map(
+            rows, (start.theta, start.mean, start.variance, start.s)
+        )
+        self.step = rows([start.gamma, start.Delta])
+        sizes, low, high = (np.array(common[k]) for k in ("sizes", "low", "high"))
         self.best_loss = torch.full((count,), math.inf, dtype=torch.float64, device=device)
-        self.best_categorical = rows(torch.zeros(len(sizes), dtype=torch.int64))
-        self.best_numerical = rows(torch.zeros(len(low), dtype=torch.float64))
-        self._offsets = torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)]).to(device)
-        self._margin = torch.tensor(common["margin"], dtype=torch.float64).to(device)
-        self._bounds = torch.stack([low, high, std_min, std_max]).to(device)
+        self.best_categorical = rows(0 * sizes, torch.int64)
+        self.best_numerical = rows(0 * low)
+        self._offsets = rows([0, *np.cumsum(sizes)], torch.int64)[0]
+        self._margin = rows(common["margin"])[0]
+        bounds = [low, high, np.array(common["std_min"]), (high - low) / 2]
+        self._bounds = torch.tensor(np.array(bounds), dtype=torch.float64).to(device)
 
     @property
     def device(self) -> torch.device:

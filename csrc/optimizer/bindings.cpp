@@ -155,28 +155,19 @@ Layout make_layout(const std::vector<std::int64_t>& sizes, std::int64_t stride,
   return Layout(sizes, stride, low, high, std_min);
 }
 
-// What all optimizers are made from, by name.
-Layout read_layout(const py::dict& common) {
+// An optimizer from what all are made from, by name, and settings of its own.
+template <typename Kind, typename... Own>
+std::unique_ptr<Kind> make(const py::dict& common, Own... own) {
   const auto numbers = [&](const char* name) { return common[name].cast<std::vector<double>>(); };
   Layout layout = make_layout(common["sizes"].cast<std::vector<std::int64_t>>(), 0, numbers("low"),
                               numbers("high"), numbers("std_min"));
   layout.variance_ratio_min = common["variance_ratio_min"].cast<double>();
-  return layout;
-}
-
-std::vector<double> read_margin(const py::dict& common) {
-  auto margin = common["margin"].cast<std::vector<double>>();
-  require(margin.size() == py::len(common["sizes"]), "margin must have one entry per size");
-  return margin;
-}
-
-std::int64_t read_lambda(const py::dict& common) {
+  require(numbers("margin").size() == layout.sizes.size(), "margin must have one entry per size");
   const auto lambda = common["population_size"].cast<std::int64_t>();
   require(lambda >= 2 && lambda <= kMostSamples, "population_size must be in [2, 2^24]");
-  return lambda;
+  return std::make_unique<Kind>(std::move(layout), numbers("margin"), lambda,
+                                common["seed"].cast<std::uint64_t>(), own...);
 }
-
-std::uint64_t read_seed(const py::dict& common) { return common["seed"].cast<std::uint64_t>(); }
 
 py::tuple ask(Optimizer& optimizer) {
   const Layout& layout = optimizer.layout();
@@ -426,29 +417,19 @@ PYBIND11_MODULE(_host, module) {
 
   py::class_<Asng, Optimizer> adaptive(module, "ASNG");
   adaptive
-      .def(py::init([](const py::dict& common, double alpha, double delta_init, double Delta_max) {
-             return std::make_unique<Asng>(read_layout(common), read_margin(common),
-                                           read_lambda(common), read_seed(common), alpha,
-                                           delta_init, Delta_max);
-           }),
-           py::arg("common"), py::arg("alpha"), py::arg("delta_init"), py::arg("delta_max"))
+      .def(py::init(&make<Asng, double, double, double>), py::arg("common"), py::arg("alpha"),
+           py::arg("delta_init"), py::arg("delta_max"))
       .def_property_readonly("delta", [](Asng& self) { return self.step.delta(self.settings()); });
   def_array(adaptive, "s", [](Asng& self) -> auto& { return self.s; });
   def_number(adaptive, "gamma", [](Asng& self) -> auto& { return self.step.gamma; });
   def_number(adaptive, "Delta", [](Asng& self) -> auto& { return self.step.Delta; });
 
   py::class_<Sng, Optimizer>(module, "SNG")
-      .def(py::init([](const py::dict& common, double delta) {
-             return std::make_unique<Sng>(read_layout(common), read_margin(common),
-                                          read_lambda(common), read_seed(common), delta);
-           }),
-           py::arg("common"), py::arg("delta"));
+      .def(py::init(&make<Sng, double>), py::arg("common"), py::arg("delta"));
 
   py::class_<NaturalAdam, Optimizer> adam(module, "NaturalAdam");
   adam.def(py::init([](const py::dict& common, double step_size, double beta1, double beta2) {
-             return std::make_unique<NaturalAdam>(read_layout(common), read_margin(common),
-                                                  read_lambda(common), read_seed(common),
-                                                  AdamSettings{step_size, beta1, beta2});
+             return make<NaturalAdam>(common, AdamSettings{step_size, beta1, beta2});
            }),
            py::arg("common"), py::arg("step_size"), py::arg("beta1"), py::arg("beta2"))
       .def_readwrite("updates", &NaturalAdam::updates);

@@ -324,7 +324,7 @@ class TestMixedNode:
         expected = run(reference_ops.mixed_node, exact[0], *args, ops.NodeWeights(*exact[1:]), 2)
         for tensor, a, b in zip((None, bank, *weights), got, expected, strict=True):
             assert a.dtype == (torch.bfloat16 if tensor is None else tensor.dtype)
-            # See csrc/tests/ops/cell/cuda_precision.cpp for what three rounded tensors may do.
+            # See csrc/tests/ops/cuda.cpp for what three rounded tensors may do.
             assert (a.double() - b).norm() <= (0.007 if tensor is None else 0.11) * b.norm()
         with pytest.raises(TypeError, match=r"depthwise3 must be torch\.float32 with"):
             ops.mixed_node(bank, *args, ops.NodeWeights(*(w.bfloat16() for w in weights)), 2)

@@ -68,23 +68,6 @@ TEST_CASE("draws are in range and antithetic for every lambda") {
   }
 }
 
-TEST_CASE("a rewarded category becomes certain") {
-  Asng optimizer = make({4, 3}, 1, 3);
-  for (int t = 0; t < 500; ++t) {
-    const Draw draw = ask(optimizer);
-    std::vector<double> losses;
-    for (int k = 0; k < 3; ++k) {
-      losses.push_back((draw.categorical[2 * k] != 2) + (draw.categorical[2 * k + 1] != 1) +
-                       std::fabs(draw.gaussian[k] - 3.0));
-    }
-    optimizer.tell({3, draw.categorical.data(), draw.gaussian.data(), losses.data()});
-  }
-  CHECK(optimizer.state().theta[2] > 0.9);
-  CHECK(optimizer.state().theta[4 + 1] > 0.9);
-  CHECK(std::fabs(optimizer.state().mean[0] - 3.0) <= 1.0);
-  CHECK(std::isfinite(optimizer.step.Delta));
-}
-
 TEST_CASE("bad input is refused before anything changes") {
   Asng optimizer = make({4, 3}, 0, 2);
   const std::vector<double> before = optimizer.state().theta;
@@ -121,35 +104,6 @@ TEST_CASE("losses without information change nothing") {
   CHECK(!optimizer.tell({2, twins.categorical.data(), twins.gaussian.data(), losses}));
   CHECK(optimizer.state().theta == theta);
   CHECK(optimizer.step.gamma == 0.0);
-}
-
-TEST_CASE("the best sample is remembered") {
-  Asng optimizer = make({4, 3}, 1, 2);
-  const asng::host::Optimizer::State& state = optimizer.state();
-  const std::int64_t categorical[] = {0, 1, 3, 2};
-  const double gaussian[] = {5.0, -6.0};
-  const auto tell = [&](double a, double b) {
-    const double losses[] = {a, b};
-    optimizer.tell({2, categorical, gaussian, losses});
-  };
-  tell(NAN, kInfinity);
-  CHECK(std::isinf(state.best.loss));
-  CHECK(state.best.generation == 0);
-  CHECK(state.moved == 0);
-  tell(3.0, NAN);
-  CHECK(state.best.loss == 3.0);
-  CHECK(state.best.generation == 2);
-  CHECK(state.moved == 2);
-  tell(3.0, -1.0);
-  CHECK(state.best.loss == -1.0);
-  CHECK(state.best.generation == 3);
-  CHECK(state.best.categorical == (std::vector<std::int64_t>{3, 2}));
-  CHECK(state.best.gaussian == std::vector<double>{-6.0});
-  tell(0.0, 0.0);
-  CHECK(state.best.loss == -1.0);
-  CHECK(state.moved == 3);
-  CHECK(state.generation == 4);
-  CHECK(state.evaluations == 8);
 }
 
 TEST_CASE("padded and packed parameters give the same update") {

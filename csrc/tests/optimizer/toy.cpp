@@ -1,16 +1,12 @@
 #include <doctest/doctest.h>
 
 #include <cmath>
-#include <memory>
 #include <stdexcept>
 #include <vector>
 
-#include "optimizer/cpu.h"
 #include "optimizer/toy/batch.h"
 #include "optimizer/toy/noise.h"
 
-using asng::host::kLanes;
-using asng::host::Lanes;
 using asng::host::ToyOutcome;
 using asng::host::ToyProblem;
 using asng::host::ToyProgress;
@@ -113,57 +109,6 @@ TEST_CASE("every width gives the same bits") {
   }
 }
 
-// The same problem, with an Optimizer of the same seed in place of the run's own update.
-TEST_CASE("a run updates as the optimizers do") {
-  for (ToyRule rule : kRules) {
-    for (std::int64_t lambda : {2, 3, 8}) {
-      ToySettings settings = small(rule);
-      settings.lambda = lambda;
-      settings.target = -1.0;
-      const auto D = static_cast<std::size_t>(settings.variables);
-      const auto K = static_cast<std::size_t>(settings.categories);
-      const std::uint64_t key = asng::host::toy_key(1, 2);
-      const asng::host::Layout layout(std::vector<std::int64_t>(D, settings.categories), 0, {}, {},
-                                      {});
-      const std::vector<double> margin(D, settings.margin);
-      std::unique_ptr<asng::host::Optimizer> optimizer;
-      if (rule == ToyRule::kAsng) {
-        optimizer = std::make_unique<asng::host::Asng>(layout, margin, lambda, key, settings.alpha,
-                                                       settings.delta, settings.delta_max);
-      } else if (rule == ToyRule::kSng) {
-        optimizer = std::make_unique<asng::host::Sng>(layout, margin, lambda, key, settings.delta);
-      } else {
-        optimizer =
-            std::make_unique<asng::host::NaturalAdam>(layout, margin, lambda, key, settings.adam);
-      }
-      ToyRun run(settings);
-      run.start(key);
-      std::vector<std::int64_t> samples(static_cast<std::size_t>(lambda) * D);
-      std::vector<double> z(D), losses(static_cast<std::size_t>(lambda));
-      for (std::uint64_t t = 0; t < 150; ++t) {
-        run.advance(1);
-        const std::vector<double> x = run.weights();
-        optimizer->ask(samples.data(), nullptr);  // what the weights were trained with
-        optimizer->ask(samples.data(), nullptr);
-        asng::host::toy_noise(key, 2 * t + 1, settings.variables, z.data());
-        for (std::size_t k = 0; k < losses.size(); ++k) {
-          losses[k] = 0.0;
-          for (std::size_t i = 0; i < D; ++i) {
-            const auto c = static_cast<std::size_t>(samples[k * D + i]);
-            const double offset = x[i * K + c] - settings.noise * z[i];
-            losses[k] += offset * offset + static_cast<double>(c) / static_cast<double>(K);
-          }
-        }
-        optimizer->tell({lambda, samples.data(), nullptr, losses.data()});
-        const std::vector<double> theta = run.probabilities();
-        for (std::size_t e = 0; e < theta.size(); ++e) {
-          CHECK(std::fabs(theta[e] - optimizer->state().theta[e]) <= 1e-10);
-        }
-      }
-    }
-  }
-}
-
 TEST_CASE("probabilities stay probabilities even with huge steps") {
   for (ToyRule rule : kRules) {
     for (double size : {1e-6, 0.3, 5.0, 1e6}) {
@@ -208,21 +153,6 @@ TEST_CASE("a run that is started again is the same run") {
   }
 }
 
-TEST_CASE("both problems can be solved") {
-  for (ToyProblem problem : kProblems) {
-    ToySettings settings = small();
-    settings.problem = problem;
-    settings.iteration_limit = 20000;
-    int successes = 0;
-    for (const ToyOutcome& outcome : batch(settings, 0, 20, 2)) {
-      successes += outcome.succeeded;
-      CHECK(outcome.iterations > 0);
-      CHECK(outcome.iterations <= settings.iteration_limit);
-    }
-    CHECK(successes >= 18);
-  }
-}
-
 TEST_CASE("a run depends neither on threads nor on other runs") {
   const ToySettings settings = small();
   const std::vector<ToyOutcome> alone = batch(settings, 0, 24, 1);
@@ -256,22 +186,4 @@ TEST_CASE("a batch can be stopped and interrupted") {
     thrown = true;
   }
   CHECK(thrown);
-}
-
-TEST_CASE("progress ends with all runs") {
-  std::vector<ToyOutcome> outcomes(6);
-  ToyProgress last{};
-  const auto watch = [&](const ToyProgress& progress) {
-    CHECK(progress.runs >= last.runs);
-    CHECK(progress.iterations >= last.iterations);
-    last = progress;
-    return true;
-  };
-  asng::host::toy_batch(small(), 7, 0, outcomes, 2, watch, 1000.0);
-  std::int64_t total = 0;
-  for (const ToyOutcome& outcome : outcomes) {
-    total += outcome.iterations;
-  }
-  CHECK(last.runs == 6);
-  CHECK(last.iterations == total);
 }

@@ -4,13 +4,14 @@
 #include <cmath>
 #include <memory>
 #include <optional>
+#include <random>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "platform/grid_on_cpu/tensor_cores.h"
 #include "tests/kernels/cuda/gemm_samples.h"
-#include "tests/ops/cell/cuda_memory.h"
+#include "tests/platform/device_memory.h"
 
 namespace asng::test {
 namespace {
@@ -19,14 +20,14 @@ using namespace asng::cuda;
 
 // Memory that begins where a device's does.
 struct Matrix {
-  Memory memory;
+  DeviceMemory memory;
   int64_t size;
 
   explicit Matrix(int64_t size) : memory(static_cast<size_t>(size) * sizeof(float)), size(size) {}
-  Matrix(Draw& draw, int64_t size) : Matrix(size) {
-    for (int64_t i = 0; i < size; ++i) data()[i] = static_cast<float>(draw.below(19) - 9);
+  Matrix(std::mt19937& generator, int64_t size) : Matrix(size) {
+    for (int64_t i = 0; i < size; ++i) data()[i] = static_cast<float>(generator() % 19) - 9;
   }
-  float* data() const { return memory.as<float>(); }
+  float* data() const { return static_cast<float*>(memory.get()); }
 };
 
 struct Case {
@@ -45,9 +46,10 @@ double entry(const Case& c, const Matrix& left, const Matrix& right, bool transp
 }
 
 void check_product(const Case& c, bool transposed) {
-  Draw draw(static_cast<unsigned>(c.rows + c.columns + c.depth));
+  std::mt19937 generator(static_cast<unsigned>(c.rows + c.columns + c.depth));
   const int row = c.columns + 32;
-  const Matrix left(draw, c.rows * c.depth), right(draw, c.depth * c.columns), out(c.rows * row);
+  const Matrix left(generator, c.rows * c.depth), right(generator, c.depth * c.columns),
+      out(c.rows * row);
   const SampleProduct product = {c.rows,      c.columns,    c.depth,   row,
                                  left.data(), right.data(), out.data()};
   transposed ? sample_tile_outer_product(product, nullptr) : sample_tile_product(product, nullptr);
@@ -110,9 +112,9 @@ TEST_CASE("CUDA: outer products over no pixels are zeros") {
 TEST_CASE("CUDA: products go where there are positive values") {
   in_both_orders([] {
     for (const Case& c : {Case{64, 32, 16}, {16, 16, 48}}) {
-      Draw draw(5);
-      const Matrix left(draw, c.rows * c.depth), right(draw, c.depth * c.columns);
-      const Matrix values(draw, c.rows * c.columns);
+      std::mt19937 generator(5);
+      const Matrix left(generator, c.rows * c.depth), right(generator, c.depth * c.columns);
+      const Matrix values(generator, c.rows * c.columns);
       const std::vector<float> before(values.data(), values.data() + values.size);
       sample_tile_product_where_positive(
           {c.rows, c.columns, c.depth, c.columns, left.data(), right.data(), nullptr},

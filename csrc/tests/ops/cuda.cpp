@@ -1,0 +1,277 @@
+// The CUDA kernels against those for the CPU in float64, on the same numbers: in every type, and
+// with products in TF32. python_tests/ops compares more of them with their definitions; here they
+// run on memory full of NaN, with sanitizers, and closer to their bounds.
+//
+// Bounds. A value that is stored is off by at most kStored = 2⁻⁸ of itself, and a difference is
+// taken relative to the norm of all values; linear maps and normalizations of random feature maps
+// pass relative errors on as they are, and errors of one feature map after another are independent,
+// so that they accumulate in squares. So a forward pass that stores n feature maps in a row is off
+// by √n·kStored. Gradients are off by as much again, and where an error δ of ReLU's argument turns
+// its sign: that befalls δ/π of normally distributed arguments, which is 2δ/π of those that ReLU
+// lets pass, and the square root of it in the norm. Maxima that change hands are bounded in the
+// same way. A factor of a product that is rounded to TF32 is off by at most 2⁻¹¹ of itself, a
+// product of two by kRounded = 2⁻¹⁰; products in a row are to that what feature maps are to
+// kStored. With feature maps in bfloat16 products are in TF32, too, which adds little to their
+// error.
+#include <doctest/doctest.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "platform/grid_on_cpu/grid.h"
+#include "tests/ops/cuda_example.h"
+
+namespace asng::test {
+namespace {
+
+using cuda::BFloat16;
+
+constexpr int kIdentity = operation_number(Form::kIdentity);
+constexpr int kMaxPool = operation_number(Form::kMaxPool);
+constexpr int kSeparable3 = operation_number(Form::kSeparable, 0);
+constexpr int kSeparable5 = operation_number(Form::kSeparable, 1);
+
+constexpr double kStored = 1.0 / 256, kRounded = 1.0 / 1024, kSingle = 1e-6;
+
+// What a forward pass has in a row: feature maps that it stores, ReLUs among that, and products.
+struct Depth {
+  int maps, kinks, products;
+};
+// Input, three nodes of three feature maps each, output; a ReLU in front of each but the nodes. And
+// the products: of the input, of both stages in three nodes, of the output.
+constexpr Depth kCell = {11, 8, 8}, kStem = {2, 0, 1};
+
+Depth depth_of(int operation, int64_t stride) {
+  if (operation >= kSeparable3) return {3, 2, 2};
+  return operation == kIdentity && stride == 2 ? Depth{2, 1, 1} : Depth{1, 0, 0};
+}
+
+struct Bounds {
+  double forward, backward;
+};
+constexpr Bounds kDouble = {1e-9, 1e-9};
+
+Bounds bounds(double error, int times, int kinks) {
+  const double forward = std::sqrt(times) * error;
+  return {forward, 2 * forward + std::sqrt(kinks * 2 * forward / M_PI)};
+}
+
+// ‖a − b‖ / (‖b‖ + 1e-3) is at most `bound`; not if one holds a NaN.
+bool near(const std::vector<double>& a, const std::vector<double>& b, double bound) {
+  double distance = 0, norm = 0;
+  for (size_t i = 0; i < b.size(); ++i) {
+    distance += (a[i] - b[i]) * (a[i] - b[i]);
+    norm += b[i] * b[i];
+  }
+  return a.size() == b.size() && std::sqrt(distance) <= bound * (std::sqrt(norm) + 1e-3);
+}
+
+// The first tensor is the output.
+void compare(const char* what, const Tensors& got, const Tensors& expected, const Bounds& bounds) {
+  CHECK(got.size() == expected.size());
+  for (size_t i = 0; i < got.size(); ++i) {
+    INFO(what, ", tensor ", i);
+    CHECK(near(got[i], expected[i], i == 0 ? bounds.forward : bounds.backward));
+  }
+}
+
+// Of feature maps too small for bounds: a sign counts for much there.
+template <class Shape>
+void check_small(const Example<Shape>& e) {
+  compare("float64", on_cuda<double>(e), on_cpu<double>(e), kDouble);
+  for (const Tensors& got : {on_cuda<float>(e), on_cuda<float>(e, true), on_cuda<BFloat16>(e)}) {
+    for (const std::vector<double>& values : got) {
+      CHECK(std::all_of(values.begin(), values.end(), [](double x) { return std::isfinite(x); }));
+    }
+  }
+}
+
+template <class Shape>
+void check(const Example<Shape>& e, const Depth& depth) {
+  const Tensors expected = on_cpu<double>(e), single = on_cuda<float>(e);
+  compare("float64", on_cuda<double>(e), expected, kDouble);
+  compare("float32", single, expected, bounds(kSingle, depth.maps, depth.kinks));
+  const Tensors tf32 = on_cuda<float>(e, true);
+  CHECK((tf32 == single) == (depth.products == 0));
+  if (depth.products > 0) {
+    compare("TF32", tf32, expected, bounds(kRounded, depth.products, depth.kinks));
+  }
+  compare("bfloat16", on_cuda<BFloat16>(e), expected, bounds(kStored, depth.maps, depth.kinks));
+}
+
+// The same bits whatever the order of threads and blocks, and without a backward pass.
+template <class Shape>
+void check_bits(const Example<Shape>& e) {
+  const auto run = [&](bool save) {
+    return std::vector<Tensors>{on_cuda<double>(e, false, save), on_cuda<float>(e, false, save),
+                                on_cuda<float>(e, true, save), on_cuda<BFloat16>(e, false, save)};
+  };
+  const std::vector<Tensors> forward = run(true), unsaved = run(false);
+  for (size_t i = 0; i < forward.size(); ++i) CHECK(unsaved[i][0] == forward[i][0]);
+  const cuda_on_cpu::Backward backward;
+  CHECK(run(true) == forward);
+}
+
+TEST_CASE("CUDA: operations are those of the CPU") {
+  for (int operation = 0; operation < kOperationCount; ++operation) {
+    for (const int stride : {1, 2}) {
+      for (const int channels : {3, 20, 48}) {
+        const int archs = 1 + (operation + channels) % 3;
+        INFO("operation ", operation, ", stride ", stride, ", channels ", channels);
+        // With few channels more of a batch, so that no sign counts for much.
+        check(single(operation, stride, archs, 9, 11, channels, channels < 16 ? 24 : 2),
+              depth_of(operation, stride));
+      }
+    }
+  }
+}
+
+TEST_CASE("CUDA: feature maps of any size") {
+  for (const int stride : {1, 2}) {
+    for (const auto& [height, width] : {std::pair{1, 1}, {1, 9}, {9, 1}, {3, 19}, {17, 18}}) {
+      for (int operation = 0; operation < kOperationCount; ++operation) {
+        INFO("operation ", operation, ", stride ", stride, ", ", height, "×", width);
+        check_small(single(operation, stride, 2, height, width, 4));
+      }
+    }
+  }
+}
+
+TEST_CASE("CUDA: large batches and many channels") {
+  for (const int64_t stride : {1, 2}) {
+    // More tiles than blocks share a sum, and tiles of every size.
+    for (const int channels : {16, 32, 64}) {
+      const auto e = single(kSeparable5, stride, 1, 9, 17, channels, 120 / stride);
+      compare("batch", on_cuda<float>(e), on_cpu<double>(e), bounds(kSingle, 3, 2));
+    }
+    const int operation = stride == 1 ? kSeparable3 : kIdentity;
+    for (const int channels : {64, 130}) {
+      check(single(operation, stride, 1, 6, 7, channels, 256 / channels),
+            depth_of(operation, stride));
+    }
+    const auto most = single(operation, stride, 1, 6, 7, 256, 1);
+    const Depth depth = depth_of(operation, stride);
+    const Tensors expected = on_cpu<double>(most);
+    compare("TF32", on_cuda<float>(most, true), expected,
+            bounds(kRounded, depth.products, depth.kinks));
+    compare("bfloat16", on_cuda<BFloat16>(most), expected,
+            bounds(kStored, depth.maps, depth.kinks));
+    // Tiles that are smaller, because those of other numbers of channels would not fit.
+    const auto e = node_example(490, 3, 5, stride, 1, 1, 1, {0}, {kSeparable3});
+    compare("490 channels", on_cuda<double>(e), on_cpu<double>(e), kDouble);
+  }
+}
+
+TEST_CASE("CUDA: edges may share inputs and occur twice") {
+  for (const int64_t stride : {1, 2}) {
+    check(mixed(stride), {3, 2, 2});
+    check_bits(mixed(stride));
+  }
+}
+
+TEST_CASE("CUDA: cells are those of the CPU") {
+  for (unsigned kind = 0; kind < kCellKinds; ++kind) {
+    INFO("kind ", kind);
+    Example<CellShape> e = cell_of_kind(kind, kind % 4 == 0 ? 16 : 20);
+    if (kind >= kCellKinds / 2) {
+      compare("float64", on_cuda<double>(e), on_cpu<double>(e), kDouble);
+      continue;
+    }
+    check(e, kCell);
+    if (kind == 1 || kind == 2) check_bits(e);
+    e.needs_grad = {kind % 2 == 0, kind % 2 == 1};
+    compare("one gradient", on_cuda<double>(e), on_cpu<double>(e), kDouble);
+    e.needs_grad = {true, true};
+    // All nodes are leaf nodes. Only the second architecture reads prev, then all do.
+    for (size_t i = 0; i < e.inputs.size(); ++i) e.inputs[i] = i / 6 == 1;
+    compare("leaf nodes", on_cuda<double>(e), on_cpu<double>(e), kDouble);
+    e.inputs.assign(e.inputs.size(), 1);
+    compare("only prev", on_cuda<double>(e), on_cpu<double>(e), kDouble);
+  }
+}
+
+TEST_CASE("CUDA: cells of five nodes and more channels") {
+  for (const bool reduction : {false, true}) {
+    CellShape s;
+    s.archs = 2;
+    s.nodes = 5;
+    s.images = 2;
+    s.channels = 40;
+    s.prev_prev = {2, 70};
+    s.prev = {2, 48, 0, 4, 3};
+    s.reduction = s.prev_prev_is_larger = reduction;
+    const auto e = cell_example(s, 1);
+    compare("float64", on_cuda<double>(e), on_cpu<double>(e), kDouble);
+  }
+}
+
+TEST_CASE("CUDA: stems are those of the CPU") {
+  for (const auto& e : {stem_example(3, 5, 6, 3, 20), stem_example(1, 9, 2, 4, 48),
+                        stem_example(2, 8, 8, 2, 100), stem_example(5, 7, 7, 8, 16)}) {
+    check(e, kStem);
+  }
+  check_small(stem_example(2, 1, 1, 1, 3));
+}
+
+TEST_CASE("CUDA: bfloat16 copies are exact") {
+  for (const int operation : {kIdentity, kMaxPool}) {
+    const auto e = single(operation, 1, 2, 5, 7, 20);
+    const Tensors got = on_cuda<BFloat16>(e), expected = on_cuda<float>(e);
+    CHECK(got[0] == expected[0]);
+    if (operation == kIdentity) CHECK(got[1] == expected[1]);
+  }
+}
+
+// What is kept of the statistics is not rounded: one pixel alone is its own mean, and a constant
+// image has no variance.
+TEST_CASE("CUDA: bfloat16 statistics are those of what is stored") {
+  const Tensors got = on_cuda<BFloat16>(single(kSeparable3, 1, 1, 1, 1, 16, 1));
+  for (const double value : got[0]) CHECK(std::fabs(value) <= 1e-3);
+}
+
+// More channels than the warps of a block can keep the sums of are multiplied without them.
+TEST_CASE("CUDA: TF32 leaves float64 and very many channels alone") {
+  const auto many = node_example(260, 2, 3, 1, 2, 1, 1, {0}, {kSeparable3});
+  CHECK(on_cuda<float>(many, true) == on_cuda<float>(many));
+  for (const int64_t stride : {1, 2}) {
+    CHECK(on_cuda<double>(mixed(stride), true) == on_cuda<double>(mixed(stride)));
+  }
+}
+
+TEST_CASE("CUDA: too many channels are an error that says so") {
+  std::string error;
+  try {
+    on_cuda<double>(node_example(700, 2, 2, 1, 2, 1, 1, {0}, {kSeparable3}));
+  } catch (const std::runtime_error& thrown) {
+    error = thrown.what();
+  }
+  CHECK(error.find("700 channels need ") == 0);
+}
+
+// The output of `bad` is NaN in one architecture, and elsewhere that of `good`.
+template <class Shape>
+void check_nan(const Example<Shape>& bad, const Example<Shape>& good, size_t arch) {
+  const Tensors got = on_cuda<double>(bad), expected = on_cuda<double>(good);
+  const size_t size = static_cast<size_t>(good.shape.out_size());
+  for (size_t i = 0; i < got[0].size(); ++i) {
+    const bool real = static_cast<int64_t>(i) % good.shape.padded < good.shape.channels;
+    if (real) CHECK((i / size == arch ? std::isnan(got[0][i]) : got[0][i] == expected[0][i]));
+  }
+}
+
+TEST_CASE("CUDA: an index out of range makes NaN of its architecture alone") {
+  for (const int32_t bad : {-1, 5, 1 << 30}) {
+    for (const bool of_operation : {false, true}) {
+      Example<DagShape> node = mixed(1);
+      (of_operation ? node.operations : node.inputs)[4] = bad;
+      check_nan(node, mixed(1), 1);
+    }
+    // Node 1 has three states before it.
+    Example<CellShape> cell = cell_of_kind(2, 6);
+    cell.inputs[2] = bad == 5 ? 3 : bad;
+    check_nan(cell, cell_of_kind(2, 6), 0);
+  }
+}
+
+}  // namespace
+}  // namespace asng::test
