@@ -146,7 +146,7 @@ struct CellExample {
     const Memory y(probe.size() * sizeof(V));
     const Memory saved(save ? static_cast<size_t>(saved_values<V>(s.saved())) * sizeof(T) : 0);
     {
-      const Memory scratch(cuda::cell_forward_scratch<V>(s, save));
+      const Memory scratch(cuda::cell_scratch<V>(s, save, false));
       cuda::cell_forward<V>(s, c.tf32, w, choices, stored_prev_prev.data(), stored_prev.data(),
                             y.as<V>(), save ? saved.as<T>() : nullptr, scratch.get(), nullptr);
     }
@@ -161,7 +161,7 @@ struct CellExample {
     grads.fill(nan);
     Tensors<T> others = zero_weights();
     for (std::vector<T>& values : others) values.assign(values.size(), nan);
-    const Memory scratch(cuda::cell_backward_scratch<V>(s));
+    const Memory scratch(cuda::cell_scratch<V>(s, true, true));
     cuda::cell_backward<V>(s, c.tf32, w, choices, stored_prev_prev.data(), stored_prev.data(),
                            y.as<V>(), stored_probe.data(), saved.as<T>(),
                            c.prev_prev_needs_grad ? grad_prev_prev.as<V>() : nullptr,

@@ -127,7 +127,7 @@ struct NodeExample {
     const Memory out(probe.size() * sizeof(V));
     const Memory saved(save ? static_cast<size_t>(saved_values<V>(s.saved())) * sizeof(T) : 0);
     {
-      const Memory scratch(cuda::node_forward_scratch<V>(s, save));
+      const Memory scratch(cuda::node_scratch<V>(s, save, false));
       cuda::node_forward<V>(s, c.tf32, pointers, choices, stored_bank.data(), out.as<V>(),
                             save ? saved.as<T>() : nullptr, scratch.get(), nullptr);
     }
@@ -136,7 +136,7 @@ struct NodeExample {
     const Memory grad_bank(bank.size() * sizeof(V));
     OperationWeights<T> grads = weights;
     grads.fill(std::numeric_limits<T>::quiet_NaN());
-    const Memory scratch(cuda::node_backward_scratch<V>(s));
+    const Memory scratch(cuda::node_scratch<V>(s, true, true));
     cuda::node_backward<V>(s, c.tf32, pointers, choices, stored_bank.data(), stored_probe.data(),
                            saved.as<T>(), grad_bank.as<V>(),
                            grads.template pointers<asng::OperationWeights<T>>(), scratch.get(),
