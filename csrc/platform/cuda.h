@@ -37,58 +37,35 @@ namespace asng::cuda {
 // Shared memory that every kernel may use without opting in to more.
 constexpr std::size_t kPlainSharedBytes = 48 * 1024;
 
-// Of a block on the current device, for kernels that opt in.
-inline std::size_t largest_shared_bytes();
-
 namespace detail {
 
-// Allows the kernel that much dynamic shared memory on the current device.
-inline void opt_in(const void* kernel, std::size_t bytes);
-
-inline void allow_shared(const void* kernel, std::size_t bytes) {
-  if (bytes <= kPlainSharedBytes) return;
-  if (bytes > largest_shared_bytes()) {
-    throw std::runtime_error("a kernel needs " + std::to_string(bytes) +
-                             " bytes of shared memory, and a block of this device has " +
-                             std::to_string(largest_shared_bytes()));
-  }
-  opt_in(kernel, bytes);
-}
+inline void allow_shared(const void* kernel, std::size_t bytes);
 
 }  // namespace detail
 
 #if defined(ASNG_CUDA_ON_CPU)
 
-inline std::size_t largest_shared_bytes() { return cuda_on_cpu::largest_shared_bytes(); }
-inline void detail::opt_in(const void* kernel, std::size_t bytes) {
-  cuda_on_cpu::opt_in(kernel, bytes);
-}
+using cuda_on_cpu::largest_shared_bytes;
 
 template <class T>
 T* dynamic_shared() {
   return static_cast<T*>(cuda_on_cpu::dynamic_shared());
 }
 
-template <class... P, class... A>
-void launch(void (*kernel)(P...), dim3 grid, dim3 block, std::size_t shared_bytes, CudaStream,
-            A&&... arguments) {
-  const std::tuple<P...> values(std::forward<A>(arguments)...);
-  const void* function = reinterpret_cast<const void*>(kernel);
-  detail::allow_shared(function, shared_bytes);
-  cuda_on_cpu::run(function, grid, block, shared_bytes, [&] { std::apply(kernel, values); });
+namespace detail {
+
+using cuda_on_cpu::opt_in;
+
+template <class... P>
+void start(bool cooperative, void (*kernel)(P...), std::tuple<P...>& values, dim3 grid, dim3 block,
+           std::size_t shared_bytes, CudaStream) {
+  cuda_on_cpu::run(
+      reinterpret_cast<const void*>(kernel), grid, block, shared_bytes,
+      [&] { std::apply(kernel, values); },
+      cooperative ? cuda_on_cpu::Blocks::kTogether : cuda_on_cpu::Blocks::kOneByOne);
 }
 
-// For kernels whose blocks wait for each other: all of them run at the same time.
-template <class... P, class... A>
-void launch_cooperative(void (*kernel)(P...), dim3 grid, dim3 block, std::size_t shared_bytes,
-                        CudaStream, A&&... arguments) {
-  const std::tuple<P...> values(std::forward<A>(arguments)...);
-  const void* function = reinterpret_cast<const void*>(kernel);
-  detail::allow_shared(function, shared_bytes);
-  cuda_on_cpu::run(
-      function, grid, block, shared_bytes, [&] { std::apply(kernel, values); },
-      cuda_on_cpu::Blocks::kTogether);
-}
+}  // namespace detail
 
 template <class... P>
 int co_resident_blocks(void (*)(P...), unsigned int, std::size_t) {
@@ -133,51 +110,30 @@ __device__ T* dynamic_shared() {
 
 namespace detail {
 
+// Allows the kernel that much dynamic shared memory on the current device.
 inline void opt_in(const void* kernel, std::size_t bytes) {
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                              static_cast<int>(bytes)),
         "asking for shared memory");
 }
 
-template <class Launch, class... P, class... A>
-void launch_by(Launch by, void (*kernel)(P...), std::size_t shared_bytes, A&&... arguments) {
-  std::tuple<P...> values(std::forward<A>(arguments)...);
-  const void* function = reinterpret_cast<const void*>(kernel);
-  allow_shared(function, shared_bytes);
+template <class... P>
+void start(bool cooperative, void (*kernel)(P...), std::tuple<P...>& values, dim3 grid, dim3 block,
+           std::size_t shared_bytes, CudaStream stream) {
   std::apply(
       [&](auto&... value) {
         // One more, because an array must not be empty.
         void* pointers[] = {const_cast<void*>(static_cast<const void*>(&value))..., nullptr};
-        check(by(function, pointers), "a kernel launch");
+        const void* function = reinterpret_cast<const void*>(kernel);
+        check(cooperative ? cudaLaunchCooperativeKernel(function, grid, block, pointers,
+                                                        shared_bytes, stream)
+                          : cudaLaunchKernel(function, grid, block, pointers, shared_bytes, stream),
+              "a kernel launch");
       },
       values);
 }
 
 }  // namespace detail
-
-// Queues kernel(arguments...) on the stream of the current device; throws std::runtime_error if the
-// launch fails. Errors inside the kernel show up later, as CUDA has it.
-template <class... P, class... A>
-void launch(void (*kernel)(P...), dim3 grid, dim3 block, std::size_t shared_bytes,
-            CudaStream stream, A&&... arguments) {
-  detail::launch_by(
-      [&](const void* function, void** pointers) {
-        return cudaLaunchKernel(function, grid, block, pointers, shared_bytes, stream);
-      },
-      kernel, shared_bytes, std::forward<A>(arguments)...);
-}
-
-// The same for kernels whose blocks wait for each other: all of them run at the same time. There
-// must be no more than co_resident_blocks() of them.
-template <class... P, class... A>
-void launch_cooperative(void (*kernel)(P...), dim3 grid, dim3 block, std::size_t shared_bytes,
-                        CudaStream stream, A&&... arguments) {
-  detail::launch_by(
-      [&](const void* function, void** pointers) {
-        return cudaLaunchCooperativeKernel(function, grid, block, pointers, shared_bytes, stream);
-      },
-      kernel, shared_bytes, std::forward<A>(arguments)...);
-}
 
 inline int device_attribute(cudaDeviceAttr attribute) {
   int device = 0;
@@ -189,6 +145,7 @@ inline int device_attribute(cudaDeviceAttr attribute) {
 
 inline int multiprocessor_count() { return device_attribute(cudaDevAttrMultiProcessorCount); }
 
+// Of a block on the current device, for kernels that opt in.
 inline std::size_t largest_shared_bytes() {
   return static_cast<std::size_t>(device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin));
 }
@@ -240,5 +197,43 @@ __device__ __forceinline__ void write_at_once(void* to, const uint4& v) {
 }
 
 #endif
+
+namespace detail {
+
+inline void allow_shared(const void* kernel, std::size_t bytes) {
+  if (bytes <= kPlainSharedBytes) return;
+  if (bytes > largest_shared_bytes()) {
+    throw std::runtime_error("a kernel needs " + std::to_string(bytes) +
+                             " bytes of shared memory, and a block of this device has " +
+                             std::to_string(largest_shared_bytes()));
+  }
+  opt_in(kernel, bytes);
+}
+
+template <class... P, class... A>
+void launch(bool cooperative, void (*kernel)(P...), dim3 grid, dim3 block, std::size_t shared_bytes,
+            CudaStream stream, A&&... arguments) {
+  std::tuple<P...> values(std::forward<A>(arguments)...);
+  allow_shared(reinterpret_cast<const void*>(kernel), shared_bytes);
+  start(cooperative, kernel, values, grid, block, shared_bytes, stream);
+}
+
+}  // namespace detail
+
+// Queues kernel(arguments...) on the stream of the current device; throws std::runtime_error if the
+// launch fails. Errors inside the kernel show up later, as CUDA has it.
+template <class... P, class... A>
+void launch(void (*kernel)(P...), dim3 grid, dim3 block, std::size_t shared_bytes,
+            CudaStream stream, A&&... arguments) {
+  detail::launch(false, kernel, grid, block, shared_bytes, stream, std::forward<A>(arguments)...);
+}
+
+// The same for kernels whose blocks wait for each other: all of them run at the same time. There
+// must be no more than co_resident_blocks() of them.
+template <class... P, class... A>
+void launch_cooperative(void (*kernel)(P...), dim3 grid, dim3 block, std::size_t shared_bytes,
+                        CudaStream stream, A&&... arguments) {
+  detail::launch(true, kernel, grid, block, shared_bytes, stream, std::forward<A>(arguments)...);
+}
 
 }  // namespace asng::cuda

@@ -28,6 +28,9 @@ struct ComputeOf<BFloat16> {
 template <class V>
 using Compute = typename ComputeOf<V>::Type;
 
+// Explicit instantiations for every stored type, of which LIST(V) gives one's.
+#define ASNG_EVERY_STORED_TYPE(LIST) LIST(float) LIST(double) LIST(BFloat16)
+
 // What a forward pass keeps for the backward pass is one array of Compute<V>: statistics and then
 // feature maps, whose values lie there as they are stored. Both counts are multiples of 16, so that
 // every piece begins at a multiple of 16 bytes. Returns the size of the array.

@@ -82,6 +82,18 @@ ASNG_INLINE constexpr int64_t channels_of(int64_t channels) {
   return C == 0 ? channels : C;
 }
 
+// Calls f with that number as a constant. Other numbers of channels, and double precision, go
+// without a compilation of their own.
+template <class T, class F>
+ASNG_INLINE void with_channels(int64_t channels, F f) {
+  if constexpr (sizeof(T) == 4) {
+    if (channels == 16) return f(Constant<16>{});
+    if (channels == 32) return f(Constant<32>{});
+    if (channels == 64) return f(Constant<64>{});
+  }
+  f(Constant<0>{});
+}
+
 // Calls pass(c, N) with N a constant, for groups of N vectors of channels from channel c on: 4, 2
 // or
 // 1. Loops over pixels belong inside `pass`, and loops over its vectors inside those, so that

@@ -234,29 +234,14 @@ void pointwise_backward_impl(const PointwiseBackward<T>& task) {
   }
 }
 
-#define ASNG_BY_CHANNELS(function)    \
-  if constexpr (sizeof(T) == 4) {     \
-    switch (task.out_channels) {      \
-      case 16:                        \
-        return function<T, 16>(task); \
-      case 32:                        \
-        return function<T, 32>(task); \
-      case 64:                        \
-        return function<T, 64>(task); \
-    }                                 \
-  }                                   \
-  return function<T, 0>(task)
-
 template <class T>
 void pointwise_forward(const PointwiseForward<T>& task) {
-  ASNG_BY_CHANNELS(pointwise_forward_impl);
+  with_channels<T>(task.out_channels, [&](auto c) { pointwise_forward_impl<T, c.value>(task); });
 }
 
 template <class T>
 void pointwise_backward(const PointwiseBackward<T>& task) {
-  ASNG_BY_CHANNELS(pointwise_backward_impl);
+  with_channels<T>(task.out_channels, [&](auto c) { pointwise_backward_impl<T, c.value>(task); });
 }
-
-#undef ASNG_BY_CHANNELS
 
 }  // namespace asng::cpu::ASNG_CAPABILITY

@@ -19,6 +19,14 @@ struct Columns {
 
 template <class T>
 struct PointwiseBatch {
+  PointwiseBatch() = default;
+  PointwiseBatch(int64_t images, int64_t out_height, int64_t out_width, int64_t channels)
+      : images(images),
+        out_height(out_height),
+        out_width(out_width),
+        channels(channels),
+        padded(padded_channels(channels)) {}
+
   int64_t arch = 0;
   bool of_prev_prev = false;  // reads the prev_prev input of a cell
   int64_t images = 0, out_height = 0, out_width = 0;

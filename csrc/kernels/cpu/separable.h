@@ -160,37 +160,21 @@ void separable_backward_impl(const SeparableBackward<T>& task) {
   }
 }
 
-// Other numbers of channels, and double precision, go without a compilation of their own.
-#define ASNG_BY_CHANNELS(function, stride)          \
-  if constexpr (sizeof(T) == 4) {                   \
-    switch (task.shape.channels) {                  \
-      case 16:                                      \
-        return function<T, K, stride, D, 16>(task); \
-      case 32:                                      \
-        return function<T, K, stride, D, 32>(task); \
-      case 64:                                      \
-        return function<T, K, stride, D, 64>(task); \
-    }                                               \
-  }                                                 \
-  return function<T, K, stride, D, 0>(task)
-
 template <class T, int K, int D = 1>
 void separable_forward_of(const SeparableForward<T>& task) {
-  if (task.shape.stride == 2) {
-    ASNG_BY_CHANNELS(separable_forward_impl, 2);
-  }
-  ASNG_BY_CHANNELS(separable_forward_impl, 1);
+  with_channels<T>(task.shape.channels, [&](auto c) {
+    task.shape.stride == 2 ? separable_forward_impl<T, K, 2, D, c.value>(task)
+                           : separable_forward_impl<T, K, 1, D, c.value>(task);
+  });
 }
 
 template <class T, int K, int D = 1>
 void separable_backward_of(const SeparableBackward<T>& task) {
-  if (task.shape.stride == 2) {
-    ASNG_BY_CHANNELS(separable_backward_impl, 2);
-  }
-  ASNG_BY_CHANNELS(separable_backward_impl, 1);
+  with_channels<T>(task.shape.channels, [&](auto c) {
+    task.shape.stride == 2 ? separable_backward_impl<T, K, 2, D, c.value>(task)
+                           : separable_backward_impl<T, K, 1, D, c.value>(task);
+  });
 }
-
-#undef ASNG_BY_CHANNELS
 
 template <class T>
 void separable_forward(const SeparableForward<T>& task) {

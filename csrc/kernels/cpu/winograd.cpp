@@ -186,8 +186,9 @@ void Winograd<T>::weight_gradient(const T* input, const T* input_mask, const T* 
         kernels_.read(from, range, p / shape_.stride, p % shape_.stride, p * input_.padded, depth,
                       input_tiles, input_matrix, zeros.data());
       }
-      kernels_.read_outputs(to, range, columns, downsampled_tiles, downsampled_matrix,
-                            zeros.data());
+      range.halo = 0;
+      kernels_.read(to, range, 0, 0, 0, columns, downsampled_tiles, downsampled_matrix,
+                    zeros.data());
     });
     run_tasks(kTileValues, [&](int64_t i) {
       T* sum = sums + i * matrix;

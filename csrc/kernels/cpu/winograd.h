@@ -67,12 +67,10 @@ template <class T>
 struct WinogradKernels {
   int64_t lanes;
   int64_t row_block;  // rows of tiles are a multiple of it
-  // Transformed inputs: tiles of the phase (dy, dx) to `columns` columns from `column` on.
+  // Transformed inputs: tiles of the phase (dy, dx) to `columns` columns from `column` on. Without
+  // a halo the same of what has the sizes of results, for the gradient of weights.
   void (*read)(const TiledSource<T>&, const TileRange&, int64_t dy, int64_t dx, int64_t column,
                int64_t columns, T* tiles, int64_t matrix, const T* zeros);
-  // The same of what has the sizes of results: for the gradient of weights.
-  void (*read_outputs)(const TiledSource<T>&, const TileRange&, int64_t columns, T* tiles,
-                       int64_t matrix, const T* zeros);
   // From products back: results of the phase.
   void (*write)(const T* tiles, int64_t matrix, const TileRange&, int64_t dy, int64_t dx,
                 int64_t column, int64_t columns, const TiledResult<T>&);

@@ -115,19 +115,12 @@ void accumulate(int64_t rows, int64_t depth, int64_t columns, const T* a, const 
 template <class T>
 void read(const TiledSource<T>& source, const TileRange& range, int64_t dy, int64_t dx,
           int64_t column, int64_t columns, T* tiles, int64_t matrix, const T* zeros) {
-  const auto reader = source.relu_mask != nullptr ? &read_tiles<T, true> : &read_tiles<T, false>;
-  reader(source, range, dy, dx, column, columns, tiles, matrix, zeros);
-}
-
-template <class T>
-void read_outputs(const TiledSource<T>& source, const TileRange& range, int64_t columns, T* tiles,
-                  int64_t matrix, const T* zeros) {
   const bool masked = source.relu_mask != nullptr;
   const auto reader =
-      range.outputs == 4
-          ? (masked ? &read_output_tiles<T, 4, true> : &read_output_tiles<T, 4, false>)
-          : (masked ? &read_output_tiles<T, 6, true> : &read_output_tiles<T, 6, false>);
-  reader(source, range, columns, tiles, matrix, zeros);
+      range.halo > 0 ? (masked ? &read_tiles<T, kTileSide, true> : &read_tiles<T, kTileSide, false>)
+      : range.outputs == 4 ? (masked ? &read_tiles<T, 4, true> : &read_tiles<T, 4, false>)
+                           : (masked ? &read_tiles<T, 6, true> : &read_tiles<T, 6, false>);
+  reader(source, range, dy, dx, column, columns, tiles, matrix, zeros);
 }
 
 template <class T>
@@ -153,9 +146,9 @@ void write_weight(const T* from, int64_t matrix, const WeightView& view, int64_t
 
 template <class T>
 const WinogradKernels<T>& winograd_kernels() {
-  static constexpr WinogradKernels<T> table = {kLanes<T>,        kRows,           &read<T>,
-                                               &read_outputs<T>, &write<T>,       &multiply<T>,
-                                               &accumulate<T>,   &read_weight<T>, &write_weight<T>};
+  static constexpr WinogradKernels<T> table = {kLanes<T>,       kRows,           &read<T>,
+                                               &write<T>,       &multiply<T>,    &accumulate<T>,
+                                               &read_weight<T>, &write_weight<T>};
   return table;
 }
 

@@ -72,44 +72,86 @@ ASNG_INLINE void transform_inputs(const Vec<T>* x, Vec<T>* y) {
 }
 
 // The polynomial with `count` coefficients at the eight points.
-template <class T, int count, int from_step, int to_step>
+template <class T, int count, int step>
 ASNG_INLINE void evaluate(const Vec<T>* x, Vec<T>* y) {
   constexpr T points[3] = {T(1), T(2), T(0.5)};
   y[0] = x[0];
   for (int p = 0; p < 3; ++p) {
-    Vec<T> even = x[0], odd = points[p] * x[from_step];
+    Vec<T> even = x[0], odd = points[p] * x[step];
     T power = points[p];
     for (int i = 2; i < count; ++i) {
       power *= points[p];
       if (i % 2 == 0) {
-        even += power * x[i * from_step];
+        even += power * x[i * step];
       } else {
-        odd += power * x[i * from_step];
+        odd += power * x[i * step];
       }
     }
-    y[(2 * p + 1) * to_step] = even + odd;
-    y[(2 * p + 2) * to_step] = even - odd;
+    y[(2 * p + 1)] = even + odd;
+    y[(2 * p + 2)] = even - odd;
   }
-  y[7 * to_step] = x[(count - 1) * from_step];
+  y[7] = x[(count - 1) * step];
 }
 
 // The transpose of `evaluate`.
-template <class T, int count, int from_step, int to_step>
+template <class T, int count, int step>
 ASNG_INLINE void collect(const Vec<T>* y, Vec<T>* x) {
   constexpr T points[3] = {T(1), T(2), T(0.5)};
   Vec<T> sum[3], difference[3];
   for (int p = 0; p < 3; ++p) {
-    sum[p] = y[(2 * p + 1) * from_step] + y[(2 * p + 2) * from_step];
-    difference[p] = y[(2 * p + 1) * from_step] - y[(2 * p + 2) * from_step];
+    sum[p] = y[(2 * p + 1)] + y[(2 * p + 2)];
+    difference[p] = y[(2 * p + 1)] - y[(2 * p + 2)];
   }
   T power[3] = {T(1), T(1), T(1)};
   for (int i = 0; i < count; ++i) {
     Vec<T> v = i % 2 == 0 ? sum[0] : difference[0];
     for (int p = 1; p < 3; ++p) v += power[p] * (i % 2 == 0 ? sum[p] : difference[p]);
     if (i == 0) v += y[0];
-    if (i == count - 1) v += y[7 * from_step];
-    x[i * to_step] = v;
+    if (i == count - 1) v += y[7];
+    x[i * step] = v;
     for (int p = 1; p < 3; ++p) power[p] *= points[p];
+  }
+}
+
+// Transforms count² values get(i, j), rows first, to a whole tile: put(i, j, value).
+template <class T, int count, class Get, class Put>
+ASNG_INLINE void expand(Get get, Put put) {
+  constexpr int side = kTileSide;
+  Vec<T> partial[count * side];
+  for (int i = 0; i < count; ++i) {
+    Vec<T> v[count];
+    for (int j = 0; j < count; ++j) v[j] = get(i, j);
+    if constexpr (count == side) {
+      transform_inputs<T, 1>(v, partial + i * side);
+    } else {
+      evaluate<T, count, 1>(v, partial + i * side);
+    }
+  }
+  for (int j = 0; j < side; ++j) {
+    Vec<T> v[side];
+    if constexpr (count == side) {
+      transform_inputs<T, side>(partial + j, v);
+    } else {
+      evaluate<T, count, side>(partial + j, v);
+    }
+    for (int i = 0; i < side; ++i) put(i, j, v[i]);
+  }
+}
+
+// From a whole tile back to count² values, of which the first `rows` rows are wanted.
+template <class T, int count, class Get, class Put>
+ASNG_INLINE void contract(int64_t rows, Get get, Put put) {
+  constexpr int side = kTileSide;
+  Vec<T> partial[count * side];
+  for (int j = 0; j < side; ++j) {
+    Vec<T> v[side];
+    for (int i = 0; i < side; ++i) v[i] = get(i, j);
+    collect<T, count, side>(v, partial + j);
+  }
+  for (int i = 0; i < count && i < rows; ++i) {
+    Vec<T> v[count];
+    collect<T, count, 1>(partial + i * side, v);
+    for (int j = 0; j < count; ++j) put(i, j, v[j]);
   }
 }
 
@@ -170,12 +212,12 @@ struct Window {
   }
 };
 
-template <class T, bool kMasked>
+// Tiles of size² values, those of the range with their halo.
+template <class T, int size, bool kMasked>
 inline void read_tiles(const TiledSource<T>& source, const TileRange& range, int64_t dy, int64_t dx,
                        int64_t first_column, int64_t columns, T* tiles, int64_t matrix,
                        const T* zeros) {
-  constexpr int side = kTileSide;
-  Window<T, side> window;
+  Window<T, size> window;
   for (int64_t t = range.begin; t < range.end; ++t) {
     if (range.first + t < range.total) {
       const Tile tile = tile_at(range, range.first + t);
@@ -185,51 +227,13 @@ inline void read_tiles(const TiledSource<T>& source, const TileRange& range, int
       window.clear(zeros);
     }
     for (int64_t c = 0; c < source.channels; c += kLanes<T>) {
-      const int64_t count = source.channels - c;
-      Vec<T> partial[side * side];
-      for (int i = 0; i < side; ++i) {
-        Vec<T> v[side];
-        for (int j = 0; j < side; ++j) v[j] = window.template get<kMasked>(i * side + j, c, count);
-        transform_inputs<T, 1>(v, partial + i * side);
-      }
       T* to = tiles + panel_place<T>(range.rows, t, first_column + c, columns);
-      for (int j = 0; j < side; ++j) {
-        Vec<T> v[side];
-        transform_inputs<T, side>(partial + j, v);
-        for (int i = 0; i < side; ++i) store(to + (i * side + j) * matrix, v[i]);
-      }
-    }
-  }
-}
-
-template <class T, int outputs, bool kMasked>
-inline void read_output_tiles(const TiledSource<T>& source, const TileRange& range, int64_t columns,
-                              T* tiles, int64_t matrix, const T* zeros) {
-  constexpr int side = kTileSide;
-  Window<T, outputs> window;
-  for (int64_t t = range.begin; t < range.end; ++t) {
-    if (range.first + t < range.total) {
-      const Tile tile = tile_at(range, range.first + t);
-      window.point(source, tile.sample, tile.y * outputs, tile.x * outputs, 0, 0, zeros);
-    } else {
-      window.clear(zeros);
-    }
-    for (int64_t c = 0; c < source.channels; c += kLanes<T>) {
-      const int64_t count = source.channels - c;
-      Vec<T> partial[outputs * side];
-      for (int i = 0; i < outputs; ++i) {
-        Vec<T> v[outputs];
-        for (int j = 0; j < outputs; ++j) {
-          v[j] = window.template get<kMasked>(i * outputs + j, c, count);
-        }
-        evaluate<T, outputs, 1, 1>(v, partial + i * side);
-      }
-      T* to = tiles + panel_place<T>(range.rows, t, c, columns);
-      for (int j = 0; j < side; ++j) {
-        Vec<T> v[side];
-        evaluate<T, outputs, side, 1>(partial + j, v);
-        for (int i = 0; i < side; ++i) store(to + (i * side + j) * matrix, v[i]);
-      }
+      expand<T, size>(
+          [&](int i, int j) ASNG_INLINE_LAMBDA {
+            return window.template get<kMasked>(i * size + j, c, source.channels - c);
+          },
+          [&](int i, int j, Vec<T> v)
+              ASNG_INLINE_LAMBDA { store(to + (i * kTileSide + j) * matrix, v); });
     }
   }
 }
@@ -238,83 +242,65 @@ template <class T, int outputs>
 inline void write_tiles(const T* tiles, int64_t matrix, const TileRange& range, int64_t dy,
                         int64_t dx, int64_t first_column, int64_t columns,
                         const TiledResult<T>& result) {
-  constexpr int side = kTileSide;
   const Vec<T> zero = {};
   for (int64_t t = range.begin; t < range.end && range.first + t < range.total; ++t) {
     const Tile tile = tile_at(range, range.first + t);
+    const int64_t y = tile.y * outputs * result.stride + dy;
+    const int64_t x = tile.x * outputs * result.stride + dx;
+    const int64_t rows = (result.height - y + result.stride - 1) / result.stride;
     for (int64_t c = 0; c < result.channels; c += kLanes<T>) {
       const int64_t count = result.channels - c;
       const T* from = tiles + panel_place<T>(range.rows, t, first_column + c, columns);
-      Vec<T> partial[outputs * side];
-      for (int j = 0; j < side; ++j) {
-        Vec<T> v[side];
-        for (int i = 0; i < side; ++i) v[i] = load(from + (i * side + j) * matrix);
-        collect<T, outputs, 1, side>(v, partial + j);
-      }
-      for (int i = 0; i < outputs; ++i) {
-        const int64_t row = (tile.y * outputs + i) * result.stride + dy;
-        if (row >= result.height) break;
-        Vec<T> v[outputs];
-        collect<T, outputs, 1, 1>(partial + i * side, v);
-        for (int j = 0; j < outputs; ++j) {
-          const int64_t column = (tile.x * outputs + j) * result.stride + dx;
-          if (column >= result.width) break;
-          const int64_t at =
-              ((tile.sample * result.height + row) * result.width + column) * result.channels + c;
-          Vec<T> value = v[j];
-          if (result.added != nullptr) value += load_some(result.added + at, count);
-          if (result.relu) value = value < zero ? zero : value;
-          store_some(result.y + at, value, count);
-        }
-      }
+      contract<T, outputs>(
+          rows,
+          [&](int i, int j)
+              ASNG_INLINE_LAMBDA { return load(from + (i * kTileSide + j) * matrix); },
+          [&](int i, int j, Vec<T> value) ASNG_INLINE_LAMBDA {
+            const int64_t row = y + i * result.stride, column = x + j * result.stride;
+            if (column >= result.width) return;
+            const int64_t at =
+                ((tile.sample * result.height + row) * result.width + column) * result.channels + c;
+            if (result.added != nullptr) value += load_some(result.added + at, count);
+            if (result.relu) value = value < zero ? zero : value;
+            store_some(result.y + at, value, count);
+          });
     }
   }
 }
 
+// Where element (i, j) of a phase's kernel is in the weight; null where there is none.
+template <class W>
+ASNG_INLINE W* kernel_element(W* w, const WeightView& view, int i, int j) {
+  if (view.rows[i] < 0 || view.columns[j] < 0) return nullptr;
+  return w + view.rows[i] * view.kernel + view.columns[j];
+}
+
 template <class T, int kernel_side>
 inline void read_kernel(const T* w, const WeightView& view, int64_t count, T* to, int64_t matrix) {
-  constexpr int side = kTileSide;
-  Vec<T> partial[kernel_side * side];
-  for (int i = 0; i < kernel_side; ++i) {
-    Vec<T> v[kernel_side];
-    for (int j = 0; j < kernel_side; ++j) {
-      v[j] = Vec<T>{};
-      if (view.rows[i] < 0 || view.columns[j] < 0) continue;
-      const T* element = w + view.rows[i] * view.kernel + view.columns[j];
-      for (int64_t n = 0; n < count; ++n) v[j][n] = element[n * view.n_stride];
-    }
-    evaluate<T, kernel_side, 1, 1>(v, partial + i * side);
-  }
-  for (int j = 0; j < side; ++j) {
-    Vec<T> v[side];
-    evaluate<T, kernel_side, side, 1>(partial + j, v);
-    for (int i = 0; i < side; ++i) {
-      store<T>(to + (i * side + j) * matrix, v[i] * (kScale<T>[i] * kScale<T>[j]));
-    }
-  }
+  expand<T, kernel_side>(
+      [&](int i, int j) ASNG_INLINE_LAMBDA {
+        Vec<T> v = {};
+        const T* element = kernel_element(w, view, i, j);
+        for (int64_t n = 0; element != nullptr && n < count; ++n) v[n] = element[n * view.n_stride];
+        return v;
+      },
+      [&](int i, int j, Vec<T> v) ASNG_INLINE_LAMBDA {
+        store<T>(to + (i * kTileSide + j) * matrix, v * (kScale<T>[i] * kScale<T>[j]));
+      });
 }
 
 template <class T, int kernel_side>
 inline void write_kernel(const T* from, int64_t matrix, const WeightView& view, int64_t count,
                          T* w) {
-  constexpr int side = kTileSide;
-  Vec<T> partial[kernel_side * side];
-  for (int j = 0; j < side; ++j) {
-    Vec<T> v[side];
-    for (int i = 0; i < side; ++i) {
-      v[i] = load(from + (i * side + j) * matrix) * (kScale<T>[i] * kScale<T>[j]);
-    }
-    collect<T, kernel_side, 1, side>(v, partial + j);
-  }
-  for (int i = 0; i < kernel_side; ++i) {
-    Vec<T> v[kernel_side];
-    collect<T, kernel_side, 1, 1>(partial + i * side, v);
-    for (int j = 0; j < kernel_side; ++j) {
-      if (view.rows[i] < 0 || view.columns[j] < 0) continue;
-      T* element = w + view.rows[i] * view.kernel + view.columns[j];
-      for (int64_t n = 0; n < count; ++n) element[n * view.n_stride] = v[j][n];
-    }
-  }
+  contract<T, kernel_side>(
+      kernel_side,
+      [&](int i, int j) ASNG_INLINE_LAMBDA {
+        return load(from + (i * kTileSide + j) * matrix) * (kScale<T>[i] * kScale<T>[j]);
+      },
+      [&](int i, int j, Vec<T> v) ASNG_INLINE_LAMBDA {
+        T* element = kernel_element(w, view, i, j);
+        for (int64_t n = 0; element != nullptr && n < count; ++n) element[n * view.n_stride] = v[n];
+      });
 }
 
 }  // namespace asng::cpu::ASNG_CAPABILITY

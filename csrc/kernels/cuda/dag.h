@@ -138,6 +138,12 @@ struct Dag {
   __device__ V* stage(int arch, int node, int e, int stage) const {
     return z + node * z_nodes + ((arch * shape.edges + e) * 2 + stage) * shape.out_size();
   }
+  // What a stage of an edge reads.
+  __device__ State<V> stage_input(int arch, int node, int e, int stage_index,
+                                  const PlannedEdge& edge) const {
+    if (stage_index == 0) return state(arch, edge.input);
+    return {stage(arch, node, e, 0), norm(arch, node, e, 0), shape.out_height, shape.out_width};
+  }
   // Positions in their windows, those of four channels in one word.
   __device__ uint32_t* maxima(int arch, int node, int e) const {
     return reinterpret_cast<uint32_t*>(stage(arch, node, e, 0));

@@ -116,6 +116,27 @@ __device__ void depthwise_weight(const Tile& t, const T* source, int row, const 
   }
 }
 
+// ReLU and the depthwise convolution of all channels of a tile, to rows of shared memory. The last
+// chunk of the input stays where the layout has it.
+template <int K, int S, int D, class V>
+__device__ void depthwise_tile(const State<V>& from, int padded, const TileLayout& l,
+                               const TilePlace& at, const Compute<V>* weight, Compute<V>* shared) {
+  using T = Compute<V>;
+  const Tile& tile = l.tile;
+  for (int channel = 0; channel < padded; channel += tile.chunk) {
+    load_source<K, S, D, true>(from, padded, tile, at, channel, l.source_row(), shared + l.source);
+    load_elements<K, false>(weight, padded, tile.chunk, channel, shared + l.elements);
+    __syncthreads();
+    depthwise<K, S, D>(tile, shared + l.source, l.source_row(), shared + l.elements,
+                       [&](int pixel, int c, const Vec4<T>(&sums)[4]) {
+                         T* to = shared + pixel * l.row + channel + c;
+#pragma unroll
+                         for (int p = 0; p < 4; ++p) store_vec4(to + p * l.row, sums[p]);
+                       });
+    __syncthreads();
+  }
+}
+
 // An output pixel's coordinate for a window's position k, whose middle is `middle`; -1: none.
 __device__ __forceinline__ int window_at(int position, int k, int middle, int stride, int size) {
   const int at = position + middle - k;

@@ -159,12 +159,7 @@ __global__ __launch_bounds__(kThreads) void gather_kernel(const Job<V> job) {
                }
              });
   if (is_input && !normalized_input) return;
-  const int group = blockIdx.z * s.archs + arch;
-  double* partials = dag.partials + static_cast<int64_t>(group) * kMaxSplits * 3 * s.padded;
-  if (!sum_over_blocks(totals, 3 * s.padded, partials, dag.counters + group, blockIdx.x, job.splits,
-                       shared)) {
-    return;
-  }
+  if (!sum_over_splits(dag, blockIdx.z * s.archs + arch, 3, job.splits, totals, shared)) return;
   if (is_input) {
     finish_gradient(totals, totals + s.padded, pixels, s.padded, state.norm, true, 1.0,
                     job.input_coefficients + input * 3 * s.padded);
@@ -190,9 +185,7 @@ __global__ __launch_bounds__(kThreads) void reduce_edges_kernel(const Job<V> job
   const int pixels = static_cast<int>(s.out_size() / s.padded);
   sum_gradient(job.gradients.node(s, arch, node), dag.stage(arch, node, e, last), norm, pixels,
                s.padded, blockIdx.x, job.splits, shared, totals);
-  double* partials = dag.partials + static_cast<int64_t>(blockIdx.y) * kMaxSplits * 3 * s.padded;
-  if (sum_over_blocks(totals, 2 * s.padded, partials, dag.counters + blockIdx.y, blockIdx.x,
-                      job.splits, shared)) {
+  if (sum_over_splits(dag, blockIdx.y, 2, job.splits, totals, shared)) {
     finish_gradient(totals, totals + s.padded, pixels, s.padded, norm, true, edge.multiplicity,
                     job.gradients.coefficients_of(s, arch, e, last));
   }
@@ -226,9 +219,6 @@ void reduce_edges(const Dag<V>& dag, const Gradients<V>& gradients, int node, Cu
 #define ASNG_INSTANTIATE(V)                                                                        \
   template void gather(const Dag<V>&, const Gradients<V>&, int, int, V*, Compute<V>*, CudaStream); \
   template void reduce_edges(const Dag<V>&, const Gradients<V>&, int, CudaStream);
-ASNG_INSTANTIATE(float)
-ASNG_INSTANTIATE(double)
-ASNG_INSTANTIATE(BFloat16)
-#undef ASNG_INSTANTIATE
+ASNG_EVERY_STORED_TYPE(ASNG_INSTANTIATE)
 
 }  // namespace asng::cuda

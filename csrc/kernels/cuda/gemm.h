@@ -54,119 +54,6 @@ __device__ __forceinline__ void multiply(const T* a, int row, const T* b, int b_
   }
 }
 
-// A matrix of sums over pixels, Σ left(pixel, row) · right(pixel, column), in blocks of 4×4. Every
-// thread keeps some blocks in registers while the pixels pass by; where there are fewer blocks than
-// threads, groups of threads divide the pixels among them. Matrices too large for that are kept in
-// `memory`.
-template <class T>
-class OuterProduct {
- public:
-  __device__ OuterProduct(int rows, int columns)
-      : across_(columns / 4), count_(rows / 4 * across_) {
-    groups_ = count_ < kThreads ? kThreads / count_ : 1;
-#pragma unroll
-    for (int s = 0; s < kSlots; ++s) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) sums_[s][i] = fill_vec4(T(0));
-    }
-  }
-
-  // Adds `pixels` pixels; rows and columns of a pixel lie `row` values apart from those of the
-  // last. `memory` is (rows, memory_row), where this block alone writes; `first` says that nothing
-  // was written there yet.
-  __device__ void add(const T* left, int left_row, const T* right, int right_row, int pixels,
-                      T* memory, int memory_row, bool first) {
-    const int t = threadIdx.x;
-    if (groups_ > 1) {
-      if (t < groups_ * count_) {
-        const int group = t / count_;
-        add_block(t - group * count_, left, left_row, right, right_row, group, groups_, pixels,
-                  sums_[0]);
-      }
-      return;
-    }
-#pragma unroll
-    for (int s = 0; s < kSlots; ++s) {
-      const int block = t + s * kThreads;
-      if (block < count_) {
-        add_block(block, left, left_row, right, right_row, 0, 1, pixels, sums_[s]);
-      }
-    }
-    for (int block = t + kSlots * kThreads; block < count_; block += kThreads) {
-      Vec4<T> sums[4];
-      T* to = place(block, memory, memory_row);
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-        sums[i] = first ? fill_vec4(T(0)) : load_vec4(to + i * memory_row);
-      add_block(block, left, left_row, right, right_row, 0, 1, pixels, sums);
-#pragma unroll
-      for (int i = 0; i < 4; ++i) write_vec4(to + i * memory_row, sums[i]);
-    }
-  }
-
-  // Writes the matrix to `memory`; `shared` has room for 16·kThreads values, and `added` says
-  // whether there were any pixels. To be called by all threads.
-  __device__ void finish(T* memory, int memory_row, T* shared, bool added) const {
-    const int t = threadIdx.x;
-    for (int block = t + kSlots * kThreads; !added && block < count_; block += kThreads) {
-      for (int i = 0; i < 4; ++i) {
-        write_vec4(place(block, memory, memory_row) + i * memory_row, fill_vec4(T(0)));
-      }
-    }
-    if (groups_ == 1) {
-#pragma unroll
-      for (int s = 0; s < kSlots; ++s) {
-        const int block = t + s * kThreads;
-        if (block < count_) {
-          T* to = place(block, memory, memory_row);
-#pragma unroll
-          for (int i = 0; i < 4; ++i) write_vec4(to + i * memory_row, sums_[s][i]);
-        }
-      }
-      return;
-    }
-    if (t < groups_ * count_) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) store_vec4(shared + t * 16 + i * 4, sums_[0][i]);
-    }
-    __syncthreads();
-    for (int item = t; item < count_ * 4; item += kThreads) {
-      const int block = item / 4, i = item - block * 4;
-      Vec4<T> sum = fill_vec4(T(0));
-      for (int g = 0; g < groups_; ++g)
-        sum += load_vec4(shared + (g * count_ + block) * 16 + i * 4);
-      write_vec4(place(block, memory, memory_row) + i * memory_row, sum);
-    }
-  }
-
- private:
-  static constexpr int kSlots = 2;
-
-  __device__ T* place(int block, T* memory, int memory_row) const {
-    const int down = block / across_;
-    return memory + static_cast<int64_t>(down) * 4 * memory_row + (block - down * across_) * 4;
-  }
-
-  __device__ void add_block(int block, const T* left, int left_row, const T* right, int right_row,
-                            int first, int step, int pixels, Vec4<T> (&sums)[4]) const {
-    const int down = block / across_, across = block - down * across_;
-    left += down * 4;
-    right += across * 4;
-#pragma unroll 2
-    for (int p = first; p < pixels; p += step) {
-      const Vec4<T> a = load_vec4(left + p * left_row), b = load_vec4(right + p * right_row);
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-#pragma unroll
-        for (int j = 0; j < 4; ++j) sums[i].v[j] += a.v[i] * b.v[j];
-      }
-    }
-  }
-
-  Vec4<T> sums_[kSlots][4];
-  int across_, count_, groups_;
-};
-
 using TileSum = wmma::fragment<wmma::accumulator, kTile, kTile, kTileDepth, float>;
 using TileRight = wmma::fragment<wmma::matrix_b, kTile, kTile, kTileDepth, wmma::precision::tf32,
                                  wmma::row_major>;
@@ -252,107 +139,177 @@ class TileMatmul {
   int across_, count_;
 };
 
-// OuterProduct on the tensor cores: Σ left(pixel, row) · right(pixel, column). Where there
-// are fewer tiles than warps, groups of warps divide the pixels.
-class TileOuterProduct {
+// A matrix of sums over pixels, Σ left(pixel, row) · right(pixel, column), in blocks. The workers
+// of a thread block, which Blocks says, keep some of them each in registers while the pixels pass
+// by; where there are fewer blocks than workers, groups of workers divide the pixels among them.
+// Matrices too large for that are kept in `memory`.
+template <class Blocks>
+class OuterProduct {
  public:
-  __device__ TileOuterProduct(int rows, int columns)
-      : across_(columns / kTile), count_(rows / kTile * across_) {
-    groups_ = count_ < kWarps ? kWarps / count_ : 1;
+  using T = typename Blocks::Value;
+
+  __device__ OuterProduct(int rows, int columns)
+      : across_(columns / kSide), count_(rows / kSide * across_) {
+    groups_ = count_ < kWorkers ? kWorkers / count_ : 1;
 #pragma unroll
-    for (int s = 0; s < kWarpTiles; ++s) wmma::fill_fragment(sums_[s], 0.0f);
+    for (int s = 0; s < kSlots; ++s) Blocks::clear(sums_[s]);
   }
 
-  // `pixels` is a multiple of 8; see OuterProduct::add.
-  __device__ void add(const float* left, int left_row, const float* right, int right_row,
-                      int pixels, float* memory, int memory_row, bool first) {
-    const int warp = threadIdx.x / 32;
+  // Adds `pixels` pixels; rows and columns of a pixel lie `row` values apart from those of the
+  // last. `memory` is (rows, memory_row), where this block alone writes; `first` says that nothing
+  // was written there yet.
+  __device__ void add(const T* left, int left_row, const T* right, int right_row, int pixels,
+                      T* memory, int memory_row, bool first) {
+    const auto add_block = [&](int block, int group, Sum& sum) {
+      const int down = block / across_, across = block - down * across_;
+      Blocks::add(left + down * kSide, left_row, right + across * kSide, right_row, group, groups_,
+                  pixels, sum);
+    };
+    const int worker = Blocks::worker();
     if (groups_ > 1) {
-      const int group = warp / count_;
-      if (group < groups_) {
-        add_tile(warp - group * count_, left, left_row, right, right_row, group, groups_, pixels,
-                 sums_[0]);
-      }
+      const int group = worker / count_;
+      if (group < groups_) add_block(worker - group * count_, group, sums_[0]);
       return;
     }
 #pragma unroll
-    for (int s = 0; s < kWarpTiles; ++s) {
-      const int tile = warp + s * kWarps;
-      if (tile >= count_) break;
-      add_tile(tile, left, left_row, right, right_row, 0, 1, pixels, sums_[s]);
+    for (int s = 0; s < kSlots; ++s) {
+      const int block = worker + s * kWorkers;
+      if (block < count_) add_block(block, 0, sums_[s]);
     }
-    for (int tile = warp + kWarpTiles * kWarps; tile < count_; tile += kWarps) {
-      float* to = place(tile, memory, memory_row);
-      TileSum sum;
+    for (int block = worker + kSlots * kWorkers; block < count_; block += kWorkers) {
+      T* to = place(block, memory, memory_row);
+      Sum sum;
       if (first) {
-        wmma::fill_fragment(sum, 0.0f);
+        Blocks::clear(sum);
       } else {
-        wmma::load_matrix_sync(sum, to, memory_row, wmma::mem_row_major);
+        Blocks::load(sum, to, memory_row);
       }
-      add_tile(tile, left, left_row, right, right_row, 0, 1, pixels, sum);
-      wmma::store_matrix_sync(to, sum, memory_row, wmma::mem_row_major);
+      add_block(block, 0, sum);
+      Blocks::write(to, memory_row, sum);
     }
   }
 
-  // See OuterProduct::finish.
-  __device__ void finish(float* memory, int memory_row, float* shared, bool added) const {
-    const int warp = threadIdx.x / 32;
-    for (int tile = warp + kWarpTiles * kWarps; !added && tile < count_; tile += kWarps) {
-      TileSum zeros;
-      wmma::fill_fragment(zeros, 0.0f);
-      wmma::store_matrix_sync(place(tile, memory, memory_row), zeros, memory_row,
-                              wmma::mem_row_major);
+  // Writes the matrix to `memory`; `shared` has room for 16·kThreads values, and `added` says
+  // whether there were any pixels. To be called by all threads.
+  __device__ void finish(T* memory, int memory_row, T* shared, bool added) const {
+    const int worker = Blocks::worker();
+    for (int block = worker + kSlots * kWorkers; !added && block < count_; block += kWorkers) {
+      Sum zeros;
+      Blocks::clear(zeros);
+      Blocks::write(place(block, memory, memory_row), memory_row, zeros);
     }
     if (groups_ == 1) {
 #pragma unroll
-      for (int s = 0; s < kWarpTiles; ++s) {
-        const int tile = warp + s * kWarps;
-        if (tile >= count_) break;
-        wmma::store_matrix_sync(place(tile, memory, memory_row), sums_[s], memory_row,
-                                wmma::mem_row_major);
+      for (int s = 0; s < kSlots; ++s) {
+        const int block = worker + s * kWorkers;
+        if (block < count_) {
+          Blocks::write(place(block, memory, memory_row), memory_row, sums_[s]);
+        }
       }
       return;
     }
-    constexpr int kValues = kTile * kTile;
-    if (warp < groups_ * count_) {
-      wmma::store_matrix_sync(shared + warp * kValues, sums_[0], kTile, wmma::mem_row_major);
-    }
+    constexpr int kValues = kSide * kSide;
+    if (worker < groups_ * count_) Blocks::store(shared + worker * kValues, kSide, sums_[0]);
     __syncthreads();
     for (int item = threadIdx.x; item < count_ * kValues / 4; item += kThreads) {
-      const int tile = item / (kValues / 4), at = (item - tile * (kValues / 4)) * 4;
-      Vec4<float> sum = fill_vec4(0.0f);
-      for (int g = 0; g < groups_; ++g)
-        sum += load_vec4(shared + (g * count_ + tile) * kValues + at);
-      write_vec4(place(tile, memory, memory_row) + at / kTile * memory_row + at % kTile, sum);
+      const int block = item / (kValues / 4), at = (item - block * (kValues / 4)) * 4;
+      Vec4<T> sum = fill_vec4(T(0));
+      for (int g = 0; g < groups_; ++g) {
+        sum += load_vec4(shared + (g * count_ + block) * kValues + at);
+      }
+      write_vec4(place(block, memory, memory_row) + at / kSide * memory_row + at % kSide, sum);
     }
   }
 
  private:
-  __device__ float* place(int tile, float* memory, int memory_row) const {
-    const int down = tile / across_;
-    return memory + static_cast<int64_t>(down) * kTile * memory_row +
-           (tile - down * across_) * kTile;
+  using Sum = typename Blocks::Sum;
+  static constexpr int kSide = Blocks::kSide, kSlots = Blocks::kSlots, kWorkers = Blocks::kWorkers;
+
+  __device__ T* place(int block, T* memory, int memory_row) const {
+    const int down = block / across_;
+    return memory + static_cast<int64_t>(down) * kSide * memory_row +
+           (block - down * across_) * kSide;
   }
 
-  __device__ void add_tile(int tile, const float* left, int left_row, const float* right,
-                           int right_row, int first, int step, int pixels, TileSum& sum) const {
-    const int down = tile / across_, across = tile - down * across_;
+  Sum sums_[kSlots];
+  int across_, count_, groups_;
+};
+
+// Blocks of 4×4, each a thread's.
+template <class T>
+struct ThreadBlocks {
+  using Value = T;
+  using Sum = Vec4<T>[4];
+  static constexpr int kSide = 4, kSlots = 2, kWorkers = kThreads;
+
+  static __device__ __forceinline__ int worker() { return threadIdx.x; }
+  static __device__ __forceinline__ void clear(Sum& sum) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) sum[i] = fill_vec4(T(0));
+  }
+  static __device__ __forceinline__ void load(Sum& sum, const T* from, int row) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) sum[i] = load_vec4(from + i * row);
+  }
+  // To global memory, where `store` is for shared memory.
+  static __device__ __forceinline__ void write(T* to, int row, const Sum& sum) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) write_vec4(to + i * row, sum[i]);
+  }
+  static __device__ __forceinline__ void store(T* to, int row, const Sum& sum) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) store_vec4(to + i * row, sum[i]);
+  }
+  // Pixels `first`, `first` + `step` and so on.
+  static __device__ __forceinline__ void add(const T* left, int left_row, const T* right,
+                                             int right_row, int first, int step, int pixels,
+                                             Sum& sum) {
+#pragma unroll 2
+    for (int p = first; p < pixels; p += step) {
+      const Vec4<T> a = load_vec4(left + p * left_row), b = load_vec4(right + p * right_row);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) sum[i].v[j] += a.v[i] * b.v[j];
+      }
+    }
+  }
+};
+
+// Tiles on the tensor cores, each a warp's; `pixels` is a multiple of 8.
+struct WarpTiles {
+  using Value = float;
+  using Sum = TileSum;
+  static constexpr int kSide = kTile, kSlots = kWarpTiles, kWorkers = kWarps;
+
+  static __device__ __forceinline__ int worker() { return threadIdx.x / 32; }
+  static __device__ __forceinline__ void clear(Sum& sum) { wmma::fill_fragment(sum, 0.0f); }
+  static __device__ __forceinline__ void load(Sum& sum, const float* from, int row) {
+    wmma::load_matrix_sync(sum, from, row, wmma::mem_row_major);
+  }
+  static __device__ __forceinline__ void write(float* to, int row, const Sum& sum) {
+    wmma::store_matrix_sync(to, sum, row, wmma::mem_row_major);
+  }
+  static __device__ __forceinline__ void store(float* to, int row, const Sum& sum) {
+    write(to, row, sum);
+  }
+  static __device__ __forceinline__ void add(const float* left, int left_row, const float* right,
+                                             int right_row, int first, int step, int pixels,
+                                             Sum& sum) {
 #pragma unroll 2
     for (int p = first * kTileDepth; p < pixels; p += step * kTileDepth) {
       TileLeft<true> a;
       TileRight b;
-      load_rounded(a, left + p * left_row + down * kTile, left_row);
-      load_rounded(b, right + p * right_row + across * kTile, right_row);
+      load_rounded(a, left + p * left_row, left_row);
+      load_rounded(b, right + p * right_row, right_row);
       wmma::mma_sync(sum, a, b, sum);
     }
   }
-
-  TileSum sums_[kWarpTiles];
-  int across_, count_, groups_;
 };
 
 // Sums over pixels on the tensor cores or not.
 template <bool kTensorCores, class T>
-using PixelOuterProduct = std::conditional_t<kTensorCores, TileOuterProduct, OuterProduct<T>>;
+using PixelOuterProduct =
+    OuterProduct<std::conditional_t<kTensorCores, WarpTiles, ThreadBlocks<T>>>;
 
 }  // namespace asng::cuda

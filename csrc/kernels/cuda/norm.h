@@ -71,6 +71,17 @@ __device__ inline bool sum_over_blocks(double* totals, int columns, double* part
   return true;
 }
 
+// The same of `kinds` sums per channel, where the partial sums and the counter are those of group
+// `group` of a dag, whose splits are the blocks along x.
+template <class V>
+__device__ bool sum_over_splits(const Dag<V>& dag, int group, int kinds, int splits, double* totals,
+                                void* shared) {
+  const int padded = dag.shape.padded;
+  return sum_over_blocks(totals, kinds * padded,
+                         dag.partials + static_cast<int64_t>(group) * kMaxSplits * 3 * padded,
+                         dag.counters + group, blockIdx.x, splits, shared);
+}
+
 // From Σ z and Σ z² over `count` values per channel: normalized = z·scale + shift.
 template <class T>
 __device__ void finish_norm(const double* sums, double count, int padded, T* norm) {

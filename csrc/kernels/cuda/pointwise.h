@@ -39,6 +39,15 @@ ASNG_HD inline int pointwise_backward_values(int padded, int value_bytes) {
   return values > 16 * kThreads ? values : 16 * kThreads;
 }
 
+// Splits and dynamic shared memory of a launch that calls pointwise_forward.
+inline int pointwise_splits(const PointwiseShape& shape) {
+  const int run = pointwise_pixels(shape.padded);
+  return std::min((shape.pixels() + run - 1) / run, kMaxSplits);
+}
+inline size_t pointwise_bytes(int padded, size_t value_bytes) {
+  return 3 * static_cast<size_t>(padded) * sizeof(double) + kPointwiseValues * value_bytes;
+}
+
 // Pixel of the source that output pixel `pixel` reads, -1 beyond the edge.
 template <class V>
 __device__ int64_t source_pixel(const Source<V>& s, const PointwiseShape& shape, int pixel) {

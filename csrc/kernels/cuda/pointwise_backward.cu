@@ -20,9 +20,7 @@ __global__ __launch_bounds__(kThreads) void reduce_output_kernel(const CellJob<V
   sum_gradient(job.grad_y + arch * s.out_size(), job.y + arch * s.out_size(),
                static_cast<const T*>(nullptr), pixels, s.padded, blockIdx.x, splits, shared,
                totals);
-  double* partials = dag.partials + static_cast<int64_t>(arch) * kMaxSplits * 3 * s.padded;
-  if (sum_over_blocks(totals, 2 * s.padded, partials, dag.counters + arch, blockIdx.x, splits,
-                      shared)) {
+  if (sum_over_splits(dag, arch, 2, splits, totals, shared)) {
     finish_gradient(totals, totals + s.padded, pixels, s.padded, job.y_norms + arch * 2 * s.padded,
                     false, 1.0, job.y_coefficients + arch * 3 * s.padded);
   }
@@ -184,9 +182,6 @@ int pointwise_split_count(int64_t pixels, int padded, int depth) {
   template void project_output_backward(const CellJob<V>&, const Gradients<V>&, CudaStream); \
   template void project_inputs_backward(const CellJob<V>&, CudaStream);                      \
   template int pointwise_split_count<V>(int64_t, int, int);
-ASNG_INSTANTIATE(float)
-ASNG_INSTANTIATE(double)
-ASNG_INSTANTIATE(BFloat16)
-#undef ASNG_INSTANTIATE
+ASNG_EVERY_STORED_TYPE(ASNG_INSTANTIATE)
 
 }  // namespace asng::cuda

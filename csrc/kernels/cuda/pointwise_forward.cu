@@ -15,15 +15,6 @@ __device__ bool is_used(const Dag<V>& dag, int arch, int end, int input) {
   return false;
 }
 
-// For sums whose blocks are splits of group `group`.
-template <class V>
-__device__ bool finish(const Dag<V>& dag, int group, int splits, double* totals, void* shared) {
-  const int padded = dag.shape.padded;
-  return sum_over_blocks(totals, 2 * padded,
-                         dag.partials + static_cast<int64_t>(group) * kMaxSplits * 3 * padded,
-                         dag.counters + group, blockIdx.x, splits, shared);
-}
-
 template <bool kTensorCores, class V>
 __global__ __launch_bounds__(kThreads) void project_inputs_kernel(const CellJob<V> job,
                                                                   int splits) {
@@ -49,7 +40,7 @@ __global__ __launch_bounds__(kThreads) void project_inputs_kernel(const CellJob<
   const PointwiseShape shape = {s.images, s.height, s.width, s.padded};
   pointwise_forward<kTensorCores>(sources, input.factorized ? 2 : 1, shape, job.packed[which],
                                   blockIdx.x, splits, const_cast<V*>(to.x), totals, shared);
-  if (finish(dag, which * s.archs + arch, splits, totals, shared)) {
+  if (sum_over_splits(dag, which * s.archs + arch, 2, splits, totals, shared)) {
     finish_norm(totals, shape.pixels(), s.padded, const_cast<T*>(to.norm));
   }
 }
@@ -75,19 +66,9 @@ __global__ __launch_bounds__(kThreads) void project_output_kernel(const CellJob<
   const PointwiseShape shape = {s.images, s.out_height, s.out_width, s.padded};
   pointwise_forward<kTensorCores>(sources, s.nodes, shape, job.packed[2], blockIdx.x, splits,
                                   job.y + arch * s.out_size(), totals, shared);
-  if (finish(dag, arch, splits, totals, shared)) {
+  if (sum_over_splits(dag, arch, 2, splits, totals, shared)) {
     finish_norm(totals, shape.pixels(), s.padded, job.y_norms + arch * 2 * s.padded);
   }
-}
-
-int split_count(const PointwiseShape& shape) {
-  const int run = pointwise_pixels(shape.padded);
-  return std::min((shape.pixels() + run - 1) / run, kMaxSplits);
-}
-
-template <class T>
-size_t bytes(int padded) {
-  return 3 * static_cast<size_t>(padded) * sizeof(double) + kPointwiseValues * sizeof(T);
 }
 
 }  // namespace
@@ -95,29 +76,27 @@ size_t bytes(int padded) {
 template <class V>
 void project_inputs(const CellJob<V>& job, CudaStream stream) {
   const DagShape& s = job.dag.shape;
-  const int splits = split_count({s.images, s.height, s.width, s.padded});
+  const int splits = pointwise_splits({s.images, s.height, s.width, s.padded});
   const auto kernel = choose_kernel<V>(
       s.tf32, [](auto tensor_cores) { return &project_inputs_kernel<tensor_cores(), V>; });
-  launch(kernel, dim3(splits, s.archs, 2), kThreads, bytes<Compute<V>>(s.padded), stream, job,
-         splits);
+  launch(kernel, dim3(splits, s.archs, 2), kThreads, pointwise_bytes(s.padded, sizeof(Compute<V>)),
+         stream, job, splits);
 }
 
 template <class V>
 void project_output(const CellJob<V>& job, CudaStream stream) {
   const DagShape& s = job.dag.shape;
-  const int splits = split_count({s.images, s.out_height, s.out_width, s.padded});
+  const int splits = pointwise_splits({s.images, s.out_height, s.out_width, s.padded});
   const auto kernel = choose_kernel<V>(
       s.tf32, [](auto tensor_cores) { return &project_output_kernel<tensor_cores(), V>; });
-  launch(kernel, dim3(splits, s.archs), kThreads, bytes<Compute<V>>(s.padded), stream, job, splits);
+  launch(kernel, dim3(splits, s.archs), kThreads, pointwise_bytes(s.padded, sizeof(Compute<V>)),
+         stream, job, splits);
   normalize(job.y, job.y_norms, s.out_size(), s.padded, s.archs, stream);
 }
 
 #define ASNG_INSTANTIATE(V)                                    \
   template void project_inputs(const CellJob<V>&, CudaStream); \
   template void project_output(const CellJob<V>&, CudaStream);
-ASNG_INSTANTIATE(float)
-ASNG_INSTANTIATE(double)
-ASNG_INSTANTIATE(BFloat16)
-#undef ASNG_INSTANTIATE
+ASNG_EVERY_STORED_TYPE(ASNG_INSTANTIATE)
 
 }  // namespace asng::cuda

@@ -32,7 +32,6 @@ __device__ void convolve_backward(const Job<V>& job, int arch, int e, const Stat
   const Tile& tile = l.tile;
   const int padded = shape.padded, across = padded / 4, node = job.node, stage = job.stage;
   T* source = shared + l.source;
-  T* elements = shared + l.elements;
   T* grads = shared + l.grad;
   T* elements_grad = shared + l.elements_grad;
   const V* g = stage == 1
@@ -62,18 +61,7 @@ __device__ void convolve_backward(const Job<V>& job, int arch, int e, const Stat
                                                                  load_vec4(z + pixel * padded + c),
                                                                  coefficients, padded, c));
     }
-    for (int channel = 0; channel < padded; channel += tile.chunk) {
-      load_source<K, S, D, true>(from, padded, tile, at, channel, l.source_row(), source);
-      load_elements<K, false>(depthwise_weights, padded, tile.chunk, channel, elements);
-      __syncthreads();
-      depthwise<K, S, D>(tile, source, l.source_row(), elements,
-                         [&](int pixel, int c, const Vec4<T>(&sums)[4]) {
-                           T* depth = shared + pixel * l.row + channel + c;
-#pragma unroll
-                           for (int p = 0; p < 4; ++p) store_vec4(depth + p * l.row, sums[p]);
-                         });
-      __syncthreads();
-    }
+    depthwise_tile<K, S, D>(from, padded, l, at, depthwise_weights, shared);
     matmul.add(grads, l.row, shared, l.row, tile.pixels(), weight_split, padded,
                index == static_cast<int>(blockIdx.x));
     __syncthreads();
@@ -153,9 +141,7 @@ __global__ __launch_bounds__(kThreads, resident_blocks(kTensorCores)) void stage
   const bool reduces = job.stage == 0 && dag.factorized(edge);
   if (edge.multiplicity == 0 || !(reduces || dag.separable(edge))) return;
   Compute<V>* shared = dynamic_shared<Compute<V>>();
-  State<V> from = {dag.stage(arch, job.node, e, 0), dag.norm(arch, job.node, e, 0),
-                   dag.shape.out_height, dag.shape.out_width};
-  if (job.stage == 0) from = dag.state(arch, edge.input);
+  const State<V> from = dag.stage_input(arch, job.node, e, job.stage, edge);
   const bool strided = job.stage == 0 && dag.stride(edge) == 2;
   if (reduces) {
     factorized_backward<kTensorCores>(job, arch, e, from, shared);
@@ -230,9 +216,7 @@ __global__ __launch_bounds__(kThreads) void intermediate_backward_kernel(const J
   T* shared = reinterpret_cast<T*>(totals + 3 * padded);
   clear(totals, 2 * padded);
   with_kernel(edge.kernel, [&](auto k) { transposed<k.value, 1>(job, arch, e, totals, shared); });
-  double* partials = dag.partials + static_cast<int64_t>(blockIdx.y) * kMaxSplits * 3 * padded;
-  if (sum_over_blocks(totals, 2 * padded, partials, dag.counters + blockIdx.y, blockIdx.x,
-                      job.splits, shared)) {
+  if (sum_over_splits(dag, blockIdx.y, 2, job.splits, totals, shared)) {
     finish_gradient(totals, totals + padded, static_cast<double>(dag.shape.out_size() / padded),
                     padded, dag.norm(arch, job.node, e, 0), true, 1.0,
                     job.gradients.coefficients_of(dag.shape, arch, e, 0));
@@ -281,9 +265,6 @@ int weight_split_count(const DagShape& s) {
   template void stage_backward(const Dag<V>&, const Gradients<V>&, int, int, CudaStream);   \
   template void intermediate_backward(const Dag<V>&, const Gradients<V>&, int, CudaStream); \
   template int weight_split_count<V>(const DagShape&);
-ASNG_INSTANTIATE(float)
-ASNG_INSTANTIATE(double)
-ASNG_INSTANTIATE(BFloat16)
-#undef ASNG_INSTANTIATE
+ASNG_EVERY_STORED_TYPE(ASNG_INSTANTIATE)
 
 }  // namespace asng::cuda

@@ -16,15 +16,6 @@ struct Job {
   int node, stage, splits;
 };
 
-// What the stage of an edge reads.
-template <class V>
-__device__ State<V> source_state(const Dag<V>& g, int arch, int node, int e, int stage,
-                                 const PlannedEdge& edge) {
-  if (stage == 0) return g.state(arch, edge.input);
-  return {g.stage(arch, node, e, 0), g.norm(arch, node, e, 0), g.shape.out_height,
-          g.shape.out_width};
-}
-
 template <int K, int S, int D, bool kTensorCores, class V>
 __device__ void convolve(const Job<V>& job, int arch, int e, const State<V>& from, double* totals,
                          Compute<V>* shared) {
@@ -33,8 +24,6 @@ __device__ void convolve(const Job<V>& job, int arch, int e, const State<V>& fro
   const TileLayout& l = job.layout;
   const Tile& tile = l.tile;
   const int padded = shape.padded, across = padded / 4;
-  T* source = shared + l.source;
-  T* elements = shared + l.elements;
   T* groups = shared + l.groups;
   const T* depthwise_weight = job.dag.depthwise(arch, job.node, e, job.stage);
   const T* pointwise_weight = job.dag.pointwise(arch, job.node, e, job.stage);
@@ -42,18 +31,7 @@ __device__ void convolve(const Job<V>& job, int arch, int e, const State<V>& fro
   const int tiles = tile_count(tile, shape);
   for (int index = blockIdx.x; index < tiles; index += job.splits) {
     const TilePlace at = tile_place(tile, shape, index);
-    for (int channel = 0; channel < padded; channel += tile.chunk) {
-      load_source<K, S, D, true>(from, padded, tile, at, channel, l.source_row(), source);
-      load_elements<K, false>(depthwise_weight, padded, tile.chunk, channel, elements);
-      __syncthreads();
-      depthwise<K, S, D>(tile, source, l.source_row(), elements,
-                         [&](int pixel, int c, const Vec4<T>(&sums)[4]) {
-                           T* to = shared + pixel * l.row + channel + c;
-#pragma unroll
-                           for (int p = 0; p < 4; ++p) store_vec4(to + p * l.row, sums[p]);
-                         });
-      __syncthreads();
-    }
+    depthwise_tile<K, S, D>(from, padded, l, at, depthwise_weight, shared);
     if constexpr (kTensorCores) {
       TileMatmul matmul(tile.pixels(), padded);
       matmul.add(shared, l.row, pointwise_weight, padded, padded);
@@ -110,7 +88,7 @@ __global__ __launch_bounds__(kThreads) void stage_forward_kernel(const Job<V> jo
   double* totals = dynamic_shared<double>();
   T* shared = reinterpret_cast<T*>(totals + 3 * padded);
   clear(totals, 2 * padded);
-  const State<V> from = source_state(dag, arch, job.node, e, job.stage, edge);
+  const State<V> from = dag.stage_input(arch, job.node, e, job.stage, edge);
   const bool strided = job.stage == 0 && dag.stride(edge) == 2;
   if (reduces) {
     factorized<kTensorCores>(job, arch, e, from, totals, shared);
@@ -120,9 +98,7 @@ __global__ __launch_bounds__(kThreads) void stage_forward_kernel(const Job<V> jo
               : convolve<k.value, 1, 1, kTensorCores>(job, arch, e, from, totals, shared);
     });
   }
-  double* partials = dag.partials + static_cast<int64_t>(blockIdx.y) * kMaxSplits * 3 * padded;
-  if (sum_over_blocks(totals, 2 * padded, partials, dag.counters + blockIdx.y, blockIdx.x,
-                      job.splits, shared)) {
+  if (sum_over_splits(dag, blockIdx.y, 2, job.splits, totals, shared)) {
     const double count = static_cast<double>(dag.shape.out_size() / padded);
     finish_norm(totals, count, padded, dag.norm(arch, job.node, e, job.stage));
   }

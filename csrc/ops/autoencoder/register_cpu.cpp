@@ -31,27 +31,38 @@ Tensor cae_encode(Tensor x, Tensor weight, int64_t stride) {
   return y;
 }
 
-std::tuple<Tensor, Tensor> cae_encode_backward(Tensor grad, Tensor output, Tensor x, Tensor weight,
-                                               int64_t stride, bool x_needs_grad) {
-  const AutoencoderLayer layer = encoder(x, weight, stride);
+// Gradients of what a layer was given, the input where it encodes, and of the weight. `output` is
+// what it returned if ReLU was there.
+std::tuple<Tensor, Tensor> backward(const AutoencoderLayer& layer, bool encodes, Tensor grad,
+                                    const OptionalTensor& output, const Tensor& x,
+                                    const Tensor& weight, bool x_needs_grad) {
+  std::vector<int64_t> given = layer.input_sizes(), returned = layer.downsampled_sizes();
+  if (!encodes) given.swap(returned);
   grad = torch::stable::contiguous(grad);
-  check(grad, "grad", layer.dtype, layer.downsampled_sizes());
-  check(output, "output", layer.dtype, layer.downsampled_sizes());
-  Tensor grad_x =
-      new_tensor(x_needs_grad ? layer.input_sizes() : std::vector<int64_t>{0}, layer.dtype, false);
+  check(grad, "grad", layer.dtype, returned);
+  if (output.has_value()) check(*output, "output", layer.dtype, returned);
+  Tensor grad_x = new_tensor(x_needs_grad ? given : std::vector<int64_t>{0}, layer.dtype, false);
   Tensor grad_weight = new_tensor(layer.weight_sizes(), layer.dtype, false);
   with_type(layer.dtype, [&](auto type) {
     using T = decltype(type);
     const Winograd<T> convolution(layer.shape);
-    const T *g = grad.const_data_ptr<T>(), *mask = output.const_data_ptr<T>();
-    convolution.weight_gradient(x.const_data_ptr<T>(), nullptr, g, mask,
-                                grad_weight.mutable_data_ptr<T>());
-    if (x_needs_grad) {
-      convolution.up(g, mask, weight.const_data_ptr<T>(), nullptr, false,
-                     grad_x.mutable_data_ptr<T>());
+    const T *from = x.const_data_ptr<T>(), *w = weight.const_data_ptr<T>();
+    const T *g = grad.const_data_ptr<T>(), *mask = pointer<T>(output);
+    T *to_x = grad_x.mutable_data_ptr<T>(), *to_weight = grad_weight.mutable_data_ptr<T>();
+    if (encodes) {
+      convolution.weight_gradient(from, nullptr, g, mask, to_weight);
+      if (x_needs_grad) convolution.up(g, mask, w, nullptr, false, to_x);
+    } else {
+      convolution.weight_gradient(g, mask, from, nullptr, to_weight);
+      if (x_needs_grad) convolution.down(g, mask, w, false, to_x);
     }
   });
   return {grad_x, grad_weight};
+}
+
+std::tuple<Tensor, Tensor> cae_encode_backward(Tensor grad, Tensor output, Tensor x, Tensor weight,
+                                               int64_t stride, bool x_needs_grad) {
+  return backward(encoder(x, weight, stride), true, grad, output, x, weight, x_needs_grad);
 }
 
 Tensor cae_decode(Tensor x, Tensor weight, OptionalTensor skipped, int64_t stride, int64_t height,
@@ -72,23 +83,7 @@ std::tuple<Tensor, Tensor> cae_decode_backward(Tensor grad, OptionalTensor outpu
                                                Tensor weight, int64_t stride, bool x_needs_grad) {
   STD_TORCH_CHECK(grad.dim() == 4, "grad must have 4 dimensions, got ", grad.dim());
   const AutoencoderLayer layer(x, false, weight, stride, grad.size(1), grad.size(2));
-  grad = torch::stable::contiguous(grad);
-  check(grad, "grad", layer.dtype, layer.input_sizes());
-  if (output.has_value()) check(*output, "output", layer.dtype, layer.input_sizes());
-  Tensor grad_x = new_tensor(x_needs_grad ? layer.downsampled_sizes() : std::vector<int64_t>{0},
-                             layer.dtype, false);
-  Tensor grad_weight = new_tensor(layer.weight_sizes(), layer.dtype, false);
-  with_type(layer.dtype, [&](auto type) {
-    using T = decltype(type);
-    const Winograd<T> convolution(layer.shape);
-    const T *g = grad.const_data_ptr<T>(), *mask = pointer<T>(output);
-    convolution.weight_gradient(g, mask, x.const_data_ptr<T>(), nullptr,
-                                grad_weight.mutable_data_ptr<T>());
-    if (x_needs_grad) {
-      convolution.down(g, mask, weight.const_data_ptr<T>(), false, grad_x.mutable_data_ptr<T>());
-    }
-  });
-  return {grad_x, grad_weight};
+  return backward(layer, false, grad, output, x, weight, x_needs_grad);
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 // the other way round. Between levels the statistics of normalizations are finished.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <functional>
 #include <vector>
@@ -224,7 +225,13 @@ struct InputGradient {
 // Zeros for architectures that do not read an input.
 template <class T>
 void clear_unwritten(const CellShape& shape, const CellInput& input, T* grad,
-                     const std::vector<bool>& written);
+                     const std::vector<bool>& written) {
+  if (grad == nullptr) return;
+  const int64_t size = shape.images * input.height * input.width * input.padded;
+  for (size_t arch = 0; arch < written.size(); ++arch) {
+    if (!written[arch]) std::fill_n(grad + static_cast<int64_t>(arch) * size, size, T(0));
+  }
+}
 
 template <class T>
 class Cell {

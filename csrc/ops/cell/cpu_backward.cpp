@@ -333,27 +333,10 @@ void Cell<T>::backward(const T* prev_prev, const T* prev, const T* y, const T* g
   clear_unwritten(shape_, shape_.prev, grad_prev, prev_written);
 }
 
-template <class T>
-void clear_unwritten(const CellShape& shape, const CellInput& input, T* grad,
-                     const std::vector<bool>& written) {
-  if (grad == nullptr) return;
-  const int64_t size = shape.images * input.height * input.width * input.padded;
-  for (size_t arch = 0; arch < written.size(); ++arch) {
-    if (!written[arch]) std::fill_n(grad + static_cast<int64_t>(arch) * size, size, T(0));
-  }
-}
-
-#define ASNG_INSTANTIATE(T)                                                                        \
-  template void Dag<T>::backward(const Task&, const OperationWeights<T>&);                         \
-  template void clear_unwritten(const CellShape&, const CellInput&, T*, const std::vector<bool>&); \
-  template void Cell<T>::run_backward(CellImages<T>, CellImages<T>, const T*, const T*, bool,      \
-                                      const T*, const std::vector<PartialSums>*, Bump<T>&,         \
-                                      const InputGradient<T>&, const InputGradient<T>&,            \
-                                      const CellWeights<T>&);                                      \
-  template void Cell<T>::backward(const T*, const T*, const T*, const T*, T*, T*, T*,              \
-                                  const CellWeights<T>&);
-ASNG_INSTANTIATE(float)
-ASNG_INSTANTIATE(double)
-#undef ASNG_INSTANTIATE
+// The members that this file defines.
+template class Dag<float>;
+template class Dag<double>;
+template class Cell<float>;
+template class Cell<double>;
 
 }  // namespace asng::cpu

@@ -47,11 +47,7 @@ template <class T>
 void Dag<T>::set_up_reduction(Edge& edge) {
   const State<T>& state = from(edge);
   PointwiseBatch<T>& p = edge.reduction;
-  p.images = shape_.images;
-  p.out_height = shape_.out_height;
-  p.out_width = shape_.out_width;
-  p.channels = shape_.channels;
-  p.padded = shape_.padded;
+  p = {shape_.images, shape_.out_height, shape_.out_width, shape_.channels};
   Source<T> source;
   source.x = state.x;
   source.affine = state.affine;
@@ -242,14 +238,9 @@ void Cell<T>::allocate_inputs(Bump<T>& memory, CellImages<T> prev_prev, CellImag
       bool wanted = false;
       for (int64_t a = arch; a < end; ++a) wanted |= dag_.reads(a, index);
       if (!wanted) continue;
-      PointwiseBatch<T> p;
+      PointwiseBatch<T> p(shape_.images, shape_.prev.height, shape_.prev.width, shape_.channels);
       p.arch = arch;
       p.of_prev_prev = index == 0;
-      p.images = shape_.images;
-      p.out_height = shape_.prev.height;
-      p.out_width = shape_.prev.width;
-      p.channels = shape_.channels;
-      p.padded = shape_.padded;
       Source<T> source;
       source.x = images.x + arch * shape_.images * input.height * input.width * input.padded;
       source.affine = images.affine(arch, input.padded);
@@ -281,13 +272,8 @@ template <class T>
 void Cell<T>::set_up_outputs(const T* z, const T* norms, bool normalized) {
   outputs_.clear();
   for (int64_t arch = 0; arch < shape_.archs; ++arch) {
-    PointwiseBatch<T> p;
+    PointwiseBatch<T> p(shape_.images, shape_.out_height, shape_.out_width, shape_.channels);
     p.arch = arch;
-    p.images = shape_.images;
-    p.out_height = shape_.out_height;
-    p.out_width = shape_.out_width;
-    p.channels = shape_.channels;
-    p.padded = shape_.padded;
     for (const int64_t node : dag_.leaf(arch)) {
       Source<T> source;
       source.grad = dag_.state(arch, node + 2).grad;
@@ -416,26 +402,10 @@ void Cell<T>::forward(const T* prev_prev, const T* prev, T* y, T* saved) {
   normalize(y, norms);
 }
 
-#define ASNG_INSTANTIATE(T)                                                                        \
-  template void Dag<T>::forward(const Task&);                                                      \
-  template void Dag<T>::combine(int64_t, int64_t, Split, T*) const;                                \
-  template void Dag<T>::run_images(const Task&) const;                                             \
-  template Block Dag<T>::pack(bool);                                                               \
-  template Shape Dag<T>::stage_shape(const Edge&, int, int64_t) const;                             \
-  template Combine<T> Dag<T>::combine_task(int64_t, int64_t, Split, std::vector<Term<T>>&) const;  \
-  template Cell<T>::Cell(const CellShape&, const CellWeights<const T>&, const int32_t*,            \
-                         const int32_t*);                                                          \
-  template void Cell<T>::allocate_inputs(Bump<T>&, CellImages<T>, CellImages<T>);                  \
-  template void Cell<T>::set_up_outputs(const T*, const T*, bool);                                 \
-  template std::vector<Source<T>> Cell<T>::leaf_sources(const PointwiseBatch<T>&, const T*) const; \
-  template void Cell<T>::combine_leaf(const PointwiseBatch<T>&, int64_t, T*) const;                \
-  template Block Cell<T>::pack(std::vector<PointwiseBatch<T>>&, bool);                             \
-  template void Cell<T>::run(CellImages<T>, CellImages<T>, T*, T*, Bump<T>&, bool);                \
-  template void Cell<T>::skip(CellImages<T>, CellImages<T>, Bump<T>&);                             \
-  template void Cell<T>::normalize(T*, const T*) const;                                            \
-  template void Cell<T>::forward(const T*, const T*, T*, T*);
-ASNG_INSTANTIATE(float)
-ASNG_INSTANTIATE(double)
-#undef ASNG_INSTANTIATE
+// The members that this file defines.
+template class Dag<float>;
+template class Dag<double>;
+template class Cell<float>;
+template class Cell<double>;
 
 }  // namespace asng::cpu

@@ -20,12 +20,9 @@ struct Choices {
 };
 
 // A dag of one node. `saved` is what the shape's saved() says, as in ops/saved.h, or null if there
-// will be no backward pass; `scratch` has as many bytes as the function of the same name says and
-// is aligned to 256.
+// will be no backward pass; `scratch` has as many bytes as node_scratch says and is aligned to 256.
 template <class V>
-size_t node_forward_scratch(const asng::DagShape& shape, bool save);
-template <class V>
-size_t node_backward_scratch(const asng::DagShape& shape);
+size_t node_scratch(const asng::DagShape& shape, bool save, bool backward);
 template <class V>
 void node_forward(const asng::DagShape& shape, bool tf32,
                   const OperationWeights<const Compute<V>>& weights, const Choices& choices,
@@ -39,9 +36,7 @@ void node_backward(const asng::DagShape& shape, bool tf32,
 
 // `saved` and `scratch` as above.
 template <class V>
-size_t cell_forward_scratch(const CellShape& shape, bool save);
-template <class V>
-size_t cell_backward_scratch(const CellShape& shape);
+size_t cell_scratch(const CellShape& shape, bool save, bool backward);
 template <class V>
 void cell_forward(const CellShape& shape, bool tf32, const CellWeights<const Compute<V>>& weights,
                   const Choices& choices, const V* prev_prev, const V* prev, V* y,

@@ -3,12 +3,15 @@
 
 namespace asng::cuda {
 
-template <class V>
-size_t node_backward_scratch(const asng::DagShape& shape) {
-  Arena arena(nullptr);
-  Node<V>(arena, shape, false, true, nullptr, true);
-  return arena.used();
+namespace {
+
+template <class V, class T>
+WeightJob<T> weight_job(const Dag<V>& dag, const Gradients<V>& gradients,
+                        const OperationWeights<T>& grads) {
+  return {dag.shape, dag.plan, dag.used, gradients.weight_splits, gradients.splits, grads, {}};
 }
+
+}  // namespace
 
 template <class V>
 void node_backward(const asng::DagShape& shape, bool tf32,
@@ -27,21 +30,7 @@ void node_backward(const asng::DagShape& shape, bool tf32,
   stage_backward(node.dag, node.gradients, 0, 0, stream);
   gather(node.dag, node.gradients, 0, node.dag.shape.inputs, grad_bank, static_cast<T*>(nullptr),
          stream);
-  WeightJob<T> sum;
-  sum.shape = node.dag.shape;
-  sum.plan = node.dag.plan;
-  sum.used = node.dag.used;
-  sum.weight_splits = node.gradients.weight_splits;
-  sum.splits = node.gradients.splits;
-  sum.grads = grads;
-  sum_weight_splits(sum, stream);
-}
-
-template <class V>
-size_t cell_backward_scratch(const CellShape& shape) {
-  Arena arena(nullptr);
-  Cell<V>(arena, shape, false, true, nullptr, true);
-  return arena.used();
+  sum_weight_splits(weight_job(node.dag, node.gradients, grads), stream);
 }
 
 template <class V>
@@ -71,13 +60,7 @@ void cell_backward(const CellShape& shape, bool tf32, const CellWeights<const Co
   }
   gather(dag, cell.gradients, 0, inputs, cell.input_grads, cell.input_coefficients, stream);
   project_inputs_backward(cell.job, stream);
-  WeightJob<T> sum;
-  sum.shape = dag.shape;
-  sum.plan = dag.plan;
-  sum.used = dag.used;
-  sum.weight_splits = cell.gradients.weight_splits;
-  sum.splits = cell.gradients.splits;
-  sum.grads = grads.operations;
+  WeightJob<T> sum = weight_job(dag, cell.gradients, grads.operations);
   T* const matrices[3] = {grads.prev_prev, grads.prev, grads.output};
   for (int which = 0; which < 3; ++which) {
     sum.matrices[which] = cell.matrix_gradients[which];
@@ -87,19 +70,14 @@ void cell_backward(const CellShape& shape, bool tf32, const CellWeights<const Co
 }
 
 #define ASNG_INSTANTIATE(V)                                                                        \
-  template size_t node_backward_scratch<V>(const asng::DagShape&);                                 \
   template void node_backward<V>(const asng::DagShape&, bool,                                      \
                                  const OperationWeights<const Compute<V>>&, const Choices&,        \
                                  const V*, const V*, const Compute<V>*, V*,                        \
                                  const OperationWeights<Compute<V>>&, void*, CudaStream);          \
-  template size_t cell_backward_scratch<V>(const CellShape&);                                      \
   template void cell_backward<V>(const CellShape&, bool, const CellWeights<const Compute<V>>&,     \
                                  const Choices&, const V*, const V*, const V*, const V*,           \
                                  const Compute<V>*, V*, V*, const CellWeights<Compute<V>>&, void*, \
                                  CudaStream);
-ASNG_INSTANTIATE(float)
-ASNG_INSTANTIATE(double)
-ASNG_INSTANTIATE(BFloat16)
-#undef ASNG_INSTANTIATE
+ASNG_EVERY_STORED_TYPE(ASNG_INSTANTIATE)
 
 }  // namespace asng::cuda

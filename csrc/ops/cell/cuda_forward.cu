@@ -4,9 +4,9 @@
 namespace asng::cuda {
 
 template <class V>
-size_t node_forward_scratch(const asng::DagShape& shape, bool save) {
+size_t node_scratch(const asng::DagShape& shape, bool save, bool backward) {
   Arena arena(nullptr);
-  Node<V>(arena, shape, false, save, nullptr, false);
+  Node<V>(arena, shape, false, save, nullptr, backward);
   return arena.used();
 }
 
@@ -24,9 +24,9 @@ void node_forward(const asng::DagShape& shape, bool tf32,
 }
 
 template <class V>
-size_t cell_forward_scratch(const CellShape& shape, bool save) {
+size_t cell_scratch(const CellShape& shape, bool save, bool backward) {
   Arena arena(nullptr);
-  Cell<V>(arena, shape, false, save, nullptr, false);
+  Cell<V>(arena, shape, false, save, nullptr, backward);
   return arena.used();
 }
 
@@ -47,17 +47,14 @@ void cell_forward(const CellShape& shape, bool tf32, const CellWeights<const Com
 }
 
 #define ASNG_INSTANTIATE(V)                                                                   \
-  template size_t node_forward_scratch<V>(const asng::DagShape&, bool);                       \
+  template size_t node_scratch<V>(const asng::DagShape&, bool, bool);                         \
   template void node_forward<V>(const asng::DagShape&, bool,                                  \
                                 const OperationWeights<const Compute<V>>&, const Choices&,    \
                                 const V*, V*, Compute<V>*, void*, CudaStream);                \
-  template size_t cell_forward_scratch<V>(const CellShape&, bool);                            \
+  template size_t cell_scratch<V>(const CellShape&, bool, bool);                              \
   template void cell_forward<V>(const CellShape&, bool, const CellWeights<const Compute<V>>&, \
                                 const Choices&, const V*, const V*, V*, Compute<V>*, void*,   \
                                 CudaStream);
-ASNG_INSTANTIATE(float)
-ASNG_INSTANTIATE(double)
-ASNG_INSTANTIATE(BFloat16)
-#undef ASNG_INSTANTIATE
+ASNG_EVERY_STORED_TYPE(ASNG_INSTANTIATE)
 
 }  // namespace asng::cuda

@@ -67,7 +67,7 @@ std::tuple<Tensor, Tensor> mixed_node(Tensor bank, Tensor inputs, Tensor operati
   with_type(call.dtype, [&](auto type) {
     using V = decltype(type);
     using T = Compute<V>;
-    const Tensor scratch = new_scratch(bank, node_forward_scratch<V>(call.shape, save));
+    const Tensor scratch = new_scratch(bank, node_scratch<V>(call.shape, save, false));
     node_forward<V>(call.shape, tf32, pointers<OperationWeights, const T>(weights.data()),
                     choices_of(inputs, operations), data<V>(bank), data<V>(out),
                     save ? data<T>(saved) : nullptr, scratch.data_ptr(), current.stream());
@@ -89,7 +89,7 @@ std::tuple<Tensor, std::vector<Tensor>> mixed_node_backward(Tensor grad, Tensor 
   with_type(call.dtype, [&](auto type) {
     using V = decltype(type);
     using T = Compute<V>;
-    const Tensor scratch = new_scratch(bank, node_backward_scratch<V>(call.shape));
+    const Tensor scratch = new_scratch(bank, node_scratch<V>(call.shape, true, true));
     node_backward<V>(call.shape, tf32, pointers<OperationWeights, const T>(weights.data()),
                      choices_of(inputs, operations), data<V>(bank), data<V>(grad), data<T>(saved),
                      data<V>(grad_bank), pointers<OperationWeights, T>(grads.data()),
@@ -109,7 +109,7 @@ std::tuple<Tensor, Tensor> cell(Tensor prev_prev, Tensor prev, Tensor inputs, Te
   with_type(call.dtype, [&](auto type) {
     using V = decltype(type);
     using T = Compute<V>;
-    const Tensor scratch = new_scratch(prev, cell_forward_scratch<V>(call.shape, save));
+    const Tensor scratch = new_scratch(prev, cell_scratch<V>(call.shape, save, false));
     cell_forward<V>(call.shape, tf32, pointers<CellWeights, const T>(weights.data()),
                     choices_of(inputs, operations), data<V>(prev_prev), data<V>(prev), data<V>(out),
                     save ? data<T>(saved) : nullptr, scratch.data_ptr(), current.stream());
@@ -134,7 +134,7 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> cell_backward_operator(
   with_type(call.dtype, [&](auto type) {
     using V = decltype(type);
     using T = Compute<V>;
-    const Tensor scratch = new_scratch(prev, cell_backward_scratch<V>(call.shape));
+    const Tensor scratch = new_scratch(prev, cell_scratch<V>(call.shape, true, true));
     cell_backward<V>(call.shape, tf32, pointers<CellWeights, const T>(weights.data()),
                      choices_of(inputs, operations), data<V>(prev_prev), data<V>(prev),
                      data<V>(output), data<V>(grad), data<T>(saved),

@@ -14,12 +14,7 @@ Stem<T>::Stem(const StemShape& shape, const T* weight) : shape_(shape), weight_(
 // are the other way round, (channels, in_channels, kernel elements).
 template <class T>
 PointwiseBatch<T> Stem<T>::projection(const T* x, T* saved) const {
-  PointwiseBatch<T> p;
-  p.images = shape_.images;
-  p.out_height = shape_.height;
-  p.out_width = shape_.width;
-  p.channels = shape_.channels;
-  p.padded = shape_.padded;
+  PointwiseBatch<T> p(shape_.images, shape_.height, shape_.width, shape_.channels);
   Source<T> source;
   source.x = x;
   source.channels = padded_channels(kStemKernelElements * shape_.in_channels);
@@ -35,19 +30,25 @@ PointwiseBatch<T> Stem<T>::projection(const T* x, T* saved) const {
   return p;
 }
 
+// Calls visit(position in the weight, position in the matrix of that product).
+template <class Visit>
+void for_each_weight(const StemShape& s, Visit visit) {
+  for (int64_t o = 0; o < s.channels; ++o) {
+    for (int64_t c = 0; c < s.in_channels; ++c) {
+      for (int64_t k = 0; k < kStemKernelElements; ++k) {
+        visit((o * s.in_channels + c) * kStemKernelElements + k,
+              (o * kStemKernelElements + k) * s.in_channels + c);
+      }
+    }
+  }
+}
+
 template <class T>
 void Stem<T>::forward(const T* x, const T* scale, const T* bias, T* y, T* saved) {
   PointwiseBatch<T> p = projection(x, saved);
   const int64_t columns = p.weight_stride, splits = split_count(shape_.images);
   std::vector<T> weight(static_cast<size_t>(shape_.channels * columns));
-  for (int64_t o = 0; o < shape_.channels; ++o) {
-    for (int64_t c = 0; c < shape_.in_channels; ++c) {
-      for (int64_t k = 0; k < kStemKernelElements; ++k) {
-        weight[o * columns + k * shape_.in_channels + c] =
-            weight_[(o * shape_.in_channels + c) * kStemKernelElements + k];
-      }
-    }
-  }
+  for_each_weight(shape_, [&](int64_t from, int64_t to) { weight[to] = weight_[from]; });
   p.weight = weight.data();
   std::vector<T> packed(static_cast<size_t>(p.packed_size()));
   p.packed = packed.data();
@@ -107,14 +108,7 @@ void Stem<T>::backward(const T* x, const T* scale, const T* grad_y, T* saved, T*
   run_tasks(splits, [&](int64_t i) { p.backward(split(shape_.images, i), i); });
   std::vector<T> grad(static_cast<size_t>(shape_.channels * columns));
   p.add_weight_gradient(grad.data());
-  for (int64_t o = 0; o < shape_.channels; ++o) {
-    for (int64_t c = 0; c < shape_.in_channels; ++c) {
-      for (int64_t k = 0; k < kStemKernelElements; ++k) {
-        grad_weight[(o * shape_.in_channels + c) * kStemKernelElements + k] +=
-            grad[o * columns + k * shape_.in_channels + c];
-      }
-    }
-  }
+  for_each_weight(shape_, [&](int64_t to, int64_t from) { grad_weight[to] += grad[from]; });
 }
 
 template class Stem<float>;

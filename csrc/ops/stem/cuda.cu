@@ -47,7 +47,7 @@ __device__ Source<V> window_source(const StemJob<V>& job) {
 }
 
 template <class V>
-__device__ PointwiseShape pointwise_shape(const StemJob<V>& job) {
+ASNG_HD PointwiseShape pointwise_shape(const StemJob<V>& job) {
   return {job.images, job.height, job.width, job.padded};
 }
 
@@ -188,14 +188,10 @@ void stem_forward(const StemShape& shape, bool tf32, const Compute<V>* weight,
   job.y = y;
   fill_zero(job.counter, sizeof(unsigned), stream);
   pack_matrix(memory.matrix, false, stream);
-  const int run = pointwise_pixels(job.padded);
-  const int64_t runs = (shape.pixels() + run - 1) / run;
-  const int splits = static_cast<int>(std::min<int64_t>(runs, kMaxSplits));
+  const int splits = pointwise_splits(pointwise_shape(job));
   const auto kernel =
       choose_kernel<V>(tf32, [](auto tensor_cores) { return &stem_kernel<tensor_cores(), V>; });
-  launch(kernel, splits, kThreads,
-         3 * static_cast<size_t>(job.padded) * sizeof(double) + kPointwiseValues * sizeof(T),
-         stream, job, splits);
+  launch(kernel, splits, kThreads, pointwise_bytes(job.padded, sizeof(T)), stream, job, splits);
   const int64_t pieces = shape.out_size() / (4 * kWide<V>);
   const int64_t blocks = (pieces + kThreads - 1) / kThreads;
   launch(stem_normalize_kernel<V>, static_cast<unsigned>(std::min<int64_t>(blocks, 4096)), kThreads,
@@ -237,9 +233,6 @@ void stem_backward(const StemShape& shape, bool tf32, const Compute<V>* scale, c
   template void stem_backward<V>(const StemShape&, bool, const Compute<V>*, const V*, const V*,   \
                                  const Compute<V>*, Compute<V>*, Compute<V>*, Compute<V>*, void*, \
                                  CudaStream);
-ASNG_INSTANTIATE(float)
-ASNG_INSTANTIATE(double)
-ASNG_INSTANTIATE(BFloat16)
-#undef ASNG_INSTANTIATE
+ASNG_EVERY_STORED_TYPE(ASNG_INSTANTIATE)
 
 }  // namespace asng::cuda

@@ -17,11 +17,11 @@ template <class V, class T = cuda::Compute<V>>
 void run_on_cuda(const Example<DagShape>& e, bool tf32, Buffers<V>& b) {
   const bool save = !b.saved.empty();
   const auto weights = pointers<OperationWeights<const T>>(b.weights);
-  const DeviceMemory scratch(cuda::node_forward_scratch<V>(e.shape, save));
+  const DeviceMemory scratch(cuda::node_scratch<V>(e.shape, save, false));
   cuda::node_forward<V>(e.shape, tf32, weights, choices(e), b.maps[0].data(), b.out.data(),
                         or_null(b.saved), scratch.get(), nullptr);
   if (!save) return;
-  const DeviceMemory other(cuda::node_backward_scratch<V>(e.shape));
+  const DeviceMemory other(cuda::node_scratch<V>(e.shape, true, true));
   cuda::node_backward<V>(e.shape, tf32, weights, choices(e), b.maps[0].data(), b.probe.data(),
                          b.saved.data(), b.grad_maps[0].data(),
                          pointers<OperationWeights<T>>(b.grads), other.get(), nullptr);
@@ -31,11 +31,11 @@ template <class V, class T = cuda::Compute<V>>
 void run_on_cuda(const Example<CellShape>& e, bool tf32, Buffers<V>& b) {
   const bool save = !b.saved.empty();
   const auto weights = pointers<CellWeights<const T>>(b.weights);
-  const DeviceMemory scratch(cuda::cell_forward_scratch<V>(e.shape, save));
+  const DeviceMemory scratch(cuda::cell_scratch<V>(e.shape, save, false));
   cuda::cell_forward<V>(e.shape, tf32, weights, choices(e), b.maps[0].data(), b.maps[1].data(),
                         b.out.data(), or_null(b.saved), scratch.get(), nullptr);
   if (!save) return;
-  const DeviceMemory other(cuda::cell_backward_scratch<V>(e.shape));
+  const DeviceMemory other(cuda::cell_scratch<V>(e.shape, true, true));
   cuda::cell_backward<V>(e.shape, tf32, weights, choices(e), b.maps[0].data(), b.maps[1].data(),
                          b.out.data(), b.probe.data(), b.saved.data(), or_null(b.grad_maps[0]),
                          or_null(b.grad_maps[1]), pointers<CellWeights<T>>(b.grads), other.get(),

@@ -34,7 +34,7 @@ __global__ __launch_bounds__(kThreads) void outer_product_kernel(const SamplePro
   const float* left = copied(p.left, p.depth, p.rows, shared);
   float* behind = shared + p.depth * (p.rows + 4);
   const float* right = copied(p.right, p.depth, p.columns, behind);
-  TileOuterProduct product(p.rows, p.columns);
+  OuterProduct<WarpTiles> product(p.rows, p.columns);
   __syncthreads();
   const int stage = p.depth / 2, left_row = p.rows + 4, right_row = p.columns + 4;
   if (any) {
