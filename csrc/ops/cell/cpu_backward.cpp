@@ -334,9 +334,16 @@ void Cell<T>::backward(const T* prev_prev, const T* prev, const T* y, const T* g
 }
 
 // The members that this file defines.
-template class Dag<float>;
-template class Dag<double>;
-template class Cell<float>;
-template class Cell<double>;
+#define ASNG_INSTANTIATE(T)                                                                   \
+  template void Dag<T>::backward(const Task&, const OperationWeights<T>&);                    \
+  template void Cell<T>::run_backward(CellImages<T>, CellImages<T>, const T*, const T*, bool, \
+                                      const T*, const std::vector<PartialSums>*, Bump<T>&,    \
+                                      const InputGradient<T>&, const InputGradient<T>&,       \
+                                      const CellWeights<T>&);                                 \
+  template void Cell<T>::backward(const T*, const T*, const T*, const T*, T*, T*, T*,         \
+                                  const CellWeights<T>&);
+ASNG_INSTANTIATE(float)
+ASNG_INSTANTIATE(double)
+#undef ASNG_INSTANTIATE
 
 }  // namespace asng::cpu

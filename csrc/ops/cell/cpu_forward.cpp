@@ -403,9 +403,26 @@ void Cell<T>::forward(const T* prev_prev, const T* prev, T* y, T* saved) {
 }
 
 // The members that this file defines.
-template class Dag<float>;
-template class Dag<double>;
-template class Cell<float>;
-template class Cell<double>;
+#define ASNG_INSTANTIATE(T)                                                                        \
+  template void Dag<T>::forward(const Task&);                                                      \
+  template void Dag<T>::combine(int64_t, int64_t, Split, T*) const;                                \
+  template void Dag<T>::run_images(const Task&) const;                                             \
+  template Block Dag<T>::pack(bool);                                                               \
+  template Shape Dag<T>::stage_shape(const Edge&, int, int64_t) const;                             \
+  template Combine<T> Dag<T>::combine_task(int64_t, int64_t, Split, std::vector<Term<T>>&) const;  \
+  template Cell<T>::Cell(const CellShape&, const CellWeights<const T>&, const int32_t*,            \
+                         const int32_t*);                                                          \
+  template void Cell<T>::allocate_inputs(Bump<T>&, CellImages<T>, CellImages<T>);                  \
+  template void Cell<T>::set_up_outputs(const T*, const T*, bool);                                 \
+  template std::vector<Source<T>> Cell<T>::leaf_sources(const PointwiseBatch<T>&, const T*) const; \
+  template void Cell<T>::combine_leaf(const PointwiseBatch<T>&, int64_t, T*) const;                \
+  template Block Cell<T>::pack(std::vector<PointwiseBatch<T>>&, bool);                             \
+  template void Cell<T>::run(CellImages<T>, CellImages<T>, T*, T*, Bump<T>&, bool);                \
+  template void Cell<T>::skip(CellImages<T>, CellImages<T>, Bump<T>&);                             \
+  template void Cell<T>::normalize(T*, const T*) const;                                            \
+  template void Cell<T>::forward(const T*, const T*, T*, T*);
+ASNG_INSTANTIATE(float)
+ASNG_INSTANTIATE(double)
+#undef ASNG_INSTANTIATE
 
 }  // namespace asng::cpu

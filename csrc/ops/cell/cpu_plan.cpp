@@ -208,7 +208,14 @@ void Dag<T>::allocate_gradients(Bump<T>& memory) {
 }
 
 // The members that this file defines.
-template class Dag<float>;
-template class Dag<double>;
+#define ASNG_INSTANTIATE(T)                                                               \
+  template Dag<T>::Dag(const DagShape&, const OperationWeights<const T>&, const int32_t*, \
+                       const int32_t*);                                                   \
+  template void Dag<T>::allocate(Bump<T>&);                                               \
+  template void Dag<T>::allocate_with_reuse(Bump<T>&);                                    \
+  template void Dag<T>::allocate_gradients(Bump<T>&);
+ASNG_INSTANTIATE(float)
+ASNG_INSTANTIATE(double)
+#undef ASNG_INSTANTIATE
 
 }  // namespace asng::cpu
