@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -40,14 +41,26 @@ def _finish(y: Tensor, skipped: Tensor | None, relu: bool) -> None:
         y.relu_()
 
 
+class _Overrides(Library):
+    """Kernels that take the place of others. Versions of torch differ in the default."""
+
+    def impl(self, *args: Any, **kwargs: Any) -> None:
+        super().impl(*args, **{**kwargs, "allow_override": True})
+
+
 @pytest.fixture
-def finish() -> Iterator[None]:
-    """Where there is no grid, PyTorch stands in for the kernel that finishes autoencoder layers."""
-    library = Library("asng", "IMPL")
-    if not GRID:
-        library.impl("_cae_finish", _finish, "CPU")
-    yield
+def overrides() -> Iterator[_Overrides]:
+    """A library that ends with the test."""
+    library = _Overrides("asng", "IMPL")
+    yield library
     library._destroy()
+
+
+@pytest.fixture
+def finish(overrides: _Overrides) -> None:
+    """Where there is no grid, PyTorch stands in for the kernel that finishes autoencoder layers."""
+    if not GRID:
+        overrides.impl("_cae_finish", _finish, "CPU")
 
 
 def _cast_as_cuda(cast: Cast, _: str, dtype: torch.dtype) -> torch.dtype | None:
@@ -55,14 +68,11 @@ def _cast_as_cuda(cast: Cast, _: str, dtype: torch.dtype) -> torch.dtype | None:
 
 
 @pytest.fixture
-def twins(finish: None) -> Iterator[None]:
+def twins(finish: None, overrides: _Overrides) -> None:
     """The CPU computes the layers of autoencoders as a CUDA device does."""
-    library = Library("asng", "IMPL")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "(?s).*Overriding a previously registered kernel")
-        autoencoder._register_cuda(library, "cpu")
+        autoencoder._register_cuda(overrides, "cpu")
         for name, casts in autoencoder._CASTS.items():
             as_cuda = {i: partial(_cast_as_cuda, cast) for i, cast in casts.items()}
-            register_autocast(name, as_cuda, ["cpu"], library)
-    yield
-    library._destroy()
+            register_autocast(name, as_cuda, ["cpu"], overrides)
