@@ -19,6 +19,9 @@ class Operation:
     @property
     def dilation(self) -> int: ...
     @property
+    def in_paper(self) -> bool:
+        """Whether the paper's space has it."""
+    @property
     def weights(self) -> tuple[str, ...]:
         """Names of its depthwise and pointwise weight, if it is separable."""
 

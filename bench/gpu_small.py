@@ -17,7 +17,7 @@ from gpu_search_step import random_images
 from gpu_timing import PRECISIONS, allow_tf32, precision
 
 import asng_ext as asng
-from asng_ext import ops
+from asng_ext import _host, ops
 from asng_ext.engine.search import search
 from asng_ext.ops import autoencoder as cae_ops
 from asng_ext.runs.config import SearchConfig
@@ -35,19 +35,13 @@ def node(channels: int, size: int, stride: int, device: str) -> None:
     """Every operation, on both of two inputs, for three architectures."""
     inputs, archs, batch = 2, 3, 2
     bank = torch.randn(inputs, archs, batch, size, size, channels, device=device)
-    shapes = [
-        (inputs, 2, channels, 1, 3, 3),
-        (inputs, 2, channels, channels),
-        (inputs, 2, channels, 1, 5, 5),
-        (inputs, 2, channels, channels),
-        (inputs, channels, channels),
-    ]
+    shapes = _host.operation_weights(inputs, inputs, channels).values()
     weights = [torch.randn(shape, device=device).requires_grad_() for shape in shapes]
     bank.requires_grad_()
     for first in range(ops.OPERATION_COUNT):
         kinds = (torch.arange(archs * 2).view(archs, 2) + first) % ops.OPERATION_COUNT
         index = torch.arange(archs * 2).view(archs, 2) % inputs
-        given = weights if stride == 2 else weights[:4]
+        given = weights if stride == 2 else weights[:-1]
         out = ops.mixed_node(
             bank, index.to(device), kinds.to(device), ops.NodeWeights(*given), stride
         )

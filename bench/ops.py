@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from table import Row, compare, finish, options
 
-from asng_ext import ops
+from asng_ext import _host, ops
 from asng_ext.nn.operations import OPERATIONS, make_operation, plain_norm
 
 SIZES = ((16, 32), (32, 16), (64, 8))
@@ -81,12 +81,8 @@ def case(
     bank = x.permute(0, 2, 3, 1)[None, None].contiguous()
     index = torch.zeros(1, 1, dtype=torch.int32, device=device)
     kind = torch.full((1, 1), OPERATIONS.index(name), dtype=torch.int32, device=device)
-    weights = ops.NodeWeights(
-        torch.randn(1, 2, channels, 1, 3, 3, device=device),
-        torch.randn(1, 2, channels, channels, device=device),
-        torch.randn(1, 2, channels, 1, 5, 5, device=device),
-        torch.randn(1, 2, channels, channels, device=device),
-    )
+    shapes = list(_host.operation_weights(1, 1, channels).values())
+    weights = ops.NodeWeights(*(torch.randn(shape, device=device) for shape in shapes[:-1]))
     if not backward:
 
         def fused() -> None:
@@ -99,13 +95,13 @@ def case(
                 module(x) + 0 if name == "identity" else module(x)
 
         return fused, eager
-    for t in (bank, x, *weights[:4]):
+    for t in (bank, x, *weights[:-1]):
         t.requires_grad_()
     grad = probe.permute(0, 2, 3, 1)[None].contiguous()
 
     def fused_step() -> None:
         out = ops.mixed_node(bank, index, kind, weights)
-        torch.autograd.grad(out, (bank, *weights[:4]), grad.to(out.dtype))
+        torch.autograd.grad(out, (bank, *weights[:-1]), grad.to(out.dtype))
 
     def eager_step() -> None:
         out = module(x) + 0 if name == "identity" else module(x)

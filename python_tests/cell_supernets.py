@@ -12,18 +12,20 @@ from asng_ext.nn import CellSpace, CellSupernet, FusedCellSupernet
 SPACE = CellSpace()
 
 
-def pair(dtype: torch.dtype = torch.float64, **settings: Any) -> tuple[CellSupernet, Any]:
+def pair(
+    dtype: torch.dtype = torch.float64, space: CellSpace = SPACE, **settings: Any
+) -> tuple[CellSupernet, Any]:
     """Both implementations from the same seed."""
     torch.manual_seed(3)
-    plain = CellSupernet(SPACE, **settings).to(dtype)
+    plain = CellSupernet(space, **settings).to(dtype)
     torch.manual_seed(3)
-    return plain, FusedCellSupernet(SPACE, **settings).to(dtype)
+    return plain, FusedCellSupernet(space, **settings).to(dtype)
 
 
-def draw(count: int, seed: int = 0) -> np.ndarray:
+def draw(count: int, seed: int = 0, space: CellSpace = SPACE) -> np.ndarray:
     """(count, d) architectures."""
     rng = np.random.default_rng(seed)
-    return rng.integers(SPACE.categories, size=(count, len(SPACE.categories)))
+    return rng.integers(space.categories, size=(count, len(space.categories)))
 
 
 def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:

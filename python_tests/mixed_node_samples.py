@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from asng_ext import ops
+from asng_ext import _host, ops
 
 
 def sample(
@@ -26,14 +26,9 @@ def sample(
         values = torch.randn(*shape, generator=generator, dtype=dtype)
         return values.to(device).requires_grad_()
 
-    c = channels
-    return draw(inputs, archs, batch, *size, c), ops.NodeWeights(
-        draw(inputs, 2, c, 1, 3, 3),
-        draw(inputs, 2, c, c),
-        draw(inputs, 2, c, 1, 5, 5),
-        draw(inputs, 2, c, c),
-        draw(inputs, c, c),
-    )
+    bank = draw(inputs, archs, batch, *size, channels)
+    shapes = _host.operation_weights(inputs, inputs, channels).values()
+    return bank, ops.NodeWeights(*(draw(*shape) for shape in shapes))
 
 
 def run(function: Any, bank: torch.Tensor, *args: Any) -> list[torch.Tensor]:

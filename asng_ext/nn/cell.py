@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from asng_ext._checks import check_positive
 from asng_ext.nn.operations import (
     OPERATIONS,
+    PAPER_OPERATIONS,
     FactorizedReduction,
     Norm,
     ReLUConvNorm,
@@ -44,7 +45,7 @@ class Edge(NamedTuple):
     input: int
     """0 is the input prev_prev of the cell, 1 is prev, k + 2 the output of node k."""
     operation: str
-    """One of `OPERATIONS`."""
+    """One of `asng_ext.nn.operations.OPERATIONS`."""
 
 
 @dataclass(frozen=True)
@@ -74,21 +75,33 @@ class CellSpace:
     """Search space of two kinds of cells, normal and reduction, with `nodes` nodes each.
 
     Every node has four categorical variables: input 0, input 1 (node i has i + 2 choices for each)
-    and operation 0, operation 1 (each one of `OPERATIONS`). All variables of the normal cell come
-    first. An architecture is the sequence of their values, as indices; five nodes make d = 40
-    variables with n_θ = 140 free parameters.
+    and operation 0, operation 1 (each one of `operations`). All variables of the normal cell come
+    first. An architecture is the sequence of their values, as indices; five nodes and the paper's
+    operations make d = 40 variables with n_θ = 140 free parameters.
+
+    Args:
+        nodes: Nodes of a cell.
+        operations: Names of the operations to choose from, of `asng_ext.nn.operations.OPERATIONS`.
 
     Raises:
-        ValueError: `nodes` is not a positive integer.
+        ValueError: `nodes` is not a positive integer, or an operation is unknown or named twice, or
+            there is none.
     """
 
     nodes: int = 5
+    operations: tuple[str, ...] = PAPER_OPERATIONS
 
-    OPERATIONS: ClassVar[tuple[str, ...]] = OPERATIONS
     KINDS: ClassVar[tuple[str, str]] = ("normal", "reduction")
 
     def __post_init__(self) -> None:
         check_positive("nodes", self.nodes)
+        names = tuple(self.operations)
+        if not names or len(set(names)) < len(names) or not set(names) <= set(OPERATIONS):
+            raise ValueError(
+                f"operations must be different ones of {', '.join(OPERATIONS)}, got "
+                f"{', '.join(map(repr, names)) or 'none'}"
+            )
+        object.__setattr__(self, "operations", names)
 
     @property
     def variables(self) -> dict[str, tuple[str, ...]]:
@@ -100,7 +113,7 @@ class CellSpace:
                 for j in range(2):
                     variables[f"{kind}/node{node}/input{j}"] = inputs[: node + FIRST_NODE]
                 for j in range(2):
-                    variables[f"{kind}/node{node}/operation{j}"] = self.OPERATIONS
+                    variables[f"{kind}/node{node}/operation{j}"] = self.operations
         return variables
 
     @property
@@ -157,7 +170,7 @@ class CellSpace:
         """
         values = self.check(architecture)
         nodes = tuple(
-            (Edge(left, self.OPERATIONS[left_op]), Edge(right, self.OPERATIONS[right_op]))
+            (Edge(left, self.operations[left_op]), Edge(right, self.operations[right_op]))
             for left, right, left_op, right_op in (
                 values[i : i + 4] for i in range(0, len(values), 4)
             )
@@ -213,7 +226,7 @@ class Cell(nn.Module):
     """One cell, either of a supernet (holds every operation) or of a fixed network.
 
     Args:
-        nodes: Number of nodes.
+        space: Gives the number of nodes and the operations to choose from.
         prev_prev_channels, prev_channels: Channels of the two inputs, the outputs of the cell
             before the last and of the last cell.
         channels: Channels of every node and of the output.
@@ -227,7 +240,7 @@ class Cell(nn.Module):
 
     def __init__(
         self,
-        nodes: int,
+        space: CellSpace,
         prev_prev_channels: int,
         prev_channels: int,
         channels: int,
@@ -242,15 +255,20 @@ class Cell(nn.Module):
         self.older = shrink(prev_prev_channels, channels, norm)
         self.newer = ReLUConvNorm(prev_channels, channels, norm)
         self.operations = nn.ModuleDict()
-        for node in range(nodes):
-            for edge in _all_edges(node) if architecture is None else architecture.nodes[node]:
+        for node in range(space.nodes):
+            every = [
+                Edge(i, operation)
+                for i in range(node + FIRST_NODE)
+                for operation in space.operations
+            ]
+            for edge in every if architecture is None else architecture.nodes[node]:
                 # An edge that occurs twice in a node has its weights once.
                 if _key(node, edge) not in self.operations:
                     stride = 2 if reduction and edge.input < FIRST_NODE else 1
                     self.operations[_key(node, edge)] = make_operation(
                         edge.operation, channels, stride, norm
                     )
-        leaf = tuple(range(nodes)) if architecture is None else architecture.leaf_nodes
+        leaf = tuple(range(space.nodes)) if architecture is None else architecture.leaf_nodes
         self.output = _LeafProjection(leaf, channels, norm)
 
     def forward(
@@ -310,10 +328,6 @@ class Cell(nn.Module):
 
     def _is_identity(self, node: int, edge: Edge) -> bool:
         return isinstance(self.operations[_key(node, edge)], nn.Identity)
-
-
-def _all_edges(node: int) -> list[Edge]:
-    return [Edge(i, operation) for i in range(node + FIRST_NODE) for operation in OPERATIONS]
 
 
 def _key(node: int, edge: Edge) -> str:

@@ -106,7 +106,7 @@ class _CellStack(nn.Module):
         for i, reduction in enumerate(self.is_reduction):
             channels = 2 * channels if reduction else channels
             cell = Cell(
-                space.nodes,
+                space,
                 prev_prev,
                 prev,
                 channels,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from asng_ext import _host, ops
 from asng_ext.nn.cell import Architecture, Cell, CellSpace, Population
 from asng_ext.nn.cell_network import CellSupernet
-from asng_ext.nn.operations import FactorizedReduction
+from asng_ext.nn.operations import OPERATIONS, FactorizedReduction
 from asng_ext.ops import _libraries
 from asng_ext.ops._feature_maps import padded_channels
 
@@ -27,16 +27,24 @@ class _StackedCell(nn.Module):
     In state dicts they have the names and shapes of the `Cell`.
     """
 
-    def __init__(self, cell: Cell, nodes: int, reduction: bool) -> None:
+    def __init__(self, cell: Cell, space: CellSpace, reduction: bool) -> None:
         super().__init__()
         self.prev_prev_is_larger = isinstance(cell.older, FactorizedReduction)
         self.channels = channels = cell.output.channels
         shapes = _host.cell_weights(
-            nodes, channels, _in_channels(cell.older), _in_channels(cell.newer)
+            space.nodes, channels, _in_channels(cell.older), _in_channels(cell.newer)
         )
+        offered = [o for o in _host.OPERATIONS if o.name in space.operations]
+        factorizes = reduction and any(o.form == "identity" for o in offered)
+        needed = {"prev_prev_weight", "prev_weight", "output_weight"}
+        needed.update(name for operation in offered for name in operation.weights)
         for name, shape in shapes.items():
-            wanted = reduction or name != "reduction"
-            self.register_parameter(name, nn.Parameter(torch.empty(shape)) if wanted else None)
+            if name in needed or (name == "reduction" and factorizes):
+                self.register_parameter(name, nn.Parameter(torch.empty(shape)))
+            else:
+                # A reduction cell is known by its reduction, whether an edge applies it or not.
+                unused = shape if name == "reduction" and reduction else (0,)
+                self.register_buffer(name, torch.zeros(unused), persistent=False)
         # Of each weight of a `Cell`: the parameter that holds it, and where in it.
         self._places: dict[str, tuple[str, tuple[int | slice, ...]]] = {}
         if self.prev_prev_is_larger:
@@ -45,11 +53,12 @@ class _StackedCell(nn.Module):
             self._places["older.conv.weight"] = ("prev_prev_weight", ())
         self._places["newer.conv.weight"] = ("prev_weight", ())
         self._places["output.conv.weight"] = ("output_weight", ())
-        for edge, (node, i) in enumerate((n, i) for n in range(nodes) for i in range(n + 2)):
+        edges = ((node, i) for node in range(space.nodes) for i in range(node + 2))
+        for edge, (node, i) in enumerate(edges):
             key = f"operations.node{node}_input{i}"
-            if reduction and i < 2:
+            if factorizes and i < 2:
                 self._place_factorized(f"{key}_identity", "reduction", 2 * node + i)
-            for operation in _host.OPERATIONS:
+            for operation in offered:
                 for stage in range(2):
                     for kind, parameter in zip(("depthwise", "pointwise"), operation.weights):
                         name = f"{key}_{operation.name}.half{stage}.{kind}.weight"
@@ -109,9 +118,8 @@ class _StackedCell(nn.Module):
                     unexpected_keys.append(key)
 
     def weights(self) -> list[Tensor]:
-        """As the operators take them, which is the order in which they were registered."""
-        nothing = cast(Tensor, self.output_weight).new_empty(0)
-        return [nothing if weight is None else weight for weight in self._parameters.values()]
+        """As the operators take them."""
+        return [cast(Tensor, getattr(self, name)) for name in _host.CELL_WEIGHTS]
 
     def forward(
         self, prev_prev: Tensor, prev: Tensor, inputs: Tensor, operations: Tensor
@@ -148,8 +156,12 @@ class FusedCellSupernet(CellSupernet):
         _libraries.require()
         super().__init__(space, *args, **settings)
         self._categories = np.array(space.categories)
+        numbers = [OPERATIONS.index(name) for name in space.operations]
+        self._is_renumbered = numbers != list(range(len(numbers)))
+        # Of no operation, for values that are none of an operation variable.
+        self.register_buffer("_numbers", torch.tensor([*numbers, -1]), persistent=False)
         self.cells = nn.ModuleList(
-            _StackedCell(cast(Cell, cell), space.nodes, reduction)
+            _StackedCell(cast(Cell, cell), space, reduction)
             for cell, reduction in zip(self.cells, self.is_reduction, strict=True)
         )
 
@@ -256,7 +268,17 @@ class FusedCellSupernet(CellSupernet):
             values = torch.from_numpy(self._validated(given)).to(device, non_blocking=True)
         # Per node: input 0, input 1, operation 0, operation 1.
         kinds = values.view(len(values), 2, -1, 2, 2).movedim(1, 0)
-        return kinds[:, :, :, 0].contiguous(), kinds[:, :, :, 1].contiguous()
+        inputs, operations = kinds[:, :, :, 0].contiguous(), kinds[:, :, :, 1].contiguous()
+        return inputs, self._number(operations)
+
+    def _number(self, operations: Tensor) -> Tensor:
+        """From the values of operation variables to the numbers that operators know."""
+        if not self._is_renumbered:
+            return operations
+        none = len(self.space.operations)
+        known = (operations >= 0) & (operations < none)
+        numbers = cast(Tensor, self._numbers)[operations.where(known, none).long()]
+        return numbers.to(torch.int32)
 
     def _validated(self, values: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
         """(λ, d) architectures, checked."""

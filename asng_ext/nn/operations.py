@@ -18,6 +18,7 @@ from asng_ext.ops.reference import average_pool
 
 __all__ = [
     "OPERATIONS",
+    "PAPER_OPERATIONS",
     "AveragePool",
     "FactorizedReduction",
     "ReLUConvNorm",
@@ -33,7 +34,10 @@ Norm = Callable[[int], nn.Module]
 """Makes the normalization layer for a number of channels."""
 
 OPERATIONS = tuple(operation.name for operation in _host.OPERATIONS)
-"""Names of the operations; the position is the value of an operation variable."""
+"""Names of all operations, in the order by which the compiled operators number them."""
+
+PAPER_OPERATIONS = tuple(operation.name for operation in _host.OPERATIONS if operation.in_paper)
+"""Those of the paper's space."""
 
 
 def batch_statistics_norm(channels: int) -> nn.BatchNorm2d:
@@ -99,10 +103,11 @@ class FactorizedReduction(nn.Module):
 class _SeparableStage(nn.Module):
     """ReLU, depthwise k×k convolution, 1×1 convolution, normalization."""
 
-    def __init__(self, channels: int, kernel: int, stride: int, norm: Norm) -> None:
+    def __init__(self, channels: int, kernel: int, dilation: int, stride: int, norm: Norm) -> None:
         super().__init__()
+        padding = dilation * (kernel // 2)
         self.depthwise = nn.Conv2d(
-            channels, channels, kernel, stride, kernel // 2, groups=channels, bias=False
+            channels, channels, kernel, stride, padding, dilation, groups=channels, bias=False
         )
         self.pointwise = nn.Conv2d(channels, channels, 1, bias=False)
         self.norm = norm(channels)
@@ -115,10 +120,10 @@ class _SeparableStage(nn.Module):
 class SeparableConv(nn.Module):
     """Two rounds of ReLU, depthwise k×k, 1×1, normalization; the first carries the stride."""
 
-    def __init__(self, channels: int, kernel: int, stride: int, norm: Norm) -> None:
+    def __init__(self, channels: int, kernel: int, dilation: int, stride: int, norm: Norm) -> None:
         super().__init__()
-        self.half0 = _SeparableStage(channels, kernel, stride, norm)
-        self.half1 = _SeparableStage(channels, kernel, 1, norm)
+        self.half0 = _SeparableStage(channels, kernel, dilation, stride, norm)
+        self.half1 = _SeparableStage(channels, kernel, dilation, 1, norm)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C, ⌈H/stride⌉, ⌈W/stride⌉)."""
@@ -168,7 +173,7 @@ def make_operation(name: str, channels: int, stride: int, norm: Norm) -> nn.Modu
         case "max_pool":
             return nn.MaxPool2d(operation.kernel, stride, padding=operation.kernel // 2)
         case _:
-            return SeparableConv(channels, operation.kernel, stride, norm)
+            return SeparableConv(channels, operation.kernel, operation.dilation, stride, norm)
 
 
 def drop_path(x: Tensor, rate: float, draws: Tensor | None = None) -> Tensor:

@@ -39,14 +39,18 @@ OPERATION_COUNT = len(_host.OPERATIONS)
 """Operations are numbered from 0; see `asng_ext.nn.operations.OPERATIONS` for their names."""
 
 NodeWeights: Any = namedtuple(  # type: ignore[misc]
-    "NodeWeights", _host.OPERATION_WEIGHTS, defaults=(None,), module=__name__
+    "NodeWeights",
+    _host.OPERATION_WEIGHTS,
+    defaults=[*(None for _ in _host.OPERATION_WEIGHTS)],
+    module=__name__,
 )
 NodeWeights.__doc__ = """Weights of the operations on the S inputs of a node with C channels.
 
-For each separable convolution, of kernel k, the two stages of its depthwise and of its pointwise
-weights: depthwise3 (S, 2, C, 1, 3, 3), pointwise3 (S, 2, C, C), depthwise5 (S, 2, C, 1, 5, 5) and
-pointwise5 (S, 2, C, C). Then reduction (S, C, C), the factorized reductions that identities are
-with stride 2: ⌈C/2⌉ rows for the even pixels, then those for the odd; with stride 1 it may be None.
+For each separable convolution, of kernel k, the two stages of its depthwise weights, (S, 2, C, 1,
+k, k), and of its pointwise weights, (S, 2, C, C); depthwise3 and pointwise3 are those of
+sep_conv_3x3, say. Then reduction (S, C, C), the factorized reductions that identities are with
+stride 2: ⌈C/2⌉ rows for the even pixels, then those for the odd; with stride 1 it may be None. So
+may both weights of a separable convolution that no edge applies.
 """
 
 
@@ -66,12 +70,16 @@ def _check_bank(bank: Tensor) -> None:
         raise TypeError(f"bank must be {allowed} on {bank.device.type}, got {bank.dtype}")
 
 
+def _weight_dtype(bank: Tensor) -> torch.dtype:
+    return torch.float32 if bank.dtype == torch.bfloat16 else bank.dtype
+
+
 def _check_weight(x: Tensor, name: str, shape: tuple[int, ...], like: Tensor) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
     if tuple(x.shape) != shape:
         raise ValueError(f"{name} must have shape {shape}, got {tuple(x.shape)}")
-    wanted = torch.float32 if like.dtype == torch.bfloat16 else like.dtype
+    wanted = _weight_dtype(like)
     if x.dtype != wanted and not _under_autocast(like.device):
         raise TypeError(f"{name} must be {wanted} with a bank of {like.dtype}, got {x.dtype}")
     if x.device != like.device:
@@ -107,18 +115,17 @@ def mixed_node(
 ) -> Tensor:
     """A node for λ architectures at once: the sum of E edges, each an operation on one input.
 
-    Edge e of architecture a applies operation `operations[a, e]` to `bank[inputs[a, e], a]`. The
-    operations are, by number: identity (with stride 2 a factorized reduction), 3×3 average pool,
-    3×3 max pool, 3×3 and 5×5 separable convolution. Batch normalization is non-affine and takes the
-    statistics of the batch for one architecture. Gradients of weights and inputs that no edge uses
-    are zeros.
+    Edge e of architecture a applies operation `operations[a, e]`, an index of
+    `asng_ext.nn.operations.OPERATIONS`, to `bank[inputs[a, e], a]`. An identity with stride 2 is a
+    factorized reduction. Batch normalization is non-affine and takes the statistics of the batch
+    for one architecture. Gradients of weights and inputs that no edge uses are zeros.
 
     Args:
         bank: The S candidate inputs, (S, λ, B, H, W, C), in float32, float64 or, on a CUDA
             device, bfloat16; the weights are float32 then.
         inputs: (λ, E) integers from 0 to S - 1, on the device of the bank.
-        operations: (λ, E) integers from 0 to 4, likewise. On a CUDA device the values are not
-            validated: an architecture with one out of range gives NaN.
+        operations: (λ, E) integers, likewise. On a CUDA device the values are not validated: an
+            architecture with one out of range, or of an operation without weights, gives NaN.
         weights: `NodeWeights` of all operations on all inputs.
         stride: 1, or 2 to halve height and width.
 
@@ -134,8 +141,7 @@ def mixed_node(
     _check_bank(bank)
     if stride not in (1, 2):
         raise ValueError(f"stride must be 1 or 2, got {stride!r}")
-    *convolutions, reduction = weights
-    if stride == 2 and reduction is None:
+    if stride == 2 and weights[-1] is None:
         raise ValueError("weights.reduction must be given with stride 2, got None")
     count, archs, _, _, _, channels = bank.shape
     if not isinstance(inputs, Tensor) or inputs.dim() != 2 or inputs.shape[1] == 0:
@@ -146,19 +152,18 @@ def mixed_node(
     if not torch.compiler.is_compiling():  # the operator itself checks them again
         shapes = _host.operation_weights(count, count, channels)
         for (name, expected), weight in zip(shapes.items(), weights, strict=True):
-            if weight is not None or name != "reduction":
+            if weight is not None:
                 _check_weight(weight, f"weights.{name}", expected, bank)
     if stride == 2 and channels < 2:
         raise ValueError(f"bank must have at least 2 channels with stride 2, got {channels}")
-    if reduction is None:
-        reduction = convolutions[0].new_empty((0,))
+    none = bank.new_empty(0, dtype=_weight_dtype(bank))
     padding = padded_channels(channels) - channels
     out: Tensor = call(
         "mixed_node",
         F.pad(bank, (0, padding)) if padding else bank.contiguous(),
         index,
         kinds,
-        [weight.contiguous() for weight in (*convolutions, reduction)],
+        [none if weight is None else weight.contiguous() for weight in weights],
         stride,
         torch.is_grad_enabled(),
         allows_tf32(),

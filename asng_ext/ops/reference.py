@@ -33,14 +33,17 @@ def normalize(x: Tensor) -> Tensor:
     return (x - mean) / torch.sqrt(variance + _host.EPSILON)
 
 
-def _separable(x: Tensor, depthwise: Tensor, pointwise: Tensor, stride: int) -> Tensor:
+def _separable(
+    x: Tensor, depthwise: Tensor, pointwise: Tensor, dilation: int, stride: int
+) -> Tensor:
     for stage in range(2):
         kernel = depthwise[stage]
         x = F.conv2d(
             F.relu(x),
             kernel,
             stride=stride if stage == 0 else 1,
-            padding=kernel.shape[-1] // 2,
+            padding=dilation * (kernel.shape[-1] // 2),
+            dilation=dilation,
             groups=x.shape[1],
         )
         x = normalize(F.conv2d(x, pointwise[stage][:, :, None, None]))
@@ -77,7 +80,7 @@ def operation(x: Tensor, number: int, index: int, weights: Sequence[Tensor], str
         case "max_pool":
             return F.max_pool2d(x, kind.kernel, stride, padding=kind.kernel // 2)
     depthwise, pointwise = (named[name][index] for name in kind.weights)
-    return _separable(x, depthwise, pointwise, stride)
+    return _separable(x, depthwise, pointwise, kind.dilation, stride)
 
 
 def mixed_node(

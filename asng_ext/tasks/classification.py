@@ -23,12 +23,12 @@ from asng_ext.data import (
 )
 from asng_ext.nn import (
     CellNetwork,
-    CellSpace,
     CellSupernet,
     cell_supernet,
     parameter_count,
     widest_channels,
 )
+from asng_ext.nn.operations import make_operation, plain_norm
 from asng_ext.ops import _libraries
 from asng_ext.space import Samples, SearchSpace
 from asng_ext.tasks.images import ImageTask
@@ -74,7 +74,7 @@ class ClassificationTask(ImageTask[ClassificationConfig]):
     def __init__(
         self, data: ImageData, config: ClassificationConfig, *, search_batch_size: int, **named: Any
     ) -> None:
-        self.cell_space = CellSpace(config.nodes)
+        self.cell_space = config.make_space()
         self._space = self.cell_space.search_space()
         # One size of batches for both halves, of which one may be an image larger.
         smaller_half = len(data.train) // 2
@@ -118,8 +118,13 @@ class ClassificationTask(ImageTask[ClassificationConfig]):
 
     def _largest(self) -> dict[str, Any]:
         """The architecture with the most weights."""
-        inputs_and_largest_operation = [0, 1] + 2 * [len(self.cell_space.OPERATIONS) - 1]
-        return self.cell_space.to_dict(inputs_and_largest_operation * (2 * self.config.nodes))
+
+        def weights(name: str) -> int:  # with stride 2, where an identity has some, too
+            return sum(w.numel() for w in make_operation(name, 2, 2, plain_norm).parameters())
+
+        operations = self.cell_space.operations
+        largest = operations.index(max(operations, key=weights))
+        return self.cell_space.to_dict([0, 1, largest, largest] * (2 * self.config.nodes))
 
     # Search
 

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from asng_ext import _host
 from asng_ext.runs.config import Checked, SearchConfig, precision_setting, setting
 from asng_ext.tasks.registry import TaskKind, register
 
 if TYPE_CHECKING:
-    from asng_ext.nn import CaeSpace
+    from asng_ext.nn import CaeSpace, CellSpace
     from asng_ext.tasks.protocol import Task
 
 __all__ = ["ClassificationConfig", "InpaintingConfig"]
@@ -31,6 +32,11 @@ class ClassificationConfig(Checked):
         "", "digits, which are bundled, or the folder of CIFAR-10", for_retraining=True
     )
     nodes: int = setting(5, "nodes per cell", low=1, high=32)
+    operations: str = setting(
+        ",".join(o.name for o in _host.OPERATIONS if o.in_paper),
+        "operations to choose from, separated by commas; there are also "
+        + ", ".join(o.name for o in _host.OPERATIONS if not o.in_paper),
+    )
     cells: int = _of_supernet(8, "cells of the supernet", low=3, high=100)
     channels: int = _of_supernet(16, "channels of the supernet's first cell", low=1, high=1024)
     implementation: str = _of_supernet(
@@ -57,6 +63,16 @@ class ClassificationConfig(Checked):
     auxiliary_weight: float = _of_network(
         0.4, "weight of the auxiliary head's loss; 0 for no head", low=0, high=1000
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.make_space()
+
+    def make_space(self) -> CellSpace:
+        """The search space."""
+        from asng_ext.nn import CellSpace
+
+        return CellSpace(self.nodes, tuple(name.strip() for name in self.operations.split(",")))
 
 
 def _make_classification(config: ClassificationConfig, *, seed: int, **named: Any) -> Task:

@@ -58,6 +58,7 @@ void bind_constants(py::module_& module) {
       .def_property_readonly("form", [](const Operation& self) { return form_name(self.form); })
       .def_readonly("kernel", &Operation::kernel)
       .def_readonly("dilation", &Operation::dilation)
+      .def_readonly("in_paper", &Operation::in_paper)
       .def_property_readonly("weights", [](const Operation& self) {
         const bool separable = self.form == Form::kSeparable;
         return separable ? py::make_tuple("depthwise" + weight_suffix(self),

@@ -36,8 +36,12 @@ enum class Form : int32_t {
 struct Operation {
   const char* name;
   Form form;
-  int kernel;        // side of the window, or of the depthwise convolutions
-  int dilation = 1;  // of the depthwise convolutions
+  int kernel;            // side of the window, or of the depthwise convolutions
+  int dilation = 1;      // of the depthwise convolutions
+  bool in_paper = true;  // whether the paper's space has it
+
+  // Side of the square of pixels that the window reaches over.
+  ASNG_HD constexpr int extent() const { return (kernel - 1) * dilation + 1; }
 };
 
 // The position is the value of an operation variable.
@@ -64,15 +68,19 @@ template <int kNumber>
 inline constexpr int kSeparablesBefore = separables_before(kNumber);
 inline constexpr int kSeparableCount = kSeparablesBefore<kOperationCount>;
 
-constexpr int most_kernel() {
+template <class F>
+constexpr int most_of_separables(F f) {
   int most = 0;
   for (const Operation& o : kOperations) {
-    most = o.form == Form::kSeparable && o.kernel > most ? o.kernel : most;
+    if (o.form == Form::kSeparable && f(o) > most) most = f(o);
   }
   return most;
 }
 // Of depthwise convolutions.
-inline constexpr int kMostKernel = most_kernel(), kMostKernelElements = kMostKernel * kMostKernel;
+inline constexpr int kMostKernelElements =
+    most_of_separables([](const Operation& o) { return o.kernel * o.kernel; });
+inline constexpr int kMostExtent =
+    most_of_separables([](const Operation& o) { return o.extent(); });
 
 // What a kernel asks of operation `number`; of no operation the form is kNone. Device code cannot
 // index a table of the host.
@@ -103,18 +111,26 @@ ASNG_HD constexpr int operation_number(Form form, int separable = 0) {
   return kOperationCount;
 }
 
-// Calls f with the kernel of a separable convolution as a std::integral_constant.
+// What a depthwise convolution is compiled for.
+template <int kKernel, int kDilation>
+struct Window {
+  static constexpr int kernel = kKernel, dilation = kDilation;
+};
+
+// Calls f with the Window of separable convolution `separable`.
 #if defined(__CUDACC__)
 #pragma nv_exec_check_disable
 #endif
 template <int kFirst = 0, class F>
-ASNG_HD inline void with_kernel(int64_t kernel, F&& f) {
+ASNG_HD inline void with_window(int separable, F&& f) {
   if constexpr (kFirst < kOperationCount) {
-    if constexpr (kOperations[kFirst].form == Form::kSeparable) {
-      constexpr int kKernel = kOperations[kFirst].kernel;
-      if (kernel == kKernel) return f(std::integral_constant<int, kKernel>());
+    constexpr Operation kOperation = kOperations[kFirst];
+    if constexpr (kOperation.form == Form::kSeparable) {
+      if (separable == kSeparablesBefore<kFirst>) {
+        return f(Window<kOperation.kernel, kOperation.dilation>());
+      }
     }
-    with_kernel<kFirst + 1>(kernel, f);
+    with_window<kFirst + 1>(separable, f);
   }
 }
 

@@ -140,16 +140,20 @@ void Optimizer::check(const Population& population) const {
     }
   }
   const std::int64_t n = layout_.n_categorical();
+  const std::int64_t* sizes = layout_.sizes.data();
+  const auto exists = [&](std::int64_t category, std::int64_t i) {
+    return static_cast<std::uint64_t>(category) < static_cast<std::uint64_t>(sizes[i]);
+  };
   for (std::int64_t k = 0; k < population.lambda; ++k) {
-    for (std::int64_t i = 0; i < n; ++i) {
-      const std::int64_t category = population.categorical[k * n + i];
-      if (static_cast<std::uint64_t>(category) >= static_cast<std::uint64_t>(layout_.sizes[i])) {
-        throw std::invalid_argument("samples.categorical[" + std::to_string(k) + ", " +
-                                    std::to_string(i) + "] must be in [0, " +
-                                    std::to_string(layout_.sizes[i]) + "), got " +
-                                    std::to_string(category));
-      }
-    }
+    const std::int64_t* categories = population.categorical + k * n;
+    bool all_exist = true;
+    for (std::int64_t i = 0; i < n; ++i) all_exist &= exists(categories[i], i);
+    if (all_exist) continue;
+    std::int64_t i = 0;
+    while (exists(categories[i], i)) ++i;
+    throw std::invalid_argument("samples.categorical[" + std::to_string(k) + ", " +
+                                std::to_string(i) + "] must be in [0, " + std::to_string(sizes[i]) +
+                                "), got " + std::to_string(categories[i]));
   }
   for (std::int64_t k = 0; k < population.lambda * layout_.n_gaussian(); ++k) {
     if (!std::isfinite(population.gaussian[k])) {

@@ -114,6 +114,24 @@ def test_wrong_names() -> None:
         space.to_indices({**names, "normal/node0/input0": "node0"})
 
 
+def test_other_operations() -> None:
+    space = CellSpace(1, operations=("sep_conv_5x5", "identity"))
+    assert space.categories == [2, 2, 2, 2] * 2
+    normal, _ = space.parse([0, 1, 0, 1, 0, 0, 0, 0])
+    assert normal.nodes == ((Edge(0, "sep_conv_5x5"), Edge(1, "identity")),)
+    assert space.to_dict([0, 1, 0, 1, 0, 0, 0, 0])["normal/node0/operation1"] == "identity"
+    assert CellSpace(1, ["identity"]) == CellSpace(1, ("identity",))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("operations", "got"),
+    [((), "none"), (("identity", "conv"), "'identity', 'conv'"), (("identity",) * 2, "'identity'")],
+)
+def test_wrong_operations(operations: tuple[str, ...], got: str) -> None:
+    with pytest.raises(ValueError, match=f"operations must be different ones of .*got {got}"):
+        CellSpace(1, operations)
+
+
 @pytest.mark.parametrize("nodes", [0, -1, 2.0, "5"])
 def test_wrong_number_of_nodes(nodes: Any) -> None:
     with pytest.raises(ValueError, match="nodes must be a positive integer, got"):

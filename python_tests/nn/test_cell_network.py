@@ -103,7 +103,7 @@ def test_recorded_parameter_counts(row: int) -> None:
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_every_operation_alone(operation: str) -> None:
-    space = CellSpace(2)
+    space = CellSpace(2, OPERATIONS)
     supernet = CellSupernet(space, cells=3, channels=4)
     supernet(torch.randn(2, 3, 8, 8), uniform_architecture(space, operation)).sum().backward()
     used = {n for n, p in supernet.named_parameters() if ".operations." in n and p.grad is not None}

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from cell_supernets import SPACE, draw, gradients, pair
 from devices import DEVICES
 
-from asng_ext.nn import CellNetwork, CellSupernet, FusedCellSupernet, cell_supernet
+from asng_ext.nn import CellNetwork, CellSpace, CellSupernet, FusedCellSupernet, cell_supernet
 from asng_ext.nn import fused as fused_module
+from asng_ext.nn.operations import OPERATIONS
 from asng_ext.training.cuda_graphs import CudaGraphs
 
 pytestmark = [pytest.mark.operators, pytest.mark.grid]
@@ -63,10 +64,10 @@ def test_single_precision() -> None:
     assert (got - expected).norm() < 5 * (by_plain - expected).norm() + 1e-5
 
 
-@pytest.mark.parametrize("operation", range(5))
+@pytest.mark.parametrize("operation", range(len(OPERATIONS)))
 @pytest.mark.parametrize("size", [(7, 7), (6, 11)])
 def test_one_operation_everywhere(operation: int, size: tuple[int, int]) -> None:
-    plain, fused = pair(channels=4, cells=3)
+    plain, fused = pair(space=CellSpace(operations=OPERATIONS), channels=4, cells=3)
     architectures = draw(2)
     architectures.reshape(2, -1, 4)[:, :, 2:] = operation
     x = torch.randn(2, 3, *size).double()
@@ -77,6 +78,38 @@ def test_one_operation_everywhere(operation: int, size: tuple[int, int]) -> None
             rtol=1e-9,
             atol=1e-10,
         )
+
+
+@pytest.mark.parametrize(
+    "operations",
+    [OPERATIONS[::-1], ("sep_conv_5x5", "avg_pool_3x3"), ("max_pool_3x3",), ("identity",)],
+    ids=",".join,
+)
+@pytest.mark.parametrize("device", DEVICES)
+def test_spaces_with_other_operations(operations: tuple[str, ...], device: str) -> None:
+    space = CellSpace(2, operations)
+    plain, fused = (m.to(device) for m in pair(space=space, channels=5, cells=4))
+    assert fused.state_dict().keys() == plain.state_dict().keys()
+    parameters = [sum(p.numel() for p in model.parameters()) for model in (plain, fused)]
+    assert parameters[0] == parameters[1]
+    x = torch.randn(2, 3, 9, 8).double().to(device)
+    architectures = draw(3, space=space)
+    expected = torch.stack([plain(x, a) for a in architectures])
+    got = fused.forward_population(x, architectures)
+    torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-10)
+    for logits in (expected, got):
+        logits.square().sum().backward()
+    want, have = gradients(plain), gradients(fused)
+    assert want.keys() == have.keys()
+    for name in want:
+        error = (have[name] - want[name].reshape_as(have[name])).norm()
+        assert error <= 1e-9 * (1 + want[name].norm()), name
+
+
+def test_values_are_numbered_as_the_operators_number_operations() -> None:
+    _, fused = pair(space=CellSpace(1, ("sep_conv_5x5", "identity")), channels=4, cells=3)
+    numbers = [OPERATIONS.index("sep_conv_5x5"), OPERATIONS.index("identity"), -1, -1, -1]
+    assert fused._number(torch.tensor([0, 1, 2, -1, 99], dtype=torch.int32)).tolist() == numbers
 
 
 def test_golden_network() -> None:

@@ -27,7 +27,7 @@ ALONE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 0.01, torch.b
 IN_A_ROW = {torch.float64: 1e-9, torch.float32: 1e-3}
 """What it may do where layers follow each other. An error δ of ReLU's arguments turns the sign of
 δ/π of them, and the norm feels the square root: with half precision that hides what is wrong."""
-SPACE = CellSpace(1)
+SPACE = CellSpace(1, OPERATIONS)
 
 Call = tuple[Callable[..., Tensor], list[Tensor]]
 """A function, and tensors to call it with."""

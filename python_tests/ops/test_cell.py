@@ -15,6 +15,9 @@ from cell_supernets import draw, gradients, pair
 from devices import DEVICES
 from torch import Tensor
 
+from asng_ext import _host
+from asng_ext.nn.operations import OPERATIONS
+
 pytestmark = pytest.mark.operators
 
 # `saved` holds places that no sampled operation fills, which differ from call to call.
@@ -152,13 +155,23 @@ class TestCells:
         fused, x, inputs, operations = sample(torch.float32)
         weights = [w for cell in fused.cells for w in cell.weights()]
         cells = torch.ops.asng.cells
-        with pytest.raises(RuntimeError, match="weights must be 8 for each cell, got 7"):
-            cells(x, inputs, operations, weights[:7], False)
+        each = len(_host.CELL_WEIGHTS)
+        wrong = f"weights must be {each} for each cell, got {each - 1}"
+        with pytest.raises(RuntimeError, match=wrong):
+            cells(x, inputs, operations, weights[: each - 1], False)
         with pytest.raises(RuntimeError, match="inputs must have shape"):
             cells(x, inputs[:1], operations, weights, False)
         with pytest.raises(RuntimeError, match="operations must have dtype Int"):
             cells(x, inputs, operations.long(), weights, False)
-        with pytest.raises(ValueError, match="from 0 to 4, got 9"):
+        with pytest.raises(ValueError, match=rf"from 0 to {len(OPERATIONS) - 1}, got 9"):
             cells(x, inputs, torch.full_like(operations, 9), weights, False)
+        swapped = [*weights[: each + 1], weights[1], *weights[each + 2 :]]
         with pytest.raises(RuntimeError, match="prev_weight must have shape"):
-            cells(x, inputs, operations, [*weights[:9], weights[1], *weights[10:]], False)
+            cells(x, inputs, operations, swapped, False)
+        nothing = [torch.empty(0) if w.dim() == 6 else w for w in weights]
+        with pytest.raises(RuntimeError, match="both weights or none must be empty, got sizes 0"):
+            cells(x, inputs, operations, nothing, False)
+        nothing = [torch.empty(0) if w.dim() in (4, 6) else w for w in weights]
+        separable = OPERATIONS.index("sep_conv_5x5")
+        with pytest.raises(ValueError, match="operation that has weights, got sep_conv_5x5"):
+            cells(x, inputs, torch.full_like(operations, separable), nothing, False)

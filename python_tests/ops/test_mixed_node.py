@@ -18,6 +18,7 @@ from devices import CUDA_DEVICES, DEVICES, GRID
 from mixed_node_samples import run, sample
 
 from asng_ext import ops
+from asng_ext.nn.operations import OPERATIONS
 from asng_ext.ops import reference as reference_ops
 
 pytestmark = pytest.mark.operators
@@ -31,7 +32,7 @@ class TestMixedNode:
     @pytest.mark.parametrize("size", [(8, 8), (7, 5), (1, 1), (1, 9), (2, 3), (33, 18)])
     @pytest.mark.parametrize("archs", [1, 2, 3, 8])
     @pytest.mark.parametrize("stride", [1, 2])
-    @pytest.mark.parametrize("operation", range(5))
+    @pytest.mark.parametrize("operation", range(ops.OPERATION_COUNT))
     def test_each_operation(
         self, operation: int, stride: int, archs: int, size: tuple[int, int], device: str
     ) -> None:
@@ -216,7 +217,11 @@ class TestMixedNode:
             ({"inputs": torch.tensor([[0, -1], [0, 0]])}, ValueError, "inputs must be from 0"),
             ({"inputs": torch.tensor([0, 1])}, ValueError, r"inputs must have shape \(λ, E\)"),
             ({"inputs": torch.zeros(2, 2)}, TypeError, "inputs must be int32 or int64"),
-            ({"operations": torch.full((2, 2), 5)}, ValueError, "operations must be from 0 to 4"),
+            (
+                {"operations": torch.full((2, 2), ops.OPERATION_COUNT)},
+                ValueError,
+                f"operations must be from 0 to {ops.OPERATION_COUNT - 1}",
+            ),
             (
                 {"operations": torch.zeros(3, 2, dtype=torch.int)},
                 ValueError,
@@ -244,13 +249,35 @@ class TestMixedNode:
         with pytest.raises(error, match=match):
             ops.mixed_node(weights=weights, **arguments)
 
+    @pytest.mark.parametrize("kept", [("depthwise5", "pointwise5"), ()])
+    def test_operations_without_weights(self, kept: tuple[str, ...]) -> None:
+        bank, weights = sample(dtype=torch.float64)
+        some = ops.NodeWeights(**{name: getattr(weights, name) for name in kept})
+        usable = OPERATIONS.index("sep_conv_5x5" if kept else "max_pool_3x3")
+        index = torch.tensor([[0, 1], [2, 2]])
+        kinds = torch.tensor([[1, usable], [usable, 0]])
+        expected = ops.mixed_node(bank, index, kinds, weights)
+        assert torch.equal(ops.mixed_node(bank, index, kinds, some), expected)
+        leaves = [bank, *(w for w in some if w is not None)]
+        grads = torch.autograd.grad(ops.mixed_node(bank, index, kinds, some).sum(), leaves)
+        for grad, want in zip(grads, torch.autograd.grad(expected.sum(), leaves), strict=True):
+            assert torch.equal(grad, want)
+        kinds[0, 0] = OPERATIONS.index("sep_conv_3x3")
+        if GRID:  # A device does not check it.
+            out = ops.mixed_node(bank, index, kinds, some)
+            assert out[0].isnan().all()
+            assert torch.equal(out[1], expected[1])
+            return
+        with pytest.raises(ValueError, match=r"operations\[0, 0\] must be.*got sep_conv_3x3"):
+            ops.mixed_node(bank, index, kinds, some)
+
     def test_the_operator_checks_for_itself(self) -> None:
         bank, weights = sample(16)
         good = torch.zeros(2, 1, dtype=torch.int32)
         call = torch.ops.asng.mixed_node
         out_of_range = [
             ((bank, good + 3, good), r"inputs\[0, 0\] must be from 0 to 2, got 3"),
-            ((bank, good, good - 1), r"operations\[0, 0\] must be from 0 to 4, got -1"),
+            ((bank, good, good - 1), r"operations\[0, 0\] must be from 0 to \d, got -1"),
         ]
         if GRID:  # A device does not check them.
             for args, _ in out_of_range:
@@ -266,7 +293,7 @@ class TestMixedNode:
             with pytest.raises((RuntimeError, ValueError), match=match):
                 call(*args, list(weights), 1, True, False)
         with pytest.raises(RuntimeError, match="reduction is needed"):
-            call(bank, good, good, [*weights[:4], bank.new_empty(0)], 2, True, False)
+            call(bank, good, good, [*weights[:-1], bank.new_empty(0)], 2, True, False)
 
     @pytest.mark.cuda
     def test_no_synchronization_and_bad_indices_give_nan(self) -> None:
@@ -338,13 +365,13 @@ class TestMixedNode:
         reduction = weights.reduction if stride == 2 else bank.new_empty(0, dtype=torch.float32)
         torch.library.opcheck(
             torch.ops.asng.mixed_node,
-            (bank, index, index, [*weights[:4], reduction], stride, True, False),
+            (bank, index, index, [*weights[:-1], reduction], stride, True, False),
             test_utils=WITHOUT_GRAPHS,
         )
         kinds = torch.tensor([[3, 4], [4, 3]], dtype=torch.int32, device=device)
         torch.library.opcheck(
             torch.ops.asng.mixed_node,
-            (bank, index, kinds, [*weights[:4], reduction], stride, True, False),
+            (bank, index, kinds, [*weights[:-1], reduction], stride, True, False),
         )
 
     @pytest.mark.usefixtures("tf32")

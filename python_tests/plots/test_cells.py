@@ -10,25 +10,27 @@ from pictures import count, pixels, some_architecture
 
 from asng_ext import plots
 from asng_ext.nn import CellSpace
+from asng_ext.nn.operations import OPERATIONS
 from asng_ext.plots._cell_layout import Box, lay_out
 from asng_ext.plots._picture import DPI, OPERATION_STYLES
 
 
 def test_cells_have_the_colors_of_their_operations_only(tmp_path: Path) -> None:
     names = list(OPERATION_STYLES)
-    for first, second in [(0, 1), (2, 3), (3, 4)]:
+    for first, second in pairwise(range(len(names))):
         # Two nodes; the first reads the inputs, the second the first and the newer input.
         architecture = [0, 1, first, first, 2, 1, first, first]
         architecture += [0, 1, second, first, 2, 1, second, second]
-        image = pixels(plots.draw_cells(CellSpace(2), architecture, tmp_path / "a.png"))
+        space = CellSpace(2, OPERATIONS)
+        image = pixels(plots.draw_cells(space, architecture, tmp_path / "a.png"))
         for i, name in enumerate(names):
             # A label alone has thousands of pixels; rims of letters may hit a color by accident.
             filled = count(image, OPERATION_STYLES[name].color) > 1000
             assert filled == (i in (first, second)), name
 
 
-def test_operations_of_the_space_all_have_a_style() -> None:
-    assert tuple(OPERATION_STYLES) == CellSpace.OPERATIONS
+def test_all_operations_have_a_style() -> None:
+    assert tuple(OPERATION_STYLES) == OPERATIONS
     assert len({style.color for style in OPERATION_STYLES.values()}) == len(OPERATION_STYLES)
 
 

@@ -63,6 +63,21 @@ def test_batches_of_one_image() -> None:
         small.task(images=tiny, search_batch_size=1)
 
 
+def test_other_operations() -> None:
+    task = small.task(operations="max_pool_3x3, identity")
+    samples = small.optimizer(task).ask()
+    choices = task.space.variables
+    assert choices["normal/node0/operation0"].values == ("max_pool_3x3", "identity")
+    loss, _ = task.losses(task.supernet(), next(iter(task.weight_batches(0))), samples)
+    assert loss.isfinite().all()
+    # Identities have weights where they halve feature maps; sep_conv_5x5 more than others.
+    assert set(task._largest().values()) >= {"identity"}
+    task = small.task(operations="sep_conv_5x5,sep_conv_3x3")
+    assert "sep_conv_3x3" not in task._largest().values()
+    with pytest.raises(ValueError, match=r"operations must be different ones of .*got 'conv'"):
+        small.task(operations="conv")
+
+
 @pytest.mark.parametrize("name", ["cutout", "crop_padding"])
 def test_an_augmentation_that_blanks_images(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} must be below 8, the smaller side.*got 8"):

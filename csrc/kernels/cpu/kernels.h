@@ -36,7 +36,7 @@ struct Shape {
   int64_t out_height = 0, out_width = 0;  // of the output
   int64_t channels = 0;
   int64_t stride = 1;
-  int64_t kernel = 3;
+  int separable = 0;  // which separable convolution it is
 };
 
 // ReLU → depthwise → 1×1, one stage of a separable convolution before its normalization.

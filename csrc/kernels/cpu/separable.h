@@ -160,7 +160,7 @@ void separable_backward_impl(const SeparableBackward<T>& task) {
   }
 }
 
-template <class T, int K, int D = 1>
+template <class T, int K, int D>
 void separable_forward_of(const SeparableForward<T>& task) {
   with_channels<T>(task.shape.channels, [&](auto c) {
     task.shape.stride == 2 ? separable_forward_impl<T, K, 2, D, c.value>(task)
@@ -168,7 +168,7 @@ void separable_forward_of(const SeparableForward<T>& task) {
   });
 }
 
-template <class T, int K, int D = 1>
+template <class T, int K, int D>
 void separable_backward_of(const SeparableBackward<T>& task) {
   with_channels<T>(task.shape.channels, [&](auto c) {
     task.shape.stride == 2 ? separable_backward_impl<T, K, 2, D, c.value>(task)
@@ -178,12 +178,14 @@ void separable_backward_of(const SeparableBackward<T>& task) {
 
 template <class T>
 void separable_forward(const SeparableForward<T>& task) {
-  with_kernel(task.shape.kernel, [&](auto k) { separable_forward_of<T, k.value>(task); });
+  with_window(task.shape.separable,
+              [&](auto w) { separable_forward_of<T, w.kernel, w.dilation>(task); });
 }
 
 template <class T>
 void separable_backward(const SeparableBackward<T>& task) {
-  with_kernel(task.shape.kernel, [&](auto k) { separable_backward_of<T, k.value>(task); });
+  with_window(task.shape.separable,
+              [&](auto w) { separable_backward_of<T, w.kernel, w.dilation>(task); });
 }
 
 }  // namespace asng::cpu::ASNG_CAPABILITY

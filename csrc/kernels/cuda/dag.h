@@ -79,8 +79,8 @@ struct DagShape {
 struct PlannedEdge {
   int32_t input, operation;
   int32_t multiplicity;  // in its node; 0 where an earlier edge stands for it
-  Form form;             // kNone: an index is out of range
-  int32_t kernel;
+  Form form;             // kNone: an index is out of range, or its operation has no weights
+  int32_t separable;     // which separable convolution it is
 };
 
 // An image batch as the kernels read it.

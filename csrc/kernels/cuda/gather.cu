@@ -22,7 +22,7 @@ struct Job {
 struct Consumer {
   int arch, node, e, multiplicity;
   Form form;
-  int kernel;
+  int separable;
 };
 
 // What one edge sends to pixel (y, x) of a state, whose value there is `value`.
@@ -57,8 +57,9 @@ __device__ Vec4<Compute<V>> contribution(const Job<V>& job, const Consumer& from
       const V* depth = job.gradients.depth_of(s, from.arch, from.node, from.e);
       const T* weight = job.dag.depthwise(from.arch, from.node, from.e, 0);
       Vec4<T> sum = fill_vec4(T(0));
-      with_kernel(from.kernel, [&](auto k) {
-        sum = depthwise_backward<k.value, 1>(s, depth, weight, stride, image, y, x, c, value);
+      with_window(from.separable, [&](auto w) {
+        sum = depthwise_backward<w.kernel, w.dilation>(s, depth, weight, stride, image, y, x, c,
+                                                       value);
       });
       return sum;
     }
@@ -78,7 +79,7 @@ __device__ int list_consumers(const Dag<V>& dag, int arch, int end, int index, C
         for (int e = 0; e < s.edges; ++e) {
           const PlannedEdge edge = dag.edge(a, node, e);
           if (edge.multiplicity == 0 || edge.form == Form::kNone || edge.input != index) continue;
-          list[count++] = {a, node, e, edge.multiplicity, edge.form, edge.kernel};
+          list[count++] = {a, node, e, edge.multiplicity, edge.form, edge.separable};
         }
       }
     }

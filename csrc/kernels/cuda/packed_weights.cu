@@ -13,8 +13,9 @@ __device__ PlannedEdge look_up(const PlanJob<T>& job, int slot) {
   const DagShape& s = job.shape;
   const int node = slot / s.edges % s.nodes, first = slot / s.edges * s.edges;
   const OperationInfo info = operation_info(job.operations[slot]);
-  PlannedEdge edge = {job.inputs[slot], job.operations[slot], 1, info.form, info.kernel};
-  if (edge.input < 0 || edge.input >= s.inputs + node || info.form == Form::kNone) {
+  PlannedEdge edge = {job.inputs[slot], job.operations[slot], 1, info.form, info.separable};
+  const bool weightless = info.form == Form::kSeparable && !job.weights.has(info.separable);
+  if (edge.input < 0 || edge.input >= s.inputs + node || info.form == Form::kNone || weightless) {
     return {0, kOperationCount, 1, Form::kNone, 0};
   }
   for (int other = first; other < first + s.edges; ++other) {
@@ -46,7 +47,8 @@ template <class T>
 __device__ void pack_separable(const PlanJob<T>& job, const PlannedEdge& edge, int index, T* packed,
                                int first, int step) {
   const int channels = job.shape.channels, padded = job.shape.padded;
-  const int kind = operation_info(edge.operation).separable, elements = edge.kernel * edge.kernel;
+  const OperationInfo info = operation_info(edge.operation);
+  const int kind = info.separable, elements = info.kernel * info.kernel;
   for (int stage = 0; stage < 2; ++stage, packed += job.shape.stage_weights()) {
     const int64_t matrix = static_cast<int64_t>(index) * 2 + stage;
     const T* pointwise = job.weights.pointwise[kind] + matrix * channels * channels;

@@ -146,9 +146,10 @@ __global__ __launch_bounds__(kThreads, resident_blocks(kTensorCores)) void stage
   if (reduces) {
     factorized_backward<kTensorCores>(job, arch, e, from, shared);
   } else {
-    with_kernel(edge.kernel, [&](auto k) {
-      strided ? convolve_backward<k.value, 2, 1, kTensorCores>(job, arch, e, from, shared)
-              : convolve_backward<k.value, 1, 1, kTensorCores>(job, arch, e, from, shared);
+    with_window(edge.separable, [&](auto w) {
+      constexpr int K = w.kernel, D = w.dilation;
+      strided ? convolve_backward<K, 2, D, kTensorCores>(job, arch, e, from, shared)
+              : convolve_backward<K, 1, D, kTensorCores>(job, arch, e, from, shared);
     });
   }
 }
@@ -215,7 +216,8 @@ __global__ __launch_bounds__(kThreads) void intermediate_backward_kernel(const J
   double* totals = dynamic_shared<double>();
   T* shared = reinterpret_cast<T*>(totals + 3 * padded);
   clear(totals, 2 * padded);
-  with_kernel(edge.kernel, [&](auto k) { transposed<k.value, 1>(job, arch, e, totals, shared); });
+  with_window(edge.separable,
+              [&](auto w) { transposed<w.kernel, w.dilation>(job, arch, e, totals, shared); });
   if (sum_over_splits(dag, blockIdx.y, 2, job.splits, totals, shared)) {
     finish_gradient(totals, totals + padded, static_cast<double>(dag.shape.out_size() / padded),
                     padded, dag.norm(arch, job.node, e, 0), true, 1.0,

@@ -93,9 +93,10 @@ __global__ __launch_bounds__(kThreads) void stage_forward_kernel(const Job<V> jo
   if (reduces) {
     factorized<kTensorCores>(job, arch, e, from, totals, shared);
   } else {
-    with_kernel(edge.kernel, [&](auto k) {
-      strided ? convolve<k.value, 2, 1, kTensorCores>(job, arch, e, from, totals, shared)
-              : convolve<k.value, 1, 1, kTensorCores>(job, arch, e, from, totals, shared);
+    with_window(edge.separable, [&](auto w) {
+      constexpr int K = w.kernel, D = w.dilation;
+      strided ? convolve<K, 2, D, kTensorCores>(job, arch, e, from, totals, shared)
+              : convolve<K, 1, D, kTensorCores>(job, arch, e, from, totals, shared);
     });
   }
   if (sum_over_splits(dag, blockIdx.y, 2, job.splits, totals, shared)) {

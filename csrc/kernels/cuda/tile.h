@@ -64,9 +64,8 @@ inline TileLayout tile_layout(const DagShape& s, int stride, size_t value_bytes,
   TileLayout l;
   l.tile.width = s.out_width > 8 && pixels >= 64 ? 16 : s.out_width > 4 && pixels >= 32 ? 8 : 4;
   l.tile.height = pixels / l.tile.width;
-  // Of the largest window: 5×5, or 3×3 with dilation 2.
-  const int height = (l.tile.height - 1) * stride + kMostKernel,
-            width = (l.tile.width - 1) * stride + kMostKernel;
+  const int height = (l.tile.height - 1) * stride + kMostExtent,
+            width = (l.tile.width - 1) * stride + kMostExtent;
   // As many channels at once as there are threads for, four pixels and four channels each, if they
   // leave room for a second block beside this one. Tiles of the fewest pixels save all they can.
   l.tile.chunk = kChannelBlock;

@@ -142,11 +142,11 @@ void sum_weight_splits(const WeightJob<T>& weights, CudaStream stream) {
   const DagShape& s = weights.shape;
   Job<T> job = {weights, {}, {}};
   const int64_t channels = s.channels, edges = s.nodes == 0 ? 0 : s.weight_count();
-  int segment = 0;
   for (const Operation& o : kOperations) {
-    if (o.form != Form::kSeparable) continue;
-    job.sizes[segment++] = edges * 2 * channels * o.kernel * o.kernel;
-    job.sizes[segment++] = edges * 2 * channels * channels;
+    const OperationInfo info = operation_info(static_cast<int>(&o - kOperations));
+    if (info.form != Form::kSeparable || !weights.grads.has(info.separable)) continue;
+    job.sizes[2 * info.separable] = edges * 2 * channels * o.kernel * o.kernel;
+    job.sizes[2 * info.separable + 1] = edges * 2 * channels * channels;
   }
   if (weights.grads.reduction != nullptr) {
     job.sizes[kReduction] = static_cast<int64_t>(s.nodes) * s.inputs * channels * channels;
@@ -159,6 +159,7 @@ void sum_weight_splits(const WeightJob<T>& weights, CudaStream stream) {
     job.first_block[i + 1] =
         job.first_block[i] + static_cast<int>((job.sizes[i] + kElements - 1) / kElements);
   }
+  if (job.first_block[kSegments] == 0) return;
   launch(weights_kernel<T>, job.first_block[kSegments], dim3(kElements, kSlices), 0, stream, job);
 }
 

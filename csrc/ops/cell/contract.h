@@ -27,13 +27,20 @@ Weights<T> pointers(const Tensor* tensors) {
   return weights;
 }
 
-// A reduction may be empty.
+// Weights of an operation may be empty: no edge applies it. `operations` are among `tensors`.
 inline void check_weights(const Tensor* tensors, const std::vector<WeightShape>& shapes,
-                          ScalarType dtype, const Tensor& like) {
+                          const OperationWeights<const Tensor>& operations, ScalarType dtype,
+                          const Tensor& like) {
   for (const WeightShape& shape : shapes) {
     const Tensor& t = *tensors++;
-    if (shape.name == "reduction" && t.numel() == 0) continue;
+    if (shape.of_operation && t.numel() == 0) continue;
     check_like(t, shape.name.c_str(), dtype, shape.sizes, like);
+  }
+  for (int i = 0; i < kSeparableCount; ++i) {
+    STD_TORCH_CHECK(
+        (operations.depthwise[i]->numel() == 0) == (operations.pointwise[i]->numel() == 0),
+        "of a separable convolution both weights or none must be empty, got sizes ",
+        operations.depthwise[i]->numel(), " and ", operations.pointwise[i]->numel());
   }
 }
 
@@ -63,9 +70,6 @@ struct NodeCall : Call<DagShape> {
     STD_TORCH_CHECK(weights.size() == kOperationWeights, "weights must be ", kOperationWeights,
                     ", got ", weights.size());
     const auto named = by_name<OperationWeights<const Tensor>>(weights.data());
-    const Tensor& first = *named.depthwise[0];
-    STD_TORCH_CHECK(first.dim() == 6, "depthwise weights must have 6 dimensions, got ",
-                    first.dim());
     STD_TORCH_CHECK(stride == 1 || named.reduction->numel() != 0,
                     "reduction is needed with stride 2");
     shape.inputs = bank.size(0);
@@ -74,7 +78,11 @@ struct NodeCall : Call<DagShape> {
     shape.height = bank.size(3);
     shape.width = bank.size(4);
     shape.padded = bank.size(5);
-    shape.channels = first.size(2);
+    shape.channels = shape.padded;  // unless weights say that some are padding
+    for (const Tensor& weight : weights) {
+      const int64_t dim = weight.dim();  // all but depthwise weights end with the input channels
+      if (weight.numel() != 0) shape.channels = weight.size(dim == 6 ? 2 : dim - 1);
+    }
     shape.edges = inputs.size(1);
     shape.out_height = (shape.height + stride - 1) / stride;
     shape.out_width = (shape.width + stride - 1) / stride;
@@ -88,7 +96,7 @@ struct NodeCall : Call<DagShape> {
     check_like(inputs, "inputs", ScalarType::Int, {shape.archs, shape.edges}, bank);
     check_like(operations, "operations", ScalarType::Int, {shape.archs, shape.edges}, bank);
     check_weights(weights.data(), operation_weights(shape.inputs, shape.inputs, shape.channels),
-                  compute_type(dtype), bank);
+                  named, compute_type(dtype), bank);
     // More than saved_size().
     checked_product({shape.archs, shape.edges, 6, shape.images, shape.out_height, shape.out_width,
                      shape.padded});
@@ -143,7 +151,7 @@ inline CellShape cell_shape(int64_t archs, int64_t nodes, int64_t images, CellIn
   STD_TORCH_CHECK(!(prev_prev_is_larger || shape.reduction) || shape.channels >= 2,
                   "a factorized reduction needs 2 channels, got ", shape.channels);
   check_weights(weights, cell_weights(nodes, shape.channels, prev_prev.channels, prev.channels),
-                compute_type(dtype), like);
+                named.operations, compute_type(dtype), like);
   // More than what is saved.
   checked_product({archs, nodes, 16, images, prev.height, prev.width, shape.padded});
   return shape;

@@ -39,7 +39,7 @@ Shape Dag<T>::stage_shape(const Edge& edge, int stage, int64_t images) const {
   s.out_width = shape_.out_width;
   s.channels = shape_.padded;
   s.stride = stage == 0 ? edge.stride : 1;
-  s.kernel = edge.info.kernel;
+  s.separable = edge.info.separable;
   return s;
 }
 

@@ -58,6 +58,11 @@ void Dag<T>::add_edges(int64_t arch, int64_t node, const int32_t* inputs,
     if (info.form == Form::kNone) {
       bad_index("operations", place(), operation, kOperationCount);
     }
+    if (info.form == Form::kSeparable && !weights_.has(info.separable)) {
+      throw std::invalid_argument("operations[" + place() +
+                                  "] must be an operation that has weights, got " +
+                                  kOperations[operation].name);
+    }
     const auto same = std::find_if(own.begin(), own.end(), [&](const Edge* edge) {
       return edge->input == input && edge->operation == operation;
     });

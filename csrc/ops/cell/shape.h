@@ -87,6 +87,9 @@ struct OperationWeights {
   T* pointwise[kSeparableCount] = {};
   T* reduction = nullptr;  // may be null where there is none
 
+  // Whether there are weights of a separable convolution.
+  ASNG_HD bool has(int separable) const { return depthwise[separable] != nullptr; }
+
   // In the order in which operators take them.
   std::vector<T**> in_order() {
     std::vector<T**> all;
@@ -120,6 +123,7 @@ inline constexpr size_t kCellWeights = kOperationWeights + 3;
 struct WeightShape {
   std::string name;
   std::vector<int64_t> sizes;
+  bool of_operation = false;
 };
 
 // What the names of a separable convolution's weights end with.
@@ -136,10 +140,10 @@ inline std::vector<WeightShape> operation_weights(int64_t edges, int64_t reducti
   for (const Operation& o : kOperations) {
     if (o.form != Form::kSeparable) continue;
     const std::string suffix = weight_suffix(o);
-    all.push_back({"depthwise" + suffix, {edges, 2, channels, 1, o.kernel, o.kernel}});
-    all.push_back({"pointwise" + suffix, {edges, 2, channels, channels}});
+    all.push_back({"depthwise" + suffix, {edges, 2, channels, 1, o.kernel, o.kernel}, true});
+    all.push_back({"pointwise" + suffix, {edges, 2, channels, channels}, true});
   }
-  all.push_back({"reduction", {reductions, channels, channels}});
+  all.push_back({"reduction", {reductions, channels, channels}, true});
   return all;
 }
 

@@ -32,14 +32,14 @@ bool equal(const Values& a, const Values& b) {
 // Calls visit(input, output, element) for every channel of every pair of pixels that a kernel
 // element connects; these are positions in the input, the output and the depthwise weight.
 template <class Visit>
-void for_each_pair(const Shape& s, int64_t dilation, Visit visit) {
-  const int64_t pad = dilation * (s.kernel / 2);
+void for_each_pair(const Shape& s, int64_t kernel, int64_t dilation, Visit visit) {
+  const int64_t pad = dilation * (kernel / 2);
   for (int64_t out = 0; out < s.images * s.out_height * s.out_width; ++out) {
     const int64_t image = out / (s.out_height * s.out_width);
     const int64_t y = out / s.out_width % s.out_height, x = out % s.out_width;
-    for (int64_t k = 0; k < s.kernel * s.kernel; ++k) {
-      const int64_t sy = y * s.stride + k / s.kernel * dilation - pad;
-      const int64_t sx = x * s.stride + k % s.kernel * dilation - pad;
+    for (int64_t k = 0; k < kernel * kernel; ++k) {
+      const int64_t sy = y * s.stride + k / kernel * dilation - pad;
+      const int64_t sx = x * s.stride + k % kernel * dilation - pad;
       if (sy < 0 || sy >= s.height || sx < 0 || sx >= s.width) continue;
       const int64_t in = (image * s.height + sy) * s.width + sx;
       for (int64_t c = 0; c < s.channels; ++c) {
@@ -59,7 +59,6 @@ void check_stage(int64_t stride) {
   s.out_width = (kWidth + stride - 1) / stride;
   s.channels = kChannels;
   s.stride = stride;
-  s.kernel = K;
   const int64_t inputs = kImages * kHeight * kWidth * kChannels;
   const int64_t outputs = kImages * s.out_height * s.out_width * kChannels;
   const Values x = varied(inputs, 0.7), depthwise = varied(K * K * kChannels, 0.3);
@@ -73,7 +72,7 @@ void check_stage(int64_t stride) {
   }
 
   Values rows(static_cast<size_t>(outputs)), z(rows.size()), row_grads(rows.size());
-  for_each_pair(s, D, [&](int64_t in, int64_t out, int64_t element) {
+  for_each_pair(s, K, D, [&](int64_t in, int64_t out, int64_t element) {
     rows[out] += std::max(x[in], 0.0) * depthwise[element];
   });
   Values grad_x(x.size()), grad_depthwise(depthwise.size()), grad_pointwise(pointwise.size());
@@ -85,7 +84,7 @@ void check_stage(int64_t stride) {
       grad_pointwise[c * kChannels + k] += grad[i] * rows[first + k];
     }
   }
-  for_each_pair(s, D, [&](int64_t in, int64_t out, int64_t element) {
+  for_each_pair(s, K, D, [&](int64_t in, int64_t out, int64_t element) {
     if (x[in] > 0) grad_x[in] += row_grads[out] * depthwise[element];
     grad_depthwise[element] += std::max(x[in], 0.0) * row_grads[out];
   });
