@@ -13,7 +13,7 @@ class Operation:
     def name(self) -> str: ...
     @property
     def form(self) -> str:
-        """ "identity", "average_pool", "max_pool" or "separable"."""
+        """What is computed, such as "max_pool" or "separable"."""
     @property
     def kernel(self) -> int: ...
     @property

@@ -8,6 +8,7 @@ Convolutions have no bias: a batch normalization always follows.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -100,15 +101,34 @@ class FactorizedReduction(nn.Module):
         return y
 
 
+class _DepthwiseConv(nn.Conv2d):
+    """k×k convolution of each channel by itself, which keeps height and width but for the stride.
+
+    On the CPU it is never computed in bfloat16 if it is dilated: from PyTorch 2.11 to 2.13 at least
+    the gradient of the weight would be arbitrary numbers for channels-last feature maps.
+    """
+
+    def __init__(self, channels: int, kernel: int, dilation: int, stride: int) -> None:
+        padding = dilation * (kernel // 2)
+        super().__init__(
+            channels, channels, kernel, stride, padding, dilation, groups=channels, bias=False
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.dilation == (1, 1) or x.device.type != "cpu":
+            return super().forward(x)
+        with torch.autocast("cpu", enabled=False):
+            wide = torch.float32 if x.dtype == torch.bfloat16 else self.weight.dtype
+            y = self._conv_forward(x.to(wide), self.weight.to(wide), None)
+        return cast(Tensor, y.to(x.dtype))
+
+
 class _SeparableStage(nn.Module):
     """ReLU, depthwise k×k convolution, 1×1 convolution, normalization."""
 
     def __init__(self, channels: int, kernel: int, dilation: int, stride: int, norm: Norm) -> None:
         super().__init__()
-        padding = dilation * (kernel // 2)
-        self.depthwise = nn.Conv2d(
-            channels, channels, kernel, stride, padding, dilation, groups=channels, bias=False
-        )
+        self.depthwise = _DepthwiseConv(channels, kernel, dilation, stride)
         self.pointwise = nn.Conv2d(channels, channels, 1, bias=False)
         self.norm = norm(channels)
 

@@ -15,19 +15,6 @@ namespace py = pybind11;
 namespace asng {
 namespace {
 
-const char* form_name(Form form) {
-  switch (form) {
-    case Form::kIdentity:
-      return "identity";
-    case Form::kAveragePool:
-      return "average_pool";
-    case Form::kMaxPool:
-      return "max_pool";
-    default:
-      return "separable";
-  }
-}
-
 py::tuple operations() {
   py::tuple all(kOperationCount);
   for (int i = 0; i < kOperationCount; ++i) all[i] = py::cast(kOperations[i]);
@@ -55,7 +42,8 @@ py::tuple tuple_of(const SavedUnits& units) {
 void bind_constants(py::module_& module) {
   py::class_<Operation>(module, "Operation")
       .def_readonly("name", &Operation::name)
-      .def_property_readonly("form", [](const Operation& self) { return form_name(self.form); })
+      .def_property_readonly(
+          "form", [](const Operation& self) { return kFormNames[static_cast<int>(self.form)]; })
       .def_readonly("kernel", &Operation::kernel)
       .def_readonly("dilation", &Operation::dilation)
       .def_readonly("in_paper", &Operation::in_paper)

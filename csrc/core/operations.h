@@ -32,6 +32,7 @@ enum class Form : int32_t {
   kSeparable,  // two stages of ReLU, depthwise and pointwise convolution, batch normalization
   kNone,       // of a number that is no operation's
 };
+inline constexpr const char* kFormNames[] = {"identity", "average_pool", "max_pool", "separable"};
 
 struct Operation {
   const char* name;

@@ -7,7 +7,7 @@
 
 #include "core/counters.h"
 #include "core/step_size.h"
-#include "platform/cuda_types.h"
+#include "platform/cuda_stream.h"
 
 namespace asng::cuda {
 

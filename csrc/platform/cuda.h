@@ -16,7 +16,7 @@
 #include <tuple>
 #include <utility>
 
-#include "platform/cuda_types.h"
+#include "platform/cuda_stream.h"
 
 #if defined(ASNG_CUDA_ON_CPU)
 #include "platform/grid_on_cpu/grid.h"

@@ -12,7 +12,8 @@
 
 #include <limits>
 
-#include "platform/cuda_types.h"
+#include "platform/bfloat16.h"
+#include "platform/cuda_stream.h"
 #include "platform/tensors.h"
 
 namespace asng::cuda {

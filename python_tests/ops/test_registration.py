@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from asng_ext import ops
+from asng_ext import _host, ops
 from asng_ext.ops import autoencoder as cae_ops
 
 pytestmark = [pytest.mark.operators, pytest.mark.grid]
@@ -54,20 +54,17 @@ def _examples() -> dict[str, tuple[Any, ...]]:
     def draw(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
-    def convolutions(edges: int) -> list[Tensor]:
-        shapes = ((2, 2, 1, 3, 3), (2, 2, 2), (2, 2, 1, 5, 5), (2, 2, 2))
-        return [draw(edges, *shape) for shape in shapes]
-
+    operations = [draw(*shape) for shape in _host.operation_weights(2, 2, 2).values()]
     examples: dict[str, tuple[Any, ...]] = {"_release_cached": (), "_cpu_capability": ()}
     images, index = draw(2, 2, 3, 4, 5, 16), torch.tensor([[0, 1], [1, 0]], dtype=torch.int32)
     images[..., 2:] = 0
-    node = (images, index, index + 3, [*convolutions(2), draw(2, 2, 2)])
+    node = (images, index, index + 3, operations)
     out, saved = o.mixed_node(*node, 2, True, False)
     examples["mixed_node"] = (*node, 2, True, False)
     examples["_mixed_node_backward"] = (out, images, saved, *node[1:], 2, False)
 
     projections, output = (draw(2, 2), draw(2, 2)), draw(2, 2)
-    weights = [*projections, *convolutions(2), draw(2, 2, 2), output]
+    weights = [*projections, *operations, output]
     cell = (images[0], images[1], index[:, None], index[:, None] + 3, weights, False)
     out, saved = o.cell(*cell, True, False)
     examples["cell"] = (*cell, True, False)

@@ -10,7 +10,7 @@ namespace asng::cpu::ASNG_CAPABILITY {
 
 template <class T>
 ASNG_INLINE bool is_pool(const Term<T>& s) {
-  return s.branch == Branch::kAveragePool || s.branch == Branch::kMaxPool;
+  return s.form == Form::kAveragePool || s.form == Form::kMaxPool;
 }
 
 // Row y of a term of one image.
@@ -19,8 +19,8 @@ inline void combine_row(const Term<T>& s, int64_t image, int64_t y, int64_t widt
                         T* columns, Row<T> out) {
   const T* x = s.x + image * s.height * s.width * channels;
   if (is_pool(s)) {
-    pool_any_row(s.branch == Branch::kMaxPool, s.stride, x, s.height, s.width, channels, s.affine,
-                 y, width, s.factor, columns, out);
+    pool_any_row(s.form == Form::kMaxPool, s.stride, x, s.height, s.width, channels, s.affine, y,
+                 width, s.factor, columns, out);
     return;
   }
   x += y * width * channels;
@@ -85,7 +85,7 @@ void combine_backward(const Combine<T>& task) {
   });
   for (int64_t s = 0; s < task.term_count; ++s) {
     const Term<T>& term = task.terms[s];
-    if (term.branch == Branch::kIdentity) {
+    if (term.form == Form::kIdentity && !term.normalized) {
       const Row<T> to = row_of(term.grad, term.accumulate);
       for (int64_t i = 0; i < task.images * pixels * channels; i += kLanes<T>) {
         to.put(i, load(task.grad + i) * term.factor);

@@ -123,12 +123,11 @@ struct PointwiseBackward {
   T* grad_weight = nullptr;   // += (out, in)
 };
 
-enum class Branch { kIdentity, kAveragePool, kMaxPool, kNormalized };
-
 // One term of a node. A normalized term is read at the size of the output.
 template <class T>
 struct Term {
-  Branch branch = Branch::kIdentity;
+  Form form = Form::kIdentity;
+  bool normalized = false;  // what is read is the result already, but for its normalization
   T factor = 1;
   const T* x = nullptr;
   Affine<T> affine;

@@ -252,7 +252,7 @@ inline void pool_backward(const Term<T>& s, int64_t channels, int64_t out_height
                           int64_t image, const T* grad, const PoolBuffers<T>& buffers) {
   const int64_t size = s.height * s.width * channels;
   T* out = s.grad + image * size;
-  if (s.branch == Branch::kMaxPool) {
+  if (s.form == Form::kMaxPool) {
     (s.stride == 1 ? &max_backward<T, 1> : &max_backward<T, 2>)(s, s.x + image * size, grad,
                                                                 channels, out_height, out_width,
                                                                 buffers, out);

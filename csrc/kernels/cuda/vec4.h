@@ -2,6 +2,7 @@
 // convert from and to the type that feature maps are stored in: 16 bytes of floats, 8 of bfloat16.
 #pragma once
 
+#include "platform/bfloat16.h"
 #include "platform/cuda.h"
 
 namespace asng::cuda {

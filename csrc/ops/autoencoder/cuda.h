@@ -4,7 +4,8 @@
 
 #include <cstdint>
 
-#include "platform/cuda_types.h"
+#include "platform/bfloat16.h"
+#include "platform/cuda_stream.h"
 
 namespace asng::cuda {
 

@@ -145,18 +145,16 @@ Combine<T> Dag<T>::combine_task(int64_t arch, int64_t node, Split images,
   terms.clear();
   for (const Edge* edge : node_edges_[at(arch, shape_.inputs + node)]) {
     Term<T> term;
+    term.form = edge->info.form;
+    term.normalized = edge->stages() > 0;
     term.factor = edge->multiplicity;
-    if (edge->stages() > 0) {
-      term.branch = Branch::kNormalized;
+    if (term.normalized) {
       term.x = edge->z[edge->last()];
       term.affine = edge->norm[edge->last()].affine();
       term.height = shape_.out_height;
       term.width = shape_.out_width;
     } else {
       const State<T>& read = from(*edge);
-      term.branch = edge->info.form == Form::kIdentity      ? Branch::kIdentity
-                    : edge->info.form == Form::kAveragePool ? Branch::kAveragePool
-                                                            : Branch::kMaxPool;
       term.x = read.x;
       term.affine = read.affine;
       term.height = read.height;

@@ -9,7 +9,8 @@
 #include <cstdint>
 
 #include "ops/cell/shape.h"
-#include "platform/cuda_types.h"
+#include "platform/bfloat16.h"
+#include "platform/cuda_stream.h"
 
 namespace asng::cuda {
 

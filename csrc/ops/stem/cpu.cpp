@@ -65,7 +65,7 @@ void Stem<T>::forward(const T* x, const T* scale, const T* bias, T* y, T* saved)
     const Split range = split(shape_.images, i);
     const int64_t first = range.first * shape_.out_size() / shape_.images;
     Term<T> term;
-    term.branch = Branch::kNormalized;
+    term.normalized = true;
     term.x = p.z + first;
     term.affine = {affine.data(), affine.data() + shape_.padded};
     term.height = shape_.height;

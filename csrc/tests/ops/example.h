@@ -12,7 +12,7 @@
 
 #include "ops/cell/cpu.h"
 #include "ops/stem/cpu.h"
-#include "platform/cuda_types.h"
+#include "platform/bfloat16.h"
 #include "tests/platform/threads.h"
 
 namespace asng::test {

@@ -1,6 +1,6 @@
 #pragma once
 
-#include "platform/cuda_types.h"
+#include "platform/cuda_stream.h"
 
 namespace asng::cuda {
 

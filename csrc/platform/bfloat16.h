@@ -1,18 +1,13 @@
-// What the launchers' declarations and the operators that call them need of CUDA; they are compiled
-// without the toolkit's headers.
+// The types in which CUDA kernels store feature maps, bfloat16 among them, and those in which they
+// compute; kernels/cuda/vec4.h loads and stores them. Without the toolkit's headers.
 #pragma once
 
 #include <cstdint>
 
-struct CUstream_st;
-
 namespace asng::cuda {
 
-using CudaStream = CUstream_st*;
-
-// How feature maps lie in memory, and the type in which they are computed with: float32 and float64
-// as they are, bfloat16 in float32. Kernels are templates of the stored type V and compute in
-// Compute<V>, the type of weights, statistics and their gradients.
+// float32 and float64 are computed with as they are, bfloat16 in float32. Kernels are templates of
+// the stored type V and compute in Compute<V>, the type of weights, statistics and their gradients.
 struct BFloat16 {
   uint16_t bits;
 };
