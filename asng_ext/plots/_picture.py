@@ -18,11 +18,12 @@ FilePath: TypeAlias = str | os.PathLike[str]
 
 FORMATS = (".png", ".svg", ".pdf")
 DPI = 160
-BLUE, ORANGE, GREEN, PURPLE, GRAY, INK = (
+BLUE, ORANGE, GREEN, PURPLE, BROWN, GRAY, INK = (
     "#3b6fb0",
     "#d55e00",
     "#2a8a4a",
     "#9c3587",
+    "#8a5a2b",
     "#737373",
     "#222222",
 )
@@ -40,6 +41,7 @@ OPERATION_STYLES = {
     "max_pool_3x3": _Style("max 3×3", GREEN, "max pooling 3×3"),
     "sep_conv_3x3": _Style("sep 3×3", ORANGE, "separable convolution 3×3"),
     "sep_conv_5x5": _Style("sep 5×5", PURPLE, "separable convolution 5×5"),
+    "dil_sep_conv_3x3": _Style("dil 3×3", BROWN, "dilated separable convolution 3×3"),
 }
 
 

@@ -52,6 +52,7 @@ inline constexpr Operation kOperations[] = {
     {"max_pool_3x3", Form::kMaxPool, kPoolKernel},
     {"sep_conv_3x3", Form::kSeparable, 3},
     {"sep_conv_5x5", Form::kSeparable, 5},
+    {"dil_sep_conv_3x3", Form::kSeparable, 3, 2, false},
 };
 inline constexpr int kOperationCount = static_cast<int>(std::extent_v<decltype(kOperations)>);
 
