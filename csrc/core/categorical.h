@@ -38,7 +38,7 @@ ASNG_HD inline bool categorical_gradient(const Weighted* weighted, std::int64_t 
   bool valid = true;
   for (std::int64_t w = 0; w < count; ++w) {
     const std::int64_t category = categories[weighted[w].sample * stride];
-    if (static_cast<std::uint64_t>(category) >= static_cast<std::uint64_t>(size)) {
+    if (static_cast<std::uint64_t>(category) >= static_cast<std::uint64_t>(size)) [[unlikely]] {
       valid = false;
       continue;
     }

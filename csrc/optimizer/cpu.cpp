@@ -77,17 +77,19 @@ Optimizer::Optimizer(Layout layout, std::vector<double> margin, std::int64_t lam
 }
 
 void Optimizer::ask(std::int64_t* categorical, double* gaussian) {
+  // Copies, which what is written to the samples cannot change.
+  const std::uint64_t seed = state_.seed, asked = state_.asked;
+  const double* theta = state_.theta.data();
   const std::int64_t n = layout_.n_categorical();
   for (std::int64_t k = 0; k < lambda_; ++k) {
     for (std::int64_t first = 0; first < n; first += 4) {
       const PhiloxBlock bits =
-          philox(state_.seed,
-                 draw_counter(Stream::kCategorical, state_.asked, static_cast<std::uint32_t>(k),
-                              static_cast<std::uint32_t>(first / 4)));
+          philox(seed, draw_counter(Stream::kCategorical, asked, static_cast<std::uint32_t>(k),
+                                    static_cast<std::uint32_t>(first / 4)));
       const std::int64_t last = std::min(first + 4, n);
       for (std::int64_t i = first; i < last; ++i) {
-        categorical[k * n + i] = sample_category(state_.theta.data() + layout_.theta_offset[i],
-                                                 layout_.sizes[i], uniform32(bits.word[i - first]));
+        categorical[k * n + i] = sample_category(theta + layout_.theta_offset[i], layout_.sizes[i],
+                                                 uniform32(bits.word[i - first]));
       }
     }
   }
@@ -97,10 +99,10 @@ void Optimizer::ask(std::int64_t* categorical, double* gaussian) {
     const bool mirrored = 2 * pair + 1 < lambda_;
     for (std::int64_t first = 0; first < m; first += 2) {
       double z[2];
-      standard_normal_pair(philox(state_.seed, draw_counter(Stream::kGaussian, state_.asked,
-                                                            static_cast<std::uint32_t>(pair),
-                                                            static_cast<std::uint32_t>(first / 2))),
-                           z[0], z[1]);
+      standard_normal_pair(
+          philox(seed, draw_counter(Stream::kGaussian, asked, static_cast<std::uint32_t>(pair),
+                                    static_cast<std::uint32_t>(first / 2))),
+          z[0], z[1]);
       for (std::int64_t j = first; j < std::min(first + 2, m); ++j) {
         const double offset = std::sqrt(state_.variance[j]) * z[j - first];
         upper[j] = state_.mean[j] + offset;
