@@ -128,8 +128,16 @@ def _plain_warnings() -> Iterator[None]:
         yield
 
 
+class _Parser(argparse.ArgumentParser):
+    """It does not mind that nobody reads its help; some versions of Python raise an error."""
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        with contextlib.suppress(BrokenPipeError):
+            super()._print_message(message, file)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="asng",
         description="Neural architecture search by adaptive stochastic natural gradient (ASNG).",
         epilog="Closing the terminal does not end a command; Ctrl-C does, and says how to continue "
