@@ -236,15 +236,12 @@ class FusedCellSupernet(CellSupernet):
 
     def _run_stem(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) to (1, B, H, W, P)."""
-        if x.dim() != 4 or x.shape[1] != self.stem.conv.in_channels:
-            raise ValueError(
-                f"x must have shape (B, {self.stem.conv.in_channels}, H, W), got {tuple(x.shape)}"
-            )
-        norm = self.stem.norm
+        in_channels = self.settings["in_channels"]
+        if x.dim() != 4 or x.shape[1] != in_channels:
+            raise ValueError(f"x must have shape (B, {in_channels}, H, W), got {tuple(x.shape)}")
         if not x.requires_grad:
-            images, weight = x.permute(0, 2, 3, 1).contiguous(), self.stem.conv.weight.contiguous()
-            scale, bias = cast(Tensor, norm.weight), cast(Tensor, norm.bias)
-            return ops.stem.stem(images, weight, scale, bias)
+            images, (weight, scale, bias) = x.permute(0, 2, 3, 1), self.stem.parameters()
+            return ops.stem.stem(images.contiguous(), weight.contiguous(), scale, bias)
         # The operator has no gradient for the images.
         image = self.stem(x.contiguous(memory_format=torch.channels_last)).permute(0, 2, 3, 1)
         channels = image.shape[-1]
