@@ -106,14 +106,6 @@ def _fuses(x: Tensor, weight: Tensor, stride: int, size: Sequence[int]) -> bool:
     return stride == 1 or (weight.shape[2] == 5 and math.prod(size) >= _SMALLEST_HALVED)
 
 
-def _bfloat16_pays() -> bool:
-    """Whether this processor multiplies bfloat16 faster than the compiled layers do float32.
-
-    Without a unit for matrices (AMX) it does not, although it may have instructions for it.
-    """
-    return not cae_ops.available() or bool(torch.cpu._is_amx_tile_supported())
-
-
 class _Autoencoder(nn.Module):
     """What the supernet and the derived network share: the forward pass through the layers."""
 
@@ -138,7 +130,10 @@ class _Autoencoder(nn.Module):
             )
         layers, sizes = fitting_layers(layers, *x.shape[2:])
         x = x.contiguous(memory_format=torch.channels_last)
-        if torch.is_autocast_enabled("cpu") and x.device.type == "cpu" and not _bfloat16_pays():
+        on_cpu = torch.is_autocast_enabled("cpu") and x.device.type == "cpu"
+        if on_cpu and cae_ops.available() and not torch.cpu._is_amx_tile_supported():
+            # Without a unit for matrices (AMX) a processor does not multiply bfloat16 faster than
+            # the compiled layers do float32, although it may have instructions for it.
             with torch.autocast("cpu", enabled=False):
                 return self._run_layers(x if x.dtype == torch.float64 else x.float(), layers, sizes)
         return self._run_layers(x, layers, sizes)

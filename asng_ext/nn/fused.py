@@ -31,9 +31,9 @@ class _StackedCell(nn.Module):
         super().__init__()
         self.prev_prev_is_larger = isinstance(cell.older, FactorizedReduction)
         self.channels = channels = cell.output.channels
-        shapes = _host.cell_weights(
-            space.nodes, channels, _in_channels(cell.older), _in_channels(cell.newer)
-        )
+        # The first weight of either projection is (outputs, inputs, 1, 1).
+        in_channels = (next(p.parameters()).shape[1] for p in (cell.older, cell.newer))
+        shapes = _host.cell_weights(space.nodes, channels, *in_channels)
         offered = [o for o in _host.OPERATIONS if o.name in space.operations]
         factorizes = reduction and any(o.form == "identity" for o in offered)
         needed = {"prev_prev_weight", "prev_weight", "output_weight"}
@@ -128,12 +128,6 @@ class _StackedCell(nn.Module):
         return ops.cell.cell(
             prev_prev, prev, inputs, operations, self.weights(), self.prev_prev_is_larger
         )
-
-
-def _in_channels(projection: nn.Module) -> int:
-    factorized = isinstance(projection, FactorizedReduction)
-    conv = projection.conv_even if factorized else projection.conv
-    return cast(nn.Conv2d, conv).in_channels
 
 
 class FusedCellSupernet(CellSupernet):
