@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -110,14 +110,12 @@ class _Autoencoder(nn.Module):
     """What the supernet and the derived network share: the forward pass through the layers."""
 
     in_channels: int
+    encoder: Any
+    decoder: Any
 
     @abstractmethod
-    def _encoder_weight(self, layer: CaeLayer, columns: int) -> Tensor:
-        """(layer.channels, columns, k, k)."""
-
-    @abstractmethod
-    def _decoder_weight(self, layer: CaeLayer, rows: int) -> Tensor:
-        """(rows, layer.channels, k, k)."""
+    def _weight(self, part: Any, layer: CaeLayer, rows: int, columns: int) -> Tensor:
+        """A layer's in the encoder or the decoder, (rows, columns, k, k)."""
 
     @abstractmethod
     def _output_weight(self, rows: int) -> Tensor:
@@ -143,10 +141,11 @@ class _Autoencoder(nn.Module):
     ) -> Tensor:
         encoded: list[Tensor | None] = []
         for layer in layers:
-            x = _encode(x, self._encoder_weight(layer, x.shape[1]), layer.stride)
+            weight = self._weight(self.encoder, layer, layer.channels, x.shape[1])
+            x = _encode(x, weight, layer.stride)
             encoded.append(x if layer.skip else None)
         for layer, size in zip(reversed(layers), reversed(sizes)):
-            weight = self._decoder_weight(layer, x.shape[1])
+            weight = self._weight(self.decoder, layer, x.shape[1], layer.channels)
             x = _decode(x, weight, encoded.pop(), layer.stride, size)
         return _decode(x, self._output_weight(x.shape[1]), None, 1, x.shape[2:], relu=False)
 
@@ -208,23 +207,17 @@ class CaeSupernet(_Autoencoder):
         """
         return self._restore(x, layers)
 
-    def _encoder_weight(self, layer: CaeLayer, columns: int) -> Tensor:
-        return self._weight(self.encoder, layer).leading_slice(layer.channels, columns)
-
-    def _decoder_weight(self, layer: CaeLayer, rows: int) -> Tensor:
-        return self._weight(self.decoder, layer).leading_slice(rows, layer.channels)
-
     def _output_weight(self, rows: int) -> Tensor:
         return self.output.leading_slice(rows, self.in_channels)
 
-    def _weight(self, weights: nn.ModuleDict, layer: CaeLayer) -> SliceableWeight:
+    def _weight(self, part: Any, layer: CaeLayer, rows: int, columns: int) -> Tensor:
         key = _key(layer.index, layer.kernel, layer.skip)
-        if key not in weights:
+        if key not in part:
             raise ValueError(
                 f"layers must be of the space with {self.space.layers} layers and kernels "
                 f"{self.space.kernels}, got {layer}"
             )
-        return cast(SliceableWeight, weights[key])
+        return cast(SliceableWeight, part[key]).leading_slice(rows, columns)
 
 
 class CaeNetwork(_Autoencoder):
@@ -288,20 +281,14 @@ class CaeNetwork(_Autoencoder):
         Raises:
             ValueError: If the architecture is none of the supernet's space.
         """
-        for layer in self.layers:
-            key = f"layer{layer.index}"
-            encoder, decoder = self.encoder[key], self.decoder[key]
-            encoder.copy_(supernet._encoder_weight(layer, encoder.shape[1]))
-            decoder.copy_(supernet._decoder_weight(layer, decoder.shape[0]))
+        for own, shared in ((self.encoder, supernet.encoder), (self.decoder, supernet.decoder)):
+            for layer in self.layers:
+                weight = own[f"layer{layer.index}"]
+                weight.copy_(supernet._weight(shared, layer, *weight.shape[:2]))
         self.output.copy_(supernet._output_weight(self.output.shape[0]))
 
-    def _encoder_weight(self, layer: CaeLayer, columns: int) -> Tensor:
-        weight: Tensor = self.encoder[f"layer{layer.index}"]
-        return weight
-
-    def _decoder_weight(self, layer: CaeLayer, rows: int) -> Tensor:
-        weight: Tensor = self.decoder[f"layer{layer.index}"]
-        return weight
+    def _weight(self, part: Any, layer: CaeLayer, rows: int, columns: int) -> Tensor:
+        return cast(Tensor, part[f"layer{layer.index}"])
 
     def _output_weight(self, rows: int) -> Tensor:
         return self.output
