@@ -93,7 +93,8 @@ class AdaptiveSNG(CategoricalBase):
         Delta_max: float = np.inf,
         init_theta: npt.ArrayLike | None = None,
     ) -> None:
-        super().__init__(categories, lam, init_theta, alpha, delta_init, Delta_max)
+        settings = {"alpha": alpha, "delta_init": delta_init, "delta_max": Delta_max}
+        super().__init__(categories, lam, init_theta, **settings)
         self.alpha, self.delta_init, self.Delta_max = alpha, delta_init, Delta_max
         self.Delta = 1.0
         self.gamma = 0.0

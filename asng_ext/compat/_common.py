@@ -135,22 +135,16 @@ class Probabilities:
 
     Args:
         categories: (d,) numbers of categories.
-        alpha, delta_init, delta_max: Settings of ASNG.
+        settings: Of ASNG, alpha, delta_init and delta_max.
     """
 
-    def __init__(
-        self,
-        categories: Integers,
-        alpha: float = 1.5,
-        delta_init: float = 1.0,
-        delta_max: float = math.inf,
-    ) -> None:
+    def __init__(self, categories: Integers, **settings: float) -> None:
         self.C = check_sizes(categories)
         self.d = len(self.C)
         self.Cmax = int(self.C.max())
         self.valid_d = int((self.C > 1).sum())
         self.theta = uniform(self.C)
-        self._updater = make_updater(self.C, alpha, delta_init, delta_max)
+        self._updater = make_updater(self.C, **settings)
 
     def sampling(self) -> BoolArray:
         """(d, Cmax) one-hot sample."""
@@ -171,19 +165,13 @@ class CategoricalBase(Probabilities):
         categories: (d,) numbers of categories.
         lam: λ, what :meth:`get_lam` tells the caller; ``update`` takes any number of samples.
         init_theta: (d, Cmax) probabilities to start from instead of uniform ones.
-        alpha, delta_init, delta_max: Settings of ASNG.
+        settings: Of ASNG.
     """
 
     def __init__(
-        self,
-        categories: Integers,
-        lam: int,
-        init_theta: npt.ArrayLike | None,
-        alpha: float = 1.5,
-        delta_init: float = 1.0,
-        delta_max: float = math.inf,
+        self, categories: Integers, lam: int, init_theta: npt.ArrayLike | None, **settings: float
     ) -> None:
-        super().__init__(categories, alpha, delta_init, delta_max)
+        super().__init__(categories, **settings)
         self.N = int((self.C - 1).sum())
         if init_theta is not None:
             self.theta = initial(init_theta, self.theta)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -106,26 +106,16 @@ def _fuses(x: Tensor, weight: Tensor, stride: int, size: Sequence[int]) -> bool:
     return stride == 1 or (weight.shape[2] == 5 and math.prod(size) >= _SMALLEST_HALVED)
 
 
-def _bfloat16_pays() -> bool:
-    """Whether this processor multiplies bfloat16 faster than the compiled layers do float32.
-
-    Without a unit for matrices (AMX) it does not, although it may have instructions for it.
-    """
-    return not cae_ops.available() or bool(torch.cpu._is_amx_tile_supported())
-
-
 class _Autoencoder(nn.Module):
     """What the supernet and the derived network share: the forward pass through the layers."""
 
     in_channels: int
+    encoder: Any
+    decoder: Any
 
     @abstractmethod
-    def _encoder_weight(self, layer: CaeLayer, columns: int) -> Tensor:
-        """(layer.channels, columns, k, k)."""
-
-    @abstractmethod
-    def _decoder_weight(self, layer: CaeLayer, rows: int) -> Tensor:
-        """(rows, layer.channels, k, k)."""
+    def _weight(self, part: Any, layer: CaeLayer, rows: int, columns: int) -> Tensor:
+        """A layer's in the encoder or the decoder, (rows, columns, k, k)."""
 
     @abstractmethod
     def _output_weight(self, rows: int) -> Tensor:
@@ -138,7 +128,10 @@ class _Autoencoder(nn.Module):
             )
         layers, sizes = fitting_layers(layers, *x.shape[2:])
         x = x.contiguous(memory_format=torch.channels_last)
-        if torch.is_autocast_enabled("cpu") and x.device.type == "cpu" and not _bfloat16_pays():
+        on_cpu = torch.is_autocast_enabled("cpu") and x.device.type == "cpu"
+        if on_cpu and cae_ops.available() and not torch.cpu._is_amx_tile_supported():
+            # Without a unit for matrices (AMX) a processor does not multiply bfloat16 faster than
+            # the compiled layers do float32, although it may have instructions for it.
             with torch.autocast("cpu", enabled=False):
                 return self._run_layers(x if x.dtype == torch.float64 else x.float(), layers, sizes)
         return self._run_layers(x, layers, sizes)
@@ -148,10 +141,11 @@ class _Autoencoder(nn.Module):
     ) -> Tensor:
         encoded: list[Tensor | None] = []
         for layer in layers:
-            x = _encode(x, self._encoder_weight(layer, x.shape[1]), layer.stride)
+            weight = self._weight(self.encoder, layer, layer.channels, x.shape[1])
+            x = _encode(x, weight, layer.stride)
             encoded.append(x if layer.skip else None)
         for layer, size in zip(reversed(layers), reversed(sizes)):
-            weight = self._decoder_weight(layer, x.shape[1])
+            weight = self._weight(self.decoder, layer, x.shape[1], layer.channels)
             x = _decode(x, weight, encoded.pop(), layer.stride, size)
         return _decode(x, self._output_weight(x.shape[1]), None, 1, x.shape[2:], relu=False)
 
@@ -213,23 +207,17 @@ class CaeSupernet(_Autoencoder):
         """
         return self._restore(x, layers)
 
-    def _encoder_weight(self, layer: CaeLayer, columns: int) -> Tensor:
-        return self._weight(self.encoder, layer).leading_slice(layer.channels, columns)
-
-    def _decoder_weight(self, layer: CaeLayer, rows: int) -> Tensor:
-        return self._weight(self.decoder, layer).leading_slice(rows, layer.channels)
-
     def _output_weight(self, rows: int) -> Tensor:
         return self.output.leading_slice(rows, self.in_channels)
 
-    def _weight(self, weights: nn.ModuleDict, layer: CaeLayer) -> SliceableWeight:
+    def _weight(self, part: Any, layer: CaeLayer, rows: int, columns: int) -> Tensor:
         key = _key(layer.index, layer.kernel, layer.skip)
-        if key not in weights:
+        if key not in part:
             raise ValueError(
                 f"layers must be of the space with {self.space.layers} layers and kernels "
                 f"{self.space.kernels}, got {layer}"
             )
-        return cast(SliceableWeight, weights[key])
+        return cast(SliceableWeight, part[key]).leading_slice(rows, columns)
 
 
 class CaeNetwork(_Autoencoder):
@@ -293,20 +281,14 @@ class CaeNetwork(_Autoencoder):
         Raises:
             ValueError: If the architecture is none of the supernet's space.
         """
-        for layer in self.layers:
-            key = f"layer{layer.index}"
-            encoder, decoder = self.encoder[key], self.decoder[key]
-            encoder.copy_(supernet._encoder_weight(layer, encoder.shape[1]))
-            decoder.copy_(supernet._decoder_weight(layer, decoder.shape[0]))
+        for own, shared in ((self.encoder, supernet.encoder), (self.decoder, supernet.decoder)):
+            for layer in self.layers:
+                weight = own[f"layer{layer.index}"]
+                weight.copy_(supernet._weight(shared, layer, *weight.shape[:2]))
         self.output.copy_(supernet._output_weight(self.output.shape[0]))
 
-    def _encoder_weight(self, layer: CaeLayer, columns: int) -> Tensor:
-        weight: Tensor = self.encoder[f"layer{layer.index}"]
-        return weight
-
-    def _decoder_weight(self, layer: CaeLayer, rows: int) -> Tensor:
-        weight: Tensor = self.decoder[f"layer{layer.index}"]
-        return weight
+    def _weight(self, part: Any, layer: CaeLayer, rows: int, columns: int) -> Tensor:
+        return cast(Tensor, part[f"layer{layer.index}"])
 
     def _output_weight(self, rows: int) -> Tensor:
         return self.output

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any, ClassVar, cast
 
@@ -13,19 +14,6 @@ from asng_ext.nn.cell import Architecture, Cell, CellArchitecture, CellSpace, Po
 from asng_ext.nn.operations import Norm, batch_statistics_norm, plain_norm
 
 __all__ = ["CellNetwork", "CellSupernet", "parameter_count", "widest_channels"]
-
-
-class _Stem(nn.Module):
-    """3×3 convolution from the image, then normalization."""
-
-    def __init__(self, in_channels: int, out_channels: int, norm: Norm) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
-        self.norm = norm(out_channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.norm(self.conv(x))
-        return y
 
 
 class _AuxiliaryHead(nn.Module):
@@ -77,15 +65,6 @@ class _CellStack(nn.Module):
             raise ValueError(
                 f"cells must be at least 3, so that both kinds of cells occur, got {cells}"
             )
-        for name, value in (
-            ("classes", classes),
-            ("channels", channels),
-            ("in_channels", in_channels),
-            ("stem_multiplier", stem_multiplier),
-            ("image_size", image_size),
-        ):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
         self.space = space
         self.settings = {
             "nodes": space.nodes,
@@ -95,12 +74,16 @@ class _CellStack(nn.Module):
             "in_channels": in_channels,
             "stem_multiplier": stem_multiplier,
         }
+        for name, value in {**self.settings, "image_size": image_size}.items():
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
         self.auxiliary_at = 2 * cells // 3
         self.is_reduction = tuple(i in (cells // 3, 2 * cells // 3) for i in range(cells))
 
         outer_norm, cell_norm = self.NORMS
         prev_prev = prev = stem_multiplier * channels
-        self.stem = _Stem(in_channels, prev, outer_norm)
+        conv = nn.Conv2d(in_channels, prev, 3, padding=1, bias=False)
+        self.stem = nn.Sequential(OrderedDict(conv=conv, norm=outer_norm(prev)))
         self.cells = nn.ModuleList()
         self.auxiliary: _AuxiliaryHead | None = None
         for i, reduction in enumerate(self.is_reduction):

@@ -132,10 +132,11 @@ def _choices(model: nn.Module) -> Iterator[Choice]:
     return (module for module in model.modules() if isinstance(module, Choice))
 
 
-def _variables(model: nn.Module) -> dict[str, tuple[str, ...]]:
-    variables: dict[str, tuple[str, ...]] = {}
+def _variables(model: nn.Module) -> dict[str, Choice]:
+    """The first choice of every name."""
+    variables: dict[str, Choice] = {}
     for choice in _choices(model):
-        names = variables.setdefault(choice.name, choice.names)
+        names = variables.setdefault(choice.name, choice).names
         if names != choice.names:
             raise ValueError(
                 f"choices with the same name must have the same candidates, but choice "
@@ -170,10 +171,8 @@ def search_space(model: nn.Module) -> SearchSpace:
     Raises:
         ValueError: There is no choice, or two choices of one name differ in their candidates.
     """
-    _variables(model)  # checks
-    first = {choice.name: choice for choice in reversed(list(_choices(model)))}
-    names = dict.fromkeys(choice.name for choice in _choices(model))
-    return SearchSpace({n: Categorical(first[n].names, _labels(first[n])) for n in names})
+    variables = _variables(model).items()
+    return SearchSpace({name: Categorical(c.names, _labels(c)) for name, c in variables})
 
 
 def _check(model: nn.Module, values: Mapping[str, object]) -> None:

@@ -31,9 +31,9 @@ class _StackedCell(nn.Module):
         super().__init__()
         self.prev_prev_is_larger = isinstance(cell.older, FactorizedReduction)
         self.channels = channels = cell.output.channels
-        shapes = _host.cell_weights(
-            space.nodes, channels, _in_channels(cell.older), _in_channels(cell.newer)
-        )
+        # The first weight of either projection is (outputs, inputs, 1, 1).
+        in_channels = (next(p.parameters()).shape[1] for p in (cell.older, cell.newer))
+        shapes = _host.cell_weights(space.nodes, channels, *in_channels)
         offered = [o for o in _host.OPERATIONS if o.name in space.operations]
         factorizes = reduction and any(o.form == "identity" for o in offered)
         needed = {"prev_prev_weight", "prev_weight", "output_weight"}
@@ -128,12 +128,6 @@ class _StackedCell(nn.Module):
         return ops.cell.cell(
             prev_prev, prev, inputs, operations, self.weights(), self.prev_prev_is_larger
         )
-
-
-def _in_channels(projection: nn.Module) -> int:
-    factorized = isinstance(projection, FactorizedReduction)
-    conv = projection.conv_even if factorized else projection.conv
-    return cast(nn.Conv2d, conv).in_channels
 
 
 class FusedCellSupernet(CellSupernet):
@@ -236,15 +230,12 @@ class FusedCellSupernet(CellSupernet):
 
     def _run_stem(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) to (1, B, H, W, P)."""
-        if x.dim() != 4 or x.shape[1] != self.stem.conv.in_channels:
-            raise ValueError(
-                f"x must have shape (B, {self.stem.conv.in_channels}, H, W), got {tuple(x.shape)}"
-            )
-        norm = self.stem.norm
+        in_channels = self.settings["in_channels"]
+        if x.dim() != 4 or x.shape[1] != in_channels:
+            raise ValueError(f"x must have shape (B, {in_channels}, H, W), got {tuple(x.shape)}")
         if not x.requires_grad:
-            images, weight = x.permute(0, 2, 3, 1).contiguous(), self.stem.conv.weight.contiguous()
-            scale, bias = cast(Tensor, norm.weight), cast(Tensor, norm.bias)
-            return ops.stem.stem(images, weight, scale, bias)
+            images, (weight, scale, bias) = x.permute(0, 2, 3, 1), self.stem.parameters()
+            return ops.stem.stem(images.contiguous(), weight.contiguous(), scale, bias)
         # The operator has no gradient for the images.
         image = self.stem(x.contiguous(memory_format=torch.channels_last)).permute(0, 2, 3, 1)
         channels = image.shape[-1]

@@ -7,6 +7,7 @@ Convolutions have no bias: a batch normalization always follows.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import cast
 
@@ -54,18 +55,15 @@ def plain_norm(channels: int) -> nn.BatchNorm2d:
     return nn.BatchNorm2d(channels, affine=False, track_running_stats=False)
 
 
-class ReLUConvNorm(nn.Module):
-    """ReLU, 1×1 convolution, normalization: brings an input of a cell to the cell's width."""
+class ReLUConvNorm(nn.Sequential):
+    """ReLU, 1×1 convolution, normalization: brings an input of a cell to the cell's width.
+
+    (N, in_channels, H, W) becomes (N, out_channels, H, W).
+    """
 
     def __init__(self, in_channels: int, out_channels: int, norm: Norm) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, 1, bias=False)
-        self.norm = norm(out_channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, in_channels, H, W) to (N, out_channels, H, W)."""
-        y: Tensor = self.norm(self.conv(F.relu(x)))
-        return y
+        conv = nn.Conv2d(in_channels, out_channels, 1, bias=False)
+        super().__init__(OrderedDict(relu=nn.ReLU(), conv=conv, norm=norm(out_channels)))
 
 
 class FactorizedReduction(nn.Module):
@@ -123,32 +121,20 @@ class _DepthwiseConv(nn.Conv2d):
         return cast(Tensor, y.to(x.dtype))
 
 
-class _SeparableStage(nn.Module):
-    """ReLU, depthwise k×k convolution, 1×1 convolution, normalization."""
+class SeparableConv(nn.Sequential):
+    """Two rounds of ReLU, depthwise k×k, 1×1, normalization; the first carries the stride.
+
+    (N, C, H, W) becomes (N, C, ⌈H/stride⌉, ⌈W/stride⌉).
+    """
 
     def __init__(self, channels: int, kernel: int, dilation: int, stride: int, norm: Norm) -> None:
         super().__init__()
-        self.depthwise = _DepthwiseConv(channels, kernel, dilation, stride)
-        self.pointwise = nn.Conv2d(channels, channels, 1, bias=False)
-        self.norm = norm(channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.norm(self.pointwise(self.depthwise(F.relu(x))))
-        return y
-
-
-class SeparableConv(nn.Module):
-    """Two rounds of ReLU, depthwise k×k, 1×1, normalization; the first carries the stride."""
-
-    def __init__(self, channels: int, kernel: int, dilation: int, stride: int, norm: Norm) -> None:
-        super().__init__()
-        self.half0 = _SeparableStage(channels, kernel, dilation, stride, norm)
-        self.half1 = _SeparableStage(channels, kernel, dilation, 1, norm)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) to (N, C, ⌈H/stride⌉, ⌈W/stride⌉)."""
-        y: Tensor = self.half1(self.half0(x))
-        return y
+        for half, half_stride in enumerate((stride, 1)):
+            depthwise = _DepthwiseConv(channels, kernel, dilation, half_stride)
+            pointwise = nn.Conv2d(channels, channels, 1, bias=False)
+            stage = {"relu": nn.ReLU(), "depthwise": depthwise, "pointwise": pointwise}
+            stage["norm"] = norm(channels)
+            self.add_module(f"half{half}", nn.Sequential(OrderedDict(stage)))
 
 
 class AveragePool(nn.Module):

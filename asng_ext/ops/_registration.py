@@ -26,10 +26,13 @@ def register_operator(
     fake: Callable[..., Any],
     setup_context: Callable[..., None],
     backward: Callable[..., Any],
-    backward_fake: Callable[..., Any],
+    gradients: Mapping[str, str | None],
     casts: Mapping[int, Cast],
 ) -> None:
     """Registers an operator's fake, derivative and autocast rule and `_<name>_backward`'s fake.
+
+    The second operator returns contiguous `gradients` of those of its arguments, in order; where an
+    argument is named with one, it says whether that gradient is needed, which otherwise is empty.
 
     `backward(ctx, grad)` uses that second operator by `call_backward`, and gives gradients of the
     first arguments, which are dropped where none are needed; the others have none. `grad`, of the
@@ -61,6 +64,17 @@ def register_operator(
         raise RuntimeError(
             f"asng::{name} has no second derivative: it can be differentiated only once. "
             "Layers of plain PyTorch can be differentiated more often"
+        )
+
+    arguments = getattr(torch.ops.asng, f"_{name}_backward").default._schema.arguments
+
+    def backward_fake(*args: Any) -> tuple[Any, ...]:
+        given = {argument.name: arg for argument, arg in zip(arguments, args, strict=True)}
+        return tuple(
+            [weight.new_empty(weight.shape) for weight in given[of]]
+            if isinstance(given[of], list)
+            else given[of].new_empty(given[of].shape if flag is None or given[flag] else (0,))
+            for of, flag in gradients.items()
         )
 
     register_fake(name, fake)

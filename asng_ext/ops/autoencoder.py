@@ -158,22 +158,9 @@ def _encode_fake(x: Tensor, weight: Tensor, stride: int) -> Tensor:
 
 
 def _decode_fake(
-    x: Tensor,
-    weight: Tensor,
-    skipped: Tensor | None,
-    stride: int,
-    height: int,
-    width: int,
-    relu: bool,
+    x: Tensor, weight: Tensor, skipped: Tensor | None, stride: int, height: int, width: int, *_: Any
 ) -> Tensor:
     return x.new_empty((x.shape[0], height, width, weight.shape[1]))
-
-
-def _backward_fake(
-    grad: Tensor, output: Tensor | None, x: Tensor, weight: Tensor, stride: int, x_needs_grad: bool
-) -> tuple[Tensor, Tensor]:
-    grad_x = x.new_empty(x.shape if x_needs_grad else (0,))
-    return grad_x, weight.new_empty(weight.shape)
 
 
 def _encode_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -308,12 +295,13 @@ _CASTS: dict[str, dict[int, Cast]] = {
     "cae_encode": {0: _feature_map_dtype, 1: _weight_dtype},
     "cae_decode": {0: _feature_map_dtype, 1: _weight_dtype, 2: _feature_map_dtype},
 }
+_GRADIENTS = {"x": "x_needs_grad", "weight": None}
 
 if available():
     for _name, _fake, _setup, _backward in (
         ("cae_encode", _encode_fake, _encode_setup, _encode_backward),
         ("cae_decode", _decode_fake, _decode_setup, _decode_backward),
     ):
-        register_operator(_name, _fake, _setup, _backward, _backward_fake, _CASTS[_name])
+        register_operator(_name, _fake, _setup, _backward, _GRADIENTS, _CASTS[_name])
     register_fake("_cae_finish", lambda y, skipped, relu: None)
     _register_cuda(LIBRARY)

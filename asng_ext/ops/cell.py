@@ -117,27 +117,6 @@ def _cell_fake(
     return prev.new_empty(size), saved if save else saved.new_empty((0,))
 
 
-def _cell_backward_fake(
-    grad: Tensor,
-    prev_prev: Tensor,
-    prev: Tensor,
-    output: Tensor,
-    saved: Tensor,
-    inputs: Tensor,
-    operations: Tensor,
-    weights: Sequence[Tensor],
-    prev_prev_is_larger: bool,
-    prev_prev_needs_grad: bool,
-    prev_needs_grad: bool,
-    tf32: bool,
-) -> tuple[Tensor, Tensor, list[Tensor]]:
-    return (
-        torch.empty_like(prev_prev) if prev_prev_needs_grad else prev.new_empty((0,)),
-        torch.empty_like(prev) if prev_needs_grad else prev.new_empty((0,)),
-        [torch.empty_like(weight) for weight in weights],
-    )
-
-
 def _cell_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     prev_prev, prev, index, operations, weights, ctx.prev_prev_is_larger, ctx.save, ctx.tf32 = (
         inputs
@@ -171,20 +150,6 @@ def _cells_fake(
     return images.new_empty(size), images.new_empty((total if save else 0,))
 
 
-def _cells_backward_fake(
-    grad: Tensor,
-    images: Tensor,
-    output: Tensor,
-    saved: Tensor,
-    inputs: Tensor,
-    operations: Tensor,
-    weights: Sequence[Tensor],
-    images_need_grad: bool,
-) -> tuple[Tensor, list[Tensor]]:
-    grad_images = torch.empty_like(images) if images_need_grad else images.new_empty((0,))
-    return grad_images, [torch.empty_like(weight) for weight in weights]
-
-
 def _cells_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     images, index, operations, weights, ctx.save = inputs
     ctx.save_for_backward(images, *output, index, operations, *weights)
@@ -197,9 +162,9 @@ def _cells_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 
 
 if available():
+    _gradients = {"prev_prev": "prev_prev_needs_grad", "prev": "prev_needs_grad", "weights": None}
     _casts = {0: cast_feature_maps, 1: cast_feature_maps, 4: cast_weights}
-    register_operator("cell", _cell_fake, _cell_setup, _cell_backward, _cell_backward_fake, _casts)
+    register_operator("cell", _cell_fake, _cell_setup, _cell_backward, _gradients, _casts)
+    _gradients = {"images": "images_need_grad", "weights": None}
     _casts = {0: cast_feature_maps, 3: cast_weights}
-    register_operator(
-        "cells", _cells_fake, _cells_setup, _cells_backward, _cells_backward_fake, _casts
-    )
+    register_operator("cells", _cells_fake, _cells_setup, _cells_backward, _gradients, _casts)

@@ -186,19 +186,6 @@ def _fake(
     return bank.new_empty(size), saved if save else saved.new_empty((0,))
 
 
-def _backward_fake(
-    grad: Tensor,
-    bank: Tensor,
-    saved: Tensor,
-    inputs: Tensor,
-    operations: Tensor,
-    weights: Sequence[Tensor],
-    stride: int,
-    tf32: bool,
-) -> tuple[Tensor, list[Tensor]]:
-    return torch.empty_like(bank), [torch.empty_like(weight) for weight in weights]
-
-
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     bank, index, operations, weights, ctx.stride, ctx.save, ctx.tf32 = inputs
     ctx.save_for_backward(bank, output[1], index, operations, *weights)
@@ -212,5 +199,6 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 
 
 if _libraries.available():
+    _gradients = {"bank": None, "weights": None}
     _casts = {0: cast_feature_maps, 3: cast_weights}
-    register_operator("mixed_node", _fake, _setup, _backward, _backward_fake, _casts)
+    register_operator("mixed_node", _fake, _setup, _backward, _gradients, _casts)

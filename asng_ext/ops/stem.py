@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from asng_ext import _host
@@ -41,23 +40,9 @@ def stem(images: Tensor, weight: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
     return out
 
 
-def _fake(
-    images: Tensor, weight: Tensor, scale: Tensor, bias: Tensor, tf32: bool
-) -> tuple[Tensor, Tensor]:
+def _fake(images: Tensor, weight: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     size = (1, *images.shape[:3], padded_channels(weight.shape[0]))
     return images.new_empty(size), new_saved(_host.STEM_SAVED_UNITS, images, weight, size)
-
-
-def _backward_fake(
-    grad: Tensor,
-    images: Tensor,
-    saved: Tensor,
-    weight: Tensor,
-    scale: Tensor,
-    bias: Tensor,
-    tf32: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(weight), torch.empty_like(scale), torch.empty_like(bias)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -72,5 +57,6 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 
 
 if available():
+    _gradients = {"weight": None, "scale": None, "bias": None}
     _casts = {0: cast_feature_maps, 1: cast_weights, 2: cast_weights, 3: cast_weights}
-    register_operator("stem", _fake, _setup, _backward, _backward_fake, _casts)
+    register_operator("stem", _fake, _setup, _backward, _gradients, _casts)

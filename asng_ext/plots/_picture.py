@@ -18,15 +18,8 @@ FilePath: TypeAlias = str | os.PathLike[str]
 
 FORMATS = (".png", ".svg", ".pdf")
 DPI = 160
-BLUE, ORANGE, GREEN, PURPLE, BROWN, GRAY, INK = (
-    "#3b6fb0",
-    "#d55e00",
-    "#2a8a4a",
-    "#9c3587",
-    "#8a5a2b",
-    "#737373",
-    "#222222",
-)
+BLUE, ORANGE, GREEN, PURPLE = "#3b6fb0", "#d55e00", "#2a8a4a", "#9c3587"
+BROWN, GRAY, INK = "#8a5a2b", "#737373", "#222222"
 
 
 class _Style(NamedTuple):

@@ -78,8 +78,10 @@ def draw_autoencoder(
             before = f"{sizes[i][0]}×{sizes[i][1]}"
             _arrow(axes, (places[i] + BOX_WIDTH / 2, high), (x - BOX_WIDTH / 2, high), INK, before)
             _arrow(axes, (x - BOX_WIDTH / 2, low), (places[i] + BOX_WIDTH / 2, low), INK, before)
-            if layer.skip and i + 1 < len(layers):
-                start, end = (x, high - BOX_HEIGHT / 2), (x, low + BOX_HEIGHT / 2)
+            if layer.skip:
+                # Behind the last layer there is the arrow that turns, too.
+                place = x + 0.12 if i + 1 == len(layers) else x
+                start, end = (place, high - BOX_HEIGHT / 2), (place, low + BOX_HEIGHT / 2)
                 _arrow(axes, start, end, GREEN, "")
         last = places[len(layers)]
         # Behind the last layer the size is that before one more, which a skip would not change.
@@ -87,10 +89,6 @@ def draw_autoencoder(
         turn = "{}×{}".format(*more[1][-1])
         start = (last, high - BOX_HEIGHT / 2)
         _arrow(axes, start, (last, low + BOX_HEIGHT / 2), INK, turn, beside=True)
-        if layers and layers[-1].skip:
-            x = last + 0.12
-            start, end = (x, high - BOX_HEIGHT / 2), (x, low + BOX_HEIGHT / 2)
-            _arrow(axes, start, end, GREEN, "")
         axes.text(
             0.3,
             height - 0.12,

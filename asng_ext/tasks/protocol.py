@@ -130,7 +130,6 @@ class _TaskOfALoop(Protocol):
         """Plain values by name on which the results of a loop, "search" or "retrain", depend beside
         the loop's own settings and its seed: a run continues only if they are the same. For
         "retrain" that is also all that the network needs beside the architecture."""
-        ...
 
 
 class SearchTask(_TaskOfALoop, Protocol):
@@ -145,35 +144,28 @@ class SearchTask(_TaskOfALoop, Protocol):
     @property
     def space(self) -> SearchSpace:
         """What to search."""
-        ...
 
     @property
     def search_steps(self) -> int:
         """Steps per epoch."""
-        ...
 
     def supernet(self) -> nn.Module:
         """A new supernet with random weights, on the task's device."""
-        ...
 
     def weight_batches(self, epoch: int) -> Iterable[Batch]:
         """Batches that train the weights; a function of the epoch alone."""
-        ...
 
     def theta_batches(self, epoch: int) -> Iterable[Batch]:
         """As many batches of other data that move the distribution."""
-        ...
 
     def losses(self, supernet: nn.Module, batch: Any, samples: Samples) -> tuple[Tensor, Metrics]:
         """(λ,) loss of every sample on the same batch, and further means over samples and batch.
 
         The loop decides whether gradients are recorded.
         """
-        ...
 
     def test_supernet(self, supernet: nn.Module, values: Mapping[str, Any]) -> dict[str, float]:
         """Metrics of one architecture with the supernet's weights on test data."""
-        ...
 
 
 class RetrainTask(_TaskOfALoop, Protocol):
@@ -182,27 +174,21 @@ class RetrainTask(_TaskOfALoop, Protocol):
     @property
     def retrain_steps(self) -> int:
         """Steps per epoch."""
-        ...
 
     def network(self, values: Mapping[str, Any]) -> nn.Module:
         """A new network of the architecture with random weights, on the task's device."""
-        ...
 
     def train_batches(self, epoch: int) -> Iterable[Batch]:
         """Batches of all training data; a function of the epoch alone."""
-        ...
 
     def begin_epoch(self, network: nn.Module, epoch: int, epochs: int) -> None:
         """Sets what changes from epoch to epoch."""
-        ...
 
     def training_loss(self, network: nn.Module, batch: Any) -> tuple[Tensor, Metrics]:
         """The loss to minimize, and further means over the batch."""
-        ...
 
     def test(self, network: nn.Module) -> dict[str, float]:
         """Metrics on test data."""
-        ...
 
 
 class Task(SearchTask, RetrainTask, Protocol):
@@ -210,15 +196,12 @@ class Task(SearchTask, RetrainTask, Protocol):
 
     def summary(self, values: Mapping[str, Any]) -> Mapping[str, Any]:
         """Numbers about the network of an architecture, such as its parameters."""
-        ...
 
     def draw_architecture(self, values: Mapping[str, Any], path: Path) -> None:
         """Draws an architecture into a file (PNG)."""
-        ...
 
     def draw_results(self, network: nn.Module, folder: Path) -> None:
         """Draws what there is to see of a retrained network into files of a folder."""
-        ...
 
 
 def shown_metrics(

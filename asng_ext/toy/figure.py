@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from asng_ext._files import write_atomically
 
 if TYPE_CHECKING:
     from asng_ext.toy.study import Case, Summary
@@ -102,6 +103,5 @@ def draw(
     panels[0].set_ylabel("iterations to success / success rate")
     panels[-1].legend()
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.stem}.part{path.suffix}")
-    figure.savefig(part, dpi=dpi)
-    os.replace(part, path)
+    kind = path.suffix[1:] or None
+    write_atomically(path, lambda file: figure.savefig(file, format=kind, dpi=dpi))

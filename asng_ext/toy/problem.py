@@ -334,15 +334,7 @@ def native_settings(settings: ToySettings, optimizer: ToyOptimizer) -> dict[str,
     if not isinstance(optimizer, ToyOptimizer):
         raise TypeError(f"optimizer must be a ToyOptimizer, got {type(optimizer).__name__}")
     return {
-        "problem": settings.problem,
-        "variables": settings.variables,
-        "categories": settings.categories,
-        "population_size": settings.population_size,
-        "learning_rate": settings.learning_rate,
-        "momentum": settings.momentum,
-        "noise": settings.noise,
-        "target": settings.target,
-        "iteration_limit": settings.iteration_limit,
+        **vars(settings),
         "rule": optimizer.name,
         "alpha": optimizer.alpha,
         "delta": optimizer.step_size,

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import math
-import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from asng_ext._checks import check_integer, check_number
+from asng_ext._files import write_atomically
 from asng_ext._terminal import STDERR, columns, say, tell
 from asng_ext.toy.problem import OPTIMIZERS, PROBLEMS, ToyOptimizer, ToySettings, simulate
 
@@ -212,14 +213,13 @@ def _missing(done: Sequence[bool]) -> list[tuple[int, int]]:
 
 
 def _write_rows(path: Path, rows: Iterable[Row]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for key, seed, run, iterations, succeeded in rows:
+        writer.writerow([*key, seed, run, iterations, int(succeeded)])
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    with part.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        for key, seed, run, iterations, succeeded in rows:
-            writer.writerow([*key, seed, run, iterations, int(succeeded)])
-    os.replace(part, path)
+    write_atomically(path, lambda file: file.write(text.getvalue().encode()))
 
 
 def add_parser(subparsers: Any) -> None:

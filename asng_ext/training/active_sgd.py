@@ -81,7 +81,10 @@ class ActiveSGD(torch.optim.Optimizer):
         slices = [weight.take_gradients() for weight in self._weights]
         gradients = {i: _sum_of_slices(taken) for i, taken in enumerate(slices) if taken}
         if self.max_norm is not None and gradients:
-            _limit_norm(list(gradients.values()), self.max_norm)
+            # As `torch.nn.utils.clip_grad_norm_` does, which takes no gradients.
+            parts = list(gradients.values())
+            scale = self.max_norm / (nn.utils.get_total_norm(parts) + 1e-6)
+            torch._foreach_mul_(parts, scale.clamp(max=1.0))
         group = self.param_groups[0]
         self._rates.append(float(group["lr"]))
         for i, gradient in gradients.items():
@@ -187,13 +190,6 @@ def _sum_of_slices(gradients: Sequence[Tensor]) -> Tensor:
     for gradient in gradients:
         _leading(total, gradient).add_(gradient)
     return total
-
-
-def _limit_norm(gradients: list[Tensor], max_norm: float) -> None:
-    """What `torch.nn.utils.clip_grad_norm_` does, for tensors that are gradients."""
-    norms = torch.stack(torch._foreach_norm(gradients))
-    scale = (max_norm / (torch.linalg.vector_norm(norms) + 1e-6)).clamp(max=1.0)
-    torch._foreach_mul_(gradients, scale)
 
 
 def _grown(velocity: Tensor | None, gradient: Tensor) -> Tensor:

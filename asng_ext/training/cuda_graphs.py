@@ -37,11 +37,9 @@ class GraphBackend(Protocol):
 
     def run(self, work: Callable[[], None]) -> None:
         """Runs `work` as usual, in a place from which it may be captured later."""
-        ...
 
     def probe(self, work: Callable[[], None]) -> str | None:
         """As `run`; returns what keeps `work` from being captured, None if nothing is known to."""
-        ...
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
         """Calls `work` and captures what it queues, which is not executed; returns what does that.
@@ -49,7 +47,6 @@ class GraphBackend(Protocol):
         Raises:
             RuntimeError: If it cannot be captured.
         """
-        ...
 
 
 class CudaGraphs:

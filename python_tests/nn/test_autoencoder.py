@@ -232,7 +232,8 @@ def test_strides_are_those_of_pytorch(kernel: int, size: tuple[int, int]) -> Non
     supernet = CaeSupernet(CaeCatSpace(1, channels=(4,)), 2).double()
     layer = CaeLayer(0, kernel, 4, False)
     x = torch.rand(2, 2, *size, dtype=torch.float64)
-    encoder, decoder = supernet._encoder_weight(layer, 2), supernet._decoder_weight(layer, 4)
+    encoder = supernet._weight(supernet.encoder, layer, layer.channels, 2)
+    decoder = supernet._weight(supernet.decoder, layer, 4, layer.channels)
     y = F.relu(F.conv2d(x, encoder, stride=2, padding=kernel // 2))
     even = [1 - side % 2 for side in size]
     y = F.conv_transpose2d(y, decoder, stride=2, padding=kernel // 2, output_padding=even)
