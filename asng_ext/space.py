@@ -27,23 +27,33 @@ class Categorical:
     """A choice among values that have no order.
 
     Args:
-        values: The choices, at least one. With a single value there is nothing to search, and
-            the variable costs nothing.
+        values: The choices, at least one: a list or tuple, a range, or an array of one dimension.
+            NumPy's numbers and texts are kept as Python's. With a single value there is nothing to
+            search, and the variable costs nothing.
         labels: What the choices are called in the state of an optimizer, one text for each, which
             must be the same when the state is loaded. By default their ``repr`` without memory
             addresses, which does not tell apart two lambdas, for instance.
 
     Raises:
-        ValueError: If ``values`` is empty or too long, or there is not one label for each.
+        ValueError: If ``values`` is empty or too long, holds a value twice (equal values of
+            different types, such as 1 and True, are two), or there is not one label for each.
         TypeError: If ``values`` is a string or not a sequence, or a label is not a string.
     """
 
     values: tuple[Any, ...]
     labels: tuple[str, ...] = field(default=(), repr=False)
 
-    def __init__(self, values: Sequence[Any], labels: Sequence[str] = ()) -> None:
+    def __init__(
+        self, values: Sequence[Any] | npt.NDArray[Any], labels: Sequence[str] = ()
+    ) -> None:
+        if isinstance(values, np.ndarray):
+            if values.ndim != 1:
+                raise ValueError(f"values must have one dimension, got shape {values.shape}")
+            values = list(values)
         if isinstance(values, (str, bytes)) or not isinstance(values, Sequence):
-            raise TypeError(f"values must be a list or tuple of choices, got {values!r}")
+            raise TypeError(
+                f"values must be a list or tuple of choices, a range or an array, got {values!r}"
+            )
         if not values:
             raise ValueError("values must hold at least one choice, got none")
         try:
@@ -56,6 +66,14 @@ class Categorical:
             raise TypeError(f"labels must be a list or tuple of strings, got {labels!r}")
         if labels and len(labels) != count:
             raise ValueError(f"labels must hold one for each of {count} values, got {len(labels)}")
+        if not isinstance(values, range):
+            values = tuple(map(_plain, values))
+            twice = _duplicate(values)
+            if twice is not None:
+                first, second = twice
+                raise ValueError(
+                    f"values must differ, got {values[first]!r} twice, at {first} and {second}"
+                )
         object.__setattr__(self, "values", tuple(values))
         object.__setattr__(self, "labels", tuple(labels))
 
@@ -75,11 +93,12 @@ class Integer:
     """An integer between ``low`` and ``high``, both included.
 
     Its distribution is a Gaussian whose draws are clipped and rounded only when they are decoded
-    (Section 3.3); the standard deviation stays at or above 1/4.
+    (Section 3.3); the standard deviation stays at or above 1/4. With a single value, ``low ==
+    high``, there is nothing to search, and the variable costs nothing.
 
     Raises:
         TypeError: If a bound is not an integer.
-        ValueError: If ``low >= high``.
+        ValueError: If ``low > high``.
     """
 
     low: int
@@ -97,6 +116,17 @@ class Integer:
         """The smallest standard deviation of the Gaussian."""
         return 0.25
 
+    def decode(self, draw: float) -> int:
+        """The value of a draw, clipped and rounded."""
+        return round(min(max(draw, self.low), self.high))
+
+    def encode(self, value: Any) -> float:
+        """The draw that stands for ``value`` (TypeError, ValueError if it is none of the range)."""
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+            raise TypeError(f"must be an integer, got {value!r}")
+        _check_range(self, value)
+        return float(value)
+
 
 @dataclass(frozen=True)
 class Real:
@@ -108,11 +138,11 @@ class Real:
         low, high: The range.
         resolution: The difference that begins to matter, by default a hundredth of the range. The
             standard deviation stays at or above a quarter of it, as for integers, whose
-            resolution is 1.
+            resolution is 1. With a single value, ``low == high``, it is of no use and kept as 0.
 
     Raises:
         TypeError: If an argument is not a number.
-        ValueError: If ``low >= high``, a bound is not finite, the range is too narrow for double
+        ValueError: If ``low > high``, a bound is not finite, the range is too narrow for double
             precision, or the resolution is not in (0, 2 * (high - low)].
     """
 
@@ -128,9 +158,9 @@ class Real:
             object.__setattr__(self, name, float(value))
         _check_bounds(self.low, self.high)
         width = self.high - self.low
-        if math.isnan(self.resolution):
+        if width == 0 or math.isnan(self.resolution):
             object.__setattr__(self, "resolution", width / 100)
-        if not 0 < self.resolution <= 2 * width:
+        if width > 0 and not 0 < self.resolution <= 2 * width:
             raise ValueError(
                 f"resolution must be above 0 and at most twice the range {width}, "
                 f"got {self.resolution}"
@@ -141,8 +171,49 @@ class Real:
         """The smallest standard deviation of the Gaussian."""
         return self.resolution / 4
 
+    def decode(self, draw: float) -> float:
+        """The value of a draw, clipped."""
+        return min(max(draw, self.low), self.high)
+
+    def encode(self, value: Any) -> float:
+        """The draw that stands for ``value`` (TypeError, ValueError if it is none of the range)."""
+        if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
+            raise TypeError(f"must be a number, got {value!r}")
+        _check_range(self, value)
+        return float(value)
+
 
 Variable = Categorical | Integer | Real
+
+
+def _plain(choice: Any) -> Any:
+    """A number, truth value or text of NumPy as Python's; anything else as it is."""
+    return choice.item() if isinstance(choice, (np.number, np.bool_, np.character)) else choice
+
+
+def _duplicate(choices: Sequence[Any]) -> tuple[int, int] | None:
+    """Positions of the first choice that comes again, and of where it does."""
+    places: dict[tuple[type, Any], int] = {}
+    unhashable: list[int] = []
+    for i, choice in enumerate(choices):
+        try:
+            first = places.setdefault((type(choice), choice), i)
+        except TypeError:
+            first = next((j for j in unhashable if _same(choices[j], choice)), i)
+            unhashable.append(i)
+        if first != i:
+            return first, i
+    return None
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two choices are one; those which cannot tell, such as arrays, are if identical."""
+    if one is other or type(one) is not type(other):
+        return one is other
+    try:
+        return bool(one == other)
+    except (TypeError, ValueError, RuntimeError):
+        return False
 
 
 def _label(choice: Any) -> str:
@@ -176,22 +247,32 @@ def _check_bounds(low: float, high: float) -> None:
     # Squares and cubes of sigma^2 occur in the Fisher information, hence the limits.
     if not (math.isfinite(low) and math.isfinite(high) and max(abs(low), abs(high)) <= 1e30):
         raise ValueError(f"low and high must be finite and at most 1e30, got {low} and {high}")
-    if low >= high:
-        raise ValueError(f"low must be below high, got low={low} and high={high}")
-    if high - low < max(1e-30, 1e-9 * max(abs(low), abs(high))):
+    if low > high:
+        raise ValueError(f"low must be at most high, got low={low} and high={high}")
+    if low < high and high - low < max(1e-30, 1e-9 * max(abs(low), abs(high))):
         raise ValueError(
             f"high - low must be at least 1e-9 of the bounds' size, got low={low} and high={high}"
         )
+
+
+def _check_range(variable: Integer | Real, value: Any) -> None:
+    if not variable.low <= value <= variable.high:
+        raise ValueError(f"must be in [{variable.low}, {variable.high}], got {value}")
 
 
 class SearchSpace(Mapping[str, Variable]):
     """Named variables in a fixed order; a read-only mapping from name to variable.
 
     Columns of ``Samples.categorical`` are the categorical variables, columns of
-    ``Samples.numerical`` the integer and real ones, each in the order of the mapping.
+    ``Samples.numerical`` the integer and real ones, each in the order of the mapping. An integer
+    or real variable of a single value has no Gaussian: it is a choice of one among the former.
 
     Args:
         variables: At least one variable by name.
+
+    Attributes:
+        categorical: Variable of each column of ``Samples.categorical`` by name.
+        numerical: Variable of each column of ``Samples.numerical`` by name.
 
     Raises:
         TypeError: If a name is not a string or a variable is none of the three kinds.
@@ -213,12 +294,15 @@ class SearchSpace(Mapping[str, Variable]):
                     f"variable {name!r} must be Categorical, Integer or Real, got {variable!r}"
                 )
         self._variables = dict(variables)
-        self.categorical: dict[str, Categorical] = {
-            name: v for name, v in variables.items() if isinstance(v, Categorical)
-        }
-        self.numerical: dict[str, Integer | Real] = {
-            name: v for name, v in variables.items() if isinstance(v, (Integer, Real))
-        }
+        self.categorical: dict[str, Categorical] = {}
+        self.numerical: dict[str, Integer | Real] = {}
+        for name, variable in variables.items():
+            if isinstance(variable, Categorical):
+                self.categorical[name] = variable
+            elif variable.low == variable.high:
+                self.categorical[name] = Categorical((variable.low,))
+            else:
+                self.numerical[name] = variable
 
     @classmethod
     def from_sizes(
@@ -319,18 +403,18 @@ class SearchSpace(Mapping[str, Variable]):
                 raise ValueError(f"{name} must have {wanted} elements, got {got}")
         indices, draws = iter(categorical), iter(numerical)
         values: dict[str, Any] = {}
-        for name, variable in self._variables.items():
-            if isinstance(variable, Categorical):
-                index = int(next(indices))
-                if not 0 <= index < len(variable.values):
-                    raise ValueError(
-                        f"categorical index of {name!r} must be in "
-                        f"[0, {len(variable.values)}), got {index}"
-                    )
-                values[name] = variable.values[index]
-            else:
-                draw = min(max(float(next(draws)), variable.low), variable.high)
-                values[name] = round(draw) if isinstance(variable, Integer) else draw
+        for name in self._variables:
+            variable = self.numerical.get(name)
+            if variable is not None:
+                values[name] = variable.decode(float(next(draws)))
+                continue
+            choices = self.categorical[name].values
+            index = int(next(indices))
+            if not 0 <= index < len(choices):
+                raise ValueError(
+                    f"categorical index of {name!r} must be in [0, {len(choices)}), got {index}"
+                )
+            values[name] = choices[index]
         return values
 
     def encode(self, values: Mapping[str, Any]) -> tuple[IntArray, FloatArray]:
@@ -348,24 +432,29 @@ class SearchSpace(Mapping[str, Variable]):
             )
         indices: list[int] = []
         numbers: list[float] = []
-        for name, variable in self._variables.items():
-            value = values[name]
-            if isinstance(variable, Categorical):
-                try:
-                    indices.append(variable.index(value))
-                except ValueError as error:
-                    raise ValueError(f"value of {name!r} {error}") from None
-                continue
-            kinds = (int, np.integer) if isinstance(variable, Integer) else (int, float, np.number)
-            if isinstance(value, bool) or not isinstance(value, kinds):
-                wanted = "an integer" if isinstance(variable, Integer) else "a number"
-                raise TypeError(f"value of {name!r} must be {wanted}, got {value!r}")
-            if not variable.low <= value <= variable.high:
-                raise ValueError(
-                    f"value of {name!r} must be in [{variable.low}, {variable.high}], got {value}"
-                )
-            numbers.append(float(value))
+        for name in self._variables:
+            position = self.position(name, values[name])
+            if name in self.numerical:
+                numbers.append(position)
+            else:
+                indices.append(int(position))
         return np.array(indices, dtype=np.int64), np.array(numbers, dtype=np.float64)
+
+    def position(self, name: str, value: Any) -> float:
+        """What stands for a value of a variable: its category index, or the draw of a number.
+
+        Raises:
+            ValueError: If the value is outside the variable.
+            TypeError: If a number is expected and something else came.
+        """
+        variable = self._variables[name]
+        try:
+            if isinstance(variable, Categorical):
+                return variable.index(value)
+            draw = variable.encode(value)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"value of {name!r} {error}") from None
+        return draw if name in self.numerical else 0
 
     def samples(self, rows: Sequence[Mapping[str, Any]]) -> Samples:
         """Samples made from dicts, for telling an optimizer about candidates of one's own."""

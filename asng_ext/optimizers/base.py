@@ -15,7 +15,7 @@ from asng_ext import _host
 from asng_ext._checks import check_integer, check_number
 from asng_ext.optimizers._distribution import Margin, Theta, margins
 from asng_ext.optimizers._evaluations import as_array, check_space
-from asng_ext.space import FloatArray, Samples, SearchSpace
+from asng_ext.space import Categorical, FloatArray, Samples, SearchSpace
 
 if TYPE_CHECKING:
     import torch
@@ -313,9 +313,11 @@ class Optimizer(ABC):
     def convergence(self) -> float:
         """Mean over the categorical variables of max_j θ_ij (Section 3.2); for a space without
         any, :attr:`progress`."""
-        if not self.space.categorical:
+        # Numbers of a single value have columns there as well.
+        counted = [isinstance(self.space[name], Categorical) for name in self.space.categorical]
+        if not any(counted):
             return self.progress
-        return float(self.theta.categorical.max(axis=1).mean())
+        return float(self.theta.categorical.max(axis=1)[counted].mean())
 
     @property
     def progress(self) -> float:
