@@ -93,39 +93,83 @@ class Integer:
     """An integer between ``low`` and ``high``, both included.
 
     Its distribution is a Gaussian whose draws are clipped and rounded only when they are decoded
-    (Section 3.3); the standard deviation stays at or above 1/4. With a single value, ``low ==
-    high``, there is nothing to search, and the variable costs nothing.
+    (Section 3.3); the standard deviation stays at or above 1/4, or, in general, a quarter of the
+    least distance of two values. With a single value, ``low == high``, there is nothing to search,
+    and the variable costs nothing.
+
+    Args:
+        low, high: The range.
+        step: Values are ``low, low + step, ..., high``.
+        log: The Gaussian is one of the logarithm, for a variable whose ratios matter rather than
+            its differences. Draws are rounded to the value that is nearest in the logarithm.
 
     Raises:
-        TypeError: If a bound is not an integer.
-        ValueError: If ``low > high``.
+        TypeError: If an argument is not an integer, or ``log`` not a truth value.
+        ValueError: If ``low > high``, ``step`` is below 1 or does not lead from low to high, or
+            the range of a logarithm is not above 0.
     """
 
     low: int
     high: int
+    step: int = field(default=1, kw_only=True)
+    log: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
-        for name, value in (("low", self.low), ("high", self.high)):
+        for name in ("low", "high", "step"):
+            value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
                 raise TypeError(f"{name} must be an integer, got {value!r}")
             object.__setattr__(self, name, int(value))
-        _check_bounds(self.low, self.high)
+        if self.step < 1:
+            raise ValueError(f"step must be at least 1, got {self.step}")
+        _check_bounds(self)
+        beyond = (self.high - self.low) % self.step
+        if beyond:
+            raise ValueError(
+                f"high must be low plus a multiple of step={self.step}, such as "
+                f"{self.high - beyond}, got low={self.low} and high={self.high}"
+            )
+
+    def __repr__(self) -> str:
+        # States of optimizers hold it: without options it must stay as it is.
+        step = f", step={self.step}" if self.step > 1 else ""
+        log = ", log=True" if self.log else ""
+        return f"Integer(low={self.low}, high={self.high}{step}{log})"
+
+    @cached_property
+    def bounds(self) -> tuple[float, float]:
+        """Least and largest mean of the Gaussian, the range or its logarithm."""
+        return _bounds(self)
 
     @property
     def std_min(self) -> float:
         """The smallest standard deviation of the Gaussian."""
-        return 0.25
+        if self.log and self.low < self.high:
+            # The two largest values are the nearest ones.
+            return math.log1p(self.step / (self.high - self.step)) / 4
+        return self.step / 4
 
     def decode(self, draw: float) -> int:
         """The value of a draw, clipped and rounded."""
-        return round(min(max(draw, self.low), self.high))
+        draw = min(max(draw, self.bounds[0]), self.bounds[1])
+        if self.log:
+            number = math.exp(draw)
+            below = self.low + self.step * math.floor((number - self.low) / self.step)
+            below = min(max(below, self.low), self.high - self.step)
+            above = below + self.step
+            return above if number * number > below * above else below
+        if self.step > 1:
+            return self.low + self.step * round((draw - self.low) / self.step)
+        return round(draw)
 
     def encode(self, value: Any) -> float:
         """The draw that stands for ``value`` (TypeError, ValueError if it is none of the range)."""
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
             raise TypeError(f"must be an integer, got {value!r}")
         _check_range(self, value)
-        return float(value)
+        if (int(value) - self.low) % self.step:
+            raise ValueError(f"must be {self.low} plus a multiple of {self.step}, got {value}")
+        return math.log(value) if self.log else float(value)
 
 
 @dataclass(frozen=True)
@@ -139,16 +183,21 @@ class Real:
         resolution: The difference that begins to matter, by default a hundredth of the range. The
             standard deviation stays at or above a quarter of it, as for integers, whose
             resolution is 1. With a single value, ``low == high``, it is of no use and kept as 0.
+        log: The Gaussian is one of the natural logarithm, for a variable whose ratios matter
+            rather than its differences, such as a learning rate. ``resolution`` is then the
+            logarithm's: 0.01 is about a percent of the value. Values have 12 digits.
 
     Raises:
-        TypeError: If an argument is not a number.
+        TypeError: If an argument is not a number, or ``log`` not a truth value.
         ValueError: If ``low > high``, a bound is not finite, the range is too narrow for double
-            precision, or the resolution is not in (0, 2 * (high - low)].
+            precision, the resolution is not in (0, 2 * (high - low)], or the range of a logarithm
+            is not above 0.
     """
 
     low: float
     high: float
     resolution: float = field(default=math.nan)
+    log: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         for name in ("low", "high", "resolution"):
@@ -156,15 +205,26 @@ class Real:
             if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
                 raise TypeError(f"{name} must be a number, got {value!r}")
             object.__setattr__(self, name, float(value))
-        _check_bounds(self.low, self.high)
-        width = self.high - self.low
+        _check_bounds(self)
+        width = self.bounds[1] - self.bounds[0]
         if width == 0 or math.isnan(self.resolution):
             object.__setattr__(self, "resolution", width / 100)
         if width > 0 and not 0 < self.resolution <= 2 * width:
+            of = " of the logarithm" if self.log else ""
             raise ValueError(
-                f"resolution must be above 0 and at most twice the range {width}, "
+                f"resolution must be above 0 and at most twice the range {width}{of}, "
                 f"got {self.resolution}"
             )
+
+    def __repr__(self) -> str:
+        # States of optimizers hold it: without options it must stay as it is.
+        log = ", log=True" if self.log else ""
+        return f"Real(low={self.low}, high={self.high}, resolution={self.resolution}{log})"
+
+    @cached_property
+    def bounds(self) -> tuple[float, float]:
+        """Least and largest mean of the Gaussian, the range or its logarithm."""
+        return _bounds(self)
 
     @property
     def std_min(self) -> float:
@@ -173,14 +233,20 @@ class Real:
 
     def decode(self, draw: float) -> float:
         """The value of a draw, clipped."""
-        return min(max(draw, self.low), self.high)
+        low, high = self.bounds
+        if not self.log:
+            return min(max(draw, low), high)
+        if low < draw < high:
+            # exp(log(x)) is not quite x: without the last digits, what was encoded comes back.
+            return min(max(float(f"{math.exp(draw):.12g}"), self.low), self.high)
+        return self.low if draw <= low else self.high
 
     def encode(self, value: Any) -> float:
         """The draw that stands for ``value`` (TypeError, ValueError if it is none of the range)."""
         if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
             raise TypeError(f"must be a number, got {value!r}")
         _check_range(self, value)
-        return float(value)
+        return math.log(value) if self.log else float(value)
 
 
 Variable = Categorical | Integer | Real
@@ -243,15 +309,29 @@ def without_addresses(text: str) -> str:
     return re.sub(r" at 0x[0-9a-fA-F]+", "", text)
 
 
-def _check_bounds(low: float, high: float) -> None:
+def _bounds(variable: Integer | Real) -> tuple[float, float]:
+    low, high = variable.low, variable.high
+    return (math.log(low), math.log(high)) if variable.log else (low, high)
+
+
+def _check_bounds(variable: Integer | Real) -> None:
+    low, high, log = variable.low, variable.high, variable.log
+    if not isinstance(log, (bool, np.bool_)):
+        raise TypeError(f"log must be True or False, got {log!r}")
+    object.__setattr__(variable, "log", bool(log))
     # Squares and cubes of sigma^2 occur in the Fisher information, hence the limits.
     if not (math.isfinite(low) and math.isfinite(high) and max(abs(low), abs(high)) <= 1e30):
         raise ValueError(f"low and high must be finite and at most 1e30, got {low} and {high}")
     if low > high:
         raise ValueError(f"low must be at most high, got low={low} and high={high}")
-    if low < high and high - low < max(1e-30, 1e-9 * max(abs(low), abs(high))):
+    if log and low <= 0:
+        raise ValueError(f"low must be above 0 for a logarithm, got {low}")
+    start, end = variable.bounds
+    if low < high and end - start < max(1e-30, 1e-9 * max(abs(start), abs(end))):
+        what = "log(high / low)" if log else "high - low"
+        size = "logarithms'" if log else "bounds'"
         raise ValueError(
-            f"high - low must be at least 1e-9 of the bounds' size, got low={low} and high={high}"
+            f"{what} must be at least 1e-9 of the {size} size, got low={low} and high={high}"
         )
 
 
@@ -389,7 +469,7 @@ class SearchSpace(Mapping[str, Variable]):
         categorical: Sequence[int] | npt.NDArray[Any] = (),
         numerical: Sequence[float] | npt.NDArray[Any] = (),
     ) -> dict[str, Any]:
-        """Values by name for one sample; draws are clipped, those of integers rounded.
+        """Values by name for one sample; draws are clipped and rounded as variables say.
 
         Args:
             categorical: (n_cat,) category indices.
@@ -471,7 +551,7 @@ class Samples(Sequence[dict[str, Any]]):
         space: The search space.
         categorical: (λ, n_cat) int64, category indices.
         numerical: (λ, n_num) float64, raw draws of the integer and real variables, before
-            clipping and rounding. The update uses these.
+            clipping and rounding; logarithms of those with ``log``. The update uses these.
 
     Both are arrays, or tensors on its device if an optimizer on a CUDA device drew them; reading
     dicts then synchronizes with the device.

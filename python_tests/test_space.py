@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import numpy as np
@@ -109,6 +110,80 @@ def test_duplicates_are_equal_values_of_one_type(values: list[Any]) -> None:
     else:
         variable = Categorical(values)
         assert [variable.index(value) for value in values] == list(range(len(values)))
+
+
+@st.composite
+def integers(draw: st.DrawFn) -> Integer:
+    log = draw(st.booleans())
+    low = draw(st.integers(1 if log else -(10**6), 10**6))
+    step = draw(st.integers(1, 10**4))
+    return Integer(low, low + step * draw(st.integers(1, 10**4)), step=step, log=log)
+
+
+@given(integers(), st.randoms(use_true_random=False))
+def test_an_integer_is_rounded_to_the_nearest_of_its_values(variable: Integer, random: Any) -> None:
+    low, high, step = variable.low, variable.high, variable.step
+    assert eval(repr(variable)) == variable
+    for value in (low, low + step, high - step, high, random.randrange(low, high + 1, step)):
+        assert variable.decode(variable.encode(value)) == value
+    for draw in (-math.inf, -1e300, variable.bounds[0]):
+        assert variable.decode(draw) == low
+    for draw in (math.inf, 1e300, variable.bounds[1]):
+        assert variable.decode(draw) == high
+    draw = random.uniform(*variable.bounds)
+    value = variable.decode(draw)
+    assert type(value) is int
+    assert (value - low) % step == 0
+    distance = abs(variable.encode(value) - draw)
+    for other in (value - step, value + step):
+        if low <= other <= high:
+            assert distance <= abs(variable.encode(other) - draw) + 1e-12
+            # The least distance of two values is four times the smallest standard deviation.
+            apart = abs(variable.encode(other) - variable.encode(value))
+            assert apart >= 4 * variable.std_min * (1 - 1e-6)
+
+
+@given(st.floats(1e-300, 1e20), st.floats(1.001, 1e9), st.randoms(use_true_random=False))
+def test_a_logarithm_gives_back_what_it_was_given(low: float, ratio: float, random: Any) -> None:
+    variable = Real(low, low * ratio, log=True)
+    assert eval(repr(variable)) == variable
+    assert variable.decode(-math.inf) == variable.decode(variable.encode(low)) == low
+    high = variable.high
+    assert variable.decode(math.inf) == variable.decode(variable.encode(high)) == high
+    value = variable.decode(random.uniform(*variable.bounds))
+    assert low <= value <= high
+    assert variable.decode(variable.encode(value)) == value
+    ends = math.log(low), math.log(high)
+    assert variable.std_min == pytest.approx((ends[1] - ends[0]) / 400)
+
+
+def test_values_of_a_step_and_of_a_logarithm() -> None:
+    stepped = Integer(64, 256, step=8)
+    assert [stepped.decode(x) for x in (0, 67.9, 68.1, 251, 300)] == [64, 64, 72, 248, 256]
+    assert (stepped.bounds, stepped.std_min) == ((64, 256), 2)
+    doubled = Integer(1, 1024, log=True)
+    # 1 and 2 meet at the square root of 2, 512 and 513 at that of their product.
+    for low in (1, 2, 512):
+        border = (math.log(low) + math.log(low + 1)) / 2
+        assert doubled.decode(border - 1e-9) == low
+        assert doubled.decode(border + 1e-9) == low + 1
+    assert doubled.std_min == pytest.approx(math.log(1024 / 1023) / 4)
+    rate = Real(1e-5, 0.1, log=True)
+    assert rate.decode(math.log(1e-3)) == 1e-3
+    assert rate.decode((math.log(1e-5) + math.log(0.1)) / 2) == 1e-3
+    assert Integer(1, 9, step=1, log=False) == Integer(1, 9)
+
+
+def test_variables_without_options_read_as_before() -> None:
+    """States of optimizers hold these texts."""
+    space = SearchSpace(
+        {"a": Integer(1, 9), "b": Real(0, 1), "c": Integer(8, 64, step=8, log=True)}
+    )
+    assert space.description == (
+        "'a': Integer(low=1, high=9)",
+        "'b': Real(low=0.0, high=1.0, resolution=0.01)",
+        "'c': Integer(low=8, high=64, step=8, log=True)",
+    )
 
 
 def test_numbers_of_one_value_are_choices_of_one() -> None:

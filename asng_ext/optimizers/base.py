@@ -15,7 +15,7 @@ from asng_ext import _host
 from asng_ext._checks import check_integer, check_number
 from asng_ext.optimizers._distribution import Margin, Theta, margins
 from asng_ext.optimizers._evaluations import as_array, check_space
-from asng_ext.space import Categorical, FloatArray, Samples, SearchSpace
+from asng_ext.space import Categorical, FloatArray, Integer, Samples, SearchSpace
 
 if TYPE_CHECKING:
     import torch
@@ -142,8 +142,8 @@ class Optimizer(ABC):
         self._common: _host.Common = {
             "sizes": space.sizes,
             "margin": margins(space.sizes, margin),
-            "low": [variable.low for variable in numerical],
-            "high": [variable.high for variable in numerical],
+            "low": [variable.bounds[0] for variable in numerical],
+            "high": [variable.bounds[1] for variable in numerical],
             "std_min": [variable.std_min for variable in numerical],
             "variance_ratio_min": 0.0,
             "population_size": self.population_size,
@@ -333,7 +333,7 @@ class Optimizer(ABC):
             parts.append((top - start) / (end - start))
         if self.space.numerical:
             variables = self.space.numerical.values()
-            start = np.array([(v.high - v.low) / 2 for v in variables])
+            start = np.array([(v.bounds[1] - v.bounds[0]) / 2 for v in variables])
             end = np.array([v.std_min for v in variables])
             std = np.sqrt(self._engine.variance)
             # A range so narrow that sigma cannot shrink is where it should be.
@@ -379,7 +379,13 @@ class Optimizer(ABC):
         old = state.get("version") == 1
         if old:
             del own["space"]
-            ranges = [[float(v.low), float(v.high)] for v in self.space.numerical.values()]
+            # No state of that time is of a variable with a step or a logarithm.
+            ranges = [
+                repr(v)
+                if v.log or (isinstance(v, Integer) and v.step > 1)
+                else list(map(float, v.bounds))
+                for v in self.space.numerical.values()
+            ]
             expected |= {"sizes": self.space.sizes, "ranges": ranges}
             state = self._completed(state)
         else:
@@ -470,8 +476,7 @@ class Optimizer(ABC):
         """The least and the most that an update leaves in the arrays, by name, with room for
         rounding."""
         variables = self.space.numerical.values()
-        low = np.array([float(v.low) for v in variables])
-        high = np.array([float(v.high) for v in variables])
+        low, high = np.array([v.bounds for v in variables], dtype=np.float64).reshape(-1, 2).T
         half = (high - low) / 2
         # A range may be so narrow that its half is below the smallest standard deviation.
         least = np.minimum([v.std_min for v in variables], half)
