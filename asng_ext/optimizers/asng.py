@@ -92,11 +92,13 @@ class ASNG(Optimizer):
         self.variance_ratio_min = float(variance_ratio_min)
         self._common["variance_ratio_min"] = self.variance_ratio_min
         if self.device == "cpu":
-            self._engine = _host.ASNG(
-                self._common,
-                alpha=self.alpha,
-                delta_init=self.delta_init,
-                delta_max=self.delta_max,
+            self._engine = self._started(
+                _host.ASNG(
+                    self._common,
+                    alpha=self.alpha,
+                    delta_init=self.delta_init,
+                    delta_max=self.delta_max,
+                )
             )
         else:
             self._use_device(self.device)
@@ -107,12 +109,14 @@ class ASNG(Optimizer):
 
         from asng_ext.optimizers._device import ASNGEngine
 
-        self._engine = ASNGEngine(
-            self._common,
-            alpha=self.alpha,
-            delta_init=self.delta_init,
-            delta_max=self.delta_max,
-            device=torch.device(device),
+        self._engine = self._started(
+            ASNGEngine(
+                self._common,
+                alpha=self.alpha,
+                delta_init=self.delta_init,
+                delta_max=self.delta_max,
+                device=torch.device(device),
+            )
         )
 
     def _check_device(self, device: Any) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 from asng_ext import _host
 from asng_ext._checks import check_integer, check_number
 from asng_ext.optimizers._distribution import Margin, Theta, margins
-from asng_ext.optimizers._evaluations import as_array, check_space
+from asng_ext.optimizers._evaluations import as_array, check_space, checked_values
 from asng_ext.space import Categorical, FloatArray, Integer, Samples, SearchSpace
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ STATE_VERSION = 2  # 1 held sizes and ranges instead of the space
 TOLERANCE = 1e-6  # for rounding of the numbers in a state, relative to their range
 BEST_KEYS = ("loss", "generation", "categorical", "numerical")
 OptimizerT = TypeVar("OptimizerT", bound="Optimizer")
+EngineT = TypeVar("EngineT", bound="_host.Optimizer | ASNGEngine")
 
 
 class Best(NamedTuple):
@@ -47,6 +48,8 @@ class CommonSettings(TypedDict, total=False):
     """Arguments that all optimizers take, see :class:`Optimizer`."""
 
     margin: Margin
+    init: Mapping[str, Any] | None
+    init_probability: float
     seed: int | None
     maximize: bool
     convergence_limit: float
@@ -60,17 +63,23 @@ class CommonSettings(TypedDict, total=False):
 class Optimizer(ABC):
     """Base of the optimizers of categorical, integer and real variables.
 
-    The distribution starts with the highest entropy: uniform probabilities, Gaussians in the
-    middle of their range with half of it as standard deviation. Random numbers are a function of
-    ``seed`` and of how many populations were asked for; no global generator is read or set.
+    The distribution starts with the highest entropy, uniform probabilities and Gaussians in the
+    middle of their range with half of it as standard deviation, or about ``init``. Random numbers
+    are a function of ``seed`` and of how many populations were asked for; no global generator is
+    read or set.
 
-    A subclass makes an engine from ``self._common`` and says which settings and which numbers of
-    its state are its own. It passes the arguments below on.
+    A subclass makes an engine from ``self._common``, which ``self._started`` takes to where it
+    begins, and says which settings and which numbers of its state are its own. It passes the
+    arguments below on.
 
     Args:
         space: What to search.
         population_size: λ, samples per ``ask``; at least 2.
         margin: Lower bound of probabilities, see :func:`margins`.
+        init: Values to start from by name, of all variables or some, such as the best sample of
+            another search. Gaussians have their mean there; their standard deviation is as without.
+        init_probability: In (0, 1], of a choice in ``init``; the other choices share the rest. It
+            is taken to be no less than in a uniform distribution and no more than margins allow.
         seed: Any integer in [0, 2⁶⁴), or None for one from the operating system.
         maximize: Losses are scores to maximize instead.
         convergence_limit: ``should_stop`` once :attr:`progress`, in [0, 1], is this far and
@@ -101,6 +110,8 @@ class Optimizer(ABC):
         *,
         population_size: int = 2,
         margin: Margin = "paper",
+        init: Mapping[str, Any] | None = None,
+        init_probability: float = 0.75,
         seed: int | None = None,
         maximize: bool = False,
         convergence_limit: float = 0.95,
@@ -114,6 +125,11 @@ class Optimizer(ABC):
             raise TypeError(f"space must be a SearchSpace, got {type(space).__name__}")
         if space.n_theta == 0:
             raise ValueError("space must hold a variable with more than one value")
+        self.init = None if init is None else checked_values("init", init, space)
+        check_number("init_probability", init_probability, 0.0)
+        if init_probability > 1:
+            raise ValueError(f"init_probability must be at most 1, got {init_probability}")
+        self.init_probability = float(init_probability)
         check_integer("population_size", population_size, 2, _host.MOST_SAMPLES + 1)
         if not 0 <= convergence_limit <= 1:
             raise ValueError(f"convergence_limit must be in [0, 1], got {convergence_limit}")
@@ -149,6 +165,28 @@ class Optimizer(ABC):
             "population_size": self.population_size,
             "seed": int(seed),
         }
+
+    def _started(self, engine: EngineT) -> EngineT:
+        """An engine, newly made, with its distribution where the search begins."""
+        if not self.init:
+            return engine
+        probabilities, means = np.array(engine.theta), np.array(engine.mean)
+        end = 0
+        for name, choices, margin in zip(
+            self.space.categorical, self.space.sizes, engine.margin.tolist(), strict=True
+        ):
+            end += choices
+            if name in self.init and choices > 1:
+                most = 1 - (choices - 1) * margin
+                likely = min(max(self.init_probability, 1 / choices), most)
+                own = probabilities[end - choices : end]
+                own[:] = (1 - likely) / (choices - 1)
+                own[int(self.space.position(name, self.init[name]))] = likely
+        for column, name in enumerate(self.space.numerical):
+            if name in self.init:
+                means[column] = self.space.position(name, self.init[name])
+        engine.theta, engine.mean = probabilities, means
+        return engine
 
     def _check_device(self, device: Any) -> str:
         """The device's name (ValueError if the optimizer cannot live there)."""
@@ -321,8 +359,8 @@ class Optimizer(ABC):
 
     @property
     def progress(self) -> float:
-        """How far the distribution has come, from 0 at its start to 1 at the narrowest one the
-        margins allow: the mean over all variables with something to choose."""
+        """How far the distribution has come, from 0 at the highest entropy to 1 at the narrowest
+        one the margins allow: the mean over all variables with something to choose."""
         sizes = np.array(self.space.sizes, dtype=np.float64)
         choice = sizes > 1
         parts = []

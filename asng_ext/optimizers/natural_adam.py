@@ -58,8 +58,10 @@ class NaturalAdam(Optimizer):
         self.step_size = float(step_size)
         self.beta1 = float(beta1)
         self.beta2 = float(beta2)
-        self._engine = _host.NaturalAdam(
-            self._common, step_size=self.step_size, beta1=self.beta1, beta2=self.beta2
+        self._engine = self._started(
+            _host.NaturalAdam(
+                self._common, step_size=self.step_size, beta1=self.beta1, beta2=self.beta2
+            )
         )
 
     @property
