@@ -81,7 +81,7 @@ class ASNG(Optimizer):
         )
         check_number("alpha", alpha, 0.0)
         if delta_init == "auto":
-            delta_init = min(1.0, math.sqrt(space.n_theta) / 5)
+            delta_init = min(1.0, math.sqrt(self.n_theta) / 5)
         check_number("delta_init", delta_init, 0.0)
         check_number("variance_ratio_min", variance_ratio_min, least=0.0, below=1.0)
         if not (delta_max >= 1):
@@ -109,6 +109,8 @@ class ASNG(Optimizer):
 
         from asng_ext.optimizers._device import ASNGEngine
 
+        if self._fixed:
+            self._fixed.use(torch.device(device))
         self._engine = self._started(
             ASNGEngine(
                 self._common,

@@ -85,7 +85,7 @@ class NaturalAdam(Optimizer):
         mean, variance = np.abs(bounds["mean"]).max(axis=0), bounds["variance"][1]
         most = np.concatenate(
             [
-                np.ones(sum(self.space.sizes)),
+                np.ones(sum(self._reduced.sizes)),
                 np.sqrt(variance),
                 np.sqrt(4 * mean**2 * variance + 2 * variance**2),
             ]
