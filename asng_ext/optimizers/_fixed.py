@@ -74,10 +74,6 @@ class Fixed:
         numerical = list(space.numerical)
         free = [name for name in categorical if name not in values]
 
-        self._column_of = {
-            name: i for names in (categorical, numerical) for i, name in enumerate(names)
-        }
-
         def row(names: list[str]) -> list[float]:
             return [
                 space.position(name, self.values[name]) if name in values else 0 for name in names
@@ -156,24 +152,30 @@ class Fixed:
 
     def _check(self, categorical: Any, numerical: Any) -> None:
         """ValueError unless all have the values that are fixed."""
-        for name, value in self.values.items():
-            variable = self.whole.numerical.get(name)
-            column = self._column_of[name]
-            if variable is None:
-                same = bool((categorical[:, column] == self._arrays.row[column]).all())
-            else:
-                same = all(variable.decode(draw) == value for draw in numerical[:, column].tolist())
-            if not same:
-                raise ValueError(
-                    f"samples must have {name!r} at {value!r}, where it is fixed, and some do not"
-                )
+        columns, names = self._arrays, list(self.whole.categorical)
+        differs = categorical != columns.row
+        differs[:, columns.categorical] = False
+        wrong = [names[i] for i in differs.any(axis=0).nonzero()[0]] if differs.any() else []
+        differs = numerical != columns.numbers
+        differs[:, columns.numerical] = False
+        if differs.any():  # draws that are rounded or clipped to the value have it, too
+            for i, (name, variable) in enumerate(self.whole.numerical.items()):
+                draws = numerical[differs[:, i], i].tolist()
+                if any(variable.decode(draw) != self.values[name] for draw in draws):
+                    wrong.append(name)
+        if wrong:
+            name = wrong[0]
+            raise ValueError(
+                f"samples must have {name!r} at {self.values[name]!r}, where it is fixed, and some "
+                "do not"
+            )
 
 
 def _placed(row: Any, columns: Any, values: Any) -> Any:
     """Copies of a row, one for each row of ``values``, which takes the place of some columns."""
-    if isinstance(row, np.ndarray):
-        rows = np.tile(row.astype(values.dtype, copy=False), (len(values), 1))
-    else:
-        rows = row.to(values.dtype).repeat(len(values), 1)
+    shape = (len(values), len(row))
+    arrays = isinstance(row, np.ndarray)
+    rows = np.empty(shape, values.dtype) if arrays else values.new_empty(shape)
+    rows[:] = row
     rows[:, columns] = values
     return rows
