@@ -307,7 +307,7 @@ class Optimizer(ABC):
         waited = generation - (best[1] if best else 0)
         if waited >= self.patience and self.progress >= self.convergence_limit:
             return True
-        stalled = generation - int(self._engine.moved)
+        stalled = self.stalled
         if self.stall_limit is None or stalled < self.stall_limit:
             return False
         warnings.warn(
@@ -348,6 +348,12 @@ class Optimizer(ABC):
     def evaluations(self) -> int:
         """How many samples were evaluated."""
         return int(self._engine.evaluations)
+
+    @property
+    def stalled(self) -> int:
+        """How many populations, up to the last, have moved nothing: 0 where the last did. At
+        ``stall_limit`` the search counts as stuck."""
+        return self.generation - int(self._engine.moved)
 
     @property
     def seed(self) -> int:

@@ -234,6 +234,20 @@ def test_losses_that_say_nothing_end_the_loop_with_a_warning(value: float) -> No
         assert run(MIXED, losses, stall_limit=None, generation_limit=150).generation == 150
 
 
+@pytest.mark.parametrize("kind", [asng.ASNG, asng.SNG, asng.NaturalAdam])
+def test_populations_that_moved_nothing_are_counted(kind: Any) -> None:
+    optimizer = kind(MIXED, population_size=4, seed=0, stall_limit=None)
+    assert optimizer.stalled == 0
+    for step, losses in enumerate([[1.0] * 4, [math.nan] * 4, [3.0, 3.0, 3.0, 3.0]]):
+        assert not optimizer.tell(optimizer.ask(), losses)
+        assert optimizer.stalled == step + 1
+    other = kind(MIXED, population_size=4, seed=0)
+    other.load_state_dict(optimizer.state_dict())
+    assert other.stalled == 3
+    assert optimizer.tell(optimizer.ask(), [1.0, 2.0, 3.0, 4.0])
+    assert optimizer.stalled == 0
+
+
 def test_patience_is_for_what_comes_after_convergence() -> None:
     space = SearchSpace({"x": Real(0, 1)})
     generations = []
