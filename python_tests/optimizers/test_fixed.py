@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+from pathlib import Path
 from typing import Any
 
 import host_operators  # noqa: F401
@@ -14,9 +15,13 @@ import torch
 from devices import DEVICES, GRID
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tensor_task import StackedTask
 
 import asng_ext as asng
 from asng_ext import Categorical, Integer, Real, Samples, SearchSpace
+from asng_ext.engine.search import search
+from asng_ext.runs.config import SearchConfig
+from asng_ext.runs.folder import RunFolder
 
 KINDS = (asng.ASNG, asng.SNG, asng.NaturalAdam)
 SPACE = SearchSpace(
@@ -216,6 +221,30 @@ def test_a_graph_repeats_the_iteration() -> None:
         graph.replay()
         assert torch.equal(captured, step(optimizers[1]))
     assert optimizers[0].state_dict() == optimizers[1].state_dict()
+
+
+@pytest.mark.operators
+@pytest.mark.grid
+@pytest.mark.parametrize("tensors", [False, True])
+def test_a_supernet_is_searched_with_a_choice_fixed(tmp_path: Path, tensors: bool) -> None:
+    """It reads the columns of its samples, and need not know."""
+    seen = []
+
+    class Watched(StackedTask):
+        def losses(self, supernet: Any, batch: Any, samples: Any) -> Any:
+            seen.append(torch.as_tensor(samples.categorical).tolist())
+            return super().losses(supernet, batch, samples)
+
+    task = Watched()
+    optimizer = asng.ASNG(task.space, population_size=2, seed=7, fixed={"out": "b"})
+    if tensors:
+        optimizer._use_device("cpu")
+    run = RunFolder.create(tmp_path / "run")
+    result = search(task, optimizer, SearchConfig(epochs=2), seed=0, run=run, stream=None)
+    assert result.architecture["out"] == "b"
+    columns = np.concatenate(seen)
+    assert set(columns[:, 1]) == {1}
+    assert set(columns[:, 0]) == {0, 1, 2}
 
 
 def test_init_of_what_is_fixed_says_nothing() -> None:
