@@ -341,8 +341,9 @@ def test_a_device_is_used_and_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.cuda
-def test_asking_and_telling_do_not_synchronize() -> None:
-    optimizer = asng.ASNG(MIXED, population_size=4, seed=1, device="cuda")
+@pytest.mark.parametrize("fixed", [{}, {"x0": 1, "x3": 4}])
+def test_asking_and_telling_do_not_synchronize(fixed: dict[str, int]) -> None:
+    optimizer = asng.ASNG(MIXED, population_size=4, seed=1, device="cuda", fixed=fixed)
     weights = torch.rand(3, device="cuda", dtype=torch.float64)
     optimizer.tell(optimizer.ask(), torch.rand(4, device="cuda"))
     torch.cuda.set_sync_debug_mode("error")
