@@ -27,23 +27,33 @@ class Categorical:
     """A choice among values that have no order.
 
     Args:
-        values: The choices, at least one. With a single value there is nothing to search, and
-            the variable costs nothing.
+        values: The choices, at least one: a list or tuple, a range, or an array of one dimension.
+            NumPy's numbers and texts are kept as Python's. With a single value there is nothing to
+            search, and the variable costs nothing.
         labels: What the choices are called in the state of an optimizer, one text for each, which
             must be the same when the state is loaded. By default their ``repr`` without memory
             addresses, which does not tell apart two lambdas, for instance.
 
     Raises:
-        ValueError: If ``values`` is empty or too long, or there is not one label for each.
+        ValueError: If ``values`` is empty or too long, holds a value twice (equal values of
+            different types, such as 1 and True, are two), or there is not one label for each.
         TypeError: If ``values`` is a string or not a sequence, or a label is not a string.
     """
 
     values: tuple[Any, ...]
     labels: tuple[str, ...] = field(default=(), repr=False)
 
-    def __init__(self, values: Sequence[Any], labels: Sequence[str] = ()) -> None:
+    def __init__(
+        self, values: Sequence[Any] | npt.NDArray[Any], labels: Sequence[str] = ()
+    ) -> None:
+        if isinstance(values, np.ndarray):
+            if values.ndim != 1:
+                raise ValueError(f"values must have one dimension, got shape {values.shape}")
+            values = list(values)
         if isinstance(values, (str, bytes)) or not isinstance(values, Sequence):
-            raise TypeError(f"values must be a list or tuple of choices, got {values!r}")
+            raise TypeError(
+                f"values must be a list or tuple of choices, a range or an array, got {values!r}"
+            )
         if not values:
             raise ValueError("values must hold at least one choice, got none")
         try:
@@ -56,6 +66,14 @@ class Categorical:
             raise TypeError(f"labels must be a list or tuple of strings, got {labels!r}")
         if labels and len(labels) != count:
             raise ValueError(f"labels must hold one for each of {count} values, got {len(labels)}")
+        if not isinstance(values, range):
+            values = tuple(map(_plain, values))
+            twice = _duplicate(values)
+            if twice is not None:
+                first, second = twice
+                raise ValueError(
+                    f"values must differ, got {values[first]!r} twice, at {first} and {second}"
+                )
         object.__setattr__(self, "values", tuple(values))
         object.__setattr__(self, "labels", tuple(labels))
 
@@ -75,27 +93,83 @@ class Integer:
     """An integer between ``low`` and ``high``, both included.
 
     Its distribution is a Gaussian whose draws are clipped and rounded only when they are decoded
-    (Section 3.3); the standard deviation stays at or above 1/4.
+    (Section 3.3); the standard deviation stays at or above 1/4, or, in general, a quarter of the
+    least distance of two values. With a single value, ``low == high``, there is nothing to search,
+    and the variable costs nothing.
+
+    Args:
+        low, high: The range.
+        step: Values are ``low, low + step, ..., high``.
+        log: The Gaussian is one of the logarithm, for a variable whose ratios matter rather than
+            its differences. Draws are rounded to the value that is nearest in the logarithm.
 
     Raises:
-        TypeError: If a bound is not an integer.
-        ValueError: If ``low >= high``.
+        TypeError: If an argument is not an integer, or ``log`` not a truth value.
+        ValueError: If ``low > high``, ``step`` is below 1 or does not lead from low to high, or
+            the range of a logarithm is not above 0.
     """
 
     low: int
     high: int
+    step: int = field(default=1, kw_only=True)
+    log: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
-        for name, value in (("low", self.low), ("high", self.high)):
+        for name in ("low", "high", "step"):
+            value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
                 raise TypeError(f"{name} must be an integer, got {value!r}")
             object.__setattr__(self, name, int(value))
-        _check_bounds(self.low, self.high)
+        if self.step < 1:
+            raise ValueError(f"step must be at least 1, got {self.step}")
+        _check_bounds(self)
+        beyond = (self.high - self.low) % self.step
+        if beyond:
+            raise ValueError(
+                f"high must be low plus a multiple of step={self.step}, such as "
+                f"{self.high - beyond}, got low={self.low} and high={self.high}"
+            )
+
+    def __repr__(self) -> str:
+        # States of optimizers hold it: without options it must stay as it is.
+        step = f", step={self.step}" if self.step > 1 else ""
+        log = ", log=True" if self.log else ""
+        return f"Integer(low={self.low}, high={self.high}{step}{log})"
+
+    @cached_property
+    def bounds(self) -> tuple[float, float]:
+        """Least and largest mean of the Gaussian, the range or its logarithm."""
+        return _bounds(self)
 
     @property
     def std_min(self) -> float:
         """The smallest standard deviation of the Gaussian."""
-        return 0.25
+        if self.log and self.low < self.high:
+            # The two largest values are the nearest ones.
+            return math.log1p(self.step / (self.high - self.step)) / 4
+        return self.step / 4
+
+    def decode(self, draw: float) -> int:
+        """The value of a draw, clipped and rounded."""
+        draw = min(max(draw, self.bounds[0]), self.bounds[1])
+        if self.log:
+            number = math.exp(draw)
+            below = self.low + self.step * math.floor((number - self.low) / self.step)
+            below = min(max(below, self.low), self.high - self.step)
+            above = below + self.step
+            return above if number * number > below * above else below
+        if self.step > 1:
+            return self.low + self.step * round((draw - self.low) / self.step)
+        return round(draw)
+
+    def encode(self, value: Any) -> float:
+        """The draw that stands for ``value`` (TypeError, ValueError if it is none of the range)."""
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+            raise TypeError(f"must be an integer, got {value!r}")
+        _check_range(self, value)
+        if (int(value) - self.low) % self.step:
+            raise ValueError(f"must be {self.low} plus a multiple of {self.step}, got {value}")
+        return math.log(value) if self.log else float(value)
 
 
 @dataclass(frozen=True)
@@ -108,17 +182,22 @@ class Real:
         low, high: The range.
         resolution: The difference that begins to matter, by default a hundredth of the range. The
             standard deviation stays at or above a quarter of it, as for integers, whose
-            resolution is 1.
+            resolution is 1. With a single value, ``low == high``, it is of no use and kept as 0.
+        log: The Gaussian is one of the natural logarithm, for a variable whose ratios matter
+            rather than its differences, such as a learning rate. ``resolution`` is then the
+            logarithm's: 0.01 is about a percent of the value. Values have 12 digits.
 
     Raises:
-        TypeError: If an argument is not a number.
-        ValueError: If ``low >= high``, a bound is not finite, the range is too narrow for double
-            precision, or the resolution is not in (0, 2 * (high - low)].
+        TypeError: If an argument is not a number, or ``log`` not a truth value.
+        ValueError: If ``low > high``, a bound is not finite, the range is too narrow for double
+            precision, the resolution is not in (0, 2 * (high - low)], or the range of a logarithm
+            is not above 0.
     """
 
     low: float
     high: float
     resolution: float = field(default=math.nan)
+    log: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         for name in ("low", "high", "resolution"):
@@ -126,23 +205,81 @@ class Real:
             if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
                 raise TypeError(f"{name} must be a number, got {value!r}")
             object.__setattr__(self, name, float(value))
-        _check_bounds(self.low, self.high)
-        width = self.high - self.low
-        if math.isnan(self.resolution):
+        _check_bounds(self)
+        width = self.bounds[1] - self.bounds[0]
+        if width == 0 or math.isnan(self.resolution):
             object.__setattr__(self, "resolution", width / 100)
-        if not 0 < self.resolution <= 2 * width:
+        if width > 0 and not 0 < self.resolution <= 2 * width:
+            of = " of the logarithm" if self.log else ""
             raise ValueError(
-                f"resolution must be above 0 and at most twice the range {width}, "
+                f"resolution must be above 0 and at most twice the range {width}{of}, "
                 f"got {self.resolution}"
             )
+
+    def __repr__(self) -> str:
+        # States of optimizers hold it: without options it must stay as it is.
+        log = ", log=True" if self.log else ""
+        return f"Real(low={self.low}, high={self.high}, resolution={self.resolution}{log})"
+
+    @cached_property
+    def bounds(self) -> tuple[float, float]:
+        """Least and largest mean of the Gaussian, the range or its logarithm."""
+        return _bounds(self)
 
     @property
     def std_min(self) -> float:
         """The smallest standard deviation of the Gaussian."""
         return self.resolution / 4
 
+    def decode(self, draw: float) -> float:
+        """The value of a draw, clipped."""
+        low, high = self.bounds
+        if not self.log:
+            return min(max(draw, low), high)
+        if low < draw < high:
+            # exp(log(x)) is not quite x: without the last digits, what was encoded comes back.
+            return min(max(float(f"{math.exp(draw):.12g}"), self.low), self.high)
+        return self.low if draw <= low else self.high
+
+    def encode(self, value: Any) -> float:
+        """The draw that stands for ``value`` (TypeError, ValueError if it is none of the range)."""
+        if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
+            raise TypeError(f"must be a number, got {value!r}")
+        _check_range(self, value)
+        return math.log(value) if self.log else float(value)
+
 
 Variable = Categorical | Integer | Real
+
+
+def _plain(choice: Any) -> Any:
+    """A number, truth value or text of NumPy as Python's; anything else as it is."""
+    return choice.item() if isinstance(choice, (np.number, np.bool_, np.character)) else choice
+
+
+def _duplicate(choices: Sequence[Any]) -> tuple[int, int] | None:
+    """Positions of the first choice that comes again, and of where it does."""
+    places: dict[tuple[type, Any], int] = {}
+    unhashable: list[int] = []
+    for i, choice in enumerate(choices):
+        try:
+            first = places.setdefault((type(choice), choice), i)
+        except TypeError:
+            first = next((j for j in unhashable if _same(choices[j], choice)), i)
+            unhashable.append(i)
+        if first != i:
+            return first, i
+    return None
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two choices are one; those which cannot tell, such as arrays, are if identical."""
+    if one is other or type(one) is not type(other):
+        return one is other
+    try:
+        return bool(one == other)
+    except (TypeError, ValueError, RuntimeError):
+        return False
 
 
 def _label(choice: Any) -> str:
@@ -172,26 +309,50 @@ def without_addresses(text: str) -> str:
     return re.sub(r" at 0x[0-9a-fA-F]+", "", text)
 
 
-def _check_bounds(low: float, high: float) -> None:
+def _bounds(variable: Integer | Real) -> tuple[float, float]:
+    low, high = variable.low, variable.high
+    return (math.log(low), math.log(high)) if variable.log else (low, high)
+
+
+def _check_bounds(variable: Integer | Real) -> None:
+    low, high, log = variable.low, variable.high, variable.log
+    if not isinstance(log, (bool, np.bool_)):
+        raise TypeError(f"log must be True or False, got {log!r}")
+    object.__setattr__(variable, "log", bool(log))
     # Squares and cubes of sigma^2 occur in the Fisher information, hence the limits.
     if not (math.isfinite(low) and math.isfinite(high) and max(abs(low), abs(high)) <= 1e30):
         raise ValueError(f"low and high must be finite and at most 1e30, got {low} and {high}")
-    if low >= high:
-        raise ValueError(f"low must be below high, got low={low} and high={high}")
-    if high - low < max(1e-30, 1e-9 * max(abs(low), abs(high))):
+    if low > high:
+        raise ValueError(f"low must be at most high, got low={low} and high={high}")
+    if log and low <= 0:
+        raise ValueError(f"low must be above 0 for a logarithm, got {low}")
+    start, end = variable.bounds
+    if low < high and end - start < max(1e-30, 1e-9 * max(abs(start), abs(end))):
+        what = "log(high / low)" if log else "high - low"
+        size = "logarithms'" if log else "bounds'"
         raise ValueError(
-            f"high - low must be at least 1e-9 of the bounds' size, got low={low} and high={high}"
+            f"{what} must be at least 1e-9 of the {size} size, got low={low} and high={high}"
         )
+
+
+def _check_range(variable: Integer | Real, value: Any) -> None:
+    if not variable.low <= value <= variable.high:
+        raise ValueError(f"must be in [{variable.low}, {variable.high}], got {value}")
 
 
 class SearchSpace(Mapping[str, Variable]):
     """Named variables in a fixed order; a read-only mapping from name to variable.
 
     Columns of ``Samples.categorical`` are the categorical variables, columns of
-    ``Samples.numerical`` the integer and real ones, each in the order of the mapping.
+    ``Samples.numerical`` the integer and real ones, each in the order of the mapping. An integer
+    or real variable of a single value has no Gaussian: it is a choice of one among the former.
 
     Args:
         variables: At least one variable by name.
+
+    Attributes:
+        categorical: Variable of each column of ``Samples.categorical`` by name.
+        numerical: Variable of each column of ``Samples.numerical`` by name.
 
     Raises:
         TypeError: If a name is not a string or a variable is none of the three kinds.
@@ -213,12 +374,15 @@ class SearchSpace(Mapping[str, Variable]):
                     f"variable {name!r} must be Categorical, Integer or Real, got {variable!r}"
                 )
         self._variables = dict(variables)
-        self.categorical: dict[str, Categorical] = {
-            name: v for name, v in variables.items() if isinstance(v, Categorical)
-        }
-        self.numerical: dict[str, Integer | Real] = {
-            name: v for name, v in variables.items() if isinstance(v, (Integer, Real))
-        }
+        self.categorical: dict[str, Categorical] = {}
+        self.numerical: dict[str, Integer | Real] = {}
+        for name, variable in variables.items():
+            if isinstance(variable, Categorical):
+                self.categorical[name] = variable
+            elif variable.low == variable.high:
+                self.categorical[name] = Categorical((variable.low,))
+            else:
+                self.numerical[name] = variable
 
     @classmethod
     def from_sizes(
@@ -305,7 +469,7 @@ class SearchSpace(Mapping[str, Variable]):
         categorical: Sequence[int] | npt.NDArray[Any] = (),
         numerical: Sequence[float] | npt.NDArray[Any] = (),
     ) -> dict[str, Any]:
-        """Values by name for one sample; draws are clipped, those of integers rounded.
+        """Values by name for one sample; draws are clipped and rounded as variables say.
 
         Args:
             categorical: (n_cat,) category indices.
@@ -319,18 +483,18 @@ class SearchSpace(Mapping[str, Variable]):
                 raise ValueError(f"{name} must have {wanted} elements, got {got}")
         indices, draws = iter(categorical), iter(numerical)
         values: dict[str, Any] = {}
-        for name, variable in self._variables.items():
-            if isinstance(variable, Categorical):
-                index = int(next(indices))
-                if not 0 <= index < len(variable.values):
-                    raise ValueError(
-                        f"categorical index of {name!r} must be in "
-                        f"[0, {len(variable.values)}), got {index}"
-                    )
-                values[name] = variable.values[index]
-            else:
-                draw = min(max(float(next(draws)), variable.low), variable.high)
-                values[name] = round(draw) if isinstance(variable, Integer) else draw
+        for name in self._variables:
+            variable = self.numerical.get(name)
+            if variable is not None:
+                values[name] = variable.decode(float(next(draws)))
+                continue
+            choices = self.categorical[name].values
+            index = int(next(indices))
+            if not 0 <= index < len(choices):
+                raise ValueError(
+                    f"categorical index of {name!r} must be in [0, {len(choices)}), got {index}"
+                )
+            values[name] = choices[index]
         return values
 
     def encode(self, values: Mapping[str, Any]) -> tuple[IntArray, FloatArray]:
@@ -348,24 +512,29 @@ class SearchSpace(Mapping[str, Variable]):
             )
         indices: list[int] = []
         numbers: list[float] = []
-        for name, variable in self._variables.items():
-            value = values[name]
-            if isinstance(variable, Categorical):
-                try:
-                    indices.append(variable.index(value))
-                except ValueError as error:
-                    raise ValueError(f"value of {name!r} {error}") from None
-                continue
-            kinds = (int, np.integer) if isinstance(variable, Integer) else (int, float, np.number)
-            if isinstance(value, bool) or not isinstance(value, kinds):
-                wanted = "an integer" if isinstance(variable, Integer) else "a number"
-                raise TypeError(f"value of {name!r} must be {wanted}, got {value!r}")
-            if not variable.low <= value <= variable.high:
-                raise ValueError(
-                    f"value of {name!r} must be in [{variable.low}, {variable.high}], got {value}"
-                )
-            numbers.append(float(value))
+        for name in self._variables:
+            position = self.position(name, values[name])
+            if name in self.numerical:
+                numbers.append(position)
+            else:
+                indices.append(int(position))
         return np.array(indices, dtype=np.int64), np.array(numbers, dtype=np.float64)
+
+    def position(self, name: str, value: Any) -> float:
+        """What stands for a value of a variable: its category index, or the draw of a number.
+
+        Raises:
+            ValueError: If the value is outside the variable.
+            TypeError: If a number is expected and something else came.
+        """
+        variable = self._variables[name]
+        try:
+            if isinstance(variable, Categorical):
+                return variable.index(value)
+            draw = variable.encode(value)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"value of {name!r} {error}") from None
+        return draw if name in self.numerical else 0
 
     def samples(self, rows: Sequence[Mapping[str, Any]]) -> Samples:
         """Samples made from dicts, for telling an optimizer about candidates of one's own."""
@@ -382,7 +551,7 @@ class Samples(Sequence[dict[str, Any]]):
         space: The search space.
         categorical: (λ, n_cat) int64, category indices.
         numerical: (λ, n_num) float64, raw draws of the integer and real variables, before
-            clipping and rounding. The update uses these.
+            clipping and rounding; logarithms of those with ``log``. The update uses these.
 
     Both are arrays, or tensors on its device if an optimizer on a CUDA device drew them; reading
     dicts then synchronizes with the device.

@@ -17,19 +17,14 @@ SPACE = asng.SearchSpace(
     {
         "kernel": asng.Categorical(["linear", "poly", "rbf", "sigmoid"]),
         "degree": asng.Integer(2, 6),  # of "poly" only; the others ignore it
-        "log10_c": asng.Real(-3.0, 3.0),
-        "log10_gamma": asng.Real(-6.0, 0.0),
+        "C": asng.Real(1e-3, 1e3, log=True),
+        "gamma": asng.Real(1e-6, 1.0, log=True),
     }
 )
 
 
 def make_model(sample: dict[str, Any]) -> SVC:
-    return SVC(
-        kernel=sample["kernel"],
-        degree=sample["degree"],
-        C=10 ** sample["log10_c"],
-        gamma=10 ** sample["log10_gamma"],
-    )
+    return SVC(**sample)
 
 
 def main(evaluations: int = 160) -> None:
@@ -46,7 +41,10 @@ def main(evaluations: int = 160) -> None:
             print(f"{optimizer.generation * len(scores)} evaluations: mean accuracy {mean:.3f}")
     best = optimizer.best
     assert best is not None
-    print("best", {k: v if isinstance(v, str) else round(v, 2) for k, v in best.sample.items()})
+    print(
+        "best",
+        {k: float(f"{v:.3g}") if isinstance(v, float) else v for k, v in best.sample.items()},
+    )
     test_score = make_model(best.sample).fit(x, y).score(x_test, y_test)
     print(f"validation accuracy {best.loss:.3f}, test accuracy {test_score:.3f}")
 

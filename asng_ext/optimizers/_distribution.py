@@ -20,7 +20,8 @@ class Theta(NamedTuple):
 
     Attributes:
         categorical: (n_cat, max K) probabilities, padded with zeros.
-        numerical: (2, n_num), the expectation parameters (μ, μ² + σ²) of the Gaussians.
+        numerical: (2, n_num), the expectation parameters (μ, μ² + σ²) of the Gaussians, which are
+            those of the logarithm for variables with ``log``.
     """
 
     categorical: FloatArray

@@ -1,7 +1,8 @@
-"""Evaluations as users give them, in the form that an optimizer works with."""
+"""Evaluations and values as users give them, in the form that an optimizer works with."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy.typing as npt
 from asng_ext import _host
 from asng_ext.space import Samples, SearchSpace
 
-__all__ = ["as_array", "check_space"]
+__all__ = ["as_array", "check_space", "checked_values"]
 
 
 def as_array(losses: Any) -> npt.NDArray[np.float64]:
@@ -39,3 +40,18 @@ def check_space(samples: Samples, space: SearchSpace) -> None:
     difference = space.difference(samples.space.description)
     if difference:
         raise ValueError(f"samples must be of the optimizer's space, but their {difference}")
+
+
+def checked_values(argument: str, values: Mapping[str, Any], space: SearchSpace) -> dict[str, Any]:
+    """A copy of values of some variables by name (TypeError, ValueError if the space lacks any)."""
+    if not isinstance(values, Mapping):
+        raise TypeError(f"{argument} must map names to values, got {values!r}")
+    unknown = sorted(set(values) - set(space), key=str)
+    if unknown:
+        raise ValueError(f"{argument} must name variables of the space, which lacks {unknown}")
+    for name, value in values.items():
+        try:
+            space.position(name, value)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{argument}: {error}") from None
+    return dict(values)

@@ -81,7 +81,7 @@ class ASNG(Optimizer):
         )
         check_number("alpha", alpha, 0.0)
         if delta_init == "auto":
-            delta_init = min(1.0, math.sqrt(space.n_theta) / 5)
+            delta_init = min(1.0, math.sqrt(self.n_theta) / 5)
         check_number("delta_init", delta_init, 0.0)
         check_number("variance_ratio_min", variance_ratio_min, least=0.0, below=1.0)
         if not (delta_max >= 1):
@@ -92,11 +92,13 @@ class ASNG(Optimizer):
         self.variance_ratio_min = float(variance_ratio_min)
         self._common["variance_ratio_min"] = self.variance_ratio_min
         if self.device == "cpu":
-            self._engine = _host.ASNG(
-                self._common,
-                alpha=self.alpha,
-                delta_init=self.delta_init,
-                delta_max=self.delta_max,
+            self._engine = self._started(
+                _host.ASNG(
+                    self._common,
+                    alpha=self.alpha,
+                    delta_init=self.delta_init,
+                    delta_max=self.delta_max,
+                )
             )
         else:
             self._use_device(self.device)
@@ -107,12 +109,16 @@ class ASNG(Optimizer):
 
         from asng_ext.optimizers._device import ASNGEngine
 
-        self._engine = ASNGEngine(
-            self._common,
-            alpha=self.alpha,
-            delta_init=self.delta_init,
-            delta_max=self.delta_max,
-            device=torch.device(device),
+        if self._fixed:
+            self._fixed.use(torch.device(device))
+        self._engine = self._started(
+            ASNGEngine(
+                self._common,
+                alpha=self.alpha,
+                delta_init=self.delta_init,
+                delta_max=self.delta_max,
+                device=torch.device(device),
+            )
         )
 
     def _check_device(self, device: Any) -> str:

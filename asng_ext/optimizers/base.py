@@ -14,8 +14,9 @@ import numpy as np
 from asng_ext import _host
 from asng_ext._checks import check_integer, check_number
 from asng_ext.optimizers._distribution import Margin, Theta, margins
-from asng_ext.optimizers._evaluations import as_array, check_space
-from asng_ext.space import FloatArray, Samples, SearchSpace
+from asng_ext.optimizers._evaluations import as_array, check_space, checked_values
+from asng_ext.optimizers._fixed import Fixed
+from asng_ext.space import Categorical, FloatArray, Integer, Samples, SearchSpace
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +30,7 @@ STATE_VERSION = 2  # 1 held sizes and ranges instead of the space
 TOLERANCE = 1e-6  # for rounding of the numbers in a state, relative to their range
 BEST_KEYS = ("loss", "generation", "categorical", "numerical")
 OptimizerT = TypeVar("OptimizerT", bound="Optimizer")
+EngineT = TypeVar("EngineT", bound="_host.Optimizer | ASNGEngine")
 
 
 class Best(NamedTuple):
@@ -47,6 +49,9 @@ class CommonSettings(TypedDict, total=False):
     """Arguments that all optimizers take, see :class:`Optimizer`."""
 
     margin: Margin
+    init: Mapping[str, Any] | None
+    init_probability: float
+    fixed: Mapping[str, Any] | None
     seed: int | None
     maximize: bool
     convergence_limit: float
@@ -60,17 +65,26 @@ class CommonSettings(TypedDict, total=False):
 class Optimizer(ABC):
     """Base of the optimizers of categorical, integer and real variables.
 
-    The distribution starts with the highest entropy: uniform probabilities, Gaussians in the
-    middle of their range with half of it as standard deviation. Random numbers are a function of
-    ``seed`` and of how many populations were asked for; no global generator is read or set.
+    The distribution starts with the highest entropy, uniform probabilities and Gaussians in the
+    middle of their range with half of it as standard deviation, or about ``init``. Random numbers
+    are a function of ``seed`` and of how many populations were asked for; no global generator is
+    read or set.
 
-    A subclass makes an engine from ``self._common`` and says which settings and which numbers of
-    its state are its own. It passes the arguments below on.
+    A subclass makes an engine from ``self._common``, which ``self._started`` takes to where it
+    begins, and says which settings and which numbers of its state are its own. It passes the
+    arguments below on.
 
     Args:
         space: What to search.
         population_size: λ, samples per ``ask``; at least 2.
         margin: Lower bound of probabilities, see :func:`margins`.
+        init: Values to start from by name, of all variables or some, such as the best sample of
+            another search. Gaussians have their mean there; their standard deviation is as without.
+        init_probability: In (0, 1], of a choice in ``init``; the other choices share the rest. It
+            is taken to be no less than in a uniform distribution and no more than margins allow.
+        fixed: Values by name of variables that are not searched. Samples, recommended and best one
+            have them, and all is as if these variables had a single value; states fit where the
+            same values are fixed.
         seed: Any integer in [0, 2⁶⁴), or None for one from the operating system.
         maximize: Losses are scores to maximize instead.
         convergence_limit: ``should_stop`` once :attr:`progress`, in [0, 1], is this far and
@@ -101,6 +115,9 @@ class Optimizer(ABC):
         *,
         population_size: int = 2,
         margin: Margin = "paper",
+        init: Mapping[str, Any] | None = None,
+        init_probability: float = 0.75,
+        fixed: Mapping[str, Any] | None = None,
         seed: int | None = None,
         maximize: bool = False,
         convergence_limit: float = 0.95,
@@ -112,8 +129,18 @@ class Optimizer(ABC):
     ) -> None:
         if not isinstance(space, SearchSpace):
             raise TypeError(f"space must be a SearchSpace, got {type(space).__name__}")
-        if space.n_theta == 0:
-            raise ValueError("space must hold a variable with more than one value")
+        self.fixed = None if fixed is None else checked_values("fixed", fixed, space)
+        self._fixed = Fixed(space, self.fixed) if self.fixed else None
+        # What the engine knows of. Samples have the columns of the whole space.
+        self._reduced = self._fixed.space if self._fixed else space
+        if self._reduced.n_theta == 0:
+            free = " that is not fixed" if self.fixed else ""
+            raise ValueError(f"space must hold a variable with more than one value{free}")
+        self.init = None if init is None else checked_values("init", init, space)
+        check_number("init_probability", init_probability, 0.0)
+        if init_probability > 1:
+            raise ValueError(f"init_probability must be at most 1, got {init_probability}")
+        self.init_probability = float(init_probability)
         check_integer("population_size", population_size, 2, _host.MOST_SAMPLES + 1)
         if not 0 <= convergence_limit <= 1:
             raise ValueError(f"convergence_limit must be in [0, 1], got {convergence_limit}")
@@ -138,17 +165,39 @@ class Optimizer(ABC):
         self.stall_limit = stall_limit
         self.generation_limit = generation_limit
         self.evaluation_limit = evaluation_limit
-        numerical = space.numerical.values()
+        numerical = self._reduced.numerical.values()
         self._common: _host.Common = {
-            "sizes": space.sizes,
-            "margin": margins(space.sizes, margin),
-            "low": [variable.low for variable in numerical],
-            "high": [variable.high for variable in numerical],
+            "sizes": self._reduced.sizes,
+            "margin": margins(self._reduced.sizes, margin),
+            "low": [variable.bounds[0] for variable in numerical],
+            "high": [variable.bounds[1] for variable in numerical],
             "std_min": [variable.std_min for variable in numerical],
             "variance_ratio_min": 0.0,
             "population_size": self.population_size,
             "seed": int(seed),
         }
+
+    def _started(self, engine: EngineT) -> EngineT:
+        """An engine, newly made, with its distribution where the search begins."""
+        if not self.init:
+            return engine
+        probabilities, means = np.array(engine.theta), np.array(engine.mean)
+        end = 0
+        for name, choices, margin in zip(
+            self._reduced.categorical, self._reduced.sizes, engine.margin.tolist(), strict=True
+        ):
+            end += choices
+            if name in self.init and choices > 1:
+                most = 1 - (choices - 1) * margin
+                likely = min(max(self.init_probability, 1 / choices), most)
+                own = probabilities[end - choices : end]
+                own[:] = (1 - likely) / (choices - 1)
+                own[int(self.space.position(name, self.init[name]))] = likely
+        for column, name in enumerate(self._reduced.numerical):
+            if name in self.init:
+                means[column] = self.space.position(name, self.init[name])
+        engine.theta, engine.mean = probabilities, means
+        return engine
 
     def _check_device(self, device: Any) -> str:
         """The device's name (ValueError if the optimizer cannot live there)."""
@@ -165,7 +214,10 @@ class Optimizer(ABC):
 
         Gaussian draws come in antithetic pairs (μ + σz, μ - σz); if λ is odd the last is single.
         """
-        return Samples(self.space, *self._engine.ask())
+        categorical, numerical = self._engine.ask()
+        if self._fixed:
+            categorical, numerical = self._fixed.to_whole(categorical, numerical)
+        return Samples(self.space, categorical, numerical)
 
     def tell(
         self, samples: Samples | Sequence[Mapping[str, Any]], losses: Any
@@ -190,7 +242,7 @@ class Optimizer(ABC):
         losses = self._losses(losses)
         if not isinstance(samples, Samples):
             samples = self.space.samples(list(samples))
-        categorical = samples.categorical
+        categorical, numerical = samples.categorical, samples.numerical
         if len(losses) != len(categorical) or len(losses) < 2:
             raise ValueError(
                 "losses must hold one number per sample, and at least 2, "
@@ -198,8 +250,10 @@ class Optimizer(ABC):
             )
         if samples.space is not self.space:
             check_space(samples, self.space)
+        if self._fixed:
+            categorical, numerical = self._fixed.to_reduced(samples)
         try:
-            return self._engine.tell(categorical, samples.numerical, losses, self.maximize)
+            return self._engine.tell(categorical, numerical, losses, self.maximize)
         except TypeError as error:
             raise TypeError(f"losses and samples must be numbers: {error}") from None
 
@@ -211,10 +265,10 @@ class Optimizer(ABC):
 
     def recommend(self) -> dict[str, Any]:
         """The most likely sample: arg max of the probabilities, means of the Gaussians."""
-        theta = self.theta
+        theta = self._theta
         # Without categorical variables there are no columns to take the largest of.
-        likeliest = theta.categorical.argmax(axis=1).tolist() if self.space.categorical else []
-        return self.space.decode(likeliest, theta.numerical[0].tolist())
+        likeliest = theta.categorical.argmax(axis=1).tolist() if self._reduced.categorical else []
+        return self._reduced.decode(likeliest, theta.numerical[0].tolist())
 
     @property
     def best(self) -> Best | None:
@@ -227,7 +281,7 @@ class Optimizer(ABC):
         if best is None:
             return None
         loss, _, categorical, numerical = best
-        return Best(self.space.decode(categorical, numerical), -loss if self.maximize else loss)
+        return Best(self._reduced.decode(categorical, numerical), -loss if self.maximize else loss)
 
     def should_stop(self) -> bool:
         """Whether the search is over: it has converged and finds nothing better, it does not move,
@@ -253,7 +307,7 @@ class Optimizer(ABC):
         waited = generation - (best[1] if best else 0)
         if waited >= self.patience and self.progress >= self.convergence_limit:
             return True
-        stalled = generation - int(self._engine.moved)
+        stalled = self.stalled
         if self.stall_limit is None or stalled < self.stall_limit:
             return False
         warnings.warn(
@@ -267,7 +321,12 @@ class Optimizer(ABC):
     @property
     def theta(self) -> Theta:
         """Parameters of the distribution (copies)."""
-        sizes = self.space.sizes
+        return self._fixed.theta(self._theta) if self._fixed else self._theta
+
+    @property
+    def _theta(self) -> Theta:
+        """Those over the reduced space."""
+        sizes = self._reduced.sizes
         padded = np.zeros((len(sizes), max(sizes, default=0)))
         padded[np.arange(padded.shape[1]) < np.array(sizes, dtype=np.int64)[:, None]] = (
             self._engine.theta
@@ -278,7 +337,7 @@ class Optimizer(ABC):
     @property
     def n_theta(self) -> int:
         """Dimension of θ."""
-        return self.space.n_theta
+        return self._reduced.n_theta
 
     @property
     def generation(self) -> int:
@@ -289,6 +348,12 @@ class Optimizer(ABC):
     def evaluations(self) -> int:
         """How many samples were evaluated."""
         return int(self._engine.evaluations)
+
+    @property
+    def stalled(self) -> int:
+        """How many populations, up to the last, have moved nothing: 0 where the last did. At
+        ``stall_limit`` the search counts as stuck."""
+        return self.generation - int(self._engine.moved)
 
     @property
     def seed(self) -> int:
@@ -312,26 +377,31 @@ class Optimizer(ABC):
     @property
     def convergence(self) -> float:
         """Mean over the categorical variables of max_j θ_ij (Section 3.2); for a space without
-        any, :attr:`progress`."""
-        if not self.space.categorical:
+        any, :attr:`progress`. Those that are fixed do not count."""
+        # Numbers of a single value have columns there as well.
+        counted = [
+            isinstance(self.space[name], Categorical) and name not in (self.fixed or ())
+            for name in self._reduced.categorical
+        ]
+        if not any(counted):
             return self.progress
-        return float(self.theta.categorical.max(axis=1).mean())
+        return float(self._theta.categorical.max(axis=1)[counted].mean())
 
     @property
     def progress(self) -> float:
-        """How far the distribution has come, from 0 at its start to 1 at the narrowest one the
-        margins allow: the mean over all variables with something to choose."""
-        sizes = np.array(self.space.sizes, dtype=np.float64)
+        """How far the distribution has come, from 0 at the highest entropy to 1 at the narrowest
+        one the margins allow: the mean over all variables with something to choose."""
+        sizes = np.array(self._reduced.sizes, dtype=np.float64)
         choice = sizes > 1
         parts = []
         if choice.any():
-            top = self.theta.categorical.max(axis=1)[choice]
+            top = self._theta.categorical.max(axis=1)[choice]
             start = 1 / sizes[choice]
             end = 1 - (sizes[choice] - 1) * self._engine.margin[choice]
             parts.append((top - start) / (end - start))
-        if self.space.numerical:
-            variables = self.space.numerical.values()
-            start = np.array([(v.high - v.low) / 2 for v in variables])
+        if self._reduced.numerical:
+            variables = self._reduced.numerical.values()
+            start = np.array([(v.bounds[1] - v.bounds[0]) / 2 for v in variables])
             end = np.array([v.std_min for v in variables])
             std = np.sqrt(self._engine.variance)
             # A range so narrow that sigma cannot shrink is where it should be.
@@ -346,7 +416,7 @@ class Optimizer(ABC):
         return {
             "version": STATE_VERSION,
             "optimizer": type(self).__name__,
-            "space": list(self.space.description),
+            "space": list(self._reduced.description),
             **self._settings(),
             "seed": self.seed,
             "asked": int(engine.asked),
@@ -377,8 +447,14 @@ class Optimizer(ABC):
         old = state.get("version") == 1
         if old:
             del own["space"]
-            ranges = [[float(v.low), float(v.high)] for v in self.space.numerical.values()]
-            expected |= {"sizes": self.space.sizes, "ranges": ranges}
+            # No state of that time is of a variable with a step or a logarithm.
+            ranges = [
+                repr(v)
+                if v.log or (isinstance(v, Integer) and v.step > 1)
+                else list(map(float, v.bounds))
+                for v in self._reduced.numerical.values()
+            ]
+            expected |= {"sizes": self._reduced.sizes, "ranges": ranges}
             state = self._completed(state)
         else:
             expected["version"] = STATE_VERSION
@@ -395,7 +471,7 @@ class Optimizer(ABC):
         if not old:
             if not isinstance(state["space"], (list, tuple)):
                 raise TypeError(f"state['space'] must be a list, got {state['space']!r}")
-            difference = self.space.difference(state["space"])
+            difference = self._reduced.difference(state["space"])
             if difference:
                 raise ValueError(f"state must be of the optimizer's space, but its {difference}")
         for key, value in expected.items():
@@ -453,13 +529,13 @@ class Optimizer(ABC):
                 f"state[{name!r}][{i}] must be in [{low:.9g}, {high:.9g}], got {array[i]:.9g}"
             )
         if name == "theta" and array.size:
-            first = np.cumsum([0, *self.space.sizes[:-1]])
+            first = np.cumsum([0, *self._reduced.sizes[:-1]])
             sums = np.add.reduceat(array, first)
             wrong = np.flatnonzero(np.abs(sums - 1) > TOLERANCE)
             if wrong.size:
                 raise ValueError(
                     f"state['theta'] must hold probabilities that sum to 1 for each variable, but "
-                    f"those of {list(self.space.categorical)[wrong[0]]!r} sum to "
+                    f"those of {list(self._reduced.categorical)[wrong[0]]!r} sum to "
                     f"{sums[wrong[0]]:.9g}"
                 )
         return array
@@ -467,13 +543,12 @@ class Optimizer(ABC):
     def _array_bounds(self) -> dict[str, tuple[Any, Any]]:
         """The least and the most that an update leaves in the arrays, by name, with room for
         rounding."""
-        variables = self.space.numerical.values()
-        low = np.array([float(v.low) for v in variables])
-        high = np.array([float(v.high) for v in variables])
+        variables = self._reduced.numerical.values()
+        low, high = np.array([v.bounds for v in variables], dtype=np.float64).reshape(-1, 2).T
         half = (high - low) / 2
         # A range may be so narrow that its half is below the smallest standard deviation.
         least = np.minimum([v.std_min for v in variables], half)
-        margin = np.repeat(self._engine.margin, self.space.sizes)
+        margin = np.repeat(self._engine.margin, self._reduced.sizes)
         return {
             "theta": (margin - TOLERANCE, 1 + TOLERANCE),
             "mean": (low - TOLERANCE * half, high + TOLERANCE * half),
@@ -501,7 +576,7 @@ class Optimizer(ABC):
             check_integer("state['best']['categorical']", index, 0, 2**63)
         for number in numerical:
             check_number("state['best']['numerical']", number)
-        self.space.decode(categorical, numerical)
+        self._reduced.decode(categorical, numerical)
         return -loss if self.maximize else loss, generation, categorical, numerical
 
     def _own_numbers(self) -> dict[str, Any]:
@@ -526,8 +601,9 @@ class Optimizer(ABC):
         return _rebuild, (type(self), self.space, settings, self.state_dict())
 
     def __repr__(self) -> str:
+        fixed = f"fixed={self.fixed!r}, " if self.fixed else ""
         return (
-            f"{type(self).__name__}({self.space!r}, population_size={self.population_size}, "
+            f"{type(self).__name__}({self.space!r}, {fixed}population_size={self.population_size}, "
             f"generation={self.generation}, convergence={self.convergence:.3f}, "
             f"delta={self.delta:.3g})"
         )

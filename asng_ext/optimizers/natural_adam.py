@@ -58,8 +58,10 @@ class NaturalAdam(Optimizer):
         self.step_size = float(step_size)
         self.beta1 = float(beta1)
         self.beta2 = float(beta2)
-        self._engine = _host.NaturalAdam(
-            self._common, step_size=self.step_size, beta1=self.beta1, beta2=self.beta2
+        self._engine = self._started(
+            _host.NaturalAdam(
+                self._common, step_size=self.step_size, beta1=self.beta1, beta2=self.beta2
+            )
         )
 
     @property
@@ -83,7 +85,7 @@ class NaturalAdam(Optimizer):
         mean, variance = np.abs(bounds["mean"]).max(axis=0), bounds["variance"][1]
         most = np.concatenate(
             [
-                np.ones(sum(self.space.sizes)),
+                np.ones(sum(self._reduced.sizes)),
                 np.sqrt(variance),
                 np.sqrt(4 * mean**2 * variance + 2 * variance**2),
             ]

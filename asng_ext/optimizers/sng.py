@@ -45,7 +45,7 @@ class SNG(Optimizer):
         super().__init__(space, population_size=population_size, **common)
         check_number("delta", delta, 0.0)
         self._delta = float(delta)
-        self._engine = _host.SNG(self._common, delta=self._delta)
+        self._engine = self._started(_host.SNG(self._common, delta=self._delta))
 
     @property
     def delta(self) -> float:

@@ -84,6 +84,40 @@ def test_one_number_is_found(variable: Real | Integer, place: float, shape: str)
     assert recommended >= 0.9
 
 
+@pytest.mark.parametrize("place", [0.0, 0.03, 0.37, 1.0])
+@pytest.mark.parametrize(
+    "variable",
+    [
+        Integer(64, 256, step=8),
+        Integer(1, 1024, log=True),
+        Integer(16, 4096, step=16, log=True),
+        Real(1e-6, 1, log=True),
+    ],
+)
+def test_a_number_is_found_where_its_draws_are(variable: Real | Integer, place: float) -> None:
+    """Within a hundredth of the range of its Gaussian, or at the next value."""
+    low, high = variable.bounds
+    target = variable.encode(variable.decode(low + place * (high - low)))
+    space = SearchSpace({"x": variable})
+    near = []
+    for seed in range(30):
+        optimizer = run(space, lambda s: abs(variable.encode(s["x"]) - target), seed=seed)
+        assert optimizer.best is not None
+        values = (optimizer.best.sample["x"], optimizer.recommend()["x"])
+        near.append(
+            [
+                abs(variable.encode(value) - target) <= 0.01 * (high - low)
+                or (
+                    isinstance(value, int) and abs(value - variable.decode(target)) <= variable.step
+                )
+                for value in values
+            ]
+        )
+    best, recommended = np.mean(near, axis=0)
+    assert best >= 0.95
+    assert recommended >= 0.9
+
+
 def test_onemax_is_solved_in_500_evaluations() -> None:
     space = SearchSpace.from_sizes([5] * 30)
     target = np.arange(30) % 5
@@ -198,6 +232,20 @@ def test_losses_that_say_nothing_end_the_loop_with_a_warning(value: float) -> No
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert run(MIXED, losses, stall_limit=None, generation_limit=150).generation == 150
+
+
+@pytest.mark.parametrize("kind", [asng.ASNG, asng.SNG, asng.NaturalAdam])
+def test_populations_that_moved_nothing_are_counted(kind: Any) -> None:
+    optimizer = kind(MIXED, population_size=4, seed=0, stall_limit=None)
+    assert optimizer.stalled == 0
+    for step, losses in enumerate([[1.0] * 4, [math.nan] * 4, [3.0, 3.0, 3.0, 3.0]]):
+        assert not optimizer.tell(optimizer.ask(), losses)
+        assert optimizer.stalled == step + 1
+    other = kind(MIXED, population_size=4, seed=0)
+    other.load_state_dict(optimizer.state_dict())
+    assert other.stalled == 3
+    assert optimizer.tell(optimizer.ask(), [1.0, 2.0, 3.0, 4.0])
+    assert optimizer.stalled == 0
 
 
 def test_patience_is_for_what_comes_after_convergence() -> None:

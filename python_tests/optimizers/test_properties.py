@@ -32,6 +32,14 @@ def spaces(draw: st.DrawFn) -> asng.SearchSpace:
                     asng.SearchSpace.from_sizes(integers=[(0, 1)]),
                     asng.SearchSpace.from_sizes(reals=[(-1e-6, 1e-6)]),
                     asng.SearchSpace.from_sizes(integers=[(-(10**9), 10**9)]),
+                    asng.SearchSpace({"x": asng.Integer(1, 10**9, log=True)}),
+                    asng.SearchSpace(
+                        {
+                            "one": asng.Integer(3, 3),
+                            "step": asng.Integer(-8, 64, step=8),
+                            "rate": asng.Real(1e-9, 1e9, log=True),
+                        }
+                    ),
                 ]
             )
         )
@@ -67,15 +75,16 @@ def check(optimizer: Optimizer) -> None:
     for mean, var, variable in zip(
         theta.numerical[0], variance, optimizer.space.numerical.values()
     ):
-        assert variable.low <= mean <= variable.high
-        half = (variable.high - variable.low) / 2
+        low, high = variable.bounds
+        assert low <= mean <= high
+        half = (high - low) / 2
         assert min(variable.std_min, half) * (1 - 1e-9) <= math.sqrt(var) <= half * (1 + 1e-9)
     if isinstance(optimizer, asng.ASNG):
         assert 0 < optimizer.delta <= math.sqrt(optimizer.n_theta) * (1 + 1e-9)
         assert math.isfinite(optimizer.Delta)
         assert math.isfinite(optimizer.gamma)
         assert np.isfinite(optimizer.s).all()
-    assert 0 < optimizer.convergence <= 1 + 1e-9 or not sizes
+    assert 0 < optimizer.convergence <= 1 + 1e-9 or max(sizes, default=1) == 1
 
 
 @settings(max_examples=250, deadline=None)

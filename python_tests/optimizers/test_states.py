@@ -60,6 +60,9 @@ OTHERS: dict[str, tuple[Mapping[str, Any], str]] = {
     "kind": ({**VARIABLES, "depth": Real(1.0, 5.0, 1.0)}, r"'depth': Real\(low=1.0, "),
     "range": ({**VARIABLES, "depth": Integer(1, 6)}, "high=6"),
     "resolution": ({**VARIABLES, "rate": Real(0.0, 1.0, 0.1)}, "resolution=0.1"),
+    "step": ({**VARIABLES, "depth": Integer(1, 5, step=2)}, r"high=5, step=2\), not .*high=5\)"),
+    "log": ({**VARIABLES, "depth": Integer(1, 5, log=True)}, r"high=5, log=True\), not"),
+    "one value": ({**VARIABLES, "depth": Integer(1, 1)}, r"Integer\(low=1, high=1\), not"),
     "order": ({name: VARIABLES[name] for name in ("act", "op", "depth", "rate")}, "variable 0"),
     "names": ({"o": VARIABLES["op"], **dict(list(VARIABLES.items())[1:])}, "variable 0 is 'o'"),
     "more": ({**VARIABLES, "one": Categorical([0])}, r"variable 4 is 'one': .*, not absent"),
@@ -167,7 +170,7 @@ def version_1(optimizer: Optimizer) -> dict[str, Any]:
     for name in ("space", "variance_ratio_min", "evaluations", "moved", "best"):
         state.pop(name, None)
     numbers = optimizer.space.numerical.values()
-    ranges = [[float(v.low), float(v.high)] for v in numbers]
+    ranges = [[float(bound) for bound in v.bounds] for v in numbers]
     return {**state, "sizes": optimizer.space.sizes, "ranges": ranges}
 
 
@@ -189,6 +192,20 @@ def test_states_of_version_1_load_with_a_warning_if_they_fit(kind: type[Optimize
             target.load_state_dict({**old, **change})
     del old["ranges"]
     with pytest.raises(ValueError, match=r"state lacks .*ranges"):
+        target.load_state_dict(old)
+    assert target.state_dict() == before
+
+
+@pytest.mark.parametrize("options", [{"step": 2}, {"log": True}])
+def test_states_of_version_1_are_of_plain_numbers(options: dict[str, Any]) -> None:
+    """They have the ranges only, which do not say what draws mean."""
+    plain = SearchSpace({"x": Integer(1, 5)})
+    target = asng.ASNG(SearchSpace({"x": Integer(1, 5, **options)}), population_size=2, seed=0)
+    before = target.state_dict()
+    old = version_1(asng.ASNG(plain, population_size=2, seed=0))
+    with pytest.raises(
+        ValueError, match=r"ranges=\[\[1.0, 5.0\]\], this .*Integer\(low=1, high=5, "
+    ):
         target.load_state_dict(old)
     assert target.state_dict() == before
 

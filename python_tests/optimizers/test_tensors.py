@@ -18,7 +18,7 @@ import torch
 from devices import DEVICES, GRID
 
 import asng_ext as asng
-from asng_ext import SearchSpace
+from asng_ext import Integer, Real, SearchSpace
 from asng_ext.ops import _libraries
 from asng_ext.optimizers import _device
 from asng_ext.optimizers._device import ASNGEngine, ASNGTensors, cuda_device
@@ -30,6 +30,14 @@ SPACES = {
     "mixed": SearchSpace.from_sizes([3, 1, 7], integers=[(1, 9), (64, 256)], reals=[(0, 1)]),
     "one": SearchSpace.from_sizes([4]),
     "gaussian": SearchSpace.from_sizes(integers=[(1, 3)]),
+    "scales": SearchSpace(
+        {
+            "width": Integer(8, 64, step=8),
+            "depth": Integer(2, 2),
+            "hidden": Integer(1, 1024, log=True),
+            "rate": Real(1e-4, 0.1, log=True),
+        }
+    ),
 }
 MIXED = SPACES["mixed"]
 
@@ -333,8 +341,9 @@ def test_a_device_is_used_and_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.cuda
-def test_asking_and_telling_do_not_synchronize() -> None:
-    optimizer = asng.ASNG(MIXED, population_size=4, seed=1, device="cuda")
+@pytest.mark.parametrize("fixed", [{}, {"x0": 1, "x3": 4}])
+def test_asking_and_telling_do_not_synchronize(fixed: dict[str, int]) -> None:
+    optimizer = asng.ASNG(MIXED, population_size=4, seed=1, device="cuda", fixed=fixed)
     weights = torch.rand(3, device="cuda", dtype=torch.float64)
     optimizer.tell(optimizer.ask(), torch.rand(4, device="cuda"))
     torch.cuda.set_sync_debug_mode("error")
