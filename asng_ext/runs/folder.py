@@ -34,7 +34,7 @@ class RunFolder:
     search.pt, retrain.pt       checkpoints, to continue after an interruption
     search.prev.pt, …           the checkpoints before, should those be damaged
     architecture.json           the architecture found, by names
-    network.pt                  weights of the retrained network, and the settings it was made with
+    network.pt                  the retrained network: weights, and all that it is built from
     results.json                test metrics of the retrained network
     *.png                       pictures
     events/                     TensorBoard events, if tensorboard is installed
