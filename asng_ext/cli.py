@@ -1,4 +1,5 @@
-"""The command line: ``asng demo``, ``search``, ``resume``, ``retrain``, ``evaluate``, ``toy``."""
+"""The command line: ``asng demo``, ``search``, ``resume``, ``retrain``, ``evaluate``, ``show``,
+``toy``."""
 
 from __future__ import annotations
 
@@ -22,6 +23,8 @@ from asng_ext._checks import check_one_process
 from asng_ext._terminal import STDERR, say, tell
 from asng_ext._threads import spin_briefly
 from asng_ext.runs.config import RetrainConfig, SearchConfig, load_toml
+from asng_ext.runs.folder import RunFolder
+from asng_ext.runs.report import report
 from asng_ext.tasks import TaskKind
 from asng_ext.toy import study as toy_study
 
@@ -184,10 +187,20 @@ def _parser() -> argparse.ArgumentParser:
         description="Settings that are not given are those in the run's config.toml.",
     )
     evaluate = commands.add_parser("evaluate", help="test the retrained network of a run")
-    for command, run in ((resume, _resume), (retrain, _retrain), (evaluate, _evaluate)):
+    show = commands.add_parser(
+        "show",
+        help="say what a run has found, how good it is, and what to type next",
+        description="Works in every state of a run, and changes nothing.",
+    )
+    for command, run in (
+        (resume, _resume),
+        (retrain, _retrain),
+        (evaluate, _evaluate),
+        (show, _show),
+    ):
         command.add_argument("folder", metavar="RUN", help="run folder")
         command.set_defaults(run=run)
-        if command is not resume:
+        if command in (retrain, evaluate):
             command.add_argument("--device", default=argparse.SUPPRESS, help="cpu or cuda")
     _add_section(retrain, "retrain", RetrainConfig)
     for kind in map(tasks.get, tasks.names()):
@@ -361,6 +374,10 @@ def _retrain(args: argparse.Namespace) -> None:
 
 def _evaluate(args: argparse.Namespace) -> None:
     _tell_tested(_open(args).evaluate())
+
+
+def _show(args: argparse.Namespace) -> None:
+    tell(report(RunFolder.open(args.folder)))
 
 
 def _tell_tested(tested: Mapping[str, float]) -> None:
