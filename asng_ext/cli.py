@@ -1,5 +1,5 @@
 """The command line: ``asng demo``, ``search``, ``resume``, ``retrain``, ``evaluate``, ``show``,
-``toy``."""
+``export``, ``toy``."""
 
 from __future__ import annotations
 
@@ -192,7 +192,20 @@ def _parser() -> argparse.ArgumentParser:
         help="say what a run has found, how good it is, and what to type next",
         description="Works in every state of a run, and changes nothing.",
     )
+    export = commands.add_parser(
+        "export",
+        help="write the retrained network of a run for other programs",
+        description="With the normalization of its images, for any number of them. It is read "
+        "again and compared with the network before the file is there.",
+    )
+    export.add_argument(
+        "--format", choices=("torch-export", "safetensors", "onnx"), default="torch-export"
+    )
+    export.add_argument(
+        "--out", metavar="FILE", default=None, help="by default a name in the run folder"
+    )
     for command, run in (
+        (export, _export),
         (resume, _resume),
         (retrain, _retrain),
         (evaluate, _evaluate),
@@ -378,6 +391,18 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 def _show(args: argparse.Namespace) -> None:
     tell(report(RunFolder.open(args.folder)))
+
+
+def _export(args: argparse.Namespace) -> None:
+    from asng_ext.export import FORMATS, export_network
+    from asng_ext.retrained import load_network
+
+    network, format = load_network(args.folder), FORMATS[args.format]
+    folder = Path(args.folder) if Path(args.folder).is_dir() else Path(args.folder).parent
+    out = args.out or folder / f"network{format.suffix}"
+    difference = export_network(network, out, args.format)
+    tell(f"written:   {out}, whose results differ from the network's by {difference:.1g} at most")
+    tell(f"loaded by: {format.usage.format(path=str(out))}")
 
 
 def _tell_tested(tested: Mapping[str, float]) -> None:

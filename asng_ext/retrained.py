@@ -3,6 +3,7 @@ takes images. Neither needs the data set or the compiled operators."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,13 @@ from asng_ext.nn import CaeLayer, CaeNetwork, CellNetwork, CellSpace
 from asng_ext.runs.checkpoints import fitting
 from asng_ext.runs.folder import RunFolder
 
-__all__ = ["ImageClassifier", "ImageRestorer", "load_architecture", "load_network"]
+__all__ = [
+    "ImageClassifier",
+    "ImageRestorer",
+    "from_safetensors",
+    "load_architecture",
+    "load_network",
+]
 
 
 class ImageClassifier(nn.Module):
@@ -68,10 +75,11 @@ class ImageClassifier(nn.Module):
         return logits
 
     def blueprint(self) -> dict[str, Any]:
-        """All that `build` needs beside the architecture and the weights, as plain values."""
+        """All that `build` needs beside the weights, as plain values."""
         space, settings = self.network.space, self.network.settings
         return {
             "kind": self.KIND,
+            "architecture": space.to_dict(self.network.architecture),
             "space": {"nodes": space.nodes, "operations": list(space.operations)},
             **{name: settings[name] for name in _CELL_SETTINGS},
             "auxiliary": self.network.auxiliary is not None,
@@ -82,29 +90,24 @@ class ImageClassifier(nn.Module):
         }
 
     @classmethod
-    def build(
-        cls,
-        blueprint: Mapping[str, Any],
-        architecture: Mapping[str, Any],
-        weights: Mapping[str, Tensor],
-    ) -> ImageClassifier:
+    def build(cls, blueprint: Mapping[str, Any], weights: Mapping[str, Tensor]) -> ImageClassifier:
         """The classifier without the auxiliary head, in evaluation mode.
 
         Args:
             blueprint: What `blueprint` gave.
-            architecture: The architecture by names.
             weights: The state dict of the network, which then shares its tensors.
         """
         space = CellSpace(blueprint["space"]["nodes"], tuple(blueprint["space"]["operations"]))
         with torch.device("meta"):  # shapes without memory and without random weights
             network = CellNetwork(
                 space,
-                space.to_indices(architecture),
+                space.to_indices(blueprint["architecture"]),
                 auxiliary=False,
                 **{name: blueprint[name] for name in _CELL_SETTINGS},
             )
         own = {n: w for n, w in weights.items() if not n.startswith("auxiliary.")}
         network.load_state_dict(own, assign=True)
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         named = {n: blueprint[n] for n in ("mean", "std", "class_names", "image_size")}
         return cls(network, **named).eval()
 
@@ -157,17 +160,11 @@ class ImageRestorer(nn.Module):
         }
 
     @classmethod
-    def build(
-        cls,
-        blueprint: Mapping[str, Any],
-        architecture: Mapping[str, Any],
-        weights: Mapping[str, Tensor],
-    ) -> ImageRestorer:
+    def build(cls, blueprint: Mapping[str, Any], weights: Mapping[str, Tensor]) -> ImageRestorer:
         """The autoencoder in evaluation mode.
 
         Args:
             blueprint: What `blueprint` gave.
-            architecture: Not used: the blueprint has the layers, which may be those of BASE.
             weights: The state dict of the network, which then shares its tensors.
         """
         with torch.device("meta"):  # shapes without memory and without random weights
@@ -193,12 +190,14 @@ def load_network(run_or_file: Path | str) -> ImageClassifier | ImageRestorer:
     where it was retrained in bfloat16, unless it is called under ``torch.autocast``.
 
     Args:
-        run_or_file: A run folder, or its network.pt, wherever it is now.
+        run_or_file: A run folder, or its network.pt, wherever it is now, or a .safetensors file of
+            :func:`asng_ext.export.export_network`.
 
     Raises:
         FileNotFoundError: If the run has not been retrained, or there is no such run or file.
         ValueError: If the file is damaged, of an earlier version, which did not save all that is
             needed, or of a task that does not say how its networks are built.
+        ImportError: If safetensors is needed and not installed.
     """
     path = Path(run_or_file)
     again = "`asng retrain RUN`, with its run folder,"
@@ -209,6 +208,8 @@ def load_network(run_or_file: Path | str) -> ImageClassifier | ImageRestorer:
             raise FileNotFoundError(
                 f"{path} is missing: the run has not been retrained; {again} does that"
             )
+    elif path.suffix == ".safetensors":
+        return from_safetensors(path)
     content = RunFolder(path.parent).load(path.name)
     if content is None:
         raise FileNotFoundError(f"{path} is missing; give a run folder or its network.pt")
@@ -218,19 +219,51 @@ def load_network(run_or_file: Path | str) -> ImageClassifier | ImageRestorer:
             f"from: {again} writes it anew, without training where retrain.pt is still there"
         )
     with fitting(path, f"{again} writes it anew"):
-        blueprint = content["blueprint"]
-        if not blueprint:
+        if not content["blueprint"]:
             raise ValueError(
                 f"its task, {content['identity'].get('task')!r}, does not say by `blueprint` how "
                 "its networks are built"
             )
-        kind = _KINDS.get(blueprint["kind"])
-        if kind is None:
-            raise ValueError(
-                f"it is of asng-ext {content.get('version')} and a kind of network that this "
-                f"version does not know, {blueprint['kind']!r}"
-            )
-        return kind.build(blueprint, content["architecture"], content["network"])
+        return _built(content, content["network"])
+
+
+def from_safetensors(path: Path) -> ImageClassifier | ImageRestorer:
+    """The network in a .safetensors file that :func:`asng_ext.export.export_network` has written.
+
+    Raises: As :func:`load_network` does.
+    """
+    try:
+        from safetensors import SafetensorError, safe_open
+    except ImportError:
+        raise ImportError(f"{path} needs safetensors: pip install safetensors") from None
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing")
+    prefix = "network."
+    try:
+        with safe_open(str(path), "pt") as file:
+            described = (file.metadata() or {}).get("asng_ext")
+            names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
+            weights = {name.removeprefix(prefix): file.get_tensor(name) for name in names}
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a complete safetensors file: {error}") from None
+    if described is None:
+        raise ValueError(f"{path} is not of `asng export`: it lacks the metadata asng_ext")
+    with fitting(path, "`asng export RUN --format safetensors` writes it anew"):
+        return _built(json.loads(described), weights)
+
+
+def _built(
+    content: Mapping[str, Any], weights: Mapping[str, Tensor]
+) -> ImageClassifier | ImageRestorer:
+    """The network that the blueprint in a file is of."""
+    blueprint = content["blueprint"]
+    kind = _KINDS.get(blueprint["kind"])
+    if kind is None:
+        raise ValueError(
+            f"it is of asng-ext {content.get('version')} and a kind of network that this version "
+            f"does not know, {blueprint['kind']!r}"
+        )
+    return kind.build(blueprint, weights)
 
 
 def load_architecture(run_or_file: Path | str) -> dict[str, Any]:

@@ -88,6 +88,7 @@ def test_the_file_holds_all_that_the_network_is_built_from(classifier: Path) -> 
     assert blueprint["class_names"] == list(data.train.class_names)
     assert blueprint["image_size"] == [8, 8]
     assert blueprint["space"]["nodes"] == 2
+    assert blueprint["architecture"] == content["architecture"]
     assert blueprint["auxiliary"]
     json.dumps(blueprint)  # plain values
     assert any(name.startswith("auxiliary.") for name in content["network"])
@@ -212,7 +213,7 @@ def test_a_file_of_an_earlier_version_is_tested_and_written_anew(
         ({"blueprint": {}}, "its task, 'classification', does not say by `blueprint`"),
         ({"blueprint": {"kind": "tree"}, "version": "9.1"}, r"of asng-ext 9\.1 .* know, 'tree'"),
         ({"network": {}}, "Missing key"),
-        ({"architecture": {}}, "does not fit"),
+        ({"blueprint": {"kind": "cells"}}, "it lacks 'space'"),
     ],
 )
 def test_a_file_that_cannot_be_built_from_says_why(

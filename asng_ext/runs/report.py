@@ -47,7 +47,7 @@ def report(run: RunFolder) -> str:
     elif not network or not retrained:
         lines.append(_line("next", f"asng retrain {folder}"))
     else:
-        lines.append(_line("next", f"asng evaluate {folder}"))
+        lines.append(_line("next", f"asng export {folder}"))
     return "\n".join(lines)
 
 

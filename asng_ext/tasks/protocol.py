@@ -209,8 +209,8 @@ class RetrainTask(_TaskOfALoop, Protocol):
         ...
 
     def blueprint(self, network: nn.Module) -> dict[str, Any]:
-        """What :mod:`asng_ext.retrained` needs beside architecture and weights to build a network
-        without the task, as plain values; empty if it cannot."""
+        """What :mod:`asng_ext.retrained` needs beside the weights to build a network without the
+        task, as plain values; empty if it cannot."""
         ...
 
 

@@ -12,7 +12,6 @@ import pytest
 import small_runs
 
 from asng_ext import cli
-from asng_ext.engine.experiment import Experiment
 from asng_ext.runs.folder import RunFolder
 from asng_ext.runs.report import report
 
@@ -93,7 +92,7 @@ def test_a_run_that_was_retrained(states: dict[str, Path], tmp_path: Path) -> No
     expected = f"test loss {tested['loss']:.4f}, test accuracy {tested['accuracy']:.4f}"
     assert shown["retraining"].startswith("2 of 2 epochs; train_loss ")
     assert shown["network"] == expected
-    assert shown["next"] == f"asng evaluate {path}"
+    assert shown["next"] == f"asng export {path}"
     # Begun anew with more epochs, of which these are some.
     copy = tmp_path / "run"
     shutil.copytree(path, copy)
@@ -156,13 +155,13 @@ def test_broken_runs_are_named(
 
 
 def test_every_state_says_a_command_that_works(states: dict[str, Path], tmp_path: Path) -> None:
-    """From a new run on, the commands that are shown lead to a network that was tested."""
+    """From a new run on, the commands that are shown lead to a network in a file."""
     path = tmp_path / "run"
     shutil.copytree(states["new"], path)
     typed = []
-    while not typed or typed[-1] != "evaluate":
+    while not typed or typed[-1] != "export":
         command = lines_of(path)["next"].split()
         assert cli.main(command[1:]) == 0
         typed.append(command[1])
-    assert typed == ["resume", "retrain", "evaluate"]
-    assert Experiment.open(path, stream=None).evaluate()
+    assert typed == ["resume", "retrain", "export"]
+    assert (path / "network.pt2").is_file()
