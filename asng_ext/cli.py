@@ -184,8 +184,17 @@ def _parser() -> argparse.ArgumentParser:
     retrain = commands.add_parser(
         "retrain",
         help="train the architecture of a run from scratch, or continue to",
-        description="Settings that are not given are those in the run's config.toml.",
+        description="Settings that are not given are those in the run's config.toml. With "
+        "--architecture, RUN is a new run, and they are those of --config or of the data's preset.",
     )
+    retrain.add_argument(
+        "--architecture",
+        metavar="FILE",
+        default=None,
+        help="train this one, of an architecture.json or of the run folder that holds one",
+    )
+    retrain.add_argument("--config", metavar="FILE", help="settings of the new run as a TOML file")
+    retrain.add_argument("--seed", type=int, default=argparse.SUPPRESS, help="of the new run (0)")
     evaluate = commands.add_parser("evaluate", help="test the retrained network of a run")
     show = commands.add_parser(
         "show",
@@ -337,12 +346,16 @@ def _create(args: argparse.Namespace, name: str, config: Mapping[str, Any]) -> E
     return experiment
 
 
+def _from_file(args: argparse.Namespace) -> Mapping[str, Any]:
+    """The settings in the file of --config."""
+    if not args.config:
+        return {}
+    path = Path(args.config)
+    return load_toml(path.read_bytes(), str(path))
+
+
 def _search(args: argparse.Namespace) -> None:
-    from_file: Mapping[str, Any] = {}
-    if args.config:
-        path = Path(args.config)
-        from_file = load_toml(path.read_bytes(), str(path))
-    config = _config(tasks.get(args.task), args, args.preset, from_file)
+    config = _config(tasks.get(args.task), args, args.preset, _from_file(args))
     _finish_search(_create(args, args.task, config))
 
 
@@ -380,8 +393,37 @@ def _open(args: argparse.Namespace) -> Experiment:
     )
 
 
+def _begin_with_architecture(args: argparse.Namespace) -> Experiment:
+    """A new run in ``args.folder`` with the architecture of a file, and nothing to search."""
+    from asng_ext.engine.experiment import Experiment
+    from asng_ext.retrained import load_architecture
+
+    architecture = load_architecture(args.architecture)
+    path = Path(args.architecture)
+    path = path / "architecture.json" if path.is_dir() else path
+    task = RunFolder(path.parent).read_json(path.name).get("task")
+    if task not in tasks.names():
+        raise ValueError(
+            f'{path} must have one of {", ".join(tasks.names())} as "task", got {task!r}'
+        )
+    kind, from_file = tasks.get(task), _from_file(args)
+    if from_file.get("task", task) != task:
+        raise ValueError(f"{args.config} must be of a {task} task, got {from_file['task']!r}")
+    config = _config(kind, args, None, from_file)
+    own = _table(from_file, task)
+    config[task] |= {k: v for k, v in kind.settings_for(architecture).items() if k not in own}
+    experiment = Experiment.create(args.folder, config, architecture=architecture)
+    args.resume = ["retrain", str(experiment.run.path)]
+    return experiment
+
+
 def _retrain(args: argparse.Namespace) -> None:
-    experiment = _open(args)
+    if args.architecture is not None:
+        experiment = _begin_with_architecture(args)
+    elif args.config or hasattr(args, "seed"):
+        raise ValueError("--config and --seed are for a new run, and need --architecture")
+    else:
+        experiment = _open(args)
     _report(experiment, experiment.retrain())
 
 

@@ -230,7 +230,8 @@ def load_network(run_or_file: Path | str) -> ImageClassifier | ImageRestorer:
 def from_safetensors(path: Path) -> ImageClassifier | ImageRestorer:
     """The network in a .safetensors file that :func:`asng_ext.export.export_network` has written.
 
-    Raises: As :func:`load_network` does.
+    Raises:
+        FileNotFoundError, ValueError, ImportError: As :func:`load_network` does.
     """
     try:
         from safetensors import SafetensorError, safe_open

@@ -29,6 +29,8 @@ def report(run: RunFolder) -> str:
     retrained, retraining = _progress(run, config, "retrain")
     network = run.file("network.pt").exists()
 
+    if found is not None and found.get("given"):
+        search = "none: the architecture was given"
     lines = [_line("run", f"{run.path} ({_joined(made_of)})"), _line("search", search)]
     if found is not None:
         lines += _architecture(found)
