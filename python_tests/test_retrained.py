@@ -180,6 +180,12 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
         asng.load_architecture(tmp_path / "run" / "other.json")
 
 
+@pytest.mark.parametrize("name", ["search.pt", "retrain.pt"])
+def test_a_checkpoint_is_no_retrained_network(classifier: Path, name: str) -> None:
+    with pytest.raises(ValueError, match=rf"{name} is a checkpoint, to continue from; give the"):
+        asng.load_network(classifier / name)
+
+
 def changed(classifier: Path, path: Path, **entries: Any) -> RunFolder:
     """A copy of the run with other entries of network.pt; None is for none."""
     shutil.copytree(classifier, path)
