@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from asng_ext import compat as compat
     from asng_ext import data as data
     from asng_ext import nn as nn
+    from asng_ext.retrained import load_architecture as load_architecture
+    from asng_ext.retrained import load_network as load_network
 
 __version__ = "0.1.0"
 
@@ -40,6 +42,8 @@ __all__ = [
     "__version__",
     "compat",
     "data",
+    "load_architecture",
+    "load_network",
     "nn",
 ]
 
@@ -48,4 +52,6 @@ def __getattr__(name: str) -> Any:
     # Loaded on first use: an optimizer alone does not need torch.
     if name in ("compat", "data", "nn"):
         return import_module(f"asng_ext.{name}")
+    if name in ("load_architecture", "load_network"):
+        return getattr(import_module("asng_ext.retrained"), name)
     raise AttributeError(f"module 'asng_ext' has no attribute {name!r}")

@@ -1,4 +1,5 @@
-"""The command line: ``asng demo``, ``search``, ``resume``, ``retrain``, ``evaluate``, ``toy``."""
+"""The command line: ``asng demo``, ``search``, ``resume``, ``retrain``, ``evaluate``, ``show``,
+``export``, ``toy``."""
 
 from __future__ import annotations
 
@@ -22,6 +23,8 @@ from asng_ext._checks import check_one_process
 from asng_ext._terminal import STDERR, say, tell
 from asng_ext._threads import spin_briefly
 from asng_ext.runs.config import RetrainConfig, SearchConfig, load_toml
+from asng_ext.runs.folder import RunFolder
+from asng_ext.runs.report import report
 from asng_ext.tasks import TaskKind
 from asng_ext.toy import study as toy_study
 
@@ -189,13 +192,45 @@ def _parser() -> argparse.ArgumentParser:
     retrain = commands.add_parser(
         "retrain",
         help="train the architecture of a run from scratch, or continue to",
-        description="Settings that are not given are those in the run's config.toml.",
+        description="Settings that are not given are those in the run's config.toml. With "
+        "--architecture, RUN is a new run, and they are those of --config or of the data's preset.",
     )
+    retrain.add_argument(
+        "--architecture",
+        metavar="FILE",
+        default=None,
+        help="train this one, of an architecture.json or of the run folder that holds one",
+    )
+    retrain.add_argument("--config", metavar="FILE", help="settings of the new run as a TOML file")
+    retrain.add_argument("--seed", type=int, default=argparse.SUPPRESS, help="of the new run (0)")
     evaluate = commands.add_parser("evaluate", help="test the retrained network of a run")
-    for command, run in ((resume, _resume), (retrain, _retrain), (evaluate, _evaluate)):
+    show = commands.add_parser(
+        "show",
+        help="say what a run has found, how good it is, and what to type next",
+        description="Works in every state of a run, and changes nothing.",
+    )
+    export = commands.add_parser(
+        "export",
+        help="write the retrained network of a run for other programs",
+        description="With the normalization of its images, for any number of them. It is read "
+        "again and compared with the network before the file is there.",
+    )
+    export.add_argument(
+        "--format", choices=("torch-export", "safetensors", "onnx"), default="torch-export"
+    )
+    export.add_argument(
+        "--out", metavar="FILE", default=None, help="by default a name in the run folder"
+    )
+    for command, run in (
+        (export, _export),
+        (resume, _resume),
+        (retrain, _retrain),
+        (evaluate, _evaluate),
+        (show, _show),
+    ):
         command.add_argument("folder", metavar="RUN", help="run folder")
         command.set_defaults(run=run)
-        if command is not resume:
+        if command in (retrain, evaluate):
             command.add_argument("--device", default=argparse.SUPPRESS, help="cpu or cuda")
     _add_section(retrain, "retrain", RetrainConfig)
     for kind in map(tasks.get, tasks.names()):
@@ -319,12 +354,16 @@ def _create(args: argparse.Namespace, name: str, config: Mapping[str, Any]) -> E
     return experiment
 
 
+def _from_file(args: argparse.Namespace) -> Mapping[str, Any]:
+    """The settings in the file of --config."""
+    if not args.config:
+        return {}
+    path = Path(args.config)
+    return load_toml(path.read_bytes(), str(path))
+
+
 def _search(args: argparse.Namespace) -> None:
-    from_file: Mapping[str, Any] = {}
-    if args.config:
-        path = Path(args.config)
-        from_file = load_toml(path.read_bytes(), str(path))
-    config = _config(tasks.get(args.task), args, args.preset, from_file)
+    config = _config(tasks.get(args.task), args, args.preset, _from_file(args))
     _finish_search(_create(args, args.task, config))
 
 
@@ -362,13 +401,58 @@ def _open(args: argparse.Namespace) -> Experiment:
     )
 
 
+def _begin_with_architecture(args: argparse.Namespace) -> Experiment:
+    """A new run in ``args.folder`` with the architecture of a file, and nothing to search."""
+    from asng_ext.engine.experiment import Experiment
+    from asng_ext.retrained import load_architecture
+
+    architecture = load_architecture(args.architecture)
+    path = Path(args.architecture)
+    path = path / "architecture.json" if path.is_dir() else path
+    task = RunFolder(path.parent).read_json(path.name).get("task")
+    if task not in tasks.names():
+        raise ValueError(
+            f'{path} must have one of {", ".join(tasks.names())} as "task", got {task!r}'
+        )
+    kind, from_file = tasks.get(task), _from_file(args)
+    if from_file.get("task", task) != task:
+        raise ValueError(f"{args.config} must be of a {task} task, got {from_file['task']!r}")
+    config = _config(kind, args, None, from_file)
+    own = _table(from_file, task)
+    config[task] |= {k: v for k, v in kind.settings_for(architecture).items() if k not in own}
+    experiment = Experiment.create(args.folder, config, architecture=architecture)
+    args.resume = ["retrain", str(experiment.run.path)]
+    return experiment
+
+
 def _retrain(args: argparse.Namespace) -> None:
-    experiment = _open(args)
+    if args.architecture is not None:
+        experiment = _begin_with_architecture(args)
+    elif args.config or hasattr(args, "seed"):
+        raise ValueError("--config and --seed are for a new run, and need --architecture")
+    else:
+        experiment = _open(args)
     _report(experiment, experiment.retrain())
 
 
 def _evaluate(args: argparse.Namespace) -> None:
     _tell_tested(_open(args).evaluate())
+
+
+def _show(args: argparse.Namespace) -> None:
+    tell(report(RunFolder.open(args.folder)))
+
+
+def _export(args: argparse.Namespace) -> None:
+    from asng_ext.export import FORMATS, export_network
+    from asng_ext.retrained import load_network
+
+    network, format = load_network(args.folder), FORMATS[args.format]
+    folder = Path(args.folder) if Path(args.folder).is_dir() else Path(args.folder).parent
+    out = args.out or folder / f"network{format.suffix}"
+    difference = export_network(network, out, args.format)
+    tell(f"written:   {out}, whose results differ from the network's by {difference:.1g} at most")
+    tell(f"loaded by: {format.usage.format(path=str(out))}")
 
 
 def _tell_tested(tested: Mapping[str, float]) -> None:

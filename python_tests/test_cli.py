@@ -365,7 +365,7 @@ def test_help_does_not_wait_for_torch() -> None:
 import sys
 from asng_ext.cli import main
 commands = ["", "demo", "search", "search classification", "search inpainting", "resume"]
-commands += ["retrain", "evaluate", "toy"]
+commands += ["retrain", "evaluate", "show", "export", "toy"]
 for command in ["--version", *(f"{command} --help" for command in commands)]:
     try:
         main(command.split())
@@ -396,7 +396,9 @@ def test_help_says_what_a_preset_runs(capsys: pytest.CaptureFixture[str]) -> Non
     assert "--batch-size SIZE images per step --" in shown
 
 
-@pytest.mark.parametrize("command", [[], ["demo"], ["resume"], ["evaluate"], ["toy"]])
+@pytest.mark.parametrize(
+    "command", [[], ["demo"], ["resume"], ["evaluate"], ["show"], ["export"], ["toy"]]
+)
 @pytest.mark.parametrize("width", ["40", "80"])
 def test_every_command_has_help(
     command: list[str], width: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+import small_runs
 
 from asng_ext import cli
 
@@ -19,8 +20,12 @@ def blocks(page: Path) -> list[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The blocks of a page run one after the other, in one namespace."""
+    """The blocks of a page run one after the other, in one namespace, beside the run they read."""
     monkeypatch.chdir(tmp_path)
+    if any("runs/digits" in block for block in blocks(page)):
+        experiment = small_runs.classification(tmp_path / "runs" / "digits")
+        experiment.search()
+        experiment.retrain()
     namespace: dict[str, object] = {"__name__": page.stem}
     for number, source in enumerate(blocks(page)):
         exec(compile(source, f"{page.name}, block {number}", "exec"), namespace)

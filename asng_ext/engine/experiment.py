@@ -29,6 +29,7 @@ from asng_ext.training.precision import autocast
 __all__ = ["Experiment"]
 
 _ARCHITECTURE = "architecture.json"
+_GIVEN = "given"  # an entry of it
 _LOOPS: dict[str, type[Any]] = {"search": SearchConfig, "retrain": RetrainConfig}
 
 
@@ -82,16 +83,26 @@ class Experiment:
         stream: TextIO | None = STDERR,
         *,
         another_name: bool = False,
+        architecture: Mapping[str, Any] | None = None,
     ) -> Experiment:
         """An experiment in a new folder; nothing is written if a setting or the data are wrong.
 
-        With ``another_name`` the folder gets a number behind its name if there is one already.
+        With ``another_name`` the folder gets a number behind its name if there is one already. With
+        an ``architecture``, by names, there is nothing to search: it is ready to be retrained.
 
         Raises:
             FileExistsError, BlockingIOError: As :meth:`RunFolder.create` does.
+            ValueError: If the architecture is not one of the task's space.
         """
         experiment = cls(RunFolder(path), config, stream)
-        experiment.run = RunFolder.create(path, experiment.config, another_name=another_name)
+        if architecture is not None:
+            experiment.task.space.encode(architecture)
+        experiment.run = run = RunFolder.create(path, experiment.config, another_name=another_name)
+        if architecture is not None:
+            with run.lock():
+                experiment._write_architecture(architecture, {_GIVEN: True})
+                if _plots(stream) is not None:
+                    experiment.task.draw_architecture(architecture, run.file("architecture.png"))
         return experiment
 
     @classmethod
@@ -127,7 +138,15 @@ class Experiment:
         """Searches, or continues to; returns the architecture by names.
 
         Writes search.csv, search.pt, architecture.json and pictures.
+
+        Raises:
+            ValueError: If the run was begun with an architecture.
         """
+        if self.run.file(_ARCHITECTURE).exists() and self._is_given():
+            raise ValueError(
+                f"{self.run.path} was begun with an architecture and searches none; continue it "
+                f"with `asng retrain {self.run.path}`"
+            )
         optimizer = self.optimizer()
         with self.run.lock():
             result = search(
@@ -142,18 +161,29 @@ class Experiment:
             known = isinstance(optimizer, optimizers.Optimizer)
             theta: Any = optimizer.theta.categorical if known else ()  # type: ignore[attr-defined]
             names = list(self.task.space.categorical)
-            self.run.write_json(
-                _ARCHITECTURE,
-                {
-                    "task": self.config["task"],
-                    "version": __version__,
-                    "architecture": result.architecture,
-                    "probabilities": {name: float(row.max()) for name, row in zip(names, theta)},
-                    "network": dict(self.task.summary(result.architecture)),
-                },
-            )
+            likely = {name: float(row.max()) for name, row in zip(names, theta)}
+            self._write_architecture(result.architecture, {"probabilities": likely})
             self._draw_search(result.architecture, result.rows, theta)
         return result.architecture
+
+    def _write_architecture(self, values: Mapping[str, Any], more: Mapping[str, Any]) -> None:
+        self.run.write_json(
+            _ARCHITECTURE,
+            {
+                "task": self.config["task"],
+                "version": __version__,
+                "architecture": dict(values),
+                **more,
+                "network": dict(self.task.summary(values)),
+            },
+        )
+
+    def _is_given(self) -> bool:
+        """Whether architecture.json is not of a search; a broken one is written anew by it."""
+        try:
+            return bool(self.run.read_json(_ARCHITECTURE).get(_GIVEN))
+        except ValueError:
+            return False
 
     def optimizer(self) -> Optimizer:
         """A new optimizer with those settings of the search that it takes; λ is read here, and

@@ -10,6 +10,7 @@ from typing import Any, TextIO, cast
 import torch
 from torch import nn
 
+from asng_ext import __version__
 from asng_ext._random import DrawsFrom, drawn, draws_of
 from asng_ext._terminal import STDERR, Progress
 from asng_ext._threads import cpu_threads
@@ -139,6 +140,8 @@ def _retrain(
                 "architecture": dict(values),
                 "network": network.state_dict(),
                 "identity": epochs.identity,
+                "blueprint": task.blueprint(network),
+                "version": __version__,
             },
         )
         run.write_json("results.json", tested)

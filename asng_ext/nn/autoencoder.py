@@ -90,7 +90,8 @@ def _decode(
 
 def _fuses(x: Tensor, weight: Tensor, stride: int, size: Sequence[int]) -> bool:
     """Whether the compiled layers can do it and are faster; `size` is the larger feature map's."""
-    if weight.shape[2] not in cae_ops.KERNELS:
+    # An exported network is to run where the compiled layers are not.
+    if weight.shape[2] not in cae_ops.KERNELS or torch.compiler.is_exporting():
         return False
     if x.device.type == "cuda":
         return cae_ops.cuda_available()

@@ -11,8 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-import torch
-
 from asng_ext._files import LEFTOVER, read_text, with_remedy, write_atomically
 from asng_ext.runs.config import dump_toml, load_toml
 from asng_ext.runs.lock import LOCK_FILE, FolderLock
@@ -34,7 +32,7 @@ class RunFolder:
     search.pt, retrain.pt       checkpoints, to continue after an interruption
     search.prev.pt, …           the checkpoints before, should those be damaged
     architecture.json           the architecture found, by names
-    network.pt                  weights of the retrained network, and the settings it was made with
+    network.pt                  the retrained network: weights, and all that it is built from
     results.json                test metrics of the retrained network
     *.png                       pictures
     events/                     TensorBoard events, if tensorboard is installed
@@ -102,6 +100,10 @@ class RunFolder:
         """In this context none but this object uses the folder; see :meth:`FolderLock.held`."""
         return self._lock.held()
 
+    def user(self) -> str | None:
+        """Who uses the folder now, in words; None if nobody does."""
+        return self._lock.holder()
+
     def file(self, name: str) -> Path:
         """Where the file of that name is or will be."""
         return self.path / name
@@ -152,6 +154,8 @@ class RunFolder:
             keep_previous: Whether to keep what was there, as "NAME.prev.pt".
         """
 
+        import torch  # takes seconds, and only files of tensors need it
+
         def write(file: IO[bytes]) -> None:
             try:
                 torch.save(content, file)
@@ -172,6 +176,8 @@ class RunFolder:
         path = self.file(name)
         if not path.exists():
             return None
+        import torch
+
         try:
             with with_remedy(path):
                 with zipfile.ZipFile(path) as archive:

@@ -54,6 +54,22 @@ class FolderLock:
                     self._file.unlink()
                 os.close(descriptor)
 
+    def holder(self) -> str | None:
+        """Who holds the lock, in words; None if nobody does. Nothing is written."""
+        try:
+            descriptor = os.open(self._file, os.O_RDONLY)
+        except FileNotFoundError:
+            return None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return _holder(descriptor)
+        except OSError:  # a file system without locks
+            return None
+        finally:
+            os.close(descriptor)  # and the lock with it
+        return None
+
     def _acquire(self) -> int:
         """The open lock file."""
         with with_remedy(self._file):
@@ -62,10 +78,10 @@ class FolderLock:
                 try:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
-                    holder = os.pread(descriptor, 1000, 0).decode(errors="replace").strip()
+                    holder = _holder(descriptor)
                     os.close(descriptor)
                     raise BlockingIOError(
-                        f"run folder {self._folder} is in use by {holder or 'another process'}; "
+                        f"run folder {self._folder} is in use by {holder}; "
                         "wait until that ends, or choose another folder"
                     ) from None
                 except OSError as error:
@@ -88,3 +104,9 @@ class FolderLock:
             if LEFTOVER.fullmatch(entry.name):
                 entry.unlink(missing_ok=True)
         return descriptor
+
+
+def _holder(descriptor: int) -> str:
+    """What the lock file says."""
+    said = os.pread(descriptor, 1000, 0).decode(errors="replace").strip()
+    return said or "another process"

@@ -30,6 +30,7 @@ from asng_ext.nn import (
 )
 from asng_ext.nn.operations import make_operation, plain_norm
 from asng_ext.ops import _libraries
+from asng_ext.retrained import ImageClassifier
 from asng_ext.space import Samples, SearchSpace
 from asng_ext.tasks.images import ImageTask
 from asng_ext.tasks.protocol import Metrics
@@ -251,6 +252,18 @@ class ClassificationTask(ImageTask[ClassificationConfig]):
         """Cross-entropy and accuracy on the test images."""
         network.eval()
         return self._test(network)
+
+    def blueprint(self, network: nn.Module) -> dict[str, Any]:
+        """All that the network is built from, with the normalization and the names of the
+        classes."""
+        data = self.data
+        return ImageClassifier(
+            cast(CellNetwork, network),
+            mean=data.mean,
+            std=data.std,
+            class_names=data.train.class_names,
+            image_size=data.image_size,
+        ).blueprint()
 
     def summary(self, values: Mapping[str, Any]) -> dict[str, int]:
         """Size of the final network of an architecture."""

@@ -21,6 +21,7 @@ from asng_ext.data import (
     private_generator,
 )
 from asng_ext.nn import CaeNetwork, CaeSupernet, base_layers, parameter_count
+from asng_ext.retrained import ImageRestorer
 from asng_ext.space import Samples, SearchSpace
 from asng_ext.tasks.images import ImageTask
 from asng_ext.tasks.protocol import Metrics
@@ -162,6 +163,10 @@ class InpaintingTask(ImageTask[InpaintingConfig]):
         """MSE, PSNR in dB and SSIM on the test images, and the last two of the corrupted ones."""
         network.eval()
         return self._test(network, with_corrupted=True)
+
+    def blueprint(self, network: nn.Module) -> dict[str, Any]:
+        """All that the network is built from."""
+        return ImageRestorer(cast(CaeNetwork, network)).blueprint()
 
     def summary(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """The layer stack of the network of an architecture, and its weights."""

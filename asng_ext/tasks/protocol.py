@@ -110,6 +110,10 @@ class TaskDefaults:
         """Nothing is said of a network."""
         return {}
 
+    def blueprint(self, network: nn.Module) -> dict[str, Any]:
+        """Nothing is said of how a network is built: it cannot be loaded without the task."""
+        return {}
+
     def draw_architecture(self, values: Mapping[str, Any], path: Path) -> None:
         """Nothing is drawn of an architecture."""
 
@@ -189,6 +193,11 @@ class RetrainTask(_TaskOfALoop, Protocol):
 
     def test(self, network: nn.Module) -> dict[str, float]:
         """Metrics on test data."""
+
+    def blueprint(self, network: nn.Module) -> dict[str, Any]:
+        """What :mod:`asng_ext.retrained` needs beside the weights to build a network without the
+        task, as plain values; empty if it cannot."""
+        ...
 
 
 class Task(SearchTask, RetrainTask, Protocol):

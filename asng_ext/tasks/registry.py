@@ -35,6 +35,8 @@ class TaskKind:
         make: Loads the data and makes the task from its settings, and by keyword search_batch_size,
             retrain_batch_size, seed and device.
         check: Raises a ValueError for settings of the search that do not suit the task.
+        settings_for: Those settings without which a space would not have an architecture that was
+            given by names.
     """
 
     name: str
@@ -45,6 +47,7 @@ class TaskKind:
     demo: str
     make: Callable[..., Task]
     check: Callable[[SearchConfig], None] = lambda search: None
+    settings_for: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda architecture: {}
 
 
 _KINDS: dict[str, TaskKind] = {}

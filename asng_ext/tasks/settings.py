@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -75,6 +77,14 @@ class ClassificationConfig(Checked):
         return CellSpace(self.nodes, tuple(name.strip() for name in self.operations.split(",")))
 
 
+def _settings_for_cells(architecture: Mapping[str, Any]) -> dict[str, Any]:
+    """As many nodes as it has, and beside the paper's operations those it uses."""
+    nodes = sum(re.fullmatch(r"normal/node\d+/input0", name) is not None for name in architecture)
+    used = (str(value) for name, value in architecture.items() if "/operation" in name)
+    operations = dict.fromkeys([*ClassificationConfig.operations.split(","), *used])
+    return {"nodes": max(1, nodes), "operations": ",".join(operations)}
+
+
 def _make_classification(config: ClassificationConfig, *, seed: int, **named: Any) -> Task:
     from asng_ext.tasks.classification import ClassificationTask, load_data
 
@@ -105,6 +115,7 @@ register(
         preset_for=lambda data: "digits" if data == "digits" else "cifar10",
         demo="digits",
         make=_make_classification,
+        settings_for=_settings_for_cells,
     )
 )
 

@@ -1,0 +1,114 @@
+"""What a run folder says, in words: how far the run is, what it has found, and how to go on."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from asng_ext.runs.folder import RunFolder
+from asng_ext.runs.metrics import MetricsTable
+
+__all__ = ["report"]
+
+
+def report(run: RunFolder) -> str:
+    """The state of a run, its metrics, its architecture, and the command that goes on, as lines.
+
+    Only reads, and needs neither PyTorch nor the task of the run.
+
+    Raises:
+        ValueError: If a file of the run is damaged.
+    """
+    config = run.read_config()
+    section = config.get(str(config.get("task")))
+    data = section.get("data") if isinstance(section, Mapping) else None
+    made_of = {"": config.get("task"), "data ": data, "seed ": config.get("seed")}
+    found = run.read_json("architecture.json") if run.file("architecture.json").exists() else None
+    _, search = _progress(run, config, "search")
+    retrained, retraining = _progress(run, config, "retrain")
+    network = run.file("network.pt").exists()
+
+    if found is not None and found.get("given"):
+        search = "none: the architecture was given"
+    lines = [_line("run", f"{run.path} ({_joined(made_of)})"), _line("search", search)]
+    if found is not None:
+        lines += _architecture(found)
+        lines.append(_line("retraining", retraining))
+    if network and run.file("results.json").exists():
+        tested = _numbers(run.read_json("results.json"), "test ", ".4f")
+        before = "" if retrained else " (of the network of a retraining before)"
+        lines.append(_line("network", tested + before))
+
+    folder = shlex.quote(str(run.path))
+    if user := run.user():
+        lines.append(_line("in use", f"by {user}"))
+        lines.append(_line("next", f"asng show {folder}, once that has ended"))
+    elif found is None:
+        lines.append(_line("next", f"asng resume {folder}"))
+    elif not network or not retrained:
+        lines.append(_line("next", f"asng retrain {folder}"))
+    else:
+        lines.append(_line("next", f"asng export {folder}"))
+    return "\n".join(lines)
+
+
+def _progress(run: RunFolder, config: Mapping[str, Any], loop: str) -> tuple[bool, str]:
+    """Whether a loop is done; its epochs and last metrics."""
+    section = config.get(loop)
+    total = section.get("epochs") if isinstance(section, Mapping) else None
+    if not isinstance(total, int):
+        raise ValueError(f"{run.file('config.toml')} must say how many epochs [{loop}] has")
+    rows = MetricsTable(run.file(f"{loop}.csv"), keep=total).rows
+    if not rows:
+        return False, "not begun"
+    metrics = {name: value for name, value in rows[-1].items() if name != "epoch"}
+    return len(rows) == total, f"{len(rows)} of {total} epochs; {_numbers(metrics, '', '.4g')}"
+
+
+def _architecture(found: Mapping[str, Any]) -> list[str]:
+    """Lines about what architecture.json holds."""
+    network, chosen, likely = (
+        part if isinstance(part := found.get(name), Mapping) else {}
+        for name in ("network", "architecture", "probabilities")
+    )
+    lines = []
+    if likely:
+        least, mean = min(likely.values()), sum(likely.values()) / len(likely)
+        lines.append(
+            _line("found", f"choices of probability {mean:.3f} on average, {least:.3f} at least")
+        )
+    groups: dict[str, list[str]] = {}
+    for name, value in chosen.items():  # such as normal/node0/input1
+        group, _, last = name.rpartition("/")
+        groups.setdefault(group, []).append(f"{last}={value}")
+    lines += [f"  {group or '-'}: {' '.join(values)}" for group, values in groups.items()]
+    if network:
+        sizes = {f"{name.replace('_', ' ')} ": value for name, value in network.items()}
+        lines.append(_line("size", _joined(sizes)))
+    return lines
+
+
+def _line(name: str, text: str) -> str:
+    return f"{name + ':':<12}{text}"
+
+
+def _numbers(values: Mapping[str, Any], prefix: str, form: str) -> str:
+    shown = (
+        f"{prefix}{name} {value:{form}}"
+        for name, value in values.items()
+        if isinstance(value, (int, float))
+    )
+    return ", ".join(shown)
+
+
+def _joined(values: Mapping[str, Any]) -> str:
+    """The values that there are, behind their names; those of a list in brackets."""
+    shown = []
+    for name, value in values.items():
+        if value in (None, ""):
+            continue
+        parts: Iterable[Any] = value if isinstance(value, list) else [value]
+        text = "; ".join(map(str, parts))
+        shown.append(f"{name}[{text}]" if isinstance(value, list) else f"{name}{text}")
+    return ", ".join(shown)
