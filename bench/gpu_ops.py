@@ -34,6 +34,7 @@ from ops import case, print_floor, work
 from table import Row, finish, save
 from torch import Tensor, nn
 
+from asng_ext import _host
 from asng_ext.nn import CellSpace, CellSupernet, FusedCellSupernet
 from asng_ext.nn.operations import OPERATIONS
 
@@ -128,7 +129,7 @@ def operations(
     batch, dtype = 8 if quick else BATCH, image_type(kind)
     for channels, size in SIZES[2:3] if quick else SIZES:
         for name in OPERATIONS:
-            if kind == "TF32" and not name.startswith("sep"):
+            if kind == "TF32" and _host.OPERATIONS[OPERATIONS.index(name)].form != "separable":
                 continue  # the same as in float32
             for backward in (False, True):
                 count = sets(channels, size, batch, dtype.itemsize)

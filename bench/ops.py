@@ -49,11 +49,12 @@ def work(
 ) -> tuple[float, float]:
     """FLOP and bytes that an operation on images of `value_bytes` a value cannot do without."""
     values = batch * size * size * channels
-    if not name.startswith("sep"):
-        per_value = {"identity": 0, "avg_pool_3x3": 9, "max_pool_3x3": 9}[name]
+    operation = _host.OPERATIONS[OPERATIONS.index(name)]
+    elements = operation.kernel**2
+    if operation.form != "separable":
+        per_value = 0 if operation.form == "identity" else elements
         flop = per_value * values * (2 if backward else 1)
         return flop, value_bytes * values * (4 if backward else 2)
-    elements = 9 if "3x3" in name else 25
     forward = 2 * 2 * values * (channels + elements)
     # Normalization needs the whole batch, so what is normalized goes to memory and back, twice.
     passes = 6
