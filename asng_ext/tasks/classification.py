@@ -121,7 +121,8 @@ class ClassificationTask(ImageTask[ClassificationConfig]):
         """The architecture with the most weights."""
 
         def weights(name: str) -> int:  # with stride 2, where an identity has some, too
-            return sum(w.numel() for w in make_operation(name, 2, 2, plain_norm).parameters())
+            with torch.device("meta"):  # shapes without drawing random weights
+                return parameter_count(make_operation(name, 2, 2, plain_norm))
 
         operations = self.cell_space.operations
         largest = operations.index(max(operations, key=weights))
@@ -140,8 +141,7 @@ class ClassificationTask(ImageTask[ClassificationConfig]):
         samples that are on the device, and reads no number on the host."""
         if self.config.implementation != "auto":
             return self.config.implementation == "fused"
-        on_gpu = self.device.type == "cuda"
-        return _libraries.cuda_available() if on_gpu else _libraries.available()
+        return _libraries.available_on(self.device)
 
     def supernet(self) -> CellSupernet:
         """The supernet, on the compiled operators where they can be used."""

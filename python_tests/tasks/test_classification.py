@@ -63,6 +63,12 @@ def test_batches_of_one_image() -> None:
         small.task(images=tiny, search_batch_size=1)
 
 
+def test_making_a_task_draws_nothing() -> None:
+    images, before = small.data(), torch.get_rng_state()
+    small.task(images=images)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_other_operations() -> None:
     task = small.task(operations="max_pool_3x3, identity")
     samples = small.optimizer(task).ask()
