@@ -151,7 +151,11 @@ class FusedCellSupernet(CellSupernet):
         super().__init__(space, *args, **settings)
         self._categories = np.array(space.categories)
         numbers = [OPERATIONS.index(name) for name in space.operations]
-        self._is_renumbered = numbers != list(range(len(numbers)))
+        beyond = _host.OPERATIONS[len(numbers) :]
+        # A value beyond the space's must not be an operation that works: those with weights do not.
+        self._is_renumbered = numbers != list(range(len(numbers))) or not all(
+            operation.weights for operation in beyond
+        )
         # Of no operation, for values that are none of an operation variable.
         self.register_buffer("_numbers", torch.tensor([*numbers, -1]), persistent=False)
         self.cells = nn.ModuleList(

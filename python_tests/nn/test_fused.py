@@ -110,6 +110,9 @@ def test_values_are_numbered_as_the_operators_number_operations() -> None:
     _, fused = pair(space=CellSpace(1, ("sep_conv_5x5", "identity")), channels=4, cells=3)
     numbers = [OPERATIONS.index("sep_conv_5x5"), OPERATIONS.index("identity"), -1, -1, -1]
     assert fused._number(torch.tensor([0, 1, 2, -1, 99], dtype=torch.int32)).tolist() == numbers
+    # The first of the table are not renumbered, but a pool that is left out would work.
+    _, fused = pair(space=CellSpace(1, OPERATIONS[:2]), channels=4, cells=3)
+    assert fused._number(torch.tensor([0, 1, 2], dtype=torch.int32)).tolist() == [0, 1, -1]
 
 
 def test_golden_network() -> None:
