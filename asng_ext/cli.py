@@ -404,12 +404,10 @@ def _open(args: argparse.Namespace) -> Experiment:
 def _begin_with_architecture(args: argparse.Namespace) -> Experiment:
     """A new run in ``args.folder`` with the architecture of a file, and nothing to search."""
     from asng_ext.engine.experiment import Experiment
-    from asng_ext.retrained import load_architecture
+    from asng_ext.retrained import read_architecture
 
-    architecture = load_architecture(args.architecture)
-    path = Path(args.architecture)
-    path = path / "architecture.json" if path.is_dir() else path
-    task = RunFolder(path.parent).read_json(path.name).get("task")
+    path, content = read_architecture(args.architecture)
+    architecture, task = content["architecture"], content.get("task")
     if task not in tasks.names():
         raise ValueError(
             f'{path} must have one of {", ".join(tasks.names())} as "task", got {task!r}'

@@ -22,6 +22,7 @@ __all__ = [
     "from_safetensors",
     "load_architecture",
     "load_network",
+    "read_architecture",
 ]
 
 
@@ -281,6 +282,12 @@ def load_architecture(run_or_file: Path | str) -> dict[str, Any]:
         FileNotFoundError: If the search has not finished, or there is no such run or file.
         ValueError: If the file is not one of an architecture.
     """
+    architecture: dict[str, Any] = read_architecture(run_or_file)[1]["architecture"]
+    return architecture
+
+
+def read_architecture(run_or_file: Path | str) -> tuple[Path, dict[str, Any]]:
+    """The file that :func:`load_architecture` reads, and all that it holds."""
     path = Path(run_or_file)
     if path.is_dir():
         run = RunFolder.open(path)
@@ -290,10 +297,10 @@ def load_architecture(run_or_file: Path | str) -> dict[str, Any]:
                 f"{path} is missing: the search has not finished; continue it with "
                 f"`asng resume {run.path}`"
             )
-    architecture = RunFolder(path.parent).read_json(path.name).get("architecture")
-    if not isinstance(architecture, dict):
+    content = RunFolder(path.parent).read_json(path.name)
+    if not isinstance(content.get("architecture"), dict):
         raise ValueError(f'{path} must hold an architecture by names as "architecture"')
-    return architecture
+    return path, content
 
 
 def _check_images(images: Tensor, channels: int) -> None:
