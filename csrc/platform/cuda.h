@@ -97,6 +97,8 @@ inline void store_shared(float* to, float a, float b, float c, float d) {
   write_at_once(to, make_float4(a, b, c, d));
 }
 
+inline float max_or_nan(float a, float b) { return a > b || a != a ? a : b; }
+
 inline void copy_async16(void* to, const void* from) { std::memcpy(to, from, 16); }
 inline void wait_for_copies() {}
 
@@ -213,6 +215,13 @@ __device__ __forceinline__ void store_shared(float* to, float a, float b, float 
                    static_cast<unsigned>(__cvta_generic_to_shared(to))),
                "f"(a), "f"(b), "f"(c), "f"(d)
                : "memory");
+}
+
+// The larger of both, or NaN if `a` is; b is a number.
+__device__ __forceinline__ float max_or_nan(float a, float b) {
+  float larger;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(larger) : "f"(a), "f"(b));
+  return larger;
 }
 
 // Starts to copy 16 bytes from global to shared memory, both aligned to as many; they are there for

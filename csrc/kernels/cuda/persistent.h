@@ -11,7 +11,8 @@ namespace asng::cuda {
 
 inline constexpr int kCellThreads = 512, kCellWarps = kCellThreads / 32;
 inline constexpr int kCellEdges = 2;  // of a node
-inline constexpr int kMostNodes = 16, kMostEdges = kMostNodes * kCellEdges;
+inline constexpr int kMostNodes = 8, kMostEdges = kMostNodes * kCellEdges;
+inline constexpr int kMostPhases = 2 * kMostNodes + 1;
 
 // Blocks for each architecture, as many as run at the same time at most; 0 if that is too few.
 inline int blocks_per_arch(int images, int archs) {
@@ -21,43 +22,76 @@ inline int blocks_per_arch(int images, int archs) {
   return (images + rounds - 1) / rounds;
 }
 
-// When the edges of an architecture are computed. Phases are what lies between two exchanges.
+// When the stages of an architecture's edges are computed, and its nodes. Phases are what lies
+// between two exchanges; in each come first the nodes that are ready, then stages. In order; those
+// of phase p begin at before[p].
 struct alignas(16) Schedule {
   PlannedEdge edges[kMostEdges];
-  int start[kMostEdges];      // the phase in which the edge's input is there
-  int ready[kMostNodes + 2];  // the phase from which on a state is there
-  int phases;                 // nodes are ready in the last one, and nothing is left to normalize
+  int stage_count[kMostEdges];  // normalizations of an edge, one after the other
+  int start[kMostEdges];        // the phase from which on the edge's input is there
+  int ready[2 + kMostNodes];    // the phase from which on a state is there
+  int phases;                   // in the last one there is nothing left to normalize
+  int stages_before[kMostPhases + 1], nodes_before[kMostPhases + 1];
+  int stages[2 * kMostEdges];  // 2·edge + stage
+  int nodes[kMostNodes];
 };
-
-// Normalizations of an edge, one after the other.
-template <class V>
-__device__ int stage_count(const Dag<V>& dag, const PlannedEdge& edge) {
-  if (edge.multiplicity == 0) return 0;
-  return dag.separable(edge) ? 2 : dag.factorized(edge) ? 1 : 0;
-}
 
 // Fills in the schedule, which lies in shared memory; for all threads of the block.
 template <class V>
 __device__ void make_schedule(const Dag<V>& dag, int arch, Schedule& s) {
   const DagShape& shape = dag.shape;
-  const int count = shape.nodes * kCellEdges;
-  for (int i = threadIdx.x; i < count; i += blockDim.x) {
-    s.edges[i] = dag.plan[shape.slot(arch, 0, 0) + i];
+  const int t = threadIdx.x, edges = shape.nodes * kCellEdges;
+  if (t < edges) {
+    const PlannedEdge edge = dag.plan[shape.slot(arch, 0, 0) + t];
+    s.edges[t] = edge;
+    s.stage_count[t] = edge.multiplicity == 0 ? 0
+                       : dag.separable(edge)  ? 2
+                       : dag.factorized(edge) ? 1
+                                              : 0;
   }
   __syncthreads();
-  if (threadIdx.x == 0) {
-    s.phases = 0;
+  if (t == 0) {
+    int phases = 1;
     for (int i = 0; i < shape.inputs; ++i) s.ready[i] = 0;
     for (int node = 0; node < shape.nodes; ++node) {
       int ready = 0;
       for (int i = node * kCellEdges; i < (node + 1) * kCellEdges; ++i) {
-        const PlannedEdge& edge = s.edges[i];
-        s.start[i] = s.ready[edge.input];
-        if (edge.multiplicity != 0) ready = max(ready, s.start[i] + stage_count(dag, edge));
+        s.start[i] = s.ready[s.edges[i].input];
+        if (s.edges[i].multiplicity != 0) ready = max(ready, s.start[i] + s.stage_count[i]);
       }
       s.ready[shape.inputs + node] = ready;
-      s.phases = max(s.phases, ready + 1);
+      phases = max(phases, ready + 1);
     }
+    s.phases = phases;
+  }
+  __syncthreads();
+  // Where a thread's stage, node or phase comes in the order.
+  const auto exists = [&](int stage) { return stage % 2 < s.stage_count[stage / 2]; };
+  const auto phase_of = [&](int stage) { return s.start[stage / 2] + stage % 2; };
+  const auto stages_until = [&](int phase, int stage) {
+    int before = 0;
+    for (int i = 0; i < 2 * edges; ++i) {
+      const bool earlier = phase_of(i) < phase || (phase_of(i) == phase && i < stage);
+      before += exists(i) && earlier;
+    }
+    return before;
+  };
+  const auto nodes_until = [&](int phase, int node) {
+    int before = 0;
+    for (int i = 0; i < shape.nodes; ++i) {
+      const int ready = s.ready[shape.inputs + i];
+      before += ready < phase || (ready == phase && i < node);
+    }
+    return before;
+  };
+  if (t < 2 * edges && exists(t)) s.stages[stages_until(phase_of(t), t)] = t;
+  const int node = t - 64, phase = t - 128;
+  if (node >= 0 && node < shape.nodes) {
+    s.nodes[nodes_until(s.ready[shape.inputs + node], node)] = node;
+  }
+  if (phase >= 0 && phase <= s.phases) {
+    s.stages_before[phase] = stages_until(phase, 0);
+    s.nodes_before[phase] = nodes_until(phase, 0);
   }
   __syncthreads();
 }
@@ -71,49 +105,82 @@ struct Meeting {
   int64_t size(int archs) const { return 2 * static_cast<int64_t>(archs) * blocks * columns; }
 };
 
-// Adds up the sums of all blocks of this block's architecture, `columns` of them, a multiple of 4,
-// in `totals`: in the order of the blocks, whatever the order in which they come. `round` counts
-// the calls from 0 on. `scratch` is shared memory for 4·kCellThreads doubles.
-__device__ inline void meet(const Meeting& meeting, int round, int columns, double* totals,
-                            double* scratch) {
+// How many items are added up at once, and what that takes of shared memory, in doubles.
+template <int C>
+inline constexpr int kMeetingItems = C > 32 ? 2 : 4;
+template <int C>
+inline constexpr int kMeetingDoubles = kMeetingItems<C> * kCellWarps * 2 * C;
+
+// Adds up the sums of all blocks of this block's architecture, two kinds for each channel of
+// `items` items, in the order of the blocks, whatever the order in which they come. `totals`
+// (items, 2, C) are those of this block, and are zeros afterwards; `round` counts the calls from 0
+// on; `scratch` is shared memory. Calls finish(item, channel, first, second).
+template <int C, class Finish>
+__device__ void meet(const Meeting& meeting, int round, int items, double* totals, double* scratch,
+                     Finish finish) {
+  constexpr int kQuads = C / 2, kSlices = kCellThreads / kQuads, kInWarp = 32 / kQuads;
+  constexpr int kItems = kMeetingItems<C>;
   const int arch = blockIdx.y, t = threadIdx.x;
   // Blocks that are still reading the sums of the last round are let be.
   float* parts = meeting.parts + (static_cast<int64_t>(round % 2) * gridDim.y + arch) *
                                      meeting.blocks * meeting.columns;
   __syncthreads();
-  for (int j = t; j < columns; j += kCellThreads) {
+  for (int j = t; j < items * 2 * C; j += kCellThreads) {
     parts[static_cast<int64_t>(blockIdx.x) * meeting.columns + j] = static_cast<float>(totals[j]);
+    totals[j] = 0;
   }
-  __threadfence();
   __syncthreads();
   if (t == 0) {
+    __threadfence();
     atomicAdd(meeting.arrivals + arch, 1);
     wait_for(meeting.arrivals + arch, static_cast<unsigned long long>(round + 1) * meeting.blocks);
   }
   __syncthreads();
-  const int quads = columns / 4, width = min(quads, kCellThreads);
-  const int slices = min(kCellThreads / width, 16), slice = t / width, lane = t - slice * width;
-  for (int first = 0; first < quads; first += width) {
-    const int quad = first + lane;
-    if (slice < slices && quad < quads) {
-      double sum[4] = {0, 0, 0, 0};
-#pragma unroll 8
-      for (int block = slice; block < meeting.blocks; block += slices) {
-        const float4 part = __ldcg(reinterpret_cast<const float4*>(
-            parts + static_cast<int64_t>(block) * meeting.columns + 4 * quad));
-        sum[0] += static_cast<double>(part.x);
-        sum[1] += static_cast<double>(part.y);
-        sum[2] += static_cast<double>(part.z);
-        sum[3] += static_cast<double>(part.w);
+  const int quad = t % kQuads, slice = t / kQuads;
+  for (int first = 0; first < items; first += kItems) {
+    double sums[kItems][4] = {};
+    for (int block = slice; block < meeting.blocks; block += kSlices) {
+      const float4* from =
+          reinterpret_cast<const float4*>(parts + static_cast<int64_t>(block) * meeting.columns) +
+          first * kQuads + quad;
+      float4 part[kItems];
+#pragma unroll
+      for (int i = 0; i < kItems; ++i) {
+        if (first + i < items) part[i] = __ldcg(from + i * kQuads);
       }
 #pragma unroll
-      for (int i = 0; i < 4; ++i) scratch[t * 4 + i] = sum[i];
+      for (int i = 0; i < kItems; ++i) {
+        if (first + i >= items) break;
+        sums[i][0] += static_cast<double>(part[i].x);
+        sums[i][1] += static_cast<double>(part[i].y);
+        sums[i][2] += static_cast<double>(part[i].z);
+        sums[i][3] += static_cast<double>(part[i].w);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kItems; ++i) {
+      if (first + i >= items) break;
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+#pragma unroll
+        for (int other = kQuads; other < 32; other *= 2) {
+          sums[i][k] += __shfl_xor_sync(~0u, sums[i][k], other);
+        }
+        if (slice % kInWarp == 0) {
+          scratch[(i * kCellWarps + t / 32) * 2 * C + quad * 4 + k] = sums[i][k];
+        }
+      }
     }
     __syncthreads();
-    for (int j = t; j < min(width, quads - first) * 4; j += kCellThreads) {
-      double sum = 0;
-      for (int s = 0; s < slices; ++s) sum += scratch[s * width * 4 + j];
-      totals[first * 4 + j] = sum;
+    const int item = t / C, c = t % C;
+    if (item < kItems && first + item < items) {
+      double one = 0, two = 0;
+#pragma unroll
+      for (int warp = 0; warp < kCellWarps; ++warp) {
+        one += scratch[(item * kCellWarps + warp) * 2 * C + c];
+        two += scratch[(item * kCellWarps + warp) * 2 * C + C + c];
+      }
+      finish(first + item, c, one, two);
     }
     __syncthreads();
   }

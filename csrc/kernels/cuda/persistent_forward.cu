@@ -2,7 +2,7 @@
 // whose edges are all there, then the next stage of every edge whose input is.
 #include "kernels/cuda/launchers.h"
 #include "kernels/cuda/norm.h"
-#include "kernels/cuda/persistent_tile.h"
+#include "kernels/cuda/persistent_strips.h"
 
 namespace asng::cuda {
 
@@ -15,7 +15,8 @@ struct Layout {
   int sums;    // doubles (edges, 2·C): of a phase
   int red;     // (kCellWarps, 2·C): of the warps
   int taps;    // (kernel elements, C)
-  int images;  // what a strip needs, or the scratch of an exchange
+  int weight;  // (2·C, kWeightRow), the half of it but for reductions
+  int images;  // what a strip needs, or the scratch of an exchange; that of pools begins at `taps`
   int size;
   int rows[kSeparableCount][2];  // of the separable convolutions on nodes, and on inputs
   int reduction_rows, pool_rows[2];
@@ -29,93 +30,153 @@ struct Job {
   bool keeps_maxima;
 };
 
+// A stage of an edge: where things lie, of all images.
+template <class V>
+struct Stage {
+  const V* x;
+  const float* norm;
+  V* z;
+  const float *pointwise, *taps;
+  float *norm_of_z, *kept_norm;
+  int height, width, stride, separable;
+  bool reduces;
+};
+
+// An edge as a term of its node.
+template <class V>
+struct Term {
+  const V* x;
+  const float* norm;
+  uint32_t* maxima;  // null: not kept
+  Form form;         // an identity also stands for what has been normalized
+  int multiplicity, height, width, stride;
+};
+
+template <class V>
+struct Plan {
+  Schedule schedule;
+  Stage<V> stages[2 * kMostEdges];  // in the order of the schedule
+  Term<V> terms[kMostEdges];
+};
+
 // Source columns and rows that `count` outputs see.
 ASNG_HD constexpr int reach(int count, int stride, int extent) {
   return (count - 1) * stride + extent;
 }
 
-template <int C, int K, int S, int D, bool kTensorCores, class V, class Emit>
-__device__ void convolve(const Job<V>& job, const State<V>& from, const float* taps, int strip,
-                         const float* pointwise, int image, float* shared, Emit emit) {
-  constexpr int kExtent = (K - 1) * D + 1;
-  const DagShape& s = job.dag.shape;
-  const int columns = reach(s.out_width, S, kExtent);
-  float* shared_taps = shared + job.layout.taps;
-  float* depth = shared + job.layout.images;
-  float* source = depth + (strip * s.out_width + 15) / 16 * 16 * kRow<C>;
-  for (int top = 0; top < s.out_height; top += strip) {
-    const int rows = min(strip, s.out_height - top), even = (rows + 1) / 2 * 2;
-    fill_image<C, true>(from, image, top * S - kExtent / 2, -(kExtent / 2), reach(even, S, kExtent),
-                        columns, source);
-    for (int i = threadIdx.x; top == 0 && i < K * K * C; i += kCellThreads)
-      shared_taps[i] = taps[i];
-    __syncthreads();
-    depthwise_strip<C, K, S, D, kTensorCores>(source, columns, shared_taps, even, s.out_width,
-                                              depth);
-    __syncthreads();
-    PixelMatmul<C, kTensorCores>::template run<1>(
-        depth, 0, pointwise, rows * s.out_width,
-        [&](int pair, int pixel, const Vec4<float>& value) {
-          emit(pair, (image * s.out_height + top) * s.out_width + pixel, value);
-        });
-  }
+// Of separable convolutions.
+__device__ inline int window_extent(int separable) {
+  int extent = 0;
+  with_window(separable, [&](auto w) { extent = (w.kernel - 1) * w.dilation + 1; });
+  return extent;
+}
+__device__ inline int window_elements(int separable) {
+  int elements = 0;
+  with_window(separable, [&](auto w) { elements = w.kernel * w.kernel; });
+  return elements;
 }
 
-template <int C, bool kTensorCores, class V, class Emit>
-__device__ void reduce(const Job<V>& job, const State<V>& from, const float* pointwise, int image,
-                       float* shared, Emit emit) {
-  const DagShape& s = job.dag.shape;
-  const int strip = job.layout.reduction_rows;
-  float* pixels = shared + job.layout.images;
-  const int distance = (strip * s.out_width + 15) / 16 * 16 * kRow<C>;
-  for (int top = 0; top < s.out_height; top += strip) {
-    const int count = min(strip, s.out_height - top) * s.out_width;
-    if (top > 0) __syncthreads();
-    for (int i = 0; i < 2; ++i) {
-      fill_every_second<C, kTensorCores>(from, image, top, i, count, s.out_width,
-                                         pixels + i * distance);
-    }
-    __syncthreads();
-    PixelMatmul<C, kTensorCores>::template run<2>(
-        pixels, distance, pointwise, count, [&](int pair, int pixel, const Vec4<float>& value) {
-          emit(pair, (image * s.out_height + top) * s.out_width + pixel, value);
-        });
+// Looks up what the stages and terms need.
+template <int C, class V>
+__device__ void make_plan(const Job<V>& job, float* norms, Plan<V>& plan) {
+  const Dag<V>& dag = job.dag;
+  const int arch = blockIdx.y, t = threadIdx.x;
+  const Schedule& schedule = plan.schedule;
+  make_schedule(dag, arch, plan.schedule);
+  if (t < schedule.stages_before[schedule.phases]) {
+    const int which = schedule.stages[t] / 2, node = which / kCellEdges, e = which % kCellEdges;
+    const int stage = schedule.stages[t] % 2;
+    const PlannedEdge edge = schedule.edges[which];
+    const State<V> from = dag.stage_input(arch, node, e, stage, edge);
+    float* norm = norms + which * 4 * C;
+    plan.stages[t] = {from.x,
+                      stage == 0 ? from.norm : norm,
+                      dag.stage(arch, node, e, stage),
+                      dag.pointwise(arch, node, e, stage),
+                      dag.depthwise(arch, node, e, stage),
+                      norm + stage * 2 * C,
+                      dag.norm(arch, node, e, stage),
+                      from.height,
+                      from.width,
+                      stage == 0 ? dag.stride(edge) : 1,
+                      edge.separable,
+                      dag.factorized(edge)};
   }
+  const int which = t - 128;
+  if (which >= 0 && which < dag.shape.nodes * kCellEdges) {
+    const int node = which / kCellEdges, e = which % kCellEdges;
+    const PlannedEdge edge = schedule.edges[which];
+    const State<V> from = dag.state(arch, edge.input);
+    const int last = schedule.stage_count[which] - 1;
+    const bool keeps = job.keeps_maxima && edge.form == Form::kMaxPool;
+    plan.terms[which] = {last < 0 ? from.x : dag.stage(arch, node, e, last),
+                         last < 0 ? from.norm : norms + (which * 2 + last) * 2 * C,
+                         keeps ? dag.maxima(arch, node, e) : nullptr,
+                         last < 0 ? edge.form : Form::kIdentity,
+                         edge.multiplicity,
+                         from.height,
+                         from.width,
+                         dag.stride(edge)};
+  }
+  __syncthreads();
 }
 
 // A stage of an edge for one image, up to the sums for its normalization, which are added to
 // `sums` (2·C).
 template <int C, bool kTensorCores, class V>
-__device__ void compute_stage(const Job<V>& job, int node, int e, int stage,
-                              const PlannedEdge& edge, int image, double* sums, float* shared) {
+__device__ void compute_stage(const Job<V>& job, const Stage<V>& stage, int image, double* sums,
+                              float* shared) {
   using Matmul = PixelMatmul<C, kTensorCores>;
-  const Dag<V>& dag = job.dag;
-  const int arch = blockIdx.y;
-  State<V> from = dag.stage_input(arch, node, e, stage, edge);
-  if (stage == 1) from.norm = shared + job.layout.norms + (node * kCellEdges + e) * 4 * C;
-  V* z = dag.stage(arch, node, e, stage);
-  const float* pointwise = dag.pointwise(arch, node, e, stage);
-  const float* taps = dag.depthwise(arch, node, e, stage);
+  const DagShape& s = job.dag.shape;
   Vec4<float> sum[Matmul::kPairs] = {}, squares[Matmul::kPairs] = {};
-  const auto emit = [&](int pair, int pixel, const Vec4<float>& value) {
-    const Vec4<float> kept =
-        store_rounded(z + static_cast<int64_t>(pixel) * C + Matmul::channel(pair), value);
-    sum[pair] += kept;
-    add_product(squares[pair], kept, kept);
-  };
-  const bool strided = stage == 0 && dag.stride(edge) == 2;
-  __syncthreads();
-  if (dag.factorized(edge)) {
-    reduce<C, kTensorCores>(job, from, pointwise, image, shared, emit);
-  } else {
-    with_window(edge.separable, [&](auto w) {
+  float* weight = shared + job.layout.weight;
+  float* matrix = shared + job.layout.images;
+  const bool reduces = stage.reduces;
+  const int S = stage.stride, kind = stage.separable, extent = reduces ? 1 : window_extent(kind);
+  const int strip = reduces ? job.layout.reduction_rows : job.layout.rows[kind][S - 1];
+  const int columns = reach(s.out_width, S, extent);
+  float* second = matrix + (strip * s.out_width + 15) / 16 * 16 * kRow<C>;
+  const V* x = stage.x + static_cast<int64_t>(image) * stage.height * stage.width * C;
+  for (int top = 0; top < s.out_height; top += strip) {
+    const int rows = min(strip, s.out_height - top);
+    const int64_t first = (static_cast<int64_t>(image) * s.out_height + top) * s.out_width;
+    const auto emit = [&](int pair, int pixel, const Vec4<float>& value) {
+      const Vec4<float> kept =
+          store_rounded(stage.z + (first + pixel) * C + Matmul::channel(pair), value);
+      sum[pair] += kept;
+      add_product(squares[pair], kept, kept);
+    };
+    __syncthreads();
+    if (top == 0) {
+      start_weight_copy<C>(stage.pointwise, reduces ? 2 * C : C, weight);
+      if (!reduces) start_copy(stage.taps, window_elements(kind) * C, shared + job.layout.taps);
+    }
+    if (reduces) {
+      for (int i = 0; i < 2; ++i) {
+        fill_every_second<C, kTensorCores>(x, stage.norm, stage.height, stage.width, top, i,
+                                           rows * s.out_width, s.out_width,
+                                           i == 0 ? matrix : second);
+      }
+      wait_for_copies();
+      __syncthreads();
+      Matmul::template run<2>(matrix, static_cast<int>(second - matrix), weight, rows * s.out_width,
+                              emit);
+      continue;
+    }
+    fill_image<C>(x, stage.norm, 0.0f, 0.0f, stage.height, stage.width, top * S - extent / 2,
+                  extent / 2, reach((rows + 1) / 2 * 2, S, extent), columns, second);
+    wait_for_copies();
+    __syncthreads();
+    with_window(kind, [&](auto w) {
       constexpr int K = w.kernel, D = w.dilation;
-      const int strip = job.layout.rows[edge.separable][strided ? 1 : 0];
-      strided ? convolve<C, K, 2, D, kTensorCores>(job, from, taps, strip, pointwise, image, shared,
-                                                   emit)
-              : convolve<C, K, 1, D, kTensorCores>(job, from, taps, strip, pointwise, image, shared,
-                                                   emit);
+      const float* of_shared = shared + job.layout.taps;
+      S == 2 ? depthwise_strip<C, K, 2, D, kTensorCores>(second, columns, of_shared, rows,
+                                                         s.out_width, matrix)
+             : depthwise_strip<C, K, 1, D, kTensorCores>(second, columns, of_shared, rows,
+                                                         s.out_width, matrix);
     });
+    __syncthreads();
+    Matmul::template run<1>(matrix, 0, weight, rows * s.out_width, emit);
   }
   float* red = shared + job.layout.red;
 #pragma unroll
@@ -140,197 +201,173 @@ __device__ void compute_stage(const Job<V>& job, int node, int e, int stage,
   }
 }
 
-// A pool of four pixels in a row, from a strip in shared memory that begins at row `top` of the
-// input and one pixel before its left edge; (y, x) is the first output pixel. See pool_forward.
-template <int C, int S, class V>
-__device__ void pool_run(const State<V>& from, const float* strip, int top, int columns, bool max,
-                         int y, int x, int c, Vec4<float> (&values)[4], unsigned (&places)[4]) {
+// A pool of four pixels in a row, from a strip in shared memory, where `from` is the first pixel of
+// the first window. Beyond the edge are zeros for an average and −∞ for a maximum; of equal maxima
+// the first counts, and NaN wins.
+template <int C, int S, bool kMax>
+__device__ void pool_run(const float* from, int columns, Vec4<float> (&values)[4],
+                         unsigned (&places)[4]) {
   constexpr int kSpan = 3 * S + kPoolKernel;
-  bool found[4] = {};
+  int place[4][4] = {};
 #pragma unroll
-  for (int p = 0; p < 4; ++p) {
-    values[p] = fill_vec4(0.0f);
-    places[p] = 0;
-  }
-#pragma unroll
+  for (int p = 0; p < 4; ++p) values[p] = fill_vec4(kMax ? -INFINITY : 0.0f);
+#pragma unroll 1
   for (int ky = 0; ky < kPoolKernel; ++ky) {
-    const int sy = y * S - 1 + ky;
-    if (sy < 0 || sy >= from.height) continue;
     Vec4<float> v[kSpan];
 #pragma unroll
-    for (int i = 0; i < kSpan; ++i) {
-      v[i] = load_vec4(strip + ((sy - top) * columns + x * S + i) * kPixel<C> + c);
-    }
+    for (int i = 0; i < kSpan; ++i) v[i] = load_vec4(from + (ky * columns + i) * kPixel<C>);
 #pragma unroll
     for (int p = 0; p < 4; ++p) {
 #pragma unroll
       for (int kx = 0; kx < kPoolKernel; ++kx) {
-        const int sx = (x + p) * S - 1 + kx;
-        if (sx < 0 || sx >= from.width) continue;
         const Vec4<float>& value = v[p * S + kx];
-        if (!max) {
-          values[p] += value;
-          continue;
-        }
+        if constexpr (!kMax) values[p] += value;
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          if (!found[p] || value.v[i] > values[p].v[i] || value.v[i] != value.v[i]) {
-            values[p].v[i] = value.v[i];
-            places[p] = (places[p] & ~(0xffu << 8 * i)) |
-                        static_cast<unsigned>(ky * kPoolKernel + kx) << 8 * i;
-          }
+        for (int i = 0; kMax && i < 4; ++i) {
+          const bool larger = value.v[i] > values[p].v[i] || value.v[i] != value.v[i];
+          values[p].v[i] = larger ? value.v[i] : values[p].v[i];
+          place[p][i] = larger ? ky * kPoolKernel + kx : place[p][i];
         }
-        found[p] = true;
       }
     }
   }
 #pragma unroll
-  for (int p = 0; !max && p < 4; ++p) {
+  for (int p = 0; p < 4; ++p) {
+    places[p] = place[p][0] | place[p][1] << 8 | place[p][2] << 16 | place[p][3] << 24;
 #pragma unroll
-    for (int i = 0; i < 4; ++i) values[p].v[i] /= static_cast<float>(kPoolPixels);
+    for (int i = 0; !kMax && i < 4; ++i) values[p].v[i] /= static_cast<float>(kPoolPixels);
   }
-}
-
-__device__ inline bool is_pool(const PlannedEdge& edge) {
-  return edge.multiplicity != 0 && (edge.form == Form::kAveragePool || edge.form == Form::kMaxPool);
 }
 
 // The sum of a node's edges, for one image.
 template <int C, class V>
-__device__ void combine(const Job<V>& job, const Schedule& schedule, int node, int image,
-                        float* shared) {
-  const Dag<V>& dag = job.dag;
-  const DagShape& s = dag.shape;
+__device__ void combine(const Job<V>& job, const Term<V>* terms, V* out, int image, float* shared) {
+  const DagShape& s = job.dag.shape;
   const Layout& l = job.layout;
-  const int arch = blockIdx.y, c = threadIdx.x % kQuads<C> * 4, across = s.out_width / 4;
-  const PlannedEdge* edges = schedule.edges + node * kCellEdges;
-  V* out = dag.nodes + (static_cast<int64_t>(node) * s.archs + arch) * s.out_size();
+  const int c = threadIdx.x % kQuads<C> * 4, across = s.out_width / 4;
   const int strip = min(l.pool_rows[0], l.pool_rows[1]);
+  bool pools[kCellEdges];
+#pragma unroll
+  for (int e = 0; e < kCellEdges; ++e) {
+    pools[e] = terms[e].multiplicity != 0 &&
+               (terms[e].form == Form::kAveragePool || terms[e].form == Form::kMaxPool);
+  }
   for (int top = 0; top < s.out_height; top += strip) {
     const int rows = min(strip, s.out_height - top);
-    float* at = shared + l.images;
-    float* strips[kCellEdges] = {nullptr, nullptr};
+    float* const strips = shared + l.taps;
+    float* at = strips;
     __syncthreads();
+#pragma unroll 1
     for (int e = 0; e < kCellEdges; ++e) {
-      if (!is_pool(edges[e])) continue;
-      const int stride = dag.stride(edges[e]), columns = reach(s.out_width, stride, kPoolKernel);
-      const int source_rows = reach(rows, stride, kPoolKernel);
-      fill_image<C, false>(dag.state(arch, edges[e].input), image, top * stride - 1, -1,
-                           source_rows, columns, at);
-      strips[e] = at;
+      const Term<V>& term = terms[e];
+      if (!pools[e]) continue;
+      const int columns = reach(s.out_width, term.stride, kPoolKernel);
+      const int source_rows = reach(rows, term.stride, kPoolKernel);
+      fill_image<C>(term.x + static_cast<int64_t>(image) * term.height * term.width * C, term.norm,
+                    -INFINITY, term.form == Form::kMaxPool ? -INFINITY : 0.0f, term.height,
+                    term.width, top * term.stride - 1, 1, source_rows, columns, at);
       at += source_rows * columns * kPixel<C>;
     }
     __syncthreads();
     for (int run = threadIdx.x / kQuads<C>; run < rows * across; run += kStep<C>) {
-      const int down = run / across, y = top + down, x = (run - down * across) * 4;
-      const int64_t pixel = (static_cast<int64_t>(image) * s.out_height + y) * s.out_width + x;
-      Vec4<float> sums[4] = {};
+      const int down = run / across, x = (run - down * across) * 4;
+      const int64_t first =
+          ((static_cast<int64_t>(image) * s.out_height + top + down) * s.out_width + x) * C + c;
+      Vec4<float> sums[4] = {}, values[kCellEdges][4];
+      // Both loads are on their way at once.
 #pragma unroll
       for (int e = 0; e < kCellEdges; ++e) {
-        const PlannedEdge& edge = edges[e];
-        if (edge.multiplicity == 0) continue;
-        Vec4<float> values[4];
-        if (is_pool(edge)) {
-          const State<V> from = dag.state(arch, edge.input);
-          const bool max = edge.form == Form::kMaxPool;
-          unsigned places[4];
-          if (dag.stride(edge) == 2) {
-            pool_run<C, 2>(from, strips[e], top * 2 - 1, reach(s.out_width, 2, kPoolKernel), max, y,
-                           x, c, values, places);
-          } else {
-            pool_run<C, 1>(from, strips[e], top - 1, reach(s.out_width, 1, kPoolKernel), max, y, x,
-                           c, values, places);
-          }
-          if (max && job.keeps_maxima) {
+        if (terms[e].form != Form::kIdentity || terms[e].multiplicity == 0) continue;
 #pragma unroll
-            for (int p = 0; p < 4; ++p) {
-              dag.maxima(arch, node, e)[((pixel + p) * C + c) / 4] = places[p];
-            }
-          }
-        } else if (edge.form == Form::kNone) {
+        for (int p = 0; p < 4; ++p) values[e][p] = load_vec4(terms[e].x + first + p * C);
+      }
+#pragma unroll
+      for (int e = 0; e < kCellEdges; ++e) {
+        if (terms[e].form != Form::kIdentity || terms[e].multiplicity == 0) continue;
+        const Vec4<float> times = fill_vec4(static_cast<float>(terms[e].multiplicity));
+#pragma unroll
+        for (int p = 0; p < 4; ++p) {
+          add_product(sums[p], affine_vec4(values[e][p], terms[e].norm, C, c), times);
+        }
+      }
+      const float* from = strips + c;
+#pragma unroll 1
+      for (int e = 0; e < kCellEdges; ++e) {
+        const Term<V>& term = terms[e];
+        const Vec4<float> times = fill_vec4(static_cast<float>(term.multiplicity));
+        if (term.form == Form::kNone && term.multiplicity != 0) {
 #pragma unroll
           for (int p = 0; p < 4; ++p) {
 #pragma unroll
-            for (int i = 0; i < 4; ++i) values[p].v[i] = c + i < s.channels ? nanf("") : 0.0f;
+            for (int i = 0; i < 4; ++i) sums[p].v[i] = c + i < s.channels ? nanf("") : 0.0f;
           }
-        } else {
-          const bool normalized = dag.normalized(edge);
-          const int last = dag.separable(edge) ? 1 : 0;
-          const State<V> from = dag.state(arch, edge.input);
-          const V* x_of = normalized ? dag.stage(arch, node, e, last) : from.x;
-          const float* norm = normalized
-                                  ? shared + l.norms + ((node * kCellEdges + e) * 2 + last) * 2 * C
-                                  : from.norm;
-#pragma unroll
-          for (int p = 0; p < 4; ++p) values[p] = load_vec4(x_of + (pixel + p) * C + c);
-#pragma unroll
-          for (int p = 0; p < 4; ++p) values[p] = affine_vec4(values[p], norm, C, c);
         }
-        const Vec4<float> times = fill_vec4(static_cast<float>(edge.multiplicity));
+        if (!pools[e]) continue;
+        const int S = term.stride, columns = reach(s.out_width, S, kPoolKernel);
+        const float* window = from + (down * S * columns + x * S) * kPixel<C>;
+        unsigned places[4];
+        if (term.form == Form::kMaxPool) {
+          S == 2 ? pool_run<C, 2, true>(window, columns, values[0], places)
+                 : pool_run<C, 1, true>(window, columns, values[0], places);
+        } else {
+          S == 2 ? pool_run<C, 2, false>(window, columns, values[0], places)
+                 : pool_run<C, 1, false>(window, columns, values[0], places);
+        }
 #pragma unroll
-        for (int p = 0; p < 4; ++p) add_product(sums[p], values[p], times);
+        for (int p = 0; p < 4; ++p) {
+          if (term.maxima != nullptr) term.maxima[(first + p * C) / 4] = places[p];
+          add_product(sums[p], values[0][p], times);
+        }
+        from += reach(rows, S, kPoolKernel) * columns * kPixel<C>;
       }
 #pragma unroll
-      for (int p = 0; p < 4; ++p) write_vec4(out + (pixel + p) * C + c, sums[p]);
+      for (int p = 0; p < 4; ++p) write_vec4(out + first + p * C, sums[p]);
     }
   }
 }
 
 template <class V, int C, bool kTensorCores>
 __global__ __launch_bounds__(kCellThreads, 1) void nodes_forward_kernel(const Job<V> job) {
-  const Dag<V>& dag = job.dag;
-  const DagShape& s = dag.shape;
-  const int arch = blockIdx.y, t = threadIdx.x;
-  Schedule& schedule = *dynamic_shared<Schedule>();
-  float* shared = reinterpret_cast<float*>(&schedule + 1);
+  const DagShape& s = job.dag.shape;
+  const int arch = blockIdx.y;
+  Plan<V>& plan = *dynamic_shared<Plan<V>>();
+  const Schedule& schedule = plan.schedule;
+  float* shared = reinterpret_cast<float*>(&plan + 1);
   double* sums = reinterpret_cast<double*>(shared + job.layout.sums);
-  float* norms = shared + job.layout.norms;
-  make_schedule(dag, arch, schedule);
-  const double count = static_cast<double>(s.images) * s.out_height * s.out_width;
-  const int edges = s.nodes * kCellEdges;
-  for (int phase = 0; phase < schedule.phases; ++phase) {
-    // Calls visit(node, e, stage, number) for the stages that this phase has, in order.
-    const auto for_stages = [&](auto visit) {
-      int number = 0;
-      for (int i = 0; i < edges; ++i) {
-        const int stage = phase - schedule.start[i];
-        if (stage < 0 || stage >= stage_count(dag, schedule.edges[i])) continue;
-        visit(i / kCellEdges, i % kCellEdges, stage, number++);
-      }
-      return number;
-    };
-    for (int i = t; i < edges * 2 * C; i += kCellThreads) sums[i] = 0;
+  for (int i = threadIdx.x; i < s.nodes * kCellEdges * 2 * C; i += kCellThreads) sums[i] = 0;
+  make_plan<C>(job, shared + job.layout.norms, plan);
+  const double share = 1 / (static_cast<double>(s.images) * s.out_height * s.out_width);
+  for (int phase = 0, round = 0; phase < schedule.phases; ++phase) {
+    const int begin = schedule.stages_before[phase], end = schedule.stages_before[phase + 1];
     for (int image = blockIdx.x; image < s.images; image += gridDim.x) {
-      for (int node = 0; node < s.nodes; ++node) {
-        if (schedule.ready[s.inputs + node] == phase) {
-          combine<C>(job, schedule, node, image, shared);
-        }
+      for (int i = schedule.nodes_before[phase]; i < schedule.nodes_before[phase + 1]; ++i) {
+        const int node = schedule.nodes[i];
+        combine<C>(job, plan.terms + node * kCellEdges,
+                   job.dag.nodes + (static_cast<int64_t>(node) * s.archs + arch) * s.out_size(),
+                   image, shared);
       }
-      for_stages([&](int node, int e, int stage, int number) {
-        compute_stage<C, kTensorCores>(job, node, e, stage, schedule.edges[node * kCellEdges + e],
-                                       image, sums + number * 2 * C, shared);
-      });
+      for (int i = begin; i < end; ++i) {
+        compute_stage<C, kTensorCores>(job, plan.stages[i], image, sums + (i - begin) * 2 * C,
+                                       shared);
+      }
     }
-    const int stages = for_stages([](int, int, int, int) {});
-    if (stages == 0) break;
-    meet(job.meeting, phase, stages * 2 * C, sums,
-         reinterpret_cast<double*>(shared + job.layout.images));
-    for_stages([&](int node, int e, int stage, int number) {
-      // Threads for each stage, so that divisions and roots do not wait for each other.
-      if (t / C != number % (kCellThreads / C)) return;
-      const int c = t % C;
-      const double mean = sums[number * 2 * C + c] / count;
-      const double difference = sums[(number * 2 + 1) * C + c] / count - mean * mean;
-      const double rstd = 1 / sqrt((difference < 0 ? 0 : difference) + kEpsilon);
-      float* norm = norms + ((node * kCellEdges + e) * 2 + stage) * 2 * C;
-      norm[c] = static_cast<float>(rstd);
-      norm[C + c] = static_cast<float>(-mean * rstd);
-      if (blockIdx.x != 0) return;
-      float* kept = dag.norm(arch, node, e, stage);
-      kept[c] = norm[c];
-      kept[C + c] = norm[C + c];
-    });
-    __syncthreads();
+    if (begin == end) continue;
+    meet<C>(job.meeting, round++, end - begin, sums,
+            reinterpret_cast<double*>(shared + job.layout.images),
+            [&](int item, int c, double sum, double squares) {
+              const Stage<V>& stage = plan.stages[begin + item];
+              const double mean = sum * share, difference = squares * share - mean * mean;
+              // Rounding may make it negative; a NaN must stay one.
+              const float rstd =
+                  1.0f / sqrtf(static_cast<float>((difference < 0 ? 0 : difference) + kEpsilon));
+              const float shift = static_cast<float>(-mean * static_cast<double>(rstd));
+              stage.norm_of_z[c] = rstd;
+              stage.norm_of_z[C + c] = shift;
+              if (blockIdx.x == 0) {
+                stage.kept_norm[c] = rstd;
+                stage.kept_norm[C + c] = shift;
+              }
+            });
   }
 }
 
@@ -351,11 +388,14 @@ bool make_layout(const DagShape& s, Layout& l) {
   l.sums = l.norms + edges * 4 * c;
   l.red = l.sums + edges * 2 * c * 2;
   l.taps = l.red + kCellWarps * 2 * c;
-  l.images = l.taps + kMostKernelElements * c;
+  l.weight = l.taps + kMostKernelElements * c;
+  l.images = l.weight + (s.stride == 2 ? 2 : 1) * c * (c + 8);
   const int available =
-      static_cast<int>((largest_shared_bytes() - sizeof(Schedule)) / sizeof(float)) - l.images;
+      static_cast<int>((largest_shared_bytes() - sizeof(Plan<float>)) / sizeof(float)) - l.images;
   const int pixel = c % 32 == 0 ? c : c + 4, row = c + 4;
-  int most = 2 * 4 * kCellThreads;  // doubles of an exchange
+  int most = 2 * (c > 32   ? kMeetingDoubles<64>
+                  : c > 16 ? kMeetingDoubles<32>
+                           : kMeetingDoubles<16>);
   bool fits = true;
   const auto choose = [&](auto need) {
     const int rows = strip_rows(s.out_height, available, need);
@@ -379,7 +419,8 @@ bool make_layout(const DagShape& s, Layout& l) {
     const int used = std::min(stride, s.stride);
     l.pool_rows[stride - 1] = choose([&](int rows) {
       return kCellEdges * reach(rows, used, kPoolKernel) * reach(s.out_width, used, kPoolKernel) *
-             pixel;
+                 pixel -
+             (l.images - l.taps);
     });
   }
   l.reduction_rows = choose([&](int rows) { return 2 * matrix(rows); });
@@ -413,7 +454,7 @@ void nodes_forward(const Dag<V>& dag, const Meeting& meeting, bool keeps_maxima,
                       : s.padded == 32 ? choose_channels<V, 32>(s.tf32)
                                        : choose_channels<V, 64>(s.tf32);
   launch_cooperative(kernel, dim3(meeting.blocks, s.archs), kCellThreads,
-                     sizeof(Schedule) + job.layout.size * sizeof(float), stream, job);
+                     sizeof(Plan<V>) + job.layout.size * sizeof(float), stream, job);
 }
 
 template void nodes_forward(const Dag<float>&, const Meeting&, bool, CudaStream);

@@ -30,6 +30,7 @@
 #define ASNG_AT_LINE(line) ASNG_JOINED(asng_static_shared_, line)
 #define ASNG_JOINED(name, line) name##line
 #define __forceinline__ inline
+#define __noinline__
 #define __align__(bytes) alignas(bytes)
 #define __launch_bounds__(...)
 

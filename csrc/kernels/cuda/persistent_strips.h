@@ -25,86 +25,104 @@ inline constexpr int kQuads = C / 4;
 template <int C>
 inline constexpr int kStep = kCellThreads / kQuads<C>;
 
-// Pixels (top …, left …) of an image after normalization and, if asked for, ReLU; zeros beyond the
-// edge. `columns` is at least 2.
-template <int C, bool kRelu, class V>
-__device__ void fill_image(const State<V>& from, int image, int top, int left, int rows,
-                           int columns, float* to) {
-  constexpr int kFlight = 8;  // loads on their way at once
-  const int c = threadIdx.x % kQuads<C> * 4, count = rows * columns;
-  const unsigned per_row = ~0u / columns + 1;
+// Rows [top, top + rows) of an image, (height, width, C) from `x` on, between margins: `margin`
+// pixels on the left, and `columns` in all. Values are normalized unless `norm` is null, and those
+// below `least` become that; what is beyond the edge is `beyond`. Not inlined: a kernel whose code
+// is large waits for it.
+template <int C, class V>
+__device__ __noinline__ void fill_image(const V* x, const float* norm, float least, float beyond,
+                                        int height, int width, int top, int margin, int rows,
+                                        int columns, float* to) {
+  constexpr int kFlight = C == 16 ? 8 : 4;  // loads on their way at once
+  const int c = threadIdx.x % kQuads<C> * 4, slot = threadIdx.x / kQuads<C>;
+  const int begin = max(top, 0), end = min(top + rows, height), count = (end - begin) * width;
+  const unsigned per_row = ~0u / width + 1;
   Vec4<float> scale = fill_vec4(1.0f), shift = fill_vec4(0.0f);
-  if (from.norm != nullptr) {
-    scale = load_vec4(from.norm + c);
-    shift = load_vec4(from.norm + C + c);
+  if (norm != nullptr) {
+    scale = load_vec4(norm + c);
+    shift = load_vec4(norm + C + c);
   }
-  const V* x = from.x + static_cast<int64_t>(image) * from.height * from.width * C + c;
-  for (int first = threadIdx.x / kQuads<C>; first < count; first += kFlight * kStep<C>) {
+  x += static_cast<int64_t>(begin) * width * C + c;
+  float* inside = to + ((begin - top) * columns + margin) * kPixel<C> + c;
+  for (int first = slot; first < count; first += kFlight * kStep<C>) {
     Vec4<float> values[kFlight];
-    unsigned inside = 0;
 #pragma unroll
     for (int i = 0; i < kFlight; ++i) {
-      const int place = first + i * kStep<C>;
-      const int row = static_cast<int>(multiply_high(place, per_row));
-      const int y = top + row, at = left + place - row * columns;
-      const bool is_inside = place < count &&
-                             static_cast<unsigned>(y) < static_cast<unsigned>(from.height) &&
-                             static_cast<unsigned>(at) < static_cast<unsigned>(from.width);
-      inside |= static_cast<unsigned>(is_inside) << i;
-      values[i] = is_inside ? load_vec4(x + (y * from.width + at) * C) : fill_vec4(0.0f);
+      const int pixel = first + i * kStep<C>;
+      if (pixel < count) values[i] = load_vec4(x + pixel * C);
     }
 #pragma unroll
     for (int i = 0; i < kFlight; ++i) {
-      const int place = first + i * kStep<C>;
-      if (place >= count) break;
+      const int pixel = first + i * kStep<C>;
+      if (pixel >= count) break;
       Vec4<float> value = shift;
       add_product(value, values[i], scale);
-      if (kRelu) value = relu_vec4(value);
-      if ((inside >> i & 1) == 0) value = fill_vec4(0.0f);
-      store_shared(to + place * kPixel<C> + c, value);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) value.v[j] = max_or_nan(value.v[j], least);
+      const int row = static_cast<int>(multiply_high(pixel, per_row));
+      store_shared(inside + (row * columns + pixel - row * width) * kPixel<C>, value);
     }
+  }
+  // The margins: whole rows above and below, and what is left of a row.
+  const Vec4<float> outside = fill_vec4(beyond);
+  const int above = (begin - top) * columns, below = (top + rows - end) * columns;
+  for (int i = slot; i < above + below; i += kStep<C>) {
+    const int at = i < above ? i : i + (end - begin) * columns;
+    store_shared(to + at * kPixel<C> + c, outside);
+  }
+  const int sides = columns - width;
+  for (int i = slot; i < (end - begin) * sides; i += kStep<C>) {
+    const int row = i / sides, place = i - row * sides;
+    const int at = above + row * columns + (place < margin ? place : place + width);
+    store_shared(to + at * kPixel<C> + c, outside);
   }
 }
 
-// The depthwise convolution of `rows` rows of `width` pixels, both even and the width a multiple of
-// 4, to rows of a matrix. `taps` is (kernel elements, C).
+// From a row of a weight (C, C) in shared memory to the next.
+template <int C>
+inline constexpr int kWeightRow = C + 8;
+
+// Starts to copy `count` values, a multiple of 4.
+__device__ inline void start_copy(const float* from, int count, float* to) {
+  for (int i = threadIdx.x * 4; i < count; i += kCellThreads * 4) copy_async16(to + i, from + i);
+}
+
+// The same of the `rows` rows of a weight.
+template <int C>
+__device__ void start_weight_copy(const float* from, int rows, float* to) {
+  for (int i = threadIdx.x * 4; i < rows * C; i += kCellThreads * 4) {
+    copy_async16(to + i / C * kWeightRow<C> + i % C, from + i);
+  }
+}
+
+// The depthwise convolution of `rows` rows of `width` pixels, a multiple of 4, to rows of a matrix.
+// `taps` is (kernel elements, C). A thread computes four pixels in kRows rows of the same channels;
+// the last may be one row too many.
 template <int C, int K, int S, int D, bool kRounded>
 __device__ void depthwise_strip(const float* source, int columns, const float* taps, int rows,
                                 int width, float* to) {
-  constexpr int kRows = 2, kSpan = 3 * S + (K - 1) * D + 1;
+  constexpr bool kTwice = C == 16 && S == 1 && D == 1;
+  constexpr int kRows = kTwice ? 2 : 1, kSpan = 3 * S + (K - 1) * D + 1;
   const int c = threadIdx.x % kQuads<C> * 4, across = width / 4;
-  const int runs = rows / kRows * across;
+  const int runs = (rows + kRows - 1) / kRows * across;
   for (int run = threadIdx.x / kQuads<C>; run < runs; run += kStep<C>) {
     const int down = run / across, y = down * kRows, x = (run - down * across) * 4;
-    Vec4<float> sums[kRows][4];
-#pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-#pragma unroll
-      for (int p = 0; p < 4; ++p) sums[r][p] = fill_vec4(0.0f);
-    }
+    Vec4<float> sums[kRows][4] = {};
     const float* from = source + (y * S * columns + x * S) * kPixel<C> + c;
-#pragma unroll
-    for (int line = 0; line < (kRows - 1) * S + (K - 1) * D + 1; ++line) {
-      // Rows of the output that read this line.
-      bool reads = false;
-#pragma unroll
-      for (int r = 0; r < kRows; ++r) {
-        const int tap = line - r * S;
-        reads |= tap >= 0 && tap % D == 0 && tap / D < K;
-      }
-      if (!reads) continue;
+#pragma unroll 1
+    for (int line = 0; line < K + kRows - 1; ++line) {
       Vec4<float> v[kSpan];
 #pragma unroll
       for (int i = 0; i < kSpan; ++i) {
-        v[i] = load_vec4(from + (line * columns + i) * kPixel<C>);
+        v[i] = load_vec4(from + (line * D * columns + i) * kPixel<C>);
       }
 #pragma unroll
       for (int r = 0; r < kRows; ++r) {
-        const int tap = line - r * S;
-        if (tap < 0 || tap % D != 0 || tap / D >= K) continue;
+        const int tap = line - r;
+        if (kTwice && (tap < 0 || tap >= K)) continue;
 #pragma unroll
         for (int k = 0; k < K; ++k) {
-          const Vec4<float> w = load_vec4(taps + (tap / D * K + k) * C + c);
+          const Vec4<float> w = load_vec4(taps + (tap * K + k) * C + c);
 #pragma unroll
           for (int p = 0; p < 4; ++p) add_product(sums[r][p], v[p * S + k * D], w);
         }
@@ -129,16 +147,16 @@ __device__ void depthwise_strip(const float* source, int columns, const float* t
 // Every second pixel of an image, in both directions from `offset` on, after normalization and
 // ReLU, to rows of a matrix.
 template <int C, bool kRounded, class V>
-__device__ void fill_every_second(const State<V>& from, int image, int top, int offset, int pixels,
-                                  int width, float* to) {
+__device__ void fill_every_second(const V* x, const float* norm, int height, int width, int top,
+                                  int offset, int pixels, int out_width, float* to) {
   const int c = threadIdx.x % kQuads<C> * 4;
-  const V* x = from.x + static_cast<int64_t>(image) * from.height * from.width * C + c;
 #pragma unroll 4
   for (int p = threadIdx.x / kQuads<C>; p < pixels; p += kStep<C>) {
-    const int row = p / width, y = (top + row) * 2 + offset, at = (p - row * width) * 2 + offset;
+    const int row = p / out_width, y = (top + row) * 2 + offset;
+    const int at = (p - row * out_width) * 2 + offset;
     Vec4<float> value = fill_vec4(0.0f);
-    if (y < from.height && at < from.width) {
-      value = relu_vec4(affine_vec4(load_vec4(x + (y * from.width + at) * C), from.norm, C, c));
+    if (y < height && at < width) {
+      value = relu_vec4(affine_vec4(load_vec4(x + (y * width + at) * C + c), norm, C, c));
     }
     if constexpr (kRounded) {
 #pragma unroll
@@ -148,9 +166,9 @@ __device__ void fill_every_second(const State<V>& from, int image, int top, int 
   }
 }
 
-// Products of `pixels` rows of a matrix and a weight (kSources·C, C); with two sources there are
-// two matrices, `distance` values apart. On the tensor cores or not: how threads divide them, and
-// with which channels each of them works.
+// Products of `pixels` rows of a matrix and a weight (kSources·C, C), whose rows are kWeightRow
+// apart; with two sources there are two matrices, `distance` values apart. On the tensor cores or
+// not: how threads divide them, and with which channels each of them works.
 template <int C, bool kTensorCores>
 struct PixelMatmul;
 
@@ -182,10 +200,10 @@ struct PixelMatmul<C, true> {
     const int warp = threadIdx.x / 32, first_pair = warp % kGroups * kPairs;
     // Columns are in such an order that a thread's sums are neighbors.
     const auto right = [&](int k, int pair, int j, unsigned (&b)[2]) {
-      const float* from =
-          weight + (k * 8 + t) * C + (first_pair + pair) * 16 + g / 2 * 4 + j * 2 + g % 2;
+      const float* from = weight + (k * 8 + t) * kWeightRow<C> + (first_pair + pair) * 16 +
+                          g / 2 * 4 + j * 2 + g % 2;
       b[0] = to_tf32(from[0]);
-      b[1] = to_tf32(from[4 * C]);
+      b[1] = to_tf32(from[4 * kWeightRow<C>]);
     };
     unsigned held[kSources == 1 ? kDepth : 1][kPairs][2][2];
     if constexpr (kSources == 1) {
@@ -262,8 +280,8 @@ struct PixelMatmul<C, false> {
       Vec4<float> sums[4] = {};
 #pragma unroll
       for (int source = 0; source < kSources; ++source) {
-        multiply(left + source * distance + m * kRow<C>, kRow<C>, weight + source * C * C + c, C, C,
-                 sums);
+        multiply(left + source * distance + m * kRow<C>, kRow<C>,
+                 weight + source * C * kWeightRow<C> + c, kWeightRow<C>, C, sums);
       }
 #pragma unroll
       for (int i = 0; i < 4; ++i) emit(0, m + i, sums[i]);
