@@ -6,9 +6,15 @@
 #include "kernels/cuda/launchers.h"
 #include "kernels/cuda/norm.h"
 #include "ops/cell/cuda.h"
+#include "ops/cell/cuda_path.h"
 #include "platform/memory.h"
 
 namespace asng::cuda {
+
+// Where the counters of a meeting, of twice the size, begin among the counters.
+inline int meeting_counters(const DagShape& s) {
+  return (std::max(s.archs * s.edges, 2 * s.archs) + 1) / 2 * 2;
+}
 
 // What every launcher needs: the plan, packed weights, partial sums.
 template <class V>
@@ -16,13 +22,14 @@ void allocate_dag(Arena& arena, Dag<V>& dag, PlanJob<Compute<V>>& job) {
   using T = Compute<V>;
   const DagShape& s = dag.shape;
   job.shape = s;
-  job.counter_count = std::max(s.archs * s.edges, 2 * s.archs);
+  const int counters = std::max(s.archs * s.edges, 2 * s.archs);
+  // Behind them, and cleared with them, those of a meeting.
+  job.counter_count = meeting_counters(s) + 2 * s.archs;
   dag.plan = job.plan = arena.take<PlannedEdge>(s.slots());
   dag.used = job.used = arena.take<int32_t>(s.archs * s.states());
   dag.packed = job.packed = arena.take<T>(static_cast<int64_t>(s.slots()) * s.slot_weights());
   dag.counters = job.counters = arena.take<unsigned>(job.counter_count);
-  dag.partials =
-      arena.take<double>(static_cast<int64_t>(job.counter_count) * kMaxSplits * 3 * s.padded);
+  dag.partials = arena.take<double>(static_cast<int64_t>(counters) * kMaxSplits * 3 * s.padded);
 }
 
 template <class V>
@@ -150,9 +157,35 @@ struct Cell {
     dag.z = dag.nodes + dag.shape.nodes * archs * out_size;
   }
 
+  // Of a backward pass.
+  void choose_path() {
+    const Path path = path_choice();
+    if (path == Path::kGeneric) return;
+    const char* obstacle = std::is_same_v<T, float> ? nodes_backward_obstacle(job.dag.shape)
+                                                    : "its numbers in float64";
+    if (obstacle == nullptr) {
+      meeting.blocks = blocks_per_arch(job.dag.shape.images, job.dag.shape.archs);
+    } else if (path == Path::kPersistent) {
+      throw std::runtime_error(
+          std::string("ASNG_CUDA_PATH is persistent, but that is not for this cell because of ") +
+          obstacle);
+    }
+  }
+
   void allocate_backward(Arena& arena) {
     const DagShape& s = job.dag.shape;
-    allocate_gradients(arena, s, gradients);
+    choose_path();
+    if (meeting.blocks == 0) {
+      allocate_gradients(arena, s, gradients);
+    } else {
+      meeting.columns = nodes_backward_columns(s);
+      meeting.parts = arena.take<float>(meeting.size(s.archs));
+      meeting.arrivals = reinterpret_cast<unsigned long long*>(plan.counters + meeting_counters(s));
+      gradients.splits = meeting.blocks;
+      gradients.intermediate = arena.take<V>(s.slots() * s.out_size());
+      gradients.weight_splits =
+          arena.take<T>(static_cast<int64_t>(s.slots()) * gradients.splits * s.slot_weights());
+    }
     gradients.nodes = arena.take<V>(s.nodes * archs * out_size);
     input_grads = arena.take<V>(2 * archs * in_size);
     input_coefficients = arena.take<T>(2 * archs * 3 * padded);
@@ -188,6 +221,7 @@ struct Cell {
 
   V* input_grads = nullptr;
   T* input_coefficients = nullptr;
+  Meeting meeting;  // without blocks where every step of a node has a launch of its own
 };
 
 }  // namespace asng::cuda
