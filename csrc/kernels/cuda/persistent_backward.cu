@@ -46,13 +46,16 @@ struct alignas(16) Readers {
   unsigned normalized;
 };
 
-// How an image of C channels is cut up. A pixel takes kPixel values, so that four neighboring
-// pixels times eight channels, or times four pairs of them, are in different banks. A warp works on
-// 16 channels, of which a lane has two, and on tiles of 4×4 pixels, of which a lane has a column;
+// Images of C channels in shared memory, and how they are divided up. Rows of an image as large as
+// the nodes' are kPitch pixels apart, and around it are kBorder pixels of zeros; one that is read
+// with stride 2 has rows of 2·kWidth pixels and no border. Channels lie in such an order that eight
+// of four neighboring pixels, or four pairs of them, are in different banks. A warp works on 16
+// channels, of which a lane has two, and on tiles of 4×4 pixels, of which a lane has a column;
 // kTurns warps share the pixels.
 template <int C>
 struct Cut {
-  static constexpr int kPixel = C + 8, kRow = C + 4;
+  static constexpr int kWidth = 512 / C, kBorder = 2, kPitch = kWidth + 2 * kBorder;
+  static constexpr int kRow = C + 4;  // of a weight
   static constexpr int kGroups = C / 16, kTurns = kCellWarps / kGroups;
   static constexpr int kCopies = C == 16 ? 8 : C == 32 ? 2 : 1;
   static constexpr int kQuads = C / 4, kStep = kCellThreads / kQuads;
@@ -62,7 +65,14 @@ struct Cut {
   static __device__ int turn() { return threadIdx.x / 32 / kGroups; }
   // The lane's first channel.
   static __device__ int channel() { return group() + lane() / 4 * 2; }
+
+  // Where channel c of a row's pixel is. Pixels that are a multiple of 4 apart have the same order.
+  static __device__ __forceinline__ int place(int column, int c) {
+    const int order = C == 16 ? (column >> 1 & 1) * 8 : (column & 3) * 8;
+    return column * C + (c ^ order);
+  }
 };
+static_assert(kMostExtent / 2 <= Cut<16>::kBorder);
 
 __device__ __forceinline__ float2 load_pair(const float* from) {
   return *reinterpret_cast<const float2*>(from);
@@ -73,6 +83,9 @@ __device__ __forceinline__ float2 load_pair(const BFloat16* from) {
 }
 __device__ __forceinline__ void store_pair(float* to, const float2& v) {
   *reinterpret_cast<float2*>(to) = v;
+}
+__device__ __forceinline__ void store_quad(float* to, const Vec4<float>& v) {
+  *reinterpret_cast<float4*>(to) = make_float4(v.v[0], v.v[1], v.v[2], v.v[3]);
 }
 // To global memory; returns the values as they will be read.
 __device__ __forceinline__ float2 write_pair(float* to, const float2& v) {
@@ -99,7 +112,22 @@ struct Factor {
     upper[i] = to_tf32(x);
     if constexpr (kExact) lower[i] = to_tf32(x - __uint_as_float(upper[i]));
   }
+  // What `rounded` has made.
+  __device__ __forceinline__ void set_rounded(int i, float x) {
+    kExact ? set(i, x) : static_cast<void>(upper[i] = __float_as_uint(x));
+  }
 };
+
+// As factors are kept.
+template <bool kExact>
+__device__ __forceinline__ float rounded(float x) {
+  return kExact ? x : __uint_as_float(to_tf32(x));
+}
+template <bool kExact>
+__device__ __forceinline__ Vec4<float> rounded(const Vec4<float>& x) {
+  return {{rounded<kExact>(x.v[0]), rounded<kExact>(x.v[1]), rounded<kExact>(x.v[2]),
+           rounded<kExact>(x.v[3])}};
+}
 
 template <bool kExact>
 __device__ __forceinline__ void multiply_add(float (&sums)[4], const Factor<kExact, 4>& a,
@@ -111,100 +139,134 @@ __device__ __forceinline__ void multiply_add(float (&sums)[4], const Factor<kExa
   mma_tf32(sums, a.upper, b.upper);
 }
 
-// An image after normalization and ReLU: every pixel, or of `stride` 2 every second one in both
-// directions from `offset` on.
-template <int C, class V>
-__device__ void fill_source(const State<V>& from, int image, int stride, int offset, float* to) {
-  using Place = Cut<C>;
-  constexpr int kFlight = 4;
-  const int c = threadIdx.x % Place::kQuads * 4, width = from.width / stride;
-  const int pixels = from.height / stride * width;
+// Pixels of an image that a thread takes in turn, from number threadIdx.x / kQuads on: calls
+// load(i, pixel, y, x) for up to kFlight of them and then use(i, pixel, y, x) for the same.
+template <int C, int kFlight, class Load, class Use>
+__device__ __forceinline__ void for_pixels(int height, int width, Load load, Use use) {
+  const int pixels = height * width;
+  const unsigned per_row = ~0u / width + 1;
+  for (int first = threadIdx.x / Cut<C>::kQuads; first < pixels; first += kFlight * Cut<C>::kStep) {
+#pragma unroll
+    for (int i = 0; i < kFlight; ++i) {
+      const int pixel = first + i * Cut<C>::kStep;
+      const int y = static_cast<int>(multiply_high(pixel, per_row));
+      if (pixel < pixels) load(i, pixel, y, pixel - y * width);
+    }
+#pragma unroll
+    for (int i = 0; i < kFlight; ++i) {
+      const int pixel = first + i * Cut<C>::kStep;
+      const int y = static_cast<int>(multiply_high(pixel, per_row));
+      if (pixel < pixels) use(i, pixel, y, pixel - y * width);
+    }
+  }
+}
+
+// Zeros around an image.
+template <int C>
+__device__ void fill_border(int height, int width, float* to) {
+  constexpr int kBorder = Cut<C>::kBorder, kRowValues = Cut<C>::kPitch * C;
+  const Vec4<float> zeros = fill_vec4(0.0f);
+  // Four pixels of each row: two on the left, two on the right.
+#pragma unroll 1
+  for (int i = threadIdx.x; i < (height + 2 * kBorder) * C; i += kCellThreads) {
+    const int pixel = i % C / Cut<C>::kQuads, c = i % Cut<C>::kQuads * 4;
+    const int column = pixel < kBorder ? pixel : width + pixel;
+    store_quad(to + i / C * kRowValues + column * C + c, zeros);
+  }
+#pragma unroll 1
+  for (int row = 0; row < 2 * kBorder; ++row) {
+    float* at = to + (row < kBorder ? row : height + row) * kRowValues + kBorder * C;
+#pragma unroll 1
+    for (int i = threadIdx.x; i < width * Cut<C>::kQuads; i += kCellThreads) {
+      store_quad(at + i * 4, zeros);
+    }
+  }
+}
+
+// An image after normalization and ReLU: where it is read with stride 1, or all that stride 2
+// wants, or with kEverySecond every second pixel in both directions from `offset` on, as large as
+// the nodes.
+template <int C, int S, bool kEverySecond, class V>
+__device__ void fill_source(const State<V>& from, int image, int offset, float* to) {
+  constexpr int kFlight = 4, kBorder = S == 1 ? Cut<C>::kBorder : 0;
+  constexpr int kPitch = S == 1 ? Cut<C>::kPitch : 2 * Cut<C>::kWidth;
+  constexpr int kEvery = kEverySecond ? 2 : 1;
+  const int c = threadIdx.x % Cut<C>::kQuads * 4;
   const V* x = from.x + static_cast<int64_t>(image) * from.height * from.width * C + c;
-  Vec4<float> scale = fill_vec4(1.0f), shift = fill_vec4(0.0f);
+  Vec4<float> scale = fill_vec4(1.0f), shift = fill_vec4(0.0f), v[kFlight];
   if (from.norm != nullptr) {
     scale = load_vec4(from.norm + c);
     shift = load_vec4(from.norm + C + c);
   }
-  for (int first = threadIdx.x / Place::kQuads; first < pixels; first += kFlight * Place::kStep) {
-    Vec4<float> v[kFlight];
-#pragma unroll
-    for (int i = 0; i < kFlight; ++i) {
-      int pixel = first + i * Place::kStep;
-      if (pixel >= pixels) continue;
-      if (stride == 2) {
-        const int y = pixel / width;
-        pixel = (2 * y + offset) * from.width + 2 * (pixel - y * width) + offset;
-      }
-      v[i] = load_vec4(x + pixel * C);
-    }
-#pragma unroll
-    for (int i = 0; i < kFlight; ++i) {
-      const int pixel = first + i * Place::kStep;
-      if (pixel >= pixels) continue;
-      Vec4<float> value = shift;
-      add_product(value, v[i], scale);
-      store_vec4(to + pixel * Place::kPixel + c, relu_vec4(value));
-    }
-  }
+  for_pixels<C, kFlight>(
+      from.height / kEvery, from.width / kEvery,
+      [&](int i, int pixel, int y, int column) {
+        if (kEverySecond) pixel = (2 * y + offset) * from.width + 2 * column + offset;
+        v[i] = load_vec4(x + pixel * C);
+      },
+      [&](int i, int, int y, int column) {
+        Vec4<float> value = shift;
+        add_product(value, v[i], scale);
+        store_quad(to + (y + kBorder) * kPitch * C + Cut<C>::place(column + kBorder, c),
+                   relu_vec4(value));
+      });
 }
 
 // a·g + b·z + c of an image.
-template <int C, class V>
-__device__ void fill_grads(const V* g, const V* z, const float* coefficients, int pixels,
+template <int C, bool kExact, class V>
+__device__ void fill_grads(const V* g, const V* z, const float* coefficients, int height, int width,
                            float* to) {
-  using Place = Cut<C>;
-  constexpr int kFlight = 4;
-  const int c = threadIdx.x % Place::kQuads * 4;
-  for (int first = threadIdx.x / Place::kQuads; first < pixels; first += kFlight * Place::kStep) {
-    Vec4<float> left[kFlight], right[kFlight];
-#pragma unroll
-    for (int i = 0; i < kFlight; ++i) {
-      const int pixel = first + i * Place::kStep;
-      if (pixel >= pixels) continue;
-      left[i] = load_vec4(g + pixel * C + c);
-      right[i] = load_vec4(z + pixel * C + c);
-    }
-#pragma unroll
-    for (int i = 0; i < kFlight; ++i) {
-      const int pixel = first + i * Place::kStep;
-      if (pixel >= pixels) continue;
-      store_vec4(to + pixel * Place::kPixel + c,
-                 norm_gradient_vec4(left[i], right[i], coefficients, C, c));
-    }
-  }
+  constexpr int kFlight = 4, kBorder = Cut<C>::kBorder;
+  const int c = threadIdx.x % Cut<C>::kQuads * 4;
+  Vec4<float> left[kFlight], right[kFlight];
+  for_pixels<C, kFlight>(
+      height, width,
+      [&](int i, int pixel, int, int) {
+        left[i] = load_vec4(g + pixel * C + c);
+        right[i] = load_vec4(z + pixel * C + c);
+      },
+      [&](int i, int, int y, int x) {
+        store_quad(to + (y + kBorder) * Cut<C>::kPitch * C + Cut<C>::place(x + kBorder, c),
+                   rounded<kExact>(norm_gradient_vec4(left[i], right[i], coefficients, C, c)));
+      });
 }
 
-// The rows of a weight, (C, row), and the kernel elements.
-template <int C>
+// A weight, (C, row).
+template <int C, bool kExact>
 __device__ void fill_weight(const float* from, int row, float* to) {
   for (int i = threadIdx.x; i < C * C / 4; i += kCellThreads) {
     const int down = i / (C / 4), across = i % (C / 4) * 4;
-    store_vec4(to + down * Cut<C>::kRow + across, load_vec4(from + down * row + across));
+    store_quad(to + down * Cut<C>::kRow + across,
+               rounded<kExact>(load_vec4(from + down * row + across)));
   }
 }
 
-// The warp's terms of Σ gz ⊗ depth over the pixels of a tile, of which depth(i) is the value of
-// pixel i of the lane's column.
+// The warp's terms of Σ gz ⊗ depth over the pixels of a tile, whose first one is at (y, x) of the
+// image; depth[i] is the value of pixel i of the lane's column.
 template <int C, bool kExact>
-__device__ __forceinline__ void add_outer(const float* grads, int width, const float2 (&depth)[4],
-                                          float (&sums)[C / 16][2][4]) {
+__device__ __forceinline__ void add_outer(const float* grads, int y, int x,
+                                          const float2 (&depth)[4], float (&sums)[C / 16][2][4]) {
+  constexpr int kBorder = Cut<C>::kBorder, kRowValues = Cut<C>::kPitch * C;
+  const int g = Cut<C>::lane() / 4, t = Cut<C>::lane() % 4;
+  const float* tile = grads + (y + kBorder) * kRowValues + x * C;
 #pragma unroll
-  for (int s = 0; s < 2; ++s) {
-    const float* upper = grads + 2 * s * width * Cut<C>::kPixel;
-    const float* lower = upper + width * Cut<C>::kPixel;
-    Factor<kExact, 2> right[2];
+  for (int m = 0; m < C / 16; ++m) {
+    const float* upper = tile + Cut<C>::place(kBorder + t, m * 16 + g);
+    const float* lower = tile + Cut<C>::place(kBorder + t, m * 16 + 8 + g);
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      right[0].set(i, depth[2 * s + i].x);
-      right[1].set(i, depth[2 * s + i].y);
-    }
+    for (int s = 0; s < 2; ++s) {
+      Factor<kExact, 2> right[2];
 #pragma unroll
-    for (int m = 0; m < C / 16; ++m) {
+      for (int i = 0; i < 2; ++i) {
+        right[0].set(i, depth[2 * s + i].x);
+        right[1].set(i, depth[2 * s + i].y);
+      }
       Factor<kExact, 4> left;
-      left.set(0, upper[m * 16]);
-      left.set(1, upper[m * 16 + 8]);
-      left.set(2, lower[m * 16]);
-      left.set(3, lower[m * 16 + 8]);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        left.set_rounded(2 * i, upper[(2 * s + i) * kRowValues]);
+        left.set_rounded(2 * i + 1, lower[(2 * s + i) * kRowValues]);
+      }
       multiply_add(sums[m][0], left, right[0]);
       multiply_add(sums[m][1], left, right[1]);
     }
@@ -231,7 +293,7 @@ __device__ void finish_outer(const float (&sums)[C / 16][2][4], float* matrix, f
                                 sums[m][0][2 * half + 1], sums[m][1][2 * half + 1]}};
           float* at = copy + (m * 16 + half * 8 + g) * C + Place::group() + 4 * t;
           if (turn > 0) value += load_vec4(at);
-          store_vec4(at, value);
+          store_quad(at, value);
         }
       }
     }
@@ -248,77 +310,90 @@ __device__ void finish_outer(const float (&sums)[C / 16][2][4], float* matrix, f
   }
 }
 
-// Calls emit(pixel, channel, value) for each pair of neighboring values of grads · weight. Between
-// reading and writing a pixel's values, `emit` may take the place of grads.
+// Calls emit(place, value) for each pair of neighboring values of grads · weight and their place in
+// an image. Between reading and writing a pixel's values, `emit` may take the place of grads.
 template <int C, bool kExact, class Emit>
-__device__ void multiply_weight(const float* grads, const float* weight, int pixels, Emit emit) {
-  using Place = Cut<C>;
-  const int lane = Place::lane(), g = lane / 4, t = lane % 4;
-  for (int first = 0; first < pixels; first += Place::kTurns * 16) {
-    const int pixel = first + Place::turn() * 16;
+__device__ void multiply_weight(const float* grads, const float* weight, int height, int width,
+                                Emit emit) {
+  constexpr int kBorder = Cut<C>::kBorder, kRow = Cut<C>::kRow, kTurns = Cut<C>::kTurns;
+  const int lane = Cut<C>::lane(), g = lane / 4, t = lane % 4, pixels = height * width;
+  const unsigned per_row = ~0u / width + 1;
+  for (int first = 0; first < pixels; first += kTurns * 16) {
+    const int pixel = first + Cut<C>::turn() * 16 + g;
+    int places[2];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int y = static_cast<int>(multiply_high(pixel + 8 * half, per_row));
+      const int x = pixel + 8 * half - y * width;
+      places[half] = ((y + kBorder) * Cut<C>::kPitch + x - g % 4) * C;
+    }
     float sums[2][4] = {};
     if (pixel < pixels) {
-      const float* rows = grads + (pixel + g) * Place::kPixel + 2 * t;
-      const float* columns = weight + 2 * t * Place::kRow + Place::group() + g;
+      const float* columns = weight + 2 * t * kRow + Cut<C>::group() + g;
 #pragma unroll
       for (int k = 0; k < C; k += 8) {
-        const float2 upper = load_pair(rows + k), lower = load_pair(rows + 8 * Place::kPixel + k);
+        const float* rows = grads + Cut<C>::place(kBorder + g % 4, k) + 2 * t;
+        const float2 upper = load_pair(rows + places[0]), lower = load_pair(rows + places[1]);
         Factor<kExact, 4> left;
-        left.set(0, upper.x);
-        left.set(1, lower.x);
-        left.set(2, upper.y);
-        left.set(3, lower.y);
+        left.set_rounded(0, upper.x);
+        left.set_rounded(1, lower.x);
+        left.set_rounded(2, upper.y);
+        left.set_rounded(3, lower.y);
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
           Factor<kExact, 2> right;
-          right.set(0, columns[k * Place::kRow + 8 * j]);
-          right.set(1, columns[(k + 1) * Place::kRow + 8 * j]);
+          right.set_rounded(0, columns[k * kRow + 8 * j]);
+          right.set_rounded(1, columns[(k + 1) * kRow + 8 * j]);
           multiply_add(sums[j], left, right);
         }
       }
     }
-    Place::kGroups == 1 ? __syncwarp() : __syncthreads();
+    Cut<C>::kGroups == 1 ? __syncwarp() : __syncthreads();
     if (pixel >= pixels) continue;
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
+      const int at = Cut<C>::place(kBorder + g % 4, Cut<C>::group() + 8 * j) + 2 * t;
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        emit(pixel + g + half * 8, Place::group() + 8 * j + 2 * t,
-             make_float2(sums[j][2 * half], sums[j][2 * half + 1]));
+        emit(at + places[half], make_float2(sums[j][2 * half], sums[j][2 * half + 1]));
       }
     }
   }
-}
-
-// One pixel of an image in shared memory, zeros where it is beyond the edge.
-__device__ __forceinline__ float2 pixel_or_zero(const float* at, bool inside) {
-  return inside ? load_pair(at) : make_float2(0, 0);
 }
 
 // Σ gz ⊗ depth over the warp's tiles, `depth` being the depthwise convolution of the source.
 template <int C, int K, int S, int D, bool kExact>
 __device__ void weight_outer(const DagShape& s, int height, int width, const float* source,
                              const float* grads, const float* taps, float (&sums)[C / 16][2][4]) {
-  using Place = Cut<C>;
-  constexpr int kReach = K / 2 * D, kPixel = Place::kPixel;
-  const int lane = Place::lane(), g = lane / 4, t = lane % 4, c = Place::channel();
+  constexpr int kReach = K / 2 * D, kBorder = S == 1 ? Cut<C>::kBorder : 0;
+  constexpr int kRowValues = (S == 1 ? Cut<C>::kPitch : 2 * Cut<C>::kWidth) * C;
+  const int t = Cut<C>::lane() % 4, c = Cut<C>::channel();
   const int across = s.out_width / 4, tiles = s.out_height / 4 * across;
-  for (int tile = Place::turn(); tile < tiles; tile += Place::kTurns) {
-    const int down = tile / across, y = down * 4, x = (tile - down * across) * 4 + t;
+  for (int tile = Cut<C>::turn(); tile < tiles; tile += Cut<C>::kTurns) {
+    const int down = tile / across, y = down * 4, x = (tile - down * across) * 4;
+    const float* corner = source + (y * S + kBorder - kReach) * kRowValues + x * S * C;
     float2 depth[4] = {};
-#pragma unroll 1
+#pragma unroll
     for (int kx = 0; kx < K; ++kx) {
-      const int column = x * S + kx * D - kReach;
-      const bool inside = static_cast<unsigned>(column) < static_cast<unsigned>(width);
+      const int column = t * S + kx * D - kReach;
+      const float* at = corner + Cut<C>::place(column + kBorder, c);
+      const bool inside =
+          S == 1 || static_cast<unsigned>(x * S + column) < static_cast<unsigned>(width);
       float2 w[K];
 #pragma unroll
       for (int ky = 0; ky < K; ++ky) w[ky] = load_pair(taps + (ky * K + kx) * C + c);
 #pragma unroll
       for (int i = 0; i < 3 * S + (K - 1) * D + 1; ++i) {
-        const int row = y * S - kReach + i;
-        const float2 v =
-            pixel_or_zero(source + (row * width + column) * kPixel + c,
-                          inside && static_cast<unsigned>(row) < static_cast<unsigned>(height));
+        bool used = false;
+#pragma unroll
+        for (int ky = 0; ky < K; ++ky) {
+#pragma unroll
+          for (int r = 0; r < 4; ++r) used |= r * S + ky * D == i;
+        }
+        if (!used) continue;
+        const bool exists = S == 1 || (inside && static_cast<unsigned>(y * S - kReach + i) <
+                                                     static_cast<unsigned>(height));
+        const float2 v = exists ? load_pair(at + i * kRowValues) : make_float2(0, 0);
 #pragma unroll
         for (int ky = 0; ky < K; ++ky) {
 #pragma unroll
@@ -328,7 +403,7 @@ __device__ void weight_outer(const DagShape& s, int height, int width, const flo
         }
       }
     }
-    add_outer<C, kExact>(grads + (y * s.out_width + x) * kPixel + g, s.out_width, depth, sums);
+    add_outer<C, kExact>(grads, y, x, depth, sums);
   }
 }
 
@@ -336,22 +411,25 @@ __device__ void weight_outer(const DagShape& s, int height, int width, const flo
 // warp's tiles calls begin(y, x), for what is there before, and emit(y, x, that, value, source);
 // and adds the gradients of the kernel elements.
 template <int C, int K, int S, int D, class Begin, class Emit>
-__device__ void transposed(const DagShape& s, int height, int width, const float* source,
-                           const float* depth, const float* taps, float2 (&elements)[K * K],
-                           Begin begin, Emit emit) {
-  using Place = Cut<C>;
-  constexpr int kReach = K / 2 * D, kPixel = Place::kPixel;
-  const int t = Place::lane() % 4, c = Place::channel();
+__device__ void transposed(const DagShape& s, int height, const float* source, const float* depth,
+                           const float* taps, float2 (&elements)[K * K], Begin begin, Emit emit) {
+  constexpr int kReach = K / 2 * D, kBorder = Cut<C>::kBorder, kRowValues = Cut<C>::kPitch * C;
+  constexpr int kSourceBorder = S == 1 ? kBorder : 0;
+  constexpr int kSourceRow = S == 1 ? kRowValues : 2 * Cut<C>::kWidth * C;
+  const int t = Cut<C>::lane() % 4, c = Cut<C>::channel();
   const int across = s.out_width / 4, tiles = height / 4 * across;
-  for (int tile = Place::turn(); tile < tiles; tile += Place::kTurns) {
-    const int down = tile / across, y = down * 4, out_x = (tile - down * across) * 4 + t;
+  for (int tile = Cut<C>::turn(); tile < tiles; tile += Cut<C>::kTurns) {
+    const int down = tile / across, y = down * 4, left = (tile - down * across) * 4;
+    const float* corner = depth + (y / S + kBorder) * kRowValues + left * C;
 #pragma unroll
     for (int odd = 0; odd < S; ++odd) {
-      const int x = out_x * S + odd;
+      const int x = (left + t) * S + odd;
+      const float* own = source + (y + kSourceBorder) * kSourceRow + left * S * C +
+                         Cut<C>::place(t * S + odd + kSourceBorder, c);
       float2 value[4], sums[4] = {}, before[4];
 #pragma unroll
       for (int r = 0; r < 4; ++r) {
-        value[r] = load_pair(source + ((y + r) * width + x) * kPixel + c);
+        value[r] = load_pair(own + r * kSourceRow);
         before[r] = begin(y + r, x);
       }
 #pragma unroll
@@ -359,8 +437,7 @@ __device__ void transposed(const DagShape& s, int height, int width, const float
         // Of the output pixels that this tap connects with the column, in steps of the stride.
         const int from = odd + kReach - kx * D;
         if (from % S != 0) continue;
-        const int column = out_x + from / S;
-        const bool inside = static_cast<unsigned>(column) < static_cast<unsigned>(s.out_width);
+        const float* at = corner + Cut<C>::place(t + from / S + kBorder, c);
         float2 w[K];
 #pragma unroll
         for (int ky = 0; ky < K; ++ky) w[ky] = load_pair(taps + (ky * K + kx) * C + c);
@@ -373,10 +450,7 @@ __device__ void transposed(const DagShape& s, int height, int width, const float
             for (int r = 0; r < 4; ++r) used |= r + kReach - ky * D == i * S;
           }
           if (!used) continue;
-          const int row = y / S + i;
-          const float2 v = pixel_or_zero(
-              depth + (row * s.out_width + column) * kPixel + c,
-              inside && static_cast<unsigned>(row) < static_cast<unsigned>(s.out_height));
+          const float2 v = load_pair(at + i * kRowValues);
 #pragma unroll
           for (int ky = 0; ky < K; ++ky) {
 #pragma unroll
@@ -445,7 +519,6 @@ __device__ V* state_grad(const Job<V>& job, int index) {
 template <int C, int K, int S, int D, bool kExact, class V>
 __device__ void stage(const Job<V>& job, int i, int stage_index, const PlannedEdge& edge,
                       bool writes, double* totals, float* shared) {
-  using Place = Cut<C>;
   const Dag<V>& dag = job.dag;
   const DagShape& s = dag.shape;
   const int arch = blockIdx.y, node = node_of(i), e = i % kCellEdges;
@@ -468,27 +541,30 @@ __device__ void stage(const Job<V>& job, int i, int stage_index, const PlannedEd
     const bool adds = image != static_cast<int>(blockIdx.x);
     __syncthreads();
     if (!adds) {
-      fill_weight<C>(dag.pointwise(arch, node, e, stage_index), C, weight);
+      fill_weight<C, kExact>(dag.pointwise(arch, node, e, stage_index), C, weight);
       const float* elements = dag.depthwise(arch, node, e, stage_index);
       for (int j = threadIdx.x; j < K * K * C; j += kCellThreads) taps[j] = elements[j];
     }
-    fill_source<C>(from, image, 1, 0, source);
-    fill_grads<C>(g + image * out_image, z + image * out_image,
-                  shared + job.layout.coefficients + i * 3 * C, pixels, grads);
+    fill_source<C, S, false>(from, image, 0, source);
+    fill_grads<C, kExact>(g + image * out_image, z + image * out_image,
+                          shared + job.layout.coefficients + i * 3 * C, s.out_height, s.out_width,
+                          grads);
+    if (S == 1) fill_border<C>(s.out_height, s.out_width, source);
+    fill_border<C>(s.out_height, s.out_width, grads);
     __syncthreads();
     {
       float sums[C / 16][2][4] = {};
       weight_outer<C, K, S, D, kExact>(s, from.height, from.width, source, grads, taps, sums);
       finish_outer<C>(sums, shared + job.layout.matrix, split, C, adds);
     }
-    multiply_weight<C, kExact>(grads, weight, pixels, [&](int pixel, int c, const float2& value) {
-      store_pair(grads + pixel * Place::kPixel + c, value);
-    });
+    multiply_weight<C, kExact>(
+        grads, weight, s.out_height, s.out_width,
+        [&](int place, const float2& value) { store_pair(grads + place, value); });
     __syncthreads();
     float2 elements[K * K] = {}, norm_sums[2] = {};
-    V* at = to + static_cast<int64_t>(image) * from.height * from.width * C + Place::channel();
+    V* at = to + static_cast<int64_t>(image) * from.height * from.width * C + Cut<C>::channel();
     transposed<C, K, S, D>(
-        s, from.height, from.width, source, grads, taps, elements,
+        s, from.height, source, grads, taps, elements,
         [&](int y, int x) {
           return writes ? make_float2(0, 0) : load_pair(at + (y * from.width + x) * C);
         },
@@ -529,6 +605,7 @@ __device__ void reduction(const Job<V>& job, int i, const PlannedEdge& edge, boo
   float* source = shared + job.layout.source;
   float* grads = shared + job.layout.grads;
   float* weight = shared + job.layout.weight;
+  constexpr int kBorder = Place::kBorder, kRowValues = Place::kPitch * C;
   const int across = s.out_width / 4, tiles = s.out_height / 4 * across;
   for (int image = blockIdx.x; image < s.images; image += gridDim.x) {
     const bool adds = image != static_cast<int>(blockIdx.x);
@@ -537,44 +614,47 @@ __device__ void reduction(const Job<V>& job, int i, const PlannedEdge& edge, boo
     for (int which = 0; which < 2; ++which) {
       __syncthreads();
       if (which == 0) {
-        fill_grads<C>(g + image * out_image, z + image * out_image,
-                      shared + job.layout.coefficients + i * 3 * C, pixels, grads);
+        fill_grads<C, kExact>(g + image * out_image, z + image * out_image,
+                              shared + job.layout.coefficients + i * 3 * C, s.out_height,
+                              s.out_width, grads);
       }
-      fill_weight<C>(dag.pointwise(arch, node, e, 0) + which * C, 2 * C, weight);
-      fill_source<C>(from, image, 2, which, source);
+      fill_weight<C, kExact>(dag.pointwise(arch, node, e, 0) + which * C, 2 * C, weight);
+      fill_source<C, 1, true>(from, image, which, source);
       __syncthreads();
       float sums[C / 16][2][4] = {};
       for (int tile = Place::turn(); tile < tiles; tile += Place::kTurns) {
-        const int down = tile / across;
-        const int pixel = down * 4 * s.out_width + (tile - down * across) * 4 + Place::lane() % 4;
+        const int down = tile / across, y = down * 4, x = (tile - down * across) * 4;
+        const float* column = source + (y + kBorder) * kRowValues + x * C +
+                              Place::place(kBorder + Place::lane() % 4, Place::channel());
         float2 depth[4];
 #pragma unroll
-        for (int r = 0; r < 4; ++r) {
-          depth[r] =
-              load_pair(source + (pixel + r * s.out_width) * Place::kPixel + Place::channel());
-        }
-        add_outer<C, kExact>(grads + pixel * Place::kPixel + Place::lane() / 4, s.out_width, depth,
-                             sums);
+        for (int r = 0; r < 4; ++r) depth[r] = load_pair(column + r * kRowValues);
+        add_outer<C, kExact>(grads, y, x, depth, sums);
       }
       finish_outer<C>(sums, shared + job.layout.matrix, split + which * C, 2 * C, adds);
-      multiply_weight<C, kExact>(grads, weight, pixels, [&](int pixel, int c, const float2& value) {
-        float* at = source + pixel * Place::kPixel + c;
-        const float2 x = load_pair(at);
-        store_pair(at, make_float2(x.x > 0 ? value.x : 0.0f, x.y > 0 ? value.y : 0.0f));
-      });
+      multiply_weight<C, kExact>(
+          grads, weight, s.out_height, s.out_width, [&](int place, const float2& value) {
+            const float2 x = load_pair(source + place);
+            store_pair(source + place,
+                       make_float2(x.x > 0 ? value.x : 0.0f, x.y > 0 ? value.y : 0.0f));
+          });
       __syncthreads();
       const int c = threadIdx.x % Place::kQuads * 4;
-      for (int p = threadIdx.x / Place::kQuads; p < pixels; p += Place::kStep) {
-        const int y = p / s.out_width, x = p - y * s.out_width;
-        V* row = to + (2 * y + which) * from.width * C + c;
-        Vec4<float> value = load_vec4(source + p * Place::kPixel + c);
-        if (writes) {
-          write_vec4(row + (2 * x + 1 - which) * C, fill_vec4(0.0f));
-        } else {
-          value += load_vec4(row + (2 * x + which) * C);
-        }
-        write_vec4(row + (2 * x + which) * C, value);
-      }
+      Vec4<float> before[4];
+      for_pixels<C, 4>(
+          s.out_height, s.out_width,
+          [&](int i, int, int y, int x) {
+            const V* pixel = to + ((2 * y + which) * from.width + 2 * x + which) * C + c;
+            before[i] = writes ? fill_vec4(0.0f) : load_vec4(pixel);
+          },
+          [&](int i, int, int y, int x) {
+            V* row = to + (2 * y + which) * from.width * C + c;
+            Vec4<float> value =
+                load_vec4(source + (y + kBorder) * kRowValues + Place::place(x + kBorder, c));
+            value += before[i];
+            write_vec4(row + (2 * x + which) * C, value);
+            if (writes) write_vec4(row + (2 * x + 1 - which) * C, fill_vec4(0.0f));
+          });
     }
   }
 }
@@ -840,8 +920,9 @@ __global__ __launch_bounds__(kThreads) void shared_inputs_kernel(const Job<V> jo
 int most_columns(const DagShape& s) { return (s.nodes * 4 + s.inputs * 3) * s.padded; }
 
 Layout make_layout(const DagShape& s) {
-  const int c = s.padded, pixel = c + 8;
-  const int out = s.out_height * s.out_width * pixel, in = s.height * s.width * pixel;
+  const int c = s.padded, width = 512 / c;
+  const int out = (s.out_height + 4) * (width + 4) * c;
+  const int in = s.stride == 2 ? std::max(out, s.height * 2 * width * c) : out;
   Layout l;
   l.coefficients = 0;
   l.totals = l.coefficients + s.nodes * kCellEdges * 3 * c;
@@ -877,7 +958,7 @@ const char* nodes_backward_obstacle(const DagShape& s) {
       s.width != s.stride * s.out_width) {
     return "the size of its images, which is not a multiple of 4";
   }
-  if (layout_bytes(make_layout(s)) > largest_shared_bytes()) {
+  if (s.out_width * s.padded > 512 || layout_bytes(make_layout(s)) > largest_shared_bytes()) {
     return "the size of its images, which exceed shared memory";
   }
   if (blocks_per_arch(s.images, s.archs) == 0) return "the number of its architectures";
