@@ -93,6 +93,10 @@ void write_at_once(void* to, const Vector& value) {
   std::memcpy(to, &value, sizeof(value));
 }
 
+inline void store_shared(float* to, float a, float b, float c, float d) {
+  write_at_once(to, make_float4(a, b, c, d));
+}
+
 inline void copy_async16(void* to, const void* from) { std::memcpy(to, from, 16); }
 inline void wait_for_copies() {}
 
@@ -200,6 +204,14 @@ __device__ __forceinline__ void write_at_once(void* to, const uint2& v) {
 __device__ __forceinline__ void write_at_once(void* to, const uint4& v) {
   asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)),
                "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
+               : "memory");
+}
+
+// One access of 16 bytes to shared memory, for the same reason.
+__device__ __forceinline__ void store_shared(float* to, float a, float b, float c, float d) {
+  asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(
+                   static_cast<unsigned>(__cvta_generic_to_shared(to))),
+               "f"(a), "f"(b), "f"(c), "f"(d)
                : "memory");
 }
 

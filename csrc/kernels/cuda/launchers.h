@@ -59,6 +59,15 @@ template <class V>
 void nodes_backward(const Dag<V>& dag, const Gradients<V>& gradients, V* input_grads,
                     float* input_coefficients, const Meeting& meeting, CudaStream stream);
 
+// persistent_forward.cu
+
+// Whether all nodes of a cell of that shape, in float32 or bfloat16, can be computed in one launch.
+bool can_stay(const DagShape& shape);
+// All nodes from the inputs, which are there. A dag without a backward pass needs a place for the
+// stages of every node, too.
+template <class V>
+void nodes_forward(const Dag<V>& dag, const Meeting& meeting, bool keeps_maxima, CudaStream stream);
+
 // gather.cu
 
 // Gradients of the states from `first` on, `count` of them, from the edges that read them; those of

@@ -22,7 +22,7 @@ inline int blocks_per_arch(int images, int archs) {
 }
 
 // When the edges of an architecture are computed. Phases are what lies between two exchanges.
-struct Schedule {
+struct alignas(16) Schedule {
   PlannedEdge edges[kMostEdges];
   int start[kMostEdges];      // the phase in which the edge's input is there
   int ready[kMostNodes + 2];  // the phase from which on a state is there

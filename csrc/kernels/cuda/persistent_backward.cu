@@ -161,20 +161,24 @@ __device__ __forceinline__ void for_pixels(int height, int width, Load load, Use
   }
 }
 
-// Zeros around an image.
+// Rows of tiles.
+ASNG_HD inline int tiled(int height) { return (height + 3) / 4 * 4; }
+
+// Zeros around an image, and in what tiles have more rows.
 template <int C>
 __device__ void fill_border(int height, int width, float* to) {
   constexpr int kBorder = Cut<C>::kBorder, kRowValues = Cut<C>::kPitch * C;
+  const int below = tiled(height) - height + kBorder;
   const Vec4<float> zeros = fill_vec4(0.0f);
   // Four pixels of each row: two on the left, two on the right.
 #pragma unroll 1
-  for (int i = threadIdx.x; i < (height + 2 * kBorder) * C; i += kCellThreads) {
+  for (int i = threadIdx.x; i < (tiled(height) + 2 * kBorder) * C; i += kCellThreads) {
     const int pixel = i % C / Cut<C>::kQuads, c = i % Cut<C>::kQuads * 4;
     const int column = pixel < kBorder ? pixel : width + pixel;
     store_quad(to + i / C * kRowValues + column * C + c, zeros);
   }
 #pragma unroll 1
-  for (int row = 0; row < 2 * kBorder; ++row) {
+  for (int row = 0; row < kBorder + below; ++row) {
     float* at = to + (row < kBorder ? row : height + row) * kRowValues + kBorder * C;
 #pragma unroll 1
     for (int i = threadIdx.x; i < width * Cut<C>::kQuads; i += kCellThreads) {
@@ -183,14 +187,14 @@ __device__ void fill_border(int height, int width, float* to) {
   }
 }
 
-// An image after normalization and ReLU: where it is read with stride 1, or all that stride 2
-// wants, or with kEverySecond every second pixel in both directions from `offset` on, as large as
-// the nodes.
+// `height` by `width` pixels of an image after normalization and ReLU: all that are read with
+// stride S, or with kEverySecond every second one in both directions from `offset` on, zeros beyond
+// the edge.
 template <int C, int S, bool kEverySecond, class V>
-__device__ void fill_source(const State<V>& from, int image, int offset, float* to) {
+__device__ void fill_source(const State<V>& from, int image, int offset, int height, int width,
+                            float* to) {
   constexpr int kFlight = 4, kBorder = S == 1 ? Cut<C>::kBorder : 0;
   constexpr int kPitch = S == 1 ? Cut<C>::kPitch : 2 * Cut<C>::kWidth;
-  constexpr int kEvery = kEverySecond ? 2 : 1;
   const int c = threadIdx.x % Cut<C>::kQuads * 4;
   const V* x = from.x + static_cast<int64_t>(image) * from.height * from.width * C + c;
   Vec4<float> scale = fill_vec4(1.0f), shift = fill_vec4(0.0f), v[kFlight];
@@ -198,17 +202,20 @@ __device__ void fill_source(const State<V>& from, int image, int offset, float* 
     scale = load_vec4(from.norm + c);
     shift = load_vec4(from.norm + C + c);
   }
+  const auto exists = [&](int y, int column) {
+    return !kEverySecond || (2 * y + offset < from.height && 2 * column + offset < from.width);
+  };
   for_pixels<C, kFlight>(
-      from.height / kEvery, from.width / kEvery,
+      height, width,
       [&](int i, int pixel, int y, int column) {
         if (kEverySecond) pixel = (2 * y + offset) * from.width + 2 * column + offset;
-        v[i] = load_vec4(x + pixel * C);
+        if (exists(y, column)) v[i] = load_vec4(x + pixel * C);
       },
       [&](int i, int, int y, int column) {
         Vec4<float> value = shift;
         add_product(value, v[i], scale);
-        store_quad(to + (y + kBorder) * kPitch * C + Cut<C>::place(column + kBorder, c),
-                   relu_vec4(value));
+        value = exists(y, column) ? relu_vec4(value) : fill_vec4(0.0f);
+        store_quad(to + (y + kBorder) * kPitch * C + Cut<C>::place(column + kBorder, c), value);
       });
 }
 
@@ -368,7 +375,7 @@ __device__ void weight_outer(const DagShape& s, int height, int width, const flo
   constexpr int kReach = K / 2 * D, kBorder = S == 1 ? Cut<C>::kBorder : 0;
   constexpr int kRowValues = (S == 1 ? Cut<C>::kPitch : 2 * Cut<C>::kWidth) * C;
   const int t = Cut<C>::lane() % 4, c = Cut<C>::channel();
-  const int across = s.out_width / 4, tiles = s.out_height / 4 * across;
+  const int across = s.out_width / 4, tiles = tiled(s.out_height) / 4 * across;
   for (int tile = Cut<C>::turn(); tile < tiles; tile += Cut<C>::kTurns) {
     const int down = tile / across, y = down * 4, x = (tile - down * across) * 4;
     const float* corner = source + (y * S + kBorder - kReach) * kRowValues + x * S * C;
@@ -411,13 +418,14 @@ __device__ void weight_outer(const DagShape& s, int height, int width, const flo
 // warp's tiles calls begin(y, x), for what is there before, and emit(y, x, that, value, source);
 // and adds the gradients of the kernel elements.
 template <int C, int K, int S, int D, class Begin, class Emit>
-__device__ void transposed(const DagShape& s, int height, const float* source, const float* depth,
-                           const float* taps, float2 (&elements)[K * K], Begin begin, Emit emit) {
+__device__ void transposed(const DagShape& s, int height, int width, const float* source,
+                           const float* depth, const float* taps, float2 (&elements)[K * K],
+                           Begin begin, Emit emit) {
   constexpr int kReach = K / 2 * D, kBorder = Cut<C>::kBorder, kRowValues = Cut<C>::kPitch * C;
   constexpr int kSourceBorder = S == 1 ? kBorder : 0;
   constexpr int kSourceRow = S == 1 ? kRowValues : 2 * Cut<C>::kWidth * C;
   const int t = Cut<C>::lane() % 4, c = Cut<C>::channel();
-  const int across = s.out_width / 4, tiles = height / 4 * across;
+  const int across = s.out_width / 4, tiles = tiled(height) / 4 * across;
   for (int tile = Cut<C>::turn(); tile < tiles; tile += Cut<C>::kTurns) {
     const int down = tile / across, y = down * 4, left = (tile - down * across) * 4;
     const float* corner = depth + (y / S + kBorder) * kRowValues + left * C;
@@ -427,10 +435,12 @@ __device__ void transposed(const DagShape& s, int height, const float* source, c
       const float* own = source + (y + kSourceBorder) * kSourceRow + left * S * C +
                          Cut<C>::place(t * S + odd + kSourceBorder, c);
       float2 value[4], sums[4] = {}, before[4];
+      bool exists[4];
 #pragma unroll
       for (int r = 0; r < 4; ++r) {
-        value[r] = load_pair(own + r * kSourceRow);
-        before[r] = begin(y + r, x);
+        exists[r] = y + r < height && (S == 1 || x < width);
+        value[r] = S == 1 || exists[r] ? load_pair(own + r * kSourceRow) : make_float2(0, 0);
+        before[r] = exists[r] ? begin(y + r, x) : make_float2(0, 0);
       }
 #pragma unroll
       for (int kx = 0; kx < K; ++kx) {
@@ -466,7 +476,7 @@ __device__ void transposed(const DagShape& s, int height, const float* source, c
       for (int r = 0; r < 4; ++r) {
         const float2 passed =
             make_float2(value[r].x > 0 ? sums[r].x : 0.0f, value[r].y > 0 ? sums[r].y : 0.0f);
-        emit(y + r, x, before[r], passed, value[r]);
+        if (exists[r]) emit(y + r, x, before[r], passed, value[r]);
       }
     }
   }
@@ -545,7 +555,7 @@ __device__ void stage(const Job<V>& job, int i, int stage_index, const PlannedEd
       const float* elements = dag.depthwise(arch, node, e, stage_index);
       for (int j = threadIdx.x; j < K * K * C; j += kCellThreads) taps[j] = elements[j];
     }
-    fill_source<C, S, false>(from, image, 0, source);
+    fill_source<C, S, false>(from, image, 0, from.height, from.width, source);
     fill_grads<C, kExact>(g + image * out_image, z + image * out_image,
                           shared + job.layout.coefficients + i * 3 * C, s.out_height, s.out_width,
                           grads);
@@ -558,13 +568,13 @@ __device__ void stage(const Job<V>& job, int i, int stage_index, const PlannedEd
       finish_outer<C>(sums, shared + job.layout.matrix, split, C, adds);
     }
     multiply_weight<C, kExact>(
-        grads, weight, s.out_height, s.out_width,
+        grads, weight, tiled(s.out_height), s.out_width,
         [&](int place, const float2& value) { store_pair(grads + place, value); });
     __syncthreads();
     float2 elements[K * K] = {}, norm_sums[2] = {};
     V* at = to + static_cast<int64_t>(image) * from.height * from.width * C + Cut<C>::channel();
     transposed<C, K, S, D>(
-        s, from.height, source, grads, taps, elements,
+        s, from.height, from.width, source, grads, taps, elements,
         [&](int y, int x) {
           return writes ? make_float2(0, 0) : load_pair(at + (y * from.width + x) * C);
         },
@@ -606,7 +616,7 @@ __device__ void reduction(const Job<V>& job, int i, const PlannedEdge& edge, boo
   float* grads = shared + job.layout.grads;
   float* weight = shared + job.layout.weight;
   constexpr int kBorder = Place::kBorder, kRowValues = Place::kPitch * C;
-  const int across = s.out_width / 4, tiles = s.out_height / 4 * across;
+  const int across = s.out_width / 4, tiles = tiled(s.out_height) / 4 * across;
   for (int image = blockIdx.x; image < s.images; image += gridDim.x) {
     const bool adds = image != static_cast<int>(blockIdx.x);
     V* to =
@@ -614,12 +624,14 @@ __device__ void reduction(const Job<V>& job, int i, const PlannedEdge& edge, boo
     for (int which = 0; which < 2; ++which) {
       __syncthreads();
       if (which == 0) {
+        fill_border<C>(s.out_height, s.out_width, grads);
         fill_grads<C, kExact>(g + image * out_image, z + image * out_image,
                               shared + job.layout.coefficients + i * 3 * C, s.out_height,
                               s.out_width, grads);
       }
       fill_weight<C, kExact>(dag.pointwise(arch, node, e, 0) + which * C, 2 * C, weight);
-      fill_source<C, 1, true>(from, image, which, source);
+      fill_source<C, 1, true>(from, image, which, s.out_height, s.out_width, source);
+      fill_border<C>(s.out_height, s.out_width, source);
       __syncthreads();
       float sums[C / 16][2][4] = {};
       for (int tile = Place::turn(); tile < tiles; tile += Place::kTurns) {
@@ -633,7 +645,7 @@ __device__ void reduction(const Job<V>& job, int i, const PlannedEdge& edge, boo
       }
       finish_outer<C>(sums, shared + job.layout.matrix, split + which * C, 2 * C, adds);
       multiply_weight<C, kExact>(
-          grads, weight, s.out_height, s.out_width, [&](int place, const float2& value) {
+          grads, weight, tiled(s.out_height), s.out_width, [&](int place, const float2& value) {
             const float2 x = load_pair(source + place);
             store_pair(source + place,
                        make_float2(x.x > 0 ? value.x : 0.0f, x.y > 0 ? value.y : 0.0f));
@@ -641,19 +653,24 @@ __device__ void reduction(const Job<V>& job, int i, const PlannedEdge& edge, boo
       __syncthreads();
       const int c = threadIdx.x % Place::kQuads * 4;
       Vec4<float> before[4];
+      const auto inside = [&](int y, int x) { return y < from.height && x < from.width; };
       for_pixels<C, 4>(
           s.out_height, s.out_width,
           [&](int i, int, int y, int x) {
-            const V* pixel = to + ((2 * y + which) * from.width + 2 * x + which) * C + c;
-            before[i] = writes ? fill_vec4(0.0f) : load_vec4(pixel);
+            y = 2 * y + which;
+            x = 2 * x + which;
+            before[i] = writes || !inside(y, x) ? fill_vec4(0.0f)
+                                                : load_vec4(to + (y * from.width + x) * C + c);
           },
           [&](int i, int, int y, int x) {
             V* row = to + (2 * y + which) * from.width * C + c;
             Vec4<float> value =
                 load_vec4(source + (y + kBorder) * kRowValues + Place::place(x + kBorder, c));
             value += before[i];
-            write_vec4(row + (2 * x + which) * C, value);
-            if (writes) write_vec4(row + (2 * x + 1 - which) * C, fill_vec4(0.0f));
+            y = 2 * y + which;
+            if (inside(y, 2 * x + which)) write_vec4(row + (2 * x + which) * C, value);
+            if (!writes || !inside(y, 2 * x + 1 - which)) return;
+            write_vec4(row + (2 * x + 1 - which) * C, fill_vec4(0.0f));
           });
     }
   }
@@ -921,7 +938,7 @@ int most_columns(const DagShape& s) { return (s.nodes * 4 + s.inputs * 3) * s.pa
 
 Layout make_layout(const DagShape& s) {
   const int c = s.padded, width = 512 / c;
-  const int out = (s.out_height + 4) * (width + 4) * c;
+  const int out = (tiled(s.out_height) + 4) * (width + 4) * c;
   const int in = s.stride == 2 ? std::max(out, s.height * 2 * width * c) : out;
   Layout l;
   l.coefficients = 0;
@@ -954,10 +971,7 @@ const char* nodes_backward_obstacle(const DagShape& s) {
     return "the number of its nodes or edges";
   }
   if (s.padded != 16 && s.padded != 32 && s.padded != 64) return "its number of channels";
-  if (s.out_height % 4 != 0 || s.out_width % 4 != 0 || s.height != s.stride * s.out_height ||
-      s.width != s.stride * s.out_width) {
-    return "the size of its images, which is not a multiple of 4";
-  }
+  if (s.out_width % 4 != 0) return "the width of its images, which is not a multiple of 4";
   if (s.out_width * s.padded > 512 || layout_bytes(make_layout(s)) > largest_shared_bytes()) {
     return "the size of its images, which exceed shared memory";
   }

@@ -11,25 +11,19 @@
 
 namespace asng::cuda {
 
-// Where the counters of a meeting, of twice the size, begin among the counters.
-inline int meeting_counters(const DagShape& s) {
-  return (std::max(s.archs * s.edges, 2 * s.archs) + 1) / 2 * 2;
-}
-
 // What every launcher needs: the plan, packed weights, partial sums.
 template <class V>
 void allocate_dag(Arena& arena, Dag<V>& dag, PlanJob<Compute<V>>& job) {
   using T = Compute<V>;
   const DagShape& s = dag.shape;
   job.shape = s;
-  const int counters = std::max(s.archs * s.edges, 2 * s.archs);
-  // Behind them, and cleared with them, those of a meeting.
-  job.counter_count = meeting_counters(s) + 2 * s.archs;
+  const int sums = std::max(s.archs * s.edges, 2 * s.archs);
+  job.counter_count = (sums + 1) / 2 * 2 + 2 * s.archs;  // with those of a meeting, twice as large
   dag.plan = job.plan = arena.take<PlannedEdge>(s.slots());
   dag.used = job.used = arena.take<int32_t>(s.archs * s.states());
   dag.packed = job.packed = arena.take<T>(static_cast<int64_t>(s.slots()) * s.slot_weights());
   dag.counters = job.counters = arena.take<unsigned>(job.counter_count);
-  dag.partials = arena.take<double>(static_cast<int64_t>(counters) * kMaxSplits * 3 * s.padded);
+  dag.partials = arena.take<double>(static_cast<int64_t>(sums) * kMaxSplits * 3 * s.padded);
 }
 
 template <class V>
@@ -108,6 +102,7 @@ struct Cell {
   PlanJob<T> plan;
   Gradients<V> gradients;
   MatrixGradient<T> matrix_gradients[3];
+  Meeting meeting;  // without blocks where each step has a launch of its own
   int64_t archs, padded, in_size, out_size;
 
   // `saved` is where the backward pass finds what it needs; if `keeps` is false there is none.
@@ -120,12 +115,18 @@ struct Cell {
     out_size = s.out_size();
     allocate_dag(arena, dag, plan);
     plan.backward = backward;
-    // Without a backward pass all nodes use one place for their stages, one after the other.
-    dag.z_nodes = keeps ? stages_size(s) : 0;
+    if (!backward) {
+      allocate_meeting(arena, can_stay(s) ? nullptr : "its shape",
+                       s.nodes * s.edges * 2 * s.padded);
+    }
+    // Without a backward pass all nodes use one place for their stages, one after the other, where
+    // that is how they are computed.
+    const bool together = keeps || meeting.blocks > 0;
+    dag.z_nodes = together ? stages_size(s) : 0;
     const SavedSize size = shape.saved();
     if (!keeps) {
-      saved = arena.take<T>(
-          saved_values<V>(size.statistics, size.feature_maps - (s.nodes - 1) * stages_size(s)));
+      const int64_t spared = together ? 0 : (s.nodes - 1) * stages_size(s);
+      saved = arena.take<T>(saved_values<V>(size.statistics, size.feature_maps - spared));
     }
     allocate_saved(saved, size);
     for (int which = 0; which < 3; ++which) {
@@ -145,6 +146,24 @@ struct Cell {
     if (backward) allocate_backward(arena);
   }
 
+  // Where the nodes are computed in one launch: `obstacle` is what keeps them from that, or null.
+  void allocate_meeting(Arena& arena, const char* obstacle, int columns) {
+    const DagShape& s = job.dag.shape;
+    const Path path = path_choice();
+    if (!std::is_same_v<T, float>) obstacle = "its type, float64";
+    if (path == Path::kPersistent && obstacle != nullptr) {
+      throw std::runtime_error(
+          std::string("ASNG_CUDA_PATH is persistent, which is not for a cell ") + "because of " +
+          obstacle);
+    }
+    if (path == Path::kGeneric || obstacle != nullptr) return;
+    meeting.blocks = blocks_per_arch(s.images, s.archs);
+    meeting.columns = columns;
+    meeting.parts = arena.take<float>(meeting.size(s.archs));
+    meeting.arrivals =
+        reinterpret_cast<unsigned long long*>(job.dag.counters + plan.counter_count - 2 * s.archs);
+  }
+
   void allocate_saved(T* at, const SavedSize& size) {
     if (at == nullptr) return;
     Dag<V>& dag = job.dag;
@@ -157,34 +176,16 @@ struct Cell {
     dag.z = dag.nodes + dag.shape.nodes * archs * out_size;
   }
 
-  // Of a backward pass.
-  void choose_path() {
-    const Path path = path_choice();
-    if (path == Path::kGeneric) return;
-    const char* obstacle = std::is_same_v<T, float> ? nodes_backward_obstacle(job.dag.shape)
-                                                    : "its numbers in float64";
-    if (obstacle == nullptr) {
-      meeting.blocks = blocks_per_arch(job.dag.shape.images, job.dag.shape.archs);
-    } else if (path == Path::kPersistent) {
-      throw std::runtime_error(
-          std::string("ASNG_CUDA_PATH is persistent, but that is not for this cell because of ") +
-          obstacle);
-    }
-  }
-
   void allocate_backward(Arena& arena) {
     const DagShape& s = job.dag.shape;
-    choose_path();
-    if (meeting.blocks == 0) {
-      allocate_gradients(arena, s, gradients);
-    } else {
-      meeting.columns = nodes_backward_columns(s);
-      meeting.parts = arena.take<float>(meeting.size(s.archs));
-      meeting.arrivals = reinterpret_cast<unsigned long long*>(plan.counters + meeting_counters(s));
+    allocate_meeting(arena, nodes_backward_obstacle(s), nodes_backward_columns(s));
+    if (meeting.blocks > 0) {
       gradients.splits = meeting.blocks;
       gradients.intermediate = arena.take<V>(s.slots() * s.out_size());
       gradients.weight_splits =
           arena.take<T>(static_cast<int64_t>(s.slots()) * gradients.splits * s.slot_weights());
+    } else {
+      allocate_gradients(arena, s, gradients);
     }
     gradients.nodes = arena.take<V>(s.nodes * archs * out_size);
     input_grads = arena.take<V>(2 * archs * in_size);
@@ -221,7 +222,6 @@ struct Cell {
 
   V* input_grads = nullptr;
   T* input_coefficients = nullptr;
-  Meeting meeting;  // without blocks where every step of a node has a launch of its own
 };
 
 }  // namespace asng::cuda

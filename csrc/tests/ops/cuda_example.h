@@ -1,23 +1,12 @@
 // What the calls of example.h give on the CUDA kernels that run on the CPU.
 #pragma once
 
-#include <cstdlib>
-
 #include "ops/cell/cuda.h"
 #include "ops/stem/cuda.h"
 #include "tests/ops/example.h"
 #include "tests/platform/device_memory.h"
 
 namespace asng::test {
-
-// While one of these lives, cells take that path.
-class ChosenPath {
- public:
-  explicit ChosenPath(const char* path) { setenv("ASNG_CUDA_PATH", path, 1); }
-  ~ChosenPath() { unsetenv("ASNG_CUDA_PATH"); }
-  ChosenPath(const ChosenPath&) = delete;
-  ChosenPath& operator=(const ChosenPath&) = delete;
-};
 
 template <class Shape>
 cuda::Choices choices(const Example<Shape>& e) {
