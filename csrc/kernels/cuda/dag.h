@@ -170,10 +170,13 @@ template <class V>
 struct Gradients {
   using T = Compute<V>;
 
-  V* nodes = nullptr;          // (nodes, archs, out_size)
+  V* nodes = nullptr;  // (nodes, archs, out_size)
+  // Of the first stage's normalized output: (archs, edges, out_size), where nodes take turns, or
+  // (archs, nodes, edges, out_size), where all are computed in one launch, which has no use for the
+  // next three.
+  V* intermediate = nullptr;
   V* depth = nullptr;          // (nodes, archs, edges, depth_size)
   V* second_depth = nullptr;   // (archs, edges, out_size): of the second stage, nodes take turns
-  V* intermediate = nullptr;   // (archs, edges, out_size): of the first stage's normalized output
   T* coefficients = nullptr;   // (archs, edges, 2, 3, padded): see finish_gradient; taking turns
   T* weight_splits = nullptr;  // (archs, nodes, edges, splits, slot_weights)
   int splits = 0;

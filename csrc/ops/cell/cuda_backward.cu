@@ -11,6 +11,28 @@ WeightJob<T> weight_job(const Dag<V>& dag, const Gradients<V>& gradients,
   return {dag.shape, dag.plan, dag.used, gradients.weight_splits, gradients.splits, grads, {}};
 }
 
+// From the gradients of the leaf nodes to those of the inputs.
+template <class V>
+void nodes_and_inputs_backward(const Cell<V>& cell, CudaStream stream) {
+  const Dag<V>& dag = cell.job.dag;
+  if constexpr (std::is_same_v<Compute<V>, float>) {
+    if (cell.meeting.blocks > 0) {
+      nodes_backward(dag, cell.gradients, cell.input_grads, cell.input_coefficients, cell.meeting,
+                     stream);
+      return;
+    }
+  }
+  const int inputs = dag.shape.inputs;
+  for (int node = dag.shape.nodes - 1; node >= 0; --node) {
+    gather(dag, cell.gradients, inputs + node, 1, static_cast<V*>(nullptr),
+           static_cast<Compute<V>*>(nullptr), stream);
+    stage_backward(dag, cell.gradients, node, 1, stream);
+    intermediate_backward(dag, cell.gradients, node, stream);
+    stage_backward(dag, cell.gradients, node, 0, stream);
+  }
+  gather(dag, cell.gradients, 0, inputs, cell.input_grads, cell.input_coefficients, stream);
+}
+
 }  // namespace
 
 template <class V>
@@ -47,18 +69,10 @@ void cell_backward(const CellShape& shape, bool tf32, const CellWeights<const Co
   cell.job.inputs[0].grad = grad_prev_prev;
   cell.job.inputs[1].grad = grad_prev;
   const Dag<V>& dag = cell.job.dag;
-  const int inputs = dag.shape.inputs;
   make_plan(cell.plan, stream);
   reduce_output(cell.job, stream);
   project_output_backward(cell.job, cell.gradients, stream);
-  for (int node = dag.shape.nodes - 1; node >= 0; --node) {
-    gather(dag, cell.gradients, inputs + node, 1, static_cast<V*>(nullptr),
-           static_cast<T*>(nullptr), stream);
-    stage_backward(dag, cell.gradients, node, 1, stream);
-    intermediate_backward(dag, cell.gradients, node, stream);
-    stage_backward(dag, cell.gradients, node, 0, stream);
-  }
-  gather(dag, cell.gradients, 0, inputs, cell.input_grads, cell.input_coefficients, stream);
+  nodes_and_inputs_backward(cell, stream);
   project_inputs_backward(cell.job, stream);
   WeightJob<T> sum = weight_job(dag, cell.gradients, grads.operations);
   T* const matrices[3] = {grads.prev_prev, grads.prev, grads.output};

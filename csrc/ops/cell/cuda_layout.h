@@ -115,7 +115,10 @@ struct Cell {
     out_size = s.out_size();
     allocate_dag(arena, dag, plan);
     plan.backward = backward;
-    if (!backward) allocate_meeting(arena);
+    if (!backward) {
+      allocate_meeting(arena, can_stay(s) ? nullptr : "its shape",
+                       s.nodes * s.edges * 2 * s.padded);
+    }
     // Without a backward pass all nodes use one place for their stages, one after the other, where
     // that is how they are computed.
     const bool together = keeps || meeting.blocks > 0;
@@ -143,17 +146,19 @@ struct Cell {
     if (backward) allocate_backward(arena);
   }
 
-  // Where the nodes are computed in one launch.
-  void allocate_meeting(Arena& arena) {
+  // Where the nodes are computed in one launch: `obstacle` is what keeps them from that, or null.
+  void allocate_meeting(Arena& arena, const char* obstacle, int columns) {
     const DagShape& s = job.dag.shape;
     const Path path = path_choice();
-    const bool can = std::is_same_v<T, float> && can_stay(s);
-    if (path == Path::kPersistent && !can) {
-      throw std::runtime_error("ASNG_CUDA_PATH is persistent, which this cell's shape is not for");
+    if (!std::is_same_v<T, float>) obstacle = "its type, float64";
+    if (path == Path::kPersistent && obstacle != nullptr) {
+      throw std::runtime_error(
+          std::string("ASNG_CUDA_PATH is persistent, which is not for a cell ") + "because of " +
+          obstacle);
     }
-    if (path == Path::kGeneric || !can) return;
+    if (path == Path::kGeneric || obstacle != nullptr) return;
     meeting.blocks = blocks_per_arch(s.images, s.archs);
-    meeting.columns = s.nodes * s.edges * 2 * s.padded;
+    meeting.columns = columns;
     meeting.parts = arena.take<float>(meeting.size(s.archs));
     meeting.arrivals =
         reinterpret_cast<unsigned long long*>(job.dag.counters + plan.counter_count - 2 * s.archs);
@@ -173,7 +178,15 @@ struct Cell {
 
   void allocate_backward(Arena& arena) {
     const DagShape& s = job.dag.shape;
-    allocate_gradients(arena, s, gradients);
+    allocate_meeting(arena, nodes_backward_obstacle(s), nodes_backward_columns(s));
+    if (meeting.blocks > 0) {
+      gradients.splits = meeting.blocks;
+      gradients.intermediate = arena.take<V>(s.slots() * s.out_size());
+      gradients.weight_splits =
+          arena.take<T>(static_cast<int64_t>(s.slots()) * gradients.splits * s.slot_weights());
+    } else {
+      allocate_gradients(arena, s, gradients);
+    }
     gradients.nodes = arena.take<V>(s.nodes * archs * out_size);
     input_grads = arena.take<V>(2 * archs * in_size);
     input_coefficients = arena.take<T>(2 * archs * 3 * padded);

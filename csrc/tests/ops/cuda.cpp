@@ -299,6 +299,83 @@ TEST_CASE("CUDA: cells that one launch is not for") {
   CHECK(error == "ASNG_CUDA_PATH must be generic, persistent or auto, got fast");
 }
 
+// A cell whose nodes are computed in one launch where that is allowed.
+Example<CellShape> whole_cell(bool reduction, int64_t archs, int64_t images, int64_t channels,
+                              int64_t out_height, int64_t out_width, unsigned seed) {
+  const int64_t stride = reduction ? 2 : 1;
+  CellShape s;
+  s.archs = archs;
+  s.nodes = 3;
+  s.images = images;
+  s.channels = channels;
+  s.reduction = reduction;
+  s.prev_prev = {seed % 2 == 1 ? 1 : archs, 20};
+  s.prev = {seed % 4 == 3 ? 1 : archs, 16, 0, out_height * stride, out_width * stride};
+  return cell_example(s, seed);
+}
+
+// Compares the path of one launch with the CPU, with the other path and, whatever the order of
+// threads, with itself.
+void check_paths(const Example<CellShape>& e) {
+  const Tensors expected = on_cpu<double>(e);
+  const auto run = [&] {
+    const PathSet chosen("persistent");
+    return std::vector<Tensors>{on_cuda<float>(e), on_cuda<float>(e, true), on_cuda<BFloat16>(e)};
+  };
+  const std::vector<Tensors> got = run();
+  const Bounds single = bounds(kSingle, kCell.maps, kCell.kinks);
+  compare("float32", got[0], expected, single);
+  compare("TF32", got[1], expected, bounds(kRounded, kCell.products, kCell.kinks));
+  compare("bfloat16", got[2], expected, bounds(kStored, kCell.maps, kCell.kinks));
+  const cuda_on_cpu::Backward backward;
+  CHECK(run() == got);
+  const PathSet chosen("generic");
+  compare("other path", on_cuda<float>(e), got[0], single);
+}
+
+TEST_CASE("CUDA: cells in one launch are those of the CPU") {
+  for (const bool reduction : {false, true}) {
+    for (int operation = 0; operation < kOperationCount; ++operation) {
+      INFO("operation ", operation, ", reduction ", reduction);
+      Example<CellShape> e = whole_cell(reduction, 1, 4, 20, 8, 4, 5 + operation);
+      std::fill(e.operations.begin(), e.operations.end(), operation);
+      check_paths(e);
+    }
+    unsigned seed = reduction ? 30 : 20;
+    for (const int archs : {1, 2, 3}) {
+      const int channels = 8 << archs;
+      INFO("archs ", archs, ", channels ", channels, ", reduction ", reduction);
+      check_paths(whole_cell(reduction, archs, archs == 2 ? 5 : 2, channels, 8, 8, ++seed));
+    }
+  }
+}
+
+TEST_CASE("CUDA: large images and batches in one launch") {
+  const PathSet chosen("persistent");
+  for (const auto& [reduction, images, channels, size] :
+       {std::tuple{false, 1, 16, 32}, {true, 1, 32, 16}, {false, 64, 16, 4}}) {
+    INFO("images ", images, ", channels ", channels, ", size ", size, ", reduction ", reduction);
+    const auto e = whole_cell(reduction, 1, images, channels, size, size, 2 + channels);
+    compare("float32", on_cuda<float>(e), on_cpu<double>(e),
+            bounds(kSingle, kCell.maps, kCell.kinks));
+  }
+}
+
+TEST_CASE("CUDA: cells of other shapes have a launch for each step") {
+  for (const auto& e : {whole_cell(false, 8, 1, 16, 4, 4, 1), whole_cell(false, 1, 2, 16, 8, 6, 2),
+                        whole_cell(true, 1, 2, 80, 4, 4, 3)}) {
+    const Tensors got = on_cuda<float>(e);
+    CHECK(got == [&] {
+      const PathSet chosen("generic");
+      return on_cuda<float>(e);
+    }());
+    const PathSet chosen("persistent");
+    CHECK_THROWS_AS(on_cuda<float>(e), std::runtime_error);
+  }
+  const PathSet chosen("persistent");
+  CHECK_THROWS_AS(on_cuda<double>(whole_cell(false, 1, 2, 16, 4, 4, 1)), std::runtime_error);
+}
+
 TEST_CASE("CUDA: stems are those of the CPU") {
   for (const auto& e : {stem_example(3, 5, 6, 3, 20), stem_example(1, 9, 2, 4, 48),
                         stem_example(2, 8, 8, 2, 100), stem_example(5, 7, 7, 8, 16)}) {
