@@ -22,6 +22,13 @@ inline int blocks_per_arch(int images, int archs) {
   return (images + rounds - 1) / rounds;
 }
 
+// Normalizations of an edge, one after the other.
+template <class V>
+__device__ int stage_count(const Dag<V>& dag, const PlannedEdge& edge) {
+  if (edge.multiplicity == 0) return 0;
+  return dag.separable(edge) ? 2 : dag.factorized(edge) ? 1 : 0;
+}
+
 // When the stages of an architecture's edges are computed, and its nodes. Phases are what lies
 // between two exchanges; in each come first the nodes that are ready, then stages. In order; those
 // of phase p begin at before[p].
@@ -104,6 +111,54 @@ struct Meeting {
 
   int64_t size(int archs) const { return 2 * static_cast<int64_t>(archs) * blocks * columns; }
 };
+
+// Adds up the sums of all blocks of this block's architecture, `columns` of them, a multiple of 4,
+// in `totals`: in the order of the blocks, whatever the order in which they come. `round` counts
+// the calls from 0 on. `scratch` is shared memory for 4·kCellThreads doubles.
+__device__ inline void meet(const Meeting& meeting, int round, int columns, double* totals,
+                            double* scratch) {
+  const int arch = blockIdx.y, t = threadIdx.x;
+  // Blocks that are still reading the sums of the last round are let be.
+  float* parts = meeting.parts + (static_cast<int64_t>(round % 2) * gridDim.y + arch) *
+                                     meeting.blocks * meeting.columns;
+  __syncthreads();
+  for (int j = t; j < columns; j += kCellThreads) {
+    parts[static_cast<int64_t>(blockIdx.x) * meeting.columns + j] = static_cast<float>(totals[j]);
+  }
+  __syncthreads();
+  if (t == 0) {
+    __threadfence();
+    atomicAdd(meeting.arrivals + arch, 1);
+    wait_for(meeting.arrivals + arch, static_cast<unsigned long long>(round + 1) * meeting.blocks);
+  }
+  __syncthreads();
+  const int quads = columns / 4, width = min(quads, kCellThreads);
+  const int slices = min(kCellThreads / width, 16), slice = t / width, lane = t - slice * width;
+  for (int first = 0; first < quads; first += width) {
+    const int quad = first + lane;
+    if (slice < slices && quad < quads) {
+      double sum[4] = {0, 0, 0, 0};
+#pragma unroll 8
+      for (int block = slice; block < meeting.blocks; block += slices) {
+        const float4 part = __ldcg(reinterpret_cast<const float4*>(
+            parts + static_cast<int64_t>(block) * meeting.columns + 4 * quad));
+        sum[0] += static_cast<double>(part.x);
+        sum[1] += static_cast<double>(part.y);
+        sum[2] += static_cast<double>(part.z);
+        sum[3] += static_cast<double>(part.w);
+      }
+#pragma unroll
+      for (int i = 0; i < 4; ++i) scratch[t * 4 + i] = sum[i];
+    }
+    __syncthreads();
+    for (int j = t; j < min(width, quads - first) * 4; j += kCellThreads) {
+      double sum = 0;
+      for (int s = 0; s < slices; ++s) sum += scratch[s * width * 4 + j];
+      totals[first * 4 + j] = sum;
+    }
+    __syncthreads();
+  }
+}
 
 // How many items are added up at once, and what that takes of shared memory, in doubles.
 template <int C>
