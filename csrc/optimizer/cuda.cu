@@ -107,11 +107,12 @@ __global__ void __launch_bounds__(kAskThreads) ask_kernel(Draw draw) {
 //
 // With up to kMostInLanes variables a group of lanes has a categorical variable, each lane one of
 // its categories: what takes time is then not arithmetic but that one result waits for the next.
-// With more variables, or more categories than lanes, a thread has all of a variable.
+// With more variables, more than can be in lanes at the same time, or more categories than lanes, a
+// thread has all of a variable.
 constexpr int kLanes = 8;
 constexpr std::int64_t kMostInLanes = 1024;
-constexpr unsigned int kTellThreads = 256;  // of one of several blocks
-constexpr unsigned int kMostTellThreads = 1024;
+constexpr unsigned int kTellThreads = 256;
+constexpr unsigned int kMostTellThreads = 512;  // of one block whose variables are in lanes
 
 struct Job {
   OptimizerShape shape;
@@ -121,14 +122,6 @@ struct Job {
   Workspace workspace;
   double reward, canceled;  // see core/utility.h
 };
-
-// How many numbers add up to the norm of an instance's natural gradient, and to that of s: one of
-// each variable in lanes, or one of each block.
-__host__ __device__ inline std::int64_t term_count(const OptimizerShape& shape,
-                                                   std::int64_t blocks) {
-  const std::int64_t variables = shape.categorical + shape.gaussian;
-  return variables <= kMostInLanes ? variables : blocks;
-}
 
 // What belongs to one instance.
 struct Instance {
@@ -168,7 +161,7 @@ struct Ranked {
   Weighted* weighted;  // (lambda,)
   int* order;          // (lambda,) samples in ascending order of loss
   int* count;          // how many `weighted` holds; 0 if all losses are equal
-  double* terms;       // (2, term_count) of an instance with one block
+  double* terms;       // (2, kMostInLanes) if the instance has one block
 
   explicit __device__ Ranked(std::int64_t lambda) {
     loss = dynamic_shared<double>();
@@ -179,12 +172,18 @@ struct Ranked {
     order = reinterpret_cast<int*>(terms + (gridDim.x == 1 ? 2 * kMostInLanes : 0));
     count = order + lambda;
   }
+  static std::size_t bytes(std::int64_t lambda, bool one_block) {
+    return static_cast<std::size_t>(8 * (4 * lambda + 32 + (one_block ? 2 * kMostInLanes : 0)) +
+                                    4 * (lambda + 1));
+  }
 };
+
+constexpr unsigned int kWarp = 0xffffffffu;  // all of its lanes
 
 // The sum over the lanes of the warp, for all of them.
 __device__ double warp_sum(double value) {
 #pragma unroll
-  for (int step = 16; step > 0; step /= 2) value += __shfl_xor_sync(0xffffffffu, value, step);
+  for (int step = 16; step > 0; step /= 2) value += __shfl_xor_sync(kWarp, value, step);
   return value;
 }
 
@@ -219,6 +218,7 @@ struct Terms {
   // All of them, by one warp.
   __device__ double by_warp() const {
     double sum = 0.0;
+#pragma unroll 1
     for (int warp = 0; warp < warps(); ++warp) sum += of_warp(warp);
     return sum;
   }
@@ -272,7 +272,7 @@ __device__ void rank(const Job& job, const Instance& instance, const Ranked& ran
     for (int first = 0; first < lambda; first += 32) {
       const int k = first + thread;
       const double utility = k < lambda ? ranked.utility[k] : 0.0;
-      const unsigned int selected = __ballot_sync(0xffffffffu, utility != 0.0);
+      const unsigned int selected = __ballot_sync(kWarp, utility != 0.0);
       if (utility != 0.0) {
         ranked.weighted[count + __popc(selected & ((1u << thread) - 1u))] = {
             k, utility / static_cast<double>(lambda)};
@@ -285,10 +285,9 @@ __device__ void rank(const Job& job, const Instance& instance, const Ranked& ran
 }
 
 // A categorical variable in the lanes of a group: what core/categorical.h does, with a category in
-// each lane. Lanes without one have zeros.
+// each lane. Lanes without one have zeros; all lanes of a warp take part.
 struct Row {
-  int lane, size;  // size: 0 if the variable has more categories than there are lanes
-  unsigned int group;
+  int lane, size;  // size: 0 without a variable, or with one of more categories than lanes
   std::int64_t variable, begin;
   double theta, s, margin;
   double floored, scale;  // theta as it is read in a denominator, and its root
@@ -301,7 +300,6 @@ struct Row {
   // What does not depend on the losses.
   __device__ void load(const Job& job, const Instance& instance, std::int64_t v) {
     lane = static_cast<int>(threadIdx.x % kLanes);
-    group = ((1u << kLanes) - 1u) << (threadIdx.x % 32 - lane);
     variable = v;
     begin = job.evaluations.offsets[v];
     const std::int64_t categories = job.evaluations.offsets[v + 1] - begin;
@@ -316,6 +314,7 @@ struct Row {
 
   // Python checks categories as far as it can without host-device synchronization.
   __device__ int chosen(const Job& job, const Instance& instance, std::int64_t sample) const {
+    if (!fits()) return -1;
     const std::int64_t value = instance.categorical[sample * job.shape.categorical + variable];
     return static_cast<std::uint64_t>(value) < static_cast<std::uint64_t>(size)
                ? static_cast<int>(value)
@@ -326,7 +325,7 @@ struct Row {
   __device__ double total(double value) const {
     double sum = 0.0;
 #pragma unroll
-    for (int l = 0; l < kLanes; ++l) sum += __shfl_sync(group, value, l, kLanes);
+    for (int l = 0; l < kLanes; ++l) sum += __shfl_sync(kWarp, value, l, kLanes);
     return sum;
   }
 
@@ -344,7 +343,7 @@ struct Row {
       }
       const Weighted sample = ranked.weighted[w];
       const int source = all_held ? static_cast<int>(sample.sample) : w % kLanes;
-      const int chosen = __shfl_sync(group, category, source, kLanes);
+      const int chosen = __shfl_sync(kWarp, category, source, kLanes);
       gradient += chosen == lane ? sample.weight : 0.0;  // eq. (12)
       valid = valid && chosen >= 0;
       lowest = chosen >= 0 ? min(lowest, chosen) : lowest;
@@ -352,12 +351,12 @@ struct Row {
     }
     const bool counts = valid && lowest < highest && std::fabs(gradient) > job.canceled;
     gradient = counts ? gradient : 0.0;
-    moves = (__ballot_sync(group, counts) & group) != 0;
+    moves = (__ballot_sync(kWarp, counts) >> (threadIdx.x % 32 - lane)) % (1u << kLanes) != 0;
     // The last category has no component of its own: its quotient is what the others share.
     const bool last = lane == size - 1;
     const double quotient =
         counts ? (last ? -gradient : gradient) / (last ? floored + scale : scale) : 0.0;
-    const double shared = __shfl_sync(group, quotient, size - 1, kLanes);
+    const double shared = __shfl_sync(kWarp, quotient, size - 1, kLanes);
     root = moves && lane + 1 < size ? quotient + scale * shared : 0.0;
     return total(root * root);
   }
@@ -372,18 +371,16 @@ struct Row {
 
   // step_categorical.
   __device__ void move(double step, const Instance& instance) const {
-    if (!moves) return;
-    const bool category = lane < size;
+    const bool category = moves && lane < size;
     double moved = theta + step * gradient;  // eq. (13)
     moved = moved > margin ? moved : margin;
     const double sum = total(category ? moved : 0.0);
     const double room = total(category ? moved - margin : 0.0);
-    if (room > 0.0) {
-      moved -= (sum - 1.0) / room * (moved - margin);
-      moved *= 1.0 / total(category ? moved : 0.0);
-    } else {
-      moved = 1.0 / static_cast<double>(size);
-    }
+    const bool above = room > 0.0;
+    if (above) moved -= (sum - 1.0) / room * (moved - margin);
+    const double sum_above = total(category ? moved : 0.0);
+    const double scale = 1.0 / (above ? sum_above : static_cast<double>(size));
+    moved = above ? moved * scale : scale;
     if (category) instance.theta[begin + lane] = moved;
   }
 };
@@ -456,7 +453,7 @@ __device__ double move_gaussian(const Job& job, const Instance& instance, std::i
          accumulate_at(accumulate, instance, first + n);
 }
 
-// `lanes`, of each categorical variable: kLanes or 1.
+// `lanes`, of each categorical variable: kLanes, where no thread has more than one variable, or 1.
 template <int lanes>
 __global__ void __launch_bounds__(lanes > 1 ? kMostTellThreads : kTellThreads)
     tell_kernel(Job job) {
@@ -469,11 +466,12 @@ __global__ void __launch_bounds__(lanes > 1 ? kMostTellThreads : kTellThreads)
   const auto variable = [&](std::int64_t item) {
     return item < n * lanes ? item / lanes : item - n * (lanes - 1);
   };
-  const bool leads = lanes == 1 || first >= n * lanes || threadIdx.x % lanes == 0;
+  const bool leads = first < items && (first >= n * lanes || threadIdx.x % lanes == 0);
   const bool shares = gridDim.x > 1;
   auto* arrivals = reinterpret_cast<unsigned long long*>(instance.counters + kArrivals);
   auto* ticket = reinterpret_cast<unsigned long long*>(instance.counters + kTicket);
-  const Terms norm_terms{shares ? instance.terms : ranked.terms, term_count(job.shape, gridDim.x)};
+  const Terms norm_terms{shares ? instance.terms : ranked.terms,
+                         lanes > 1 ? n + job.shape.gaussian : gridDim.x};
   const Terms s_terms{norm_terms.values + norm_terms.count, norm_terms.count};
 
   // Loads are on their way while losses are ranked.
@@ -487,27 +485,18 @@ __global__ void __launch_bounds__(lanes > 1 ? kMostTellThreads : kTellThreads)
   const double beta = adapted.beta(job.settings);
   rank(job, instance, ranked);
 
-  // A row stays in registers where a thread has but one.
-  const bool several = items > stride;
   double norm = 0.0;
   if (*ranked.count > 0) {
-    double sum = 0.0;
+    double sum = lanes > 1 ? row.differentiate(job, instance, ranked) : 0.0;
     for (std::int64_t item = first; item < items; item += stride) {  // eq. (12)
       const std::int64_t v = variable(item);
-      double term = 0.0;
       if (v >= n) {
-        term = gaussian_gradient(job, instance, ranked, v - n);
-      } else {
-        if (lanes > 1 && item != first) row.load(job, instance, v);
-        if (lanes > 1 && row.fits()) {
-          term = row.differentiate(job, instance, ranked);
-        } else if (leads) {
-          term = categorical_gradient(job, instance, ranked, v);
-        }
+        sum += gaussian_gradient(job, instance, ranked, v - n);
+      } else if (leads && !row.fits()) {
+        sum += categorical_gradient(job, instance, ranked, v);
       }
-      sum += term;
-      if (lanes > 1 && (v >= n || leads)) norm_terms.values[v] = term;
     }
+    if (lanes > 1 && leads) norm_terms.values[variable(first)] = sum;
     if (lanes == 1) {
       sum = block_sum(sum, ranked.scratch);
       if (threadIdx.x == 0) norm_terms.values[blockIdx.x] = sum;
@@ -527,25 +516,16 @@ __global__ void __launch_bounds__(lanes > 1 ? kMostTellThreads : kTellThreads)
   const double epsilon = delta / norm;  // eq. (14)
   if (moved) {
     const Accumulation accumulate(beta, norm);
-    double sum = 0.0;
+    double sum = lanes > 1 ? row.accumulate(accumulate, instance) : 0.0;
     for (std::int64_t item = first; item < items; item += stride) {  // eq. (13), eq. (19)
       const std::int64_t v = variable(item);
-      double term = 0.0;
       if (v >= n) {
-        term = move_gaussian(job, instance, v - n, epsilon, accumulate);
-      } else {
-        if (lanes > 1 && several) row.load(job, instance, v);
-        if (lanes > 1 && row.fits()) {
-          if (several) row.differentiate(job, instance, ranked);
-          term = row.accumulate(accumulate, instance);
-          if (several) row.move(epsilon, instance);
-        } else if (leads) {
-          term = move_categorical(job, instance, v, epsilon, accumulate);
-        }
+        sum += move_gaussian(job, instance, v - n, epsilon, accumulate);
+      } else if (leads && !row.fits()) {
+        sum += move_categorical(job, instance, v, epsilon, accumulate);
       }
-      sum += term;
-      if (lanes > 1 && (v >= n || leads)) s_terms.values[v] = term;
     }
+    if (lanes > 1 && leads) s_terms.values[variable(first)] = sum;
     if (lanes == 1) {
       sum = block_sum(sum, ranked.scratch);
       if (threadIdx.x == 0) s_terms.values[blockIdx.x] = sum;
@@ -560,7 +540,7 @@ __global__ void __launch_bounds__(lanes > 1 ? kMostTellThreads : kTellThreads)
     *ranked.count = atomicAdd(ticket, 1ull) == gridDim.x - 1 ? 1 : 0;
     __threadfence();
   }
-  if (lanes > 1 && moved && !several && row.fits()) row.move(epsilon, instance);  // eq. (13)
+  if (lanes > 1 && moved) row.move(epsilon, instance);  // eq. (13)
   const int first_sample = ranked.order[0];
   const double smallest = ranked.loss[first_sample];
   const bool better = smallest < best_loss;
@@ -601,28 +581,16 @@ __global__ void __launch_bounds__(lanes > 1 ? kMostTellThreads : kTellThreads)
   }
 }
 
-// Where the update of one instance runs.
-struct Plan {
-  void (*kernel)(Job);
-  unsigned int threads;
-  std::size_t shared_bytes;
-  std::int64_t wanted;  // blocks; there may be fewer
+std::int64_t threads_in_lanes(const OptimizerShape& shape) {
+  return kLanes * shape.categorical + shape.gaussian;
+}
 
-  Plan(const OptimizerShape& shape, bool one_block) {
-    const std::int64_t variables = shape.categorical + shape.gaussian;
-    const bool in_lanes = variables <= kMostInLanes;
-    const std::int64_t items = in_lanes ? kLanes * shape.categorical + shape.gaussian : variables;
-    kernel = in_lanes ? tell_kernel<kLanes> : tell_kernel<1>;
-    const std::int64_t most = in_lanes ? kMostTellThreads : kTellThreads;
-    wanted = items <= most ? 1 : (items + kTellThreads - 1) / kTellThreads;
-    // One warp more than there is work for, which sets what all share.
-    const std::int64_t warps = (items + 31) / 32 + 1;
-    threads = one_block ? static_cast<unsigned int>(std::min(32 * warps, most)) : kTellThreads;
-    shared_bytes = static_cast<std::size_t>(
-        (4 * shape.population + 32 + (one_block ? 2 * kMostInLanes : 0)) * 8 +
-        (shape.population + 1) * 4);
-  }
-};
+// Blocks that give each variable its lanes; 0 where a thread is to have all of a variable.
+std::int64_t blocks_in_lanes(const OptimizerShape& shape) {
+  if (shape.categorical + shape.gaussian > kMostInLanes) return 0;
+  const std::int64_t threads = threads_in_lanes(shape);
+  return threads <= kMostTellThreads ? 1 : (threads + kTellThreads - 1) / kTellThreads;
+}
 
 }  // namespace
 
@@ -641,22 +609,37 @@ void ask(const OptimizerShape& shape, const OptimizerState& state, const std::in
 }
 
 std::int64_t tell_blocks(const OptimizerShape& shape) {
-  const Plan plan(shape, false);
-  if (plan.wanted == 1) return 1;
-  const std::int64_t fit =
-      co_resident_blocks(plan.kernel, plan.threads, plan.shared_bytes) / shape.instances;
-  return std::max<std::int64_t>(std::min(plan.wanted, fit), 1);
+  const std::size_t bytes = Ranked::bytes(shape.population, false);
+  const std::int64_t in_lanes = blocks_in_lanes(shape);
+  if (in_lanes == 1) return 1;
+  if (in_lanes > 1) {
+    const int fit = co_resident_blocks(tell_kernel<kLanes>, kTellThreads, bytes);
+    return in_lanes <= fit / shape.instances ? in_lanes : 1;
+  }
+  const int fit = co_resident_blocks(tell_kernel<1>, kTellThreads, bytes);
+  const std::int64_t variables = shape.categorical + shape.gaussian;
+  return std::max<std::int64_t>(
+      std::min((variables + kTellThreads - 1) / kTellThreads, fit / shape.instances), 1);
 }
 
 std::int64_t Workspace::size_for(const OptimizerShape& shape, std::int64_t blocks) {
-  return shape.theta_size + shape.n_theta() + 2 * shape.gaussian + 2 * term_count(shape, blocks);
+  return shape.theta_size + shape.n_theta() + 2 * shape.gaussian +
+         2 * std::max(blocks, kMostInLanes);
 }
 
 void tell(const OptimizerShape& shape, const OptimizerState& state, const Evaluations& evaluations,
           const StepSizeSettings& settings, const Workspace& workspace, std::int64_t blocks,
           CudaStream stream) {
+  const bool in_lanes = blocks == blocks_in_lanes(shape);
+  const auto kernel = in_lanes ? tell_kernel<kLanes> : tell_kernel<1>;
+  unsigned int threads = kTellThreads;
+  if (in_lanes && blocks == 1) {
+    // The last warp sets what all share: one with nothing else to do, if there is room for it.
+    const std::int64_t warps = (threads_in_lanes(shape) + 31) / 32 + 1;
+    threads = static_cast<unsigned int>(std::min<std::int64_t>(32 * warps, kMostTellThreads));
+  }
   const dim3 grid(static_cast<unsigned int>(blocks), static_cast<unsigned int>(shape.instances));
-  const Plan plan(shape, blocks == 1);
+  const std::size_t bytes = Ranked::bytes(shape.population, blocks == 1);
   const Job job{shape,
                 state,
                 evaluations,
@@ -665,9 +648,9 @@ void tell(const OptimizerShape& shape, const OptimizerState& state, const Evalua
                 reward_of(shape.population),
                 canceled_weight(shape.population)};
   if (blocks > 1) {
-    launch_cooperative(plan.kernel, grid, plan.threads, plan.shared_bytes, stream, job);
+    launch_cooperative(kernel, grid, threads, bytes, stream, job);
   } else {
-    launch(plan.kernel, grid, plan.threads, plan.shared_bytes, stream, job);
+    launch(kernel, grid, threads, bytes, stream, job);
   }
 }
 
