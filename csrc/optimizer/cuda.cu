@@ -623,8 +623,8 @@ std::int64_t tell_blocks(const OptimizerShape& shape) {
 }
 
 std::int64_t Workspace::size_for(const OptimizerShape& shape, std::int64_t blocks) {
-  return shape.theta_size + shape.n_theta() + 2 * shape.gaussian +
-         2 * std::max(blocks, kMostInLanes);
+  const std::int64_t terms = blocks == blocks_in_lanes(shape) ? kMostInLanes : blocks;
+  return shape.theta_size + shape.n_theta() + 2 * shape.gaussian + (blocks > 1 ? 2 * terms : 0);
 }
 
 void tell(const OptimizerShape& shape, const OptimizerState& state, const Evaluations& evaluations,
