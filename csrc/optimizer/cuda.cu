@@ -158,6 +158,7 @@ struct Ranked {
   double* loss;        // (lambda,) in the direction that is minimized, without NaN
   double* utility;     // (lambda,)
   double* scratch;     // (32,)
+  double* step;        // (2,) delta and beta
   Weighted* weighted;  // (lambda,)
   int* order;          // (lambda,) samples in ascending order of loss
   int* count;          // how many `weighted` holds; 0 if all losses are equal
@@ -167,13 +168,14 @@ struct Ranked {
     loss = dynamic_shared<double>();
     utility = loss + lambda;
     scratch = utility + lambda;
-    weighted = reinterpret_cast<Weighted*>(scratch + 32);
+    step = scratch + 32;
+    weighted = reinterpret_cast<Weighted*>(step + 2);
     terms = reinterpret_cast<double*>(weighted + lambda);
     order = reinterpret_cast<int*>(terms + (gridDim.x == 1 ? 2 * kMostInLanes : 0));
     count = order + lambda;
   }
   static std::size_t bytes(std::int64_t lambda, bool one_block) {
-    return static_cast<std::size_t>(8 * (4 * lambda + 32 + (one_block ? 2 * kMostInLanes : 0)) +
+    return static_cast<std::size_t>(8 * (4 * lambda + 34 + (one_block ? 2 * kMostInLanes : 0)) +
                                     4 * (lambda + 1));
   }
 };
@@ -210,7 +212,7 @@ struct Terms {
   // What warp `warp` has, for all lanes of the warp that calls.
   __device__ double of_warp(int warp) const {
     double sum = 0.0;
-    for (std::int64_t k = 32 * warp + threadIdx.x % 32; k < count; k += 32 * warps()) {
+    for (std::int64_t k = 32 * warp + threadIdx.x % 32; k < count; k += kTellThreads) {
       sum += gridDim.x == 1 ? values[k] : __ldcg(values + k);
     }
     return warp_sum(sum);
@@ -236,19 +238,22 @@ struct Terms {
   }
 };
 
-// What weigh_samples does, by all threads of the block.
-__device__ void rank(const Job& job, const Instance& instance, const Ranked& ranked) {
+// What weigh_samples does, by some threads, of which this is number `thread`. `wait` waits for all
+// of them; the results are there after one more.
+template <class Wait>
+__device__ void rank(const Job& job, const Instance& instance, const Ranked& ranked, int thread,
+                     int threads, Wait wait) {
   const int lambda = static_cast<int>(job.shape.population);
-  const int threads = static_cast<int>(blockDim.x);
-  const int thread = static_cast<int>(threadIdx.x);
   const double* losses = ranked.loss;
   const int* order = ranked.order;
+#pragma unroll 1
   for (int k = thread; k < lambda; k += threads) {
     const double loss = job.evaluations.maximize ? -instance.losses[k] : instance.losses[k];
     // An infinitely good loss cannot be refused here, so it is no better than NaN.
     ranked.loss[k] = loss < HUGE_VAL && loss > -HUGE_VAL ? loss : HUGE_VAL;
   }
-  __syncthreads();
+  wait();
+#pragma unroll 1
   for (int k = thread; k < lambda; k += threads) {
     const double loss = losses[k];
     int position = 0;
@@ -258,7 +263,8 @@ __device__ void rank(const Job& job, const Instance& instance, const Ranked& ran
     }
     ranked.order[position] = k;
   }
-  __syncthreads();
+  wait();
+#pragma unroll 1
   for (int r = thread; r < lambda; r += threads) {
     int begin = r;
     while (begin > 0 && losses_tie(losses[order[begin - 1]], losses[order[begin]])) --begin;
@@ -266,9 +272,10 @@ __device__ void rank(const Job& job, const Instance& instance, const Ranked& ran
     while (end < lambda && losses_tie(losses[order[end - 1]], losses[order[end]])) ++end;
     ranked.utility[order[r]] = shared_utility(begin, end, lambda, job.reward);
   }
-  __syncthreads();
+  wait();
   if (thread < 32) {
     int count = 0;
+#pragma unroll 1
     for (int first = 0; first < lambda; first += 32) {
       const int k = first + thread;
       const double utility = k < lambda ? ranked.utility[k] : 0.0;
@@ -281,7 +288,6 @@ __device__ void rank(const Job& job, const Instance& instance, const Ranked& ran
     }
     if (thread == 0) *ranked.count = count;
   }
-  __syncthreads();
 }
 
 // A categorical variable in the lanes of a group: what core/categorical.h does, with a category in
@@ -297,7 +303,7 @@ struct Row {
 
   __device__ bool fits() const { return size > 0; }
 
-  // What does not depend on the losses.
+  // Loads what does not depend on the losses.
   __device__ void load(const Job& job, const Instance& instance, std::int64_t v) {
     lane = static_cast<int>(threadIdx.x % kLanes);
     variable = v;
@@ -308,6 +314,9 @@ struct Row {
     s = lane + 1 < size ? instance.s[begin - v + lane] : 0.0;
     margin = job.evaluations.margin[v];
     category = chosen(job, instance, lane < job.shape.population ? lane : 0);
+  }
+  // What else does not, once loaded.
+  __device__ void prepare() {
     floored = theta > kProbabilityFloor ? theta : kProbabilityFloor;
     scale = std::sqrt(floored);
   }
@@ -455,7 +464,7 @@ __device__ double move_gaussian(const Job& job, const Instance& instance, std::i
 
 // `lanes`, of each categorical variable: kLanes, where no thread has more than one variable, or 1.
 template <int lanes>
-__global__ void __launch_bounds__(lanes > 1 ? kMostTellThreads : kTellThreads)
+__global__ void __launch_bounds__(lanes > 1 ? kMostTellThreads : kTellThreads, lanes > 1 ? 1 : 4)
     tell_kernel(Job job) {
   const Instance instance(job, blockIdx.y);
   const Ranked ranked(job.shape.population);
@@ -474,20 +483,32 @@ __global__ void __launch_bounds__(lanes > 1 ? kMostTellThreads : kTellThreads)
                          lanes > 1 ? n + job.shape.gaussian : gridDim.x};
   const Terms s_terms{norm_terms.values + norm_terms.count, norm_terms.count};
 
-  // Loads are on their way while losses are ranked.
-  Row row{};
-  if (lanes > 1 && first < n * lanes) row.load(job, instance, variable(first));
+  // The last warp, which has no variable if there is room for that, ranks a small population while
+  // others load their variables, and looks after the step size.
+  const bool clerk = threadIdx.x / 32 == blockDim.x / 32 - 1;
+  const int lambda = static_cast<int>(job.shape.population);
+  const double best_loss = *instance.best_loss;
   StepSize adapted;
   adapted.gamma = instance.step[0];
   adapted.Delta = instance.step[1];
-  const double best_loss = *instance.best_loss;
-  const double delta = adapted.delta(job.settings);
-  const double beta = adapted.beta(job.settings);
-  rank(job, instance, ranked);
+  Row row{};
+  if (lanes > 1 && first < n * lanes) row.load(job, instance, variable(first));
+  if (lanes > 1 && lambda <= 32) {
+    if (clerk) rank(job, instance, ranked, threadIdx.x % 32, 32, [] { __syncwarp(); });
+  } else {
+    rank(job, instance, ranked, threadIdx.x, blockDim.x, [] { __syncthreads(); });
+  }
+  if (lanes > 1) row.prepare();
+  __syncthreads();
+  if (clerk && threadIdx.x % 32 == 0) {
+    ranked.step[0] = adapted.delta(job.settings);
+    ranked.step[1] = adapted.beta(job.settings);
+  }
 
   double norm = 0.0;
   if (*ranked.count > 0) {
     double sum = lanes > 1 ? row.differentiate(job, instance, ranked) : 0.0;
+#pragma unroll 1
     for (std::int64_t item = first; item < items; item += stride) {  // eq. (12)
       const std::int64_t v = variable(item);
       if (v >= n) {
@@ -513,10 +534,11 @@ __global__ void __launch_bounds__(lanes > 1 ? kMostTellThreads : kTellThreads)
     norm = std::sqrt(norm_terms.by_block(ranked.scratch));
   }
   const bool moved = norm > 0.0 && norm < HUGE_VAL;
-  const double epsilon = delta / norm;  // eq. (14)
+  const double epsilon = moved ? ranked.step[0] / norm : 0.0;  // eq. (14)
   if (moved) {
-    const Accumulation accumulate(beta, norm);
+    const Accumulation accumulate(ranked.step[1], norm);
     double sum = lanes > 1 ? row.accumulate(accumulate, instance) : 0.0;
+#pragma unroll 1
     for (std::int64_t item = first; item < items; item += stride) {  // eq. (13), eq. (19)
       const std::int64_t v = variable(item);
       if (v >= n) {
@@ -546,6 +568,7 @@ __global__ void __launch_bounds__(lanes > 1 ? kMostTellThreads : kTellThreads)
   const bool better = smallest < best_loss;
   if (better) {
     const std::int64_t m = job.shape.gaussian;
+#pragma unroll 1
     for (std::int64_t v = first; v < n + m; v += stride) {
       if (v < n) {
         instance.best_categorical[v] = instance.categorical[first_sample * n + v];
@@ -558,11 +581,11 @@ __global__ void __launch_bounds__(lanes > 1 ? kMostTellThreads : kTellThreads)
     __syncthreads();
     if (*ranked.count == 0) return;
   }
-  if (threadIdx.x / 32 != blockDim.x / 32 - 1) return;
+  if (!clerk) return;
   const double squared_norm = moved ? s_terms.by_warp() : 0.0;
   if (threadIdx.x % 32 == 0) {
     if (moved) {
-      adapted.adapt(job.settings, beta, squared_norm);  // eq. (20), eq. (21)
+      adapted.adapt(job.settings, ranked.step[1], squared_norm);  // eq. (20), eq. (21)
       instance.step[0] = adapted.gamma;
       instance.step[1] = adapted.Delta;
     }
