@@ -132,7 +132,8 @@ struct Instance {
   const double *numerical, *losses;
   double *gradient, *root, *gaussian, *terms;
 
-  __device__ Instance(const Job& job, std::int64_t p) {
+  // `memory` is the block's own, for intermediate results, if there is none in the workspace.
+  __device__ Instance(const Job& job, std::int64_t p, double* memory) {
     const OptimizerShape& shape = job.shape;
     counters = job.state.counters + p * kCounters;
     theta = job.state.theta + p * shape.theta_size;
@@ -146,7 +147,8 @@ struct Instance {
     categorical = job.evaluations.categorical + p * shape.population * shape.categorical;
     numerical = job.evaluations.gaussian + p * shape.population * shape.gaussian;
     losses = job.evaluations.losses + p * shape.population;
-    gradient = job.workspace.memory + p * job.workspace.per_instance;
+    const Workspace& workspace = job.workspace;
+    gradient = workspace.memory ? workspace.memory + p * workspace.per_instance : memory;
     root = gradient + shape.theta_size;
     gaussian = root + shape.n_theta();
     terms = gaussian + 2 * shape.gaussian;
@@ -163,6 +165,7 @@ struct Ranked {
   int* order;          // (lambda,) samples in ascending order of loss
   int* count;          // how many `weighted` holds; 0 if all losses are equal
   double* terms;       // (2, kMostInLanes) if the instance has one block
+  double* memory;      // of intermediate results, if they are here
 
   explicit __device__ Ranked(std::int64_t lambda) {
     loss = dynamic_shared<double>();
@@ -173,10 +176,11 @@ struct Ranked {
     terms = reinterpret_cast<double*>(weighted + lambda);
     order = reinterpret_cast<int*>(terms + (gridDim.x == 1 ? 2 * kMostInLanes : 0));
     count = order + lambda;
+    memory = reinterpret_cast<double*>(count + 1 + (lambda + 1) % 2);
   }
   static std::size_t bytes(std::int64_t lambda, bool one_block) {
     return static_cast<std::size_t>(8 * (4 * lambda + 34 + (one_block ? 2 * kMostInLanes : 0)) +
-                                    4 * (lambda + 1));
+                                    4 * (lambda + 1 + (lambda + 1) % 2));
   }
 };
 
@@ -466,8 +470,8 @@ __device__ double move_gaussian(const Job& job, const Instance& instance, std::i
 template <int lanes>
 __global__ void __launch_bounds__(lanes > 1 ? kMostTellThreads : kTellThreads, lanes > 1 ? 1 : 4)
     tell_kernel(Job job) {
-  const Instance instance(job, blockIdx.y);
   const Ranked ranked(job.shape.population);
+  const Instance instance(job, blockIdx.y, ranked.memory);
   const std::int64_t n = job.shape.categorical;
   const std::int64_t items = n * lanes + job.shape.gaussian;
   const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
@@ -608,6 +612,18 @@ std::int64_t threads_in_lanes(const OptimizerShape& shape) {
   return kLanes * shape.categorical + shape.gaussian;
 }
 
+// Doubles of an instance.
+std::int64_t intermediate_results(const OptimizerShape& shape) {
+  return shape.theta_size + shape.n_theta() + 2 * shape.gaussian;
+}
+
+// Bytes of shared memory for these; 0 if they are not there.
+std::size_t shared_memory(const OptimizerShape& shape, std::int64_t blocks) {
+  const auto bytes = static_cast<std::size_t>(8 * intermediate_results(shape));
+  const std::size_t others = Ranked::bytes(shape.population, blocks == 1);
+  return blocks == 1 && others + bytes <= kPlainSharedBytes ? bytes : 0;
+}
+
 // Blocks that give each variable its lanes; 0 where a thread is to have all of a variable.
 std::int64_t blocks_in_lanes(const OptimizerShape& shape) {
   if (shape.categorical + shape.gaussian > kMostInLanes) return 0;
@@ -646,8 +662,9 @@ std::int64_t tell_blocks(const OptimizerShape& shape) {
 }
 
 std::int64_t Workspace::size_for(const OptimizerShape& shape, std::int64_t blocks) {
+  if (shared_memory(shape, blocks) > 0) return 0;
   const std::int64_t terms = blocks == blocks_in_lanes(shape) ? kMostInLanes : blocks;
-  return shape.theta_size + shape.n_theta() + 2 * shape.gaussian + (blocks > 1 ? 2 * terms : 0);
+  return intermediate_results(shape) + (blocks > 1 ? 2 * terms : 0);
 }
 
 void tell(const OptimizerShape& shape, const OptimizerState& state, const Evaluations& evaluations,
@@ -662,7 +679,8 @@ void tell(const OptimizerShape& shape, const OptimizerState& state, const Evalua
     threads = static_cast<unsigned int>(std::min<std::int64_t>(32 * warps, kMostTellThreads));
   }
   const dim3 grid(static_cast<unsigned int>(blocks), static_cast<unsigned int>(shape.instances));
-  const std::size_t bytes = Ranked::bytes(shape.population, blocks == 1);
+  const std::size_t bytes =
+      Ranked::bytes(shape.population, blocks == 1) + shared_memory(shape, blocks);
   const Job job{shape,
                 state,
                 evaluations,

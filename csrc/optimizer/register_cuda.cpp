@@ -49,7 +49,9 @@ Tensor asng_tell(Tensor counters, Tensor theta, Tensor mean, Tensor variance, Te
   const OptimizerShape shape = shape_of(state, population);
   const int64_t blocks = tell_blocks(shape);
   const int64_t per_instance = Workspace::size_for(shape, blocks);
-  const Tensor memory = state.empty_rows({per_instance}, aoti_torch_dtype_float64());
+  std::optional<const Tensor> memory;
+  if (per_instance > 0)
+    memory.emplace(state.empty_rows({per_instance}, aoti_torch_dtype_float64()));
   Tensor moved = state.empty_rows({}, aoti_torch_dtype_bool());
   const Evaluations evaluations = {
       categorical.const_data_ptr<int64_t>(), numerical.const_data_ptr<double>(),
@@ -64,7 +66,8 @@ Tensor asng_tell(Tensor counters, Tensor theta, Tensor mean, Tensor variance, Te
   all.best_categorical = best_categorical.mutable_data_ptr<int64_t>();
   all.best_gaussian = best_numerical.mutable_data_ptr<double>();
   tell(shape, all, evaluations, step_size_settings(state, alpha, delta_init, delta_max),
-       {memory.mutable_data_ptr<double>(), per_instance}, blocks, current.stream());
+       {memory ? memory->mutable_data_ptr<double>() : nullptr, per_instance}, blocks,
+       current.stream());
   return moved;
 }
 
