@@ -2,8 +2,6 @@
 // little, that checks allocate nothing and results are made without the dispatcher.
 #pragma once
 
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -11,7 +9,7 @@
 
 #include "core/counters.h"
 #include "core/step_size.h"
-#include "platform/tensors.h"
+#include "platform/cuda_tensors.h"
 
 namespace asng {
 
