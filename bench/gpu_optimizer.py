@@ -1,8 +1,8 @@
 """Times ask and tell of the optimizer on a GPU against Algorithm 1 in eager PyTorch there.
 
 Both have all their state on the device and never synchronize with it, so both can be captured: rows
-"in a graph" are per ask and tell of a CUDA graph of many, rows without are launched from Python.
-The baseline has no loop over variables.
+"in a graph" are per call of a CUDA graph of many, rows without are launched from Python. The
+baseline has no loop over variables.
 
 Run with ``python bench/gpu_optimizer.py [--device cpu] [--quick] [--json PATH]``.
 """
@@ -10,8 +10,9 @@ Run with ``python bench/gpu_optimizer.py [--device cpu] [--quick] [--json PATH]`
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import count
+from typing import Any
 
 import torch
 from gpu_timing import Run, arguments, captured, compare, describe
@@ -82,22 +83,33 @@ class EagerASNG:
         self.theta.copy_(torch.where(moves, moved / moved.sum(1, keepdim=True), theta))
 
 
-def ours(variables: int, categories: int, samples: int, device: torch.device) -> Run:
-    """One ask and tell of `asng.ASNG`."""
+def ours(variables: int, categories: int, samples: int, device: torch.device) -> dict[str, Run]:
+    """Calls of `asng.ASNG` by their names."""
     space = asng.SearchSpace.from_sizes([categories] * variables)
     optimizer = asng.ASNG(space, population_size=samples, seed=0, device=device.type)
     losses = torch.rand(LOSSES, samples, device=device, dtype=torch.float64)
     rows: Sequence[object] = losses.unbind(0) if device.type == "cuda" else losses.tolist()
-    step = count()
-    return lambda: optimizer.tell(optimizer.ask(), rows[next(step) % LOSSES])
+    return calls_of(optimizer.ask, optimizer.tell, rows)
 
 
-def eager(variables: int, categories: int, samples: int, device: torch.device) -> Run:
-    """One ask and tell of `EagerASNG`."""
+def eager(variables: int, categories: int, samples: int, device: torch.device) -> dict[str, Run]:
+    """Calls of `EagerASNG` by their names."""
     optimizer = EagerASNG(variables, categories, device)
     rows = torch.rand(LOSSES, samples, device=device, dtype=torch.float64).unbind(0)
+    return calls_of(lambda: optimizer.ask(samples), optimizer.tell, rows)
+
+
+def calls_of(
+    ask: Callable[[], Any], tell: Callable[[Any, Any], Any], losses: Sequence[object]
+) -> dict[str, Run]:
+    """Ask and tell, and each of them alone, `tell` with one and the same population."""
     step = count()
-    return lambda: optimizer.tell(optimizer.ask(samples), rows[next(step) % LOSSES])
+    samples = ask()
+    return {
+        "ask + tell": lambda: tell(ask(), losses[next(step) % LOSSES]),
+        "ask": ask,
+        "tell": lambda: tell(samples, losses[next(step) % LOSSES]),
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -111,13 +123,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows: list[Row] = []
     for shape in shapes:
         case = f"{shape[0]} × {shape[1]}, λ={shape[2]}"
-        pair = [make(*shape, device) for make in (ours, eager)]
-        rows.append(compare("ask + tell", case, *pair, device, quick=args.quick))
-        pair = [captured(run, device, calls) for run in pair]
-        rows.append(
-            compare("ask + tell, in a graph", case, *pair, device, quick=args.quick, calls=calls)
-        )
-        save(rows, args.json)
+        runs = [make(*shape, device) for make in (ours, eager)]
+        for name in runs[0]:
+            pair = [run[name] for run in runs]
+            rows.append(compare(name, case, *pair, device, quick=args.quick))
+            pair = [captured(run, device, calls) for run in pair]
+            name += ", in a graph"
+            rows.append(compare(name, case, *pair, device, quick=args.quick, calls=calls))
+            save(rows, args.json)
     finish(rows, args.json)
 
 

@@ -51,6 +51,9 @@ def _write_back(optimizer: _host.ASNG, p: int, state: State) -> None:
 def _ask(
     counters: Tensor, theta: Tensor, mean: Tensor, variance: Tensor, offsets: Tensor, lam: int
 ) -> tuple[Tensor, Tensor]:
+    if theta.dim() == 1:
+        one = _ask(*(t[None] for t in (counters, theta, mean, variance)), offsets, lam)
+        return one[0][0], one[1][0]
     state = (counters, theta, mean, variance)
     drawn = []
     for p in range(len(theta)):
@@ -83,6 +86,11 @@ def _tell(
     variance_ratio_min: float,
     maximize: bool,
 ) -> Tensor:
+    if theta.dim() == 1:
+        state = (counters, theta, mean, variance, s, step)
+        rows = (*state, best_loss, best_categorical, best_numerical, categorical, numerical, losses)
+        settings = (alpha, delta_init, delta_max, variance_ratio_min, maximize)
+        return _tell(*(t[None] for t in rows), offsets, margin, bounds, *settings)[0]
     state = (counters, theta, mean, variance)
     low, high, std_min, _ = bounds.tolist()
     generation_of_best = _host.COUNTERS.index("best")

@@ -6,6 +6,7 @@ can be captured in a CUDA graph; state changes in place.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -57,6 +58,8 @@ def as_int64(unsigned: int) -> int:
 class ASNGTensors:
     """P independent optimizers of one space, which advance in the same launches.
 
+    :meth:`row` gives one of them, whose tensors, samples and losses have no dimension P.
+
     Args:
         common: What optimizers have in common; its seed is not used.
         alpha, delta_init, delta_max: See :class:`asng_ext.ASNG`.
@@ -84,6 +87,8 @@ class ASNGTensors:
         device: torch.device,
     ) -> None:
         _libraries.require()
+        self._ask = torch.ops.asng._asng_ask.default
+        self._tell = torch.ops.asng._asng_tell.default
         self.population_size = common["population_size"]
         self.settings = (alpha, delta_init, delta_max, common["variance_ratio_min"])
         # They start as the optimizer on the CPU does.
@@ -109,14 +114,16 @@ class ASNGTensors:
         bounds = [low, high, np.array(common["std_min"]), (high - low) / 2]
         self._bounds = torch.tensor(np.array(bounds), dtype=torch.float64).to(device)
 
-    @property
-    def device(self) -> torch.device:
-        """Where the tensors are."""
-        return self.theta.device
+    def row(self, p: int) -> ASNGTensors:
+        """One of the optimizers, whose tensors are rows of these."""
+        one = copy.copy(self)
+        for name in _ROWS:
+            setattr(one, name, getattr(self, name)[p])
+        return one
 
     def ask(self) -> tuple[Tensor, Tensor]:
         """Draws (P, λ, n_cat) int64 categories and (P, λ, n_num) float64 numbers."""
-        categorical, numerical = torch.ops.asng._asng_ask(
+        samples: tuple[Tensor, Tensor] = self._ask(
             self.counters,
             self.theta,
             self.mean,
@@ -124,7 +131,7 @@ class ASNGTensors:
             self._offsets,
             self.population_size,
         )
-        return categorical, numerical
+        return samples
 
     def tell(
         self, categorical: Tensor, numerical: Tensor, losses: Tensor, maximize: bool = False
@@ -133,7 +140,7 @@ class ASNGTensors:
 
         Losses that are not finite rank last and tie. Returns (P,) bool: whether anything moved.
         """
-        moved: Tensor = torch.ops.asng._asng_tell(
+        moved: Tensor = self._tell(
             self.counters,
             self.theta,
             self.mean,
@@ -153,6 +160,12 @@ class ASNGTensors:
             maximize,
         )
         return moved
+
+
+_ROWS = (
+    *("counters", "theta", "mean", "variance", "s", "step"),
+    *("best_loss", "best_categorical", "best_numerical"),
+)
 
 
 def _row(name: str, doc: str) -> property:
@@ -218,6 +231,9 @@ class ASNGEngine:
             seeds=[common["seed"]],
             device=device,
         )
+        self._optimizer = self.tensors.row(0)
+        self._device = self.tensors.theta.device
+        self._columns = len(common["sizes"]), len(common["low"])
         self.margin: FloatArray = np.array(common["margin"], dtype=np.float64)
         self.n_theta = self.tensors.s.shape[1]
         self._delta_init = delta_init
@@ -274,7 +290,7 @@ class ASNGEngine:
             raise ValueError(f"losses must have shape (λ,), got {tuple(losses.shape)}")
         if losses.is_complex():
             raise TypeError(f"losses must be real numbers, got dtype {losses.dtype}")
-        return self._here(losses.detach(), torch.float64)
+        return self._here(losses.detach() if losses.requires_grad else losses, torch.float64)
 
     def _stacked(self, losses: Sequence[Any]) -> Tensor:
         """Tensors of one element and numbers as a tensor."""
@@ -283,43 +299,47 @@ class ASNGEngine:
                 x.detach() if isinstance(x, Tensor) else torch.tensor(float(x), dtype=torch.float64)
                 for x in losses
             ]
-            return torch.stack([x.reshape(()).to(self.tensors.device) for x in tensors])
+            return torch.stack([x.reshape(()).to(self._device) for x in tensors])
         except (TypeError, ValueError, RuntimeError) as error:
             raise TypeError(f"losses must be a sequence of numbers: {error}") from None
 
     def ask(self) -> tuple[Any, Any]:
         """(λ, n_cat) int64 and (λ, n_num) float64 tensors."""
-        categorical, numerical = self.tensors.ask()
-        return categorical[0], numerical[0]
+        return self._optimizer.ask()
 
-    def tell(self, categorical: Any, numerical: Any, losses: Any, negate: bool) -> Tensor:
+    def tell(self, categorical: Any, numerical: Any, losses: Tensor, negate: bool) -> Tensor:
         """Returns whether anything moved, as a tensor; reading it synchronizes with the device."""
-        if len(losses) > _host.LARGEST_POPULATION:
+        count = losses.shape[0]
+        if count > _host.LARGEST_POPULATION:
             raise ValueError(
                 f"losses must hold at most {_host.LARGEST_POPULATION} numbers on a CUDA device, "
-                f"got {len(losses)}"
+                f"got {count}"
             )
-        categorical = torch.as_tensor(categorical)
-        if categorical.is_floating_point() or categorical.is_complex():
-            raise TypeError(f"samples.categorical must hold integers, got {categorical.dtype}")
-        numerical = torch.as_tensor(numerical)
-        for name, values, columns in (
-            ("categorical", categorical, len(self.margin)),
-            ("numerical", numerical, self.tensors.mean.shape[1]),
-        ):
-            if tuple(values.shape) != (len(losses), columns):
-                raise ValueError(
-                    f"samples.{name} must have shape {(len(losses), columns)}, "
-                    f"got {tuple(values.shape)}"
-                )
-        return self.tensors.tell(
-            self._here(categorical, torch.int64)[None],
-            self._here(numerical, torch.float64)[None],
-            losses[None],
+        return self._optimizer.tell(
+            self._samples("categorical", categorical, (count, self._columns[0]), torch.int64),
+            self._samples("numerical", numerical, (count, self._columns[1]), torch.float64),
+            losses,
             negate,
-        )[0]
+        )
+
+    def _samples(
+        self, name: str, values: Any, shape: tuple[int, int], dtype: torch.dtype
+    ) -> Tensor:
+        """The optimizer's own are as they should be, and soon looked over."""
+        tensor = values if isinstance(values, Tensor) else torch.as_tensor(values)
+        if (
+            tensor.dtype is not dtype
+            and dtype is torch.int64
+            and (tensor.is_floating_point() or tensor.is_complex())
+        ):
+            raise TypeError(f"samples.{name} must hold integers, got {tensor.dtype}")
+        if tensor.shape != shape:
+            raise ValueError(f"samples.{name} must have shape {shape}, got {tuple(tensor.shape)}")
+        return self._here(tensor, dtype)
 
     def _here(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-        device = self.tensors.device
-        # Towards the host a copy without synchronization would be read too early.
-        return tensor.to(device, dtype, non_blocking=device.type == "cuda").contiguous()
+        device = self._device
+        if tensor.dtype is not dtype or tensor.device != device:
+            # Towards the host a copy without synchronization would be read too early.
+            tensor = tensor.to(device, dtype, non_blocking=device.type == "cuda")
+        return tensor.contiguous()

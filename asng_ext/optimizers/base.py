@@ -243,10 +243,12 @@ class Optimizer(ABC):
         if not isinstance(samples, Samples):
             samples = self.space.samples(list(samples))
         categorical, numerical = samples.categorical, samples.numerical
-        if len(losses) != len(categorical) or len(losses) < 2:
+        # The length of a tensor costs several times as much.
+        count = len(losses) if type(losses) is list else losses.shape[0]
+        if count != categorical.shape[0] or count < 2:
             raise ValueError(
                 "losses must hold one number per sample, and at least 2, "
-                f"got {len(losses)} for {len(categorical)} samples"
+                f"got {count} for {len(categorical)} samples"
             )
         if samples.space is not self.space:
             check_space(samples, self.space)

@@ -85,6 +85,7 @@ STABLE_TORCH_LIBRARY(asng, m) {
 
   // The optimizer on a device: P optimizers of one space with m categorical and n Gaussian
   // variables advance together. Floating point is float64; nothing is read back from the device.
+  // A single one may do without the dimension P: theta (Θ,), best_loss (), losses (λ,) and so on.
   //   counters (P, kCounters) int64  see core/counters.h; those of launches are zeros
   //   theta (P, Θ)               the probabilities; those of variable i are theta[:, o_i:o_{i+1}]
   //   mean, variance (P, n)

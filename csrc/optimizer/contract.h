@@ -1,40 +1,67 @@
-// The tensors of asng::_asng_ask and asng::_asng_tell, checked.
+// The tensors of asng::_asng_ask and asng::_asng_tell, checked. Both are called so often, and do so
+// little, that checks allocate nothing and results are made without the dispatcher.
 #pragma once
 
+#include <algorithm>
+#include <array>
 #include <cmath>
+#include <initializer_list>
 
 #include "core/counters.h"
 #include "core/step_size.h"
-#include "platform/tensors.h"
+#include "platform/cuda_tensors.h"
 
 namespace asng {
+
+// The shape of a tensor that has a row for each instance, or is the row of a single one.
+struct InstanceShape {
+  std::array<int64_t, 3> sizes{};
+  size_t count = 0;
+
+  // P is 0 where there is no dimension for it.
+  InstanceShape(int64_t P, std::initializer_list<int64_t> row) {
+    if (P > 0) sizes[count++] = P;
+    for (const int64_t size : row) sizes[count++] = size;
+  }
+  std::vector<int64_t> vector() const { return {sizes.begin(), sizes.begin() + count}; }
+};
 
 struct AsngState {
   static constexpr int64_t kMostInstances = 65535;  // as many rows as a grid has
 
-  Tensor counters, theta, mean, variance, offsets;
+  const Tensor &counters, &theta, &mean, &variance, &offsets;
+  DeviceType device;
+  int64_t rows;  // P; 0 where a single instance has no dimension for it
   int64_t instances, categorical, gaussian, theta_size;
 
   AsngState(const Tensor& counters, const Tensor& theta, const Tensor& mean, const Tensor& variance,
             const Tensor& offsets, DeviceType device)
-      : counters(counters), theta(theta), mean(mean), variance(variance), offsets(offsets) {
-    STD_TORCH_CHECK(theta.dim() == 2 && mean.dim() == 2 && offsets.dim() == 1,
-                    "theta, mean and offsets must have 2, 2 and 1 dimensions, got ", theta.dim(),
-                    ", ", mean.dim(), " and ", offsets.dim());
-    instances = theta.size(0);
-    theta_size = theta.size(1);
-    gaussian = mean.size(1);
+      : counters(counters),
+        theta(theta),
+        mean(mean),
+        variance(variance),
+        offsets(offsets),
+        device(device) {
+    const int64_t dim = theta.dim();
+    STD_TORCH_CHECK((dim == 1 || dim == 2) && mean.dim() == dim && offsets.dim() == 1,
+                    "theta and mean must have 2 dimensions, or 1 for a single instance, and "
+                    "offsets 1, got ",
+                    dim, ", ", mean.dim(), " and ", offsets.dim());
+    rows = dim == 2 ? theta.size(0) : 0;
+    instances = dim == 2 ? rows : 1;
+    theta_size = theta.size(dim - 1);
+    gaussian = mean.size(dim - 1);
     categorical = offsets.size(0) - 1;
     STD_TORCH_CHECK(instances > 0 && instances <= kMostInstances, "theta must have from 1 to ",
                     kMostInstances, " rows, got ", instances);
     STD_TORCH_CHECK(categorical >= 0 && categorical + gaussian > 0,
-                    "offsets and mean must be of at least one variable, got shapes (",
-                    offsets.size(0), ",) and (", mean.size(0), ", ", gaussian, ")");
-    check(counters, "counters", ScalarType::Long, {instances, kCounters}, device);
-    check(theta, "theta", ScalarType::Double, {instances, theta_size}, device);
-    check(mean, "mean", ScalarType::Double, {instances, gaussian}, device);
-    check(variance, "variance", ScalarType::Double, {instances, gaussian}, device);
-    check(offsets, "offsets", ScalarType::Long, {categorical + 1}, device);
+                    "offsets and mean must be of at least one variable, got ", offsets.size(0),
+                    " offsets and ", gaussian, " means");
+    check_rows(counters, "counters", ScalarType::Long, {kCounters});
+    check_rows(theta, "theta", ScalarType::Double, {theta_size});
+    check_rows(mean, "mean", ScalarType::Double, {gaussian});
+    check_rows(variance, "variance", ScalarType::Double, {gaussian});
+    check_shape(offsets, "offsets", ScalarType::Long, {0, {categorical + 1}});
   }
 
   void check_population(int64_t population, int64_t least) const {
@@ -43,39 +70,65 @@ struct AsngState {
                     population);
   }
 
+  void check_rows(const Tensor& t, const char* name, ScalarType dtype,
+                  std::initializer_list<int64_t> row) const {
+    check_shape(t, name, dtype, {rows, row});
+  }
+  void check_shape(const Tensor& t, const char* name, ScalarType dtype,
+                   const InstanceShape& shape) const {
+    const auto sizes = t.sizes();
+    const bool right = sizes.size() == shape.count &&
+                       std::equal(sizes.begin(), sizes.end(), shape.sizes.begin()) &&
+                       t.scalar_type() == dtype && t.device().type() == device && t.is_contiguous();
+    if (!right) check(t, name, dtype, shape.vector(), device);
+  }
+
   int64_t n_theta() const { return theta_size - categorical + 2 * gaussian; }
 
-  Tensor empty(const std::vector<int64_t>& sizes, ScalarType dtype) const {
-    return torch::stable::new_empty(theta, {sizes.data(), sizes.size()}, dtype);
+  // On the device of the state; `dtype` is the C interface's.
+  Tensor empty_rows(std::initializer_list<int64_t> row, int32_t dtype) const {
+    const InstanceShape shape(rows, row);
+    std::array<int64_t, 3> strides{};
+    int64_t stride = 1;
+    for (size_t i = shape.count; i-- > 0;) {
+      strides[i] = stride;
+      stride *= std::max<int64_t>(shape.sizes[i], 1);
+    }
+    int32_t type = 0;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(theta.get(), &type));
+    AtenTensorHandle handle = nullptr;
+    STABLE_TORCH_ERROR_CODE_CHECK(
+        aoti_torch_empty_strided(static_cast<int64_t>(shape.count), shape.sizes.data(),
+                                 strides.data(), dtype, type, theta.get_device_index(), &handle));
+    return Tensor(handle);
   }
 };
 
 // The best sample so far of each instance.
 struct AsngBest {
-  Tensor loss, categorical, numerical;
+  const Tensor &loss, &categorical, &numerical;
 };
 
 // The evaluated samples; returns how many each instance has.
 inline int64_t check_evaluations(const AsngState& state, const Tensor& s, const Tensor& step,
                                  const AsngBest& best, const Tensor& categorical,
                                  const Tensor& numerical, const Tensor& losses,
-                                 const Tensor& margin, const Tensor& bounds, DeviceType device) {
-  STD_TORCH_CHECK(losses.dim() == 2, "losses must have 2 dimensions, got ", losses.dim());
-  const int64_t instances = state.instances, population = losses.size(1);
+                                 const Tensor& margin, const Tensor& bounds) {
+  const int64_t dim = state.theta.dim();
+  STD_TORCH_CHECK(losses.dim() == dim, "losses must have ", dim, " dimensions, as theta has, got ",
+                  losses.dim());
+  const int64_t population = losses.size(dim - 1);
   state.check_population(population, 2);
-  check(s, "s", ScalarType::Double, {instances, state.n_theta()}, device);
-  check(step, "step", ScalarType::Double, {instances, 2}, device);
-  check(best.loss, "best_loss", ScalarType::Double, {instances}, device);
-  check(best.categorical, "best_categorical", ScalarType::Long, {instances, state.categorical},
-        device);
-  check(best.numerical, "best_numerical", ScalarType::Double, {instances, state.gaussian}, device);
-  check(categorical, "categorical", ScalarType::Long, {instances, population, state.categorical},
-        device);
-  check(numerical, "numerical", ScalarType::Double, {instances, population, state.gaussian},
-        device);
-  check(losses, "losses", ScalarType::Double, {instances, population}, device);
-  check(margin, "margin", ScalarType::Double, {state.categorical}, device);
-  check(bounds, "bounds", ScalarType::Double, {4, state.gaussian}, device);
+  state.check_rows(s, "s", ScalarType::Double, {state.n_theta()});
+  state.check_rows(step, "step", ScalarType::Double, {2});
+  state.check_rows(best.loss, "best_loss", ScalarType::Double, {});
+  state.check_rows(best.categorical, "best_categorical", ScalarType::Long, {state.categorical});
+  state.check_rows(best.numerical, "best_numerical", ScalarType::Double, {state.gaussian});
+  state.check_rows(categorical, "categorical", ScalarType::Long, {population, state.categorical});
+  state.check_rows(numerical, "numerical", ScalarType::Double, {population, state.gaussian});
+  state.check_rows(losses, "losses", ScalarType::Double, {population});
+  state.check_shape(margin, "margin", ScalarType::Double, {0, {state.categorical}});
+  state.check_shape(bounds, "bounds", ScalarType::Double, {0, {4, state.gaussian}});
   return population;
 }
 

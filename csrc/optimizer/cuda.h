@@ -55,7 +55,7 @@ struct Evaluations {
 
 // Memory for intermediate results; what it holds before and after is of no matter.
 struct Workspace {
-  double* memory;
+  double* memory;  // null if no instance needs any
   std::int64_t per_instance;
 
   // The doubles that an instance needs.

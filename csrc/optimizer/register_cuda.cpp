@@ -27,9 +27,8 @@ std::tuple<Tensor, Tensor> asng_ask(Tensor counters, Tensor theta, Tensor mean, 
                                     Tensor offsets, int64_t population) {
   const AsngState state(counters, theta, mean, variance, offsets, kDevice);
   state.check_population(population, 1);
-  Tensor categorical =
-      state.empty({state.instances, population, state.categorical}, ScalarType::Long);
-  Tensor numerical = state.empty({state.instances, population, state.gaussian}, ScalarType::Double);
+  Tensor categorical = state.empty_rows({population, state.categorical}, aoti_torch_dtype_int64());
+  Tensor numerical = state.empty_rows({population, state.gaussian}, aoti_torch_dtype_float64());
   const DeviceStreamGuard current(theta);
   ask(shape_of(state, population), pointers(state), offsets.const_data_ptr<int64_t>(),
       categorical.mutable_data_ptr<int64_t>(), numerical.mutable_data_ptr<double>(),
@@ -45,13 +44,15 @@ Tensor asng_tell(Tensor counters, Tensor theta, Tensor mean, Tensor variance, Te
   const AsngState state(counters, theta, mean, variance, offsets, kDevice);
   const int64_t population =
       check_evaluations(state, s, step, {best_loss, best_categorical, best_numerical}, categorical,
-                        numerical, losses, margin, bounds, kDevice);
+                        numerical, losses, margin, bounds);
   const DeviceStreamGuard current(theta);
   const OptimizerShape shape = shape_of(state, population);
   const int64_t blocks = tell_blocks(shape);
   const int64_t per_instance = Workspace::size_for(shape, blocks);
-  Tensor memory = state.empty({state.instances, per_instance}, ScalarType::Double);
-  Tensor moved = state.empty({state.instances}, ScalarType::Bool);
+  std::optional<const Tensor> memory;
+  if (per_instance > 0)
+    memory.emplace(state.empty_rows({per_instance}, aoti_torch_dtype_float64()));
+  Tensor moved = state.empty_rows({}, aoti_torch_dtype_bool());
   const Evaluations evaluations = {
       categorical.const_data_ptr<int64_t>(), numerical.const_data_ptr<double>(),
       losses.const_data_ptr<double>(),       maximize,
@@ -65,7 +66,8 @@ Tensor asng_tell(Tensor counters, Tensor theta, Tensor mean, Tensor variance, Te
   all.best_categorical = best_categorical.mutable_data_ptr<int64_t>();
   all.best_gaussian = best_numerical.mutable_data_ptr<double>();
   tell(shape, all, evaluations, step_size_settings(state, alpha, delta_init, delta_max),
-       {memory.mutable_data_ptr<double>(), per_instance}, blocks, current.stream());
+       {memory ? memory->mutable_data_ptr<double>() : nullptr, per_instance}, blocks,
+       current.stream());
   return moved;
 }
 

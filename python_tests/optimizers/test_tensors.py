@@ -179,6 +179,34 @@ def test_instances_of_a_batch_are_independent(name: str, device: str) -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", ["cell", "mixed", "gaussian"])
+def test_a_row_of_a_batch_is_one_of_its_optimizers(name: str, device: str) -> None:
+    common = asng.ASNG(SPACES[name], population_size=5, seed=0)._common
+    step = {"alpha": 1.5, "delta_init": 1.0, "delta_max": math.inf}
+    batch, other = (
+        ASNGTensors(common, **step, seeds=[4, 9], device=torch.device(device)) for _ in range(2)
+    )
+    rows = [other.row(0), other.row(1)]
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(20):
+        losses = torch.rand(2, 5, generator=generator, dtype=torch.float64).to(device)
+        samples = batch.ask()
+        moved = batch.tell(*samples, losses)
+        for p, row in enumerate(rows):
+            own = row.ask()
+            assert all(torch.equal(a[p], b) for a, b in zip(samples, own, strict=True))
+            assert row.tell(*own, losses[p]).shape == ()
+        assert moved.all()
+        for field in ("counters", "theta", "mean", "variance", "s", "step", "best_loss"):
+            assert torch.equal(getattr(batch, field), getattr(other, field)), field
+    if GRID:
+        with pytest.raises(
+            RuntimeError, match="losses must have 1 dimensions, as theta has, got 2"
+        ):
+            rows[0].tell(*own, losses)
+
+
+@pytest.mark.parametrize("device", DEVICES)
 def test_what_can_be_told(device: str) -> None:
     optimizer = on_tensors(MIXED, device, population_size=3, seed=1)
     reference = asng.ASNG(MIXED, population_size=3, seed=1)

@@ -12,6 +12,7 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -212,6 +213,7 @@ template <class T>
 T __ldcg(const T* address) {
   return *address;
 }
+inline int __popc(unsigned int bits) { return std::popcount(bits); }
 inline unsigned int __float_as_uint(float x) {
   unsigned int bits;
   std::memcpy(&bits, &x, sizeof(bits));

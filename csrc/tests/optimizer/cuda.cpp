@@ -285,21 +285,41 @@ TEST_CASE("CUDA: optimizer agrees where an instance has many blocks") {
   check_agreement({repeated(1500, 3), 20}, 1, 2, 10);
 }
 
-TEST_CASE("CUDA: optimizer does not depend on the order of threads") {
-  Pair one({repeated(1300, 3), 8}, 2, 4);
-  Pair other({repeated(1300, 3), 8}, 2, 4);
-  for (int g = 0; g < 5; ++g) {
-    one.ask();
-    one.tell(losses_of(one, g));
-    const Backward backward;
-    other.ask();
-    other.tell(losses_of(other, g));
+TEST_CASE("CUDA: optimizer agrees where variables in lanes fill several blocks") {
+  const OptimizerShape some{1, 16, 150, 20, 750}, more{1, 5, 200, 40, 1000};
+  CHECK(tell_blocks(some) == 5);
+  CHECK(tell_blocks(more) == 1);  // of a thread per variable, because 7 do not fit
+  std::vector<std::int64_t> sizes;
+  for (std::int64_t i = 0; i < 300; ++i) sizes.push_back(1 + i % 11);
+  for (int order = 0; order < 2; ++order) {
+    const auto backward = order == 1 ? std::make_unique<Backward>() : nullptr;
+    for (std::int64_t lambda : {2, 7, 16}) {
+      check_agreement({repeated(150, 5), 20}, 1, lambda, 40);
+      check_agreement({repeated(200, 5), 40}, 1, lambda, 20);
+      check_agreement({sizes, 30}, 2, lambda, 10);
+    }
+    check_agreement({repeated(1000, 5)}, 1, 64, 3);
   }
-  CHECK(one.theta == other.theta);
-  CHECK(one.s == other.s);
-  CHECK(one.step == other.step);
-  CHECK(one.mean == other.mean);
-  CHECK(one.variance == other.variance);
+}
+
+TEST_CASE("CUDA: optimizer does not depend on the order of threads") {
+  for (std::int64_t variables : {30, 100, 200, 1300}) {
+    INFO(variables, " variables");
+    Pair one({repeated(variables, 3), 8}, 2, 4);
+    Pair other({repeated(variables, 3), 8}, 2, 4);
+    for (int g = 0; g < 5; ++g) {
+      one.ask();
+      one.tell(losses_of(one, g));
+      const Backward backward;
+      other.ask();
+      other.tell(losses_of(other, g));
+    }
+    CHECK(one.theta == other.theta);
+    CHECK(one.s == other.s);
+    CHECK(one.step == other.step);
+    CHECK(one.mean == other.mean);
+    CHECK(one.variance == other.variance);
+  }
 }
 
 TEST_CASE("CUDA: optimizer skips updates that say nothing") {
