@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from itertools import count
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
+
+from asng_ext import ops
+from asng_ext.ops import _libraries
 
 from ._seeding import check_seed, private_generator
 from .augment import NO_AUGMENTATION, Augmentation, Augmenter, draw_augmentations, normalize
@@ -116,6 +120,14 @@ class BatchStream:
     def make(self, plan: BatchPlan) -> Batch:
         """The batch of a plan."""
         images, labels = self.image_set.images, self.image_set.labels
+        if _libraries.has_cuda_kernels(images.device):
+            return ops.batch.batch(
+                images,
+                labels,
+                *plan,
+                *cast(tuple[Tensor, Tensor], self._prepare.scale_and_shift),
+                **asdict(self.augmentation or NO_AUGMENTATION),
+            )
         x = images.index_select(0, plan.indices).permute(0, 3, 1, 2)
         y = labels.index_select(0, plan.indices)
         return self._prepare(x, plan.draws), y

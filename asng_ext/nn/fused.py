@@ -162,6 +162,9 @@ class FusedCellSupernet(CellSupernet):
             _StackedCell(cast(Cell, cell), space, reduction)
             for cell, reduction in zip(self.cells, self.is_reduction, strict=True)
         )
+        # As the operator takes it, so that neither it nor its gradient needs to be copied.
+        weight = next(self.stem.parameters())
+        weight.data = weight.detach().contiguous()
 
     def forward(self, x: Tensor, architecture: Architecture) -> Tensor | tuple[Tensor, Tensor]:
         """Runs one architecture; see `CellSupernet.forward`.
@@ -195,28 +198,31 @@ class FusedCellSupernet(CellSupernet):
                 another device than the images and not on the CPU.
             RuntimeError: The images are on a CUDA device, and the operators for it cannot be used.
         """
+        y, auxiliary_logits = self._run_cells(x, architectures)
+        features = y.mean((2, 3), dtype=self.classifier.weight.dtype)
+        logits: Tensor = self.classifier(features[..., : self.classifier.in_features])
+        return logits if auxiliary_logits is None else (logits, auxiliary_logits)
+
+    def population_losses(
+        self, x: Tensor, labels: Tensor, architectures: Population
+    ) -> tuple[Tensor, Tensor]:
+        """Cross-entropy of several architectures; see `CellSupernet.population_losses`."""
+        if not _libraries.has_cuda_kernels(x.device):
+            return super().population_losses(x, labels, architectures)
+        y, _ = self._run_cells(x, architectures)
+        return ops.head.losses(y, self.classifier.weight, self.classifier.bias, labels)
+
+    def _run_cells(self, x: Tensor, architectures: Population) -> tuple[Tensor, Tensor | None]:
+        """The last cell's output, (λ, B, H, W, P), and in training the logits of the auxiliary head
+        if any."""
         if x.device.type == "cuda":
             _libraries.require_cuda()
         inputs, operations = self._index_tensors(architectures, x.device)
         stem = self._run_stem(x)
         wants_auxiliary = self.training and self.auxiliary is not None
-        if wants_auxiliary or not ops.cell.runs_stacks(x.device):
-            y, auxiliary_logits = self._run_cells(stem, inputs, operations)
-            logits = self._classify(y)
-            return logits if auxiliary_logits is None else (logits, auxiliary_logits)
-        weights = [cast(_StackedCell, cell).weights() for cell in self.cells]
-        return self._classify(ops.cell.cells(stem, inputs, operations, weights))
-
-    def _classify(self, y: Tensor) -> Tensor:
-        """(λ, B, H, W, P) to (λ, B, classes)."""
-        features = y.mean((2, 3), dtype=self.classifier.weight.dtype)
-        logits: Tensor = self.classifier(features[..., : self.classifier.in_features])
-        return logits
-
-    def _run_cells(
-        self, stem: Tensor, inputs: Tensor, operations: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
-        """The last cell's output, and in training the logits of the auxiliary head if any."""
+        if ops.cell.runs_stacks(x.device) and not wants_auxiliary:
+            weights = [cast(_StackedCell, cell).weights() for cell in self.cells]
+            return ops.cell.cells(stem, inputs, operations, weights), None
         prev_prev = prev = stem
         auxiliary_logits: Tensor | None = None
         for i, cell in enumerate(self.cells):
@@ -259,6 +265,10 @@ class FusedCellSupernet(CellSupernet):
             )
         if isinstance(given, Tensor):
             values = _unvalidated(given, device)
+            if _libraries.has_cuda_kernels(device):
+                numbers = cast(Tensor, self._numbers)[:-1]
+                return ops.choices.choices(values.long().contiguous(), numbers)
+            values = values.to(torch.int32).contiguous()
         else:
             values = torch.from_numpy(self._validated(given)).to(device, non_blocking=True)
         # Per node: input 0, input 1, operation 0, operation 1.
@@ -286,7 +296,7 @@ class FusedCellSupernet(CellSupernet):
 
 
 def _unvalidated(architectures: Tensor, device: torch.device) -> Tensor:
-    """(λ, d) int32 of architectures whose values stay on their device."""
+    """(λ, d) architectures whose values stay on their device."""
     if architectures.dtype not in (torch.int32, torch.int64):
         raise ValueError(f"architectures must be integers, got {architectures.dtype}")
     if architectures.device != device:
@@ -294,7 +304,7 @@ def _unvalidated(architectures: Tensor, device: torch.device) -> Tensor:
             f"architectures must be on the CPU or on {device} as the images are, "
             f"got {architectures.device}"
         )
-    return architectures.to(torch.int32).contiguous()
+    return architectures
 
 
 def _is_device_resident(architectures: Population | Architecture) -> TypeGuard[Tensor]:
