@@ -198,7 +198,7 @@ class FusedCellSupernet(CellSupernet):
                 another device than the images and not on the CPU.
             RuntimeError: The images are on a CUDA device, and the operators for it cannot be used.
         """
-        y, auxiliary_logits = self._run_cells(x, architectures)
+        y, auxiliary_logits = self._features(x, architectures)
         features = y.mean((2, 3), dtype=self.classifier.weight.dtype)
         logits: Tensor = self.classifier(features[..., : self.classifier.in_features])
         return logits if auxiliary_logits is None else (logits, auxiliary_logits)
@@ -209,10 +209,10 @@ class FusedCellSupernet(CellSupernet):
         """Cross-entropy of several architectures; see `CellSupernet.population_losses`."""
         if not _libraries.has_cuda_kernels(x.device):
             return super().population_losses(x, labels, architectures)
-        y, _ = self._run_cells(x, architectures)
+        y, _ = self._features(x, architectures)
         return ops.head.losses(y, self.classifier.weight, self.classifier.bias, labels)
 
-    def _run_cells(self, x: Tensor, architectures: Population) -> tuple[Tensor, Tensor | None]:
+    def _features(self, x: Tensor, architectures: Population) -> tuple[Tensor, Tensor | None]:
         """The last cell's output, (λ, B, H, W, P), and in training the logits of the auxiliary head
         if any."""
         if x.device.type == "cuda":
@@ -220,9 +220,15 @@ class FusedCellSupernet(CellSupernet):
         inputs, operations = self._index_tensors(architectures, x.device)
         stem = self._run_stem(x)
         wants_auxiliary = self.training and self.auxiliary is not None
-        if ops.cell.runs_stacks(x.device) and not wants_auxiliary:
-            weights = [cast(_StackedCell, cell).weights() for cell in self.cells]
-            return ops.cell.cells(stem, inputs, operations, weights), None
+        if wants_auxiliary or not ops.cell.runs_stacks(x.device):
+            return self._run_cells(stem, inputs, operations)
+        weights = [cast(_StackedCell, cell).weights() for cell in self.cells]
+        return ops.cell.cells(stem, inputs, operations, weights), None
+
+    def _run_cells(
+        self, stem: Tensor, inputs: Tensor, operations: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """The same, cell by cell."""
         prev_prev = prev = stem
         auxiliary_logits: Tensor | None = None
         for i, cell in enumerate(self.cells):

@@ -67,7 +67,7 @@ def iterations(some: InpaintingTask, optimizer: Any) -> Iterator[Callable[[], No
     """Those of an epoch, as the search makes them; their batches are made on the way."""
     supernet = some.supernet()
     sgd = make_weight_optimizer(supernet, SEARCH)
-    iteration = _Iteration(some, supernet, sgd, optimizer, SEARCH, Means())
+    iteration = _Iteration(some, supernet, sgd, optimizer, Means())
     for pair in zip(some.weight_batches(1), some.theta_batches(1), strict=True):
         yield lambda pair=pair: iteration(pair)  # type: ignore[misc]
 
