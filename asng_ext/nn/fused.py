@@ -123,9 +123,9 @@ class _StackedCell(nn.Module):
 
     def forward(
         self, prev_prev: Tensor, prev: Tensor, inputs: Tensor, operations: Tensor
-    ) -> Tensor:
-        """(λ or 1, B, H, W, P) twice to (λ, B, H', W', P)."""
-        return ops.cell.cell(
+    ) -> tuple[Tensor, Tensor]:
+        """(λ or 1, B, H, W, P) twice to (λ, B, H', W', P), and prev for the next but one."""
+        return ops.cell.cell_passing_on(
             prev_prev, prev, inputs, operations, self.weights(), self.prev_prev_is_larger
         )
 
@@ -233,7 +233,7 @@ class FusedCellSupernet(CellSupernet):
         auxiliary_logits: Tensor | None = None
         for i, cell in enumerate(self.cells):
             kind = int(self.is_reduction[i])
-            prev_prev, prev = prev, cell(prev_prev, prev, inputs[kind], operations[kind])
+            prev, prev_prev = cell(prev_prev, prev, inputs[kind], operations[kind])
             if self.training and self.auxiliary is not None and i == self.auxiliary_at:
                 # Its normalization takes the statistics of one architecture at a time.
                 auxiliary_logits = torch.stack(

@@ -56,6 +56,13 @@ STABLE_TORCH_LIBRARY(asng, m) {
       "Tensor inputs, Tensor operations, Tensor[] weights, bool prev_prev_is_larger, "
       "bool prev_prev_needs_grad, bool prev_needs_grad, bool tf32) "
       "-> (Tensor, Tensor, Tensor[])");
+  // The same on CUDA devices alone, where the gradient of prev is added to what another reader has
+  // sent: to grad_prev.
+  m.def(
+      "_cell_backward_onto(Tensor grad, Tensor prev_prev, Tensor prev, Tensor output, Tensor "
+      "saved, "
+      "Tensor inputs, Tensor operations, Tensor[] weights, bool prev_prev_is_larger, "
+      "bool prev_prev_needs_grad, Tensor(a!) grad_prev, bool tf32) -> (Tensor, Tensor[])");
 
   // A stack of cells, one after the other: the first reads `images` twice, each later one the
   // outputs of the two cells before it. What it computes is what the cells alone compute; it need

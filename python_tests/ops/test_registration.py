@@ -70,6 +70,9 @@ def _examples() -> dict[str, tuple[Any, ...]]:
     examples["cell"] = (*cell, True, False)
     examples["_cell_backward"] = (out, *cell[:2], out, saved, *cell[2:], True, True, False)
 
+    onto = (out, *cell[:2], out, saved, *cell[2:], True, torch.zeros_like(cell[1]), False)
+    examples["_cell_backward_onto"] = onto
+
     chain = (index[:, None, None].repeat(1, 2, 1, 1), index[:, None, None].repeat(1, 2, 1, 1) + 3)
     out, saved = o.cells(images[0], *chain, weights, True)
     examples["cells"] = (images[0], *chain, weights, True)
