@@ -164,7 +164,7 @@ class FusedCellSupernet(CellSupernet):
         )
         # As the operator takes it, so that neither it nor its gradient needs to be copied.
         weight = next(self.stem.parameters())
-        weight.data = weight.detach().contiguous()
+        weight.data = weight.detach().clone(memory_format=torch.contiguous_format)
 
     def forward(self, x: Tensor, architecture: Architecture) -> Tensor | tuple[Tensor, Tensor]:
         """Runs one architecture; see `CellSupernet.forward`.

@@ -165,7 +165,7 @@ __device__ void features_gradient(const HeadGradients<V>& job, int pair) {
   for (int c = threadIdx.x; c < shape.padded; c += kThreads) {
     T sum = 0;
     if (c < channels) {
-#pragma unroll 4
+#pragma unroll 8
       for (int k = 0; k < classes; ++k) {
         sum += logits[k] * job.weight[static_cast<int64_t>(k) * channels + c];
       }
@@ -184,39 +184,48 @@ __device__ void features_gradient(const HeadGradients<V>& job, int pair) {
   }
 }
 
-// Of a class; its bias is one more column, the weight of a feature that is always 1.
+// Of a class, whose share of the loss's gradient every pair has in `factors`.
 template <class V>
 __device__ void weights_gradient(const HeadGradients<V>& job, int k) {
   using T = Compute<V>;
   const HeadShape& shape = job.shape;
   const int channels = shape.channels, row = channels + shape.classes;
-  const int columns = channels + 1, width = min(columns, kThreads), slices = kThreads / width;
+  const int width = min(channels, kThreads), slices = kThreads / width;
   const int lane = threadIdx.x % width, slice = threadIdx.x / width;
   const int pairs = shape.archs * shape.images;
-  T* sums = dynamic_shared<T>();
-  for (int first = 0; first < columns; first += width) {
-    const int c = first + lane;
+  T* factors = dynamic_shared<T>();
+  T* sums = factors + kThreads;
+  T bias = 0;
+  for (int column = 0; column < channels; column += width) {
+    const int c = column + lane;
+    const bool mine = slice < slices && c < channels;
     T sum = 0;
-    if (slice < slices && c < columns) {
-#pragma unroll 4
-      for (int pair = slice; pair < pairs; pair += slices) {
-        const T* saved = job.saved + static_cast<int64_t>(pair) * row;
-        const T feature = c < channels ? saved[c] : T(1);
-        sum += job.grad[pair / shape.images] * saved[channels + k] * feature;
+    for (int first = 0; first < pairs; first += kThreads) {
+      const int own = first + threadIdx.x, count = min(pairs - first, kThreads);
+      const T* saved = job.saved + static_cast<int64_t>(first) * row;
+      factors[threadIdx.x] =
+          own < pairs ? job.grad[own / shape.images] * saved[threadIdx.x * row + channels + k]
+                      : T(0);
+      __syncthreads();
+      if (mine) {
+#pragma unroll 8
+        for (int i = slice; i < count; i += slices) sum += factors[i] * saved[i * row + c];
       }
+      if (column == 0 && threadIdx.x < 32) {
+        for (int i = threadIdx.x; i < kThreads; i += 32) bias += factors[i];
+      }
+      __syncthreads();
     }
     sums[threadIdx.x] = sum;
     __syncthreads();
-    if (slice == 0 && c < columns) {
+    if (mine && slice == 0) {
       for (int s = 1; s < slices; ++s) sum += sums[s * width + lane];
-      if (c < channels) {
-        job.weights[static_cast<int64_t>(k) * channels + c] = sum;
-      } else {
-        job.bias[k] = sum;
-      }
+      job.weights[static_cast<int64_t>(k) * channels + c] = sum;
     }
-    __syncthreads();
   }
+  if (threadIdx.x >= 32) return;
+  bias = warp_sum(bias);
+  if (threadIdx.x == 0) job.bias[k] = bias;
 }
 
 template <class V>
@@ -253,7 +262,7 @@ void head_backward(const HeadShape& shape, const Compute<V>* grad, const Compute
                    Compute<V>* grad_bias, CudaStream stream) {
   using T = Compute<V>;
   const HeadGradients<V> job = {shape, grad, weight, saved, grad_features, grad_weight, grad_bias};
-  const size_t values = std::max(kThreads, shape.padded + shape.classes);
+  const size_t values = std::max(2 * kThreads, shape.padded + shape.classes);
   launch(backward_kernel<V>, static_cast<unsigned>(shape.pairs() + shape.classes), kThreads,
          values * sizeof(T), stream, job);
 }

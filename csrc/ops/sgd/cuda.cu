@@ -122,7 +122,12 @@ __global__ __launch_bounds__(kThreads) void update_kernel(const Table<T> table,
   load_chunk<T>(chunk.tensor.velocity, chunk.size, velocity);
   const T rate = static_cast<T>(*settings.learning_rate);
   double squares = 0;
-  for (int i = threadIdx.x; i < count; i += kThreads) squares += parts[i];
+  for (int first = threadIdx.x; first < count; first += 4 * kThreads) {
+#pragma unroll
+    for (int i = first; i < first + 4 * kThreads; i += kThreads) {
+      squares += i < count ? parts[i] : 0;
+    }
+  }
   const double scale = settings.max_norm / (sqrt(block_sum<kThreads>(squares)) + 1e-6);
   // A norm of NaN makes everything NaN.
   const T clip = static_cast<T>(scale > 1 ? 1 : scale);
