@@ -24,6 +24,7 @@ def batch(
     crop_padding: int,
     flip: bool,
     cutout: int,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor]:
     """Chooses images of a set and prepares them as `asng_ext.data.Augmenter` does, bit for bit.
 
@@ -37,24 +38,30 @@ def batch(
         draws: (B, 5) int64 of `draw_augmentations`; None not to augment.
         scale, shift: (C,) float32, from bytes to normalized numbers.
         crop_padding, flip, cutout: See `asng_ext.data.Augmentation`.
+        dtype: float32, or bfloat16 to which the numbers are rounded.
 
     Returns:
-        (B, C, H, W) float32, channels last, and labels (B,).
+        (B, C, H, W), channels last, and labels (B,).
 
     Raises:
+        ValueError: `dtype` is another.
         RuntimeError: An argument does not fit.
     """
+    if dtype not in (torch.float32, torch.bfloat16):
+        raise ValueError(f"dtype must be float32 or bfloat16, got {dtype}")
+    bfloat16 = dtype == torch.bfloat16
     x, y = torch.ops.asng._batch(
-        images, labels, indices, draws, scale, shift, crop_padding, flip, cutout
+        images, labels, indices, draws, scale, shift, crop_padding, flip, cutout, bfloat16
     )
     return x.permute(0, 3, 1, 2), y
 
 
 def _fake(
-    images: Tensor, labels: Tensor, indices: Tensor, draws: Tensor | None, scale: Tensor, *_: Any
+    images: Tensor, labels: Tensor, indices: Tensor, draws: Tensor | None, *args: Any
 ) -> tuple[Tensor, Tensor]:
     size = (len(indices), *images.shape[1:])
-    return scale.new_empty(size), labels.new_empty((len(indices),))
+    dtype = torch.bfloat16 if args[-1] else torch.float32
+    return images.new_empty(size, dtype=dtype), labels.new_empty((len(indices),))
 
 
 if available():

@@ -172,7 +172,10 @@ class ClassificationTask(ImageTask[ClassificationConfig]):
 
         The images are made here, so that preparing them is part of the step that is captured.
         """
-        x, y = self._weight_stream.make(batch)  # the other stream would make the same of it
+        # What autocast would make of the images with one more launch.
+        half = _libraries.has_cuda_kernels(self.device) and self.config.precision == "bfloat16"
+        dtype = torch.bfloat16 if half else torch.float32
+        x, y = self._weight_stream.make(batch, dtype)  # the other stream would make the same of it
         run = cast(CellSupernet, supernet).population_losses
         with autocast(self.config.precision, self.device):
             losses, accuracy = run(x, y, samples.categorical)

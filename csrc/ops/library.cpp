@@ -96,12 +96,13 @@ STABLE_TORCH_LIBRARY(asng, m) {
   // (2, λ, N, 2) of normal and of reduction cells. An operation's value v becomes numbers[v]; a
   // value that is none becomes -1.
   m.def("_choices(Tensor architectures, Tensor numbers) -> (Tensor, Tensor)");
-  // A batch of B images of a set (n, H, W, C) uint8 with labels (n,) int64: (B, H, W, C) float32,
-  // byte·scale + shift, and (B,) int64. See asng_ext/data/augment.py for draws (B, 5) int64 and for
-  // what they decide; without, images are not augmented.
+  // A batch of B images of a set (n, H, W, C) uint8 with labels (n,) int64: (B, H, W, C),
+  // byte·scale + shift in float32 or rounded to bfloat16, and (B,) int64. See
+  // asng_ext/data/augment.py for draws (B, 5) int64 and for what they decide; without, images are
+  // not augmented.
   m.def(
       "_batch(Tensor images, Tensor labels, Tensor indices, Tensor? draws, Tensor scale, "
-      "Tensor shift, int crop_padding, bool flip, int cutout) -> (Tensor, Tensor)");
+      "Tensor shift, int crop_padding, bool flip, int cutout, bool bfloat16) -> (Tensor, Tensor)");
   // The mean of features (λ, B, H, W, P) over their pixels, a linear layer with weight (K, C) and
   // bias (K,), and cross-entropy with labels (B,) int64. Returns the mean losses (λ,), the mean
   // accuracy () float32, and what the backward pass needs.

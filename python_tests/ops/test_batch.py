@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -81,9 +81,33 @@ class TestBatch:
         assert x.isnan().flatten(1).all(1).tolist() == [False, True, True, False]
         assert torch.equal(x[3].permute(1, 2, 0), images.images[0].float())
 
+    def test_bfloat16(self, device: str) -> None:
+        images = image_set(70, 13, 12, 3, device)
+        stream = BatchStream(
+            images, None, 5, seed=1, name="x", augmentation=Augmentation(1, True, 2),
+            mean=MEAN[:3], std=STD[:3],
+        )  # fmt: skip
+        plan = next(stream.plans(0))
+        (exact, labels), (rounded, same) = stream.make(plan), stream.make(plan, torch.bfloat16)
+        assert torch.equal(rounded, exact.bfloat16())
+        assert torch.equal(same, labels)
+        with pytest.raises(ValueError, match=r"float32 or bfloat16, got torch\.float16"):
+            stream.make(plan, torch.float16)
+
+    def test_a_part_of_larger_images(self, device: str) -> None:
+        whole = image_set(70, 13, 12, 3, device)
+        part = replace(whole, images=whole.images[::2, 1:, :-3], labels=whole.labels[::2])
+        settings = {"seed": 1, "name": "x", "augmentation": None, "mean": MEAN[:3], "std": STD[:3]}
+        got = next(BatchStream(part, None, 5, **settings).epoch(0))
+        copy = replace(part, images=part.images.clone(), labels=part.labels.clone())
+        for a, b in zip(got, next(BatchStream(copy, None, 5, **settings).epoch(0)), strict=True):
+            assert torch.equal(a, b)
+
     @pytest.mark.parametrize("augmented", [True, False])
-    def test_opcheck(self, augmented: bool, device: str) -> None:
-        torch.library.opcheck(torch.ops.asng._batch, self.arguments(augmented, device))
+    @pytest.mark.parametrize("bfloat16", [True, False])
+    def test_opcheck(self, augmented: bool, bfloat16: bool, device: str) -> None:
+        arguments = (*self.arguments(augmented, device)[:-1], bfloat16)
+        torch.library.opcheck(torch.ops.asng._batch, arguments)
 
     def arguments(self, augmented: bool, device: str) -> tuple[object, ...]:
         images = image_set(4, 5, 6, 3, device)
@@ -99,7 +123,7 @@ class TestBatch:
         indices = torch.tensor([3, 1]).to(device)
         chosen = draws if augmented else None
         settings = asdict(augmentation).values()
-        return (images.images, images.labels, indices, chosen, *scaling, *settings)
+        return (images.images, images.labels, indices, chosen, *scaling, *settings, False)
 
     def test_wrong_arguments(self, device: str) -> None:
         good = self.arguments(True, device)

@@ -93,7 +93,7 @@ def _examples() -> dict[str, tuple[Any, ...]]:
     pixels, labels = torch.zeros(4, 3, 5, 2, dtype=torch.uint8), torch.tensor([0, 1, 2, 0])
     plan = (torch.tensor([3, 0]), torch.ones(2, 5, dtype=torch.int64))
     scaling = (torch.ones(2), torch.zeros(2))
-    examples["_batch"] = (pixels, labels, *plan, *scaling, 1, True, 2)
+    examples["_batch"] = (pixels, labels, *plan, *scaling, 1, True, 2, False)
     examples["_choices"] = (torch.zeros(3, 16, dtype=torch.int64), torch.tensor([2, 1]))
     layer = (draw(3, 16), draw(3))
     examples["head"] = (images[0], *layer, labels[:3])

@@ -31,11 +31,16 @@ __global__ __launch_bounds__(kThreads) void batch_kernel(const BatchJob job) {
   const uint8_t* from =
       exists && inside ? job.set + ((index * job.height + row) * job.width + column) * job.channels
                        : nullptr;
-  float* to = job.x + (static_cast<int64_t>(image) * job.height * job.width + pixel) * job.channels;
+  const int64_t to = (static_cast<int64_t>(image) * job.height * job.width + pixel) * job.channels;
   for (int c = 0; c < job.channels; ++c) {
     const float byte = from == nullptr ? 0.0f : static_cast<float>(from[c]);
     const float value = byte * job.scale[c] + job.shift[c];
-    to[c] = !exists ? NAN : cut ? value * 0.0f : value;
+    const float made = !exists ? NAN : cut ? value * 0.0f : value;
+    if (job.bfloat16) {
+      static_cast<__nv_bfloat16*>(job.x)[to + c] = __float2bfloat16(made);
+    } else {
+      static_cast<float*>(job.x)[to + c] = made;
+    }
   }
 }
 

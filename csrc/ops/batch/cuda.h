@@ -22,12 +22,13 @@ struct BatchJob {
   int cutout = 0;                // side of the square, 0 for none
   const float* scale = nullptr;  // (channels,)
   const float* shift = nullptr;  // (channels,)
-  float* x = nullptr;            // (images, height, width, channels)
+  bool bfloat16 = false;         // whether x is, else it is float32
+  void* x = nullptr;             // (images, height, width, channels)
   int64_t* y = nullptr;          // (images,)
 };
 
-// x = byte·scale + shift of the pixels that the draws choose. An index that is none of the set
-// makes an image of NaNs.
+// x = byte·scale + shift, rounded if x is bfloat16, of the pixels that the draws choose. An index
+// that is none of the set makes an image of NaNs.
 void make_batch(const BatchJob& job, CudaStream stream);
 
 }  // namespace asng::cuda

@@ -10,7 +10,7 @@ namespace {
 
 std::tuple<Tensor, Tensor> batch(Tensor images, Tensor labels, Tensor indices, OptionalTensor draws,
                                  Tensor scale, Tensor shift, int64_t crop_padding, bool flip,
-                                 int64_t cutout) {
+                                 int64_t cutout, bool bfloat16) {
   check_tensor(images, "images", ScalarType::Byte, kDevice);
   STD_TORCH_CHECK(images.dim() == 4 && images.numel() > 0,
                   "images must have 4 dimensions and not be empty");
@@ -38,7 +38,9 @@ std::tuple<Tensor, Tensor> batch(Tensor images, Tensor labels, Tensor indices, O
   job.height = static_cast<int>(images.size(1));
   job.width = static_cast<int>(images.size(2));
   job.channels = static_cast<int>(channels);
-  Tensor x = new_tensor(scale, {count, images.size(1), images.size(2), channels});
+  const int64_t sizes[] = {count, images.size(1), images.size(2), channels};
+  Tensor x = torch::stable::new_empty(scale, {sizes, 4},
+                                      bfloat16 ? ScalarType::BFloat16 : ScalarType::Float);
   Tensor y = new_tensor(labels, {count});
   job.available = available;
   job.set = data<uint8_t>(images);
@@ -50,7 +52,8 @@ std::tuple<Tensor, Tensor> batch(Tensor images, Tensor labels, Tensor indices, O
   job.cutout = static_cast<int>(cutout);
   job.scale = data<float>(scale);
   job.shift = data<float>(shift);
-  job.x = data<float>(x);
+  job.bfloat16 = bfloat16;
+  job.x = x.data_ptr();
   job.y = data<int64_t>(y);
   make_batch(job, current.stream());
   return {x, y};
