@@ -176,6 +176,15 @@ class Augmenter:
         self._y = (2 * y - twice_middle).float()
         self._x = (2 * x - twice_middle).float().repeat_interleave(channels)
 
+    @property
+    def scale_and_shift(self) -> tuple[Tensor, Tensor] | None:
+        """From pixels to normalized numbers, (C,) each; None without a mean."""
+        if isinstance(self._scaling, float):
+            return None
+        channels = self.shape[1]
+        scale, shift = self._scaling
+        return scale[:channels], shift[:channels]
+
     def __call__(self, images: Tensor, draws: Tensor | None) -> Tensor:
         """Augmented images, (B, C, H, W) float32, channels last.
 

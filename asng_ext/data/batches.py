@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from itertools import count
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
+
+from asng_ext import ops
+from asng_ext.ops import _libraries
 
 from ._seeding import check_seed, private_generator
 from .augment import NO_AUGMENTATION, Augmentation, Augmenter, draw_augmentations, normalize
@@ -85,6 +89,9 @@ class BatchStream:
                     f"{what} must be below {min(height, width)}, the smaller side of the images in "
                     f"pixels, got {pixels}"
                 )
+        # Where they are parts of others, as an operator takes them.
+        self._images = image_set.images.contiguous()
+        self._labels = image_set.labels.contiguous()
         self._prepare = Augmenter(
             augmentation or NO_AUGMENTATION,
             (self.batch_size, channels, height, width),
@@ -113,12 +120,21 @@ class BatchStream:
             raise ValueError(f"start must be in 0..{len(self)}, the batches done, got {start}")
         return self._plans(epoch, start)
 
-    def make(self, plan: BatchPlan) -> Batch:
-        """The batch of a plan."""
-        images, labels = self.image_set.images, self.image_set.labels
+    def make(self, plan: BatchPlan, dtype: torch.dtype = torch.float32) -> Batch:
+        """The batch of a plan, with images in float32 or rounded to bfloat16."""
+        images, labels = self._images, self._labels
+        if _libraries.has_cuda_kernels(images.device):
+            return ops.batch.batch(
+                images,
+                labels,
+                *plan,
+                *cast(tuple[Tensor, Tensor], self._prepare.scale_and_shift),
+                **asdict(self.augmentation or NO_AUGMENTATION),
+                dtype=dtype,
+            )
         x = images.index_select(0, plan.indices).permute(0, 3, 1, 2)
         y = labels.index_select(0, plan.indices)
-        return self._prepare(x, plan.draws), y
+        return self._prepare(x, plan.draws).to(dtype), y
 
     def steps(self, start: int = 0) -> Iterator[Batch]:
         """Batches without end: number s is batch s mod len(self) of epoch s // len(self).

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, TextIO
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from asng_ext._random import DrawsFrom, drawn, draws_of
 from asng_ext._terminal import STDERR, Progress
@@ -149,7 +149,7 @@ def _search(
     interval = 0.25 if device.type == "cpu" else 10.0
     progress = Progress("search", config.epochs * steps, epochs.done * steps, stream, interval)
     means = Means()
-    iteration: Callable[[Any], None] = _Iteration(task, supernet, sgd, optimizer, config, means)
+    iteration: Callable[[Any], None] = _Iteration(task, supernet, sgd, optimizer, means)
     if graphs is not None and config.graphs:
         if blocker is None:
             iteration = Replayed(iteration, graphs, lambda why: progress.note(_NO_GRAPHS + why))
@@ -231,8 +231,8 @@ class _Iteration:
     supernet: nn.Module
     sgd: torch.optim.Optimizer
     optimizer: Optimizer
-    config: SearchConfig
     means: Means
+    _shares: Tensor | None = None
 
     def __call__(self, batches: tuple[Batch, Batch]) -> None:
         for_weights, for_theta = batches
@@ -244,19 +244,24 @@ class _Iteration:
         samples = self.optimizer.ask()
         self.sgd.zero_grad(set_to_none=False)
         losses, metrics = self.task.losses(self.supernet, batch, samples)
-        loss = losses.mean()  # eq. (9) is its gradient
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.supernet.parameters(), self.config.gradient_clip)
+        losses.backward(self._share_of_each(losses))  # type: ignore[no-untyped-call]  # eq. (9)
         self.sgd.step()
-        self.means.add({"loss": loss, **metrics}, "train_")
+        self.means.add({"loss": losses, **metrics}, "train_")
+
+    def _share_of_each(self, losses: Tensor) -> Tensor:
+        """The gradient of the mean of the losses."""
+        shares = self._shares
+        if shares is None or (shares.shape, shares.dtype) != (losses.shape, losses.dtype):
+            self._shares = shares = torch.ones_like(losses) / losses.numel()
+        return shares
 
     def _move_distribution(self, batch: Batch) -> None:
         samples = self.optimizer.ask()
         with torch.no_grad(), frozen_batch_norm(self.supernet):
             losses, metrics = self.task.losses(self.supernet, batch, samples)
         self.optimizer.tell(samples, losses)  # eq. (12) and what follows
-        failed = (~losses.isfinite()).all()  # such a step moves nothing
-        self.means.add({"loss": losses.mean(), **metrics, "without_loss": failed}, "theta_")
+        # A step without a finite loss moves nothing.
+        self.means.add({"loss": losses, **metrics}, "theta_", watched="loss")
 
 
 def _shown(row: dict[str, float], task: SearchTask, optimizer: Optimizer) -> dict[str, float]:

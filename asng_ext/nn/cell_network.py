@@ -190,6 +190,29 @@ class CellSupernet(_CellStack):
         logits, auxiliary = zip(*outs, strict=True)
         return torch.stack(logits), torch.stack(auxiliary)
 
+    def population_losses(
+        self, x: Tensor, labels: Tensor, architectures: Population
+    ) -> tuple[Tensor, Tensor]:
+        """Cross-entropy of several architectures on the same images, without the auxiliary head's.
+
+        Args:
+            x: Images, (N, in_channels, H, W), in any memory format.
+            labels: Their classes, (N,) int64.
+            architectures: (λ, d) category indices.
+
+        Returns:
+            The mean losses in nats, (λ,), and the mean accuracy, ().
+
+        Raises:
+            ValueError: An architecture is not one of the space, or there is none.
+        """
+        out = self.forward_population(x, architectures)
+        logits = out if isinstance(out, Tensor) else out[0]
+        if logits.dtype == torch.bfloat16:
+            logits = logits.float()
+        each = F.cross_entropy(logits.flatten(0, 1), labels.repeat(len(logits)), reduction="none")
+        return each.view(len(logits), -1).mean(dim=1), accuracy_of(logits, labels)
+
 
 class CellNetwork(_CellStack):
     """One architecture of a cell space as a network of its own, to be trained from scratch.
@@ -330,6 +353,11 @@ class CellNetwork(_CellStack):
             for name, parameter in self.named_parameters():
                 if name in weights and not name.startswith("auxiliary."):
                     parameter.copy_(weights[name])
+
+
+def accuracy_of(logits: Tensor, labels: Tensor) -> Tensor:
+    """The share of (..., N, classes) logits that are largest at the label, ()."""
+    return (logits.argmax(dim=-1) == labels).float().mean()
 
 
 def parameter_count(network: nn.Module, auxiliary: bool = False) -> int:

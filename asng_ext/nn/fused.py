@@ -123,9 +123,9 @@ class _StackedCell(nn.Module):
 
     def forward(
         self, prev_prev: Tensor, prev: Tensor, inputs: Tensor, operations: Tensor
-    ) -> Tensor:
-        """(λ or 1, B, H, W, P) twice to (λ, B, H', W', P)."""
-        return ops.cell.cell(
+    ) -> tuple[Tensor, Tensor]:
+        """(λ or 1, B, H, W, P) twice to (λ, B, H', W', P), and prev for the next but one."""
+        return ops.cell.cell_passing_on(
             prev_prev, prev, inputs, operations, self.weights(), self.prev_prev_is_larger
         )
 
@@ -162,6 +162,9 @@ class FusedCellSupernet(CellSupernet):
             _StackedCell(cast(Cell, cell), space, reduction)
             for cell, reduction in zip(self.cells, self.is_reduction, strict=True)
         )
+        # As the operator takes it, so that neither it nor its gradient needs to be copied.
+        weight = next(self.stem.parameters())
+        weight.data = weight.detach().clone(memory_format=torch.contiguous_format)
 
     def forward(self, x: Tensor, architecture: Architecture) -> Tensor | tuple[Tensor, Tensor]:
         """Runs one architecture; see `CellSupernet.forward`.
@@ -195,33 +198,42 @@ class FusedCellSupernet(CellSupernet):
                 another device than the images and not on the CPU.
             RuntimeError: The images are on a CUDA device, and the operators for it cannot be used.
         """
+        y, auxiliary_logits = self._features(x, architectures)
+        features = y.mean((2, 3), dtype=self.classifier.weight.dtype)
+        logits: Tensor = self.classifier(features[..., : self.classifier.in_features])
+        return logits if auxiliary_logits is None else (logits, auxiliary_logits)
+
+    def population_losses(
+        self, x: Tensor, labels: Tensor, architectures: Population
+    ) -> tuple[Tensor, Tensor]:
+        """Cross-entropy of several architectures; see `CellSupernet.population_losses`."""
+        if not _libraries.has_cuda_kernels(x.device):
+            return super().population_losses(x, labels, architectures)
+        y, _ = self._features(x, architectures)
+        return ops.head.losses(y, self.classifier.weight, self.classifier.bias, labels)
+
+    def _features(self, x: Tensor, architectures: Population) -> tuple[Tensor, Tensor | None]:
+        """The last cell's output, (λ, B, H, W, P), and in training the logits of the auxiliary head
+        if any."""
         if x.device.type == "cuda":
             _libraries.require_cuda()
         inputs, operations = self._index_tensors(architectures, x.device)
         stem = self._run_stem(x)
         wants_auxiliary = self.training and self.auxiliary is not None
         if wants_auxiliary or not ops.cell.runs_stacks(x.device):
-            y, auxiliary_logits = self._run_cells(stem, inputs, operations)
-            logits = self._classify(y)
-            return logits if auxiliary_logits is None else (logits, auxiliary_logits)
+            return self._run_cells(stem, inputs, operations)
         weights = [cast(_StackedCell, cell).weights() for cell in self.cells]
-        return self._classify(ops.cell.cells(stem, inputs, operations, weights))
-
-    def _classify(self, y: Tensor) -> Tensor:
-        """(λ, B, H, W, P) to (λ, B, classes)."""
-        features = y.mean((2, 3), dtype=self.classifier.weight.dtype)
-        logits: Tensor = self.classifier(features[..., : self.classifier.in_features])
-        return logits
+        return ops.cell.cells(stem, inputs, operations, weights), None
 
     def _run_cells(
         self, stem: Tensor, inputs: Tensor, operations: Tensor
     ) -> tuple[Tensor, Tensor | None]:
-        """The last cell's output, and in training the logits of the auxiliary head if any."""
+        """The same, cell by cell."""
         prev_prev = prev = stem
         auxiliary_logits: Tensor | None = None
         for i, cell in enumerate(self.cells):
             kind = int(self.is_reduction[i])
-            prev_prev, prev = prev, cell(prev_prev, prev, inputs[kind], operations[kind])
+            prev, prev_prev = cell(prev_prev, prev, inputs[kind], operations[kind])
             if self.training and self.auxiliary is not None and i == self.auxiliary_at:
                 # Its normalization takes the statistics of one architecture at a time.
                 auxiliary_logits = torch.stack(
@@ -259,6 +271,10 @@ class FusedCellSupernet(CellSupernet):
             )
         if isinstance(given, Tensor):
             values = _unvalidated(given, device)
+            if _libraries.has_cuda_kernels(device):
+                numbers = cast(Tensor, self._numbers)[:-1]
+                return ops.choices.choices(values.long().contiguous(), numbers)
+            values = values.to(torch.int32).contiguous()
         else:
             values = torch.from_numpy(self._validated(given)).to(device, non_blocking=True)
         # Per node: input 0, input 1, operation 0, operation 1.
@@ -286,7 +302,7 @@ class FusedCellSupernet(CellSupernet):
 
 
 def _unvalidated(architectures: Tensor, device: torch.device) -> Tensor:
-    """(λ, d) int32 of architectures whose values stay on their device."""
+    """(λ, d) architectures whose values stay on their device."""
     if architectures.dtype not in (torch.int32, torch.int64):
         raise ValueError(f"architectures must be integers, got {architectures.dtype}")
     if architectures.device != device:
@@ -294,7 +310,7 @@ def _unvalidated(architectures: Tensor, device: torch.device) -> Tensor:
             f"architectures must be on the CPU or on {device} as the images are, "
             f"got {architectures.device}"
         )
-    return architectures.to(torch.int32).contiguous()
+    return architectures
 
 
 def _is_device_resident(architectures: Population | Architecture) -> TypeGuard[Tensor]:

@@ -79,6 +79,12 @@ def available_on(device: torch.device) -> bool:
     return cuda_available() if device.type == "cuda" else available()
 
 
+def has_cuda_kernels(device: torch.device) -> bool:
+    """Whether tensors on a device can be given to the operators that are for CUDA devices alone;
+    elsewhere PyTorch's own do their work."""
+    return device.type == "cuda" and _cuda_problem is None
+
+
 def require_cuda() -> None:
     """Returns if the operators can be used on CUDA devices and there is one.
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from asng_ext import _host
+from asng_ext.ops import _libraries
 from asng_ext.ops._feature_maps import (
     allows_tf32,
     cast_feature_maps,
@@ -24,9 +25,9 @@ from asng_ext.ops._feature_maps import (
     padded_channels,
 )
 from asng_ext.ops._libraries import available
-from asng_ext.ops._registration import call, call_backward, register_operator
+from asng_ext.ops._registration import call, call_backward, register_fake, register_operator
 
-__all__ = ["CellWeights", "cell", "cells", "runs_stacks"]
+__all__ = ["CellWeights", "cell", "cell_passing_on", "cells", "runs_stacks"]
 
 CellWeights: Any = namedtuple("CellWeights", _host.CELL_WEIGHTS)  # type: ignore[misc]
 """The weights of a cell by name, in the order in which the operators take them; their shapes are
@@ -71,6 +72,90 @@ def cell(
     args = (prev_prev, prev, inputs, operations, list(weights), prev_prev_is_larger, save, tf32)
     out: Tensor = call("cell", *args)[0]
     return out
+
+
+def cell_passing_on(
+    prev_prev: Tensor,
+    prev: Tensor,
+    inputs: Tensor,
+    operations: Tensor,
+    weights: Sequence[Tensor],
+    prev_prev_is_larger: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """`cell`, and prev again, for the cell after the next, which reads it as its prev_prev.
+
+    On CUDA devices the gradient of prev that comes back from there is added to where this cell's is
+    written, without a launch of its own.
+
+    Returns:
+        The output, and what has the values of prev.
+
+    Raises:
+        RuntimeError, ValueError: See `cell`.
+    """
+    args = (prev_prev, prev, inputs, operations, weights, prev_prev_is_larger)
+    adds = _libraries.has_cuda_kernels(prev.device) and torch.is_grad_enabled()
+    if not adds or torch.compiler.is_compiling():
+        return cell(*args), prev
+    prev_prev, prev = map(_as_under_autocast, (prev_prev, prev))
+    out, passed_on = _PassingOn.apply(  # type: ignore[no-untyped-call]
+        prev_prev, prev, inputs, operations, prev_prev_is_larger, allows_tf32(), *weights
+    )
+    return out, passed_on
+
+
+def _as_under_autocast(x: Tensor) -> Tensor:
+    """Feature maps in the type to which autocast, where it is enabled, brings them."""
+    device_type = x.device.type
+    if not torch.is_autocast_enabled(device_type) or x.dtype == torch.float64:
+        return x
+    return x.to(cast_feature_maps(device_type, torch.get_autocast_dtype(device_type)))
+
+
+class _PassingOn(torch.autograd.Function):
+    """See `cell_passing_on`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        prev_prev: Tensor,
+        prev: Tensor,
+        inputs: Tensor,
+        operations: Tensor,
+        prev_prev_is_larger: bool,
+        tf32: bool,
+        *weights: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        ctx.flags = prev_prev_is_larger, tf32
+        args = (prev_prev, prev, inputs, operations, list(weights), prev_prev_is_larger, True, tf32)
+        out, saved = torch.ops.asng.cell(*args)
+        ctx.save_for_backward(prev_prev, prev, out, saved, inputs, operations, *weights)
+        return out, prev
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor | None, grad_prev: Tensor | None) -> tuple[Any, ...]:
+        tensors, weights = ctx.saved_tensors[:6], list(ctx.saved_tensors[6:])
+        larger, tf32 = ctx.flags
+        none = [None] * len(weights)
+        if grad is None:
+            return None, grad_prev, None, None, None, None, *none
+        needed = ctx.needs_input_grad
+        args = (grad.contiguous(), *tensors, weights, larger, needed[0])
+        if grad_prev is None or not needed[1]:
+            flags = (needed[1], tf32)
+            grad_prev_prev, grad_prev, grads = torch.ops.asng._cell_backward(*args, *flags)
+        else:
+            # No one else has it: it is what the cell that prev was passed on to has just written.
+            grad_prev = grad_prev.contiguous()
+            grad_prev_prev, grads = torch.ops.asng._cell_backward_onto(*args, grad_prev, tf32)
+        return (
+            grad_prev_prev if needed[0] else None,
+            grad_prev if needed[1] else None,
+            *(None, None, None, None),
+            *(g if need else None for g, need in zip(grads, needed[6:], strict=True)),
+        )
 
 
 def cells(
@@ -131,6 +216,14 @@ def _cell_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return grad_prev_prev, grad_prev, None, None, grads
 
 
+def _cell_backward_onto_fake(
+    grad: Tensor, prev_prev: Tensor, *args: Any
+) -> tuple[Tensor, list[Tensor]]:
+    weights, needs_grad = args[5], args[7]
+    shape = prev_prev.shape if needs_grad else (0,)
+    return prev_prev.new_empty(shape), [w.new_empty(w.shape) for w in weights]
+
+
 def _of_cells(weights: Sequence[Tensor]) -> list[Any]:
     """The weights of each cell of a stack."""
     count = len(_host.CELL_WEIGHTS)
@@ -165,6 +258,7 @@ if available():
     _gradients = {"prev_prev": "prev_prev_needs_grad", "prev": "prev_needs_grad", "weights": None}
     _casts = {0: cast_feature_maps, 1: cast_feature_maps, 4: cast_weights}
     register_operator("cell", _cell_fake, _cell_setup, _cell_backward, _gradients, _casts)
+    register_fake("_cell_backward_onto", _cell_backward_onto_fake)
     _gradients = {"images": "images_need_grad", "weights": None}
     _casts = {0: cast_feature_maps, 3: cast_weights}
     register_operator("cells", _cells_fake, _cells_setup, _cells_backward, _gradients, _casts)

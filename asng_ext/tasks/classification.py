@@ -28,6 +28,7 @@ from asng_ext.nn import (
     parameter_count,
     widest_channels,
 )
+from asng_ext.nn.cell_network import accuracy_of
 from asng_ext.nn.operations import make_operation, plain_norm
 from asng_ext.ops import _libraries
 from asng_ext.retrained import ImageClassifier
@@ -171,14 +172,14 @@ class ClassificationTask(ImageTask[ClassificationConfig]):
 
         The images are made here, so that preparing them is part of the step that is captured.
         """
-        x, y = self._weight_stream.make(batch)  # the other stream would make the same of it
-        run = cast(CellSupernet, supernet).forward_population
+        # What autocast would make of the images with one more launch.
+        half = _libraries.has_cuda_kernels(self.device) and self.config.precision == "bfloat16"
+        dtype = torch.bfloat16 if half else torch.float32
+        x, y = self._weight_stream.make(batch, dtype)  # the other stream would make the same of it
+        run = cast(CellSupernet, supernet).population_losses
         with autocast(self.config.precision, self.device):
-            logits = cast(Tensor, run(x, samples.categorical))  # no pair: it has no auxiliary head
-        if logits.dtype == torch.bfloat16:
-            logits = logits.float()
-        each = F.cross_entropy(logits.flatten(0, 1), y.repeat(len(logits)), reduction="none")
-        return each.view(len(logits), -1).mean(dim=1), {"accuracy": _accuracy(logits, y)}
+            losses, accuracy = run(x, y, samples.categorical)
+        return losses, {"accuracy": accuracy}
 
     def test_supernet(self, supernet: nn.Module, values: Mapping[str, Any]) -> dict[str, float]:
         """Cross-entropy and accuracy of one architecture on the test images.
@@ -246,7 +247,7 @@ class ClassificationTask(ImageTask[ClassificationConfig]):
             loss = F.cross_entropy(logits, y) + extra
         else:
             logits, loss = out, F.cross_entropy(out, y)
-        return loss, {"accuracy": _accuracy(logits, y)}
+        return loss, {"accuracy": accuracy_of(logits, y)}
 
     def test(self, network: nn.Module) -> dict[str, float]:
         """Cross-entropy and accuracy on the test images."""
@@ -294,7 +295,3 @@ class ClassificationTask(ImageTask[ClassificationConfig]):
                 correct += (logits.argmax(dim=1) == y).sum()
         count = len(data.test)
         return {"loss": float(loss) / count, "accuracy": int(correct) / count}
-
-
-def _accuracy(logits: Tensor, y: Tensor) -> Tensor:
-    return (logits.argmax(dim=-1) == y).float().mean()

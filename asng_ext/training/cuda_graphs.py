@@ -172,9 +172,7 @@ class Replayed:
                 return
             buffers = [_like(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
             shape = self._shapes[key] = _Shape(buffers)
-        for buffer, leaf in zip(shape.buffers, leaves, strict=True):
-            if isinstance(leaf, Tensor):
-                buffer.copy_(leaf, non_blocking=True)
+        _copy(leaves, shape.buffers)
         kept = pytree.tree_unflatten(shape.buffers, structure)
         self._advance(shape, lambda: self._step(kept))
 
@@ -210,6 +208,15 @@ def _described(leaf: Any) -> Hashable:
     if isinstance(leaf, Tensor):
         return tuple(leaf.shape), leaf.stride(), leaf.dtype, leaf.device
     return type(leaf), repr(leaf)
+
+
+def _copy(leaves: list[Any], buffers: list[Any]) -> None:
+    """Into the buffers, in one launch for tensors of one type."""
+    tensors = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+    if tensors:
+        torch._foreach_copy_(
+            [buffers[i] for i in tensors], [leaves[i] for i in tensors], non_blocking=True
+        )
 
 
 def _like(leaf: Tensor) -> Tensor:

@@ -10,6 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from asng_ext.ops import _libraries
+from asng_ext.ops.means import add_means
+
 __all__ = ["SSIM_WINDOW", "Means", "psnr", "raise_if_diverged", "ssim"]
 
 SIGMA = 1.5
@@ -94,19 +97,41 @@ class Means:
         self._sums: dict[tuple[str, ...], Tensor] = {}
         self._one: dict[torch.device, Tensor] = {}
 
-    def add(self, metrics: Mapping[str, Tensor], prefix: str = "") -> None:
-        """Adds one step; metrics are single numbers on one device."""
+    def add(
+        self, metrics: Mapping[str, Tensor], prefix: str = "", watched: str | None = None
+    ) -> None:
+        """Adds one step.
+
+        Args:
+            metrics: Numbers on one device, of which the means count.
+            prefix: Of their names.
+            watched: The name of one of them. How often none of its numbers was finite is one more
+                metric, "without_" and the name.
+        """
         names = tuple(prefix + name for name in metrics)
-        values = [value.detach().float().reshape(()) for value in metrics.values()]
-        one = self._one.get(values[0].device)
-        if one is None:
-            one = self._one[values[0].device] = torch.ones_like(values[0])
-        stacked = torch.stack([*values, one])
+        values = [value.detach() for value in metrics.values()]
+        if watched is not None:
+            names += (f"{prefix}without_{watched}",)
         total = self._sums.get(names)
         if total is None:
-            self._sums[names] = stacked
-        else:
-            total.add_(stacked)
+            total = values[0].new_zeros(len(names) + 1, dtype=torch.float32)
+            self._sums[names] = total
+        if _libraries.has_cuda_kernels(total.device):
+            exact = (torch.float32, torch.float64)
+            values = [v if v.dtype in exact else v.float() for v in values]
+            position = -1 if watched is None else list(metrics).index(watched)
+            add_means(total, [value.contiguous() for value in values], position)
+            return
+        step = [(v if v.numel() == 1 else v.mean()).float().reshape(()) for v in values]
+        if watched is not None:
+            step.append((~metrics[watched].detach().isfinite()).all().float())
+        total.add_(torch.stack([*step, self._one_on(total.device)]))
+
+    def _one_on(self, device: torch.device) -> Tensor:
+        one = self._one.get(device)
+        if one is None:
+            one = self._one[device] = torch.ones((), device=device)
+        return one
 
     def reset(self) -> None:
         """Begins again."""

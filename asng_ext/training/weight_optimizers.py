@@ -3,40 +3,60 @@ Adam instead of it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from asng_ext.ops import _libraries
+from asng_ext.ops.sgd import sgd_step
 from asng_ext.runs.config import RetrainConfig, SearchConfig
 from asng_ext.training.active_sgd import ActiveSGD, is_sliceable
 
 __all__ = [
     "CapturableSGD",
+    "ClippedSGD",
     "make_weight_optimizer",
     "restore_weight_optimizer",
     "set_learning_rate",
 ]
 
 
-class CapturableSGD(torch.optim.SGD):
+class ClippedSGD(torch.optim.SGD):
+    """SGD of a gradient whose norm is limited by ``gradient_clip`` of the config.
+
+    Args:
+        model: All of its parameters are trained.
+        config: Settings of the search.
+        settings: Further arguments of :class:`torch.optim.SGD`.
+    """
+
+    def __init__(self, model: nn.Module, config: SearchConfig, **settings: Any) -> None:
+        given = {"lr": config.learning_rate, "momentum": config.momentum, **settings}
+        super().__init__(model.parameters(), weight_decay=config.weight_decay, **given)
+        self.max_norm = config.gradient_clip
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """One step."""
+        weights = [weight for group in self.param_groups for weight in group["params"]]
+        nn.utils.clip_grad_norm_(weights, self.max_norm)
+        super().step()
+
+
+class CapturableSGD(ClippedSGD):
     """SGD whose learning rate is a tensor on the device: its step can be captured in a graph.
 
     Gradients that are dropped between steps count as zero where there was one before: as for SGD
-    with gradients that are zeroed, a weight that was used once continues to move.
+    with gradients that are zeroed, a weight that was used once continues to move. On a CUDA device
+    a step is two launches.
     """
 
     def __init__(self, model: nn.Module, config: SearchConfig) -> None:
-        weights = list(model.parameters())
-        rate = torch.full((), config.learning_rate, dtype=torch.float32, device=weights[0].device)
-        super().__init__(
-            weights,
-            lr=rate,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
-            fused=True,  # one kernel that reads the learning rate on the device
-        )
+        device = next(model.parameters()).device
+        rate = torch.full((), config.learning_rate, dtype=torch.float32, device=device)
+        # Fused is one kernel that reads the learning rate on the device.
+        super().__init__(model, config, lr=rate, fused=True)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drops the gradients: what backward makes need not be added to zeros."""
@@ -44,15 +64,46 @@ class CapturableSGD(torch.optim.SGD):
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """One step. Buffers that a graph will refer to are there from the first on."""
-        for group in self.param_groups:
-            for weight in group["params"]:
-                state = self.state[weight]
-                if weight.grad is None and not state:
-                    continue
-                # The fused kernel needs everything in the memory layout of the weight.
-                weight.grad = _laid_out_like(weight, weight.grad)
-                state["momentum_buffer"] = _laid_out_like(weight, state.get("momentum_buffer"))
-        super().step()
+        (group,) = self.param_groups
+        moved = []
+        for weight in group["params"]:
+            state = self.state[weight]
+            if weight.grad is None and not state:
+                continue
+            # The kernels need everything in the memory layout of the weight.
+            weight.grad = _laid_out_like(weight, weight.grad)
+            state["momentum_buffer"] = _laid_out_like(weight, state.get("momentum_buffer"))
+            moved.append(weight)
+        if not moved or not _fits_sgd_step(moved):
+            super().step()
+            return
+        sgd_step(
+            moved,
+            [weight.grad for weight in moved],
+            [self.state[weight]["momentum_buffer"] for weight in moved],
+            group["lr"],
+            group["momentum"],
+            group["weight_decay"],
+            self.max_norm,
+        )
+
+
+def _fits_sgd_step(weights: Sequence[Tensor]) -> bool:
+    """Whether the operator takes weights with their gradients."""
+    first = weights[0]
+    return (
+        _libraries.has_cuda_kernels(first.device)
+        and first.dtype in (torch.float32, torch.float64)
+        and all((w.dtype, w.device) == (first.dtype, first.device) for w in weights)
+        and all(map(_has_no_gaps, weights))
+    )
+
+
+def _has_no_gaps(weight: Tensor) -> bool:
+    is_image = weight.dim() == 4
+    return weight.is_contiguous() or (
+        is_image and weight.is_contiguous(memory_format=torch.channels_last)
+    )
 
 
 def _laid_out_like(weight: Tensor, values: Tensor | None) -> Tensor:
@@ -69,7 +120,8 @@ def make_weight_optimizer(
 ) -> torch.optim.Optimizer:
     """SGD or Adam over all weights with the settings of the config; the search takes SGD.
 
-    With ``capturable`` the steps of the search's SGD can be captured in a graph. A model of
+    The search's clips the gradient itself, and with ``capturable`` its steps can be captured in a
+    graph. A model of
     sliceable weights alone, such as the supernet of autoencoders, gets an SGD whose work is that of
     the weights in use; it has no weight decay, which would move all of them.
     """
@@ -84,8 +136,8 @@ def make_weight_optimizer(
                 f"got {decay}"
             )
         return ActiveSGD(model, rate, config.momentum, config.gradient_clip)
-    elif capturable:
-        return CapturableSGD(model, config)
+    else:
+        return CapturableSGD(model, config) if capturable else ClippedSGD(model, config)
     return torch.optim.SGD(weights, lr=rate, momentum=config.momentum, weight_decay=decay)
 
 

@@ -56,6 +56,13 @@ STABLE_TORCH_LIBRARY(asng, m) {
       "Tensor inputs, Tensor operations, Tensor[] weights, bool prev_prev_is_larger, "
       "bool prev_prev_needs_grad, bool prev_needs_grad, bool tf32) "
       "-> (Tensor, Tensor, Tensor[])");
+  // The same on CUDA devices alone, where the gradient of prev is added to what another reader has
+  // sent: to grad_prev.
+  m.def(
+      "_cell_backward_onto(Tensor grad, Tensor prev_prev, Tensor prev, Tensor output, Tensor "
+      "saved, "
+      "Tensor inputs, Tensor operations, Tensor[] weights, bool prev_prev_is_larger, "
+      "bool prev_prev_needs_grad, Tensor(a!) grad_prev, bool tf32) -> (Tensor, Tensor[])");
 
   // A stack of cells, one after the other: the first reads `images` twice, each later one the
   // outputs of the two cells before it. What it computes is what the cells alone compute; it need
@@ -82,6 +89,38 @@ STABLE_TORCH_LIBRARY(asng, m) {
   m.def(
       "_stem_backward(Tensor grad, Tensor images, Tensor saved, Tensor weight, Tensor scale, "
       "Tensor bias, bool tf32) -> (Tensor, Tensor, Tensor)");
+
+  // What surrounds the cells in a step of a search, on CUDA devices alone; elsewhere it is made of
+  // PyTorch's operators.
+  // From values of architectures (λ, 8·N) int64, as draws of an optimizer, inputs and operations
+  // (2, λ, N, 2) of normal and of reduction cells. An operation's value v becomes numbers[v]; a
+  // value that is none becomes -1.
+  m.def("_choices(Tensor architectures, Tensor numbers) -> (Tensor, Tensor)");
+  // A batch of B images of a set (n, H, W, C) uint8 with labels (n,) int64: (B, H, W, C),
+  // byte·scale + shift in float32 or rounded to bfloat16, and (B,) int64. See
+  // asng_ext/data/augment.py for draws (B, 5) int64 and for what they decide; without, images are
+  // not augmented.
+  m.def(
+      "_batch(Tensor images, Tensor labels, Tensor indices, Tensor? draws, Tensor scale, "
+      "Tensor shift, int crop_padding, bool flip, int cutout, bool bfloat16) -> (Tensor, Tensor)");
+  // The mean of features (λ, B, H, W, P) over their pixels, a linear layer with weight (K, C) and
+  // bias (K,), and cross-entropy with labels (B,) int64. Returns the mean losses (λ,), the mean
+  // accuracy () float32, and what the backward pass needs.
+  m.def(
+      "head(Tensor features, Tensor weight, Tensor bias, Tensor labels) "
+      "-> (Tensor, Tensor, Tensor)");
+  // Gradients of features, weight and bias from that of the losses.
+  m.def(
+      "_head_backward(Tensor grad, Tensor features, Tensor saved, Tensor weight, Tensor bias) "
+      "-> (Tensor, Tensor, Tensor)");
+  // A step of SGD after the norm of all gradients is clipped; learning_rate is () float32,
+  // velocities are the momentum buffers.
+  m.def(
+      "_sgd_step(Tensor(a!)[] weights, Tensor[] gradients, Tensor(b!)[] velocities, "
+      "Tensor learning_rate, float momentum, float weight_decay, float max_norm) -> ()");
+  // Adds the mean of each metric to totals; then, unless `watched` is -1, 1 if no number of that
+  // metric is finite; then 1.
+  m.def("_add_means(Tensor(a!) totals, Tensor[] metrics, int watched) -> ()");
 
   // The optimizer on a device: P optimizers of one space with m categorical and n Gaussian
   // variables advance together. Floating point is float64; nothing is read back from the device.

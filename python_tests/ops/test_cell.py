@@ -12,10 +12,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cell_supernets import draw, gradients, pair
-from devices import DEVICES
+from devices import CUDA_DEVICES, DEVICES
 from torch import Tensor
 
-from asng_ext import _host
+from asng_ext import _host, ops
 from asng_ext.nn.operations import OPERATIONS
 
 pytestmark = pytest.mark.operators
@@ -107,6 +107,91 @@ class TestCell:
         arguments = (x, x, inputs[0], operations[0], weights, False, True, False)
         leaves = [x, *(w for w in weights if w.requires_grad)]
         assert_threads_do_not_matter(lambda: torch.ops.asng.cell(*arguments)[0], leaves)
+
+
+@pytest.mark.grid
+@pytest.mark.parametrize("device", CUDA_DEVICES)
+class TestPassingOn:
+    """The gradient that prev has from its other reader is added to, on CUDA devices alone."""
+
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+    @pytest.mark.parametrize("index", [0, 1, 2])
+    def test_it_is_the_sum_of_both(self, index: int, dtype: torch.dtype, device: str) -> None:
+        """Of a normal cell, the reduction cell and one whose prev_prev is larger."""
+        weights_dtype = torch.float32 if dtype == torch.bfloat16 else dtype
+        fused, x, inputs, operations = sample(weights_dtype, device)
+        states = [x.detach().to(dtype)] * 2
+        for i in range(index + 1):
+            cell, kind = fused.cells[i], int(fused.is_reduction[i])
+            weights = [w.detach() for w in cell.weights()]
+            given = (*states[-2:], inputs[kind], operations[kind], weights)
+            out, saved = torch.ops.asng.cell(*given, cell.prev_prev_is_larger, True, False)
+            states.append(out)
+        prev_prev, prev, *rest = given
+        args = (torch.randn_like(out), prev_prev, prev, out, saved, *rest)
+        larger = cell.prev_prev_is_larger
+        alone = torch.ops.asng._cell_backward(*args, larger, True, True, False)
+        other = torch.randn_like(prev)
+        both = other.clone()
+        got = torch.ops.asng._cell_backward_onto(*args, larger, True, both, False)
+        assert torch.equal(got[0], alone[0])
+        assert all(torch.equal(a, b) for a, b in zip(got[1], alone[2], strict=True))
+        near = 0.01 if dtype == torch.bfloat16 else 0
+        torch.testing.assert_close(both, other + alone[1], rtol=near, atol=near)
+
+    def test_what_no_edge_reads_stays_as_it_is(self, device: str) -> None:
+        fused, x, inputs, operations = sample(torch.float32, device)
+        weights, of_prev_prev = fused.cells[0].weights(), torch.zeros_like(inputs[0])
+        given = (x, x, of_prev_prev, operations[0], weights)
+        out, saved = torch.ops.asng.cell(*given, False, True, False)
+        kept = torch.randn_like(x)
+        both = kept.clone()
+        args = (torch.ones_like(out), x, x, out, saved, *given[2:], False, True, both, False)
+        with torch.no_grad():
+            torch.ops.asng._cell_backward_onto(*args)
+        assert torch.equal(both, kept)
+
+    def test_opcheck(self, device: str) -> None:
+        fused, x, inputs, operations = sample(torch.float32, device)
+        given = (x.detach(), x.detach(), inputs[0], operations[0])
+        weights = [w.detach() for w in fused.cells[0].weights()]
+        out, saved = torch.ops.asng.cell(*given, weights, False, True, False)
+        args = (out, *given[:2], out, saved, *given[2:], weights, False, True)
+        onto = torch.ops.asng._cell_backward_onto
+        torch.library.opcheck(onto, (*args, torch.zeros_like(x), False), test_utils=WITHOUT_GRAPHS)
+
+    @pytest.mark.parametrize("autocast", [False, True])
+    def test_gradients_of_a_stack(self, autocast: bool, device: str) -> None:
+        """The same as where PyTorch adds them; the second backward pass, too."""
+        fused, x, inputs, operations = sample(torch.float32, device)
+        leaves = [x, *fused.cells.parameters()]
+        runs = []
+        for apart in (True, False):
+            prev_prev = prev = x
+            with torch.autocast(device, torch.bfloat16, enabled=autocast):
+                for i, cell in enumerate(fused.cells):
+                    kind = int(fused.is_reduction[i])
+                    given = (prev_prev, prev, inputs[kind], operations[kind], cell.weights())
+                    if apart:
+                        out = ops.cell.cell(*given, cell.prev_prev_is_larger)
+                        prev_prev, prev = prev, out
+                    else:
+                        prev, prev_prev = ops.cell.cell_passing_on(*given, cell.prev_prev_is_larger)
+            probe = torch.linspace(-1, 1, prev.numel()).view(prev.shape).to(prev)
+            for _ in range(2):
+                runs.append(torch.autograd.grad(prev, leaves, probe, retain_graph=True))
+        assert all(torch.equal(a, b) for a, b in zip(runs[2], runs[3], strict=True))
+        for a, b in zip(runs[0], runs[2], strict=True):
+            assert a.dtype == b.dtype
+            error = float((a - b).norm() / (1e-6 + a.norm()))
+            assert error < (0.02 if autocast else 1e-6)
+
+    def test_a_second_derivative_is_an_error(self, device: str) -> None:
+        fused, x, inputs, operations = sample(torch.float32, device)
+        out, _ = fused.cells[0](x, x, inputs[0], operations[0])
+        (grad,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)
+        with pytest.raises(RuntimeError, match="once_differentiable"):
+            grad.sum().backward()
 
 
 class TestCells:

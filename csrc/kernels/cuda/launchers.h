@@ -91,6 +91,7 @@ struct Input {
   int padded = 0, height = 0, width = 0;
   bool factorized = false;
   V* grad = nullptr;  // null: not needed
+  bool adds = false;  // to what is there in grad, if the input is not factorized
 };
 
 template <class V>

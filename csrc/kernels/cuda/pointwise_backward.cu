@@ -102,7 +102,7 @@ __global__ __launch_bounds__(kThreads,
     used |= dag.used[a * s.states() + which] != 0;
   }
   if (!used) {
-    if (grad != nullptr && blockIdx.z == 0) {
+    if (grad != nullptr && blockIdx.z == 0 && !input.adds) {
       clear_gradient(grad, size, blockIdx.x, job.splits[which]);
     }
     return;
@@ -124,7 +124,10 @@ __global__ __launch_bounds__(kThreads,
         if (input.factorized) {
           write_factorized(input, shape, part_of, grad, pixel, c, value);
         } else {
-          write_vec4(grad + static_cast<int64_t>(pixel) * input.padded + c, value);
+          V* to = grad + static_cast<int64_t>(pixel) * input.padded + c;
+          Vec4<T> sum = value;
+          if (input.adds) sum += load_vec4(to);
+          write_vec4(to, sum);
         }
       });
 }

@@ -42,11 +42,12 @@ template <class V>
 void cell_forward(const CellShape& shape, bool tf32, const CellWeights<const Compute<V>>& weights,
                   const Choices& choices, const V* prev_prev, const V* prev, V* y,
                   Compute<V>* saved, void* scratch, CudaStream stream);
-// grad_prev_prev and grad_prev may be null.
+// grad_prev_prev and grad_prev may be null. With adds_to_prev, what is in grad_prev is added to.
 template <class V>
 void cell_backward(const CellShape& shape, bool tf32, const CellWeights<const Compute<V>>& weights,
                    const Choices& choices, const V* prev_prev, const V* prev, const V* y,
                    const V* grad_y, const Compute<V>* saved, V* grad_prev_prev, V* grad_prev,
-                   const CellWeights<Compute<V>>& grads, void* scratch, CudaStream stream);
+                   const CellWeights<Compute<V>>& grads, void* scratch, CudaStream stream,
+                   bool adds_to_prev = false);
 
 }  // namespace asng::cuda

@@ -59,7 +59,8 @@ template <class V>
 void cell_backward(const CellShape& shape, bool tf32, const CellWeights<const Compute<V>>& weights,
                    const Choices& choices, const V* prev_prev, const V* prev, const V* y,
                    const V* grad_y, const Compute<V>* saved, V* grad_prev_prev, V* grad_prev,
-                   const CellWeights<Compute<V>>& grads, void* scratch, CudaStream stream) {
+                   const CellWeights<Compute<V>>& grads, void* scratch, CudaStream stream,
+                   bool adds_to_prev) {
   using T = Compute<V>;
   Arena arena(scratch);
   // What was saved, and the output, are only read.
@@ -68,6 +69,7 @@ void cell_backward(const CellShape& shape, bool tf32, const CellWeights<const Co
   cell.job.grad_y = grad_y;
   cell.job.inputs[0].grad = grad_prev_prev;
   cell.job.inputs[1].grad = grad_prev;
+  cell.job.inputs[1].adds = adds_to_prev;
   const Dag<V>& dag = cell.job.dag;
   make_plan(cell.plan, stream);
   reduce_output(cell.job, stream);
@@ -91,7 +93,7 @@ void cell_backward(const CellShape& shape, bool tf32, const CellWeights<const Co
   template void cell_backward<V>(const CellShape&, bool, const CellWeights<const Compute<V>>&,     \
                                  const Choices&, const V*, const V*, const V*, const V*,           \
                                  const Compute<V>*, V*, V*, const CellWeights<Compute<V>>&, void*, \
-                                 CudaStream);
+                                 CudaStream, bool);
 ASNG_EVERY_STORED_TYPE(ASNG_INSTANTIATE)
 
 }  // namespace asng::cuda

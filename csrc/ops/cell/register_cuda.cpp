@@ -117,10 +117,12 @@ std::tuple<Tensor, Tensor> cell(Tensor prev_prev, Tensor prev, Tensor inputs, Te
   return {out, saved};
 }
 
-std::tuple<Tensor, Tensor, std::vector<Tensor>> cell_backward_operator(
-    Tensor grad, Tensor prev_prev, Tensor prev, Tensor output, Tensor saved, Tensor inputs,
-    Tensor operations, std::vector<Tensor> weights, bool prev_prev_is_larger,
-    bool prev_prev_needs_grad, bool prev_needs_grad, bool tf32) {
+// Writes the gradient of prev to grad_prev, or adds it, unless that is empty; returns the others.
+std::tuple<Tensor, std::vector<Tensor>> gradients_of_cell(
+    const Tensor& grad, const Tensor& prev_prev, const Tensor& prev, const Tensor& output,
+    const Tensor& saved, const Tensor& inputs, const Tensor& operations,
+    const std::vector<Tensor>& weights, bool prev_prev_is_larger, bool prev_prev_needs_grad,
+    const Tensor& grad_prev, bool adds_to_prev, bool tf32) {
   const CellCall call =
       cell_call(prev_prev, prev, inputs, operations, weights, prev_prev_is_larger);
   call.check_backward(grad, saved, prev);
@@ -129,20 +131,41 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> cell_backward_operator(
   check_aligned(saved, "saved");
   const DeviceStreamGuard current(prev);
   Tensor grad_prev_prev = new_gradient(prev_prev, prev_prev_needs_grad);
-  Tensor grad_prev = new_gradient(prev, prev_needs_grad);
   const std::vector<Tensor> grads = new_like(weights);
   with_type(call.dtype, [&](auto type) {
     using V = decltype(type);
     using T = Compute<V>;
     const Tensor scratch = new_scratch(prev, cell_scratch<V>(call.shape, true, true));
-    cell_backward<V>(call.shape, tf32, pointers<CellWeights, const T>(weights.data()),
-                     choices_of(inputs, operations), data<V>(prev_prev), data<V>(prev),
-                     data<V>(output), data<V>(grad), data<T>(saved),
-                     prev_prev_needs_grad ? data<V>(grad_prev_prev) : nullptr,
-                     prev_needs_grad ? data<V>(grad_prev) : nullptr,
-                     pointers<CellWeights, T>(grads.data()), scratch.data_ptr(), current.stream());
+    cell_backward<V>(
+        call.shape, tf32, pointers<CellWeights, const T>(weights.data()),
+        choices_of(inputs, operations), data<V>(prev_prev), data<V>(prev), data<V>(output),
+        data<V>(grad), data<T>(saved), prev_prev_needs_grad ? data<V>(grad_prev_prev) : nullptr,
+        grad_prev.numel() > 0 ? data<V>(grad_prev) : nullptr,
+        pointers<CellWeights, T>(grads.data()), scratch.data_ptr(), current.stream(), adds_to_prev);
   });
+  return {grad_prev_prev, grads};
+}
+
+std::tuple<Tensor, Tensor, std::vector<Tensor>> cell_backward_operator(
+    Tensor grad, Tensor prev_prev, Tensor prev, Tensor output, Tensor saved, Tensor inputs,
+    Tensor operations, std::vector<Tensor> weights, bool prev_prev_is_larger,
+    bool prev_prev_needs_grad, bool prev_needs_grad, bool tf32) {
+  Tensor grad_prev = new_gradient(prev, prev_needs_grad);
+  const auto [grad_prev_prev, grads] =
+      gradients_of_cell(grad, prev_prev, prev, output, saved, inputs, operations, weights,
+                        prev_prev_is_larger, prev_prev_needs_grad, grad_prev, false, tf32);
   return {grad_prev_prev, grad_prev, grads};
+}
+
+std::tuple<Tensor, std::vector<Tensor>> cell_backward_onto(
+    Tensor grad, Tensor prev_prev, Tensor prev, Tensor output, Tensor saved, Tensor inputs,
+    Tensor operations, std::vector<Tensor> weights, bool prev_prev_is_larger,
+    bool prev_prev_needs_grad, Tensor grad_prev, bool tf32) {
+  const auto sizes = prev.sizes();
+  check_like(grad_prev, "grad_prev", prev.scalar_type(), {sizes.begin(), sizes.end()}, prev);
+  check_aligned(grad_prev, "grad_prev");
+  return gradients_of_cell(grad, prev_prev, prev, output, saved, inputs, operations, weights,
+                           prev_prev_is_larger, prev_prev_needs_grad, grad_prev, true, tf32);
 }
 
 }  // namespace
@@ -152,6 +175,7 @@ STABLE_TORCH_LIBRARY_IMPL(asng, ASNG_CUDA_KEY, m) {
   m.impl("_mixed_node_backward", TORCH_BOX(&mixed_node_backward));
   m.impl("cell", TORCH_BOX(&cell));
   m.impl("_cell_backward", TORCH_BOX(&cell_backward_operator));
+  m.impl("_cell_backward_onto", TORCH_BOX(&cell_backward_onto));
 }
 
 }  // namespace asng::cuda
