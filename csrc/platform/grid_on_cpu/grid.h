@@ -12,6 +12,7 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -216,6 +217,7 @@ inline unsigned int __float_as_uint(float x) {
   std::memcpy(&bits, &x, sizeof(bits));
   return bits;
 }
+inline int __popc(unsigned int bits) { return std::popcount(bits); }
 inline float __uint_as_float(unsigned int bits) {
   float x;
   std::memcpy(&x, &bits, sizeof(x));
