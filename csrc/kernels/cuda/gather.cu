@@ -11,8 +11,8 @@ namespace asng::cuda {
 namespace {
 
 constexpr int kGatherThreads = 256;
-// Blocks of a launch, about: twice what a device runs at the same time.
-constexpr int kGatherBlocks = 512;
+// Blocks of a launch, about: what large devices run at the same time.
+constexpr int kGatherBlocks = 256;
 
 template <class V>
 struct Job {
@@ -142,16 +142,22 @@ __device__ void finish_node(const Job<V>& job, int arch, int node, const double*
   }
 }
 
-template <int S, class V>
+// Of inputs, which operations with stride S read, or of nodes.
+template <int S, bool kInput, class V>
 __global__ __launch_bounds__(kGatherThreads,
                              sizeof(V) == 8 ? 1 : 2) void gather_kernel(const Job<V> job) {
   using T = Compute<V>;
   constexpr int kPixels = InputPatches<S>::kPixels;
   const Dag<V>& dag = job.dag;
   const DagShape& s = dag.shape;
-  const int arch = blockIdx.y, index = job.first + blockIdx.z, node = index - s.inputs;
-  const bool is_input = node < 0, shared_input = is_input && s.is_shared(index);
-  if (shared_input && arch > 0) return;
+  const int index = job.first + blockIdx.z, node = index - s.inputs;
+  if (kInput != (index < s.inputs)) return;
+  const bool shared_input = kInput && s.is_shared(index);
+  const int arch = shared_input ? 0 : blockIdx.y;
+  // At an input that architectures share, their blocks share the work.
+  const int split = shared_input ? blockIdx.y * job.splits + blockIdx.x : blockIdx.x;
+  const int splits = shared_input ? min(job.splits * s.archs, kMaxSplits) : job.splits;
+  if (split >= splits) return;
   double* totals = dynamic_shared<double>();
   T* shared = reinterpret_cast<T*>(totals + 3 * s.padded);
   Consumer* consumers = reinterpret_cast<Consumer*>(shared + 12 * kGatherThreads);
@@ -159,24 +165,20 @@ __global__ __launch_bounds__(kGatherThreads,
   clear(totals, 3 * s.padded);
   const int count =
       list_consumers(job, arch, shared_input ? s.archs : arch + 1, index, S, consumers, *counted);
-  const bool normalized_input = is_input && job.input_coefficients != nullptr;
+  const bool normalized_input = kInput && job.input_coefficients != nullptr;
   if (normalized_input && count == 0) return;
   const State<V> state = dag.state(arch, index);
   const int64_t input = static_cast<int64_t>(index) * s.archs + arch;
-  V* to = is_input ? job.input_grads + input * s.in_size() : job.gradients.node(s, arch, node);
-  // Of the normalizations that end the edges of the node.
-  const V* z[2] = {nullptr, nullptr};
-  const T* norm[2] = {nullptr, nullptr};
-  for (int e = 0; !is_input && e < 2; ++e) {
+  V* to = kInput ? job.input_grads + input * s.in_size() : job.gradients.node(s, arch, node);
+  // Stages of which the normalizations end the edges of the node.
+  int last[2] = {-1, -1};
+  for (int e = 0; !kInput && e < 2; ++e) {
     const PlannedEdge edge = dag.edge(arch, node, e);
-    if (edge.multiplicity == 0 || !dag.normalized(edge)) continue;
-    const int last = dag.separable(edge) ? 1 : 0;
-    z[e] = dag.stage(arch, node, e, last);
-    norm[e] = dag.norm(arch, node, e, last);
+    if (edge.multiplicity != 0 && dag.normalized(edge)) last[e] = dag.separable(edge) ? 1 : 0;
   }
   const InputPatches<S> patches = {state.height, state.width};
   sum_items<1>(
-      patches.count(s.images), s.padded, blockIdx.x, job.splits, shared, totals,
+      patches.count(s.images), s.padded, split, splits, shared, totals,
       [&](int patch, int c, Vec4<T>(&sums)[3]) {
         const Pixel first = patches.at(patch);
         Vec4<T> grads[kPixels] = {}, values[kPixels] = {};
@@ -207,7 +209,7 @@ __global__ __launch_bounds__(kGatherThreads,
           if (from.form != Form::kSeparable)
             add_contribution<S>(job, from, patches, first, c, grads);
         }
-        if (!is_input && count == 0) {
+        if (!kInput && count == 0) {
           patches.load(to, first, s.padded, c, grads);
         } else {
 #pragma unroll
@@ -226,18 +228,19 @@ __global__ __launch_bounds__(kGatherThreads,
           for (int i = 0; i < kPixels; ++i) add_product(sums[1], grads[i], values[i]);
         }
 #pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          if (z[e] == nullptr) continue;
-          patches.load(z[e], first, s.padded, c, values);
+        for (int e = 0; e < (kInput ? 0 : 2); ++e) {
+          if (last[e] < 0) continue;
+          patches.load(dag.stage(arch, node, e, last[e]), first, s.padded, c, values);
+          const T* norm = dag.norm(arch, node, e, last[e]);
 #pragma unroll
           for (int i = 0; i < kPixels; ++i) {
-            add_product(sums[1 + e], grads[i], affine_vec4(values[i], norm[e], s.padded, c));
+            add_product(sums[1 + e], grads[i], affine_vec4(values[i], norm, s.padded, c));
           }
         }
       });
-  if (is_input && !normalized_input) return;
-  if (!sum_over_splits(dag, blockIdx.z * s.archs + arch, 3, job.splits, totals, shared)) return;
-  if (is_input) {
+  if (kInput && !normalized_input) return;
+  if (!sum_over_splits(dag, blockIdx.z * s.archs + arch, 3, split, splits, totals, shared)) return;
+  if (kInput) {
     finish_gradient(totals, totals + s.padded, s.images * state.height * state.width, s.padded,
                     state.norm, true, 1.0, job.input_coefficients + input * 3 * s.padded);
   } else {
@@ -275,21 +278,23 @@ void gather(const Dag<V>& dag, const Gradients<V>& gradients, int first, int cou
             Compute<V>* coefficients, CudaStream stream) {
   const DagShape& s = dag.shape;
   const int consumers = (s.shared != 0 ? s.archs : 1) * s.nodes * s.edges;
-  const auto start = [&](auto stride, int height, int width) {
-    constexpr int S = decltype(stride)::value;
+  const auto start = [&](auto stride, auto input, int height, int width) {
+    constexpr int S = stride();
     const int splits = item_splits(InputPatches<S>{height, width}.count(s.images), s.padded,
                                    kGatherThreads, kGatherBlocks / (s.archs * count));
     const size_t bytes = item_sums_bytes(s.padded, kGatherThreads, sizeof(Compute<V>)) +
                          consumers * sizeof(Consumer) + sizeof(int);
-    launch(gather_kernel<S, V>, dim3(splits, s.archs, count), kGatherThreads, bytes, stream,
-           Job<V>{dag, gradients, input_grads, coefficients, first, splits, consumers});
+    launch(gather_kernel<S, input(), V>, dim3(splits, s.archs, count), kGatherThreads, bytes,
+           stream, Job<V>{dag, gradients, input_grads, coefficients, first, splits, consumers});
   };
+  const std::integral_constant<int, 1> one;
+  const std::integral_constant<int, 2> two;
   if (first >= s.inputs) {
-    start(std::integral_constant<int, 1>(), s.out_height, s.out_width);
+    start(one, std::false_type(), s.out_height, s.out_width);
   } else if (s.stride == 1) {
-    start(std::integral_constant<int, 1>(), s.height, s.width);
+    start(one, std::true_type(), s.height, s.width);
   } else {
-    start(std::integral_constant<int, 2>(), s.height, s.width);
+    start(two, std::true_type(), s.height, s.width);
   }
 }
 

@@ -30,18 +30,22 @@ __device__ inline void clear(double* values, int count) {
 // is shared memory for two doubles a thread, aligned to 16 bytes, whose contents are lost.
 __device__ inline bool sum_over_blocks(double* totals, int columns, double* partials,
                                        unsigned* counter, int split, int splits, void* shared) {
-  constexpr int kAtOnce = 8;  // loads of a thread
+  constexpr int kAtOnce = 16;  // loads of a thread
   double2* slices_of = static_cast<double2*>(shared);
   const int t = threadIdx.x, threads = blockDim.x;
   __syncthreads();
   for (int j = t; j < columns; j += threads) {
     partials[static_cast<int64_t>(split) * columns + j] = totals[j];
   }
-  __threadfence();
   __syncthreads();
-  const bool last = t == 0 && atomicInc(counter, splits - 1) == static_cast<unsigned>(splits - 1);
+  bool last = false;
+  if (t == 0) {
+    // A fence also orders what the barrier has ordered before it, so one thread's is enough.
+    __threadfence();
+    last = atomicInc(counter, splits - 1) == static_cast<unsigned>(splits - 1);
+    __threadfence();
+  }
   if (__syncthreads_or(last) == 0) return false;
-  __threadfence();
   const int pairs = columns / 2, width = min(pairs, threads), slices = threads / width;
   const int lane = t % width, slice = t / width;
   for (int first = 0; first < pairs; first += width) {
@@ -81,14 +85,21 @@ __device__ inline bool sum_over_blocks(double* totals, int columns, double* part
 }
 
 // The same of `kinds` sums per channel, where the partial sums and the counter are those of group
-// `group` of a dag, whose splits are the blocks along x.
+// `group` of a dag.
 template <class V>
-__device__ bool sum_over_splits(const Dag<V>& dag, int group, int kinds, int splits, double* totals,
-                                void* shared) {
+__device__ bool sum_over_splits(const Dag<V>& dag, int group, int kinds, int split, int splits,
+                                double* totals, void* shared) {
   const int padded = dag.shape.padded;
   return sum_over_blocks(totals, kinds * padded,
                          dag.partials + static_cast<int64_t>(group) * kMaxSplits * 3 * padded,
-                         dag.counters + group, blockIdx.x, splits, shared);
+                         dag.counters + group, split, splits, shared);
+}
+
+// The same where the splits are the blocks along x.
+template <class V>
+__device__ bool sum_over_splits(const Dag<V>& dag, int group, int kinds, int splits, double* totals,
+                                void* shared) {
+  return sum_over_splits(dag, group, kinds, blockIdx.x, splits, totals, shared);
 }
 
 // From Σ z and Σ z² over `count` values per channel: normalized = z·scale + shift.

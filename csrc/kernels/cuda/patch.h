@@ -83,7 +83,7 @@ __device__ __forceinline__ void visit_readers(const DagShape& s, const Pixel& fi
   const int top = first.y / S + kFirst, left = first.x / S + kFirst;
   const int line = s.out_width * s.padded;
   // With stride 1 all columns are alike, so that a loop over them is the shorter code.
-  constexpr int kUnrolled = S == 1 ? 1 : kColumns;
+  [[maybe_unused]] constexpr int kUnrolled = S == 1 ? 1 : kColumns;
 #pragma unroll kUnrolled
   for (int q = 0; q < kColumns; q += S == 1 ? D : 1) {
     const int x = left + q;
