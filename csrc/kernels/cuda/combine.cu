@@ -84,9 +84,10 @@ __global__ __launch_bounds__(kThreads, sizeof(V) == 8 ? 1
         }
         Vec4<T> values[NodePatches::kPixels];
         patches.load(from.x, first, s.padded, c, values);
+        const Affine<T> affine = load_affine(from.norm, s.padded, c);
 #pragma unroll
         for (int i = 0; i < NodePatches::kPixels; ++i) {
-          add_product(sums[i], affine_vec4(values[i], from.norm, s.padded, c), fill_vec4(factor));
+          add_product(sums[i], affine(values[i]), fill_vec4(factor));
         }
       }
     }

@@ -177,67 +177,68 @@ __global__ __launch_bounds__(kGatherThreads,
     if (edge.multiplicity != 0 && dag.normalized(edge)) last[e] = dag.separable(edge) ? 1 : 0;
   }
   const InputPatches<S> patches = {state.height, state.width};
-  sum_items<1>(
-      patches.count(s.images), s.padded, split, splits, shared, totals,
-      [&](int patch, int c, Vec4<T>(&sums)[3]) {
-        const Pixel first = patches.at(patch);
-        Vec4<T> grads[kPixels] = {}, values[kPixels] = {};
-        // Separable convolutions first: a ReLU in front of them stops all of what they send.
-        bool relu = false;
-        for (int i = 0; i < count; ++i) {
-          const Consumer from = consumers[i];
-          if (from.form != Form::kSeparable) continue;
-          relu = true;
-          with_window(from.separable, [&](auto w) {
-            depthwise_backward<w.kernel, w.dilation, S>(s, job.gradients.depth + from.grad,
-                                                        dag.packed + from.other, first, c, grads);
-          });
-        }
-        if (relu || normalized_input) {
-          patches.load(state.x, first, s.padded, c, values);
+  sum_items(patches.count(s.images), s.padded, split, splits, shared, totals,
+            [&](int patch, int c, Vec4<T>(&sums)[3]) {
+              const Pixel first = patches.at(patch);
+              Vec4<T> grads[kPixels] = {}, values[kPixels] = {};
+              // Separable convolutions first: a ReLU in front of them stops all of what they send.
+              bool relu = false;
+              for (int i = 0; i < count; ++i) {
+                const Consumer from = consumers[i];
+                if (from.form != Form::kSeparable) continue;
+                relu = true;
+                with_window(from.separable, [&](auto w) {
+                  depthwise_backward<w.kernel, w.dilation, S>(
+                      s, job.gradients.depth + from.grad, dag.packed + from.other, first, c, grads);
+                });
+              }
+              if (relu || normalized_input) {
+                patches.load(state.x, first, s.padded, c, values);
+                const Affine<T> affine = load_affine(state.norm, s.padded, c);
 #pragma unroll
-          for (int i = 0; i < kPixels; ++i) {
-            values[i] = affine_vec4(values[i], state.norm, s.padded, c);
+                for (int i = 0; i < kPixels; ++i) {
+                  values[i] = affine(values[i]);
 #pragma unroll
-            for (int j = 0; j < 4; ++j) {
-              grads[i].v[j] = values[i].v[j] > T(0) ? grads[i].v[j] : T(0);
-            }
-          }
-        }
-        for (int i = 0; i < count; ++i) {
-          const Consumer from = consumers[i];
-          if (from.form != Form::kSeparable)
-            add_contribution<S>(job, from, patches, first, c, grads);
-        }
-        if (!kInput && count == 0) {
-          patches.load(to, first, s.padded, c, grads);
-        } else {
+                  for (int j = 0; j < 4; ++j) {
+                    grads[i].v[j] = values[i].v[j] > T(0) ? grads[i].v[j] : T(0);
+                  }
+                }
+              }
+              for (int i = 0; i < count; ++i) {
+                const Consumer from = consumers[i];
+                if (from.form != Form::kSeparable)
+                  add_contribution<S>(job, from, patches, first, c, grads);
+              }
+              if (!kInput && count == 0) {
+                patches.load(to, first, s.padded, c, grads);
+              } else {
 #pragma unroll
-          for (int i = 0; i < kPixels; ++i) {
-            if (patches.inside(first, i)) {
-              grads[i] = store_rounded(to + patches.offset(first, i, s.padded, c), grads[i]);
-            } else {
-              grads[i] = fill_vec4(T(0));
-            }
-          }
-        }
+                for (int i = 0; i < kPixels; ++i) {
+                  if (patches.inside(first, i)) {
+                    grads[i] = store_rounded(to + patches.offset(first, i, s.padded, c), grads[i]);
+                  } else {
+                    grads[i] = fill_vec4(T(0));
+                  }
+                }
+              }
 #pragma unroll
-        for (int i = 0; i < kPixels; ++i) sums[0] += grads[i];
-        if (normalized_input) {
+              for (int i = 0; i < kPixels; ++i) sums[0] += grads[i];
+              if (normalized_input) {
 #pragma unroll
-          for (int i = 0; i < kPixels; ++i) add_product(sums[1], grads[i], values[i]);
-        }
+                for (int i = 0; i < kPixels; ++i) add_product(sums[1], grads[i], values[i]);
+              }
 #pragma unroll
-        for (int e = 0; e < (kInput ? 0 : 2); ++e) {
-          if (last[e] < 0) continue;
-          patches.load(dag.stage(arch, node, e, last[e]), first, s.padded, c, values);
-          const T* norm = dag.norm(arch, node, e, last[e]);
+              for (int e = 0; e < (kInput ? 0 : 2); ++e) {
+                if (last[e] < 0) continue;
+                patches.load(dag.stage(arch, node, e, last[e]), first, s.padded, c, values);
+                const Affine<T> affine =
+                    load_affine<T>(dag.norm(arch, node, e, last[e]), s.padded, c);
 #pragma unroll
-          for (int i = 0; i < kPixels; ++i) {
-            add_product(sums[1 + e], grads[i], affine_vec4(values[i], norm, s.padded, c));
-          }
-        }
-      });
+                for (int i = 0; i < kPixels; ++i) {
+                  add_product(sums[1 + e], grads[i], affine(values[i]));
+                }
+              }
+            });
   if (kInput && !normalized_input) return;
   if (!sum_over_splits(dag, blockIdx.z * s.archs + arch, 3, split, splits, totals, shared)) return;
   if (kInput) {

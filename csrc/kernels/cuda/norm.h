@@ -133,6 +133,27 @@ __device__ void finish_gradient(const double* sums, const double* dots, double c
   }
 }
 
+// What affine_vec4 does, with the scales and shifts of four channels in registers.
+template <class T>
+struct Affine {
+  Vec4<T> scale, shift;
+
+  __device__ Vec4<T> operator()(Vec4<T> x) const {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) x.v[i] = x.v[i] * scale.v[i] + shift.v[i];
+    return x;
+  }
+};
+
+template <class T>
+__device__ __forceinline__ Affine<T> load_affine(const T* norm, int padded, int channel) {
+  Affine<T> affine = {fill_vec4(T(1)), fill_vec4(T(0))};
+  if (norm != nullptr) {
+    affine = {load_vec4(norm + channel), load_vec4(norm + padded + channel)};
+  }
+  return affine;
+}
+
 // a·g + b·z + c
 template <class T>
 __device__ __forceinline__ Vec4<T> norm_gradient_vec4(const Vec4<T>& g, const Vec4<T>& z,
@@ -146,10 +167,10 @@ __device__ __forceinline__ Vec4<T> norm_gradient_vec4(const Vec4<T>& g, const Ve
   return sum;
 }
 
-// Calls visit(item, channel, sums) for this block's split of pixels, or of patches of them, and all
+// Calls visit(item, channel, sums) for this block's split of some items, groups of pixels, and all
 // their channels, which adds to the three sums, and adds those to `totals` (3, padded). `shared`
-// has room for 12 values a thread. A thread has `kUnrolled` items under way.
-template <int kUnrolled, class T, class Visit>
+// has room for 12 values a thread.
+template <class T, class Visit>
 __device__ void sum_items(int items, int padded, int split, int splits, T* shared, double* totals,
                           Visit visit) {
   const int threads = blockDim.x, quads = padded / 4;
@@ -160,7 +181,6 @@ __device__ void sum_items(int items, int padded, int split, int splits, T* share
     const bool mine = slot < slots && quad < quads;
     Vec4<T> sums[3] = {fill_vec4(T(0)), fill_vec4(T(0)), fill_vec4(T(0))};
     if (mine) {
-#pragma unroll kUnrolled
       for (int item = split * slots + slot; item < items; item += splits * slots) {
         visit(item, quad * 4, sums);
       }
@@ -207,23 +227,40 @@ inline int item_splits(int64_t items, int padded, int threads, int most) {
   return static_cast<int>(std::min<int64_t>(splits, std::max(most, 1)));
 }
 
-inline constexpr int kPixelsAtOnce = 4;  // of a thread in sum_gradient
+// Pixels of a thread in sum_gradient that are under way at once.
+inline constexpr int kPixelsAtOnce = 4;
 
+ASNG_HD inline int pixel_groups(int64_t pixels) {
+  return static_cast<int>((pixels + kPixelsAtOnce - 1) / kPixelsAtOnce);
+}
 inline int pixel_splits(int64_t pixels, int padded) {
-  return item_splits((pixels + kPixelsAtOnce - 1) / kPixelsAtOnce, padded, kThreads, kMaxSplits);
+  return item_splits(pixel_groups(pixels), padded, kThreads, kMaxSplits);
 }
 
 // Adds Σ g and Σ g·normalized to the totals.
 template <class V, class T>
 __device__ void sum_gradient(const V* g, const V* z, const T* norm, int pixels, int padded,
                              int split, int splits, T* shared, double* totals) {
-  sum_items<kPixelsAtOnce>(
-      pixels, padded, split, splits, shared, totals, [&](int pixel, int c, Vec4<T>(&sums)[3]) {
-        const int64_t at = static_cast<int64_t>(pixel) * padded + c;
-        const Vec4<T> grad = load_vec4(g + at);
-        sums[0] += grad;
-        add_product(sums[1], grad, affine_vec4(load_vec4(z + at), norm, padded, c));
-      });
+  const int groups = pixel_groups(pixels);
+  sum_items(groups, padded, split, splits, shared, totals,
+            [&](int group, int c, Vec4<T>(&sums)[3]) {
+              const Affine<T> affine = load_affine(norm, padded, c);
+              Vec4<T> grads[kPixelsAtOnce], values[kPixelsAtOnce];
+#pragma unroll
+              for (int k = 0; k < kPixelsAtOnce; ++k) {
+                // Neighboring threads have neighboring pixels.
+                const int pixel = group + k * groups;  // the last ones may be one too many
+                const int64_t at = static_cast<int64_t>(min(pixel, pixels - 1)) * padded + c;
+                grads[k] = load_vec4(g + at);
+                values[k] = load_vec4(z + at);
+              }
+#pragma unroll
+              for (int k = 0; k < kPixelsAtOnce; ++k) {
+                if (group + k * groups >= pixels) continue;
+                sums[0] += grads[k];
+                add_product(sums[1], grads[k], affine(values[k]));
+              }
+            });
 }
 
 template <class V>

@@ -1,6 +1,9 @@
 // 3×3 pools, of patches of pixels and four channels at a time, forward and backward.
 #pragma once
 
+#include <cmath>
+
+#include "kernels/cuda/norm.h"
 #include "kernels/cuda/patch.h"
 
 namespace asng::cuda {
@@ -29,22 +32,26 @@ __device__ __forceinline__ void pool_forward(const State<V>& from, int padded, c
   }
   const V* image = image_of(from.x, first.image, from.height, from.width, padded, c);
   const int line = from.width * padded;
+  Vec4<T> values[kRows][kPoolKernel];
+  // What lies beyond the edge is read from the edge, so that nothing stands between the loads.
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    const V* row = image + min(max(top + r, 0), from.height - 1) * line;
+#pragma unroll
+    for (int q = 0; q < kPoolKernel; ++q) {
+      values[r][q] = load_vec4(row + min(max(left + q, 0), from.width - 1) * padded);
+    }
+  }
+  const Affine<T> affine = load_affine(from.norm, padded, c);
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
     const bool in_image = is_within(top + r, from.height);
-    Vec4<T> values[kPoolKernel];
-    bool inside[kPoolKernel];
 #pragma unroll
     for (int q = 0; q < kPoolKernel; ++q) {
-      inside[q] = in_image && is_within(left + q, from.width);
-      values[q] = fill_vec4(T(0));
-      if (inside[q]) values[q] = load_vec4(image + (top + r) * line + (left + q) * padded);
-    }
+      const bool inside = in_image && is_within(left + q, from.width);
+      values[r][q] = affine(values[r][q]);
 #pragma unroll
-    for (int q = 0; q < kPoolKernel; ++q) {
-      values[q] = affine_vec4(values[q], from.norm, padded, c);
-#pragma unroll
-      for (int i = 0; i < 4; ++i) values[q].v[i] = inside[q] ? values[q].v[i] : none;
+      for (int i = 0; i < 4; ++i) values[r][q].v[i] = inside ? values[r][q].v[i] : none;
     }
 #pragma unroll
     for (int p = 0; p < kPixels; ++p) {
@@ -54,7 +61,7 @@ __device__ __forceinline__ void pool_forward(const State<V>& from, int padded, c
       for (int q = 0; q < kPoolKernel; ++q) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          const T v = values[q].v[i];
+          const T v = values[r][q].v[i];
           if (!kMax) {
             result[p].v[i] += v;
           } else if (v > result[p].v[i] || v != v) {
