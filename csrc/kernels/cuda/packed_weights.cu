@@ -32,7 +32,7 @@ __device__ PlannedEdge look_up(const PlanJob<T>& job, int slot) {
   const int first = slot / job.shape.edges * job.shape.edges;
   // The first of equal edges stands for all.
   int equal = 0, earlier = 0;
-#pragma unroll 4
+#pragma unroll 2
   for (int other = first; other < first + job.shape.edges; ++other) {
     const int differs = (job.inputs[other] ^ edge.input) | (job.operations[other] ^ edge.operation);
     equal += differs == 0;
@@ -54,16 +54,17 @@ __device__ void pack_tile(const MatrixShape& s, const T* weight, bool backward, 
   const int outer = tile / across, inner = tile - outer * across;
   const int row = (backward ? outer : inner) * 4, place = (backward ? inner : outer) * 4;
   const int source = place / s.padded_channels, channel = place - source * s.padded_channels;
+  const int first_row = s.first_row(source), end_row = s.end_row(source);
   Vec4<T> rows[4];
 #pragma unroll
   for (int j = 0; j < 4; ++j) {
     const int column = s.column(source, channel + j);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      rows[i].v[j] = T(0);
-      if (column >= 0 && s.reads(row + i, source)) {
-        rows[i].v[j] = weight[static_cast<int64_t>(row + i) * columns + column];
-      }
+      // Where there is a zero, the load is of another weight: nothing stands between the loads.
+      const bool real = (column >= 0) & (row + i >= first_row) & (row + i < end_row);
+      const T value = weight[real ? static_cast<int64_t>(row + i) * columns + column : 0];
+      rows[i].v[j] = real ? value : T(0);
     }
   }
 #pragma unroll
@@ -92,7 +93,8 @@ __device__ void pack_element(const T* weight, int channels, int padded, int elem
   Vec4<T> values = fill_vec4(T(0));
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    if (c + i < channels) values.v[i] = weight[(c + i) * elements + element];
+    const T value = weight[min(c + i, channels - 1) * elements + element];
+    if (c + i < channels) values.v[i] = value;
   }
   write_vec4(packed + element * padded + c, values);
 }
@@ -124,12 +126,13 @@ __global__ __launch_bounds__(kThreads) void plan_kernel(const PlanJob<T> job) {
   const DagShape& s = job.shape;
   const int slots = s.slots(), block = blockIdx.x;
   const int first = blockIdx.y * kThreads + threadIdx.x, step = gridDim.y * kThreads;
-  const int all = step * gridDim.x, mine = block * step + first;
+  // From the last block on, which has the least to pack.
+  const int all = step * gridDim.x, mine = all - 1 - (block * step + first);
   for (int i = mine; i < job.counter_count; i += all) job.counters[i] = 0;
   for (int i = mine; i < s.archs * s.states(); i += all) {
     const int arch = i / s.states(), state = i - arch * s.states();
     int32_t read = 0;
-#pragma unroll 4
+#pragma unroll 1
     for (int slot = s.slot(arch, 0, 0); slot < s.slot(arch + 1, 0, 0); ++slot) {
       const PlannedEdge edge = read_edge(job, slot);
       read |= edge.form != Form::kNone && edge.input == state;

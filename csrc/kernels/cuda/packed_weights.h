@@ -23,11 +23,10 @@ struct MatrixShape {
   ASNG_HD int64_t size() const { return static_cast<int64_t>(rows) * columns(); }
   ASNG_HD int64_t packed_size() const { return static_cast<int64_t>(padded) * depth(); }
 
-  // Whether a row has weights for a source.
-  ASNG_HD bool reads(int row, int source) const {
-    return row < rows && (!factorized || (row >= even_rows()) == (source == 1));
-  }
-  // Column of the weight, in the rows that read the source; -1 where the packed matrix has zeros.
+  // The rows that have weights for a source.
+  ASNG_HD int first_row(int source) const { return factorized && source == 1 ? even_rows() : 0; }
+  ASNG_HD int end_row(int source) const { return factorized && source == 0 ? even_rows() : rows; }
+  // Column of the weight, in those rows; -1 where the packed matrix has zeros.
   ASNG_HD int column(int source, int channel) const {
     if (channel >= channels) return -1;
     if (window != 0) return channel % window * 9 + channel / window;

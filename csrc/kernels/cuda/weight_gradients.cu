@@ -139,7 +139,8 @@ __global__ __launch_bounds__(kLanes* kSlices) void weights_kernel(const Job<T> j
   __syncthreads();
   const int value = threadIdx.y * kLanes + threadIdx.x, at = first + value;
   const int row = at / depth, place = at - row * depth, source = place / shape.padded_channels;
-  if (value >= kBlockValues || !shape.reads(row, source)) return;
+  if (value >= kBlockValues || row < shape.first_row(source) || row >= shape.end_row(source))
+    return;
   const int column = shape.column(source, place - source * shape.padded_channels);
   if (column < 0) return;
   T total = 0;
