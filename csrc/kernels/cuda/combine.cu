@@ -16,66 +16,99 @@ struct Job {
   bool keeps_maxima;
 };
 
-template <class V>
-__device__ Vec4<Compute<V>> term(const Job<V>& job, int arch, int e, const PlannedEdge& edge,
-                                 int64_t pixel, int image, int y, int x, int c) {
-  using T = Compute<V>;
-  const Dag<V>& dag = job.dag;
-  const int padded = dag.shape.padded;
-  if (edge.form == Form::kNone) {
-    const T not_a_number = static_cast<T>(nan(""));
-    Vec4<T> nans;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) nans.v[i] = c + i < dag.shape.channels ? not_a_number : T(0);
-    return nans;
+// Two pixels of a node, one above the other.
+using NodePatches = Patches<2, 1>;
+
+// Adds a pool of an edge, of which the positions of maxima are kept if `maxima` is not null.
+template <int S, class V>
+__device__ __forceinline__ void add_pool(const DagShape& s, const State<V>& from, bool is_max,
+                                         uint32_t* maxima, Compute<V> factor,
+                                         const NodePatches& patches, const Pixel& first, int c,
+                                         Vec4<Compute<V>> (&sums)[NodePatches::kPixels]) {
+  const auto keep = [&](int pixel, uint32_t places) {
+    if (maxima != nullptr && patches.inside(first, pixel)) {
+      maxima[patches.offset(first, pixel, s.padded, c) / 4] = places;
+    }
+  };
+  if (is_max) {
+    pool_forward<S, true>(from, s.padded, first, c, factor, sums, keep);
+  } else {
+    pool_forward<S, false>(from, s.padded, first, c, factor, sums, keep);
   }
-  if (dag.normalized(edge)) {
-    const int last = dag.separable(edge) ? 1 : 0;
-    return affine_vec4(load_vec4(dag.stage(arch, job.node, e, last) + pixel * padded + c),
-                       dag.norm(arch, job.node, e, last), padded, c);
-  }
-  const State<V> from = dag.state(arch, edge.input);
-  if (edge.form == Form::kIdentity) {
-    return affine_vec4(load_vec4(from.x + pixel * padded + c), from.norm, padded, c);
-  }
-  uint32_t* maxima = job.keeps_maxima && edge.form == Form::kMaxPool
-                         ? dag.maxima(arch, job.node, e) + (pixel * padded + c) / 4
-                         : nullptr;
-  return pool_forward(from, padded, dag.stride(edge), edge.form == Form::kMaxPool, image, y, x, c,
-                      maxima);
 }
 
-template <class V>
-__global__ __launch_bounds__(kThreads) void combine_kernel(const Job<V> job) {
+template <int S, class V>
+__global__ __launch_bounds__(kThreads, sizeof(V) == 8 ? 1
+                                       : S == 1       ? 5
+                                                      : 4) void combine_kernel(const Job<V> job) {
   using T = Compute<V>;
-  const DagShape& s = job.dag.shape;
-  const int arch = blockIdx.y, quads = s.padded / 4;
-  const int64_t count = s.out_size() / 4;
-  V* out = job.dag.nodes + (static_cast<int64_t>(job.node) * s.archs + arch) * s.out_size();
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < count;
-       i += static_cast<int64_t>(gridDim.x) * kThreads) {
-    const int pixel = static_cast<int>(i / quads),
-              c = static_cast<int>(i - static_cast<int64_t>(pixel) * quads) * 4;
-    const int line = pixel / s.out_width, x = pixel - line * s.out_width;
-    const int image = line / s.out_height, y = line - image * s.out_height;
-    Vec4<T> sum = fill_vec4(T(0));
+  const Dag<V>& dag = job.dag;
+  const DagShape& s = dag.shape;
+  const int arch = blockIdx.y;
+  V* out = dag.nodes + (static_cast<int64_t>(job.node) * s.archs + arch) * s.out_size();
+  const NodePatches patches = {s.out_height, s.out_width};
+  visit_patches(patches.count(s.images), s.padded, [&](int patch, int c) {
+    const Pixel first = patches.at(patch);
+    Vec4<T> sums[NodePatches::kPixels] = {};
     for (int e = 0; e < s.edges; ++e) {
-      const PlannedEdge edge = job.dag.edge(arch, job.node, e);
+      const PlannedEdge edge = dag.edge(arch, job.node, e);
       if (edge.multiplicity == 0) continue;
-      add_product(sum, term(job, arch, e, edge, pixel, image, y, x, c),
-                  fill_vec4(static_cast<T>(edge.multiplicity)));
+      const T factor = static_cast<T>(edge.multiplicity);
+      const bool pools = edge.form == Form::kAveragePool || edge.form == Form::kMaxPool;
+      if (edge.form == Form::kNone) {
+        const T not_a_number = static_cast<T>(nan(""));
+#pragma unroll
+        for (int i = 0; i < NodePatches::kPixels; ++i) {
+#pragma unroll
+          for (int j = 0; j < 4; ++j) {
+            if (c + j < s.channels) sums[i].v[j] = not_a_number;
+          }
+        }
+      } else if (pools) {
+        const State<V> from = dag.state(arch, edge.input);
+        const bool is_max = edge.form == Form::kMaxPool;
+        uint32_t* maxima = job.keeps_maxima ? dag.maxima(arch, job.node, e) : nullptr;
+        if (S == 1 || edge.input >= s.inputs) {
+          add_pool<1>(s, from, is_max, maxima, factor, patches, first, c, sums);
+        } else {
+          add_pool<S>(s, from, is_max, maxima, factor, patches, first, c, sums);
+        }
+      } else {
+        // The input itself, or what a normalization makes of the last stage.
+        State<V> from;
+        if (dag.normalized(edge)) {
+          const int last = dag.separable(edge) ? 1 : 0;
+          from = {dag.stage(arch, job.node, e, last), dag.norm(arch, job.node, e, last), 0, 0};
+        } else {
+          from = dag.state(arch, edge.input);
+        }
+        Vec4<T> values[NodePatches::kPixels];
+        patches.load(from.x, first, s.padded, c, values);
+        const Affine<T> affine = load_affine(from.norm, s.padded, c);
+#pragma unroll
+        for (int i = 0; i < NodePatches::kPixels; ++i) {
+          add_product(sums[i], affine(values[i]), fill_vec4(factor));
+        }
+      }
     }
-    write_vec4(out + i * 4, sum);
-  }
+#pragma unroll
+    for (int i = 0; i < NodePatches::kPixels; ++i) {
+      if (patches.inside(first, i)) {
+        write_vec4(out + patches.offset(first, i, s.padded, c), sums[i]);
+      }
+    }
+  });
 }
 
 }  // namespace
 
 template <class V>
 void combine_forward(const Dag<V>& dag, int node, bool keeps_maxima, CudaStream stream) {
-  const int64_t count = dag.shape.out_size() / 4;
-  const int blocks = static_cast<int>(std::min<int64_t>((count + kThreads - 1) / kThreads, 4096));
-  launch(combine_kernel<V>, dim3(blocks, dag.shape.archs), kThreads, 0, stream,
+  const DagShape& s = dag.shape;
+  const int count = NodePatches{s.out_height, s.out_width}.count(s.images);
+  const int slots = std::max(kThreads / (s.padded / 4), 1);
+  const auto kernel = s.stride == 1 ? &combine_kernel<1, V> : &combine_kernel<2, V>;
+  launch(kernel, dim3(std::min((count + slots - 1) / slots, 4096), s.archs), kThreads, 0, stream,
          Job<V>{dag, node, keeps_maxima});
 }
 

@@ -137,38 +137,4 @@ __device__ void depthwise_tile(const State<V>& from, int padded, const TileLayou
   }
 }
 
-// An output pixel's coordinate for a window's position k, whose middle is `middle`; -1: none.
-__device__ __forceinline__ int window_at(int position, int k, int middle, int stride, int size) {
-  const int at = position + middle - k;
-  if (at < 0 || (stride == 2 && (at & 1) != 0)) return -1;
-  const int out = stride == 2 ? at / 2 : at;
-  return out < size ? out : -1;
-}
-
-// The gradient of pixel (y, x) of the input of ReLU and a depthwise convolution, from that of its
-// output, `depth`. The input's value there is `value`; `weight` is (kernel elements, padded).
-template <int K, int D, class V>
-__device__ Vec4<Compute<V>> depthwise_backward(const DagShape& s, const V* depth,
-                                               const Compute<V>* weight, int stride, int image,
-                                               int y, int x, int c, const Vec4<Compute<V>>& value) {
-  using T = Compute<V>;
-  Vec4<T> sum = fill_vec4(T(0));
-#pragma unroll 1
-  for (int ky = 0; ky < K; ++ky) {
-    const int oy = window_at(y, ky * D, D * (K / 2), stride, s.out_height);
-    if (oy < 0) continue;
-    const int64_t line = (static_cast<int64_t>(image) * s.out_height + oy) * s.out_width;
-#pragma unroll
-    for (int kx = 0; kx < K; ++kx) {
-      const int ox = window_at(x, kx * D, D * (K / 2), stride, s.out_width);
-      if (ox < 0) continue;
-      add_product(sum, load_vec4(depth + (line + ox) * s.padded + c),
-                  load_vec4(weight + (ky * K + kx) * s.padded + c));
-    }
-  }
-#pragma unroll
-  for (int i = 0; i < 4; ++i) sum.v[i] = value.v[i] > T(0) ? sum.v[i] : T(0);
-  return sum;
-}
-
 }  // namespace asng::cuda

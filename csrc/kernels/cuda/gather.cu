@@ -10,6 +10,10 @@ namespace asng::cuda {
 
 namespace {
 
+constexpr int kGatherThreads = 256;
+// Blocks of a launch, about: what large devices run at the same time.
+constexpr int kGatherBlocks = 256;
+
 template <class V>
 struct Job {
   Dag<V> dag;
@@ -17,72 +21,107 @@ struct Job {
   V* input_grads;
   Compute<V>* input_coefficients;
   int first, splits;
+  int consumers = 0;  // of a state, at most
 };
 
+// An edge that reads a state, and where its gradient is: in that of its node or, if it has one of
+// its own, in `depth`; and where its depthwise weights or maxima are. As offsets, because a pointer
+// that comes from shared memory may point anywhere, for all that the compiler knows.
 struct Consumer {
-  int arch, node, e, multiplicity;
+  int64_t grad, other;
+  int32_t multiplicity;
   Form form;
-  int separable;
+  int32_t separable;
 };
 
-// What one edge sends to pixel (y, x) of a state, whose value there is `value`.
+// Adds the gradient of a patch of the input of a depthwise convolution with stride S, from that of
+// its output, `depth`; `weight` is (kernel elements, padded).
+template <int K, int D, int S, class V>
+__device__ __forceinline__ void depthwise_backward(
+    const DagShape& s, const V* depth, const Compute<V>* weight, const Pixel& first, int c,
+    Vec4<Compute<V>> (&to)[InputPatches<S>::kPixels]) {
+  using T = Compute<V>;
+  depth = image_of(depth, first.image, s.out_height, s.out_width, s.padded, c);
+  weight += c;
+  visit_readers<K, D, S>(
+      s, first,
+      [&](int at, bool there) {
+        Vec4<T> value = fill_vec4(T(0));
+        if (there) value = load_vec4(depth + at);
+        return value;
+      },
+      [&](int i, int ky, int kx, const Vec4<T>& value) {
+        add_product(to[i], value, load_vec4(weight + (ky * K + kx) * s.padded));
+      });
+}
+
 template <class V>
-__device__ Vec4<Compute<V>> contribution(const Job<V>& job, const Consumer& from, int stride,
-                                         int image, int y, int x, int c, int64_t pixel,
-                                         const Vec4<Compute<V>>& value) {
+__device__ const uint32_t* maxima_of(const Dag<V>& dag) {
+  return reinterpret_cast<const uint32_t*>(dag.z);
+}
+
+// Adds what an edge with stride S that is no separable convolution sends to a patch.
+template <int S, class V>
+__device__ __forceinline__ void add_contribution(const Job<V>& job, const Consumer& from,
+                                                 const InputPatches<S>& patches, const Pixel& first,
+                                                 int c,
+                                                 Vec4<Compute<V>> (&to)[InputPatches<S>::kPixels]) {
   using T = Compute<V>;
   const DagShape& s = job.dag.shape;
-  switch (from.form) {
-    case Form::kIdentity: {
-      if (stride == 1) {
-        Vec4<T> g = load_vec4(job.gradients.node(s, from.arch, from.node) + pixel * s.padded + c);
+  const V* node_grad = job.gradients.nodes + from.grad;
+  if (from.form != Form::kIdentity) {
+    const uint32_t* maxima =
+        from.form == Form::kMaxPool ? maxima_of(job.dag) + from.other : nullptr;
+    pool_backward<S>(s, node_grad, maxima, from.multiplicity, first, c, to);
+  } else if constexpr (S == 1) {
+    Vec4<T> grads[InputPatches<S>::kPixels];
+    patches.load(node_grad, first, s.padded, c, grads);
+    const Vec4<T> factor = fill_vec4(static_cast<T>(from.multiplicity));
 #pragma unroll
-        for (int i = 0; i < 4; ++i) g.v[i] *= static_cast<T>(from.multiplicity);
-        return g;
-      }
-      // A factorized reduction reads the pixels of which both coordinates are even, or both odd.
-      if (((y ^ x) & 1) != 0) return fill_vec4(T(0));
-      const int64_t out =
-          (static_cast<int64_t>(image) * s.out_height + y / 2) * s.out_width + x / 2;
-      return load_vec4(job.gradients.depth_of(s, from.arch, from.node, from.e) +
-                       (y & 1) * s.out_size() + out * s.padded + c);
-    }
-    case Form::kAveragePool:
-    case Form::kMaxPool:
-      return pool_backward(
-          s, job.gradients.node(s, from.arch, from.node),
-          from.form == Form::kMaxPool ? job.dag.maxima(from.arch, from.node, from.e) : nullptr,
-          from.multiplicity, stride, image, y, x, c);
-    default: {
-      const V* depth = job.gradients.depth_of(s, from.arch, from.node, from.e);
-      const T* weight = job.dag.depthwise(from.arch, from.node, from.e, 0);
-      Vec4<T> sum = fill_vec4(T(0));
-      with_window(from.separable, [&](auto w) {
-        sum = depthwise_backward<w.kernel, w.dilation>(s, depth, weight, stride, image, y, x, c,
-                                                       value);
-      });
-      return sum;
-    }
+    for (int i = 0; i < InputPatches<S>::kPixels; ++i) add_product(to[i], grads[i], factor);
+  } else {
+    // A factorized reduction reads the pixels of which both coordinates are even, or both odd.
+    const int line = first.image * s.out_height + first.y / 2;
+    const V* even = job.gradients.depth + from.grad +
+                    (static_cast<int64_t>(line) * s.out_width + first.x / 2) * s.padded + c;
+    const Vec4<T> first_grad = load_vec4(even);
+    if (patches.inside(first, 3)) to[3] += load_vec4(even + s.out_size());
+    to[0] += first_grad;
   }
 }
 
 // The edges that read state `index` of architectures [arch, end), in their order, and how many;
 // both in shared memory.
 template <class V>
-__device__ int list_consumers(const Dag<V>& dag, int arch, int end, int index, Consumer* list,
-                              int& count) {
+__device__ int list_consumers(const Job<V>& job, int arch, int end, int index, int stride,
+                              Consumer* list, int& count) {
+  const Dag<V>& dag = job.dag;
   const DagShape& s = dag.shape;
-  if (threadIdx.x == 0) {
-    count = 0;
-    for (int a = arch; a < end; ++a) {
-      for (int node = max(index - s.inputs + 1, 0); node < s.nodes; ++node) {
-        for (int e = 0; e < s.edges; ++e) {
-          const PlannedEdge edge = dag.edge(a, node, e);
-          if (edge.multiplicity == 0 || edge.form == Form::kNone || edge.input != index) continue;
-          list[count++] = {a, node, e, edge.multiplicity, edge.form, edge.separable};
-        }
+  if (threadIdx.x < 32) {
+    int found = 0;
+    const int last = s.slot(end, 0, 0);
+#pragma unroll 1
+    for (int base = s.slot(arch, 0, 0); base < last; base += 32) {
+      const int slot = base + static_cast<int>(threadIdx.x);
+      PlannedEdge edge = {0, 0, 0, Form::kNone, 0};
+      if (slot < last) edge = dag.plan[slot];
+      const bool reads = edge.multiplicity != 0 && edge.form != Form::kNone && edge.input == index;
+      const unsigned all = __ballot_sync(0xffffffffu, reads);
+      if (reads) {
+        const int line = slot / s.edges, e = slot - line * s.edges;
+        const int a = line / s.nodes, node = line - a * s.nodes;
+        const bool own = edge.form == Form::kSeparable || is_factorized(edge.form, stride);
+        list[found + __popc(all & ((1u << threadIdx.x) - 1))] = {
+            own ? job.gradients.depth_of(s, a, node, e) - job.gradients.depth
+                : job.gradients.node(s, a, node) - job.gradients.nodes,
+            edge.form == Form::kSeparable ? dag.depthwise(a, node, e, 0) - dag.packed
+            : edge.form == Form::kMaxPool ? dag.maxima(a, node, e) - maxima_of(dag)
+                                          : 0,
+            edge.multiplicity, edge.form, edge.separable};
       }
+      found += __popc(all);
     }
+    if (threadIdx.x == 0) count = found;
   }
   __syncthreads();
   return count;
@@ -103,67 +142,108 @@ __device__ void finish_node(const Job<V>& job, int arch, int node, const double*
   }
 }
 
-template <class V>
-__global__ __launch_bounds__(kThreads) void gather_kernel(const Job<V> job) {
+// Of inputs, which operations with stride S read, or of nodes.
+template <int S, bool kInput, class V>
+__global__ __launch_bounds__(kGatherThreads,
+                             sizeof(V) == 8 ? 1 : 2) void gather_kernel(const Job<V> job) {
   using T = Compute<V>;
+  constexpr int kPixels = InputPatches<S>::kPixels;
   const Dag<V>& dag = job.dag;
   const DagShape& s = dag.shape;
-  const int arch = blockIdx.y, index = job.first + blockIdx.z, node = index - s.inputs;
-  const bool is_input = node < 0, shared_input = is_input && s.is_shared(index);
-  if (shared_input && arch > 0) return;
+  const int index = job.first + blockIdx.z, node = index - s.inputs;
+  if (kInput != (index < s.inputs)) return;
+  const bool shared_input = kInput && s.is_shared(index);
+  const int arch = shared_input ? 0 : blockIdx.y;
+  // At an input that architectures share, their blocks share the work.
+  const int split = shared_input ? blockIdx.y * job.splits + blockIdx.x : blockIdx.x;
+  const int splits = shared_input ? min(job.splits * s.archs, kMaxSplits) : job.splits;
+  if (split >= splits) return;
   double* totals = dynamic_shared<double>();
   T* shared = reinterpret_cast<T*>(totals + 3 * s.padded);
-  int* counted = reinterpret_cast<int*>(shared + 12 * kThreads);
-  Consumer* consumers = reinterpret_cast<Consumer*>(counted + 1);
+  Consumer* consumers = reinterpret_cast<Consumer*>(shared + 12 * kGatherThreads);
+  int* counted = reinterpret_cast<int*>(consumers + job.consumers);
   clear(totals, 3 * s.padded);
   const int count =
-      list_consumers(dag, arch, shared_input ? s.archs : arch + 1, index, consumers, *counted);
-  const bool normalized_input = is_input && job.input_coefficients != nullptr;
+      list_consumers(job, arch, shared_input ? s.archs : arch + 1, index, S, consumers, *counted);
+  const bool normalized_input = kInput && job.input_coefficients != nullptr;
   if (normalized_input && count == 0) return;
   const State<V> state = dag.state(arch, index);
   const int64_t input = static_cast<int64_t>(index) * s.archs + arch;
-  V* to = is_input ? job.input_grads + input * s.in_size() : job.gradients.node(s, arch, node);
-  const int stride = is_input ? s.stride : 1;
-  // Of the normalizations that end the edges of the node.
-  const V* z[2] = {nullptr, nullptr};
-  const T* norm[2] = {nullptr, nullptr};
-  for (int e = 0; !is_input && e < 2; ++e) {
+  V* to = kInput ? job.input_grads + input * s.in_size() : job.gradients.node(s, arch, node);
+  // Stages of which the normalizations end the edges of the node.
+  int last[2] = {-1, -1};
+  for (int e = 0; !kInput && e < 2; ++e) {
     const PlannedEdge edge = dag.edge(arch, node, e);
-    if (edge.multiplicity == 0 || !dag.normalized(edge)) continue;
-    const int last = dag.separable(edge) ? 1 : 0;
-    z[e] = dag.stage(arch, node, e, last);
-    norm[e] = dag.norm(arch, node, e, last);
+    if (edge.multiplicity != 0 && dag.normalized(edge)) last[e] = dag.separable(edge) ? 1 : 0;
   }
-  const int pixels = s.images * state.height * state.width;
-  sum_pixels(pixels, s.padded, blockIdx.x, job.splits, shared, totals,
-             [&](int pixel, int c, Vec4<T>(&sums)[3]) {
-               const int64_t at = static_cast<int64_t>(pixel) * s.padded + c;
-               Vec4<T> grad = fill_vec4(T(0));
-               const Vec4<T> value = affine_vec4(load_vec4(state.x + at), state.norm, s.padded, c);
-               if (!is_input && count == 0) {
-                 grad = load_vec4(to + at);
-               } else {
-                 const int line = pixel / state.width, x = pixel - line * state.width;
-                 const int image = line / state.height, y = line - image * state.height;
-                 for (int i = 0; i < count; ++i) {
-                   grad += contribution(job, consumers[i], stride, image, y, x, c, pixel, value);
-                 }
-                 grad = store_rounded(to + at, grad);
-               }
-               sums[0] += grad;
-               if (normalized_input) add_product(sums[1], grad, value);
+  const InputPatches<S> patches = {state.height, state.width};
+  sum_items(patches.count(s.images), s.padded, split, splits, shared, totals,
+            [&](int patch, int c, Vec4<T>(&sums)[3]) {
+              const Pixel first = patches.at(patch);
+              Vec4<T> grads[kPixels] = {}, values[kPixels] = {};
+              // Separable convolutions first: a ReLU in front of them stops all of what they send.
+              bool relu = false;
+              for (int i = 0; i < count; ++i) {
+                const Consumer from = consumers[i];
+                if (from.form != Form::kSeparable) continue;
+                relu = true;
+                with_window(from.separable, [&](auto w) {
+                  depthwise_backward<w.kernel, w.dilation, S>(
+                      s, job.gradients.depth + from.grad, dag.packed + from.other, first, c, grads);
+                });
+              }
+              if (relu || normalized_input) {
+                patches.load(state.x, first, s.padded, c, values);
+                const Affine<T> affine = load_affine(state.norm, s.padded, c);
 #pragma unroll
-               for (int e = 0; e < 2; ++e) {
-                 if (z[e] == nullptr) continue;
-                 add_product(sums[1 + e], grad,
-                             affine_vec4(load_vec4(z[e] + at), norm[e], s.padded, c));
-               }
-             });
-  if (is_input && !normalized_input) return;
-  if (!sum_over_splits(dag, blockIdx.z * s.archs + arch, 3, job.splits, totals, shared)) return;
-  if (is_input) {
-    finish_gradient(totals, totals + s.padded, pixels, s.padded, state.norm, true, 1.0,
-                    job.input_coefficients + input * 3 * s.padded);
+                for (int i = 0; i < kPixels; ++i) {
+                  values[i] = affine(values[i]);
+#pragma unroll
+                  for (int j = 0; j < 4; ++j) {
+                    grads[i].v[j] = values[i].v[j] > T(0) ? grads[i].v[j] : T(0);
+                  }
+                }
+              }
+              for (int i = 0; i < count; ++i) {
+                const Consumer from = consumers[i];
+                if (from.form != Form::kSeparable)
+                  add_contribution<S>(job, from, patches, first, c, grads);
+              }
+              if (!kInput && count == 0) {
+                patches.load(to, first, s.padded, c, grads);
+              } else {
+#pragma unroll
+                for (int i = 0; i < kPixels; ++i) {
+                  if (patches.inside(first, i)) {
+                    grads[i] = store_rounded(to + patches.offset(first, i, s.padded, c), grads[i]);
+                  } else {
+                    grads[i] = fill_vec4(T(0));
+                  }
+                }
+              }
+#pragma unroll
+              for (int i = 0; i < kPixels; ++i) sums[0] += grads[i];
+              if (normalized_input) {
+#pragma unroll
+                for (int i = 0; i < kPixels; ++i) add_product(sums[1], grads[i], values[i]);
+              }
+#pragma unroll
+              for (int e = 0; e < (kInput ? 0 : 2); ++e) {
+                if (last[e] < 0) continue;
+                patches.load(dag.stage(arch, node, e, last[e]), first, s.padded, c, values);
+                const Affine<T> affine =
+                    load_affine<T>(dag.norm(arch, node, e, last[e]), s.padded, c);
+#pragma unroll
+                for (int i = 0; i < kPixels; ++i) {
+                  add_product(sums[1 + e], grads[i], affine(values[i]));
+                }
+              }
+            });
+  if (kInput && !normalized_input) return;
+  if (!sum_over_splits(dag, blockIdx.z * s.archs + arch, 3, split, splits, totals, shared)) return;
+  if (kInput) {
+    finish_gradient(totals, totals + s.padded, s.images * state.height * state.width, s.padded,
+                    state.norm, true, 1.0, job.input_coefficients + input * 3 * s.padded);
   } else {
     finish_node(job, arch, node, totals);
   }
@@ -197,15 +277,26 @@ __global__ __launch_bounds__(kThreads) void reduce_edges_kernel(const Job<V> job
 template <class V>
 void gather(const Dag<V>& dag, const Gradients<V>& gradients, int first, int count, V* input_grads,
             Compute<V>* coefficients, CudaStream stream) {
-  using T = Compute<V>;
   const DagShape& s = dag.shape;
-  const int64_t size = first < s.inputs ? s.in_size() : s.out_size();
-  const int splits = pixel_splits(size / s.padded, s.padded);
-  const int slots = (s.shared != 0 ? s.archs : 1) * s.nodes * s.edges;
-  const size_t bytes = pixel_sums_bytes(s.padded, sizeof(T)) + sizeof(int) +
-                       static_cast<size_t>(slots) * sizeof(Consumer);
-  launch(gather_kernel<V>, dim3(splits, s.archs, count), kThreads, bytes, stream,
-         Job<V>{dag, gradients, input_grads, coefficients, first, splits});
+  const int consumers = (s.shared != 0 ? s.archs : 1) * s.nodes * s.edges;
+  const auto start = [&](auto stride, auto input, int height, int width) {
+    constexpr int S = stride();
+    const int splits = item_splits(InputPatches<S>{height, width}.count(s.images), s.padded,
+                                   kGatherThreads, kGatherBlocks / (s.archs * count));
+    const size_t bytes = item_sums_bytes(s.padded, kGatherThreads, sizeof(Compute<V>)) +
+                         consumers * sizeof(Consumer) + sizeof(int);
+    launch(gather_kernel<S, input(), V>, dim3(splits, s.archs, count), kGatherThreads, bytes,
+           stream, Job<V>{dag, gradients, input_grads, coefficients, first, splits, consumers});
+  };
+  const std::integral_constant<int, 1> one;
+  const std::integral_constant<int, 2> two;
+  if (first >= s.inputs) {
+    start(one, std::false_type(), s.out_height, s.out_width);
+  } else if (s.stride == 1) {
+    start(one, std::true_type(), s.height, s.width);
+  } else {
+    start(two, std::true_type(), s.height, s.width);
+  }
 }
 
 template <class V>

@@ -14,7 +14,7 @@ namespace asng::cuda {
 // two kinds lies `second` behind the first.
 template <class T>
 __device__ void add_groups(const T* values, int groups, int columns, double* totals, int second) {
-  for (int j = threadIdx.x; j < 2 * columns; j += kThreads) {
+  for (int j = threadIdx.x; j < 2 * columns; j += blockDim.x) {
     T sum = 0;
     for (int g = 0; g < groups; ++g) sum += values[g * 2 * columns + j];
     totals[j < columns ? j : second + j - columns] += static_cast<double>(sum);
@@ -22,26 +22,31 @@ __device__ void add_groups(const T* values, int groups, int columns, double* tot
 }
 
 __device__ inline void clear(double* values, int count) {
-  for (int j = threadIdx.x; j < count; j += kThreads) values[j] = 0;
+  for (int j = threadIdx.x; j < count; j += blockDim.x) values[j] = 0;
 }
 
 // Writes this block's totals as split `split` of `splits` of the group whose sums and counter these
 // are. Returns true in the block that is the last one to do so, with the sums in `totals`. `shared`
-// is shared memory for 2·kThreads doubles, aligned to 16 bytes, whose contents are lost.
+// is shared memory for two doubles a thread, aligned to 16 bytes, whose contents are lost.
 __device__ inline bool sum_over_blocks(double* totals, int columns, double* partials,
                                        unsigned* counter, int split, int splits, void* shared) {
+  constexpr int kAtOnce = 16;  // loads of a thread
   double2* slices_of = static_cast<double2*>(shared);
-  const int t = threadIdx.x;
+  const int t = threadIdx.x, threads = blockDim.x;
   __syncthreads();
-  for (int j = t; j < columns; j += kThreads) {
+  for (int j = t; j < columns; j += threads) {
     partials[static_cast<int64_t>(split) * columns + j] = totals[j];
   }
-  __threadfence();
   __syncthreads();
-  const bool last = t == 0 && atomicInc(counter, splits - 1) == static_cast<unsigned>(splits - 1);
+  bool last = false;
+  if (t == 0) {
+    // A fence also orders what the barrier has ordered before it, so one thread's is enough.
+    __threadfence();
+    last = atomicInc(counter, splits - 1) == static_cast<unsigned>(splits - 1);
+    __threadfence();
+  }
   if (__syncthreads_or(last) == 0) return false;
-  __threadfence();
-  const int pairs = columns / 2, width = min(pairs, kThreads), slices = kThreads / width;
+  const int pairs = columns / 2, width = min(pairs, threads), slices = threads / width;
   const int lane = t % width, slice = t / width;
   for (int first = 0; first < pairs; first += width) {
     const int pair = first + lane;
@@ -49,11 +54,19 @@ __device__ inline bool sum_over_blocks(double* totals, int columns, double* part
     double2 sum = make_double2(0, 0);
     if (mine) {
       const double2* from = reinterpret_cast<const double2*>(partials) + pair;
-#pragma unroll 8
-      for (int p = slice; p < splits; p += slices) {
-        const double2 value = __ldcg(from + static_cast<int64_t>(p) * pairs);
-        sum.x += value.x;
-        sum.y += value.y;
+      for (int p = slice; p < splits; p += kAtOnce * slices) {
+        double2 values[kAtOnce];
+#pragma unroll
+        for (int k = 0; k < kAtOnce; ++k) {
+          const int at = p + k * slices;
+          values[k] = make_double2(0, 0);
+          if (at < splits) values[k] = __ldcg(from + static_cast<int64_t>(at) * pairs);
+        }
+#pragma unroll
+        for (int k = 0; k < kAtOnce; ++k) {
+          sum.x += values[k].x;
+          sum.y += values[k].y;
+        }
       }
     }
     slices_of[t] = sum;
@@ -72,20 +85,27 @@ __device__ inline bool sum_over_blocks(double* totals, int columns, double* part
 }
 
 // The same of `kinds` sums per channel, where the partial sums and the counter are those of group
-// `group` of a dag, whose splits are the blocks along x.
+// `group` of a dag.
 template <class V>
-__device__ bool sum_over_splits(const Dag<V>& dag, int group, int kinds, int splits, double* totals,
-                                void* shared) {
+__device__ bool sum_over_splits(const Dag<V>& dag, int group, int kinds, int split, int splits,
+                                double* totals, void* shared) {
   const int padded = dag.shape.padded;
   return sum_over_blocks(totals, kinds * padded,
                          dag.partials + static_cast<int64_t>(group) * kMaxSplits * 3 * padded,
-                         dag.counters + group, blockIdx.x, splits, shared);
+                         dag.counters + group, split, splits, shared);
+}
+
+// The same where the splits are the blocks along x.
+template <class V>
+__device__ bool sum_over_splits(const Dag<V>& dag, int group, int kinds, int splits, double* totals,
+                                void* shared) {
+  return sum_over_splits(dag, group, kinds, blockIdx.x, splits, totals, shared);
 }
 
 // From Σ z and Σ z² over `count` values per channel: normalized = z·scale + shift.
 template <class T>
 __device__ void finish_norm(const double* sums, double count, int padded, T* norm) {
-  for (int c = threadIdx.x; c < padded; c += kThreads) {
+  for (int c = threadIdx.x; c < padded; c += blockDim.x) {
     const double mean = sums[c] / count;
     const double difference = sums[padded + c] / count - mean * mean;
     // Rounding may make it negative; a NaN must stay one.
@@ -101,7 +121,7 @@ __device__ void finish_norm(const double* sums, double count, int padded, T* nor
 template <class T>
 __device__ void finish_gradient(const double* sums, const double* dots, double count, int padded,
                                 const T* norm, bool is_raw, double factor, T* coefficients) {
-  for (int c = threadIdx.x; c < padded; c += kThreads) {
+  for (int c = threadIdx.x; c < padded; c += blockDim.x) {
     // rstd · (g − mean(g) − x̂ · mean(g·x̂)) with x̂ = z·scale + shift.
     const double outer = static_cast<double>(norm[c]) * factor;
     const double mean = sums[c] / count, dot = dots[c] / count;
@@ -111,6 +131,27 @@ __device__ void finish_gradient(const double* sums, const double* dots, double c
     coefficients[padded + c] = static_cast<T>(-outer * dot * scale);
     coefficients[2 * padded + c] = static_cast<T>(-outer * (mean + dot * shift));
   }
+}
+
+// What affine_vec4 does, with the scales and shifts of four channels in registers.
+template <class T>
+struct Affine {
+  Vec4<T> scale, shift;
+
+  __device__ Vec4<T> operator()(Vec4<T> x) const {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) x.v[i] = x.v[i] * scale.v[i] + shift.v[i];
+    return x;
+  }
+};
+
+template <class T>
+__device__ __forceinline__ Affine<T> load_affine(const T* norm, int padded, int channel) {
+  Affine<T> affine = {fill_vec4(T(1)), fill_vec4(T(0))};
+  if (norm != nullptr) {
+    affine = {load_vec4(norm + channel), load_vec4(norm + padded + channel)};
+  }
+  return affine;
 }
 
 // a·g + b·z + c
@@ -126,58 +167,100 @@ __device__ __forceinline__ Vec4<T> norm_gradient_vec4(const Vec4<T>& g, const Ve
   return sum;
 }
 
-// Calls visit(pixel, channel, sums) for this block's split of the pixels and all their channels,
-// which adds to the three sums, and adds those to `totals` (3, padded). `shared` has room for
-// 12·kThreads values.
+// Calls visit(item, channel, sums) for this block's split of some items, groups of pixels, and all
+// their channels, which adds to the three sums, and adds those to `totals` (3, padded). `shared`
+// has room for 12 values a thread.
 template <class T, class Visit>
-__device__ void sum_pixels(int pixels, int padded, int split, int splits, T* shared, double* totals,
-                           Visit visit) {
-  const int quads = padded / 4, width = min(quads, kThreads), slots = kThreads / width;
+__device__ void sum_items(int items, int padded, int split, int splits, T* shared, double* totals,
+                          Visit visit) {
+  const int threads = blockDim.x, quads = padded / 4;
+  const int width = min(quads, threads), slots = threads / width;
   const int lane = threadIdx.x % width, slot = threadIdx.x / width;
   for (int first = 0; first < quads; first += width) {
     const int quad = first + lane;
-    if (slot < slots && quad < quads) {
-      Vec4<T> sums[3] = {fill_vec4(T(0)), fill_vec4(T(0)), fill_vec4(T(0))};
-      for (int pixel = split * slots + slot; pixel < pixels; pixel += splits * slots) {
-        visit(pixel, quad * 4, sums);
+    const bool mine = slot < slots && quad < quads;
+    Vec4<T> sums[3] = {fill_vec4(T(0)), fill_vec4(T(0)), fill_vec4(T(0))};
+    if (mine) {
+      for (int item = split * slots + slot; item < items; item += splits * slots) {
+        visit(item, quad * 4, sums);
       }
-#pragma unroll
-      for (int k = 0; k < 3; ++k) store_vec4(shared + ((slot * 3 + k) * width + lane) * 4, sums[k]);
     }
-    __syncthreads();
-    const int columns = min(width, quads - first) * 4;
-    for (int j = threadIdx.x; j < 3 * columns; j += kThreads) {
-      const int k = j / columns, c = j - k * columns;
-      double sum = 0;
-      for (int s = 0; s < slots; ++s)
-        sum += static_cast<double>(shared[(s * 3 + k) * width * 4 + c]);
-      totals[k * padded + first * 4 + c] += sum;
+    const auto sums_of = [&](int of) { return shared + (of * width + lane) * 12; };
+    // Slots are added to those in the other half of them.
+    for (int count = slots; count > 1;) {
+      const int half = (count + 1) / 2;
+      if (mine && slot >= half && slot < count) {
+#pragma unroll
+        for (int k = 0; k < 3; ++k) store_vec4(sums_of(slot) + 4 * k, sums[k]);
+      }
+      __syncthreads();
+      if (mine && slot + half < count) {
+#pragma unroll
+        for (int k = 0; k < 3; ++k) sums[k] += load_vec4(sums_of(slot + half) + 4 * k);
+      }
+      count = half;
+    }
+    if (mine && slot == 0) {
+#pragma unroll
+      for (int k = 0; k < 3; ++k) {
+        for (int i = 0; i < 4; ++i) {
+          totals[k * padded + quad * 4 + i] += static_cast<double>(sums[k].v[i]);
+        }
+      }
     }
     __syncthreads();
   }
 }
 
+inline size_t item_sums_bytes(int padded, int threads, size_t value_bytes) {
+  return 3 * static_cast<size_t>(padded) * sizeof(double) + 12 * threads * value_bytes;
+}
 inline size_t pixel_sums_bytes(int padded, size_t value_bytes) {
-  return 3 * static_cast<size_t>(padded) * sizeof(double) + 12 * kThreads * value_bytes;
+  return item_sums_bytes(padded, kThreads, value_bytes);
 }
 
+// Splits of items over blocks of so many threads, such that every thread has some: `most`, or, if
+// that is out of its range, as near as possible.
+inline int item_splits(int64_t items, int padded, int threads, int most) {
+  const int slots = std::max(threads / (padded / 4), 1);
+  const int64_t splits = std::min<int64_t>((items + slots - 1) / slots, kMaxSplits);
+  return static_cast<int>(std::min<int64_t>(splits, std::max(most, 1)));
+}
+
+// Pixels of a thread in sum_gradient that are under way at once.
+inline constexpr int kPixelsAtOnce = 4;
+
+ASNG_HD inline int pixel_groups(int64_t pixels) {
+  return static_cast<int>((pixels + kPixelsAtOnce - 1) / kPixelsAtOnce);
+}
 inline int pixel_splits(int64_t pixels, int padded) {
-  const int slots = padded / 4 < kThreads ? kThreads / (padded / 4) : 1;
-  const int64_t splits = (pixels + slots - 1) / slots;
-  return static_cast<int>(splits < kMaxSplits ? splits : kMaxSplits);
+  return item_splits(pixel_groups(pixels), padded, kThreads, kMaxSplits);
 }
 
 // Adds Σ g and Σ g·normalized to the totals.
 template <class V, class T>
 __device__ void sum_gradient(const V* g, const V* z, const T* norm, int pixels, int padded,
                              int split, int splits, T* shared, double* totals) {
-  sum_pixels(pixels, padded, split, splits, shared, totals,
-             [&](int pixel, int c, Vec4<T>(&sums)[3]) {
-               const int64_t at = static_cast<int64_t>(pixel) * padded + c;
-               const Vec4<T> grad = load_vec4(g + at);
-               sums[0] += grad;
-               add_product(sums[1], grad, affine_vec4(load_vec4(z + at), norm, padded, c));
-             });
+  const int groups = pixel_groups(pixels);
+  sum_items(groups, padded, split, splits, shared, totals,
+            [&](int group, int c, Vec4<T>(&sums)[3]) {
+              const Affine<T> affine = load_affine(norm, padded, c);
+              Vec4<T> grads[kPixelsAtOnce], values[kPixelsAtOnce];
+#pragma unroll
+              for (int k = 0; k < kPixelsAtOnce; ++k) {
+                // Neighboring threads have neighboring pixels.
+                const int pixel = group + k * groups;  // the last ones may be one too many
+                const int64_t at = static_cast<int64_t>(min(pixel, pixels - 1)) * padded + c;
+                grads[k] = load_vec4(g + at);
+                values[k] = load_vec4(z + at);
+              }
+#pragma unroll
+              for (int k = 0; k < kPixelsAtOnce; ++k) {
+                if (group + k * groups >= pixels) continue;
+                sums[0] += grads[k];
+                add_product(sums[1], grads[k], affine(values[k]));
+              }
+            });
 }
 
 template <class V>

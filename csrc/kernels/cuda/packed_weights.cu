@@ -1,46 +1,102 @@
 // What comes before a pass: every edge looked up once, and the weights it needs packed for the
 // kernels, padded and in the order in which they are read.
+#include <algorithm>
+
 #include "kernels/cuda/launchers.h"
 
 namespace asng::cuda {
 
 namespace {
 
-constexpr int kBlocksPerSlot = 4;
+// Blocks of a slot, or of a matrix, at most.
+constexpr int kMostParts = 16;
+
+// What an edge computes, without its multiplicity.
+template <class T>
+__device__ PlannedEdge read_edge(const PlanJob<T>& job, int slot) {
+  const DagShape& s = job.shape;
+  const int node = slot / s.edges % s.nodes;
+  const int input = job.inputs[slot], operation = job.operations[slot];
+  const OperationInfo info = operation_info(operation);
+  const bool weightless = info.form == Form::kSeparable && !job.weights.has(info.separable);
+  if (input < 0 || input >= s.inputs + node || info.form == Form::kNone || weightless) {
+    return {0, kOperationCount, 1, Form::kNone, 0};
+  }
+  return {input, operation, 1, info.form, info.separable};
+}
 
 template <class T>
 __device__ PlannedEdge look_up(const PlanJob<T>& job, int slot) {
-  const DagShape& s = job.shape;
-  const int node = slot / s.edges % s.nodes, first = slot / s.edges * s.edges;
-  const OperationInfo info = operation_info(job.operations[slot]);
-  PlannedEdge edge = {job.inputs[slot], job.operations[slot], 1, info.form, info.separable};
-  const bool weightless = info.form == Form::kSeparable && !job.weights.has(info.separable);
-  if (edge.input < 0 || edge.input >= s.inputs + node || info.form == Form::kNone || weightless) {
-    return {0, kOperationCount, 1, Form::kNone, 0};
+  PlannedEdge edge = read_edge(job, slot);
+  if (edge.form == Form::kNone) return edge;
+  const int first = slot / job.shape.edges * job.shape.edges;
+  // The first of equal edges stands for all.
+  int equal = 0, earlier = 0;
+#pragma unroll 2
+  for (int other = first; other < first + job.shape.edges; ++other) {
+    const int differs = (job.inputs[other] ^ edge.input) | (job.operations[other] ^ edge.operation);
+    equal += differs == 0;
+    earlier += differs == 0 && other < slot;
   }
-  for (int other = first; other < first + s.edges; ++other) {
-    if (other == slot || job.inputs[other] != edge.input ||
-        job.operations[other] != edge.operation) {
-      continue;
-    }
-    // The first of equal edges stands for all.
-    edge.multiplicity = other < slot ? 0 : edge.multiplicity + 1;
-    if (edge.multiplicity == 0) break;
-  }
+  edge.multiplicity = earlier == 0 ? equal : 0;
   return edge;
+}
+
+// Tiles of 4×4 values of a matrix: what a thread loads at once, and writes in the other direction.
+ASNG_HD int tile_count(const MatrixShape& s) { return s.padded / 4 * (s.depth() / 4); }
+
+template <class T>
+__device__ void pack_tile(const MatrixShape& s, const T* weight, bool backward, int tile,
+                          T* packed) {
+  const int depth = s.depth(), columns = s.columns();
+  // Neighboring threads write neighboring values.
+  const int across = (backward ? depth : s.padded) / 4;
+  const int outer = tile / across, inner = tile - outer * across;
+  const int row = (backward ? outer : inner) * 4, place = (backward ? inner : outer) * 4;
+  const int source = place / s.padded_channels, channel = place - source * s.padded_channels;
+  const int first_row = s.first_row(source), end_row = s.end_row(source);
+  Vec4<T> rows[4];
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    const int column = s.column(source, channel + j);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      // Where there is a zero, the load is of another weight: nothing stands between the loads.
+      const bool real = (column >= 0) & (row + i >= first_row) & (row + i < end_row);
+      const T value = weight[real ? static_cast<int64_t>(row + i) * columns + column : 0];
+      rows[i].v[j] = real ? value : T(0);
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    if (backward) {
+      write_vec4(packed + static_cast<int64_t>(row + i) * depth + place, rows[i]);
+    } else {
+      write_vec4(packed + static_cast<int64_t>(place + i) * s.padded + row,
+                 Vec4<T>{{rows[0].v[i], rows[1].v[i], rows[2].v[i], rows[3].v[i]}});
+    }
+  }
 }
 
 template <class T>
 __device__ void pack(const Matrix<T>& m, bool backward, int first, int step) {
-  const MatrixShape& s = m.shape;
-  const int depth = s.depth(), columns = s.columns();
-  for (int64_t i = first; i < s.packed_size(); i += step) {
-    const int outer = static_cast<int>(i / (backward ? depth : s.padded));
-    const int inner =
-        static_cast<int>(i - static_cast<int64_t>(outer) * (backward ? depth : s.padded));
-    const int row = backward ? outer : inner, column = s.column(row, backward ? inner : outer);
-    m.packed[i] = column < 0 ? T(0) : m.weight[static_cast<int64_t>(row) * columns + column];
+  for (int i = first; i < tile_count(m.shape); i += step) {
+    pack_tile(m.shape, m.weight, backward, i, m.packed);
   }
+}
+
+// Four channels of an element of depthwise weights, (channels, elements) to (elements, padded).
+template <class T>
+__device__ void pack_element(const T* weight, int channels, int padded, int elements, int quad,
+                             T* packed) {
+  const int element = quad / (padded / 4), c = (quad - element * (padded / 4)) * 4;
+  Vec4<T> values = fill_vec4(T(0));
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const T value = weight[min(c + i, channels - 1) * elements + element];
+    if (c + i < channels) values.v[i] = value;
+  }
+  write_vec4(packed + element * padded + c, values);
 }
 
 template <class T>
@@ -49,18 +105,18 @@ __device__ void pack_separable(const PlanJob<T>& job, const PlannedEdge& edge, i
   const int channels = job.shape.channels, padded = job.shape.padded;
   const OperationInfo info = operation_info(edge.operation);
   const int kind = info.separable, elements = info.kernel * info.kernel;
-  for (int stage = 0; stage < 2; ++stage, packed += job.shape.stage_weights()) {
+  const MatrixShape shape = square_matrix(channels, padded);
+  const int tiles = tile_count(shape), items = tiles + elements * (padded / 4);
+  for (int i = first; i < 2 * items; i += step) {
+    const int stage = i < items ? 0 : 1, item = i - stage * items;
     const int64_t matrix = static_cast<int64_t>(index) * 2 + stage;
-    const T* pointwise = job.weights.pointwise[kind] + matrix * channels * channels;
-    const T* depthwise = job.weights.depthwise[kind] + matrix * channels * elements;
-    for (int i = first; i < padded * padded; i += step) {
-      const int outer = i / padded, inner = i - outer * padded;
-      const int row = job.backward ? outer : inner, column = job.backward ? inner : outer;
-      packed[i] = row < channels && column < channels ? pointwise[row * channels + column] : T(0);
-    }
-    for (int i = first; i < elements * padded; i += step) {
-      const int element = i / padded, c = i - element * padded;
-      packed[padded * padded + i] = c < channels ? depthwise[c * elements + element] : T(0);
+    T* to = packed + stage * job.shape.stage_weights();
+    if (item < tiles) {
+      pack_tile(shape, job.weights.pointwise[kind] + matrix * channels * channels, job.backward,
+                item, to);
+    } else {
+      pack_element(job.weights.depthwise[kind] + matrix * channels * elements, channels, padded,
+                   elements, item - tiles, to + padded * padded);
     }
   }
 }
@@ -70,18 +126,18 @@ __global__ __launch_bounds__(kThreads) void plan_kernel(const PlanJob<T> job) {
   const DagShape& s = job.shape;
   const int slots = s.slots(), block = blockIdx.x;
   const int first = blockIdx.y * kThreads + threadIdx.x, step = gridDim.y * kThreads;
-  if (block == 0) {
-    for (int i = first; i < slots; i += step) job.plan[i] = look_up(job, i);
-    for (int i = first; i < job.counter_count; i += step) job.counters[i] = 0;
-    for (int i = first; i < s.archs * s.states(); i += step) {
-      const int arch = i / s.states(), state = i - arch * s.states();
-      int32_t read = 0;
-      for (int slot = s.slot(arch, 0, 0); slot < s.slot(arch + 1, 0, 0); ++slot) {
-        const PlannedEdge edge = look_up(job, slot);
-        read |= edge.form != Form::kNone && edge.input == state;
-      }
-      job.used[i] = read;
+  // From the last block on, which has the least to pack.
+  const int all = step * gridDim.x, mine = all - 1 - (block * step + first);
+  for (int i = mine; i < job.counter_count; i += all) job.counters[i] = 0;
+  for (int i = mine; i < s.archs * s.states(); i += all) {
+    const int arch = i / s.states(), state = i - arch * s.states();
+    int32_t read = 0;
+#pragma unroll 1
+    for (int slot = s.slot(arch, 0, 0); slot < s.slot(arch + 1, 0, 0); ++slot) {
+      const PlannedEdge edge = read_edge(job, slot);
+      read |= edge.form != Form::kNone && edge.input == state;
     }
+    job.used[i] = read;
   }
   if (block >= slots) {
     const Matrix<T>& matrix = job.matrices[block - slots];
@@ -89,6 +145,7 @@ __global__ __launch_bounds__(kThreads) void plan_kernel(const PlanJob<T> job) {
     return;
   }
   const PlannedEdge edge = look_up(job, block);
+  if (first == 0) job.plan[block] = edge;
   if (edge.multiplicity == 0) return;
   const int node = block / s.edges % s.nodes;
   T* packed = job.packed + static_cast<int64_t>(block) * s.slot_weights();
@@ -107,16 +164,23 @@ __global__ __launch_bounds__(kThreads) void pack_kernel(const Matrix<T> matrix, 
   pack(matrix, backward, blockIdx.x * kThreads + threadIdx.x, gridDim.x * kThreads);
 }
 
+// Blocks for so many items of a thread.
+int parts(int items) { return std::min((items + kThreads - 1) / kThreads, kMostParts); }
+
 }  // namespace
 
 template <class T>
 void make_plan(const PlanJob<T>& job, CudaStream stream) {
-  launch(plan_kernel<T>, dim3(job.shape.slots() + 3, kBlocksPerSlot), kThreads, 0, stream, job);
+  const DagShape& s = job.shape;
+  int items =
+      2 * (tile_count(square_matrix(s.channels, s.padded)) + kMostKernelElements * (s.padded / 4));
+  for (const Matrix<T>& matrix : job.matrices) items = std::max(items, tile_count(matrix.shape));
+  launch(plan_kernel<T>, dim3(s.slots() + 3, parts(items)), kThreads, 0, stream, job);
 }
 
 template <class T>
 void pack_matrix(const Matrix<T>& matrix, bool backward, CudaStream stream) {
-  launch(pack_kernel<T>, kBlocksPerSlot, kThreads, 0, stream, matrix, backward);
+  launch(pack_kernel<T>, parts(tile_count(matrix.shape)), kThreads, 0, stream, matrix, backward);
 }
 
 #define ASNG_INSTANTIATE(T)                               \

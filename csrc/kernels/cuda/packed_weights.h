@@ -23,27 +23,26 @@ struct MatrixShape {
   ASNG_HD int64_t size() const { return static_cast<int64_t>(rows) * columns(); }
   ASNG_HD int64_t packed_size() const { return static_cast<int64_t>(padded) * depth(); }
 
-  // Column of the weight at a row and column of the packed matrix; -1 where that is zero.
-  ASNG_HD int column(int row, int place) const {
-    const int source = place / padded_channels, channel = place - source * padded_channels;
-    if (row >= rows || channel >= channels) return -1;
+  // The rows that have weights for a source.
+  ASNG_HD int first_row(int source) const { return factorized && source == 1 ? even_rows() : 0; }
+  ASNG_HD int end_row(int source) const { return factorized && source == 0 ? even_rows() : rows; }
+  // Column of the weight, in those rows; -1 where the packed matrix has zeros.
+  ASNG_HD int column(int source, int channel) const {
+    if (channel >= channels) return -1;
     if (window != 0) return channel % window * 9 + channel / window;
-    if (factorized) return (row >= even_rows()) == (source == 1) ? channel : -1;
-    return source * channels + channel;
-  }
-  // The reverse.
-  ASNG_HD int place(int row, int column) const {
-    if (window != 0) return column % 9 * window + column / 9;
-    if (factorized) return (row >= even_rows() ? padded_channels : 0) + column;
-    const int source = column / channels;
-    return source * padded_channels + column - source * channels;
+    return (factorized ? 0 : source * channels) + channel;
   }
 };
 
-ASNG_HD inline MatrixShape reduction_matrix(int channels, int padded) {
+ASNG_HD inline MatrixShape square_matrix(int channels, int padded) {
   MatrixShape m;
   m.rows = m.channels = channels;
   m.padded = m.padded_channels = padded;
+  return m;
+}
+
+ASNG_HD inline MatrixShape reduction_matrix(int channels, int padded) {
+  MatrixShape m = square_matrix(channels, padded);
   m.sources = 2;
   m.factorized = true;
   return m;

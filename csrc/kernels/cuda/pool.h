@@ -1,74 +1,130 @@
-// 3×3 pools, a pixel and four channels at a time, forward and backward.
+// 3×3 pools, of patches of pixels and four channels at a time, forward and backward.
 #pragma once
 
-#include "kernels/cuda/depthwise.h"
+#include <cmath>
+
+#include "kernels/cuda/norm.h"
+#include "kernels/cuda/patch.h"
 
 namespace asng::cuda {
 
-// A 3×3 pool at an output pixel; zeros beyond the edge count for the average. Of equal maxima the
-// first counts, and NaN wins, as in PyTorch. Where maxima are kept, `maxima` is not null.
-template <class V>
-__device__ Vec4<Compute<V>> pool_forward(const State<V>& from, int padded, int stride, bool max,
-                                         int image, int y, int x, int c, uint32_t* maxima) {
+// Adds a 3×3 pool with stride S of some output pixels one above the other, times `factor`; zeros
+// beyond the edge count for the average. Of equal maxima the first counts, and NaN wins, as in
+// PyTorch. Where maxima are kept, keep(pixel, their positions) is called.
+template <int S, bool kMax, int kPixels, class V, class Keep>
+__device__ __forceinline__ void pool_forward(const State<V>& from, int padded, const Pixel& first,
+                                             int c, Compute<V> factor,
+                                             Vec4<Compute<V>> (&to)[kPixels], Keep keep) {
   using T = Compute<V>;
-  Vec4<T> sum = fill_vec4(T(0));
-  uint32_t place[4] = {0, 0, 0, 0};
-  bool found = false;
+  constexpr int kRows = (kPixels - 1) * S + kPoolKernel;
+  // Nothing is less than what stands beyond the edge, so where all is equal to it that is not found
+  // greater, and the first pixel of the window that is inside of the image is the maximum.
+  const T none = kMax ? -static_cast<T>(INFINITY) : T(0);
+  const int top = first.y * S - 1, left = first.x * S - 1;
+  Vec4<T> result[kPixels];
+  int place[kPixels][4];
 #pragma unroll
-  for (int k = 0; k < kPoolPixels; ++k) {
-    const int sy = y * stride - 1 + k / 3, sx = x * stride - 1 + k % 3;
-    if (sy < 0 || sy >= from.height || sx < 0 || sx >= from.width) continue;
-    const int64_t pixel = (static_cast<int64_t>(image) * from.height + sy) * from.width + sx;
-    const Vec4<T> v = affine_vec4(load_vec4(from.x + pixel * padded + c), from.norm, padded, c);
+  for (int p = 0; p < kPixels; ++p) {
+    result[p] = fill_vec4(none);
+    const int start = (p == 0 && top < 0 ? kPoolKernel : 0) + (left < 0 ? 1 : 0);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      if (!max) {
-        sum.v[i] += v.v[i];
-      } else if (!found || v.v[i] > sum.v[i] || v.v[i] != v.v[i]) {
-        sum.v[i] = v.v[i];
-        place[i] = k;
+    for (int i = 0; i < 4; ++i) place[p][i] = start;
+  }
+  const V* image = image_of(from.x, first.image, from.height, from.width, padded, c);
+  const int line = from.width * padded;
+  Vec4<T> values[kRows][kPoolKernel];
+  // What lies beyond the edge is read from the edge, so that nothing stands between the loads.
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    const V* row = image + min(max(top + r, 0), from.height - 1) * line;
+#pragma unroll
+    for (int q = 0; q < kPoolKernel; ++q) {
+      values[r][q] = load_vec4(row + min(max(left + q, 0), from.width - 1) * padded);
+    }
+  }
+  const Affine<T> affine = load_affine(from.norm, padded, c);
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    const bool in_image = is_within(top + r, from.height);
+#pragma unroll
+    for (int q = 0; q < kPoolKernel; ++q) {
+      const bool inside = in_image && is_within(left + q, from.width);
+      values[r][q] = affine(values[r][q]);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) values[r][q].v[i] = inside ? values[r][q].v[i] : none;
+    }
+#pragma unroll
+    for (int p = 0; p < kPixels; ++p) {
+      const int ky = r - p * S;
+      if (ky < 0 || ky >= kPoolKernel) continue;
+#pragma unroll
+      for (int q = 0; q < kPoolKernel; ++q) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const T v = values[r][q].v[i];
+          if (!kMax) {
+            result[p].v[i] += v;
+          } else if (v > result[p].v[i] || v != v) {
+            result[p].v[i] = v;
+            place[p][i] = ky * kPoolKernel + q;
+          }
+        }
       }
     }
-    found = true;
-  }
-  if (max && maxima != nullptr) {
-    *maxima = place[0] | place[1] << 8 | place[2] << 16 | place[3] << 24;
   }
 #pragma unroll
-  for (int i = 0; !max && i < 4; ++i) sum.v[i] /= T(kPoolPixels);
-  return sum;
-}
-
-// The gradient of pixel (y, x) of a pool's input, from that of its output, `grad`, times `factor`.
-// `maxima` is what the forward pass has kept of a max pool, null for an average pool.
-template <class V>
-__device__ Vec4<Compute<V>> pool_backward(const DagShape& s, const V* grad, const uint32_t* maxima,
-                                          int factor, int stride, int image, int y, int x, int c) {
-  using T = Compute<V>;
-  const bool max = maxima != nullptr;
-  Vec4<T> sum = fill_vec4(T(0));
-#pragma unroll 3
-  for (int k = 0; k < kPoolPixels; ++k) {
-    const int oy = window_at(y, k / 3, 1, stride, s.out_height);
-    const int ox = window_at(x, k % 3, 1, stride, s.out_width);
-    if (oy < 0 || ox < 0) continue;
-    const int64_t pixel = (static_cast<int64_t>(image) * s.out_height + oy) * s.out_width + ox;
-    const int64_t at = pixel * s.padded + c;
-    const Vec4<T> g = load_vec4(grad + at);
-    if (!max) {
-      sum += g;
-      continue;
-    }
-    const uint32_t places = maxima[at / 4];
+  for (int p = 0; p < kPixels; ++p) {
+    if (kMax) keep(p, place[p][0] | place[p][1] << 8 | place[p][2] << 16 | place[p][3] << 24);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      if ((places >> 8 * i & 0xff) == static_cast<uint32_t>(k)) sum.v[i] += g.v[i];
+      to[p].v[i] += factor * (kMax ? result[p].v[i] : result[p].v[i] / T(kPoolPixels));
     }
   }
-  const T scale = max ? static_cast<T>(factor) : static_cast<T>(factor) / T(kPoolPixels);
+}
+
+// Adds the gradient of a patch of a pool's input, from that of its output, `grad`, times `factor`.
+// `maxima` is what the forward pass has kept of a max pool, null for an average pool.
+template <int S, class V>
+__device__ __forceinline__ void pool_backward(const DagShape& s, const V* grad,
+                                              const uint32_t* maxima, int factor,
+                                              const Pixel& first, int c,
+                                              Vec4<Compute<V>> (&to)[InputPatches<S>::kPixels]) {
+  using T = Compute<V>;
+  Vec4<T> sums[InputPatches<S>::kPixels] = {};
+  grad = image_of(grad, first.image, s.out_height, s.out_width, s.padded, c);
+  const auto load = [&](int at, bool there) {
+    Vec4<T> value = fill_vec4(T(0));
+    if (there) value = load_vec4(grad + at);
+    return value;
+  };
+  T scale = static_cast<T>(factor);
+  if (maxima == nullptr) {
+    scale /= T(kPoolPixels);
+    visit_readers<kPoolKernel, 1, S>(s, first, load,
+                                     [&](int i, int, int, const Vec4<T>& g) { sums[i] += g; });
+  } else {
+    maxima = image_of(maxima, first.image, s.out_height, s.out_width, s.padded / 4, c / 4);
+    struct Maximum {
+      Vec4<T> grad;
+      uint32_t places;
+    };
+    visit_readers<kPoolKernel, 1, S>(
+        s, first,
+        [&](int at, bool there) {
+          Maximum m = {load(at, there), 0};
+          if (there) m.places = maxima[at / 4];
+          return m;
+        },
+        [&](int i, int ky, int kx, const Maximum& m) {
+          const uint32_t place = ky * kPoolKernel + kx;
 #pragma unroll
-  for (int i = 0; i < 4; ++i) sum.v[i] *= scale;
-  return sum;
+          for (int j = 0; j < 4; ++j) {
+            if ((m.places >> 8 * j & 0xff) == place) sums[i].v[j] += m.grad.v[j];
+          }
+        });
+  }
+#pragma unroll
+  for (int i = 0; i < InputPatches<S>::kPixels; ++i) add_product(to[i], sums[i], fill_vec4(scale));
 }
 
 }  // namespace asng::cuda

@@ -1,95 +1,96 @@
-// Gradients of all weights: sums over the splits that blocks have written, in their order. One
-// element is computed by a few threads, each of which takes some of the splits.
+// Gradients of all weights: sums over the splits that blocks have written, in their order. Four
+// neighbors in a packed matrix are computed by a few threads, each of which takes some of the
+// splits.
+#include <algorithm>
+
 #include "kernels/cuda/launchers.h"
 
 namespace asng::cuda {
 
 namespace {
 
-constexpr int kElements = 32, kSlices = 8;
+constexpr int kLanes = 32, kSlices = 8;
+constexpr int kAtOnce = 8;  // loads of a thread
+constexpr int kBlockValues = 4 * kLanes;
 // The depthwise and the pointwise weights of each separable convolution, the reduction, and the
 // three matrices of a cell.
 constexpr int kReduction = 2 * kSeparableCount, kMatrices = kReduction + 1;
 constexpr int kSegments = kMatrices + 3;
 
-// The gradients one behind the other, each cut into blocks of kElements elements.
+// A gradient: matrices one behind the other, each of which takes so many blocks.
+template <class T>
+struct Segment {
+  MatrixShape shape;
+  T* grad = nullptr;
+  int first_block = 0, blocks = 0;
+  int operation = 0;
+};
+
 template <class T>
 struct Job {
   WeightJob<T> weights;
-  int first_block[kSegments + 1];
-  int64_t sizes[kSegments];
+  Segment<T> segments[kSegments];
 };
 
-// This thread's terms of Σ over splits of from[split · stride].
+// Adds this thread's terms of Σ over splits of from[split · stride].
 template <class T>
-__device__ T sum_splits(const T* from, int64_t stride, int splits) {
-  T sum = 0;
-#pragma unroll 4
-  for (int p = threadIdx.y; p < splits; p += kSlices) sum += from[p * stride];
-  return sum;
+__device__ void add_splits(const T* from, int64_t stride, int splits, Vec4<T>& sum) {
+  for (int first = threadIdx.y; first < splits; first += kAtOnce * kSlices) {
+    Vec4<T> values[kAtOnce];
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k) {
+      const int split = first + k * kSlices;
+      values[k] = fill_vec4(T(0));
+      if (split < splits) values[k] = load_vec4(from + split * stride);
+    }
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k) sum += values[k];
+  }
 }
 
-// Element `offset` of the packed gradient of operation `operation` on `input` of a node.
+// Values from `offset` on of the packed gradient of an operation on an input of a node. All lanes
+// of a warp look at the edges together, also those for which there is nothing to add.
 template <class T>
-__device__ T edge_sum(const WeightJob<T>& job, int node, int input, int operation, int64_t offset) {
+__device__ Vec4<T> edge_sum(const WeightJob<T>& job, int node, int input, int operation,
+                            int64_t offset, bool inside) {
   const DagShape& s = job.shape;
-  T sum = 0;
-  for (int arch = 0; arch < s.archs; ++arch) {
-    for (int e = 0; e < s.edges; ++e) {
-      const int slot = s.slot(arch, node, e);
-      const PlannedEdge edge = job.plan[slot];
-      if (edge.multiplicity == 0 || edge.input != input || edge.operation != operation) continue;
-      const int64_t stride = s.slot_weights();
-      sum +=
-          sum_splits(job.weight_splits + static_cast<int64_t>(slot) * job.splits * stride + offset,
-                     stride, job.splits);
+  const int64_t stride = s.slot_weights();
+  const int edges = s.archs * s.edges;
+  Vec4<T> sum = fill_vec4(T(0));
+  for (int first = 0; first < edges; first += kLanes) {
+    const int number = first + threadIdx.x, arch = number / s.edges;
+    const int own = s.slot(arch, node, number - arch * s.edges);
+    bool counts = false;
+    if (number < edges) {
+      const PlannedEdge edge = job.plan[own];
+      counts = (edge.multiplicity != 0) & (edge.input == input) & (edge.operation == operation);
+    }
+    for (unsigned left = __ballot_sync(0xffffffffu, counts); left != 0; left &= left - 1) {
+      const int slot = __shfl_sync(0xffffffffu, own, __ffs(left) - 1);
+      const T* from = job.weight_splits + slot * job.splits * stride + offset;
+      if (inside) add_splits(from, stride, job.splits, sum);
     }
   }
   return sum;
 }
 
-// Element `index` of depthwise (an even segment) or pointwise (an odd one) weights.
+// The same of depthwise (an even segment) or pointwise (an odd one) weights.
 template <class T>
-__device__ T separable_sum(const WeightJob<T>& job, int segment, int64_t index) {
+__device__ Vec4<T> separable_sum(const WeightJob<T>& job, int segment, int operation, int matrix,
+                                 int64_t offset, bool inside) {
   const DagShape& s = job.shape;
-  const int kind = segment / 2, channels = s.channels;
-  const bool depthwise = segment % 2 == 0;
-  const int operation = operation_number(Form::kSeparable, kind);
-  const int kernel = operation_info(operation).kernel;
-  const int size = channels * (depthwise ? kernel * kernel : channels);
-  const int matrix = static_cast<int>(index / size),
-            rest = static_cast<int>(index - static_cast<int64_t>(matrix) * size);
   const int edge = matrix / 2, stage = matrix % 2;
   int node = 0;
   while (s.weight_index(node + 1, 0) <= edge) ++node;
-  const int row = depthwise ? 0 : rest / channels;
-  const int offset =
-      depthwise ? s.padded * s.padded + rest : row * s.padded + rest - row * channels;
-  return edge_sum(job, node, edge - s.weight_index(node, 0), operation,
-                  stage * s.stage_weights() + offset);
+  const int first = stage * s.stage_weights() + (segment % 2 == 0 ? s.padded * s.padded : 0);
+  return edge_sum(job, node, edge - s.weight_index(node, 0), operation, first + offset, inside);
 }
 
 template <class T>
-__device__ T reduction_sum(const WeightJob<T>& job, int64_t index) {
-  const DagShape& s = job.shape;
-  // With stride 1 an identity has no weights, though the tensor may be there, and wrote no splits.
-  if (s.stride == 1) return 0;
-  const MatrixShape matrix = reduction_matrix(s.channels, s.padded);
-  const int edge = static_cast<int>(index / matrix.size());
-  const int rest = static_cast<int>(index - edge * matrix.size()), row = rest / s.channels;
-  const int64_t offset =
-      static_cast<int64_t>(row) * matrix.depth() + matrix.place(row, rest - row * s.channels);
-  return edge_sum(job, edge / s.inputs, edge % s.inputs, operation_number(Form::kIdentity), offset);
-}
-
-template <class T>
-__device__ T matrix_sum(const WeightJob<T>& job, const MatrixGradient<T>& m, int64_t index) {
-  const int states = job.shape.states(), columns = m.shape.columns();
-  const int row = static_cast<int>(index / columns);
-  const int column = static_cast<int>(index - static_cast<int64_t>(row) * columns);
-  const int place = m.shape.place(row, column);
-  const int64_t offset = static_cast<int64_t>(row) * m.shape.depth() + place;
-  T sum = 0;
+__device__ Vec4<T> matrix_sum(const WeightJob<T>& job, const MatrixGradient<T>& m, int64_t offset) {
+  const int states = job.shape.states();
+  const int place = static_cast<int>(offset % m.shape.depth());
+  Vec4<T> sum = fill_vec4(T(0));
   for (int group = 0; group < m.groups; ++group) {
     // A group counts if one of the architectures that it stands for uses it.
     bool counts = m.state == kAllCount;
@@ -102,37 +103,51 @@ __device__ T matrix_sum(const WeightJob<T>& job, const MatrixGradient<T>& m, int
       }
     }
     if (!counts) continue;
-    sum += sum_splits(m.weight_splits + group * m.splits * m.shape.packed_size() + offset,
-                      m.shape.packed_size(), m.splits);
+    add_splits(m.weight_splits + group * m.splits * m.shape.packed_size() + offset,
+               m.shape.packed_size(), m.splits, sum);
   }
   return sum;
 }
 
 template <class T>
-__global__ __launch_bounds__(kElements* kSlices) void weights_kernel(const Job<T> job) {
-  __shared__ T sums[kSlices][kElements];
-  const int block = blockIdx.x;
-  int segment = 0;
-  while (block >= job.first_block[segment + 1]) ++segment;
-  const int64_t index =
-      static_cast<int64_t>(block - job.first_block[segment]) * kElements + threadIdx.x;
+__global__ __launch_bounds__(kLanes* kSlices) void weights_kernel(const Job<T> job) {
+  __shared__ Vec4<T> sums[kSlices][kLanes];
   const WeightJob<T>& weights = job.weights;
-  T* grad = segment >= kMatrices    ? weights.matrices[segment - kMatrices].grad
-            : segment == kReduction ? weights.grads.reduction
-            : segment % 2 == 0      ? weights.grads.depthwise[segment / 2]
-                                    : weights.grads.pointwise[segment / 2];
-  const bool inside = index < job.sizes[segment];
-  T sum = 0;
-  if (inside) {
-    sum = segment >= kMatrices ? matrix_sum(weights, weights.matrices[segment - kMatrices], index)
-          : segment == kReduction ? reduction_sum(weights, index)
-                                  : separable_sum(weights, segment, index);
+  const DagShape& s = weights.shape;
+  int number = 0;
+  while (number + 1 < kSegments &&
+         static_cast<int>(blockIdx.x) >= job.segments[number + 1].first_block)
+    ++number;
+  const Segment<T>& segment = job.segments[number];
+  const MatrixShape& shape = segment.shape;
+  const int block = blockIdx.x - segment.first_block, matrix = block / segment.blocks;
+  const int first = (block - matrix * segment.blocks) * kBlockValues;
+  const int offset = first + 4 * threadIdx.x, depth = shape.depth();
+  const bool inside = offset < shape.rows * depth;
+  Vec4<T> sum = fill_vec4(T(0));
+  if (number >= kMatrices) {
+    if (inside) sum = matrix_sum(weights, weights.matrices[number - kMatrices], offset);
+  } else if (number < kReduction) {
+    sum = separable_sum(weights, number, segment.operation, matrix, offset, inside);
+  } else if (s.stride == 2) {
+    // With stride 1 an identity has no weights, though the tensor may be there, and wrote no
+    // splits.
+    sum =
+        edge_sum(weights, matrix / s.inputs, matrix % s.inputs, segment.operation, offset, inside);
   }
   sums[threadIdx.y][threadIdx.x] = sum;
   __syncthreads();
-  if (threadIdx.y != 0 || !inside) return;
-  for (int s = 1; s < kSlices; ++s) sum += sums[s][threadIdx.x];
-  grad[index] = sum;
+  const int value = threadIdx.y * kLanes + threadIdx.x, at = first + value;
+  const int row = at / depth, place = at - row * depth, source = place / shape.padded_channels;
+  if (value >= kBlockValues || row < shape.first_row(source) || row >= shape.end_row(source))
+    return;
+  const int column = shape.column(source, place - source * shape.padded_channels);
+  if (column < 0) return;
+  T total = 0;
+#pragma unroll
+  for (int slice = 0; slice < kSlices; ++slice) total += sums[slice][value / 4].v[value % 4];
+  segment.grad[matrix * shape.size() + static_cast<int64_t>(row) * shape.columns() + column] =
+      total;
 }
 
 }  // namespace
@@ -140,27 +155,35 @@ __global__ __launch_bounds__(kElements* kSlices) void weights_kernel(const Job<T
 template <class T>
 void sum_weight_splits(const WeightJob<T>& weights, CudaStream stream) {
   const DagShape& s = weights.shape;
-  Job<T> job = {weights, {}, {}};
-  const int64_t channels = s.channels, edges = s.nodes == 0 ? 0 : s.weight_count();
-  for (const Operation& o : kOperations) {
-    const OperationInfo info = operation_info(static_cast<int>(&o - kOperations));
-    if (info.form != Form::kSeparable || !weights.grads.has(info.separable)) continue;
-    job.sizes[2 * info.separable] = edges * 2 * channels * o.kernel * o.kernel;
-    job.sizes[2 * info.separable + 1] = edges * 2 * channels * channels;
+  Job<T> job = {weights, {}};
+  int blocks = 0;
+  const auto add = [&](int number, const MatrixShape& shape, int matrices, T* grad, int operation) {
+    const int64_t values = static_cast<int64_t>(shape.rows) * shape.depth();
+    const int of_matrix =
+        grad == nullptr ? 0 : static_cast<int>((values + kBlockValues - 1) / kBlockValues);
+    job.segments[number] = {shape, grad, blocks, of_matrix, operation};
+    blocks += matrices * of_matrix;
+  };
+  const int edges = s.nodes == 0 ? 0 : s.weight_count();
+  for (int kind = 0; kind < kSeparableCount; ++kind) {
+    const int operation = operation_number(Form::kSeparable, kind);
+    const int kernel = operation_info(operation).kernel;
+    const bool has = weights.grads.has(kind);
+    // A row of all elements of all channels.
+    MatrixShape elements;
+    elements.rows = elements.padded = 1;
+    elements.channels = s.channels * kernel * kernel;
+    elements.padded_channels = s.padded * kernel * kernel;
+    add(2 * kind, elements, 2 * edges, has ? weights.grads.depthwise[kind] : nullptr, operation);
+    add(2 * kind + 1, square_matrix(s.channels, s.padded), 2 * edges,
+        has ? weights.grads.pointwise[kind] : nullptr, operation);
   }
-  if (weights.grads.reduction != nullptr) {
-    job.sizes[kReduction] = static_cast<int64_t>(s.nodes) * s.inputs * channels * channels;
-  }
+  add(kReduction, reduction_matrix(s.channels, s.padded), s.nodes * s.inputs,
+      weights.grads.reduction, operation_number(Form::kIdentity));
   for (int i = 0; i < 3; ++i) {
-    if (weights.matrices[i].grad != nullptr)
-      job.sizes[kMatrices + i] = weights.matrices[i].shape.size();
+    add(kMatrices + i, weights.matrices[i].shape, 1, weights.matrices[i].grad, 0);
   }
-  for (int i = 0; i < kSegments; ++i) {
-    job.first_block[i + 1] =
-        job.first_block[i] + static_cast<int>((job.sizes[i] + kElements - 1) / kElements);
-  }
-  if (job.first_block[kSegments] == 0) return;
-  launch(weights_kernel<T>, job.first_block[kSegments], dim3(kElements, kSlices), 0, stream, job);
+  if (blocks != 0) launch(weights_kernel<T>, blocks, dim3(kLanes, kSlices), 0, stream, job);
 }
 
 template void sum_weight_splits(const WeightJob<float>&, CudaStream);

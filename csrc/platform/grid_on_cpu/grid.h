@@ -219,6 +219,11 @@ inline unsigned int __float_as_uint(float x) {
   std::memcpy(&bits, &x, sizeof(bits));
   return bits;
 }
+// One more than the position of the lowest bit; 0 if there is none.
+inline int __ffs(int bits) {
+  return bits == 0 ? 0 : std::countr_zero(static_cast<unsigned>(bits)) + 1;
+}
+inline int __popc(unsigned int bits) { return std::popcount(bits); }
 inline float __uint_as_float(unsigned int bits) {
   float x;
   std::memcpy(&x, &bits, sizeof(x));
