@@ -1,8 +1,7 @@
 // Everything a .cu file needs of CUDA: the toolkit's headers and launches. The same file compiles
 // with nvcc and, with ASNG_CUDA_ON_CPU defined, as plain C++, where a launch runs the grid at once
 // on the calling thread (csrc/platform/grid_on_cpu). What only a device can do is a function here
-// or a header, such as mma.h, with a twin for that grid; nothing outside of platform/ asks which of
-// the two it is.
+// with a twin for that grid; nothing outside of platform/ asks which of the two it is.
 //
 // Kernels are called by launch() instead of <<<>>>, and get their dynamic shared memory from
 // dynamic_shared<T>() instead of an extern array. A kernel has dynamic or static shared memory, not
@@ -29,7 +28,6 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
-#include <mma.h>
 #endif
 
 namespace asng::cuda {
@@ -91,6 +89,11 @@ void write_at_once(void* to, const Vector& value) {
                              " bytes is not aligned");
   }
   std::memcpy(to, &value, sizeof(value));
+}
+
+template <class Vector>
+void share_at_once(void* to, const Vector& value) {
+  write_at_once(to, value);
 }
 
 inline void copy_async16(void* to, const void* from) { std::memcpy(to, from, 16); }
@@ -201,6 +204,20 @@ __device__ __forceinline__ void write_at_once(void* to, const uint4& v) {
   asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)),
                "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
                : "memory");
+}
+
+// The same of 16 bytes to shared memory.
+__device__ __forceinline__ void share_at_once(void* to, const float4& v) {
+  asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(
+                   static_cast<unsigned>(__cvta_generic_to_shared(to))),
+               "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w)
+               : "memory");
+}
+__device__ __forceinline__ void share_at_once(void* to, const double2& v) {
+  asm volatile(
+      "st.shared.v2.f64 [%0], {%1, %2};" ::"r"(static_cast<unsigned>(__cvta_generic_to_shared(to))),
+      "d"(v.x), "d"(v.y)
+      : "memory");
 }
 
 // Starts to copy 16 bytes from global to shared memory, both aligned to as many; they are there for

@@ -211,6 +211,10 @@ template <class T>
 T __ldcg(const T* address) {
   return *address;
 }
+template <class T>
+T __ldg(const T* address) {
+  return *address;
+}
 inline unsigned int __float_as_uint(float x) {
   unsigned int bits;
   std::memcpy(&bits, &x, sizeof(bits));
