@@ -67,6 +67,7 @@ __device__ __forceinline__ void convolve_backward(const Job<V>& job, int arch, i
   const bool strided = stage == 0 && dag.stride(edge) == 2;
 #pragma unroll 1
   for (int i = threadIdx.x; i < kMostKernelElements * padded; i += kThreads) elements_grad[i] = 0;
+  load_weight(l, pointwise_weight, shared);
   PixelOuterProduct<kTensorCores, T> matmul(padded, padded);
   const int tiles = tile_count(tile, shape);
 #pragma unroll 1
@@ -83,7 +84,7 @@ __device__ __forceinline__ void convolve_backward(const Job<V>& job, int arch, i
 #pragma unroll 1
     for (int pass = 0; pass < passes; ++pass) {
       Matmul<kTensorCores, T> depth(tile.pixels(), padded, pass);
-      depth.add(grads, l.row, pointwise_weight, padded, padded);
+      multiply_weight(depth, l, grads, pointwise_weight, shared);
       depth.each([&](int row, int c, const Vec4<T>& value) {
         const int64_t pixel = tile_pixel(tile, shape, at, row);
         store_vec4(shared + row * l.row + c, value);

@@ -31,6 +31,7 @@ __device__ __forceinline__ void convolve(const Job<V>& job, int arch, int e,
   V* z = job.dag.stage(arch, job.node, e, job.stage);
   const bool strided = job.stage == 0 && job.dag.stride(edge) == 2;
   const int tiles = tile_count(tile, shape);
+  load_weight(l, pointwise_weight, shared);
 #pragma unroll 1
   for (int index = blockIdx.x; index < tiles; index += job.splits) {
     const TilePlace at = tile_place(tile, shape, index);
@@ -40,7 +41,7 @@ __device__ __forceinline__ void convolve(const Job<V>& job, int arch, int e,
 #pragma unroll 1
     for (int pass = 0; pass < passes; ++pass) {
       Matmul<kTensorCores, T> matmul(tile.pixels(), padded, pass);
-      matmul.add(shared, l.row, pointwise_weight, padded, padded);
+      multiply_weight(matmul, l, shared, pointwise_weight, shared);
       matmul.sum_each(groups, [&](int row, int c, const Vec4<T>& value) {
         const int64_t pixel = tile_pixel(tile, shape, at, row);
         return pixel < 0 ? fill_vec4(T(0)) : store_rounded(z + pixel * padded + c, value);

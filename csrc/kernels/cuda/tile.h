@@ -41,11 +41,13 @@ struct TileLayout {
   int row;       // between the pixels of `depth`, which come first, and of `grad`
   int source;    // input pixels of a chunk, with the padding that the kernel needs
   int elements;  // depthwise weights of a chunk
+  int weight;    // the 1×1 weight in rows of `weight_row()`; 0: too large, it is read where it lies
   int grad;      // gradients, in a backward pass
   int elements_grad;
   int values;
 
   ASNG_HD int source_row() const { return tile.chunk() + 4; }
+  ASNG_HD int weight_row() const { return padded + 8; }
   ASNG_HD size_t sums_bytes() const { return 3 * static_cast<size_t>(padded) * sizeof(double); }
 };
 
@@ -87,7 +89,13 @@ inline TileLayout tile_layout(const DagShape& s, int stride, size_t value_bytes,
     source = std::max({source, pixels / 4 * 2 * s.padded, stride == 2 ? kPointwiseValues : 0});
   }
   l.elements = l.source + source;
-  l.grad = l.elements + kMostKernelElements * l.tile.chunk();
+  l.weight = l.grad = l.elements + kMostKernelElements * l.tile.chunk();
+  const int weight = l.padded * l.weight_row();
+  if (weight * value_bytes <= 20 * 1024 && pixels > kFewestPixels) {
+    l.grad += weight;
+  } else {
+    l.weight = 0;
+  }
   l.elements_grad = l.values = l.grad;
   if (backward) {
     l.elements_grad += std::max(pixels * l.row, kThreads * 20);
@@ -103,7 +111,7 @@ inline TileLayout tile_layout(const DagShape& s, int stride, size_t value_bytes,
   while (pixels > kTile && pixels * s.padded > budget) pixels /= 2;
   // Small feature maps are cut smaller, so that there are blocks for every multiprocessor.
   const int64_t all = static_cast<int64_t>(s.images) * s.out_height * s.out_width;
-  while (pixels > (backward ? 2 : 1) * kTile && all / pixels < kMaxSplits) pixels /= 2;
+  while (pixels > 2 * kTile && all / pixels < kMaxSplits) pixels /= 2;
   TileLayout l = tile_layout(s, stride, value_bytes, backward, pixels);
   // So are those whose channels would leave a block without the room.
   const size_t bytes = shared_bytes(l, value_bytes);
@@ -136,10 +144,10 @@ __device__ inline TilePlace tile_place(const Tile& t, const DagShape& s, unsigne
 }
 
 // Index of the output pixel that is number q of the tile, -1 outside of the feature map.
-__device__ inline int64_t tile_pixel(const Tile& t, const DagShape& s, const TilePlace& at, int q) {
+__device__ inline int tile_pixel(const Tile& t, const DagShape& s, const TilePlace& at, int q) {
   const int y = at.y + (q >> t.log_width), x = at.x + (q & (t.width() - 1));
   if (y >= s.out_height || x >= s.out_width) return -1;
-  return (static_cast<int64_t>(at.image) * s.out_height + y) * s.out_width + x;
+  return (at.image * s.out_height + y) * s.out_width + x;
 }
 
 // Divides numbers below 2¹⁶ without a division each.
@@ -161,6 +169,30 @@ __device__ __forceinline__ void each_quad(int quads, Visit visit) {
     const unsigned width = min(quads - first, kThreads), slot = threadIdx.x / width;
     const int step = kThreads / width, lane = threadIdx.x - slot * width;
     if (static_cast<int>(slot) < step) visit(static_cast<int>(slot), step, (first + lane) * 4);
+  }
+}
+
+// Starts to copy the 1×1 weight (padded, padded) to where the layout has it; see copy_async16.
+template <class T>
+__device__ __forceinline__ void load_weight(const TileLayout& l, const T* weight, T* shared) {
+  constexpr int kValues = 16 / sizeof(T);
+  if (l.weight == 0) return;
+  const unsigned pieces = l.padded / kValues, row = threadIdx.x / pieces;
+  const int step = kThreads / pieces, piece = (threadIdx.x - row * pieces) * kValues;
+#pragma unroll 1
+  for (int r = static_cast<int>(row) < step ? row : l.padded; r < l.padded; r += step) {
+    copy_async16(shared + l.weight + r * l.weight_row() + piece, weight + r * l.padded + piece);
+  }
+}
+
+// += rows of shared memory · the 1×1 weight
+template <class Matmul, class T>
+__device__ __forceinline__ void multiply_weight(Matmul& matmul, const TileLayout& l, const T* rows,
+                                                const T* weight, const T* shared) {
+  if (l.weight == 0) {
+    matmul.add(rows, l.row, weight, l.padded, l.padded);
+  } else {
+    matmul.add(rows, l.row, shared + l.weight, l.weight_row(), l.padded);
   }
 }
 
