@@ -96,6 +96,11 @@ void share_at_once(void* to, const Vector& value) {
   write_at_once(to, value);
 }
 
+template <class T>
+const T* kept(const T* pointer) {
+  return pointer;
+}
+
 inline void copy_async16(void* to, const void* from) { std::memcpy(to, from, 16); }
 inline void wait_for_copies() {}
 
@@ -218,6 +223,13 @@ __device__ __forceinline__ void share_at_once(void* to, const double2& v) {
       "st.shared.v2.f64 [%0], {%1, %2};" ::"r"(static_cast<unsigned>(__cvta_generic_to_shared(to))),
       "d"(v.x), "d"(v.y)
       : "memory");
+}
+
+// The pointer, in registers: otherwise compilers put it together again for every access.
+template <class T>
+__device__ __forceinline__ const T* kept(const T* pointer) {
+  asm volatile("" : "+l"(pointer));
+  return pointer;
 }
 
 // Starts to copy 16 bytes from global to shared memory, both aligned to as many; they are there for

@@ -19,27 +19,29 @@ __device__ __forceinline__ void load_source(const State<V>& from, int padded, co
   const int columns = (t.width() - 1) * S + kExtent,
             count = ((t.height - 1) * S + kExtent) * columns;
   const V* image =
-      from.x + static_cast<int64_t>(at.image) * from.height * from.width * padded + channel + piece;
+      kept(from.x + static_cast<int64_t>(at.image) * from.height * from.width * padded + channel +
+           piece);
   const int top = at.y * S - D * (K / 2), left = at.x * S - D * (K / 2);
   const Affine<V> affine(from.norm, padded, channel + piece);
   constexpr Divisor kFour(3 * S + kExtent), kEight(7 * S + kExtent), kSixteen(15 * S + kExtent);
   const Divisor lines = t.log_width == 2 ? kFour : t.log_width == 3 ? kEight : kSixteen;
+  to += (threadIdx.x >> log_pieces) * row + piece;
 #pragma unroll 1
   for (int first = threadIdx.x >> log_pieces; first < count; first += kAtOnce * step) {
     Piece<V> loaded[kAtOnce];
-    bool inside[kAtOnce];
+    int pixels[kAtOnce];  // -1 beyond the edge
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
       const int place = first + i * step, line = lines(place);
       const int y = top + line, x = left + place - line * columns;
+      const bool inside = static_cast<unsigned>(y) < static_cast<unsigned>(from.height) &&
+                          static_cast<unsigned>(x) < static_cast<unsigned>(from.width);
+      pixels[i] = inside ? y * from.width + x : -1;
       // A load beyond the edge is of the first pixel instead, so that none waits for a branch.
-      inside[i] = static_cast<unsigned>(y) < static_cast<unsigned>(from.height) &&
-                  static_cast<unsigned>(x) < static_cast<unsigned>(from.width);
-      loaded[i] = load_piece(image + (inside[i] ? (y * from.width + x) * padded : 0));
+      loaded[i] = load_piece(pixel_at(image, max(pixels[i], 0), padded));
     }
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
-      const int place = first + i * step;
       Vec4<T> v[kWide<V>];
       unpack(loaded[i], v);
 #pragma unroll
@@ -48,9 +50,10 @@ __device__ __forceinline__ void load_source(const State<V>& from, int padded, co
         add_product(value, v[k], affine.scale[k]);
         if (kRelu) value = relu_vec4(value);
 #pragma unroll
-        for (int c = 0; c < 4; ++c) value.v[c] = inside[i] ? value.v[c] : T(0);
-        if (place < count) store_vec4(to + place * row + piece + 4 * k, value);
+        for (int c = 0; c < 4; ++c) value.v[c] = pixels[i] < 0 ? T(0) : value.v[c];
+        if (first + i * step < count) store_vec4(to + 4 * k, value);
       }
+      to += step * row;
     }
   }
 }

@@ -432,13 +432,14 @@ struct WarpTiles {
   static __device__ __forceinline__ void add(const float* left, int left_row, const float* right,
                                              int right_row, int first, int step, int pixels,
                                              Sum& sum) {
-    left += 2 * lane_column() * left_row + lane_row();
-    right += 2 * lane_column() * right_row + 2 * lane_row();
+    left += (first * kTileDepth + 2 * lane_column()) * left_row + lane_row();
+    right += (first * kTileDepth + 2 * lane_column()) * right_row + 2 * lane_row();
 #pragma unroll 2
     for (int p = first * kTileDepth; p < pixels; p += step * kTileDepth) {
-      const float* l = left + p * left_row;
-      const float* r = right + p * right_row;
-      add_tile(sum, {l[0], l[8], l[left_row], l[left_row + 8]}, TileRight(r, r + right_row));
+      add_tile(sum, {left[0], left[8], left[left_row], left[left_row + 8]},
+               TileRight(right, right + right_row));
+      left += step * kTileDepth * left_row;
+      right += step * kTileDepth * right_row;
     }
   }
 };

@@ -88,6 +88,7 @@ class PixelPieces {
     piece_ = (threadIdx.x - first_ * pieces) * kPieceValues;
     channel_ = channel + piece_;
     inside_ = 0;
+    const V* from = kept(s.x + channel_);
     // Where the first pixel lies, from which the others are counted.
     const Divisor across(shape.out_width), down(shape.out_height);
     int x = begin + first_, y = 0, image = 0;
@@ -114,8 +115,7 @@ class PixelPieces {
         pixel = ((image + images) * s.height + from_y) * s.width + from_x;
       }
       // Those beyond the edge read the first pixel, so that no load waits for a branch.
-      loaded_[i] =
-          load_piece(s.x + static_cast<int64_t>(inside ? pixel : 0) * s.channels + channel_);
+      loaded_[i] = load_piece(pixel_at(from, inside ? pixel : 0, s.channels));
       inside_ |= static_cast<unsigned>(inside) << i;
     }
   }
@@ -123,6 +123,7 @@ class PixelPieces {
   // After normalization and ReLU, in rows of shared memory.
   __device__ __forceinline__ void store(const S& s, T* to, int row) const {
     const Affine<V> affine(s.norm, s.channels, channel_);
+    to += first_ * row + piece_;
 #pragma unroll
     for (int i = 0; i < kPieces; ++i) {
       Vec4<T> v[kWide<V>];
@@ -138,10 +139,9 @@ class PixelPieces {
 #pragma unroll
           for (int c = 0; c < 4; ++c) value.v[c] = (inside_ >> i & 1u) != 0 ? value.v[c] : T(0);
         }
-        if (first_ + i * step_ < count_) {
-          store_vec4(to + (first_ + i * step_) * row + piece_ + 4 * k, value);
-        }
+        if (first_ + i * step_ < count_) store_vec4(to + 4 * k, value);
       }
+      to += step_ * row;
     }
   }
 
@@ -231,6 +231,9 @@ __device__ __forceinline__ void load_gradients(const V* g, const V* z,
   using T = Compute<V>;
   constexpr int kAtOnce = sizeof(T) == 8 ? 2 : 4;
   each_quad(padded / 4, [&](int slot, int step, int c) {
+    const V* from_g = kept(g + c);
+    const V* from_z = kept(z + c);
+    T* at = to + slot * row + c;
     const Vec4<T> of_grad = load_vec4(coefficients + c),
                   of_value = load_vec4(coefficients + padded + c),
                   constant = load_vec4(coefficients + 2 * padded + c);
@@ -240,10 +243,10 @@ __device__ __forceinline__ void load_gradients(const V* g, const V* z,
       bool inside[kAtOnce];
 #pragma unroll
       for (int i = 0; i < kAtOnce; ++i) {
-        const int64_t pixel = place(first + i * step);
+        const int pixel = place(first + i * step);
         inside[i] = pixel >= 0;
-        grads[i] = load_vec4(g + (inside[i] ? pixel : 0) * padded + c);
-        values[i] = load_vec4(z + (inside[i] ? pixel : 0) * padded + c);
+        grads[i] = load_vec4(pixel_at(from_g, max(pixel, 0), padded));
+        values[i] = load_vec4(pixel_at(from_z, max(pixel, 0), padded));
       }
 #pragma unroll
       for (int i = 0; i < kAtOnce; ++i) {
@@ -252,7 +255,8 @@ __device__ __forceinline__ void load_gradients(const V* g, const V* z,
         add_product(sum, of_value, values[i]);
 #pragma unroll
         for (int k = 0; k < 4; ++k) sum.v[k] = inside[i] ? sum.v[k] : T(0);
-        if (first + i * step < count) store_vec4(to + (first + i * step) * row + c, sum);
+        if (first + i * step < count) store_vec4(at, sum);
+        at += step * row;
       }
     }
   });
@@ -284,9 +288,8 @@ __device__ __forceinline__ void pointwise_backward(
       pieces.load(source, shape, begin + first, min(run - first, part), channel, chunk);
       pieces.store(source, values + first * kRow, kRow);
     }
-    load_gradients(g, z, coefficients, padded, run, row, grads, [&](int p) {
-      return begin + p < pixels ? static_cast<int64_t>(begin + p) : int64_t{-1};
-    });
+    load_gradients(g, z, coefficients, padded, run, row, grads,
+                   [&](int p) { return begin + p < pixels ? begin + p : -1; });
     __syncthreads();
     outer.add(grads, row, values, kRow, run, weight_split + column, depth, begin == split * run);
     const int passes = source_needs_grad ? Matmul<kTensorCores, T>::passes(run, chunk) : 0;

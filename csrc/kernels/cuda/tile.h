@@ -68,7 +68,7 @@ inline size_t shared_bytes(const TileLayout& l, size_t value_bytes) {
 inline TileLayout tile_layout(const DagShape& s, int stride, size_t value_bytes, bool backward,
                               int pixels) {
   TileLayout l;
-  l.tile.log_width = s.out_width > 8 && pixels >= 64 ? 4 : s.out_width > 4 && pixels >= 32 ? 3 : 2;
+  l.tile.log_width = s.out_width > 8 && pixels >= 128 ? 4 : s.out_width > 4 && pixels >= 32 ? 3 : 2;
   l.tile.height = pixels >> l.tile.log_width;
   const int height = (l.tile.height - 1) * stride + kMostExtent,
             width = (l.tile.width() - 1) * stride + kMostExtent;

@@ -2,6 +2,7 @@
 // convert from and to the type that feature maps are stored in: 16 bytes of floats, 8 of bfloat16.
 #pragma once
 
+#include <cstdint>
 #include <type_traits>
 
 #include "platform/bfloat16.h"
@@ -94,6 +95,15 @@ inline constexpr int kWide = sizeof(V) == 2 ? 2 : 1;
 // all on their way at the same time.
 template <class V>
 using Piece = std::conditional_t<sizeof(V) == 2, uint4, Vec4<V>>;
+
+// Where pixel `pixel` lies, of `values` values each: one multiplication.
+template <class V>
+__device__ __forceinline__ const V* pixel_at(const V* images, int pixel, int values) {
+  return reinterpret_cast<const V*>(
+      reinterpret_cast<const char*>(images) +
+      static_cast<uint64_t>(static_cast<unsigned>(pixel)) *
+          (static_cast<unsigned>(values) * static_cast<unsigned>(sizeof(V))));
+}
 
 // Of global memory that nobody writes while the kernel runs.
 __device__ __forceinline__ Vec4<float> load_piece(const float* from) {
