@@ -1,8 +1,7 @@
 // Everything a .cu file needs of CUDA: the toolkit's headers and launches. The same file compiles
 // with nvcc and, with ASNG_CUDA_ON_CPU defined, as plain C++, where a launch runs the grid at once
 // on the calling thread (csrc/platform/grid_on_cpu). What only a device can do is a function here
-// or a header, such as mma.h, with a twin for that grid; nothing outside of platform/ asks which of
-// the two it is.
+// with a twin for that grid; nothing outside of platform/ asks which of the two it is.
 //
 // Kernels are called by launch() instead of <<<>>>, and get their dynamic shared memory from
 // dynamic_shared<T>() instead of an extern array. A kernel has dynamic or static shared memory, not
@@ -29,7 +28,6 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
-#include <mma.h>
 #endif
 
 namespace asng::cuda {
@@ -93,11 +91,17 @@ void write_at_once(void* to, const Vector& value) {
   std::memcpy(to, &value, sizeof(value));
 }
 
-inline void store_shared(float* to, float a, float b, float c, float d) {
-  write_at_once(to, make_float4(a, b, c, d));
+inline float max_or_nan(float a, float b) { return a > b || a != a ? a : b; }
+
+template <class Vector>
+void share_at_once(void* to, const Vector& value) {
+  write_at_once(to, value);
 }
 
-inline float max_or_nan(float a, float b) { return a > b || a != a ? a : b; }
+template <class T>
+const T* kept(const T* pointer) {
+  return pointer;
+}
 
 inline void copy_async16(void* to, const void* from) { std::memcpy(to, from, 16); }
 inline void wait_for_copies() {}
@@ -209,12 +213,25 @@ __device__ __forceinline__ void write_at_once(void* to, const uint4& v) {
                : "memory");
 }
 
-// One access of 16 bytes to shared memory, for the same reason.
-__device__ __forceinline__ void store_shared(float* to, float a, float b, float c, float d) {
+// The same of 16 bytes to shared memory.
+__device__ __forceinline__ void share_at_once(void* to, const float4& v) {
   asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(
                    static_cast<unsigned>(__cvta_generic_to_shared(to))),
-               "f"(a), "f"(b), "f"(c), "f"(d)
+               "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w)
                : "memory");
+}
+__device__ __forceinline__ void share_at_once(void* to, const double2& v) {
+  asm volatile(
+      "st.shared.v2.f64 [%0], {%1, %2};" ::"r"(static_cast<unsigned>(__cvta_generic_to_shared(to))),
+      "d"(v.x), "d"(v.y)
+      : "memory");
+}
+
+// The pointer, in registers: otherwise compilers put it together again for every access.
+template <class T>
+__device__ __forceinline__ const T* kept(const T* pointer) {
+  asm volatile("" : "+l"(pointer));
+  return pointer;
 }
 
 // The larger of both, or NaN if `a` is; b is a number.

@@ -9,97 +9,150 @@ namespace asng::cuda {
 // The input that the windows of a tile's pixels see, `chunk` channels from `channel`;
 // zeros beyond the edge.
 template <int K, int S, int D, bool kRelu, class V>
-__device__ void load_source(const State<V>& from, int padded, const Tile& t, const TilePlace& at,
-                            int channel, int row, Compute<V>* to) {
+__device__ __forceinline__ void load_source(const State<V>& from, int padded, const Tile& t,
+                                            const TilePlace& at, int channel, int row,
+                                            Compute<V>* to) {
   using T = Compute<V>;
-  const int pieces = t.chunk / (4 * kWide<V>), piece = threadIdx.x % pieces * 4 * kWide<V>;
-  constexpr int kExtent = (K - 1) * D + 1;
-  const int columns = (t.width - 1) * S + kExtent, count = ((t.height - 1) * S + kExtent) * columns;
-  const int step = kThreads / pieces;
-  const V* image = from.x + static_cast<int64_t>(at.image) * from.height * from.width * padded;
+  constexpr int kExtent = (K - 1) * D + 1, kAtOnce = sizeof(T) == 8 ? 4 : 8;
+  const int log_pieces = t.log_chunk - (kWide<V> == 2 ? 3 : 2), step = kThreads >> log_pieces;
+  const int piece = (threadIdx.x & ((1 << log_pieces) - 1)) * 4 * kWide<V>;
+  const int columns = (t.width() - 1) * S + kExtent,
+            count = ((t.height - 1) * S + kExtent) * columns;
+  const V* image =
+      kept(from.x + static_cast<int64_t>(at.image) * from.height * from.width * padded + channel +
+           piece);
   const int top = at.y * S - D * (K / 2), left = at.x * S - D * (K / 2);
-  int place = threadIdx.x / pieces;
-  int r = place / columns, c = place - r * columns;
-  for (; place < count; place += step) {
-    const int y = top + r, x = left + c;
-    Vec4<T> v[kWide<V>] = {};
-    if (y >= 0 && y < from.height && x >= 0 && x < from.width) {
-      load_wide(image + (static_cast<int64_t>(y) * from.width + x) * padded + channel + piece, v);
+  const WideAffine<V> affine(from.norm, padded, channel + piece);
+  constexpr Divisor kFour(3 * S + kExtent), kEight(7 * S + kExtent), kSixteen(15 * S + kExtent);
+  const Divisor lines = t.log_width == 2 ? kFour : t.log_width == 3 ? kEight : kSixteen;
+  to += (threadIdx.x >> log_pieces) * row + piece;
+#pragma unroll 1
+  for (int first = threadIdx.x >> log_pieces; first < count; first += kAtOnce * step) {
+    Piece<V> loaded[kAtOnce];
+    int pixels[kAtOnce];  // -1 beyond the edge
 #pragma unroll
-      for (int i = 0; i < kWide<V>; ++i) {
-        v[i] = affine_vec4(v[i], from.norm, padded, channel + piece + 4 * i);
-        if (kRelu) v[i] = relu_vec4(v[i]);
-      }
+    for (int i = 0; i < kAtOnce; ++i) {
+      const int place = first + i * step, line = lines(place);
+      const int y = top + line, x = left + place - line * columns;
+      const bool inside = static_cast<unsigned>(y) < static_cast<unsigned>(from.height) &&
+                          static_cast<unsigned>(x) < static_cast<unsigned>(from.width);
+      pixels[i] = inside ? y * from.width + x : -1;
+      // A load beyond the edge is of the first pixel instead, so that none waits for a branch.
+      loaded[i] = load_piece(pixel_at(image, max(pixels[i], 0), padded));
     }
 #pragma unroll
-    for (int i = 0; i < kWide<V>; ++i) store_vec4(to + place * row + piece + 4 * i, v[i]);
-    for (c += step; c >= columns; c -= columns) ++r;
-  }
-}
-
-// Depthwise weights (kernel elements, padded) of a chunk, in reverse order for the transposed
-// convolution.
-template <int K, bool kFlipped, class T>
-__device__ void load_elements(const T* weight, int padded, int chunk, int channel, T* to) {
-  for (int i = threadIdx.x; i < K * K * chunk; i += kThreads) {
-    const int element = i / chunk, c = i - element * chunk;
-    to[i] = weight[(kFlipped ? K * K - 1 - element : element) * padded + channel + c];
-  }
-}
-
-// Calls emit(pixel of the tile, channel of the chunk, value) for four pixels in a row after one
-// another, with the same channel.
-template <int K, int S, int D, class T, class Emit>
-__device__ void depthwise(const Tile& t, const T* source, int row, const T* elements, Emit emit) {
-  const int quads = t.chunk / 4, across = t.width / 4;
-  const int columns = (t.width - 1) * S + (K - 1) * D + 1;
-  constexpr int kSpan = 3 * S + (K - 1) * D + 1;
-  for (int item = threadIdx.x; item < t.pixels() / 4 * quads; item += kThreads) {
-    const int run = item / quads, quad = (item - run * quads) * 4;
-    const int y = run / across, x = (run - y * across) * 4;
-    Vec4<T> sums[4];
+    for (int i = 0; i < kAtOnce; ++i) {
+      Vec4<T> v[kWide<V>];
+      unpack(loaded[i], v);
 #pragma unroll
-    for (int p = 0; p < 4; ++p) sums[p] = fill_vec4(T(0));
+      for (int k = 0; k < kWide<V>; ++k) {
+        Vec4<T> value = affine.shift[k];
+        add_product(value, v[k], affine.scale[k]);
+        if (kRelu) value = relu_vec4(value);
+#pragma unroll
+        for (int c = 0; c < 4; ++c) value.v[c] = pixels[i] < 0 ? T(0) : value.v[c];
+        if (first + i * step < count) store_vec4(to + 4 * k, value);
+      }
+      to += step * row;
+    }
+  }
+}
+
+// Starts to copy depthwise weights (kernel elements, padded) of a chunk, in reverse order for the
+// transposed convolution; see copy_async16.
+template <int K, bool kFlipped, class T>
+__device__ __forceinline__ void load_elements(const T* weight, int padded, const Tile& t,
+                                              int channel, T* to) {
+  constexpr int kValues = 16 / sizeof(T);
+  const int log_pieces = t.log_chunk - (kValues == 4 ? 2 : 1);
+  const int piece = (threadIdx.x & ((1 << log_pieces) - 1)) * kValues;
 #pragma unroll 1
-    for (int ky = 0; ky < K; ++ky) {
-      const T* from = source + ((y * S + ky * D) * columns + x * S) * row + quad;
+  for (int element = threadIdx.x >> log_pieces; element < K * K;
+       element += kThreads >> log_pieces) {
+    copy_async16(to + (element << t.log_chunk) + piece,
+                 weight + (kFlipped ? K * K - 1 - element : element) * padded + channel + piece);
+  }
+}
+
+// Patches of a tile's pixels, four in a row and kRows rows, and four channels, of which each thread
+// has some: calls emit(first pixel of a row, channel of the chunk, sums of that row) for every row.
+template <int K, int S, int D, int kRows, class T, class Emit>
+__device__ __forceinline__ void depthwise_patches(const Tile& t, const T* source, int row,
+                                                  const T* elements, Emit emit) {
+  constexpr int kSpan = 3 * S + (K - 1) * D + 1;
+  const int log_quads = t.log_chunk - 2, log_across = t.log_width - 2;
+  const int columns = (t.width() - 1) * S + (K - 1) * D + 1;
+  const int quad = (threadIdx.x & ((1 << log_quads) - 1)) * 4, count = t.pixels() / (4 * kRows);
+  elements += quad;
+#pragma unroll 1
+  for (int patch = threadIdx.x >> log_quads; patch < count; patch += kThreads >> log_quads) {
+    const int y = (patch >> log_across) * kRows, x = (patch & ((1 << log_across) - 1)) * 4;
+    const T* from = source + (y * S * columns + x * S) * row + quad;
+    Vec4<T> sums[kRows][4];
+#pragma unroll
+    for (int p = 0; p < 4 * kRows; ++p) sums[p / 4][p % 4] = fill_vec4(T(0));
+#pragma unroll 1
+    for (int line = 0; line < (kRows - 1) * S + (K - 1) * D + 1; ++line, from += columns * row) {
+      if (kRows == 1 && line % D != 0) continue;
       Vec4<T> v[kSpan];
 #pragma unroll
       for (int i = 0; i < kSpan; ++i) v[i] = load_vec4(from + i * row);
 #pragma unroll
-      for (int kx = 0; kx < K; ++kx) {
-        const Vec4<T> w = load_vec4(elements + (ky * K + kx) * t.chunk + quad);
+      for (int r = 0; r < kRows; ++r) {
+        const int below = line - r * S;
+        if (below < 0 || below > (K - 1) * D || below % D != 0) continue;
+        const T* weights = elements + (below / D * K << t.log_chunk);
 #pragma unroll
-        for (int p = 0; p < 4; ++p) add_product(sums[p], v[p * S + kx * D], w);
+        for (int kx = 0; kx < K; ++kx) {
+          const Vec4<T> w = load_vec4(weights + (kx << t.log_chunk));
+#pragma unroll
+          for (int p = 0; p < 4; ++p) add_product(sums[r][p], v[p * S + kx * D], w);
+        }
       }
     }
-    emit(y * t.width + x, quad, sums);
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) emit(((y + r) << t.log_width) + x, quad, sums[r]);
+  }
+}
+
+// Two rows have more loads in common, if that leaves work for every thread.
+template <int K, int S, int D, class T, class Emit>
+__device__ __forceinline__ void depthwise(const Tile& t, const T* source, int row,
+                                          const T* elements, Emit emit) {
+  if (sizeof(T) == 4 && t.pixels() << t.log_chunk >= 32 * kThreads) {
+    depthwise_patches<K, S, D, 2>(t, source, row, elements, emit);
+  } else {
+    depthwise_patches<K, S, D, 1>(t, source, row, elements, emit);
   }
 }
 
 // grad[kernel elements of a channel] += Σ over the tile of depth · source, for the channels of a
 // chunk. `scratch` has room for 20·kThreads values.
 template <int K, int S, int D, class T>
-__device__ void depthwise_weight(const Tile& t, const T* source, int row, const T* depth,
-                                 int depth_row, T* scratch, T* grad) {
-  const int quads = t.chunk / 4, items = quads * K, groups = kThreads / items;
-  const int group = threadIdx.x / items, item = threadIdx.x - group * items;
-  const int ky = item / quads, quad = (item - ky * quads) * 4;
-  const int across = t.width / 4, runs = t.pixels() / 4;
-  const int columns = (t.width - 1) * S + (K - 1) * D + 1;
+__device__ __forceinline__ void depthwise_weight(const Tile& t, const T* source, int row,
+                                                 const T* depth, int depth_row, T* scratch,
+                                                 T* grad) {
+  const int log_quads = t.log_chunk - 2;
+  const unsigned items = K << log_quads, groups = kThreads / items, group = threadIdx.x / items;
+  const int item = threadIdx.x - group * items, ky = item >> log_quads,
+            quad = (item - (ky << log_quads)) * 4;
+  const int log_across = t.log_width - 2, runs = t.pixels() / 4;
+  const int columns = (t.width() - 1) * S + (K - 1) * D + 1;
   constexpr int kSpan = 3 * S + (K - 1) * D + 1;
   Vec4<T> sums[K];
 #pragma unroll
   for (int k = 0; k < K; ++k) sums[k] = fill_vec4(T(0));
-  for (int run = group; group < groups && run < runs; run += groups) {
-    const int y = run / across, x = (run - y * across) * 4;
+#pragma unroll 1
+  for (int run = group < groups ? group : runs; run < runs; run += groups) {
+    const int y = run >> log_across, x = (run & ((1 << log_across) - 1)) * 4;
     const T* from = source + ((y * S + ky * D) * columns + x * S) * row + quad;
+    const T* at = depth + ((y << t.log_width) + x) * depth_row + quad;
     Vec4<T> v[kSpan];
 #pragma unroll
     for (int i = 0; i < kSpan; ++i) v[i] = load_vec4(from + i * row);
 #pragma unroll
     for (int p = 0; p < 4; ++p) {
-      const Vec4<T> g = load_vec4(depth + (y * t.width + x + p) * depth_row + quad);
+      const Vec4<T> g = load_vec4(at + p * depth_row);
 #pragma unroll
       for (int k = 0; k < K; ++k) add_product(sums[k], g, v[p * S + k * D]);
     }
@@ -107,11 +160,12 @@ __device__ void depthwise_weight(const Tile& t, const T* source, int row, const 
 #pragma unroll
   for (int k = 0; k < K; ++k) store_vec4(scratch + threadIdx.x * 20 + k * 4, sums[k]);
   __syncthreads();
-  for (int i = threadIdx.x; i < t.chunk * K * K; i += kThreads) {
+#pragma unroll 1
+  for (int i = threadIdx.x; i < K * K << t.log_chunk; i += kThreads) {
     const int c = i / (K * K), element = i - c * K * K, y = element / K, x = element - y * K;
-    const T* from = scratch + (y * quads + c / 4) * 20 + x * 4 + c % 4;
+    const T* from = scratch + ((y << log_quads) + c / 4) * 20 + x * 4 + c % 4;
     T sum = 0;
-    for (int g = 0; g < groups; ++g) sum += from[g * items * 20];
+    for (unsigned g = 0; g < groups; ++g) sum += from[g * items * 20];
     grad[i] += sum;
   }
 }
@@ -119,13 +173,16 @@ __device__ void depthwise_weight(const Tile& t, const T* source, int row, const 
 // ReLU and the depthwise convolution of all channels of a tile, to rows of shared memory. The last
 // chunk of the input stays where the layout has it.
 template <int K, int S, int D, class V>
-__device__ void depthwise_tile(const State<V>& from, int padded, const TileLayout& l,
-                               const TilePlace& at, const Compute<V>* weight, Compute<V>* shared) {
+__device__ __forceinline__ void depthwise_tile(const State<V>& from, int padded,
+                                               const TileLayout& l, const TilePlace& at,
+                                               const Compute<V>* weight, Compute<V>* shared) {
   using T = Compute<V>;
   const Tile& tile = l.tile;
-  for (int channel = 0; channel < padded; channel += tile.chunk) {
+#pragma unroll 1
+  for (int channel = 0; channel < padded; channel += tile.chunk()) {
+    load_elements<K, false>(weight, padded, tile, channel, shared + l.elements);
     load_source<K, S, D, true>(from, padded, tile, at, channel, l.source_row(), shared + l.source);
-    load_elements<K, false>(weight, padded, tile.chunk, channel, shared + l.elements);
+    wait_for_copies();
     __syncthreads();
     depthwise<K, S, D>(tile, shared + l.source, l.source_row(), shared + l.elements,
                        [&](int pixel, int c, const Vec4<T>(&sums)[4]) {
@@ -135,6 +192,17 @@ __device__ void depthwise_tile(const State<V>& from, int padded, const TileLayou
                        });
     __syncthreads();
   }
+}
+
+// The same of separable convolution `separable`.
+template <class V>
+__device__ __forceinline__ void depthwise_tile(int separable, bool strided, const State<V>& from,
+                                               int padded, const TileLayout& l, const TilePlace& at,
+                                               const Compute<V>* weight, Compute<V>* shared) {
+  with_window(separable, [&](auto w) {
+    strided ? depthwise_tile<w.kernel, 2, w.dilation>(from, padded, l, at, weight, shared)
+            : depthwise_tile<w.kernel, 1, w.dilation>(from, padded, l, at, weight, shared);
+  });
 }
 
 }  // namespace asng::cuda

@@ -1,8 +1,8 @@
 // Matmuls of matrices in shared memory, by threads in blocks of 4×4, or on the tensor cores:
 // factors rounded to TF32 (10-bit mantissa), accumulated in float32. There matrices are cut into
-// tiles of 16×16, which the warps of a block divide among them; sizes are multiples of 16, rows
-// multiples of 4 apart, and every tile begins at a multiple of 32 bytes. All functions are to be
-// called by all threads of a block.
+// tiles of 16×16, which the warps of a block divide among them; sizes are multiples of 16. Rows are
+// multiples of 4 apart; where they are 4 more than a multiple of 16, no two lanes ask a bank for
+// different words. All functions are to be called by all threads of a block.
 #pragma once
 
 #include <type_traits>
@@ -11,12 +11,9 @@
 
 namespace asng::cuda {
 
-namespace wmma = nvcuda::wmma;
-
 inline constexpr int kTile = 16, kTileDepth = 8, kWarps = kThreads / 32;
-// Tiles that a warp keeps in registers, and the largest matrix that the warps of a block keep.
+// Tiles that a warp keeps in registers.
 inline constexpr int kWarpTiles = 4;
-inline constexpr int kLargestMatmul = kWarps * kWarpTiles * kTile * kTile;
 
 // The kernel f(std::true_type) with tensor cores, or f(std::false_type) without. Feature maps in
 // bfloat16 lose nothing by TF32 that storing the result would keep, so they always use it.
@@ -54,89 +51,215 @@ __device__ __forceinline__ void multiply(const T* a, int row, const T* b, int b_
   }
 }
 
-using TileSum = wmma::fragment<wmma::accumulator, kTile, kTile, kTileDepth, float>;
-using TileRight = wmma::fragment<wmma::matrix_b, kTile, kTile, kTileDepth, wmma::precision::tf32,
-                                 wmma::row_major>;
-// Of a matrix as it lies in memory, or of its transpose.
-template <bool kTransposed>
-using TileLeft = wmma::fragment<wmma::matrix_a, kTile, kTile, kTileDepth, wmma::precision::tf32,
-                                std::conditional_t<kTransposed, wmma::col_major, wmma::row_major>>;
+// A lane's part of a tile of sums. Column n of the first product of fragments is the tile's column
+// 2·n, and of the second 2·n + 1, so that a lane reads two neighbors of the right factor at once
+// and holds four neighbors of rows g and g + 8, where its number is 4·g + t.
+struct TileSum {
+  float products[2][4];
 
-template <class Fragment>
-__device__ __forceinline__ void load_rounded(Fragment& to, const float* from, int row) {
-  wmma::load_matrix_sync(to, from, row);
+  // Of row g + 8·half, columns 4·t to 4·t + 3.
+  __device__ __forceinline__ Vec4<float> quad(int half) const {
+    return {{products[0][2 * half], products[1][2 * half], products[0][2 * half + 1],
+             products[1][2 * half + 1]}};
+  }
+  __device__ __forceinline__ void set_quad(int half, const Vec4<float>& value) {
 #pragma unroll
-  for (int i = 0; i < to.num_elements; ++i) to.x[i] = wmma::__float_to_tf32(to.x[i]);
+    for (int i = 0; i < 4; ++i) products[i % 2][2 * half + i / 2] = value.v[i];
+  }
+};
+__device__ __forceinline__ int lane_row() { return threadIdx.x % 32 / 4; }
+__device__ __forceinline__ int lane_column() { return threadIdx.x % 4; }
+
+// Eight rows of the right factor, of which a lane has two, and two columns of each.
+struct TileRight {
+  unsigned columns[2][2];
+
+  __device__ TileRight(const float* first, const float* second) {
+    const float2 a = *reinterpret_cast<const float2*>(first),
+                 b = *reinterpret_cast<const float2*>(second);
+    columns[0][0] = to_tf32(a.x);
+    columns[0][1] = to_tf32(b.x);
+    columns[1][0] = to_tf32(a.y);
+    columns[1][1] = to_tf32(b.y);
+  }
+};
+
+__device__ __forceinline__ void add_tile(TileSum& sum, const float (&left)[4],
+                                         const TileRight& right) {
+  const unsigned a[4] = {to_tf32(left[0]), to_tf32(left[1]), to_tf32(left[2]), to_tf32(left[3])};
+  mma_tf32(sum.products[0], a, right.columns[0]);
+  mma_tf32(sum.products[1], a, right.columns[1]);
 }
 
-// rows × columns sums, in the registers of the block's warps: no more than
-// kLargestProduct of them.
-class TileMatmul {
+// rows × columns sums Σ left(row, k) · right(k, column) in the registers of a block's threads.
+// Those of more than they hold take several passes. Both numbers are multiples of 4.
+template <bool kTensorCores, class T>
+class Matmul {
  public:
-  __device__ TileMatmul(int rows, int columns)
-      : across_(columns / kTile), count_(rows / kTile * across_) {
+  __device__ Matmul(int rows, int columns, int pass = 0)
+      : first_(pass * kSlots * kThreads + threadIdx.x),
+        across_(columns / 4),
+        count_(rows / 4 * across_) {
 #pragma unroll
-    for (int s = 0; s < kWarpTiles; ++s) wmma::fill_fragment(sums_[s], 0.0f);
+    for (int s = 0; s < kSlots; ++s) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) sums_[s][i] = fill_vec4(T(0));
+    }
+  }
+  __device__ static int passes(int rows, int columns) {
+    return (rows * columns - 1) / (16 * kSlots * kThreads) + 1;
   }
 
-  // += left (rows, depth) · right (depth, columns); `depth` is a multiple of 8.
-  __device__ void add(const float* left, int left_row, const float* right, int right_row,
-                      int depth) {
-#pragma unroll 2
-    for (int k = 0; k < depth; k += kTileDepth) {
-      TileRight b;
-      int loaded = -1;
+  // += left (rows, depth) · right (depth, columns)
+  __device__ void add(const T* left, int left_row, const T* right, int right_row, int depth) {
 #pragma unroll
-      for (int s = 0; s < kWarpTiles; ++s) {
-        const int tile = tile_of(s), down = tile / across_, across = tile - down * across_;
-        if (tile >= count_) break;
-        if (across != loaded) {
-          load_rounded(b, right + static_cast<int64_t>(k) * right_row + across * kTile, right_row);
-          loaded = across;
-        }
-        TileLeft<false> a;
-        load_rounded(a, left + down * kTile * left_row + k, left_row);
-        wmma::mma_sync(sums_[s], a, b, sums_[s]);
+    for (int s = 0; s < kSlots; ++s) {
+      const int block = first_ + s * kThreads, down = block / across_;
+      if (block >= count_) continue;
+      multiply(left + down * 4 * left_row, left_row, right + (block - down * across_) * 4,
+               right_row, depth, sums_[s]);
+    }
+  }
+
+  // Calls f(row, column, value) for all of four neighboring columns that this thread has.
+  template <class F>
+  __device__ void each(F f) const {
+#pragma unroll
+    for (int s = 0; s < kSlots; ++s) {
+      const int block = first_ + s * kThreads, down = block / across_;
+      if (block >= count_) continue;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) f(down * 4 + i, (block - down * across_) * 4, sums_[s][i]);
+    }
+  }
+
+  // Likewise, and writes Σ and Σ² of what f returns over each of the groups of rows to shared
+  // memory (groups, 2, columns).
+  template <class F>
+  __device__ void sum_each(T* groups, F f) const {
+#pragma unroll
+    for (int s = 0; s < kSlots; ++s) {
+      const int block = first_ + s * kThreads, down = block / across_;
+      if (block >= count_) continue;
+      const int column = (block - down * across_) * 4;
+      Vec4<T> sum = fill_vec4(T(0)), squares = fill_vec4(T(0));
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const Vec4<T> kept = f(down * 4 + i, column, sums_[s][i]);
+        sum += kept;
+        add_product(squares, kept, kept);
       }
+      store_vec4(groups + down * 8 * across_ + column, sum);
+      store_vec4(groups + (down * 8 + 4) * across_ + column, squares);
     }
   }
-
-  __device__ void store(float* to, int row) const {
-#pragma unroll
-    for (int s = 0; s < kWarpTiles; ++s) {
-      if (tile_of(s) >= count_) break;
-      wmma::store_matrix_sync(place(to, row, tile_of(s)), sums_[s], row, wmma::mem_row_major);
-    }
-  }
-
-  // Writes the sums to where there are positive values, and zeros elsewhere. Each tile is read and
-  // written by one warp.
-  __device__ void store_where_positive(float* values, int row) {
-#pragma unroll
-    for (int s = 0; s < kWarpTiles; ++s) {
-      if (tile_of(s) >= count_) break;
-      float* at = place(values, row, tile_of(s));
-      TileSum value;
-      wmma::load_matrix_sync(value, at, row, wmma::mem_row_major);
-#pragma unroll
-      for (int i = 0; i < value.num_elements; ++i) {
-        value.x[i] = value.x[i] > 0.0f ? sums_[s].x[i] : 0.0f;
-      }
-      wmma::store_matrix_sync(at, value, row, wmma::mem_row_major);
-    }
-  }
+  __device__ int groups() const { return count_ / across_; }
 
  private:
-  // A warp's tiles lie below each other as far as the numbers allow, and have the right factor in
-  // common.
-  __device__ int tile_of(int s) const { return threadIdx.x / 32 + s * kWarps; }
-  __device__ float* place(float* to, int row, int tile) const {
-    const int down = tile / across_;
-    return to + down * kTile * row + (tile - down * across_) * kTile;
+  static constexpr int kSlots = sizeof(T) == 8 ? 1 : 2;
+
+  Vec4<T> sums_[kSlots][4];
+  int first_, across_, count_;
+};
+
+// A warp has up to four tiles below each other, and as few as leave work for all warps; the number
+// of tiles below each other is a power of two.
+template <>
+class Matmul<true, float> {
+ public:
+  __device__ Matmul(int rows, int columns, int pass = 0)
+      : columns_(columns), log_tiles_(log_strip_tiles(rows, columns)) {
+    while (rows >> (log_tiles_ + log_strips_) > kTile) ++log_strips_;
+    const int strip = threadIdx.x / 32 + pass * kWarps;
+    strip_ = strip & ((1 << log_strips_) - 1);
+    column_ = (strip >> log_strips_) * kTile;
+    row_ = (strip_ << log_tiles_) * kTile + lane_row();
+#pragma unroll
+    for (int s = 0; s < kWarpTiles; ++s) {
+#pragma unroll
+      for (int i = 0; i < 8; ++i) sums_[s].products[i / 4][i % 4] = 0;
+    }
+  }
+  __device__ static int passes(int rows, int columns) {
+    const int strips = rows / kTile >> log_strip_tiles(rows, columns);
+    return (strips * (columns / kTile) - 1) / kWarps + 1;
+  }
+
+  // `depth` is a multiple of 16.
+  __device__ void add(const float* left, int left_row, const float* right, int right_row,
+                      int depth) {
+    if (column_ >= columns_) return;
+    left += row_ * left_row + lane_column();
+    right += lane_column() * right_row + column_ + 2 * lane_row();
+    if (log_tiles_ == 0) add_strip<1>(left, left_row, right, right_row, depth);
+    if (log_tiles_ == 1) add_strip<2>(left, left_row, right, right_row, depth);
+    if (log_tiles_ == 2) add_strip<4>(left, left_row, right, right_row, depth);
+  }
+
+  template <class F>
+  __device__ void each(F f) const {
+    if (column_ >= columns_) return;
+#pragma unroll
+    for (int i = 0; i < 2 * kWarpTiles; ++i) {
+      if (i / 2 < 1 << log_tiles_)
+        f(row_ + i * 8, column_ + 4 * lane_column(), sums_[i / 2].quad(i % 2));
+    }
+  }
+
+  template <class F>
+  __device__ void sum_each(float* groups, F f) const {
+    if (column_ >= columns_) return;
+    Vec4<float> sums[2] = {fill_vec4(0.0f), fill_vec4(0.0f)};
+    each([&](int row, int column, const Vec4<float>& value) {
+      const Vec4<float> kept = f(row, column, value);
+      sums[0] += kept;
+      add_product(sums[1], kept, kept);
+    });
+#pragma unroll
+    for (int k = 0; k < 2; ++k) {
+#pragma unroll
+      for (int lanes = 4; lanes < 32; lanes *= 2) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          sums[k].v[i] += __shfl_xor_sync(0xffffffffu, sums[k].v[i], lanes);
+        }
+      }
+      if (lane_row() == 0) {
+        store_vec4(groups + (strip_ * 2 + k) * columns_ + column_ + 4 * lane_column(), sums[k]);
+      }
+    }
+  }
+  __device__ int groups() const { return 1 << log_strips_; }
+
+ private:
+  __device__ static int log_strip_tiles(int rows, int columns) {
+    const int down = rows / kTile, across = columns / kTile;
+    int log = 0;
+    while (1 << log < kWarpTiles && down >> log > 1 && (down >> log) * across > kWarps) ++log;
+    return log;
+  }
+
+  template <int kTiles>
+  __device__ __forceinline__ void add_strip(const float* left, int left_row, const float* right,
+                                            int right_row, int depth) {
+#pragma unroll 1
+    for (int k = 0; k < depth; k += 2 * kTileDepth) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const TileRight b(right, right + 4 * right_row);
+        right += kTileDepth * right_row;
+#pragma unroll
+        for (int s = 0; s < kTiles; ++s) {
+          const float* at = left + s * kTile * left_row;
+          add_tile(sums_[s], {at[0], at[8 * left_row], at[4], at[8 * left_row + 4]}, b);
+        }
+        left += kTileDepth;
+      }
+    }
   }
 
   TileSum sums_[kWarpTiles];
-  int across_, count_;
+  int columns_, log_tiles_, log_strips_ = 0, strip_, column_, row_;
 };
 
 // A matrix of sums over pixels, Σ left(pixel, row) · right(pixel, column), in blocks. The workers
@@ -283,26 +406,40 @@ struct WarpTiles {
   static constexpr int kSide = kTile, kSlots = kWarpTiles, kWorkers = kWarps;
 
   static __device__ __forceinline__ int worker() { return threadIdx.x / 32; }
-  static __device__ __forceinline__ void clear(Sum& sum) { wmma::fill_fragment(sum, 0.0f); }
+  static __device__ __forceinline__ void clear(Sum& sum) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) sum.set_quad(half, fill_vec4(0.0f));
+  }
   static __device__ __forceinline__ void load(Sum& sum, const float* from, int row) {
-    wmma::load_matrix_sync(sum, from, row, wmma::mem_row_major);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      sum.set_quad(half, load_vec4(from + (lane_row() + 8 * half) * row + 4 * lane_column()));
+    }
   }
   static __device__ __forceinline__ void write(float* to, int row, const Sum& sum) {
-    wmma::store_matrix_sync(to, sum, row, wmma::mem_row_major);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      write_vec4(to + (lane_row() + 8 * half) * row + 4 * lane_column(), sum.quad(half));
+    }
   }
   static __device__ __forceinline__ void store(float* to, int row, const Sum& sum) {
-    write(to, row, sum);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      store_vec4(to + (lane_row() + 8 * half) * row + 4 * lane_column(), sum.quad(half));
+    }
   }
+  // The depth of the product is the pixels; lanes take two neighbors each, for the sake of banks.
   static __device__ __forceinline__ void add(const float* left, int left_row, const float* right,
                                              int right_row, int first, int step, int pixels,
                                              Sum& sum) {
+    left += (first * kTileDepth + 2 * lane_column()) * left_row + lane_row();
+    right += (first * kTileDepth + 2 * lane_column()) * right_row + 2 * lane_row();
 #pragma unroll 2
     for (int p = first * kTileDepth; p < pixels; p += step * kTileDepth) {
-      TileLeft<true> a;
-      TileRight b;
-      load_rounded(a, left + p * left_row, left_row);
-      load_rounded(b, right + p * right_row, right_row);
-      wmma::mma_sync(sum, a, b, sum);
+      add_tile(sum, {left[0], left[8], left[left_row], left[left_row + 8]},
+               TileRight(right, right + right_row));
+      left += step * kTileDepth * left_row;
+      right += step * kTileDepth * right_row;
     }
   }
 };

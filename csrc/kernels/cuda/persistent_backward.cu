@@ -10,13 +10,53 @@
 //   from that, in one pass, the gradients of the depthwise weight and of the input.
 // Then come the states of which all readers are done, and what they pass on through identities and
 // pools.
+#include "kernels/cuda/gemm.h"
 #include "kernels/cuda/launchers.h"
 #include "kernels/cuda/norm.h"
-#include "kernels/cuda/pool.h"
 
 namespace asng::cuda {
 
 namespace {
+
+// An output pixel's coordinate for a window's position k, whose middle is `middle`; -1: none.
+__device__ __forceinline__ int window_at(int position, int k, int middle, int stride, int size) {
+  const int at = position + middle - k;
+  if (at < 0 || (stride == 2 && (at & 1) != 0)) return -1;
+  const int out = stride == 2 ? at / 2 : at;
+  return out < size ? out : -1;
+}
+
+// The gradient of pixel (y, x) of a pool's input, from that of its output, `grad`, times `factor`.
+// `maxima` is what the forward pass has kept of a max pool, null for an average pool.
+template <class V>
+__device__ Vec4<Compute<V>> pool_gradient(const DagShape& s, const V* grad, const uint32_t* maxima,
+                                          int factor, int stride, int image, int y, int x, int c) {
+  using T = Compute<V>;
+  const bool max = maxima != nullptr;
+  Vec4<T> sum = fill_vec4(T(0));
+#pragma unroll 3
+  for (int k = 0; k < kPoolPixels; ++k) {
+    const int oy = window_at(y, k / 3, 1, stride, s.out_height);
+    const int ox = window_at(x, k % 3, 1, stride, s.out_width);
+    if (oy < 0 || ox < 0) continue;
+    const int64_t pixel = (static_cast<int64_t>(image) * s.out_height + oy) * s.out_width + ox;
+    const int64_t at = pixel * s.padded + c;
+    const Vec4<T> g = load_vec4(grad + at);
+    if (!max) {
+      sum += g;
+      continue;
+    }
+    const uint32_t places = maxima[at / 4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if ((places >> 8 * i & 0xff) == static_cast<uint32_t>(k)) sum.v[i] += g.v[i];
+    }
+  }
+  const T scale = max ? static_cast<T>(factor) : static_cast<T>(factor) / T(kPoolPixels);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) sum.v[i] *= scale;
+  return sum;
+}
 
 // Places in dynamic shared memory behind the readers, counted in floats.
 struct Layout {
@@ -726,7 +766,7 @@ __device__ void finish_state(const Job<V>& job, const Readers& readers, int inde
         const uint32_t* maxima =
             edge.form == Form::kMaxPool ? dag.maxima(arch, node_of(i), i % kCellEdges) : nullptr;
         const int y = p / state.width;
-        grad += pool_backward(s, from, maxima, edge.multiplicity, stride, image, y,
+        grad += pool_gradient(s, from, maxima, edge.multiplicity, stride, image, y,
                               p - y * state.width, c);
       }
       if (read_by != 0) grad = store_rounded(to + at, grad);
@@ -913,20 +953,20 @@ __global__ __launch_bounds__(kThreads) void shared_inputs_kernel(const Job<V> jo
   if (!used) return;
   __syncthreads();
   const int pixels = static_cast<int>(s.in_size() / s.padded);
-  sum_pixels(pixels, s.padded, blockIdx.x, splits, shared, totals,
-             [&](int pixel, int c, Vec4<float>(&sums)[3]) {
-               const int64_t at = static_cast<int64_t>(pixel) * s.padded + c;
-               Vec4<float> grad = fill_vec4(0.0f);
+  sum_items(pixels, s.padded, blockIdx.x, splits, shared, totals,
+            [&](int pixel, int c, Vec4<float>(&sums)[3]) {
+              const int64_t at = static_cast<int64_t>(pixel) * s.padded + c;
+              Vec4<float> grad = fill_vec4(0.0f);
 #pragma unroll 4
-               for (int a = 0; a < s.archs; ++a) {
-                 if (dag.used[a * s.states() + index] == 0) continue;
-                 grad += load_vec4(grads + a * s.in_size() + at);
-               }
-               grad = store_rounded(grads + at, grad);
-               sums[0] += grad;
-               add_product(sums[1], grad,
-                           affine_vec4(load_vec4(state.x + at), state.norm, s.padded, c));
-             });
+              for (int a = 0; a < s.archs; ++a) {
+                if (dag.used[a * s.states() + index] == 0) continue;
+                grad += load_vec4(grads + a * s.in_size() + at);
+              }
+              grad = store_rounded(grads + at, grad);
+              sums[0] += grad;
+              add_product(sums[1], grad,
+                          affine_vec4(load_vec4(state.x + at), state.norm, s.padded, c));
+            });
   if (!sum_over_splits(dag, index, 2, splits, totals, shared)) return;
   finish_gradient(totals, totals + s.padded, pixels, s.padded, state.norm, true, 1.0,
                   job.input_coefficients + static_cast<int64_t>(index) * s.archs * 3 * s.padded);

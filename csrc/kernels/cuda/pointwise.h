@@ -9,16 +9,19 @@ namespace asng::cuda {
 
 // One of the concatenated feature maps. It is read at pixel (stride·y + offset, stride·x + offset)
 // of output pixel (y, x); positions beyond the edge are zeros. If x is null the source is left out.
-template <class V>
+// With kWindows x has `window` values per pixel, unpadded, and a pixel is read as the 3×3 window
+// around it, without ReLU: 9·window values and zeros up to `channels`.
+template <class V, bool kOfWindows = false>
 struct Source {
+  using Value = V;
+  static constexpr bool kWindows = kOfWindows;
+
   const V* x = nullptr;
   const Compute<V>* norm = nullptr;  // see affine_vec4
   int channels = 0;                  // a multiple of 16
   int height = 0, width = 0;
   int stride = 1, offset = 0;
   int first = 0;  // where its channels begin in the packed weight
-  // Not 0: x has this number of values per pixel, unpadded, and a pixel is read as the 3×3 window
-  // around it, without ReLU: 9·window values and zeros up to `channels`.
   int window = 0;
 };
 
@@ -28,249 +31,284 @@ struct PointwiseShape {
   ASNG_HD int pixels() const { return images * out_height * out_width; }
 };
 
-// Pixels that a block works on at once, and what that takes of shared memory.
-ASNG_HD inline int pointwise_pixels(int padded) { return padded > 32 ? 64 : 128; }
+// Values that a block multiplies at once, and holds the sums of.
+ASNG_HD constexpr int pointwise_budget(int value_bytes) { return value_bytes == 8 ? 2048 : 4096; }
+
+// Pixels that a block works on at once, up to 64 columns of them, and channels of a source: as few
+// pixels as leave work for every multiprocessor.
+ASNG_HD inline int pointwise_pixels(const PointwiseShape& shape, int value_bytes) {
+  int run = 256;
+  while (run * (shape.padded < 64 ? shape.padded : 64) > pointwise_budget(value_bytes)) run /= 2;
+  while (run > kTile && shape.pixels() / run < kMaxSplits) run /= 2;
+  return run;
+}
+ASNG_HD inline int pointwise_chunk(int run, int value_bytes) {
+  const int chunk = pointwise_budget(value_bytes) / run;
+  return chunk > 64 ? 64 : chunk;
+}
+// The same of a backward pass, and what that takes of shared memory. There it is this many channels
+// of a source.
+inline constexpr int kSourceChunk = 32;
 ASNG_HD inline int pointwise_backward_pixels(int padded, int value_bytes) {
-  const int pixels = padded > 128 ? 16 : padded > 64 ? 32 : 64;
-  return value_bytes == 8 && pixels > 16 ? pixels / 2 : pixels;
+  int run = value_bytes == 8 ? 32 : 256;
+  while (run > kTile && run * padded > 4096) run /= 2;
+  return run;
 }
 ASNG_HD inline int pointwise_backward_values(int padded, int value_bytes) {
-  const int values = pointwise_backward_pixels(padded, value_bytes) * (padded + 4 + kSourceRow);
+  const int values =
+      pointwise_backward_pixels(padded, value_bytes) * (padded + 4 + kSourceChunk + 4);
   return values > 16 * kThreads ? values : 16 * kThreads;
 }
 
 // Splits and dynamic shared memory of a launch that calls pointwise_forward.
-inline int pointwise_splits(const PointwiseShape& shape) {
-  const int run = pointwise_pixels(shape.padded);
+inline int pointwise_splits(const PointwiseShape& shape, int value_bytes) {
+  const int run = pointwise_pixels(shape, value_bytes);
   return std::min((shape.pixels() + run - 1) / run, kMaxSplits);
 }
 inline size_t pointwise_bytes(int padded, size_t value_bytes) {
   return 3 * static_cast<size_t>(padded) * sizeof(double) + kPointwiseValues * value_bytes;
 }
 
-// Pixel of the source that output pixel `pixel` reads, -1 beyond the edge.
-template <class V>
-__device__ int64_t source_pixel(const Source<V>& s, const PointwiseShape& shape, int pixel) {
-  if (s.stride == 1) return pixel;
-  const int line = pixel / shape.out_width, x = pixel - line * shape.out_width;
-  const int image = line / shape.out_height, y = line - image * shape.out_height;
-  const int sy = y * s.stride + s.offset, sx = x * s.stride + s.offset;
-  if (sy >= s.height || sx >= s.width) return -1;
-  return (static_cast<int64_t>(image) * s.height + sy) * s.width + sx;
-}
-
-template <class V>
-__device__ Vec4<Compute<V>> window_vec4(const Source<V>& s, int pixel, int channel) {
+// Pieces of a source's pixels on their way to shared memory: those that this thread loads of
+// `count` pixels and `chunk` channels, no more than `kValues` values in all.
+template <class S, int kValues>
+class PixelPieces {
+ public:
+  using V = typename S::Value;
   using T = Compute<V>;
-  const int line = pixel / s.width, x = pixel - line * s.width, y = line % s.height;
-  Vec4<T> v;
-  for (int i = 0; i < 4; ++i) {
-    const int element = (channel + i) / s.window, c = channel + i - element * s.window;
-    const int dy = element / 3 - 1, dx = element % 3 - 1;
-    const bool inside =
-        element < 9 && y + dy >= 0 && y + dy < s.height && x + dx >= 0 && x + dx < s.width;
-    const int64_t from = (static_cast<int64_t>(pixel) + dy * s.width + dx) * s.window + c;
-    v.v[i] = inside ? load1(s.x + from) : T(0);
-  }
-  return v;
-}
 
-// `count` pixels from `begin`, channels [channel, channel + chunk) after ReLU; zeros behind the
-// last pixel of the batch.
-template <class V>
-__device__ void load_pixels(const Source<V>& s, const PointwiseShape& shape, int begin, int count,
-                            int channel, int chunk, Compute<V>* to) {
-  constexpr int kValues = 4 * kWide<V>;
-  const int pieces = chunk / kValues, pixels = shape.pixels();
-  for (int i = threadIdx.x; i < count * pieces; i += kThreads) {
-    const int p = i / pieces, c = (i - p * pieces) * kValues;
-    Vec4<Compute<V>> v[kWide<V>] = {};
-    if (begin + p < pixels) {
-      const int64_t from = s.window != 0 ? -1 : source_pixel(s, shape, begin + p);
-      if (from >= 0) load_wide(s.x + from * s.channels + channel + c, v);
+  // Pixels from `begin`, channels from `channel`; zeros behind the last pixel of the batch.
+  __device__ __forceinline__ void load(const S& s, const PointwiseShape& shape, int begin,
+                                       int count, int channel, int chunk) {
+    const unsigned pieces = chunk / kPieceValues;
+    const int pixels = min(count, shape.pixels() - begin);
+    step_ = kThreads / pieces;
+    first_ = threadIdx.x / pieces;
+    count_ = count;
+    piece_ = (threadIdx.x - first_ * pieces) * kPieceValues;
+    channel_ = channel + piece_;
+    inside_ = 0;
+    const V* from = kept(s.x + channel_);
+    // Where the first pixel lies, from which the others are counted.
+    const Divisor across(shape.out_width), down(shape.out_height);
+    int x = begin + first_, y = 0, image = 0;
+    if (S::kWindows || s.stride != 1) {
+      const unsigned line = static_cast<unsigned>(x) / across.divisor;
+      image = line / down.divisor;
+      x -= line * across.divisor;
+      y = line - image * down.divisor;
+    }
+#pragma unroll
+    for (int i = 0; i < kPieces; ++i) {
+      int pixel = begin + first_ + i * step_;
+      bool inside = first_ + i * step_ < pixels;
+      if (S::kWindows || s.stride != 1) {
+        const int lines = across(x + i * step_), images = down(y + lines);
+        const int to_x = x + i * step_ - lines * shape.out_width,
+                  to_y = y + lines - images * shape.out_height;
+        if constexpr (S::kWindows) {
+          load_window(s, pixel, to_y, to_x, inside, loaded_[i]);
+          continue;
+        }
+        const int from_y = to_y * s.stride + s.offset, from_x = to_x * s.stride + s.offset;
+        inside &= from_y < s.height && from_x < s.width;
+        pixel = ((image + images) * s.height + from_y) * s.width + from_x;
+      }
+      // Those beyond the edge read the first pixel, so that no load waits for a branch.
+      loaded_[i] = load_piece(pixel_at(from, inside ? pixel : 0, s.channels));
+      inside_ |= static_cast<unsigned>(inside) << i;
+    }
+  }
+
+  // After normalization and ReLU, in rows of shared memory.
+  __device__ __forceinline__ void store(const S& s, T* to, int row) const {
+    const WideAffine<V> affine(s.norm, s.channels, channel_);
+    to += first_ * row + piece_;
+#pragma unroll
+    for (int i = 0; i < kPieces; ++i) {
+      Vec4<T> v[kWide<V>];
+      unpack(loaded_[i], v);
 #pragma unroll
       for (int k = 0; k < kWide<V>; ++k) {
-        if (s.window != 0) v[k] = window_vec4(s, begin + p, channel + c + 4 * k);
-        if (from >= 0) v[k] = relu_vec4(affine_vec4(v[k], s.norm, s.channels, channel + c + 4 * k));
+        Vec4<T> value = affine.shift[k];
+        add_product(value, v[k], affine.scale[k]);
+        if constexpr (S::kWindows) {
+          value = v[k];
+        } else {
+          value = relu_vec4(value);
+#pragma unroll
+          for (int c = 0; c < 4; ++c) value.v[c] = (inside_ >> i & 1u) != 0 ? value.v[c] : T(0);
+        }
+        if (first_ + i * step_ < count_) store_vec4(to + 4 * k, value);
       }
+      to += step_ * row;
     }
-#pragma unroll
-    for (int k = 0; k < kWide<V>; ++k) store_vec4(to + p * kSourceRow + c + 4 * k, v[k]);
-  }
-}
-
-// A matmul of a run of pixels, rows of shared memory, and up to 64 columns of a weight: every
-// thread has the sums of two blocks of 4×4.
-template <bool kTensorCores, class T>
-class RunMatmul {
- public:
-  __device__ RunMatmul(int rows, int columns) : across_(columns / 4), count_(rows / 4 * across_) {
-#pragma unroll
-    for (int s = 0; s < 2; ++s) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) sums_[s][i] = fill_vec4(T(0));
-    }
-  }
-
-  __device__ void add(const T* left, int left_row, const T* right, int right_row, int depth) {
-#pragma unroll
-    for (int s = 0; s < 2; ++s) {
-      const int block = threadIdx.x + s * kThreads, down = block / across_;
-      if (block >= count_) continue;
-      multiply(left + down * 4 * left_row, left_row, right + (block - down * across_) * 4,
-               right_row, depth, sums_[s]);
-    }
-  }
-
-  // Puts the sums into shared memory if that is where they are read; the whole block takes part.
-  __device__ void share(T*, int) const {}
-
-  // Row i of block s of this thread.
-  __device__ Vec4<T> sum(int s, int i, const T*, int) const { return sums_[s][i]; }
-
- private:
-  Vec4<T> sums_[2][4];
-  int across_, count_;
-};
-
-template <>
-class RunMatmul<true, float> : public TileMatmul {
- public:
-  __device__ RunMatmul(int rows, int columns) : TileMatmul(rows, columns), across_(columns / 4) {}
-
-  __device__ void share(float* shared, int row) const {
-    __syncthreads();
-    store(shared, row);
-    __syncthreads();
-  }
-
-  __device__ Vec4<float> sum(int s, int i, const float* shared, int row) const {
-    const int block = threadIdx.x + s * kThreads, down = block / across_;
-    return load_vec4(shared + (down * 4 + i) * row + (block - down * across_) * 4);
   }
 
  private:
-  int across_;
+  static constexpr int kPieceValues = 4 * kWide<V>;
+  static constexpr int kPieces = kValues / (kPieceValues * kThreads);
+
+  __device__ void load_window(const S& s, int pixel, int y, int x, bool inside,
+                              Piece<V>& to) const {
+#pragma unroll
+    for (int i = 0; i < kPieceValues; ++i) {
+      const int element = (channel_ + i) / s.window, c = channel_ + i - element * s.window;
+      const int dy = element / 3 - 1, dx = element % 3 - 1;
+      const bool there = inside && element < 9 && y + dy >= 0 && y + dy < s.height && x + dx >= 0 &&
+                         x + dx < s.width;
+      const int64_t from = (static_cast<int64_t>(pixel) + dy * s.width + dx) * s.window + c;
+      set_value(to, i, there ? s.x[from] : V{});
+    }
+  }
+
+  Piece<V> loaded_[kPieces];
+  int first_, step_, count_, piece_, channel_;
+  unsigned inside_;
 };
 
 // This block's split of a pointwise convolution: z (pixels, padded), and 2·padded sums of z and z²
 // added to `totals`. `sources(i)` for i < count; `weight` is (depth, padded).
 template <bool kTensorCores, class V, class Sources>
-__device__ void pointwise_forward(const Sources& sources, int count, const PointwiseShape& shape,
-                                  const Compute<V>* weight, int split, int splits, V* z,
-                                  double* totals, Compute<V>* shared) {
+__device__ __forceinline__ void pointwise_forward(const Sources& sources, int count,
+                                                  const PointwiseShape& shape,
+                                                  const Compute<V>* weight, int split, int splits,
+                                                  V* z, double* totals, Compute<V>* shared) {
   using T = Compute<V>;
+  using S = decltype(sources(0));
   const int pixels = shape.pixels(), padded = shape.padded;
-  const int run = pointwise_pixels(padded);
-  T* groups = shared + 128 * kSourceRow;
+  const int run = pointwise_pixels(shape, sizeof(T)), most = pointwise_chunk(run, sizeof(T));
+  const int row = most + 4;
+  T* groups = shared + run * row;
+#pragma unroll 1
   for (int out = 0; out < padded; out += 64) {
-    const int width = min(padded - out, 64), across = width / 4, blocks = run / 4 * across;
+    const int width = min(padded - out, 64);
+#pragma unroll 1
     for (int begin = split * run; begin < pixels; begin += splits * run) {
-      RunMatmul<kTensorCores, T> matmul(run, width);
-      for (int i = 0; i < count; ++i) {
-        const Source<V> source = sources(i);
-        if (source.x == nullptr) continue;
-        for (int channel = 0; channel < source.channels; channel += kSourceChunk) {
-          const int chunk = min(source.channels - channel, kSourceChunk);
-          __syncthreads();
-          load_pixels(source, shape, begin, run, channel, chunk, shared);
-          __syncthreads();
-          matmul.add(shared, kSourceRow,
-                     weight + static_cast<int64_t>(source.first + channel) * padded + out, padded,
-                     chunk);
+      Matmul<kTensorCores, T> matmul(run, width);
+      PixelPieces<S, pointwise_budget(sizeof(T))> pieces;
+      // A chunk is multiplied while the next one is loaded.
+      S next;
+      int index = -1, channel = 0;
+      const auto advance = [&] {
+        channel += most;
+        while (channel >= next.channels || next.x == nullptr) {
+          if (++index >= count) return;
+          next = sources(index);
+          channel = 0;
         }
+        pieces.load(next, shape, begin, run, channel, min(next.channels - channel, most));
+      };
+      advance();
+#pragma unroll 1
+      while (index < count) {
+        const int chunk = min(next.channels - channel, most);
+        const T* right = weight + static_cast<int64_t>(next.first + channel) * padded + out;
+        pieces.store(next, shared, row);
+        __syncthreads();
+        advance();
+        matmul.add(shared, row, right, padded, chunk);
+        __syncthreads();
       }
-      matmul.share(shared, width + 4);
-#pragma unroll
-      for (int s = 0; s < 2; ++s) {
-        const int block = threadIdx.x + s * kThreads, down = block / across;
-        if (block >= blocks) continue;
-        const int column = (block - down * across) * 4;
-        Vec4<T> sum = fill_vec4(T(0)), squares = fill_vec4(T(0));
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const int pixel = begin + down * 4 + i;
-          if (pixel >= pixels) continue;
-          const Vec4<T> kept =
-              store_rounded(z + static_cast<int64_t>(pixel) * padded + out + column,
-                            matmul.sum(s, i, shared, width + 4));
-          sum += kept;
-          add_product(squares, kept, kept);
-        }
-        store_vec4(groups + down * 2 * width + column, sum);
-        store_vec4(groups + (down * 2 + 1) * width + column, squares);
-      }
+      matmul.sum_each(groups, [&](int i, int c, const Vec4<T>& value) {
+        return begin + i < pixels
+                   ? store_rounded(z + static_cast<int64_t>(begin + i) * padded + out + c, value)
+                   : fill_vec4(T(0));
+      });
       __syncthreads();
-      add_groups(groups, run / 4, width, totals + out, padded);
+      add_groups(groups, matmul.groups(), width, totals + out, padded);
+      __syncthreads();
     }
   }
+}
+
+// Gradients of what a normalization reads, of `count` pixels, in rows of shared memory; `g` are
+// those of what it returns. Pixel i is place(i), negative for zeros.
+template <class V, class Place>
+__device__ __forceinline__ void load_gradients(const V* g, const V* z,
+                                               const Compute<V>* coefficients, int padded,
+                                               int count, int row, Compute<V>* to, Place place) {
+  using T = Compute<V>;
+  constexpr int kAtOnce = sizeof(T) == 8 ? 2 : 4;
+  each_quad(padded / 4, [&](int slot, int step, int c) {
+    const V* from_g = kept(g + c);
+    const V* from_z = kept(z + c);
+    T* at = to + slot * row + c;
+    const Vec4<T> of_grad = load_vec4(coefficients + c),
+                  of_value = load_vec4(coefficients + padded + c),
+                  constant = load_vec4(coefficients + 2 * padded + c);
+#pragma unroll 1
+    for (int first = slot; first < count; first += kAtOnce * step) {
+      Vec4<T> grads[kAtOnce], values[kAtOnce];
+      bool inside[kAtOnce];
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        const int pixel = place(first + i * step);
+        inside[i] = pixel >= 0;
+        grads[i] = load_vec4(pixel_at(from_g, max(pixel, 0), padded));
+        values[i] = load_vec4(pixel_at(from_z, max(pixel, 0), padded));
+      }
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        Vec4<T> sum = constant;
+        add_product(sum, of_grad, grads[i]);
+        add_product(sum, of_value, values[i]);
+#pragma unroll
+        for (int k = 0; k < 4; ++k) sum.v[k] = inside[i] ? sum.v[k] : T(0);
+        if (first + i * step < count) store_vec4(at, sum);
+        at += step * row;
+      }
+    }
+  });
 }
 
 // This block's split of a pointwise convolution's gradients for channels [channel, channel + chunk)
 // of one source: the weight's, written to `weight_part` (padded, depth), and the source's, of which
 // emit(pixel, channel of the source, value) receives those that ReLU passes. `g` is the gradient of
 // the normalized output, `weight` (padded, depth).
-template <bool kTensorCores, class V, class Emit>
-__device__ void pointwise_backward(const Source<V>& source, int channel, int chunk,
-                                   const PointwiseShape& shape, const V* g, const V* z,
-                                   const Compute<V>* coefficients, const Compute<V>* weight,
-                                   int depth, bool source_needs_grad, int split, int splits,
-                                   Compute<V>* weight_split, Compute<V>* shared, Emit emit) {
+template <bool kTensorCores, class S, class V, class Emit>
+__device__ __forceinline__ void pointwise_backward(
+    const S& source, int channel, int chunk, const PointwiseShape& shape, const V* g, const V* z,
+    const Compute<V>* coefficients, const Compute<V>* weight, int depth, bool source_needs_grad,
+    int split, int splits, Compute<V>* weight_split, Compute<V>* shared, Emit emit) {
   using T = Compute<V>;
   const int pixels = shape.pixels(), padded = shape.padded, row = padded + 4;
   const int run = pointwise_backward_pixels(padded, sizeof(T));
+  constexpr int kRow = kSourceChunk + 4, kAtOnce = pointwise_budget(sizeof(T));
   T* grads = shared;
   T* values = shared + run * row;
-  const int column = source.first + channel, quads = padded / 4, across = chunk / 4;
-  PixelOuterProduct<kTensorCores, T> matmul(padded, chunk);
+  const int column = source.first + channel, part = kAtOnce / chunk;
+  PixelOuterProduct<kTensorCores, T> outer(padded, chunk);
+#pragma unroll 1
   for (int begin = split * run; begin < pixels; begin += splits * run) {
     __syncthreads();
-    for (int i = threadIdx.x; i < run * quads; i += kThreads) {
-      const int p = i / quads, quad = (i - p * quads) * 4;
-      const int64_t at = static_cast<int64_t>(begin + p) * padded + quad;
-      const bool inside = begin + p < pixels;
-      store_vec4(grads + p * row + quad,
-                 inside ? norm_gradient_vec4(load_vec4(g + at), load_vec4(z + at), coefficients,
-                                             padded, quad)
-                        : fill_vec4(T(0)));
+#pragma unroll 1
+    for (int first = 0; first < run; first += part) {
+      PixelPieces<S, kAtOnce> pieces;
+      pieces.load(source, shape, begin + first, min(run - first, part), channel, chunk);
+      pieces.store(source, values + first * kRow, kRow);
     }
-    load_pixels(source, shape, begin, run, channel, chunk, values);
+    load_gradients(g, z, coefficients, padded, run, row, grads,
+                   [&](int p) { return begin + p < pixels ? begin + p : -1; });
     __syncthreads();
-    matmul.add(grads, row, values, kSourceRow, run, weight_split + column, depth,
-               begin == split * run);
-    if constexpr (kTensorCores) {
-      if (source_needs_grad) {
-        TileMatmul passed(run, chunk);
-        passed.add(grads, row, weight + column, depth, padded);
-        __syncthreads();
-        passed.store_where_positive(values, kSourceRow);
-        __syncthreads();
-      }
-    }
-    for (int block = threadIdx.x; source_needs_grad && block < run / 4 * across;
-         block += kThreads) {
-      const int down = block / across, quad = (block - down * across) * 4;
-      Vec4<T> sums[4] = {fill_vec4(T(0)), fill_vec4(T(0)), fill_vec4(T(0)), fill_vec4(T(0))};
-      if constexpr (!kTensorCores) {
-        multiply(grads + down * 4 * row, row, weight + column + quad, depth, padded, sums);
-      }
+    outer.add(grads, row, values, kRow, run, weight_split + column, depth, begin == split * run);
+    const int passes = source_needs_grad ? Matmul<kTensorCores, T>::passes(run, chunk) : 0;
+#pragma unroll 1
+    for (int pass = 0; pass < passes; ++pass) {
+      Matmul<kTensorCores, T> matmul(run, chunk, pass);
+      matmul.add(grads, row, weight + column, depth, padded);
+      matmul.each([&](int i, int c, const Vec4<T>& sum) {
+        if (begin + i >= pixels) return;
+        const Vec4<T> x = load_vec4(values + i * kRow + c);
+        Vec4<T> passed;
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int pixel = begin + down * 4 + i;
-        if (pixel >= pixels) continue;
-        const Vec4<T> x = load_vec4(values + (down * 4 + i) * kSourceRow + quad);
-        if constexpr (kTensorCores) {
-          sums[i] = x;
-        } else {
-#pragma unroll
-          for (int c = 0; c < 4; ++c) sums[i].v[c] = x.v[c] > T(0) ? sums[i].v[c] : T(0);
-        }
-        emit(pixel, channel + quad, sums[i]);
-      }
+        for (int k = 0; k < 4; ++k) passed.v[k] = x.v[k] > T(0) ? sum.v[k] : T(0);
+        emit(begin + i, channel + c, passed);
+      });
     }
   }
   __syncthreads();
-  matmul.finish(weight_split + column, depth, shared, split * run < pixels);
+  outer.finish(weight_split + column, depth, shared, split * run < pixels);
   __syncthreads();
 }
 

@@ -22,16 +22,35 @@ struct Job {
   int node, stage, splits;
 };
 
-template <int K, int S, int D, bool kTensorCores, class V>
-__device__ void convolve_backward(const Job<V>& job, int arch, int e, const State<V>& from,
-                                  Compute<V>* shared) {
+// The gradient of the depthwise weights, of all channels of a tile. The last chunk of the input is
+// there already, and so is all of it if it is the only one.
+template <int K, int S, int D, class V>
+__device__ __forceinline__ void sum_elements(const State<V>& from, int padded, const TileLayout& l,
+                                             const TilePlace& at, Compute<V>* shared) {
+  const Tile& tile = l.tile;
+#pragma unroll 1
+  for (int channel = 0; channel < padded; channel += tile.chunk()) {
+    if (tile.chunk() < padded) {
+      __syncthreads();
+      load_source<K, S, D, true>(from, padded, tile, at, channel, l.source_row(),
+                                 shared + l.source);
+      __syncthreads();
+    }
+    depthwise_weight<K, S, D>(tile, shared + l.source, l.source_row(), shared + channel, l.row,
+                              shared + l.grad, shared + l.elements_grad + channel * K * K);
+  }
+}
+
+template <bool kTensorCores, class V>
+__device__ __forceinline__ void convolve_backward(const Job<V>& job, int arch, int e,
+                                                  const PlannedEdge& edge, const State<V>& from,
+                                                  Compute<V>* shared) {
   using T = Compute<V>;
   const Dag<V>& dag = job.dag;
   const DagShape& shape = dag.shape;
   const TileLayout& l = job.layout;
   const Tile& tile = l.tile;
-  const int padded = shape.padded, across = padded / 4, node = job.node, stage = job.stage;
-  T* source = shared + l.source;
+  const int padded = shape.padded, node = job.node, stage = job.stage;
   T* grads = shared + l.grad;
   T* elements_grad = shared + l.elements_grad;
   const V* g = stage == 1
@@ -45,71 +64,51 @@ __device__ void convolve_backward(const Job<V>& job, int arch, int e, const Stat
                      : job.gradients.depth_of(shape, arch, node, e);
   T* weight_split =
       job.gradients.weight_split(shape, arch, node, e, blockIdx.x) + stage * shape.stage_weights();
-  for (int i = threadIdx.x; i < K * K * padded; i += kThreads) elements_grad[i] = 0;
+  const bool strided = stage == 0 && dag.stride(edge) == 2;
+#pragma unroll 1
+  for (int i = threadIdx.x; i < kMostKernelElements * padded; i += kThreads) elements_grad[i] = 0;
+  load_weight(l, pointwise_weight, shared);
   PixelOuterProduct<kTensorCores, T> matmul(padded, padded);
   const int tiles = tile_count(tile, shape);
-  const bool chunked = tile.chunk < padded;
+#pragma unroll 1
   for (int index = blockIdx.x; index < tiles; index += job.splits) {
     const TilePlace at = tile_place(tile, shape, index);
     __syncthreads();
-    for (int i = threadIdx.x; i < tile.pixels() * across; i += kThreads) {
-      const int p = i / across, c = (i - p * across) * 4;
-      const int64_t pixel = tile_pixel(tile, shape, at, p);
-      store_vec4(grads + p * l.row + c, pixel < 0
-                                            ? fill_vec4(T(0))
-                                            : norm_gradient_vec4(load_vec4(g + pixel * padded + c),
-                                                                 load_vec4(z + pixel * padded + c),
-                                                                 coefficients, padded, c));
-    }
-    depthwise_tile<K, S, D>(from, padded, l, at, depthwise_weights, shared);
+    load_gradients(g, z, coefficients, padded, tile.pixels(), l.row, grads,
+                   [&](int p) { return tile_pixel(tile, shape, at, p); });
+    depthwise_tile(edge.separable, strided, from, padded, l, at, depthwise_weights, shared);
     matmul.add(grads, l.row, shared, l.row, tile.pixels(), weight_split, padded,
                index == static_cast<int>(blockIdx.x));
     __syncthreads();
-    if constexpr (kTensorCores) {
-      TileMatmul depth(tile.pixels(), padded);
-      depth.add(grads, l.row, pointwise_weight, padded, padded);
-      depth.store(shared, l.row);
-      __syncthreads();
-    }
-    for (int block = threadIdx.x; block < tile.pixels() / 4 * across; block += kThreads) {
-      const int down = block / across, c = (block - down * across) * 4;
-      Vec4<T> sums[4] = {fill_vec4(T(0)), fill_vec4(T(0)), fill_vec4(T(0)), fill_vec4(T(0))};
-      if constexpr (!kTensorCores) {
-        multiply(grads + down * 4 * l.row, l.row, pointwise_weight + c, padded, padded, sums);
-      }
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int64_t pixel = tile_pixel(tile, shape, at, down * 4 + i);
-        T* depth = shared + (down * 4 + i) * l.row + c;
-        if constexpr (kTensorCores) {
-          sums[i] = load_vec4(depth);
-        } else {
-          store_vec4(depth, sums[i]);
-        }
-        if (pixel >= 0) write_vec4(to + pixel * padded + c, sums[i]);
-      }
+    const int passes = Matmul<kTensorCores, T>::passes(tile.pixels(), padded);
+#pragma unroll 1
+    for (int pass = 0; pass < passes; ++pass) {
+      Matmul<kTensorCores, T> depth(tile.pixels(), padded, pass);
+      multiply_weight(depth, l, grads, pointwise_weight, shared);
+      depth.each([&](int row, int c, const Vec4<T>& value) {
+        const int64_t pixel = tile_pixel(tile, shape, at, row);
+        store_vec4(shared + row * l.row + c, value);
+        if (pixel >= 0) write_vec4(to + pixel * padded + c, value);
+      });
     }
     __syncthreads();
-    for (int channel = 0; channel < padded; channel += tile.chunk) {
-      if (chunked) {
-        __syncthreads();
-        load_source<K, S, D, true>(from, padded, tile, at, channel, l.source_row(), source);
-        __syncthreads();
-      }
-      depthwise_weight<K, S, D>(tile, source, l.source_row(), shared + channel, l.row, grads,
-                                elements_grad + channel * K * K);
-    }
+    with_window(edge.separable, [&](auto w) {
+      constexpr int K = w.kernel, D = w.dilation;
+      strided ? sum_elements<K, 2, D>(from, padded, l, at, shared)
+              : sum_elements<K, 1, D>(from, padded, l, at, shared);
+    });
   }
   __syncthreads();
   matmul.finish(weight_split, padded, grads, true);
-  for (int i = threadIdx.x; i < K * K * padded; i += kThreads) {
+#pragma unroll 1
+  for (int i = threadIdx.x; i < kMostKernelElements * padded; i += kThreads) {
     weight_split[padded * padded + i] = elements_grad[i];
   }
 }
 
 template <bool kTensorCores, class V>
-__device__ void factorized_backward(const Job<V>& job, int arch, int e, const State<V>& from,
-                                    Compute<V>* shared) {
+__device__ __forceinline__ void factorized_backward(const Job<V>& job, int arch, int e,
+                                                    const State<V>& from, Compute<V>* shared) {
   using T = Compute<V>;
   const Dag<V>& dag = job.dag;
   const DagShape& s = dag.shape;
@@ -142,20 +141,16 @@ __global__ __launch_bounds__(kThreads, resident_blocks(kTensorCores)) void stage
   if (edge.multiplicity == 0 || !(reduces || dag.separable(edge))) return;
   Compute<V>* shared = dynamic_shared<Compute<V>>();
   const State<V> from = dag.stage_input(arch, job.node, e, job.stage, edge);
-  const bool strided = job.stage == 0 && dag.stride(edge) == 2;
   if (reduces) {
     factorized_backward<kTensorCores>(job, arch, e, from, shared);
   } else {
-    with_window(edge.separable, [&](auto w) {
-      constexpr int K = w.kernel, D = w.dilation;
-      strided ? convolve_backward<K, 2, D, kTensorCores>(job, arch, e, from, shared)
-              : convolve_backward<K, 1, D, kTensorCores>(job, arch, e, from, shared);
-    });
+    convolve_backward<kTensorCores>(job, arch, e, edge, from, shared);
   }
 }
 
 template <int K, int D, class V>
-__device__ void transposed(const Job<V>& job, int arch, int e, double* totals, Compute<V>* shared) {
+__device__ __forceinline__ void transposed(const Job<V>& job, int arch, int e, double* totals,
+                                           Compute<V>* shared) {
   using T = Compute<V>;
   const Dag<V>& dag = job.dag;
   const DagShape& shape = dag.shape;
@@ -168,40 +163,52 @@ __device__ void transposed(const Job<V>& job, int arch, int e, double* totals, C
   V* intermediate = job.gradients.intermediate + edge_offset;
   const V* z = dag.stage(arch, job.node, e, 0);
   const T* norm = dag.norm(arch, job.node, e, 0);
-  T* groups = shared + l.groups;
+  const T* weight = dag.depthwise(arch, job.node, e, 1);
   const int tiles = tile_count(tile, shape);
+#pragma unroll 1
   for (int index = blockIdx.x; index < tiles; index += job.splits) {
     const TilePlace at = tile_place(tile, shape, index);
-    for (int channel = 0; channel < padded; channel += tile.chunk) {
+#pragma unroll 1
+    for (int channel = 0; channel < padded; channel += tile.chunk()) {
+      load_elements<K, true>(weight, padded, tile, channel, shared + l.elements);
       load_source<K, 1, D, false>(grad, padded, tile, at, channel, l.source_row(),
                                   shared + l.source);
-      load_elements<K, true>(dag.depthwise(arch, job.node, e, 1), padded, tile.chunk, channel,
-                             shared + l.elements);
+      wait_for_copies();
       __syncthreads();
       depthwise<K, 1, D>(tile, shared + l.source, l.source_row(), shared + l.elements,
                          [&](int first, int quad, const Vec4<T>(&sums)[4]) {
                            const int c = channel + quad;
+                           Vec4<T> values[4];
+#pragma unroll
+                           for (int p = 0; p < 4; ++p) {
+                             const int64_t pixel = tile_pixel(tile, shape, at, first + p);
+                             values[p] = load_vec4(z + (pixel < 0 ? 0 : pixel) * padded + c);
+                           }
+                           const Vec4<T> scale = load_vec4(norm + c),
+                                         shift = load_vec4(norm + padded + c);
                            Vec4<T> sum = fill_vec4(T(0)), dot = fill_vec4(T(0));
 #pragma unroll
                            for (int p = 0; p < 4; ++p) {
                              const int64_t pixel = tile_pixel(tile, shape, at, first + p);
                              if (pixel < 0) continue;
-                             const Vec4<T> x =
-                                 affine_vec4(load_vec4(z + pixel * padded + c), norm, padded, c);
-                             Vec4<T> value;
+                             Vec4<T> x = shift, value;
+                             add_product(x, values[p], scale);
 #pragma unroll
-                             for (int i = 0; i < 4; ++i)
+                             for (int i = 0; i < 4; ++i) {
                                value.v[i] = x.v[i] > T(0) ? sums[p].v[i] : T(0);
+                             }
                              value = store_rounded(intermediate + pixel * padded + c, value);
                              sum += value;
                              add_product(dot, value, x);
                            }
-                           store_vec4(groups + first / 4 * 2 * padded + c, sum);
-                           store_vec4(groups + (first / 4 * 2 + 1) * padded + c, dot);
+                           store_vec4(shared + first / 4 * 2 * padded + c, sum);
+                           store_vec4(shared + (first / 4 * 2 + 1) * padded + c, dot);
                          });
       __syncthreads();
     }
-    add_groups(groups, tile.pixels() / 4, padded, totals, padded);
+    // The sums of groups of four pixels lie where a forward pass has its depthwise convolution.
+    add_groups(shared, tile.pixels() / 4, padded, totals, padded);
+    __syncthreads();
   }
 }
 
@@ -260,7 +267,7 @@ int weight_split_count(const DagShape& s) {
   // In both stages every split has a tile.
   const int tiles = std::min(tile_count_of(1), tile_count_of(s.stride));
   // Every split writes a matrix that is summed in the end: fewer splits of large ones.
-  return std::min(tiles, std::max(16, std::min(kMaxSplits, (1 << 18) / (s.padded * s.padded))));
+  return std::min(tiles, std::max(16, std::min(kMaxSplits, (1 << 19) / (s.padded * s.padded))));
 }
 
 #define ASNG_INSTANTIATE(V)                                                                 \

@@ -16,58 +16,47 @@ struct Job {
   int node, stage, splits;
 };
 
-template <int K, int S, int D, bool kTensorCores, class V>
-__device__ void convolve(const Job<V>& job, int arch, int e, const State<V>& from, double* totals,
-                         Compute<V>* shared) {
+template <bool kTensorCores, class V>
+__device__ __forceinline__ void convolve(const Job<V>& job, int arch, int e,
+                                         const PlannedEdge& edge, const State<V>& from,
+                                         double* totals, Compute<V>* shared) {
   using T = Compute<V>;
   const DagShape& shape = job.dag.shape;
   const TileLayout& l = job.layout;
   const Tile& tile = l.tile;
-  const int padded = shape.padded, across = padded / 4;
-  T* groups = shared + l.groups;
+  const int padded = shape.padded;
+  T* groups = shared + l.source;
   const T* depthwise_weight = job.dag.depthwise(arch, job.node, e, job.stage);
   const T* pointwise_weight = job.dag.pointwise(arch, job.node, e, job.stage);
   V* z = job.dag.stage(arch, job.node, e, job.stage);
+  const bool strided = job.stage == 0 && job.dag.stride(edge) == 2;
   const int tiles = tile_count(tile, shape);
+  load_weight(l, pointwise_weight, shared);
+#pragma unroll 1
   for (int index = blockIdx.x; index < tiles; index += job.splits) {
     const TilePlace at = tile_place(tile, shape, index);
-    depthwise_tile<K, S, D>(from, padded, l, at, depthwise_weight, shared);
-    if constexpr (kTensorCores) {
-      TileMatmul matmul(tile.pixels(), padded);
-      matmul.add(shared, l.row, pointwise_weight, padded, padded);
-      __syncthreads();
-      matmul.store(shared, l.row);
-      __syncthreads();
-    }
-    for (int block = threadIdx.x; block < tile.pixels() / 4 * across; block += kThreads) {
-      const int down = block / across, c = (block - down * across) * 4;
-      Vec4<T> sums[4] = {fill_vec4(T(0)), fill_vec4(T(0)), fill_vec4(T(0)), fill_vec4(T(0))};
-      if constexpr (kTensorCores) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) sums[i] = load_vec4(shared + (down * 4 + i) * l.row + c);
-      } else {
-        multiply(shared + down * 4 * l.row, l.row, pointwise_weight + c, padded, padded, sums);
-      }
-      Vec4<T> sum = fill_vec4(T(0)), squares = fill_vec4(T(0));
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int64_t pixel = tile_pixel(tile, shape, at, down * 4 + i);
-        if (pixel < 0) continue;
-        const Vec4<T> kept = store_rounded(z + pixel * padded + c, sums[i]);
-        sum += kept;
-        add_product(squares, kept, kept);
-      }
-      store_vec4(groups + down * 2 * padded + c, sum);
-      store_vec4(groups + (down * 2 + 1) * padded + c, squares);
+    depthwise_tile(edge.separable, strided, from, padded, l, at, depthwise_weight, shared);
+    const int passes = Matmul<kTensorCores, T>::passes(tile.pixels(), padded);
+    int count = 0;
+#pragma unroll 1
+    for (int pass = 0; pass < passes; ++pass) {
+      Matmul<kTensorCores, T> matmul(tile.pixels(), padded, pass);
+      multiply_weight(matmul, l, shared, pointwise_weight, shared);
+      matmul.sum_each(groups, [&](int row, int c, const Vec4<T>& value) {
+        const int64_t pixel = tile_pixel(tile, shape, at, row);
+        return pixel < 0 ? fill_vec4(T(0)) : store_rounded(z + pixel * padded + c, value);
+      });
+      count = matmul.groups();
     }
     __syncthreads();
-    add_groups(groups, tile.pixels() / 4, padded, totals, padded);
+    add_groups(groups, count, padded, totals, padded);
+    __syncthreads();
   }
 }
 
 template <bool kTensorCores, class V>
-__device__ void factorized(const Job<V>& job, int arch, int e, const State<V>& from, double* totals,
-                           Compute<V>* shared) {
+__device__ __forceinline__ void factorized(const Job<V>& job, int arch, int e, const State<V>& from,
+                                           double* totals, Compute<V>* shared) {
   const DagShape& s = job.dag.shape;
   const PointwiseShape shape = {s.images, s.out_height, s.out_width, s.padded};
   const auto sources = [&](int i) { return factorized_source(from, s.padded, i); };
@@ -77,7 +66,9 @@ __device__ void factorized(const Job<V>& job, int arch, int e, const State<V>& f
 }
 
 template <bool kTensorCores, class V>
-__global__ __launch_bounds__(kThreads) void stage_forward_kernel(const Job<V> job) {
+__global__ __launch_bounds__(kThreads,
+                             resident_blocks(sizeof(Compute<V>) ==
+                                             4)) void stage_forward_kernel(const Job<V> job) {
   using T = Compute<V>;
   const Dag<V>& dag = job.dag;
   const int arch = blockIdx.y / dag.shape.edges, e = blockIdx.y % dag.shape.edges;
@@ -89,15 +80,10 @@ __global__ __launch_bounds__(kThreads) void stage_forward_kernel(const Job<V> jo
   T* shared = reinterpret_cast<T*>(totals + 3 * padded);
   clear(totals, 2 * padded);
   const State<V> from = dag.stage_input(arch, job.node, e, job.stage, edge);
-  const bool strided = job.stage == 0 && dag.stride(edge) == 2;
   if (reduces) {
     factorized<kTensorCores>(job, arch, e, from, totals, shared);
   } else {
-    with_window(edge.separable, [&](auto w) {
-      constexpr int K = w.kernel, D = w.dilation;
-      strided ? convolve<K, 2, D, kTensorCores>(job, arch, e, from, totals, shared)
-              : convolve<K, 1, D, kTensorCores>(job, arch, e, from, totals, shared);
-    });
+    convolve<kTensorCores>(job, arch, e, edge, from, totals, shared);
   }
   if (sum_over_splits(dag, blockIdx.y, 2, job.splits, totals, shared)) {
     const double count = static_cast<double>(dag.shape.out_size() / padded);

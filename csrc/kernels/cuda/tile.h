@@ -12,36 +12,42 @@
 
 namespace asng::cuda {
 
-// Channels of a source that a pointwise convolution holds at once, the distance of their pixels,
-// and what it takes of shared memory in its forward pass: 128 pixels and the sums of groups of
-// them.
-inline constexpr int kSourceChunk = 32, kSourceRow = kSourceChunk + 4;
-inline constexpr int kPointwiseValues = 128 * kSourceRow + 2048;
+// What a pointwise convolution takes of shared memory in its forward pass.
+inline constexpr int kPointwiseValues = 7168;
 
 // Of a tile. With this few there are no matmuls on the tensor cores.
 inline constexpr int kFewestPixels = 8;
 
-// Output pixels that a block works on at once, and how many channels of their input it holds.
-struct Tile {
-  int height, width, chunk;
+// Channels of a chunk: at most as there are threads for four of them and a line of a kernel each.
+inline constexpr int kLogLeastChunk = 4, kLogMostChunk = 6;
+static_assert(1 << kLogLeastChunk == kChannelBlock);
+static_assert((1 << kLogMostChunk) / 4 * kMostExtent <= kThreads);
 
-  ASNG_HD int pixels() const { return height * width; }
+// Output pixels that a block works on at once, and how many channels of their input it holds.
+// All three are powers of two.
+struct Tile {
+  int height, log_width, log_chunk;
+
+  ASNG_HD int width() const { return 1 << log_width; }
+  ASNG_HD int pixels() const { return height << log_width; }
+  ASNG_HD int chunk() const { return 1 << log_chunk; }
 };
 
 // Places in dynamic shared memory, counted in values behind 3·padded sums in double precision, and
-// multiples of 8 but for the kernel elements and the groups.
+// multiples of 8 but for the kernel elements.
 struct TileLayout {
   Tile tile;
   int padded;
-  int row;       // between the pixels of `depth` and of `grad`
+  int row;       // between the pixels of `depth`, which come first, and of `grad`
   int source;    // input pixels of a chunk, with the padding that the kernel needs
   int elements;  // depthwise weights of a chunk
-  int groups;    // sums of groups of four pixels, in a forward pass
+  int weight;    // the 1×1 weight in rows of `weight_row()`; 0: too large, it is read where it lies
   int grad;      // gradients, in a backward pass
   int elements_grad;
   int values;
 
-  ASNG_HD int source_row() const { return tile.chunk + 4; }
+  ASNG_HD int source_row() const { return tile.chunk() + 4; }
+  ASNG_HD int weight_row() const { return padded + 8; }
   ASNG_HD size_t sums_bytes() const { return 3 * static_cast<size_t>(padded) * sizeof(double); }
 };
 
@@ -62,30 +68,38 @@ inline size_t shared_bytes(const TileLayout& l, size_t value_bytes) {
 inline TileLayout tile_layout(const DagShape& s, int stride, size_t value_bytes, bool backward,
                               int pixels) {
   TileLayout l;
-  l.tile.width = s.out_width > 8 && pixels >= 64 ? 16 : s.out_width > 4 && pixels >= 32 ? 8 : 4;
-  l.tile.height = pixels / l.tile.width;
+  l.tile.log_width = s.out_width > 8 && pixels >= 128 ? 4 : s.out_width > 4 && pixels >= 32 ? 3 : 2;
+  l.tile.height = pixels >> l.tile.log_width;
   const int height = (l.tile.height - 1) * stride + kMostExtent,
-            width = (l.tile.width - 1) * stride + kMostExtent;
-  // As many channels at once as there are threads for, four pixels and four channels each, if they
-  // leave room for a second block beside this one. Tiles of the fewest pixels save all they can.
-  l.tile.chunk = kChannelBlock;
-  for (int chunk = 2 * kChannelBlock;
-       pixels > kFewestPixels && s.padded % chunk == 0 && chunk * pixels <= 16 * kThreads;
-       chunk *= 2) {
-    if (height * width * chunk * value_bytes <= 24 * 1024) l.tile.chunk = chunk;
+            width = (l.tile.width() - 1) * stride + kMostExtent;
+  // As many channels at once as leave room for more blocks beside this one. Tiles of the fewest
+  // pixels save all they can.
+  l.tile.log_chunk = kLogLeastChunk;
+  for (int log = kLogLeastChunk + 1;
+       pixels > kFewestPixels && s.padded % (1 << log) == 0 && log <= kLogMostChunk; ++log) {
+    if ((height * width << log) * value_bytes <= 32 * 1024) l.tile.log_chunk = log;
   }
   l.padded = s.padded;
   l.row = s.padded + 4;
   l.source = pixels * l.row;
-  // A factorized reduction has its pixels and groups here instead; its backward pass begins at 0.
-  const int source = (height * width * l.source_row() + 7) / 8 * 8;
-  l.elements = l.source + (stride == 2 && !backward ? std::max(source, kPointwiseValues) : source);
-  l.groups = l.grad = l.elements + kMostKernelElements * l.tile.chunk;
-  if (backward) {
-    l.elements_grad = l.grad + std::max(pixels * l.row, kThreads * 20);
-    l.values = l.elements_grad + kMostKernelElements * s.padded;
+  int source = (height * width * l.source_row() + 7) / 8 * 8;
+  // In a forward pass there are later the sums of groups of four pixels, and a factorized
+  // reduction's pixels and groups; its backward pass begins at 0.
+  if (!backward) {
+    source = std::max({source, pixels / 4 * 2 * s.padded, stride == 2 ? kPointwiseValues : 0});
+  }
+  l.elements = l.source + source;
+  l.weight = l.grad = l.elements + kMostKernelElements * l.tile.chunk();
+  const int weight = l.padded * l.weight_row();
+  if (weight * value_bytes <= 20 * 1024 && pixels > kFewestPixels) {
+    l.grad += weight;
   } else {
-    l.elements_grad = l.values = l.groups + pixels / 4 * 2 * s.padded;
+    l.weight = 0;
+  }
+  l.elements_grad = l.values = l.grad;
+  if (backward) {
+    l.elements_grad += std::max(pixels * l.row, kThreads * 20);
+    l.values = l.elements_grad + kMostKernelElements * s.padded;
   }
   return l;
 }
@@ -93,11 +107,11 @@ inline TileLayout tile_layout(const DagShape& s, int stride, size_t value_bytes,
 inline TileLayout tile_layout(const DagShape& s, int stride, size_t value_bytes, bool backward) {
   // About as many values in a tile whatever the number of channels.
   const int budget = value_bytes == 8 ? 1024 : 4096;
-  int pixels = 128;
-  while (pixels > 16 && pixels * s.padded > budget) pixels /= 2;
+  int pixels = stride == 2 || backward ? 128 : 256;
+  while (pixels > kTile && pixels * s.padded > budget) pixels /= 2;
   // Small feature maps are cut smaller, so that there are blocks for every multiprocessor.
   const int64_t all = static_cast<int64_t>(s.images) * s.out_height * s.out_width;
-  while (pixels > 32 && all / pixels < kMaxSplits) pixels /= 2;
+  while (pixels > 2 * kTile && all / pixels < kMaxSplits) pixels /= 2;
   TileLayout l = tile_layout(s, stride, value_bytes, backward, pixels);
   // So are those whose channels would leave a block without the room.
   const size_t bytes = shared_bytes(l, value_bytes);
@@ -116,32 +130,76 @@ ASNG_HD inline int tiles_down(const Tile& t, int height) {
   return (height + t.height - 1) / t.height;
 }
 ASNG_HD inline int tiles_across(const Tile& t, int width) {
-  return (width + t.width - 1) / t.width;
+  return (width + t.width() - 1) >> t.log_width;
 }
 ASNG_HD inline int tile_count(const Tile& t, const DagShape& s) {
   return s.images * tiles_down(t, s.out_height) * tiles_across(t, s.out_width);
 }
 
-__device__ inline TilePlace tile_place(const Tile& t, const DagShape& s, int index) {
-  const int across = tiles_across(t, s.out_width), down = tiles_down(t, s.out_height);
-  const int image = index / (across * down), rest = index - image * across * down;
-  return {image, rest / across * t.height, rest % across * t.width};
+__device__ inline TilePlace tile_place(const Tile& t, const DagShape& s, unsigned index) {
+  const unsigned across = tiles_across(t, s.out_width), down = tiles_down(t, s.out_height);
+  const unsigned line = index / across, image = line / down;
+  return {static_cast<int>(image), static_cast<int>(line - image * down) * t.height,
+          static_cast<int>(index - line * across) << t.log_width};
 }
 
 // Index of the output pixel that is number q of the tile, -1 outside of the feature map.
-__device__ inline int64_t tile_pixel(const Tile& t, const DagShape& s, const TilePlace& at, int q) {
-  const int y = at.y + q / t.width, x = at.x + q % t.width;
+__device__ inline int tile_pixel(const Tile& t, const DagShape& s, const TilePlace& at, int q) {
+  const int y = at.y + (q >> t.log_width), x = at.x + (q & (t.width() - 1));
   if (y >= s.out_height || x >= s.out_width) return -1;
-  return (static_cast<int64_t>(at.image) * s.out_height + y) * s.out_width + x;
+  return (at.image * s.out_height + y) * s.out_width + x;
 }
 
-// As choose_kernel, for matmuls of a tile's pixels and a 1×1 weight: on the tensor cores if their
-// sums fit into registers.
+// Divides numbers below 2¹⁶ without a division each.
+struct Divisor {
+  unsigned divisor, inverse;
+
+  ASNG_HD constexpr explicit Divisor(unsigned by)
+      : divisor(by), inverse(0xffffffffu / divisor + 1) {}
+  __device__ __forceinline__ int operator()(int x) const {
+    return divisor == 1 ? x : static_cast<int>(multiply_high(static_cast<unsigned>(x), inverse));
+  }
+};
+
+// Calls visit(slot, step, quad) for this thread's four of the channels: it is thread `slot` of
+// `step` that have the same. There are `quads` times four channels.
+template <class Visit>
+__device__ __forceinline__ void each_quad(int quads, Visit visit) {
+  for (int first = 0; first < quads; first += kThreads) {
+    const unsigned width = min(quads - first, kThreads), slot = threadIdx.x / width;
+    const int step = kThreads / width, lane = threadIdx.x - slot * width;
+    if (static_cast<int>(slot) < step) visit(static_cast<int>(slot), step, (first + lane) * 4);
+  }
+}
+
+// Starts to copy the 1×1 weight (padded, padded) to where the layout has it; see copy_async16.
+template <class T>
+__device__ __forceinline__ void load_weight(const TileLayout& l, const T* weight, T* shared) {
+  constexpr int kValues = 16 / sizeof(T);
+  if (l.weight == 0) return;
+  const unsigned pieces = l.padded / kValues, row = threadIdx.x / pieces;
+  const int step = kThreads / pieces, piece = (threadIdx.x - row * pieces) * kValues;
+#pragma unroll 1
+  for (int r = static_cast<int>(row) < step ? row : l.padded; r < l.padded; r += step) {
+    copy_async16(shared + l.weight + r * l.weight_row() + piece, weight + r * l.padded + piece);
+  }
+}
+
+// += rows of shared memory · the 1×1 weight
+template <class Matmul, class T>
+__device__ __forceinline__ void multiply_weight(Matmul& matmul, const TileLayout& l, const T* rows,
+                                                const T* weight, const T* shared) {
+  if (l.weight == 0) {
+    matmul.add(rows, l.row, weight, l.padded, l.padded);
+  } else {
+    matmul.add(rows, l.row, shared + l.weight, l.weight_row(), l.padded);
+  }
+}
+
+// As choose_kernel, for matmuls of a tile's pixels and a 1×1 weight.
 template <class V, class F>
 auto choose_tile_kernel(const TileLayout& l, bool tf32, F f) {
-  const int pixels = l.tile.pixels();
-  const bool fits = pixels % kTile == 0 && pixels * l.padded <= kLargestMatmul;
-  return fits ? choose_kernel<V>(tf32, f) : f(std::false_type());
+  return l.tile.pixels() % kTile == 0 ? choose_kernel<V>(tf32, f) : f(std::false_type());
 }
 
 }  // namespace asng::cuda

@@ -36,8 +36,8 @@ struct StemJob {
 };
 
 template <class V>
-__device__ Source<V> window_source(const StemJob<V>& job) {
-  Source<V> s;
+__device__ Source<V, true> window_source(const StemJob<V>& job) {
+  Source<V, true> s;
   s.x = job.x;
   s.channels = job.depth();
   s.height = job.height;
@@ -188,7 +188,7 @@ void stem_forward(const StemShape& shape, bool tf32, const Compute<V>* weight,
   job.y = y;
   fill_zero(job.counter, sizeof(unsigned), stream);
   pack_matrix(memory.matrix, false, stream);
-  const int splits = pointwise_splits(pointwise_shape(job));
+  const int splits = pointwise_splits(pointwise_shape(job), sizeof(T));
   const auto kernel =
       choose_kernel<V>(tf32, [](auto tensor_cores) { return &stem_kernel<tensor_cores(), V>; });
   launch(kernel, splits, kThreads, pointwise_bytes(job.padded, sizeof(T)), stream, job, splits);

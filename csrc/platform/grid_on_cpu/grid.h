@@ -214,6 +214,10 @@ T __ldcg(const T* address) {
   return *address;
 }
 inline int __popc(unsigned int bits) { return std::popcount(bits); }
+template <class T>
+T __ldg(const T* address) {
+  return *address;
+}
 inline unsigned int __float_as_uint(float x) {
   unsigned int bits;
   std::memcpy(&bits, &x, sizeof(bits));
@@ -223,7 +227,6 @@ inline unsigned int __float_as_uint(float x) {
 inline int __ffs(int bits) {
   return bits == 0 ? 0 : std::countr_zero(static_cast<unsigned>(bits)) + 1;
 }
-inline int __popc(unsigned int bits) { return std::popcount(bits); }
 inline float __uint_as_float(unsigned int bits) {
   float x;
   std::memcpy(&x, &bits, sizeof(x));

@@ -14,18 +14,31 @@ __device__ const float* copied(const float* from, int rows, int columns, float* 
   return to;
 }
 
-__global__ __launch_bounds__(kThreads) void product_kernel(const SampleProduct p, float* values) {
+__global__ __launch_bounds__(kThreads) void product_kernel(const SampleProduct p, bool sums) {
   float* shared = dynamic_shared<float>();
   const float* left = copied(p.left, p.rows, p.depth, shared);
-  TileMatmul product(p.rows, p.columns);
+  float* groups = shared + p.rows * (p.depth + 4);
   __syncthreads();
-  const int first = p.depth / 16 * 8;
-  product.add(left, p.depth + 4, p.right, p.columns, first);
-  product.add(left + first, p.depth + 4, p.right + first * p.columns, p.columns, p.depth - first);
-  if (values == nullptr) {
-    product.store(p.out, p.out_row);
-  } else {
-    product.store_where_positive(values, p.columns);
+  const int first = p.depth / 32 * 16;
+  int count = 0;
+  for (int pass = 0; pass < Matmul<true, float>::passes(p.rows, p.columns); ++pass) {
+    Matmul<true, float> product(p.rows, p.columns, pass);
+    product.add(left, p.depth + 4, p.right, p.columns, first);
+    product.add(left + first, p.depth + 4, p.right + first * p.columns, p.columns, p.depth - first);
+    if (sums) {
+      product.sum_each(groups, [](int, int, const Vec4<float>& value) { return value; });
+    } else {
+      product.each([&](int row, int column, const Vec4<float>& value) {
+        write_vec4(p.out + row * p.out_row + column, value);
+      });
+    }
+    count = product.groups();
+  }
+  __syncthreads();
+  for (int i = threadIdx.x; sums && i < 2 * p.columns; i += kThreads) {
+    float sum = 0;
+    for (int group = 0; group < count; ++group) sum += groups[group * 2 * p.columns + i];
+    p.out[i] = sum;
   }
 }
 
@@ -46,26 +59,17 @@ __global__ __launch_bounds__(kThreads) void outer_product_kernel(const SamplePro
   product.finish(p.out, p.out_row, shared, any);
 }
 
-__global__ void misuse_kernel(Misuse how, const float* memory, float* out) {
+__global__ void misuse_kernel(Misuse how, float* out) {
   if (how == Misuse::kAbsent && threadIdx.x == 7) return;
-  const float* from = memory;
-  if (how == Misuse::kMisaligned) from += 4;
-  if (how == Misuse::kDifferent && threadIdx.x == 9) from += 8;
-  TileLeft<false> a;
-  TileRight b;
-  TileSum sum;
-  wmma::fill_fragment(sum, 0.0f);
-  wmma::load_matrix_sync(a, from, 16);
-  if (how != Misuse::kUnrounded) {
-    for (int i = 0; i < a.num_elements; ++i) a.x[i] = wmma::__float_to_tf32(a.x[i]);
-  }
-  load_rounded(b, memory, 16);
-  wmma::mma_sync(sum, a, b, sum);
-  wmma::store_matrix_sync(out, sum, 16, wmma::mem_row_major);
+  const unsigned factor = how == Misuse::kUnrounded ? __float_as_uint(0.1f) : to_tf32(0.1f);
+  const unsigned a[4] = {factor, factor, factor, factor}, b[2] = {0, 0};
+  float c[4] = {};
+  mma_tf32(c, a, b);
+  out[threadIdx.x] = c[0];
 }
 
 size_t product_bytes(const SampleProduct& p) {
-  return static_cast<size_t>(p.rows * (p.depth + 4)) * sizeof(float);
+  return static_cast<size_t>(p.rows * (p.depth + 4) + p.rows / 8 * p.columns) * sizeof(float);
 }
 size_t outer_product_bytes(const SampleProduct& p) {
   const size_t values = static_cast<size_t>(p.depth * (p.rows + p.columns + 8));
@@ -75,11 +79,10 @@ size_t outer_product_bytes(const SampleProduct& p) {
 }  // namespace
 
 void sample_tile_product(const SampleProduct& product, CudaStream stream) {
-  launch(product_kernel, 1, kThreads, product_bytes(product), stream, product, nullptr);
+  launch(product_kernel, 1, kThreads, product_bytes(product), stream, product, false);
 }
-void sample_tile_product_where_positive(const SampleProduct& product, float* values,
-                                        CudaStream stream) {
-  launch(product_kernel, 1, kThreads, product_bytes(product), stream, product, values);
+void sample_tile_sums(const SampleProduct& product, CudaStream stream) {
+  launch(product_kernel, 1, kThreads, product_bytes(product), stream, product, true);
 }
 void sample_tile_outer_product(const SampleProduct& product, CudaStream stream) {
   launch(outer_product_kernel, 1, kThreads, outer_product_bytes(product), stream, product, true);
@@ -87,8 +90,8 @@ void sample_tile_outer_product(const SampleProduct& product, CudaStream stream) 
 void sample_no_outer_product(const SampleProduct& product, CudaStream stream) {
   launch(outer_product_kernel, 1, kThreads, outer_product_bytes(product), stream, product, false);
 }
-void sample_misuse(Misuse how, const float* memory, float* out, CudaStream stream) {
-  launch(misuse_kernel, 1, 32, 0, stream, how, memory, out);
+void sample_misuse(Misuse how, float* out, CudaStream stream) {
+  launch(misuse_kernel, 1, 32, 0, stream, how, out);
 }
 
 }  // namespace asng::cuda

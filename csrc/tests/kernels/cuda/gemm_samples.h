@@ -14,15 +14,14 @@ struct SampleProduct {
 };
 
 void sample_tile_product(const SampleProduct& product, CudaStream stream);
-// Likewise, zeros where `values` (rows, columns), which it overwrites, are not positive.
-void sample_tile_product_where_positive(const SampleProduct& product, float* values,
-                                        CudaStream stream);
+// Writes Σ and Σ² over the rows of that product to `out` (2, columns) instead.
+void sample_tile_sums(const SampleProduct& product, CudaStream stream);
 // In two goes.
 void sample_tile_outer_product(const SampleProduct& product, CudaStream stream);
 // Without any pixels.
 void sample_no_outer_product(const SampleProduct& product, CudaStream stream);
 
-enum class Misuse { kNone, kUnrounded, kMisaligned, kDifferent, kAbsent };
-void sample_misuse(Misuse how, const float* memory, float* out, CudaStream stream);
+enum class Misuse { kNone, kUnrounded, kAbsent };
+void sample_misuse(Misuse how, float* out, CudaStream stream);
 
 }  // namespace asng::cuda
