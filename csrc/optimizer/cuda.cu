@@ -301,7 +301,7 @@ struct Row {
   std::int64_t variable, begin;
   double theta, s, margin;
   double floored, scale;  // theta as it is read in a denominator, and its root
-  int category;           // that sample `lane` chose, or -1 for one that does not exist
+  std::int64_t category;  // that sample `lane` chose
   double gradient, root;
   bool moves;
 
@@ -317,7 +317,7 @@ struct Row {
     theta = lane < size ? instance.theta[begin + lane] : 0.0;
     s = lane + 1 < size ? instance.s[begin - v + lane] : 0.0;
     margin = job.evaluations.margin[v];
-    category = chosen(job, instance, lane < job.shape.population ? lane : 0);
+    category = load_category(job, instance, lane < job.shape.population ? lane : 0);
   }
   // What else does not, once loaded.
   __device__ void prepare() {
@@ -325,10 +325,12 @@ struct Row {
     scale = std::sqrt(floored);
   }
 
+  __device__ std::int64_t load_category(const Job& job, const Instance& instance,
+                                        std::int64_t sample) const {
+    return fits() ? instance.categorical[sample * job.shape.categorical + variable] : -1;
+  }
   // Python checks categories as far as it can without host-device synchronization.
-  __device__ int chosen(const Job& job, const Instance& instance, std::int64_t sample) const {
-    if (!fits()) return -1;
-    const std::int64_t value = instance.categorical[sample * job.shape.categorical + variable];
+  __device__ int checked(std::int64_t value) const {
     return static_cast<std::uint64_t>(value) < static_cast<std::uint64_t>(size)
                ? static_cast<int>(value)
                : -1;
@@ -346,17 +348,24 @@ struct Row {
   __device__ double differentiate(const Job& job, const Instance& instance, const Ranked& ranked) {
     const int count = *ranked.count;
     const bool all_held = job.shape.population <= kLanes;
+    // What weighted sample w + lane chose, loaded before it is needed.
+    const auto load_weighted = [&](int w) {
+      return load_category(job, instance, ranked.weighted[min(w + lane, count - 1)].sample);
+    };
+    std::int64_t next = all_held ? category : load_weighted(0);
+    int held = checked(next);
     int lowest = size, highest = -1;
     bool valid = true;
     gradient = 0.0;
 #pragma unroll 4
     for (int w = 0; w < count; ++w) {
       if (!all_held && w % kLanes == 0) {
-        category = chosen(job, instance, ranked.weighted[min(w + lane, count - 1)].sample);
+        held = checked(next);
+        next = load_weighted(w + kLanes);
       }
       const Weighted sample = ranked.weighted[w];
       const int source = all_held ? static_cast<int>(sample.sample) : w % kLanes;
-      const int chosen = __shfl_sync(kWarp, category, source, kLanes);
+      const int chosen = __shfl_sync(kWarp, held, source, kLanes);
       gradient += chosen == lane ? sample.weight : 0.0;  // eq. (12)
       valid = valid && chosen >= 0;
       lowest = chosen >= 0 ? min(lowest, chosen) : lowest;
@@ -581,13 +590,16 @@ __global__ void __launch_bounds__(lanes > 1 ? kMostTellThreads : kTellThreads, l
       }
     }
   }
+  double squared_norm = 0.0;
   if (shares) {
     __syncthreads();
     if (*ranked.count == 0) return;
+    if (moved) squared_norm = s_terms.by_block(ranked.scratch);
+  } else {
+    if (!clerk) return;
+    if (moved) squared_norm = s_terms.by_warp();
   }
-  if (!clerk) return;
-  const double squared_norm = moved ? s_terms.by_warp() : 0.0;
-  if (threadIdx.x % 32 == 0) {
+  if (clerk && threadIdx.x % 32 == 0) {
     if (moved) {
       adapted.adapt(job.settings, ranked.step[1], squared_norm);  // eq. (20), eq. (21)
       instance.step[0] = adapted.gamma;
