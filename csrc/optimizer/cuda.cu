@@ -129,7 +129,7 @@ struct Instance {
   double *theta, *mean, *variance, *s, *step, *best_loss, *best_gaussian;
   std::int64_t* best_categorical;
   const std::int64_t* categorical;
-  const double *numerical, *losses;
+  const double* numerical;
   double *gradient, *root, *gaussian, *terms;
 
   // `memory` is the block's own, for intermediate results, if there is none in the workspace.
@@ -146,7 +146,6 @@ struct Instance {
     best_gaussian = job.state.best_gaussian + p * shape.gaussian;
     categorical = job.evaluations.categorical + p * shape.population * shape.categorical;
     numerical = job.evaluations.gaussian + p * shape.population * shape.gaussian;
-    losses = job.evaluations.losses + p * shape.population;
     const Workspace& workspace = job.workspace;
     gradient = workspace.memory ? workspace.memory + p * workspace.per_instance : memory;
     root = gradient + shape.theta_size;
@@ -245,14 +244,17 @@ struct Terms {
 // What weigh_samples does, by some threads, of which this is number `thread`. `wait` waits for all
 // of them; the results are there after one more.
 template <class Wait>
-__device__ void rank(const Job& job, const Instance& instance, const Ranked& ranked, int thread,
-                     int threads, Wait wait) {
+__device__ void rank(const Job& job, std::int64_t p, const Ranked& ranked, int thread, int threads,
+                     Wait wait) {
+  const Evaluations& given = job.evaluations;
   const int lambda = static_cast<int>(job.shape.population);
   const double* losses = ranked.loss;
   const int* order = ranked.order;
 #pragma unroll 1
   for (int k = thread; k < lambda; k += threads) {
-    const double loss = job.evaluations.maximize ? -instance.losses[k] : instance.losses[k];
+    const std::int64_t at = p * lambda + k;
+    const double value = given.losses32 ? given.losses32[at] : given.losses[at];
+    const double loss = given.maximize ? -value : value;
     // An infinitely good loss cannot be refused here, so it is no better than NaN.
     ranked.loss[k] = loss < HUGE_VAL && loss > -HUGE_VAL ? loss : HUGE_VAL;
   }
@@ -507,9 +509,9 @@ __global__ void __launch_bounds__(lanes > 1 ? kMostTellThreads : kTellThreads, l
   Row row{};
   if (lanes > 1 && first < n * lanes) row.load(job, instance, variable(first));
   if (lanes > 1 && lambda <= 32) {
-    if (clerk) rank(job, instance, ranked, threadIdx.x % 32, 32, [] { __syncwarp(); });
+    if (clerk) rank(job, blockIdx.y, ranked, threadIdx.x % 32, 32, [] { __syncwarp(); });
   } else {
-    rank(job, instance, ranked, threadIdx.x, blockDim.x, [] { __syncthreads(); });
+    rank(job, blockIdx.y, ranked, threadIdx.x, blockDim.x, [] { __syncthreads(); });
   }
   if (lanes > 1) row.prepare();
   __syncthreads();
