@@ -163,7 +163,7 @@ struct Ranked {
   Weighted* weighted;  // (lambda,)
   int* order;          // (lambda,) samples in ascending order of loss
   int* count;          // how many `weighted` holds; 0 if all losses are equal
-  double* terms;       // (2, kMostInLanes) if the instance has one block
+  double* terms;       // (2, kMostTellThreads) if the instance has one block
   double* memory;      // of intermediate results, if they are here
 
   explicit __device__ Ranked(std::int64_t lambda) {
@@ -173,12 +173,12 @@ struct Ranked {
     step = scratch + 32;
     weighted = reinterpret_cast<Weighted*>(step + 2);
     terms = reinterpret_cast<double*>(weighted + lambda);
-    order = reinterpret_cast<int*>(terms + (gridDim.x == 1 ? 2 * kMostInLanes : 0));
+    order = reinterpret_cast<int*>(terms + (gridDim.x == 1 ? 2 * kMostTellThreads : 0));
     count = order + lambda;
     memory = reinterpret_cast<double*>(count + 1 + (lambda + 1) % 2);
   }
   static std::size_t bytes(std::int64_t lambda, bool one_block) {
-    return static_cast<std::size_t>(8 * (4 * lambda + 34 + (one_block ? 2 * kMostInLanes : 0)) +
+    return static_cast<std::size_t>(8 * (4 * lambda + 34 + (one_block ? 2 * kMostTellThreads : 0)) +
                                     4 * (lambda + 1 + (lambda + 1) % 2));
   }
 };
