@@ -115,7 +115,7 @@ def _tell(
         if best_loss[p] < math.inf:
             best = (best_categorical[p].tolist(), best_numerical[p].tolist())
             optimizer.best = (float(best_loss[p]), int(counters[p, generation_of_best]), *best)
-        ranked = torch.where(given.isfinite(), given, math.inf).numpy()
+        ranked = torch.where(given.isfinite(), given, math.inf).double().numpy()
         samples = categorical[p].numpy(), numerical[p].numpy()
         moved[p] = optimizer.tell(*samples, ranked, False)
         _write_back(optimizer, p, state)

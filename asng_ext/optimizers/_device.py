@@ -136,7 +136,7 @@ class ASNGTensors:
     def tell(
         self, categorical: Tensor, numerical: Tensor, losses: Tensor, maximize: bool = False
     ) -> Tensor:
-        """Updates from (P, λ) float64 losses of samples in the form that :meth:`ask` gives.
+        """Updates from (P, λ) float64 or float32 losses of samples as :meth:`ask` gives them.
 
         Losses that are not finite rank last and tie. Returns (P,) bool: whether anything moved.
         """
@@ -276,7 +276,7 @@ class ASNGEngine:
         return float(self._delta_init / self.Delta)
 
     def losses(self, losses: Any) -> Tensor:
-        """Losses as (λ,) float64 on the device."""
+        """Losses as (λ,) float64, or float32 if they are, on the device."""
         if isinstance(losses, (list, tuple)) and any(isinstance(x, Tensor) for x in losses):
             losses = self._stacked(losses)
         if not isinstance(losses, Tensor):
@@ -290,7 +290,8 @@ class ASNGEngine:
             raise ValueError(f"losses must have shape (λ,), got {tuple(losses.shape)}")
         if losses.is_complex():
             raise TypeError(f"losses must be real numbers, got dtype {losses.dtype}")
-        return self._here(losses.detach() if losses.requires_grad else losses, torch.float64)
+        dtype = torch.float32 if losses.dtype is torch.float32 else torch.float64
+        return self._here(losses.detach() if losses.requires_grad else losses, dtype)
 
     def _stacked(self, losses: Sequence[Any]) -> Tensor:
         """Tensors of one element and numbers as a tensor."""

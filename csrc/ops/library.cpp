@@ -137,7 +137,7 @@ STABLE_TORCH_LIBRARY(asng, m) {
   //   s (P, n_θ), step (P, 2)    the accumulated natural gradient; γ and Δ
   //   best_loss (P,), best_categorical (P, m) int64, best_numerical (P, n)
   //                              the sample of the smallest loss, negated if larger is better
-  //   losses (P, λ)              what is not finite ranks last and ties
+  //   losses (P, λ)              float64 or float32; what is not finite ranks last and ties
   //   margin (m,)                lower bounds of the probabilities
   //   bounds (4, n)              low, high, least and largest standard deviation
   // Returns (P,) bool: whether anything moved.

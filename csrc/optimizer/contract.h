@@ -126,7 +126,9 @@ inline int64_t check_evaluations(const AsngState& state, const Tensor& s, const 
   state.check_rows(best.numerical, "best_numerical", ScalarType::Double, {state.gaussian});
   state.check_rows(categorical, "categorical", ScalarType::Long, {population, state.categorical});
   state.check_rows(numerical, "numerical", ScalarType::Double, {population, state.gaussian});
-  state.check_rows(losses, "losses", ScalarType::Double, {population});
+  // Networks have losses in single precision, and a conversion would be one more launch.
+  const bool single = losses.scalar_type() == ScalarType::Float;
+  state.check_rows(losses, "losses", single ? ScalarType::Float : ScalarType::Double, {population});
   state.check_shape(margin, "margin", ScalarType::Double, {0, {state.categorical}});
   state.check_shape(bounds, "bounds", ScalarType::Double, {0, {4, state.gaussian}});
   return population;

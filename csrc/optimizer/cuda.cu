@@ -129,7 +129,7 @@ struct Instance {
   double *theta, *mean, *variance, *s, *step, *best_loss, *best_gaussian;
   std::int64_t* best_categorical;
   const std::int64_t* categorical;
-  const double *numerical, *losses;
+  const double* numerical;
   double *gradient, *root, *gaussian, *terms;
 
   // `memory` is the block's own, for intermediate results, if there is none in the workspace.
@@ -146,7 +146,6 @@ struct Instance {
     best_gaussian = job.state.best_gaussian + p * shape.gaussian;
     categorical = job.evaluations.categorical + p * shape.population * shape.categorical;
     numerical = job.evaluations.gaussian + p * shape.population * shape.gaussian;
-    losses = job.evaluations.losses + p * shape.population;
     const Workspace& workspace = job.workspace;
     gradient = workspace.memory ? workspace.memory + p * workspace.per_instance : memory;
     root = gradient + shape.theta_size;
@@ -164,7 +163,7 @@ struct Ranked {
   Weighted* weighted;  // (lambda,)
   int* order;          // (lambda,) samples in ascending order of loss
   int* count;          // how many `weighted` holds; 0 if all losses are equal
-  double* terms;       // (2, kMostInLanes) if the instance has one block
+  double* terms;       // (2, kMostTellThreads) if the instance has one block
   double* memory;      // of intermediate results, if they are here
 
   explicit __device__ Ranked(std::int64_t lambda) {
@@ -174,12 +173,12 @@ struct Ranked {
     step = scratch + 32;
     weighted = reinterpret_cast<Weighted*>(step + 2);
     terms = reinterpret_cast<double*>(weighted + lambda);
-    order = reinterpret_cast<int*>(terms + (gridDim.x == 1 ? 2 * kMostInLanes : 0));
+    order = reinterpret_cast<int*>(terms + (gridDim.x == 1 ? 2 * kMostTellThreads : 0));
     count = order + lambda;
     memory = reinterpret_cast<double*>(count + 1 + (lambda + 1) % 2);
   }
   static std::size_t bytes(std::int64_t lambda, bool one_block) {
-    return static_cast<std::size_t>(8 * (4 * lambda + 34 + (one_block ? 2 * kMostInLanes : 0)) +
+    return static_cast<std::size_t>(8 * (4 * lambda + 34 + (one_block ? 2 * kMostTellThreads : 0)) +
                                     4 * (lambda + 1 + (lambda + 1) % 2));
   }
 };
@@ -245,14 +244,17 @@ struct Terms {
 // What weigh_samples does, by some threads, of which this is number `thread`. `wait` waits for all
 // of them; the results are there after one more.
 template <class Wait>
-__device__ void rank(const Job& job, const Instance& instance, const Ranked& ranked, int thread,
-                     int threads, Wait wait) {
+__device__ void rank(const Job& job, std::int64_t p, const Ranked& ranked, int thread, int threads,
+                     Wait wait) {
+  const Evaluations& given = job.evaluations;
   const int lambda = static_cast<int>(job.shape.population);
   const double* losses = ranked.loss;
   const int* order = ranked.order;
 #pragma unroll 1
   for (int k = thread; k < lambda; k += threads) {
-    const double loss = job.evaluations.maximize ? -instance.losses[k] : instance.losses[k];
+    const std::int64_t at = p * lambda + k;
+    const double value = given.losses32 ? given.losses32[at] : given.losses[at];
+    const double loss = given.maximize ? -value : value;
     // An infinitely good loss cannot be refused here, so it is no better than NaN.
     ranked.loss[k] = loss < HUGE_VAL && loss > -HUGE_VAL ? loss : HUGE_VAL;
   }
@@ -301,7 +303,7 @@ struct Row {
   std::int64_t variable, begin;
   double theta, s, margin;
   double floored, scale;  // theta as it is read in a denominator, and its root
-  int category;           // that sample `lane` chose, or -1 for one that does not exist
+  std::int64_t category;  // that sample `lane` chose
   double gradient, root;
   bool moves;
 
@@ -317,7 +319,7 @@ struct Row {
     theta = lane < size ? instance.theta[begin + lane] : 0.0;
     s = lane + 1 < size ? instance.s[begin - v + lane] : 0.0;
     margin = job.evaluations.margin[v];
-    category = chosen(job, instance, lane < job.shape.population ? lane : 0);
+    category = load_category(job, instance, lane < job.shape.population ? lane : 0);
   }
   // What else does not, once loaded.
   __device__ void prepare() {
@@ -325,10 +327,12 @@ struct Row {
     scale = std::sqrt(floored);
   }
 
+  __device__ std::int64_t load_category(const Job& job, const Instance& instance,
+                                        std::int64_t sample) const {
+    return fits() ? instance.categorical[sample * job.shape.categorical + variable] : -1;
+  }
   // Python checks categories as far as it can without host-device synchronization.
-  __device__ int chosen(const Job& job, const Instance& instance, std::int64_t sample) const {
-    if (!fits()) return -1;
-    const std::int64_t value = instance.categorical[sample * job.shape.categorical + variable];
+  __device__ int checked(std::int64_t value) const {
     return static_cast<std::uint64_t>(value) < static_cast<std::uint64_t>(size)
                ? static_cast<int>(value)
                : -1;
@@ -346,17 +350,24 @@ struct Row {
   __device__ double differentiate(const Job& job, const Instance& instance, const Ranked& ranked) {
     const int count = *ranked.count;
     const bool all_held = job.shape.population <= kLanes;
+    // What weighted sample w + lane chose, loaded before it is needed.
+    const auto load_weighted = [&](int w) {
+      return load_category(job, instance, ranked.weighted[min(w + lane, count - 1)].sample);
+    };
+    std::int64_t next = all_held ? category : load_weighted(0);
+    int held = checked(next);
     int lowest = size, highest = -1;
     bool valid = true;
     gradient = 0.0;
 #pragma unroll 4
     for (int w = 0; w < count; ++w) {
       if (!all_held && w % kLanes == 0) {
-        category = chosen(job, instance, ranked.weighted[min(w + lane, count - 1)].sample);
+        held = checked(next);
+        next = load_weighted(w + kLanes);
       }
       const Weighted sample = ranked.weighted[w];
       const int source = all_held ? static_cast<int>(sample.sample) : w % kLanes;
-      const int chosen = __shfl_sync(kWarp, category, source, kLanes);
+      const int chosen = __shfl_sync(kWarp, held, source, kLanes);
       gradient += chosen == lane ? sample.weight : 0.0;  // eq. (12)
       valid = valid && chosen >= 0;
       lowest = chosen >= 0 ? min(lowest, chosen) : lowest;
@@ -498,9 +509,9 @@ __global__ void __launch_bounds__(lanes > 1 ? kMostTellThreads : kTellThreads, l
   Row row{};
   if (lanes > 1 && first < n * lanes) row.load(job, instance, variable(first));
   if (lanes > 1 && lambda <= 32) {
-    if (clerk) rank(job, instance, ranked, threadIdx.x % 32, 32, [] { __syncwarp(); });
+    if (clerk) rank(job, blockIdx.y, ranked, threadIdx.x % 32, 32, [] { __syncwarp(); });
   } else {
-    rank(job, instance, ranked, threadIdx.x, blockDim.x, [] { __syncthreads(); });
+    rank(job, blockIdx.y, ranked, threadIdx.x, blockDim.x, [] { __syncthreads(); });
   }
   if (lanes > 1) row.prepare();
   __syncthreads();
@@ -581,13 +592,16 @@ __global__ void __launch_bounds__(lanes > 1 ? kMostTellThreads : kTellThreads, l
       }
     }
   }
+  double squared_norm = 0.0;
   if (shares) {
     __syncthreads();
     if (*ranked.count == 0) return;
+    if (moved) squared_norm = s_terms.by_block(ranked.scratch);
+  } else {
+    if (!clerk) return;
+    if (moved) squared_norm = s_terms.by_warp();
   }
-  if (!clerk) return;
-  const double squared_norm = moved ? s_terms.by_warp() : 0.0;
-  if (threadIdx.x % 32 == 0) {
+  if (clerk && threadIdx.x % 32 == 0) {
     if (moved) {
       adapted.adapt(job.settings, ranked.step[1], squared_norm);  // eq. (20), eq. (21)
       instance.step[0] = adapted.gamma;

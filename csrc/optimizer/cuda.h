@@ -51,6 +51,7 @@ struct Evaluations {
   const double* bounds;         // (4, gaussian): low, high, least and largest standard deviation
   double variance_ratio_min;    // of step_gaussian
   bool* moved;                  // (P,) whether the update moved anything
+  const float* losses32 = nullptr;  // the losses, if they are in single precision
 };
 
 // Memory for intermediate results; what it holds before and after is of no matter.

@@ -53,12 +53,17 @@ Tensor asng_tell(Tensor counters, Tensor theta, Tensor mean, Tensor variance, Te
   if (per_instance > 0)
     memory.emplace(state.empty_rows({per_instance}, aoti_torch_dtype_float64()));
   Tensor moved = state.empty_rows({}, aoti_torch_dtype_bool());
-  const Evaluations evaluations = {
-      categorical.const_data_ptr<int64_t>(), numerical.const_data_ptr<double>(),
-      losses.const_data_ptr<double>(),       maximize,
-      offsets.const_data_ptr<int64_t>(),     margin.const_data_ptr<double>(),
-      bounds.const_data_ptr<double>(),       variance_ratio_min,
-      moved.mutable_data_ptr<bool>()};
+  const bool single = losses.scalar_type() == ScalarType::Float;
+  const Evaluations evaluations = {categorical.const_data_ptr<int64_t>(),
+                                   numerical.const_data_ptr<double>(),
+                                   single ? nullptr : losses.const_data_ptr<double>(),
+                                   maximize,
+                                   offsets.const_data_ptr<int64_t>(),
+                                   margin.const_data_ptr<double>(),
+                                   bounds.const_data_ptr<double>(),
+                                   variance_ratio_min,
+                                   moved.mutable_data_ptr<bool>(),
+                                   single ? losses.const_data_ptr<float>() : nullptr};
   OptimizerState all = pointers(state);
   all.s = s.mutable_data_ptr<double>();
   all.step = step.mutable_data_ptr<double>();
