@@ -93,6 +93,17 @@ void write_at_once(void* to, const Vector& value) {
   std::memcpy(to, &value, sizeof(value));
 }
 
+inline void store_shared(float* to, float a, float b, float c, float d) {
+  write_at_once(to, make_float4(a, b, c, d));
+}
+
+inline void copy_async16(void* to, const void* from) { std::memcpy(to, from, 16); }
+inline void wait_for_copies() {}
+
+inline unsigned multiply_high(unsigned a, unsigned b) {
+  return static_cast<unsigned>(static_cast<unsigned long long>(a) * b >> 32);
+}
+
 #else
 
 inline void check(cudaError_t error, const char* what) {
@@ -194,6 +205,47 @@ __device__ __forceinline__ void write_at_once(void* to, const uint4& v) {
   asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)),
                "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
                : "memory");
+}
+
+// One access of 16 bytes to shared memory, for the same reason.
+__device__ __forceinline__ void store_shared(float* to, float a, float b, float c, float d) {
+  asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(
+                   static_cast<unsigned>(__cvta_generic_to_shared(to))),
+               "f"(a), "f"(b), "f"(c), "f"(d)
+               : "memory");
+}
+
+// Starts to copy 16 bytes from global to shared memory, both aligned to as many; they are there for
+// this thread after wait_for_copies(), and for others after a barrier behind that.
+__device__ __forceinline__ void copy_async16(void* to, const void* from) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
+                   static_cast<unsigned>(__cvta_generic_to_shared(to))),
+               "l"(__cvta_generic_to_global(from))
+               : "memory");
+}
+__device__ __forceinline__ void wait_for_copies() {
+  asm volatile("cp.async.wait_all;" ::: "memory");
+}
+
+// The upper half of a product: x / d for x < 2¹⁶ and d < 2¹⁶ is that of x and 2³² / d, rounded up.
+__device__ __forceinline__ unsigned multiply_high(unsigned a, unsigned b) { return __umulhi(a, b); }
+
+// c += a·b of 16×8 and 8×8 values in TF32, by a warp. Lane 4·g + t holds rows g and g + 8 of a at
+// columns t and t + 4, column g of b at rows t and t + 4, and rows g and g + 8 of c at columns 2·t
+// and 2·t + 1; of a and c, entries of a row stand g, g + 8, g, g + 8, and g, g, g + 8, g + 8.
+__device__ __forceinline__ void mma_tf32(float (&c)[4], const unsigned (&a)[4],
+                                         const unsigned (&b)[2]) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+// To the nearest with 10 bits of mantissa, ties away from zero.
+__device__ __forceinline__ unsigned to_tf32(float x) {
+  unsigned bits;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
+  return bits;
 }
 
 #endif

@@ -87,7 +87,7 @@ struct fragment<matrix_b, 16, 16, 8, precision::tf32, Layout> : detail::Part<128
 template <>
 struct fragment<accumulator, 16, 16, 8, float> : detail::Part<256> {};
 
-#define ASNG_HERE const detail::Location& where = detail::Location::current()
+#define ASNG_HERE const asng::cuda_on_cpu::Location& where = asng::cuda_on_cpu::Location::current()
 
 // To the nearest, ties away from zero, 10-bit mantissa.
 inline float __float_to_tf32(float x) {
@@ -162,6 +162,34 @@ void mma_sync(fragment<accumulator, 16, 16, 8, float>& to,
   detail::same_in_warp("mma_sync", 1, where);
 }
 
+}  // namespace nvcuda::wmma
+
+namespace asng::cuda {
+
+// As mma.m16n8k8: lane 4·g + t holds rows g and g + 8 of a at columns t and t + 4, column g of b at
+// rows t and t + 4, and rows g and g + 8 of c at columns 2·t and 2·t + 1.
+inline void mma_tf32(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2], ASNG_HERE) {
+  namespace detail = nvcuda::wmma::detail;
+  detail::Factors& factors = detail::factors();
+  const int g = cuda_on_cpu::lane() / 4, t = cuda_on_cpu::lane() % 4;
+  for (int i = 0; i < 4; ++i) {
+    factors.a[(g + i % 2 * 8) * 8 + t + i / 2 * 4] = detail::checked(__uint_as_float(a[i]), where);
+  }
+  for (int i = 0; i < 2; ++i) {
+    factors.b[(t + i * 4) * 8 + g] = detail::checked(__uint_as_float(b[i]), where);
+  }
+  detail::same_in_warp("mma_tf32", 0, where);
+  for (int i = 0; i < 4; ++i) {
+    const int row = g + i / 2 * 8, column = 2 * t + i % 2;
+    float sum = 0;
+    for (int k = 0; k < 8; ++k) sum += factors.a[row * 8 + k] * factors.b[k * 8 + column];
+    c[i] += sum;
+  }
+  detail::same_in_warp("mma_tf32", 1, where);
+}
+
+inline unsigned to_tf32(float x) { return __float_as_uint(nvcuda::wmma::__float_to_tf32(x)); }
+
 #undef ASNG_HERE
 
-}  // namespace nvcuda::wmma
+}  // namespace asng::cuda
