@@ -137,8 +137,8 @@ def test_a_search_of_cells_is_captured(device: str, precision: str) -> None:
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.grid(only=True)
 def test_few_launches_surround_the_cells(precision: str) -> None:
-    """PyTorch's own are two: the sum of the gradients of the stem, which the first cell reads
-    twice, and the losses in double precision for the optimizer."""
+    """PyTorch's own are the sum of the gradients of the stem, which the first cell reads twice, and
+    at most the losses in double precision for the optimizer."""
     task = small.task(images=small.noise(), implementation="fused", precision=precision)
     supernet, means = task.supernet(), Means()
     sgd = make_weight_optimizer(supernet, small.SEARCH, capturable=True)
@@ -147,7 +147,9 @@ def test_few_launches_surround_the_cells(precision: str) -> None:
         with Launches() as launches:  # once there are momentum buffers and the sums of metrics
             iteration(pair)
     others = [name for name in launches.names if not name.startswith("asng::")]
-    assert sorted(others) == ["aten::_to_copy", "aten::add"]
+    assert others.count("aten::add") == 1
+    assert others.count("aten::_to_copy") <= 1
+    assert set(others) <= {"aten::add", "aten::_to_copy"}
 
 
 def test_optimizers_on_the_host_are_not_capturable() -> None:
