@@ -68,10 +68,7 @@ class Recorder(TorchDispatchMode):
 
     def launches(self) -> int:
         """How many operations compute something."""
-        return sum(
-            func._schema.is_mutable or any(_fresh(args, kwargs, result))
-            for func, args, kwargs, result in self.calls
-        )
+        return sum(_computes(*call) for call in self.calls)
 
     def replay(self) -> None:
         """Executes the operations again, with results where they were."""
@@ -83,6 +80,24 @@ class Recorder(TorchDispatchMode):
                     for old, new, copy in zip(_tensors(result), again, fresh, strict=True):
                         if copy:
                             old.detach().copy_(new)
+
+
+class Launches(TorchDispatchMode):
+    """Names of operations that compute something. It holds on to no tensor, as a recorder does:
+    gradients that someone else holds are copied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        name = func._schema.name
+        if _computes(func, args, kwargs or {}, result) and not name.startswith("aten::empty"):
+            self.names.append(name)
+        return result
 
 
 class RecordingGraphs:
@@ -134,6 +149,11 @@ class RecordingGraphs:
 
 def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
+
+
+def _computes(func: Any, args: Any, kwargs: Any, result: Any) -> bool:
+    """Whether it is more than a view."""
+    return func._schema.is_mutable or any(_fresh(args, kwargs, result))
 
 
 def _fresh(args: Any, kwargs: Any, result: Any) -> list[bool]:

@@ -12,17 +12,18 @@ import pytest
 import small_classification as small
 import torch
 from devices import DEVICES
-from recording_graphs import RecordingGraphs
+from recording_graphs import Launches, RecordingGraphs
 from tensor_task import StackedTask, asng_in_tensors
 from torch import nn
 
 import asng_ext as asng
-from asng_ext.engine.search import SearchResult, search
+from asng_ext.engine.search import SearchResult, _Iteration, search
 from asng_ext.nn import fused
 from asng_ext.nn.sliceable_weight import WeightBank
 from asng_ext.runs.config import SearchConfig
 from asng_ext.runs.folder import RunFolder
 from asng_ext.training.cuda_graphs import WARM_UPS, CudaGraphs
+from asng_ext.training.metrics import Means
 from asng_ext.training.weight_optimizers import (
     make_weight_optimizer,
     restore_weight_optimizer,
@@ -130,6 +131,25 @@ def test_a_search_of_cells_is_captured(device: str, precision: str) -> None:
         )
         for row, other in zip(host[2], captured[2], strict=True):
             assert row == pytest.approx(other, rel=1e-4)
+
+
+@pytest.mark.usefixtures("unseen_samples")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.grid(only=True)
+def test_few_launches_surround_the_cells(precision: str) -> None:
+    """PyTorch's own are the sum of the gradients of the stem, which the first cell reads twice, and
+    at most the losses in double precision for the optimizer."""
+    task = small.task(images=small.noise(), implementation="fused", precision=precision)
+    supernet, means = task.supernet(), Means()
+    sgd = make_weight_optimizer(supernet, small.SEARCH, capturable=True)
+    iteration = _Iteration(task, supernet, sgd, asng_in_tensors(task.space), means)
+    for pair in zip(task.weight_batches(0), task.theta_batches(0), strict=True):
+        with Launches() as launches:  # once there are momentum buffers and the sums of metrics
+            iteration(pair)
+    others = [name for name in launches.names if not name.startswith("asng::")]
+    assert others.count("aten::add") == 1
+    assert others.count("aten::_to_copy") <= 1
+    assert set(others) <= {"aten::add", "aten::_to_copy"}
 
 
 def test_optimizers_on_the_host_are_not_capturable() -> None:

@@ -2,6 +2,7 @@
 #include "kernels/cuda/launchers.h"
 #include "kernels/cuda/norm.h"
 #include "kernels/cuda/pointwise.h"
+#include "platform/reductions.h"
 
 namespace asng::cuda {
 
@@ -60,6 +61,18 @@ __device__ void clear_gradient(V* grad, int64_t size, int block, int blocks) {
        i += static_cast<int64_t>(blocks) * kThreads) {
     write_vec4(grad + i * 4, fill_vec4(Compute<V>(0)));
   }
+}
+
+// To what is in global memory, where no other thread adds to it.
+__device__ __forceinline__ void add_vec4(float* to, const Vec4<float>& value) {
+  add_in_memory(to, make_float4(value.v[0], value.v[1], value.v[2], value.v[3]));
+}
+__device__ __forceinline__ void add_vec4(double* to, const Vec4<double>& value) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) atomicAdd(to + i, value.v[i]);
+}
+__device__ __forceinline__ void add_vec4(BFloat16* to, const Vec4<float>& value) {
+  add_in_memory(to, to_halves(value));
 }
 
 // The gradient of a factorized input: the one of output pixel (y, x) is written to the even or
@@ -125,9 +138,7 @@ __global__ __launch_bounds__(kThreads,
           write_factorized(input, shape, part_of, grad, pixel, c, value);
         } else {
           V* to = grad + static_cast<int64_t>(pixel) * input.padded + c;
-          Vec4<T> sum = value;
-          if (input.adds) sum += load_vec4(to);
-          write_vec4(to, sum);
+          input.adds ? add_vec4(to, value) : write_vec4(to, value);
         }
       });
 }
