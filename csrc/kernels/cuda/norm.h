@@ -275,7 +275,9 @@ __global__ __launch_bounds__(kThreads) void normalize_kernel(V* images, const Co
   const int pieces = padded / kValues;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < size / kValues;
        i += static_cast<int64_t>(gridDim.x) * kThreads) {
-    const int c = static_cast<int>(i % pieces) * kValues;
+    // In 32 bits, which are enough to count pieces.
+    const int c =
+        static_cast<int>(static_cast<unsigned>(i) % static_cast<unsigned>(pieces)) * kValues;
     Vec4<Compute<V>> v[kWide<V>];
     load_wide(x + i * kValues, v);
 #pragma unroll
