@@ -307,7 +307,7 @@ class TestMixedNode:
         finally:
             torch.cuda.set_sync_debug_mode("default")
         assert torch.equal(out, expected[0])
-        operations[0, 1] = 5
+        operations[0, 1] = len(OPERATIONS)
         out = ops.mixed_node(bank, index, operations, weights)
         assert out[0].isnan().all()
         assert torch.equal(out[1], expected[0][1])

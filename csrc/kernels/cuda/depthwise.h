@@ -1,5 +1,5 @@
-// Depthwise convolutions with K×K kernels, stride S and dilation D, forward and backward: of tiles
-// in shared memory, and of single pixels.
+// Depthwise convolutions with K×K kernels, stride S and dilation D, forward and backward, of tiles
+// in shared memory.
 #pragma once
 
 #include "kernels/cuda/tile.h"

@@ -34,6 +34,17 @@ struct Consumer {
   int32_t separable;
 };
 
+// How an edge of a node ends, if it does so in a normalization: that of a stage, or -1.
+struct End {
+  int stage, multiplicity;
+};
+
+// What the threads of a block look up for all.
+struct alignas(8) LookedUp {
+  int consumers;
+  End ends[2];
+};
+
 // Adds the gradient of a patch of the input of a depthwise convolution with stride S, from that of
 // its output, `depth`; `weight` is (kernel elements, padded).
 template <int K, int D, int S, class V>
@@ -127,19 +138,18 @@ __device__ int list_consumers(const Job<V>& job, int arch, int end, int index, i
   return count;
 }
 
+// Half of the threads for each of the two edges.
 template <class V>
-__device__ void finish_node(const Job<V>& job, int arch, int node, const double* totals) {
+__device__ void finish_node(const Job<V>& job, int arch, int node, const End* ends,
+                            const double* totals) {
   const Dag<V>& dag = job.dag;
-  const int padded = dag.shape.padded;
-  for (int e = 0; e < dag.shape.edges; ++e) {
-    const PlannedEdge edge = dag.edge(arch, node, e);
-    if (edge.multiplicity == 0 || !dag.normalized(edge)) continue;
-    const int last = dag.separable(edge) ? 1 : 0;
-    finish_gradient(totals, totals + (1 + e) * padded,
-                    static_cast<double>(dag.shape.out_size() / padded), padded,
-                    dag.norm(arch, node, e, last), true, edge.multiplicity,
-                    job.gradients.coefficients_of(dag.shape, arch, e, last));
-  }
+  const int padded = dag.shape.padded, half = kGatherThreads / 2, e = threadIdx.x / half;
+  const End end = ends[e];
+  if (end.stage < 0) return;
+  finish_gradient(
+      totals, totals + (1 + e) * padded, static_cast<double>(dag.shape.out_size() / padded), padded,
+      dag.norm(arch, node, e, end.stage), true, end.multiplicity,
+      job.gradients.coefficients_of(dag.shape, arch, e, end.stage), threadIdx.x - e * half, half);
 }
 
 // Of inputs, which operations with stride S read, or of nodes.
@@ -160,22 +170,23 @@ __global__ __launch_bounds__(kGatherThreads,
   if (split >= splits) return;
   double* totals = dynamic_shared<double>();
   T* shared = reinterpret_cast<T*>(totals + 3 * s.padded);
-  Consumer* consumers = reinterpret_cast<Consumer*>(shared + 12 * kGatherThreads);
-  int* counted = reinterpret_cast<int*>(consumers + job.consumers);
+  LookedUp& found = *reinterpret_cast<LookedUp*>(shared + 12 * kGatherThreads);
+  Consumer* consumers = reinterpret_cast<Consumer*>(&found + 1);
   clear(totals, 3 * s.padded);
-  const int count =
-      list_consumers(job, arch, shared_input ? s.archs : arch + 1, index, S, consumers, *counted);
+  if (!kInput && threadIdx.x / 32 == 1 && threadIdx.x % 32 < 2) {
+    // By another warp than the one that lists the consumers.
+    const int e = threadIdx.x % 32;
+    const PlannedEdge edge = dag.edge(arch, node, e);
+    const bool normalized = edge.multiplicity != 0 && dag.normalized(edge);
+    found.ends[e] = {normalized ? (dag.separable(edge) ? 1 : 0) : -1, edge.multiplicity};
+  }
+  const int count = list_consumers(job, arch, shared_input ? s.archs : arch + 1, index, S,
+                                   consumers, found.consumers);
   const bool normalized_input = kInput && job.input_coefficients != nullptr;
   if (normalized_input && count == 0) return;
   const State<V> state = dag.state(arch, index);
   const int64_t input = static_cast<int64_t>(index) * s.archs + arch;
   V* to = kInput ? job.input_grads + input * s.in_size() : job.gradients.node(s, arch, node);
-  // Stages of which the normalizations end the edges of the node.
-  int last[2] = {-1, -1};
-  for (int e = 0; !kInput && e < 2; ++e) {
-    const PlannedEdge edge = dag.edge(arch, node, e);
-    if (edge.multiplicity != 0 && dag.normalized(edge)) last[e] = dag.separable(edge) ? 1 : 0;
-  }
   const InputPatches<S> patches = {state.height, state.width};
   sum_items(patches.count(s.images), s.padded, split, splits, shared, totals,
             [&](int patch, int c, Vec4<T>(&sums)[3]) {
@@ -209,16 +220,14 @@ __global__ __launch_bounds__(kGatherThreads,
                 if (from.form != Form::kSeparable)
                   add_contribution<S>(job, from, patches, first, c, grads);
               }
-              if (!kInput && count == 0) {
-                patches.load(to, first, s.padded, c, grads);
-              } else {
+              const bool is_leaf = !kInput && count == 0;
+              if (is_leaf) patches.load(to, first, s.padded, c, grads);
 #pragma unroll
-                for (int i = 0; i < kPixels; ++i) {
-                  if (patches.inside(first, i)) {
-                    grads[i] = store_rounded(to + patches.offset(first, i, s.padded, c), grads[i]);
-                  } else {
-                    grads[i] = fill_vec4(T(0));
-                  }
+              for (int i = 0; i < kPixels; ++i) {
+                if (!patches.inside(first, i)) {
+                  grads[i] = fill_vec4(T(0));
+                } else if (!is_leaf) {
+                  grads[i] = store_rounded(to + patches.offset(first, i, s.padded, c), grads[i]);
                 }
               }
 #pragma unroll
@@ -229,10 +238,11 @@ __global__ __launch_bounds__(kGatherThreads,
               }
 #pragma unroll
               for (int e = 0; e < (kInput ? 0 : 2); ++e) {
-                if (last[e] < 0) continue;
-                patches.load(dag.stage(arch, node, e, last[e]), first, s.padded, c, values);
+                const int stage = found.ends[e].stage;
+                if (stage < 0) continue;
+                patches.load(dag.stage(arch, node, e, stage), first, s.padded, c, values);
                 const Affine<T> affine =
-                    load_affine<T>(dag.norm(arch, node, e, last[e]), s.padded, c);
+                    load_affine<T>(dag.norm(arch, node, e, stage), s.padded, c);
 #pragma unroll
                 for (int i = 0; i < kPixels; ++i) {
                   add_product(sums[1 + e], grads[i], affine(values[i]));
@@ -245,7 +255,7 @@ __global__ __launch_bounds__(kGatherThreads,
     finish_gradient(totals, totals + s.padded, s.images * state.height * state.width, s.padded,
                     state.norm, true, 1.0, job.input_coefficients + input * 3 * s.padded);
   } else {
-    finish_node(job, arch, node, totals);
+    finish_node(job, arch, node, found.ends, totals);
   }
 }
 
@@ -284,7 +294,7 @@ void gather(const Dag<V>& dag, const Gradients<V>& gradients, int first, int cou
     const int splits = item_splits(InputPatches<S>{height, width}.count(s.images), s.padded,
                                    kGatherThreads, kGatherBlocks / (s.archs * count));
     const size_t bytes = item_sums_bytes(s.padded, kGatherThreads, sizeof(Compute<V>)) +
-                         consumers * sizeof(Consumer) + sizeof(int);
+                         sizeof(LookedUp) + consumers * sizeof(Consumer);
     launch(gather_kernel<S, input(), V>, dim3(splits, s.archs, count), kGatherThreads, bytes,
            stream, Job<V>{dag, gradients, input_grads, coefficients, first, splits, consumers});
   };

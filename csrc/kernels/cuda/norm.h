@@ -105,9 +105,10 @@ __device__ bool sum_over_splits(const Dag<V>& dag, int group, int kinds, int spl
 // From Σ z and Σ z² over `count` values per channel: normalized = z·scale + shift.
 template <class T>
 __device__ void finish_norm(const double* sums, double count, int padded, T* norm) {
+  const double share = 1 / count;
   for (int c = threadIdx.x; c < padded; c += blockDim.x) {
-    const double mean = sums[c] / count;
-    const double difference = sums[padded + c] / count - mean * mean;
+    const double mean = sums[c] * share;
+    const double difference = sums[padded + c] * share - mean * mean;
     // Rounding may make it negative; a NaN must stay one.
     const double rstd = 1 / sqrt((difference < 0 ? 0 : difference) + kEpsilon);
     norm[c] = static_cast<T>(rstd);
@@ -117,14 +118,16 @@ __device__ void finish_norm(const double* sums, double count, int padded, T* nor
 
 // Gradient of a normalization's input, a·g + b·z + c, where g/factor is the gradient of its output
 // as summed: from Σ g and Σ g·normalized. `coefficients` receives a, b and c of all channels. Where
-// the stored z are normalized already, `is_raw` is false.
+// the stored z are normalized already, `is_raw` is false. Done by so many threads of the block.
 template <class T>
 __device__ void finish_gradient(const double* sums, const double* dots, double count, int padded,
-                                const T* norm, bool is_raw, double factor, T* coefficients) {
-  for (int c = threadIdx.x; c < padded; c += blockDim.x) {
+                                const T* norm, bool is_raw, double factor, T* coefficients,
+                                int thread = threadIdx.x, int threads = blockDim.x) {
+  const double share = 1 / count;
+  for (int c = thread; c < padded; c += threads) {
     // rstd · (g − mean(g) − x̂ · mean(g·x̂)) with x̂ = z·scale + shift.
     const double outer = static_cast<double>(norm[c]) * factor;
-    const double mean = sums[c] / count, dot = dots[c] / count;
+    const double mean = sums[c] * share, dot = dots[c] * share;
     const double scale = is_raw ? static_cast<double>(norm[c]) : 1;
     const double shift = is_raw ? static_cast<double>(norm[padded + c]) : 0;
     coefficients[c] = static_cast<T>(outer);
@@ -272,7 +275,9 @@ __global__ __launch_bounds__(kThreads) void normalize_kernel(V* images, const Co
   const int pieces = padded / kValues;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < size / kValues;
        i += static_cast<int64_t>(gridDim.x) * kThreads) {
-    const int c = static_cast<int>(i % pieces) * kValues;
+    // In 32 bits, which are enough to count pieces.
+    const int c =
+        static_cast<int>(static_cast<unsigned>(i) % static_cast<unsigned>(pieces)) * kValues;
     Vec4<Compute<V>> v[kWide<V>];
     load_wide(x + i * kValues, v);
 #pragma unroll

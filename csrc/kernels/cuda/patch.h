@@ -1,6 +1,6 @@
 // Patches of pixels: what a thread computes at once of a feature map, four channels of each pixel.
 // What the windows of a patch have in common is loaded once, and all loads are under way before the
-// first is waited for. A load beyond the edge is left out, not branched around.
+// first is waited for: what lies beyond the edge is no branch between them.
 #pragma once
 
 #include "kernels/cuda/dag.h"
@@ -32,20 +32,19 @@ struct Patches {
   __device__ bool inside(const Pixel& first, int i) const {
     return first.y + i / kColumns < height && first.x + i % kColumns < width;
   }
-  // Of four channels of pixel i of a patch.
+  // Of four channels of pixel i of a patch, or of the nearest one inside of the image.
   __device__ int64_t offset(const Pixel& first, int i, int padded, int channel) const {
-    const int line = first.image * height + first.y + i / kColumns;
-    return (static_cast<int64_t>(line) * width + first.x + i % kColumns) * padded + channel;
+    const int y = min(first.y + i / kColumns, height - 1);
+    const int x = min(first.x + i % kColumns, width - 1);
+    return static_cast<int64_t>((first.image * height + y) * width + x) * padded + channel;
   }
-  // The pixels of a patch; zeros outside of the image.
+  // The pixels of a patch, those outside of the image as above, so that nothing stands between the
+  // loads.
   template <class V>
   __device__ void load(const V* from, const Pixel& first, int padded, int channel,
                        Vec4<Compute<V>> (&to)[kPixels]) const {
 #pragma unroll
-    for (int i = 0; i < kPixels; ++i) {
-      to[i] = fill_vec4(Compute<V>(0));
-      if (inside(first, i)) to[i] = load_vec4(from + offset(first, i, padded, channel));
-    }
+    for (int i = 0; i < kPixels; ++i) to[i] = load_vec4(from + offset(first, i, padded, channel));
   }
 };
 

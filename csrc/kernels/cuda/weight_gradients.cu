@@ -29,7 +29,15 @@ struct Segment {
 template <class T>
 struct Job {
   WeightJob<T> weights;
-  Segment<T> segments[kSegments];
+  Segment<T> segments[kSegments] = {};
+  int blocks = 0;
+
+  void add(int number, const MatrixShape& shape, int matrices, T* grad, int operation) {
+    const int64_t values = grad == nullptr ? 0 : static_cast<int64_t>(shape.rows) * shape.depth();
+    const int of_matrix = static_cast<int>((values + kBlockValues - 1) / kBlockValues);
+    segments[number] = {shape, grad, blocks, of_matrix, operation};
+    blocks += matrices * of_matrix;
+  }
 };
 
 // Adds this thread's terms of Σ over splits of from[split · stride].
@@ -155,15 +163,7 @@ __global__ __launch_bounds__(kLanes* kSlices) void weights_kernel(const Job<T> j
 template <class T>
 void sum_weight_splits(const WeightJob<T>& weights, CudaStream stream) {
   const DagShape& s = weights.shape;
-  Job<T> job = {weights, {}};
-  int blocks = 0;
-  const auto add = [&](int number, const MatrixShape& shape, int matrices, T* grad, int operation) {
-    const int64_t values = static_cast<int64_t>(shape.rows) * shape.depth();
-    const int of_matrix =
-        grad == nullptr ? 0 : static_cast<int>((values + kBlockValues - 1) / kBlockValues);
-    job.segments[number] = {shape, grad, blocks, of_matrix, operation};
-    blocks += matrices * of_matrix;
-  };
+  Job<T> job = {weights};
   const int edges = s.nodes == 0 ? 0 : s.weight_count();
   for (int kind = 0; kind < kSeparableCount; ++kind) {
     const int operation = operation_number(Form::kSeparable, kind);
@@ -174,16 +174,17 @@ void sum_weight_splits(const WeightJob<T>& weights, CudaStream stream) {
     elements.rows = elements.padded = 1;
     elements.channels = s.channels * kernel * kernel;
     elements.padded_channels = s.padded * kernel * kernel;
-    add(2 * kind, elements, 2 * edges, has ? weights.grads.depthwise[kind] : nullptr, operation);
-    add(2 * kind + 1, square_matrix(s.channels, s.padded), 2 * edges,
-        has ? weights.grads.pointwise[kind] : nullptr, operation);
+    job.add(2 * kind, elements, 2 * edges, has ? weights.grads.depthwise[kind] : nullptr,
+            operation);
+    job.add(2 * kind + 1, square_matrix(s.channels, s.padded), 2 * edges,
+            has ? weights.grads.pointwise[kind] : nullptr, operation);
   }
-  add(kReduction, reduction_matrix(s.channels, s.padded), s.nodes * s.inputs,
-      weights.grads.reduction, operation_number(Form::kIdentity));
+  job.add(kReduction, reduction_matrix(s.channels, s.padded), s.nodes * s.inputs,
+          weights.grads.reduction, operation_number(Form::kIdentity));
   for (int i = 0; i < 3; ++i) {
-    add(kMatrices + i, weights.matrices[i].shape, 1, weights.matrices[i].grad, 0);
+    job.add(kMatrices + i, weights.matrices[i].shape, 1, weights.matrices[i].grad, 0);
   }
-  if (blocks != 0) launch(weights_kernel<T>, blocks, dim3(kLanes, kSlices), 0, stream, job);
+  if (job.blocks != 0) launch(weights_kernel<T>, job.blocks, dim3(kLanes, kSlices), 0, stream, job);
 }
 
 template void sum_weight_splits(const WeightJob<float>&, CudaStream);

@@ -376,6 +376,27 @@ TEST_CASE("CUDA: cells of other shapes have a launch for each step") {
   CHECK_THROWS_AS(on_cuda<double>(whole_cell(false, 1, 2, 16, 4, 4, 1)), std::runtime_error);
 }
 
+// So many that a block has more than a thread's work, and that not all blocks of an input that
+// architectures share are needed.
+TEST_CASE("CUDA: many architectures") {
+  for (const int64_t stride : {1, 2}) {
+    const auto e = single(kSeparable5, stride, 70, 9, 17, 16, 4);
+    compare("node", on_cuda<double>(e), on_cpu<double>(e), kDouble);
+  }
+  for (const bool reduction : {false, true}) {
+    CellShape s;
+    s.archs = 260;
+    s.nodes = 2;
+    s.images = 2;
+    s.channels = 4;
+    s.prev_prev = {1, 5};
+    s.prev = {1, 6, 0, 3, 3};
+    s.reduction = reduction;
+    const auto e = cell_example(s, 1);
+    compare("cell", on_cuda<double>(e), on_cpu<double>(e), kDouble);
+  }
+}
+
 TEST_CASE("CUDA: stems are those of the CPU") {
   for (const auto& e : {stem_example(3, 5, 6, 3, 20), stem_example(1, 9, 2, 4, 48),
                         stem_example(2, 8, 8, 2, 100), stem_example(5, 7, 7, 8, 16)}) {
