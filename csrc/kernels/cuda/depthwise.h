@@ -74,12 +74,14 @@ __device__ __forceinline__ void load_elements(const T* weight, int padded, const
   }
 }
 
-// Patches of a tile's pixels, four in a row and kRows rows, and four channels, of which each thread
-// has some: calls emit(first pixel of a row, channel of the chunk, sums of that row) for every row.
-template <int K, int S, int D, int kRows, class T, class Emit>
-__device__ __forceinline__ void depthwise_patches(const Tile& t, const T* source, int row,
-                                                  const T* elements, Emit emit) {
-  constexpr int kSpan = 3 * S + (K - 1) * D + 1;
+// Patches of a tile's pixels, four in a row and two rows (one of doubles), and four channels, of
+// which each thread has some: calls emit(first pixel of a row, channel of the chunk, sums of that
+// row) for every row. Shared memory is what limits this, so a load is used for as much as possible,
+// even where that leaves threads without a patch.
+template <int K, int S, int D, class T, class Emit>
+__device__ __forceinline__ void depthwise(const Tile& t, const T* source, int row,
+                                          const T* elements, Emit emit) {
+  constexpr int kRows = sizeof(T) == 8 ? 1 : 2, kSpan = 3 * S + (K - 1) * D + 1;
   const int log_quads = t.log_chunk - 2, log_across = t.log_width - 2;
   const int columns = (t.width() - 1) * S + (K - 1) * D + 1;
   const int quad = (threadIdx.x & ((1 << log_quads) - 1)) * 4, count = t.pixels() / (4 * kRows);
@@ -88,25 +90,25 @@ __device__ __forceinline__ void depthwise_patches(const Tile& t, const T* source
   for (int patch = threadIdx.x >> log_quads; patch < count; patch += kThreads >> log_quads) {
     const int y = (patch >> log_across) * kRows, x = (patch & ((1 << log_across) - 1)) * 4;
     const T* from = source + (y * S * columns + x * S) * row + quad;
-    Vec4<T> sums[kRows][4];
+    Vec4<T> sums[kRows][4], weights[K] = {};
 #pragma unroll
     for (int p = 0; p < 4 * kRows; ++p) sums[p / 4][p % 4] = fill_vec4(T(0));
 #pragma unroll 1
     for (int line = 0; line < (kRows - 1) * S + (K - 1) * D + 1; ++line, from += columns * row) {
-      if (kRows == 1 && line % D != 0) continue;
       Vec4<T> v[kSpan];
 #pragma unroll
       for (int i = 0; i < kSpan; ++i) v[i] = load_vec4(from + i * row);
+      // The second row goes first: its weights may be those that the first one had a line before.
 #pragma unroll
-      for (int r = 0; r < kRows; ++r) {
+      for (int r = kRows - 1; r >= 0; --r) {
         const int below = line - r * S;
         if (below < 0 || below > (K - 1) * D || below % D != 0) continue;
-        const T* weights = elements + (below / D * K << t.log_chunk);
+        const T* at = elements + (below / D * K << t.log_chunk);
 #pragma unroll
         for (int kx = 0; kx < K; ++kx) {
-          const Vec4<T> w = load_vec4(weights + (kx << t.log_chunk));
+          if (r == 0 || S * D > 1) weights[kx] = load_vec4(at + (kx << t.log_chunk));
 #pragma unroll
-          for (int p = 0; p < 4; ++p) add_product(sums[r][p], v[p * S + kx * D], w);
+          for (int p = 0; p < 4; ++p) add_product(sums[r][p], v[p * S + kx * D], weights[kx]);
         }
       }
     }
@@ -115,58 +117,74 @@ __device__ __forceinline__ void depthwise_patches(const Tile& t, const T* source
   }
 }
 
-// Two rows have more loads in common, if that leaves work for every thread.
-template <int K, int S, int D, class T, class Emit>
-__device__ __forceinline__ void depthwise(const Tile& t, const T* source, int row,
-                                          const T* elements, Emit emit) {
-  if (sizeof(T) == 4 && t.pixels() << t.log_chunk >= 32 * kThreads) {
-    depthwise_patches<K, S, D, 2>(t, source, row, elements, emit);
-  } else {
-    depthwise_patches<K, S, D, 1>(t, source, row, elements, emit);
-  }
-}
-
 // grad[kernel elements of a channel] += Σ over the tile of depth · source, for the channels of a
-// chunk. `scratch` has room for 20·kThreads values.
+// chunk. `scratch` has room for 20·kThreads values. A thread has two lines of the kernel, which
+// read the same line of the source for neighboring rows of `depth`, so that each is loaded once.
 template <int K, int S, int D, class T>
 __device__ __forceinline__ void depthwise_weight(const Tile& t, const T* source, int row,
                                                  const T* depth, int depth_row, T* scratch,
                                                  T* grad) {
-  const int log_quads = t.log_chunk - 2;
-  const unsigned items = K << log_quads, groups = kThreads / items, group = threadIdx.x / items;
-  const int item = threadIdx.x - group * items, ky = item >> log_quads,
-            quad = (item - (ky << log_quads)) * 4;
-  const int log_across = t.log_width - 2, runs = t.pixels() / 4;
+  constexpr bool kPairs = D == 1;
+  constexpr int kItems = kPairs ? (K + 1) / 2 : K, kSpan = 3 * S + (K - 1) * D + 1;
+  const auto first_line = [](int item) { return kPairs ? item / S * 2 * S + item % S : item; };
+  const int log_quads = t.log_chunk - 2, log_across = t.log_width - 2;
+  const unsigned items = kItems << log_quads, groups = kThreads / items,
+                 group = threadIdx.x / items;
+  const int number = threadIdx.x - group * items, item = number >> log_quads,
+            quad = (number - (item << log_quads)) * 4, ky = first_line(item);
+  const bool second = kPairs && ky + S < K;
   const int columns = (t.width() - 1) * S + (K - 1) * D + 1;
-  constexpr int kSpan = 3 * S + (K - 1) * D + 1;
-  Vec4<T> sums[K];
+  // Parts of four columns and some rows.
+  int rows = 1;
+  while (rows < t.height && t.pixels() / (4 * rows) > static_cast<int>(groups)) rows *= 2;
+  const int parts = t.pixels() / (4 * rows);
+  Vec4<T> sums[2][K];
 #pragma unroll
-  for (int k = 0; k < K; ++k) sums[k] = fill_vec4(T(0));
+  for (int k = 0; k < 2 * K; ++k) sums[k / K][k % K] = fill_vec4(T(0));
 #pragma unroll 1
-  for (int run = group < groups ? group : runs; run < runs; run += groups) {
-    const int y = run >> log_across, x = (run & ((1 << log_across) - 1)) * 4;
+  for (int part = group < groups ? group : parts; part < parts; part += groups) {
+    const int y = (part >> log_across) * rows, x = (part & ((1 << log_across) - 1)) * 4;
     const T* from = source + ((y * S + ky * D) * columns + x * S) * row + quad;
     const T* at = depth + ((y << t.log_width) + x) * depth_row + quad;
-    Vec4<T> v[kSpan];
+    Vec4<T> above[4] = {};  // the row of `depth` before
+#pragma unroll 1
+    for (int line = 0; line < rows + second; ++line) {
+      Vec4<T> v[kSpan];
 #pragma unroll
-    for (int i = 0; i < kSpan; ++i) v[i] = load_vec4(from + i * row);
+      for (int i = 0; i < kSpan; ++i) v[i] = load_vec4(from + i * row);
+      from += S * columns * row;
+      if (line > 0) {
 #pragma unroll
-    for (int p = 0; p < 4; ++p) {
-      const Vec4<T> g = load_vec4(at + p * depth_row);
+        for (int p = 0; p < 4; ++p) {
 #pragma unroll
-      for (int k = 0; k < K; ++k) add_product(sums[k], g, v[p * S + k * D]);
+          for (int k = 0; k < K; ++k) add_product(sums[1][k], above[p], v[p * S + k * D]);
+        }
+      }
+      if (line == rows) break;
+#pragma unroll
+      for (int p = 0; p < 4; ++p) {
+        above[p] = load_vec4(at + p * depth_row);
+#pragma unroll
+        for (int k = 0; k < K; ++k) add_product(sums[0][k], above[p], v[p * S + k * D]);
+      }
+      at += depth_row << t.log_width;
     }
   }
 #pragma unroll
-  for (int k = 0; k < K; ++k) store_vec4(scratch + threadIdx.x * 20 + k * 4, sums[k]);
-  __syncthreads();
+  for (int which = 0; which < (kPairs ? 2 : 1); ++which) {
+    __syncthreads();
+#pragma unroll
+    for (int k = 0; k < K; ++k) store_vec4(scratch + threadIdx.x * 20 + k * 4, sums[which][k]);
+    __syncthreads();
 #pragma unroll 1
-  for (int i = threadIdx.x; i < K * K << t.log_chunk; i += kThreads) {
-    const int c = i / (K * K), element = i - c * K * K, y = element / K, x = element - y * K;
-    const T* from = scratch + ((y << log_quads) + c / 4) * 20 + x * 4 + c % 4;
-    T sum = 0;
-    for (unsigned g = 0; g < groups; ++g) sum += from[g * items * 20];
-    grad[i] += sum;
+    for (int i = threadIdx.x; i < kItems * K << t.log_chunk; i += kThreads) {
+      const int c = i & (t.chunk() - 1), element = i >> t.log_chunk;
+      const int of_item = element / K, kx = element % K, line = first_line(of_item) + which * S;
+      const T* from = scratch + ((of_item << log_quads) + c / 4) * 20 + kx * 4 + c % 4;
+      T sum = 0;
+      for (unsigned g = 0; g < groups; ++g) sum += from[g * items * 20];
+      if (line < K) grad[c * K * K + line * K + kx] += sum;
+    }
   }
 }
 

@@ -245,8 +245,8 @@ __device__ __forceinline__ void load_gradients(const V* g, const V* z,
       for (int i = 0; i < kAtOnce; ++i) {
         const int pixel = place(first + i * step);
         inside[i] = pixel >= 0;
-        grads[i] = load_vec4(pixel_at(from_g, max(pixel, 0), padded));
-        values[i] = load_vec4(pixel_at(from_z, max(pixel, 0), padded));
+        grads[i] = read_vec4(pixel_at(from_g, max(pixel, 0), padded));
+        values[i] = read_vec4(pixel_at(from_z, max(pixel, 0), padded));
       }
 #pragma unroll
       for (int i = 0; i < kAtOnce; ++i) {

@@ -213,7 +213,9 @@ __device__ __forceinline__ void transposed(const Job<V>& job, int arch, int e, d
 }
 
 template <class V>
-__global__ __launch_bounds__(kThreads) void intermediate_backward_kernel(const Job<V> job) {
+__global__ __launch_bounds__(
+    kThreads,
+    resident_blocks(sizeof(Compute<V>) == 4)) void intermediate_backward_kernel(const Job<V> job) {
   using T = Compute<V>;
   const Dag<V>& dag = job.dag;
   const int arch = blockIdx.y / dag.shape.edges, e = blockIdx.y % dag.shape.edges;

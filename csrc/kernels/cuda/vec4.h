@@ -106,14 +106,22 @@ __device__ __forceinline__ const V* pixel_at(const V* images, int pixel, int val
 }
 
 // Of global memory that nobody writes while the kernel runs.
-__device__ __forceinline__ Vec4<float> load_piece(const float* from) {
+__device__ __forceinline__ Vec4<float> read_vec4(const float* from) {
   const float4 v = __ldg(reinterpret_cast<const float4*>(from));
   return {{v.x, v.y, v.z, v.w}};
 }
-__device__ __forceinline__ Vec4<double> load_piece(const double* from) {
+__device__ __forceinline__ Vec4<double> read_vec4(const double* from) {
   const double2 first = __ldg(reinterpret_cast<const double2*>(from)),
                 second = __ldg(reinterpret_cast<const double2*>(from) + 1);
   return {{first.x, first.y, second.x, second.y}};
+}
+__device__ __forceinline__ Vec4<float> read_vec4(const BFloat16* from) {
+  const uint2 words = __ldg(reinterpret_cast<const uint2*>(from));
+  return unpack(words.x, words.y);
+}
+template <class T>
+__device__ __forceinline__ Vec4<T> load_piece(const T* from) {
+  return read_vec4(from);
 }
 __device__ __forceinline__ uint4 load_piece(const BFloat16* from) {
   return __ldg(reinterpret_cast<const uint4*>(from));
@@ -183,8 +191,8 @@ struct WideAffine {
     using T = Compute<V>;
 #pragma unroll
     for (int i = 0; i < kWide<V>; ++i) {
-      scale[i] = norm == nullptr ? fill_vec4(T(1)) : load_vec4(norm + channel + 4 * i);
-      shift[i] = norm == nullptr ? fill_vec4(T(0)) : load_vec4(norm + padded + channel + 4 * i);
+      scale[i] = norm == nullptr ? fill_vec4(T(1)) : read_vec4(norm + channel + 4 * i);
+      shift[i] = norm == nullptr ? fill_vec4(T(0)) : read_vec4(norm + padded + channel + 4 * i);
     }
   }
 };
