@@ -166,7 +166,7 @@ ASNG_HD inline int tiled(int height) { return (height + 3) / 4 * 4; }
 
 // Zeros around an image, and in what tiles have more rows.
 template <int C>
-__device__ void fill_border(int height, int width, float* to) {
+__device__ __forceinline__ void fill_border(int height, int width, float* to) {
   constexpr int kBorder = Cut<C>::kBorder, kRowValues = Cut<C>::kPitch * C;
   const int below = tiled(height) - height + kBorder;
   const Vec4<float> zeros = fill_vec4(0.0f);
@@ -191,8 +191,8 @@ __device__ void fill_border(int height, int width, float* to) {
 // stride S, or with kEverySecond every second one in both directions from `offset` on, zeros beyond
 // the edge.
 template <int C, int S, bool kEverySecond, class V>
-__device__ void fill_source(const State<V>& from, int image, int offset, int height, int width,
-                            float* to) {
+__device__ __forceinline__ void fill_source(const State<V>& from, int image, int offset, int height,
+                                            int width, float* to) {
   constexpr int kFlight = 4, kBorder = S == 1 ? Cut<C>::kBorder : 0;
   constexpr int kPitch = S == 1 ? Cut<C>::kPitch : 2 * Cut<C>::kWidth;
   const int c = threadIdx.x % Cut<C>::kQuads * 4;
@@ -221,8 +221,8 @@ __device__ void fill_source(const State<V>& from, int image, int offset, int hei
 
 // a·g + b·z + c of an image.
 template <int C, bool kExact, class V>
-__device__ void fill_grads(const V* g, const V* z, const float* coefficients, int height, int width,
-                           float* to) {
+__device__ __forceinline__ void fill_grads(const V* g, const V* z, const float* coefficients,
+                                           int height, int width, float* to) {
   constexpr int kFlight = 4, kBorder = Cut<C>::kBorder;
   const int c = threadIdx.x % Cut<C>::kQuads * 4;
   Vec4<float> left[kFlight], right[kFlight];
@@ -240,7 +240,7 @@ __device__ void fill_grads(const V* g, const V* z, const float* coefficients, in
 
 // A weight, (C, row).
 template <int C, bool kExact>
-__device__ void fill_weight(const float* from, int row, float* to) {
+__device__ __forceinline__ void fill_weight(const float* from, int row, float* to) {
   for (int i = threadIdx.x; i < C * C / 4; i += kCellThreads) {
     const int down = i / (C / 4), across = i % (C / 4) * 4;
     store_quad(to + down * Cut<C>::kRow + across,
@@ -284,8 +284,8 @@ __device__ __forceinline__ void add_outer(const float* grads, int y, int x,
 // `to`, (C, row), or adds it to what is there. Ends with a barrier behind the last read of
 // what the terms were made of.
 template <int C>
-__device__ void finish_outer(const float (&sums)[C / 16][2][4], float* matrix, float* to, int row,
-                             bool adds) {
+__device__ __forceinline__ void finish_outer(const float (&sums)[C / 16][2][4], float* matrix,
+                                             float* to, int row, bool adds) {
   using Place = Cut<C>;
   const int lane = Place::lane(), g = lane / 4, t = lane % 4;
   float* copy = matrix + Place::turn() % Place::kCopies * C * C;
@@ -320,8 +320,8 @@ __device__ void finish_outer(const float (&sums)[C / 16][2][4], float* matrix, f
 // Calls emit(place, value) for each pair of neighboring values of grads · weight and their place in
 // an image. Between reading and writing a pixel's values, `emit` may take the place of grads.
 template <int C, bool kExact, class Emit>
-__device__ void multiply_weight(const float* grads, const float* weight, int height, int width,
-                                Emit emit) {
+__device__ __forceinline__ void multiply_weight(const float* grads, const float* weight, int height,
+                                                int width, Emit emit) {
   constexpr int kBorder = Cut<C>::kBorder, kRow = Cut<C>::kRow, kTurns = Cut<C>::kTurns;
   const int lane = Cut<C>::lane(), g = lane / 4, t = lane % 4, pixels = height * width;
   const unsigned per_row = ~0u / width + 1;
@@ -370,8 +370,9 @@ __device__ void multiply_weight(const float* grads, const float* weight, int hei
 
 // Σ gz ⊗ depth over the warp's tiles, `depth` being the depthwise convolution of the source.
 template <int C, int K, int S, int D, bool kExact>
-__device__ void weight_outer(const DagShape& s, int height, int width, const float* source,
-                             const float* grads, const float* taps, float (&sums)[C / 16][2][4]) {
+__device__ __forceinline__ void weight_outer(const DagShape& s, int height, int width,
+                                             const float* source, const float* grads,
+                                             const float* taps, float (&sums)[C / 16][2][4]) {
   constexpr int kReach = K / 2 * D, kBorder = S == 1 ? Cut<C>::kBorder : 0;
   constexpr int kRowValues = (S == 1 ? Cut<C>::kPitch : 2 * Cut<C>::kWidth) * C;
   const int t = Cut<C>::lane() % 4, c = Cut<C>::channel();
@@ -418,9 +419,10 @@ __device__ void weight_outer(const DagShape& s, int height, int width, const flo
 // warp's tiles calls begin(y, x), for what is there before, and emit(y, x, that, value, source);
 // and adds the gradients of the kernel elements.
 template <int C, int K, int S, int D, class Begin, class Emit>
-__device__ void transposed(const DagShape& s, int height, int width, const float* source,
-                           const float* depth, const float* taps, float2 (&elements)[K * K],
-                           Begin begin, Emit emit) {
+__device__ __forceinline__ void transposed(const DagShape& s, int height, int width,
+                                           const float* source, const float* depth,
+                                           const float* taps, float2 (&elements)[K * K],
+                                           Begin begin, Emit emit) {
   constexpr int kReach = K / 2 * D, kBorder = Cut<C>::kBorder, kRowValues = Cut<C>::kPitch * C;
   constexpr int kSourceBorder = S == 1 ? kBorder : 0;
   constexpr int kSourceRow = S == 1 ? kRowValues : 2 * Cut<C>::kWidth * C;
@@ -493,7 +495,7 @@ __device__ __forceinline__ void add_lanes(float2& v) {
 
 // Adds up `count` pairs of each lane, in `red` (kCellWarps, count, 16): visit(which, channel, sum).
 template <int C, int kCount, class Visit>
-__device__ void add_warps(float2 (&values)[kCount], float* red, Visit visit) {
+__device__ __forceinline__ void add_warps(float2 (&values)[kCount], float* red, Visit visit) {
   using Place = Cut<C>;
   const int lane = Place::lane(), warp = threadIdx.x / 32;
 #pragma unroll
@@ -527,8 +529,9 @@ __device__ V* state_grad(const Job<V>& job, int index) {
 // A stage of an edge. The second writes the gradient of the first one's normalized output, and adds
 // its sums to `totals`; the first adds to the gradient of the state, or is the first to write it.
 template <int C, int K, int S, int D, bool kExact, class V>
-__device__ void stage(const Job<V>& job, int i, int stage_index, const PlannedEdge& edge,
-                      bool writes, double* totals, float* shared) {
+__device__ __forceinline__ void stage(const Job<V>& job, int i, int stage_index,
+                                      const PlannedEdge& edge, bool writes, double* totals,
+                                      float* shared) {
   const Dag<V>& dag = job.dag;
   const DagShape& s = dag.shape;
   const int arch = blockIdx.y, node = node_of(i), e = i % kCellEdges;
@@ -600,8 +603,8 @@ __device__ void stage(const Job<V>& job, int i, int stage_index, const PlannedEd
 
 // A factorized reduction of an input.
 template <int C, bool kExact, class V>
-__device__ void reduction(const Job<V>& job, int i, const PlannedEdge& edge, bool writes,
-                          float* shared) {
+__device__ __forceinline__ void reduction(const Job<V>& job, int i, const PlannedEdge& edge,
+                                          bool writes, float* shared) {
   using Place = Cut<C>;
   const Dag<V>& dag = job.dag;
   const DagShape& s = dag.shape;
@@ -757,23 +760,30 @@ __device__ void finish_state(const Job<V>& job, const Readers& readers, int inde
   }
 }
 
-template <int C, bool kStrided, bool kExact, class V>
-__device__ void any_stage(const Job<V>& job, int i, int stage_index, const PlannedEdge& edge,
-                          bool writes, double* totals, float* shared) {
-  if (kStrided && job.dag.factorized(edge)) {
-    if constexpr (kStrided) reduction<C, kExact>(job, i, edge, writes, shared);
-    return;
-  }
-  with_window(edge.separable, [&](auto w) {
-    constexpr int K = w.kernel, D = w.dilation;
-    if constexpr (kStrided) {
-      if (stage_index == 0 && job.dag.stride(edge) == 2) {
-        stage<C, K, 2, D, kExact>(job, i, stage_index, edge, writes, totals, shared);
-        return;
+// Stages of all windows are inlined: pointers to shared memory would else become generic, and the
+// sums of a lane memory.
+template <int C, bool kStrided, bool kExact, int kOperation = 0, class V>
+__device__ __forceinline__ void any_stage(const Job<V>& job, int i, int stage_index,
+                                          const PlannedEdge& edge, bool writes, double* totals,
+                                          float* shared) {
+  if constexpr (kOperation < kOperationCount) {
+    constexpr Operation o = kOperations[kOperation];
+    if (edge.operation != kOperation) {
+      any_stage<C, kStrided, kExact, kOperation + 1>(job, i, stage_index, edge, writes, totals,
+                                                     shared);
+    } else if constexpr (o.form == Form::kSeparable) {
+      if constexpr (kStrided) {
+        if (stage_index == 0 && job.dag.stride(edge) == 2) {
+          stage<C, o.kernel, 2, o.dilation, kExact>(job, i, stage_index, edge, writes, totals,
+                                                    shared);
+          return;
+        }
       }
+      stage<C, o.kernel, 1, o.dilation, kExact>(job, i, stage_index, edge, writes, totals, shared);
+    } else if constexpr (kStrided && is_factorized(o.form, 2)) {
+      reduction<C, kExact>(job, i, edge, writes, shared);
     }
-    stage<C, K, 1, D, kExact>(job, i, stage_index, edge, writes, totals, shared);
-  });
+  }
 }
 
 template <class V>
