@@ -105,6 +105,7 @@ const T* kept(const T* pointer) {
 
 inline void copy_async16(void* to, const void* from) { std::memcpy(to, from, 16); }
 inline void wait_for_copies() {}
+inline void prefetch(const void*) {}
 
 inline unsigned multiply_high(unsigned a, unsigned b) {
   return static_cast<unsigned>(static_cast<unsigned long long>(a) * b >> 32);
@@ -251,6 +252,11 @@ __device__ __forceinline__ void copy_async16(void* to, const void* from) {
 }
 __device__ __forceinline__ void wait_for_copies() {
   asm volatile("cp.async.wait_all;" ::: "memory");
+}
+
+// Starts to bring the line of global memory to the second-level cache.
+__device__ __forceinline__ void prefetch(const void* line) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(__cvta_generic_to_global(line)));
 }
 
 // The upper half of a product: x / d for x < 2¹⁶ and d < 2¹⁶ is that of x and 2³² / d, rounded up.

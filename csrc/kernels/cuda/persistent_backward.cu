@@ -206,7 +206,7 @@ ASNG_HD inline int tiled(int height) { return (height + 3) / 4 * 4; }
 
 // Zeros around an image, and in what tiles have more rows.
 template <int C>
-__device__ void fill_border(int height, int width, float* to) {
+__device__ __forceinline__ void fill_border(int height, int width, float* to) {
   constexpr int kBorder = Cut<C>::kBorder, kRowValues = Cut<C>::kPitch * C;
   const int below = tiled(height) - height + kBorder;
   const Vec4<float> zeros = fill_vec4(0.0f);
@@ -231,8 +231,8 @@ __device__ void fill_border(int height, int width, float* to) {
 // stride S, or with kEverySecond every second one in both directions from `offset` on, zeros beyond
 // the edge.
 template <int C, int S, bool kEverySecond, class V>
-__device__ void fill_source(const State<V>& from, int image, int offset, int height, int width,
-                            float* to) {
+__device__ __forceinline__ void fill_source(const State<V>& from, int image, int offset, int height,
+                                            int width, float* to) {
   constexpr int kFlight = 4, kBorder = S == 1 ? Cut<C>::kBorder : 0;
   constexpr int kPitch = S == 1 ? Cut<C>::kPitch : 2 * Cut<C>::kWidth;
   const int c = threadIdx.x % Cut<C>::kQuads * 4;
@@ -261,8 +261,8 @@ __device__ void fill_source(const State<V>& from, int image, int offset, int hei
 
 // a·g + b·z + c of an image.
 template <int C, bool kExact, class V>
-__device__ void fill_grads(const V* g, const V* z, const float* coefficients, int height, int width,
-                           float* to) {
+__device__ __forceinline__ void fill_grads(const V* g, const V* z, const float* coefficients,
+                                           int height, int width, float* to) {
   constexpr int kFlight = 4, kBorder = Cut<C>::kBorder;
   const int c = threadIdx.x % Cut<C>::kQuads * 4;
   Vec4<float> left[kFlight], right[kFlight];
@@ -280,7 +280,7 @@ __device__ void fill_grads(const V* g, const V* z, const float* coefficients, in
 
 // A weight, (C, row).
 template <int C, bool kExact>
-__device__ void fill_weight(const float* from, int row, float* to) {
+__device__ __forceinline__ void fill_weight(const float* from, int row, float* to) {
   for (int i = threadIdx.x; i < C * C / 4; i += kCellThreads) {
     const int down = i / (C / 4), across = i % (C / 4) * 4;
     store_quad(to + down * Cut<C>::kRow + across,
@@ -324,8 +324,8 @@ __device__ __forceinline__ void add_outer(const float* grads, int y, int x,
 // `to`, (C, row), or adds it to what is there. Ends with a barrier behind the last read of
 // what the terms were made of.
 template <int C>
-__device__ void finish_outer(const float (&sums)[C / 16][2][4], float* matrix, float* to, int row,
-                             bool adds) {
+__device__ __forceinline__ void finish_outer(const float (&sums)[C / 16][2][4], float* matrix,
+                                             float* to, int row, bool adds) {
   using Place = Cut<C>;
   const int lane = Place::lane(), g = lane / 4, t = lane % 4;
   float* copy = matrix + Place::turn() % Place::kCopies * C * C;
@@ -360,8 +360,8 @@ __device__ void finish_outer(const float (&sums)[C / 16][2][4], float* matrix, f
 // Calls emit(place, value) for each pair of neighboring values of grads · weight and their place in
 // an image. Between reading and writing a pixel's values, `emit` may take the place of grads.
 template <int C, bool kExact, class Emit>
-__device__ void multiply_weight(const float* grads, const float* weight, int height, int width,
-                                Emit emit) {
+__device__ __forceinline__ void multiply_weight(const float* grads, const float* weight, int height,
+                                                int width, Emit emit) {
   constexpr int kBorder = Cut<C>::kBorder, kRow = Cut<C>::kRow, kTurns = Cut<C>::kTurns;
   const int lane = Cut<C>::lane(), g = lane / 4, t = lane % 4, pixels = height * width;
   const unsigned per_row = ~0u / width + 1;
@@ -410,8 +410,9 @@ __device__ void multiply_weight(const float* grads, const float* weight, int hei
 
 // Σ gz ⊗ depth over the warp's tiles, `depth` being the depthwise convolution of the source.
 template <int C, int K, int S, int D, bool kExact>
-__device__ void weight_outer(const DagShape& s, int height, int width, const float* source,
-                             const float* grads, const float* taps, float (&sums)[C / 16][2][4]) {
+__device__ __forceinline__ void weight_outer(const DagShape& s, int height, int width,
+                                             const float* source, const float* grads,
+                                             const float* taps, float (&sums)[C / 16][2][4]) {
   constexpr int kReach = K / 2 * D, kBorder = S == 1 ? Cut<C>::kBorder : 0;
   constexpr int kRowValues = (S == 1 ? Cut<C>::kPitch : 2 * Cut<C>::kWidth) * C;
   const int t = Cut<C>::lane() % 4, c = Cut<C>::channel();
@@ -458,9 +459,10 @@ __device__ void weight_outer(const DagShape& s, int height, int width, const flo
 // warp's tiles calls begin(y, x), for what is there before, and emit(y, x, that, value, source);
 // and adds the gradients of the kernel elements.
 template <int C, int K, int S, int D, class Begin, class Emit>
-__device__ void transposed(const DagShape& s, int height, int width, const float* source,
-                           const float* depth, const float* taps, float2 (&elements)[K * K],
-                           Begin begin, Emit emit) {
+__device__ __forceinline__ void transposed(const DagShape& s, int height, int width,
+                                           const float* source, const float* depth,
+                                           const float* taps, float2 (&elements)[K * K],
+                                           Begin begin, Emit emit) {
   constexpr int kReach = K / 2 * D, kBorder = Cut<C>::kBorder, kRowValues = Cut<C>::kPitch * C;
   constexpr int kSourceBorder = S == 1 ? kBorder : 0;
   constexpr int kSourceRow = S == 1 ? kRowValues : 2 * Cut<C>::kWidth * C;
@@ -522,24 +524,36 @@ __device__ void transposed(const DagShape& s, int height, int width, const float
   }
 }
 
-// Adds a lane's values to those of the lanes that have the same channels.
-__device__ __forceinline__ void add_lanes(float2& v) {
+// Adds up pairs over two lanes, of which each keeps half of the sums: the upper lane those behind
+// the first kHalf ones.
+template <int kHalf, int kCount>
+__device__ __forceinline__ void add_lanes(const float2 (&values)[kCount], int other, bool upper,
+                                          float2 (&sums)[kHalf]) {
 #pragma unroll
-  for (int other = 1; other < 4; other *= 2) {
-    v.x += __shfl_xor_sync(~0u, v.x, other);
-    v.y += __shfl_xor_sync(~0u, v.y, other);
+  for (int i = 0; i < kHalf; ++i) {
+    const float2 first = values[i];
+    const float2 second = i + kHalf < kCount ? values[i + kHalf] : make_float2(0, 0);
+    const float2 kept = upper ? second : first, sent = upper ? first : second;
+    sums[i].x = kept.x + __shfl_xor_sync(~0u, sent.x, other);
+    sums[i].y = kept.y + __shfl_xor_sync(~0u, sent.y, other);
   }
 }
 
 // Adds up `count` pairs of each lane, in `red` (kCellWarps, count, 16): visit(which, channel, sum).
 template <int C, int kCount, class Visit>
-__device__ void add_warps(float2 (&values)[kCount], float* red, Visit visit) {
+__device__ __forceinline__ void add_warps(const float2 (&values)[kCount], float* red, Visit visit) {
   using Place = Cut<C>;
+  constexpr int kHalf = (kCount + 1) / 2, kQuarter = (kHalf + 1) / 2;
   const int lane = Place::lane(), warp = threadIdx.x / 32;
+  const bool upper = (lane & 2) != 0, odd = (lane & 1) != 0;
+  float2 halves[kHalf], quarters[kQuarter];
+  add_lanes(values, 2, upper, halves);
+  add_lanes(halves, 1, odd, quarters);
+  const int first = odd ? kQuarter : 0, begin = first + (upper ? kHalf : 0);
 #pragma unroll
-  for (int i = 0; i < kCount; ++i) {
-    add_lanes(values[i]);
-    if (i % 4 == lane % 4) store_pair(red + (warp * kCount + i) * 16 + lane / 4 * 2, values[i]);
+  for (int i = 0; i < kQuarter; ++i) {
+    if (first + i >= kHalf || begin + i >= kCount) continue;
+    store_pair(red + (warp * kCount + begin + i) * 16 + lane / 4 * 2, quarters[i]);
   }
   __syncthreads();
   for (int j = threadIdx.x; j < kCount * C; j += kCellThreads) {
@@ -564,11 +578,37 @@ __device__ V* state_grad(const Job<V>& job, int index) {
   return job.input_grads + (static_cast<int64_t>(index) * s.archs + arch) * s.in_size();
 }
 
+// Starts to bring a block's first image of a state, or of what a stage has stored, nearer.
+template <class V>
+__device__ void prefetch_image(const V* images, int64_t values) {
+  const char* bytes = reinterpret_cast<const char*>(images + blockIdx.x * values);
+  for (int i = threadIdx.x * 128; i < values * static_cast<int>(sizeof(V));
+       i += kCellThreads * 128) {
+    prefetch(bytes + i);
+  }
+}
+
+// What will be read of a state when an edge passes its gradient on to it, and then of the edges
+// that end there.
+template <class V>
+__device__ void prefetch_state(const Dag<V>& dag, const Readers& readers, int index) {
+  const DagShape& s = dag.shape;
+  const State<V> state = dag.state(blockIdx.y, index);
+  prefetch_image(state.x, static_cast<int64_t>(state.height) * state.width * s.padded);
+  const int node = index - s.inputs;
+  for (int e = 0; node >= 0 && e < kCellEdges; ++e) {
+    const int stages = stage_count(dag, readers.edges[node * kCellEdges + e]);
+    if (stages == 0) continue;
+    prefetch_image(dag.stage(blockIdx.y, node, e, stages - 1), s.out_size() / s.images);
+  }
+}
+
 // A stage of an edge. The second writes the gradient of the first one's normalized output, and adds
 // its sums to `totals`; the first adds to the gradient of the state, or is the first to write it.
 template <int C, int K, int S, int D, bool kExact, class V>
-__device__ void stage(const Job<V>& job, int i, int stage_index, const PlannedEdge& edge,
-                      bool writes, double* totals, float* shared) {
+__device__ __forceinline__ void stage(const Job<V>& job, const Readers& readers, int i,
+                                      int stage_index, bool writes, double* totals, float* shared) {
+  const PlannedEdge& edge = readers.edges[i];
   const Dag<V>& dag = job.dag;
   const DagShape& s = dag.shape;
   const int arch = blockIdx.y, node = node_of(i), e = i % kCellEdges;
@@ -602,6 +642,7 @@ __device__ void stage(const Job<V>& job, int i, int stage_index, const PlannedEd
     if (S == 1) fill_border<C>(s.out_height, s.out_width, source);
     fill_border<C>(s.out_height, s.out_width, grads);
     __syncthreads();
+    if (second && !adds) prefetch_state(dag, readers, edge.input);
     {
       float sums[C / 16][2][4] = {};
       weight_outer<C, K, S, D, kExact>(s, from.height, from.width, source, grads, taps, sums);
@@ -640,8 +681,8 @@ __device__ void stage(const Job<V>& job, int i, int stage_index, const PlannedEd
 
 // A factorized reduction of an input.
 template <int C, bool kExact, class V>
-__device__ void reduction(const Job<V>& job, int i, const PlannedEdge& edge, bool writes,
-                          float* shared) {
+__device__ __forceinline__ void reduction(const Job<V>& job, int i, const PlannedEdge& edge,
+                                          bool writes, float* shared) {
   using Place = Cut<C>;
   const Dag<V>& dag = job.dag;
   const DagShape& s = dag.shape;
@@ -716,6 +757,46 @@ __device__ void reduction(const Job<V>& job, int i, const PlannedEdge& edge, boo
   }
 }
 
+// What a pool with stride 1 passes on to four pixels below each other, from (y, x) on: from the
+// gradient of its node's image in shared memory and, of a max pool, from where its maxima are.
+template <int C, bool kMax>
+__device__ __forceinline__ void add_pool(const float* image, const uint32_t* maxima, int height,
+                                         int width, int y, int x, int c, float scale,
+                                         Vec4<float> (&grads)[4]) {
+  Vec4<float> sums[4] = {};
+#pragma unroll
+  for (int i = -1; i <= 4; ++i) {
+    Vec4<float> row = fill_vec4(0.0f);
+#pragma unroll
+    for (int j = -1; j <= 1; ++j) {
+      if (static_cast<unsigned>(y + i) >= static_cast<unsigned>(height) ||
+          static_cast<unsigned>(x + j) >= static_cast<unsigned>(width)) {
+        continue;
+      }
+      const int at = ((y + i) * width + x + j) * C + c;
+      const Vec4<float> g = load_vec4(image + at);
+      if constexpr (!kMax) {
+        row += g;
+      } else {
+        const uint32_t places = maxima[at / 4];
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+          const uint32_t place = places >> 8 * k & 0xff;
+#pragma unroll
+          for (int r = max(i - 1, 0); r <= min(i + 1, 3); ++r) {
+            const uint32_t own = (r - i + 1) * kPoolKernel + 1 - j;
+            if (place == own) sums[r].v[k] += g.v[k];
+          }
+        }
+      }
+    }
+#pragma unroll
+    for (int r = max(i - 1, 0); !kMax && r <= min(i + 1, 3); ++r) sums[r] += row;
+  }
+#pragma unroll
+  for (int r = 0; r < 4; ++r) add_product(grads[r], sums[r], fill_vec4(scale));
+}
+
 // Completes the gradient of a state with what identities and pools pass on, where it is read at
 // all, and adds the sums for the normalizations that made it to `totals`: of an input, or of the
 // edges of a node.
@@ -730,7 +811,9 @@ __device__ void finish_state(const Job<V>& job, const Readers& readers, int inde
   const unsigned read_by = readers.of_state[index];
   const unsigned passing = read_by & ~readers.normalized;
   const State<V> state = dag.state(arch, index);
-  const int pixels = state.height * state.width, stride = is_input ? s.stride : 1;
+  const int height = state.height, width = state.width, stride = is_input ? s.stride : 1;
+  const int64_t size = static_cast<int64_t>(height) * width * C;
+  const int out_size = s.out_height * s.out_width * C;
   const int c = threadIdx.x % Place::kQuads * 4;
   V* to = state_grad(job, index);
   const V* z[2] = {nullptr, nullptr};
@@ -740,45 +823,95 @@ __device__ void finish_state(const Job<V>& job, const Readers& readers, int inde
     norm[0] = state.norm;
   } else {
     for (int e = 0; e < kCellEdges; ++e) {
-      const PlannedEdge& edge = readers.edges[node * kCellEdges + e];
-      if (stage_count(dag, edge) == 0) continue;
-      const int last = stage_count(dag, edge) - 1;
-      z[e] = dag.stage(arch, node, e, last);
-      norm[e] = dag.norm(arch, node, e, last);
+      const int stages = stage_count(dag, readers.edges[node * kCellEdges + e]);
+      if (stages == 0) continue;
+      z[e] = dag.stage(arch, node, e, stages - 1);
+      norm[e] = dag.norm(arch, node, e, stages - 1);
+      if (stages == 2) prefetch_image(dag.stage(arch, node, e, 0), out_size);
     }
   }
   if (read_by == 0 && z[0] == nullptr && z[1] == nullptr) return;
+  float* images = shared + job.layout.source;
+  const int room = (job.layout.size - job.layout.source) / out_size;
+  const int columns = tiled(height) / 4 * width;
+  const unsigned per_row = ~0u / width + 1;
   Vec4<float> sums[3] = {};
-  __syncthreads();
   for (int image = blockIdx.x; image < s.images; image += gridDim.x) {
-    for (int p = threadIdx.x / Place::kQuads; p < pixels; p += Place::kStep) {
-      const int64_t at = (static_cast<int64_t>(image) * pixels + p) * C + c;
-      Vec4<float> grad = fill_vec4(0.0f);
-      if (written || read_by == 0) grad = load_vec4(to + at);
+    __syncthreads();
+    // The gradients that pools read, one behind the other, as far as there is room.
+    int staged = 0;
+    for (int i = 0; stride == 1 && passing >> i != 0; ++i) {
+      if ((passing >> i & 1) == 0 || readers.edges[i].form == Form::kIdentity) continue;
+      if (staged == room) break;
+      const V* from = job.gradients.node(s, arch, node_of(i)) + image * size;
+      float* place = images + staged++ * out_size;
+#pragma unroll 4
+      for (int j = threadIdx.x * 4; j < out_size; j += kCellThreads * 4) {
+        store_quad(place + j, load_vec4(from + j));
+      }
+    }
+    __syncthreads();
+    for (int column = threadIdx.x / Place::kQuads; column < columns; column += Place::kStep) {
+      const int down = static_cast<int>(multiply_high(column, per_row));
+      const int x = column - down * width, y = down * 4;
+      const int64_t at = image * size + (y * width + x) * C + c;
+      const int row = width * C, rows = min(4, height - y);
+      Vec4<float> grads[4], left[4], right[4];
+#pragma unroll
+      for (int r = 0; r < 4; ++r) {
+        const bool exists = r < rows;
+        const Vec4<float> zeros = fill_vec4(0.0f);
+        grads[r] = exists && (written || read_by == 0) ? load_vec4(to + at + r * row) : zeros;
+        left[r] = exists && z[0] != nullptr ? load_vec4(z[0] + at + r * row) : zeros;
+        right[r] = exists && z[1] != nullptr ? load_vec4(z[1] + at + r * row) : zeros;
+      }
+      int next = 0;
+#pragma unroll 1
       for (int i = 0; passing >> i != 0; ++i) {
         if ((passing >> i & 1) == 0) continue;
         const PlannedEdge& edge = readers.edges[i];
         const V* from = job.gradients.node(s, arch, node_of(i));
+        const float times = static_cast<float>(edge.multiplicity);
         if (edge.form == Form::kIdentity) {
-          add_product(grad, load_vec4(from + at), fill_vec4(static_cast<float>(edge.multiplicity)));
+          Vec4<float> values[4] = {};
+#pragma unroll
+          for (int r = 0; r < 4; ++r) {
+            if (r < rows) values[r] = load_vec4(from + at + r * row);
+          }
+#pragma unroll
+          for (int r = 0; r < 4; ++r) add_product(grads[r], values[r], fill_vec4(times));
           continue;
         }
-        const uint32_t* maxima =
-            edge.form == Form::kMaxPool ? dag.maxima(arch, node_of(i), i % kCellEdges) : nullptr;
-        const int y = p / state.width;
-        grad += pool_gradient(s, from, maxima, edge.multiplicity, stride, image, y,
-                              p - y * state.width, c);
-      }
-      if (read_by != 0) grad = store_rounded(to + at, grad);
-      sums[0] += grad;
+        const bool max_pool = edge.form == Form::kMaxPool;
+        const uint32_t* maxima = max_pool ? dag.maxima(arch, node_of(i), i % kCellEdges) : nullptr;
+        if (next < staged) {
+          const float* place = images + next++ * out_size;
+          if (max_pool) {
+            add_pool<C, true>(place, maxima + image * (out_size / 4), height, width, y, x, c, times,
+                              grads);
+          } else {
+            add_pool<C, false>(place, nullptr, height, width, y, x, c, times / kPoolPixels, grads);
+          }
+          continue;
+        }
 #pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        if (z[e] == nullptr) continue;
-        add_product(sums[1 + e], grad, affine_vec4(load_vec4(z[e] + at), norm[e], C, c));
+        for (int r = 0; r < 4; ++r) {
+          if (r >= rows) continue;
+          grads[r] += pool_gradient(s, from, maxima, edge.multiplicity, stride, image, y + r, x, c);
+        }
+      }
+#pragma unroll
+      for (int r = 0; r < 4; ++r) {
+        if (r >= rows) continue;
+        if (read_by != 0) grads[r] = store_rounded(to + at + r * row, grads[r]);
+        sums[0] += grads[r];
+        if (z[0] != nullptr) add_product(sums[1], grads[r], affine_vec4(left[r], norm[0], C, c));
+        if (z[1] != nullptr) add_product(sums[2], grads[r], affine_vec4(right[r], norm[1], C, c));
       }
     }
   }
-  float* red = shared + job.layout.source;
+  __syncthreads();
+  float* red = images;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
 #pragma unroll
   for (int k = 0; k < 3; ++k) {
@@ -797,23 +930,32 @@ __device__ void finish_state(const Job<V>& job, const Readers& readers, int inde
   }
 }
 
-template <int C, bool kStrided, bool kExact, class V>
-__device__ void any_stage(const Job<V>& job, int i, int stage_index, const PlannedEdge& edge,
-                          bool writes, double* totals, float* shared) {
-  if (kStrided && job.dag.factorized(edge)) {
-    if constexpr (kStrided) reduction<C, kExact>(job, i, edge, writes, shared);
-    return;
-  }
-  with_window(edge.separable, [&](auto w) {
-    constexpr int K = w.kernel, D = w.dilation;
-    if constexpr (kStrided) {
-      if (stage_index == 0 && job.dag.stride(edge) == 2) {
-        stage<C, K, 2, D, kExact>(job, i, stage_index, edge, writes, totals, shared);
-        return;
+// Stages of all windows are inlined: pointers to shared memory would else become generic, and the
+// sums of a lane memory.
+template <int C, bool kStrided, bool kExact, int kOperation = 0, class V>
+__device__ __forceinline__ void any_stage(const Job<V>& job, const Readers& readers, int i,
+                                          int stage_index, bool writes, double* totals,
+                                          float* shared) {
+  if constexpr (kOperation < kOperationCount) {
+    constexpr Operation o = kOperations[kOperation];
+    const PlannedEdge& edge = readers.edges[i];
+    if (edge.operation != kOperation) {
+      any_stage<C, kStrided, kExact, kOperation + 1>(job, readers, i, stage_index, writes, totals,
+                                                     shared);
+    } else if constexpr (o.form == Form::kSeparable) {
+      if constexpr (kStrided) {
+        if (stage_index == 0 && job.dag.stride(edge) == 2) {
+          stage<C, o.kernel, 2, o.dilation, kExact>(job, readers, i, stage_index, writes, totals,
+                                                    shared);
+          return;
+        }
       }
+      stage<C, o.kernel, 1, o.dilation, kExact>(job, readers, i, stage_index, writes, totals,
+                                                shared);
+    } else if constexpr (kStrided && is_factorized(o.form, 2)) {
+      reduction<C, kExact>(job, i, edge, writes, shared);
     }
-    stage<C, K, 1, D, kExact>(job, i, stage_index, edge, writes, totals, shared);
-  });
+  }
 }
 
 template <class V>
@@ -854,12 +996,12 @@ __global__ __launch_bounds__(kCellThreads, 1) void nodes_backward_kernel(const J
     for (int stage_index = 0; stage_index < 2; ++stage_index) {
       for (int i = 0; i < edges; ++i) {
         if ((stages[stage_index] >> i & 1) == 0) continue;
-        const PlannedEdge& edge = readers.edges[i];
-        any_stage<C, kStrided, kExact>(job, i, stage_index, edge, (written >> edge.input & 1) == 0,
+        const int input = readers.edges[i].input;
+        any_stage<C, kStrided, kExact>(job, readers, i, stage_index, (written >> input & 1) == 0,
                                        totals + columns, shared);
         if (stage_index == 0) {
           passed |= 1u << i;
-          written |= 1u << edge.input;
+          written |= 1u << input;
         } else {
           next[0] |= 1u << i;
           columns += 2 * C;
