@@ -70,6 +70,7 @@ int co_resident_blocks(void (*)(P...), unsigned int, std::size_t) {
   return 6;
 }
 
+inline void arrive(unsigned long long* counter) { ++*counter; }
 inline void wait_for(unsigned long long* counter, unsigned long long target,
                      cuda_on_cpu::Location where = cuda_on_cpu::Location::current()) {
   cuda_on_cpu::spin(counter, target, where);
@@ -179,12 +180,24 @@ int co_resident_blocks(void (*kernel)(P...), unsigned int threads, std::size_t s
   return per_multiprocessor * multiprocessor_count();
 }
 
+// Counts *counter up by one; what this thread wrote before, and what others of its block wrote
+// before a barrier, is then there for who waits for that.
+__device__ __forceinline__ void arrive(unsigned long long* counter) {
+  asm volatile("red.release.gpu.global.add.u64 [%0], 1;" ::"l"(__cvta_generic_to_global(counter))
+               : "memory");
+}
+
 // Waits, in a kernel launched together, until other blocks have counted *counter up to `target`;
-// what they wrote before a __threadfence() before that is then there to be read (by __ldcg, which
-// passes over a stale first-level cache).
+// what they wrote before is then there to be read (by __ldcg, which passes over a stale first-level
+// cache).
 __device__ inline void wait_for(unsigned long long* counter, unsigned long long target) {
-  while (*static_cast<volatile unsigned long long*>(counter) < target) __nanosleep(20);
-  __threadfence();
+  unsigned long long seen;
+  do {
+    asm volatile("ld.acquire.gpu.global.u64 %0, [%1];"
+                 : "=l"(seen)
+                 : "l"(__cvta_generic_to_global(counter))
+                 : "memory");
+  } while (seen < target);
 }
 
 inline void fill_zero(void* memory, std::size_t bytes, CudaStream stream) {

@@ -127,8 +127,7 @@ __device__ inline void meet(const Meeting& meeting, int round, int columns, doub
   }
   __syncthreads();
   if (t == 0) {
-    __threadfence();
-    atomicAdd(meeting.arrivals + arch, 1);
+    arrive(meeting.arrivals + arch);
     wait_for(meeting.arrivals + arch, static_cast<unsigned long long>(round + 1) * meeting.blocks);
   }
   __syncthreads();
@@ -186,8 +185,7 @@ __device__ void meet(const Meeting& meeting, int round, int items, double* total
   }
   __syncthreads();
   if (t == 0) {
-    __threadfence();
-    atomicAdd(meeting.arrivals + arch, 1);
+    arrive(meeting.arrivals + arch);
     wait_for(meeting.arrivals + arch, static_cast<unsigned long long>(round + 1) * meeting.blocks);
   }
   __syncthreads();

@@ -254,43 +254,34 @@ __device__ void combine(const Job<V>& job, const Term<V>* terms, V* out, int ima
   }
   for (int top = 0; top < s.out_height; top += strip) {
     const int rows = min(strip, s.out_height - top);
-    float* const strips = shared + l.taps;
-    float* at = strips;
+    float* at = shared + l.taps;
+    const float* strips[kCellEdges];
     __syncthreads();
 #pragma unroll 1
     for (int e = 0; e < kCellEdges; ++e) {
       const Term<V>& term = terms[e];
-      if (!pools[e]) continue;
-      const int columns = reach(s.out_width, term.stride, kPoolKernel);
-      const int source_rows = reach(rows, term.stride, kPoolKernel);
-      fill_image<C>(term.x + static_cast<int64_t>(image) * term.height * term.width * C, term.norm,
-                    -INFINITY, term.form == Form::kMaxPool ? -INFINITY : 0.0f, term.height,
-                    term.width, top * term.stride - 1, 1, source_rows, columns, at);
-      at += source_rows * columns * kPixel<C>;
+      strips[e] = at;
+      if (term.multiplicity == 0) continue;
+      const V* x = term.x + static_cast<int64_t>(image) * term.height * term.width * C;
+      if (pools[e]) {
+        const int columns = reach(s.out_width, term.stride, kPoolKernel);
+        const int source_rows = reach(rows, term.stride, kPoolKernel);
+        fill_image<C>(x, term.norm, -INFINITY, term.form == Form::kMaxPool ? -INFINITY : 0.0f,
+                      term.height, term.width, top * term.stride - 1, 1, source_rows, columns, at);
+        at += source_rows * columns * kPixel<C>;
+      } else if (term.form == Form::kIdentity) {
+        const int values = rows * s.out_width * C * static_cast<int>(sizeof(V) / 2) / 2;
+        start_copy(reinterpret_cast<const float*>(x + top * s.out_width * C), values, at);
+        at += values;
+      }
     }
+    wait_for_copies();
     __syncthreads();
     for (int run = threadIdx.x / kQuads<C>; run < rows * across; run += kStep<C>) {
       const int down = run / across, x = (run - down * across) * 4;
       const int64_t first =
           ((static_cast<int64_t>(image) * s.out_height + top + down) * s.out_width + x) * C + c;
-      Vec4<float> sums[4] = {}, values[kCellEdges][4];
-      // Both loads are on their way at once.
-#pragma unroll
-      for (int e = 0; e < kCellEdges; ++e) {
-        if (terms[e].form != Form::kIdentity || terms[e].multiplicity == 0) continue;
-#pragma unroll
-        for (int p = 0; p < 4; ++p) values[e][p] = load_vec4(terms[e].x + first + p * C);
-      }
-#pragma unroll
-      for (int e = 0; e < kCellEdges; ++e) {
-        if (terms[e].form != Form::kIdentity || terms[e].multiplicity == 0) continue;
-        const Vec4<float> times = fill_vec4(static_cast<float>(terms[e].multiplicity));
-#pragma unroll
-        for (int p = 0; p < 4; ++p) {
-          add_product(sums[p], affine_vec4(values[e][p], terms[e].norm, C, c), times);
-        }
-      }
-      const float* from = strips + c;
+      Vec4<float> sums[4] = {};
 #pragma unroll 1
       for (int e = 0; e < kCellEdges; ++e) {
         const Term<V>& term = terms[e];
@@ -302,23 +293,30 @@ __device__ void combine(const Job<V>& job, const Term<V>* terms, V* out, int ima
             for (int i = 0; i < 4; ++i) sums[p].v[i] = c + i < s.channels ? nanf("") : 0.0f;
           }
         }
+        if (term.form == Form::kIdentity && term.multiplicity != 0) {
+          const V* from = reinterpret_cast<const V*>(strips[e]) + (down * s.out_width + x) * C + c;
+#pragma unroll
+          for (int p = 0; p < 4; ++p) {
+            add_product(sums[p], affine_vec4(load_vec4(from + p * C), term.norm, C, c), times);
+          }
+        }
         if (!pools[e]) continue;
         const int S = term.stride, columns = reach(s.out_width, S, kPoolKernel);
-        const float* window = from + (down * S * columns + x * S) * kPixel<C>;
+        const float* window = strips[e] + (down * S * columns + x * S) * kPixel<C> + c;
+        Vec4<float> values[4];
         unsigned places[4];
         if (term.form == Form::kMaxPool) {
-          S == 2 ? pool_run<C, 2, true>(window, columns, values[0], places)
-                 : pool_run<C, 1, true>(window, columns, values[0], places);
+          S == 2 ? pool_run<C, 2, true>(window, columns, values, places)
+                 : pool_run<C, 1, true>(window, columns, values, places);
         } else {
-          S == 2 ? pool_run<C, 2, false>(window, columns, values[0], places)
-                 : pool_run<C, 1, false>(window, columns, values[0], places);
+          S == 2 ? pool_run<C, 2, false>(window, columns, values, places)
+                 : pool_run<C, 1, false>(window, columns, values, places);
         }
 #pragma unroll
         for (int p = 0; p < 4; ++p) {
           if (term.maxima != nullptr) term.maxima[(first + p * C) / 4] = places[p];
-          add_product(sums[p], values[0][p], times);
+          add_product(sums[p], values[p], times);
         }
-        from += reach(rows, S, kPoolKernel) * columns * kPixel<C>;
       }
 #pragma unroll
       for (int p = 0; p < 4; ++p) write_vec4(out + first + p * C, sums[p]);

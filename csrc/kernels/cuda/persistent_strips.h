@@ -96,18 +96,19 @@ __device__ void start_weight_copy(const float* from, int rows, float* to) {
 }
 
 // The depthwise convolution of `rows` rows of `width` pixels, a multiple of 4, to rows of a matrix.
-// `taps` is (kernel elements, C). A thread computes four pixels in kRows rows of the same channels;
-// the last may be one row too many.
+// `taps` is (kernel elements, C). A thread computes a run of pixels in kRows rows of the same
+// channels, such that small images have a run for each; the last may be one row too many.
 template <int C, int K, int S, int D, bool kRounded>
 __device__ void depthwise_strip(const float* source, int columns, const float* taps, int rows,
                                 int width, float* to) {
   constexpr bool kTwice = C == 16 && S == 1 && D == 1;
-  constexpr int kRows = kTwice ? 2 : 1, kSpan = 3 * S + (K - 1) * D + 1;
-  const int c = threadIdx.x % kQuads<C> * 4, across = width / 4;
+  constexpr int kRows = kTwice ? 2 : 1, kRun = C == 64 ? 2 : 4;
+  constexpr int kSpan = (kRun - 1) * S + (K - 1) * D + 1;
+  const int c = threadIdx.x % kQuads<C> * 4, across = width / kRun;
   const int runs = (rows + kRows - 1) / kRows * across;
   for (int run = threadIdx.x / kQuads<C>; run < runs; run += kStep<C>) {
-    const int down = run / across, y = down * kRows, x = (run - down * across) * 4;
-    Vec4<float> sums[kRows][4] = {};
+    const int down = run / across, y = down * kRows, x = (run - down * across) * kRun;
+    Vec4<float> sums[kRows][kRun] = {};
     const float* from = source + (y * S * columns + x * S) * kPixel<C> + c;
 #pragma unroll 1
     for (int line = 0; line < K + kRows - 1; ++line) {
@@ -124,14 +125,14 @@ __device__ void depthwise_strip(const float* source, int columns, const float* t
         for (int k = 0; k < K; ++k) {
           const Vec4<float> w = load_vec4(taps + (tap * K + k) * C + c);
 #pragma unroll
-          for (int p = 0; p < 4; ++p) add_product(sums[r][p], v[p * S + k * D], w);
+          for (int p = 0; p < kRun; ++p) add_product(sums[r][p], v[p * S + k * D], w);
         }
       }
     }
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
 #pragma unroll
-      for (int p = 0; p < 4; ++p) {
+      for (int p = 0; p < kRun; ++p) {
         if constexpr (kRounded) {
 #pragma unroll
           for (int i = 0; i < 4; ++i) {
