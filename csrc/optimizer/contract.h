@@ -26,12 +26,21 @@ struct InstanceShape {
   std::vector<int64_t> vector() const { return {sizes.begin(), sizes.begin() + count}; }
 };
 
+// A dtype of these tensors in the C interface, which is quicker to compare.
+inline int32_t code_of(ScalarType dtype) {
+  return dtype == ScalarType::Long     ? aoti_torch_dtype_int64()
+         : dtype == ScalarType::Double ? aoti_torch_dtype_float64()
+         : dtype == ScalarType::Float  ? aoti_torch_dtype_float32()
+                                       : aoti_torch_dtype_bool();
+}
+
 struct AsngState {
   static constexpr int64_t kMostInstances = 65535;  // as many rows as a grid has
 
   const Tensor &counters, &theta, &mean, &variance, &offsets;
   DeviceType device;
-  int64_t rows;  // P; 0 where a single instance has no dimension for it
+  int32_t device_code;  // in the C interface
+  int64_t rows;         // P; 0 where a single instance has no dimension for it
   int64_t instances, categorical, gaussian, theta_size;
 
   AsngState(const Tensor& counters, const Tensor& theta, const Tensor& mean, const Tensor& variance,
@@ -42,6 +51,8 @@ struct AsngState {
         variance(variance),
         offsets(offsets),
         device(device) {
+    device_code =
+        device == DeviceType::CUDA ? aoti_torch_device_type_cuda() : aoti_torch_device_type_cpu();
     const int64_t dim = theta.dim();
     STD_TORCH_CHECK((dim == 1 || dim == 2) && mean.dim() == dim && offsets.dim() == 1,
                     "theta and mean must have 2 dimensions, or 1 for a single instance, and "
@@ -77,16 +88,19 @@ struct AsngState {
   void check_shape(const Tensor& t, const char* name, ScalarType dtype,
                    const InstanceShape& shape) const {
     const auto sizes = t.sizes();
+    int32_t code = 0, type = 0;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(t.get(), &code));
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(t.get(), &type));
     const bool right = sizes.size() == shape.count &&
                        std::equal(sizes.begin(), sizes.end(), shape.sizes.begin()) &&
-                       t.scalar_type() == dtype && t.device().type() == device && t.is_contiguous();
+                       code == code_of(dtype) && type == device_code && t.is_contiguous();
     if (!right) check(t, name, dtype, shape.vector(), device);
   }
 
   int64_t n_theta() const { return theta_size - categorical + 2 * gaussian; }
 
-  // On the device of the state; `dtype` is the C interface's.
-  Tensor empty_rows(std::initializer_list<int64_t> row, int32_t dtype) const {
+  // On the device of the state.
+  Tensor empty_rows(std::initializer_list<int64_t> row, ScalarType dtype) const {
     const InstanceShape shape(rows, row);
     std::array<int64_t, 3> strides{};
     int64_t stride = 1;
@@ -94,12 +108,10 @@ struct AsngState {
       strides[i] = stride;
       stride *= std::max<int64_t>(shape.sizes[i], 1);
     }
-    int32_t type = 0;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(theta.get(), &type));
     AtenTensorHandle handle = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(
-        aoti_torch_empty_strided(static_cast<int64_t>(shape.count), shape.sizes.data(),
-                                 strides.data(), dtype, type, theta.get_device_index(), &handle));
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+        static_cast<int64_t>(shape.count), shape.sizes.data(), strides.data(), code_of(dtype),
+        device_code, theta.get_device_index(), &handle));
     return Tensor(handle);
   }
 };

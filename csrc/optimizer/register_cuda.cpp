@@ -27,8 +27,8 @@ std::tuple<Tensor, Tensor> asng_ask(Tensor counters, Tensor theta, Tensor mean, 
                                     Tensor offsets, int64_t population) {
   const AsngState state(counters, theta, mean, variance, offsets, kDevice);
   state.check_population(population, 1);
-  Tensor categorical = state.empty_rows({population, state.categorical}, aoti_torch_dtype_int64());
-  Tensor numerical = state.empty_rows({population, state.gaussian}, aoti_torch_dtype_float64());
+  Tensor categorical = state.empty_rows({population, state.categorical}, ScalarType::Long);
+  Tensor numerical = state.empty_rows({population, state.gaussian}, ScalarType::Double);
   const DeviceStreamGuard current(theta);
   ask(shape_of(state, population), pointers(state), offsets.const_data_ptr<int64_t>(),
       categorical.mutable_data_ptr<int64_t>(), numerical.mutable_data_ptr<double>(),
@@ -50,9 +50,8 @@ Tensor asng_tell(Tensor counters, Tensor theta, Tensor mean, Tensor variance, Te
   const int64_t blocks = tell_blocks(shape);
   const int64_t per_instance = Workspace::size_for(shape, blocks);
   std::optional<const Tensor> memory;
-  if (per_instance > 0)
-    memory.emplace(state.empty_rows({per_instance}, aoti_torch_dtype_float64()));
-  Tensor moved = state.empty_rows({}, aoti_torch_dtype_bool());
+  if (per_instance > 0) memory.emplace(state.empty_rows({per_instance}, ScalarType::Double));
+  Tensor moved = state.empty_rows({}, ScalarType::Bool);
   const bool single = losses.scalar_type() == ScalarType::Float;
   const Evaluations evaluations = {categorical.const_data_ptr<int64_t>(),
                                    numerical.const_data_ptr<double>(),
