@@ -84,11 +84,12 @@ def cell_passing_on(
 ) -> tuple[Tensor, Tensor]:
     """`cell`, and prev again, for the cell after the next, which reads it as its prev_prev.
 
-    On CUDA devices the gradient of prev that comes back from there is added to where this cell's is
-    written, without a launch of its own.
+    On CUDA devices this cell's gradient of prev is added to the one that comes back from there,
+    where that lies, without a launch of its own.
 
     Returns:
-        The output, and what has the values of prev.
+        The output, and what has the values of prev, which nothing but a cell may read: other
+        operations of PyTorch may send a gradient that they send elsewhere, too.
 
     Raises:
         RuntimeError, ValueError: See `cell`.
@@ -147,7 +148,7 @@ class _PassingOn(torch.autograd.Function):
             flags = (needed[1], tf32)
             grad_prev_prev, grad_prev, grads = torch.ops.asng._cell_backward(*args, *flags)
         else:
-            # No one else has it: it is what the cell that prev was passed on to has just written.
+            # No one else has it: the cell that prev was passed on to has just made it.
             grad_prev = grad_prev.contiguous()
             grad_prev_prev, grads = torch.ops.asng._cell_backward_onto(*args, grad_prev, tf32)
         return (
