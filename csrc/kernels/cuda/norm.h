@@ -1,6 +1,7 @@
 // Batch normalization: sums over the pixels of a batch, statistics and coefficients from them, and
 // the values normalized. Sums do not depend on the order in which blocks run: every block writes
-// those of its split, and the block that finishes last adds them in the order of the splits.
+// those of its split, and the block that finishes last adds them in the order of the splits. What
+// runs once a block is short code rather than unrolled: it waits for its instructions, too.
 #pragma once
 
 #include <algorithm>
@@ -22,6 +23,7 @@ __device__ void add_groups(const T* values, int groups, int columns, double* tot
 }
 
 __device__ inline void clear(double* values, int count) {
+#pragma unroll 1
   for (int j = threadIdx.x; j < count; j += blockDim.x) values[j] = 0;
 }
 
@@ -34,6 +36,7 @@ __device__ inline bool sum_over_blocks(double* totals, int columns, double* part
   double2* slices_of = static_cast<double2*>(shared);
   const int t = threadIdx.x, threads = blockDim.x;
   __syncthreads();
+#pragma unroll 1
   for (int j = t; j < columns; j += threads) {
     partials[static_cast<int64_t>(split) * columns + j] = totals[j];
   }
@@ -53,14 +56,14 @@ __device__ inline bool sum_over_blocks(double* totals, int columns, double* part
     const bool mine = slice < slices && pair < pairs;
     double2 sum = make_double2(0, 0);
     if (mine) {
-      const double2* from = reinterpret_cast<const double2*>(partials) + pair;
-      for (int p = slice; p < splits; p += kAtOnce * slices) {
+      const double2* from = reinterpret_cast<const double2*>(partials) + pair + slice * pairs;
+      const int step = slices * pairs;
+      for (int p = slice; p < splits; p += kAtOnce * slices, from += kAtOnce * step) {
         double2 values[kAtOnce];
 #pragma unroll
         for (int k = 0; k < kAtOnce; ++k) {
-          const int at = p + k * slices;
           values[k] = make_double2(0, 0);
-          if (at < splits) values[k] = __ldcg(from + static_cast<int64_t>(at) * pairs);
+          if (p + k * slices < splits) values[k] = __ldcg(from + k * step);
         }
 #pragma unroll
         for (int k = 0; k < kAtOnce; ++k) {
@@ -72,6 +75,7 @@ __device__ inline bool sum_over_blocks(double* totals, int columns, double* part
     slices_of[t] = sum;
     __syncthreads();
     if (mine && slice == 0) {
+#pragma unroll 4
       for (int s = 1; s < slices; ++s) {
         sum.x += slices_of[s * width + lane].x;
         sum.y += slices_of[s * width + lane].y;
@@ -106,6 +110,7 @@ __device__ bool sum_over_splits(const Dag<V>& dag, int group, int kinds, int spl
 template <class T>
 __device__ void finish_norm(const double* sums, double count, int padded, T* norm) {
   const double share = 1 / count;
+#pragma unroll 1
   for (int c = threadIdx.x; c < padded; c += blockDim.x) {
     const double mean = sums[c] * share;
     const double difference = sums[padded + c] * share - mean * mean;
@@ -124,6 +129,7 @@ __device__ void finish_gradient(const double* sums, const double* dots, double c
                                 const T* norm, bool is_raw, double factor, T* coefficients,
                                 int thread = threadIdx.x, int threads = blockDim.x) {
   const double share = 1 / count;
+#pragma unroll 1
   for (int c = thread; c < padded; c += threads) {
     // rstd · (g − mean(g) − x̂ · mean(g·x̂)) with x̂ = z·scale + shift.
     const double outer = static_cast<double>(norm[c]) * factor;

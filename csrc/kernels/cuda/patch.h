@@ -34,9 +34,10 @@ struct Patches {
   }
   // Of four channels of pixel i of a patch, or of the nearest one inside of the image.
   __device__ int64_t offset(const Pixel& first, int i, int padded, int channel) const {
-    const int y = min(first.y + i / kColumns, height - 1);
-    const int x = min(first.x + i % kColumns, width - 1);
-    return static_cast<int64_t>((first.image * height + y) * width + x) * padded + channel;
+    const int pixel = (first.image * height + first.y) * width + first.x;
+    const int down = i < kColumns ? 0 : min(i / kColumns, height - 1 - first.y);
+    const int right = i % kColumns == 0 ? 0 : min(i % kColumns, width - 1 - first.x);
+    return static_cast<int64_t>(pixel) * padded + channel + (down * width + right) * padded;
   }
   // The pixels of a patch, those outside of the image as above, so that nothing stands between the
   // loads.
