@@ -25,29 +25,7 @@ struct Source {
   int window = 0;
 };
 
-struct PointwiseShape {
-  int images = 0, out_height = 0, out_width = 0, padded = 0;
-
-  ASNG_HD int pixels() const { return images * out_height * out_width; }
-};
-
-// Values that a block multiplies at once, and holds the sums of.
-ASNG_HD constexpr int pointwise_budget(int value_bytes) { return value_bytes == 8 ? 2048 : 4096; }
-
-// Pixels that a block works on at once, up to 64 columns of them, and channels of a source: as few
-// pixels as leave work for every multiprocessor.
-ASNG_HD inline int pointwise_pixels(const PointwiseShape& shape, int value_bytes) {
-  int run = 256;
-  while (run * (shape.padded < 64 ? shape.padded : 64) > pointwise_budget(value_bytes)) run /= 2;
-  while (run > kTile && shape.pixels() / run < kMaxSplits) run /= 2;
-  return run;
-}
-ASNG_HD inline int pointwise_chunk(int run, int value_bytes) {
-  const int chunk = pointwise_budget(value_bytes) / run;
-  return chunk > 64 ? 64 : chunk;
-}
-// The same of a backward pass, and what that takes of shared memory. There it is this many channels
-// of a source.
+// Pixels of a run and channels of a source in a backward pass, and what they take of shared memory.
 inline constexpr int kSourceChunk = 32;
 ASNG_HD inline int pointwise_backward_pixels(int padded, int value_bytes) {
   int run = value_bytes == 8 ? 32 : 256;
@@ -65,8 +43,9 @@ inline int pointwise_splits(const PointwiseShape& shape, int value_bytes) {
   const int run = pointwise_pixels(shape, value_bytes);
   return std::min((shape.pixels() + run - 1) / run, kMaxSplits);
 }
-inline size_t pointwise_bytes(int padded, size_t value_bytes) {
-  return 3 * static_cast<size_t>(padded) * sizeof(double) + kPointwiseValues * value_bytes;
+inline size_t pointwise_bytes(const PointwiseShape& shape, int value_bytes) {
+  return 3 * static_cast<size_t>(shape.padded) * sizeof(double) +
+         static_cast<size_t>(pointwise_values(shape, value_bytes) * value_bytes);
 }
 
 // Pieces of a source's pixels on their way to shared memory: those that this thread loads of
@@ -180,16 +159,18 @@ __device__ __forceinline__ void pointwise_forward(const Sources& sources, int co
   const int run = pointwise_pixels(shape, sizeof(T)), most = pointwise_chunk(run, sizeof(T));
   const int row = most + 4;
   T* groups = shared + run * row;
+  T* weights = groups + run / 2 * min(padded, 64);
 #pragma unroll 1
   for (int out = 0; out < padded; out += 64) {
-    const int width = min(padded - out, 64);
+    const int width = min(padded - out, 64), weight_row = width + 8;
 #pragma unroll 1
     for (int begin = split * run; begin < pixels; begin += splits * run) {
       Matmul<kTensorCores, T> matmul(run, width);
       PixelPieces<S, pointwise_budget(sizeof(T))> pieces;
-      // A chunk is multiplied while the next one is loaded.
+      // A chunk is multiplied while the next one and its part of the weight are loaded.
       S next;
       int index = -1, channel = 0;
+      T* buffer = weights;
       const auto advance = [&] {
         channel += most;
         while (channel >= next.channels || next.x == nullptr) {
@@ -197,17 +178,22 @@ __device__ __forceinline__ void pointwise_forward(const Sources& sources, int co
           next = sources(index);
           channel = 0;
         }
-        pieces.load(next, shape, begin, run, channel, min(next.channels - channel, most));
+        const int chunk = min(next.channels - channel, most);
+        copy_rows(weight + static_cast<int64_t>(next.first + channel) * padded + out, padded, chunk,
+                  width, weight_row, buffer);
+        pieces.load(next, shape, begin, run, channel, chunk);
       };
       advance();
 #pragma unroll 1
       while (index < count) {
         const int chunk = min(next.channels - channel, most);
-        const T* right = weight + static_cast<int64_t>(next.first + channel) * padded + out;
+        const T* right = buffer;
         pieces.store(next, shared, row);
+        wait_for_copies();
         __syncthreads();
+        buffer = buffer == weights ? weights + most * weight_row : weights;
         advance();
-        matmul.add(shared, row, right, padded, chunk);
+        matmul.add(shared, row, right, weight_row, chunk);
         __syncthreads();
       }
       matmul.sum_each(groups, [&](int i, int c, const Vec4<T>& value) {

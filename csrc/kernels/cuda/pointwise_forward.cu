@@ -76,21 +76,22 @@ __global__ __launch_bounds__(kThreads) void project_output_kernel(const CellJob<
 template <class V>
 void project_inputs(const CellJob<V>& job, CudaStream stream) {
   const DagShape& s = job.dag.shape;
-  const int splits = pointwise_splits({s.images, s.height, s.width, s.padded}, sizeof(Compute<V>));
+  const PointwiseShape shape = {s.images, s.height, s.width, s.padded};
+  const int splits = pointwise_splits(shape, sizeof(Compute<V>));
   const auto kernel = choose_kernel<V>(
       s.tf32, [](auto tensor_cores) { return &project_inputs_kernel<tensor_cores(), V>; });
-  launch(kernel, dim3(splits, s.archs, 2), kThreads, pointwise_bytes(s.padded, sizeof(Compute<V>)),
+  launch(kernel, dim3(splits, s.archs, 2), kThreads, pointwise_bytes(shape, sizeof(Compute<V>)),
          stream, job, splits);
 }
 
 template <class V>
 void project_output(const CellJob<V>& job, CudaStream stream) {
   const DagShape& s = job.dag.shape;
-  const int splits =
-      pointwise_splits({s.images, s.out_height, s.out_width, s.padded}, sizeof(Compute<V>));
+  const PointwiseShape shape = {s.images, s.out_height, s.out_width, s.padded};
+  const int splits = pointwise_splits(shape, sizeof(Compute<V>));
   const auto kernel = choose_kernel<V>(
       s.tf32, [](auto tensor_cores) { return &project_output_kernel<tensor_cores(), V>; });
-  launch(kernel, dim3(splits, s.archs), kThreads, pointwise_bytes(s.padded, sizeof(Compute<V>)),
+  launch(kernel, dim3(splits, s.archs), kThreads, pointwise_bytes(shape, sizeof(Compute<V>)),
          stream, job, splits);
   normalize(job.y, job.y_norms, s.out_size(), s.padded, s.archs, stream);
 }

@@ -12,8 +12,34 @@
 
 namespace asng::cuda {
 
-// What a pointwise convolution takes of shared memory in its forward pass.
-inline constexpr int kPointwiseValues = 7168;
+struct PointwiseShape {
+  int images = 0, out_height = 0, out_width = 0, padded = 0;
+
+  ASNG_HD int pixels() const { return images * out_height * out_width; }
+};
+
+// Values that a block of a pointwise convolution multiplies at once, and holds the sums of.
+ASNG_HD constexpr int pointwise_budget(int value_bytes) { return value_bytes == 8 ? 2048 : 4096; }
+
+// Pixels that it works on at once, up to 64 columns of them, and channels of a source: as few
+// pixels as leave work for every multiprocessor.
+ASNG_HD inline int pointwise_pixels(const PointwiseShape& shape, int value_bytes) {
+  int run = 256;
+  while (run * (shape.padded < 64 ? shape.padded : 64) > pointwise_budget(value_bytes)) run /= 2;
+  while (run > 2 * kTile && shape.pixels() / run < kMaxSplits) run /= 2;
+  return run;
+}
+ASNG_HD inline int pointwise_chunk(int run, int value_bytes) {
+  const int chunk = pointwise_budget(value_bytes) / run, most = value_bytes == 8 ? 32 : 64;
+  return chunk > most ? most : chunk;
+}
+// What it takes of shared memory: the pixels, the sums of groups of four of them, and two parts of
+// the weight, one of which is there before it is needed.
+ASNG_HD inline int pointwise_values(const PointwiseShape& shape, int value_bytes) {
+  const int run = pointwise_pixels(shape, value_bytes), chunk = pointwise_chunk(run, value_bytes);
+  const int width = shape.padded < 64 ? shape.padded : 64;
+  return run * (chunk + 4) + run / 2 * width + 2 * chunk * (width + 8);
+}
 
 // Of a tile. With this few there are no matmuls on the tensor cores.
 inline constexpr int kFewestPixels = 8;
@@ -86,7 +112,11 @@ inline TileLayout tile_layout(const DagShape& s, int stride, size_t value_bytes,
   // In a forward pass there are later the sums of groups of four pixels, and a factorized
   // reduction's pixels and groups; its backward pass begins at 0.
   if (!backward) {
-    source = std::max({source, pixels / 4 * 2 * s.padded, stride == 2 ? kPointwiseValues : 0});
+    source = std::max(source, pixels / 2 * s.padded);
+    if (stride == 2) {
+      const PointwiseShape shape = {s.images, s.out_height, s.out_width, s.padded};
+      source = std::max(source, pointwise_values(shape, static_cast<int>(value_bytes)));
+    }
   }
   l.elements = l.source + source;
   l.weight = l.grad = l.elements + kMostKernelElements * l.tile.chunk();
@@ -172,17 +202,25 @@ __device__ __forceinline__ void each_quad(int quads, Visit visit) {
   }
 }
 
-// Starts to copy the 1×1 weight (padded, padded) to where the layout has it; see copy_async16.
+// Starts to copy `rows` rows of up to 4·kThreads columns from global to shared memory; see
+// copy_async16.
+template <class T>
+__device__ __forceinline__ void copy_rows(const T* from, int from_row, int rows, int columns,
+                                          int to_row, T* to) {
+  constexpr int kValues = 16 / sizeof(T);
+  const unsigned pieces = columns / kValues, first = threadIdx.x / pieces;
+  const int step = kThreads / pieces, piece = (threadIdx.x - first * pieces) * kValues;
+#pragma unroll 1
+  for (int r = static_cast<int>(first) < step ? first : rows; r < rows; r += step) {
+    copy_async16(to + r * to_row + piece, from + static_cast<int64_t>(r) * from_row + piece);
+  }
+}
+
+// The 1×1 weight (padded, padded), to where the layout has it.
 template <class T>
 __device__ __forceinline__ void load_weight(const TileLayout& l, const T* weight, T* shared) {
-  constexpr int kValues = 16 / sizeof(T);
   if (l.weight == 0) return;
-  const unsigned pieces = l.padded / kValues, row = threadIdx.x / pieces;
-  const int step = kThreads / pieces, piece = (threadIdx.x - row * pieces) * kValues;
-#pragma unroll 1
-  for (int r = static_cast<int>(row) < step ? row : l.padded; r < l.padded; r += step) {
-    copy_async16(shared + l.weight + r * l.weight_row() + piece, weight + r * l.padded + piece);
-  }
+  copy_rows(weight, l.padded, l.padded, l.padded, l.weight_row(), shared + l.weight);
 }
 
 // += rows of shared memory · the 1×1 weight

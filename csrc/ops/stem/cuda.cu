@@ -191,7 +191,8 @@ void stem_forward(const StemShape& shape, bool tf32, const Compute<V>* weight,
   const int splits = pointwise_splits(pointwise_shape(job), sizeof(T));
   const auto kernel =
       choose_kernel<V>(tf32, [](auto tensor_cores) { return &stem_kernel<tensor_cores(), V>; });
-  launch(kernel, splits, kThreads, pointwise_bytes(job.padded, sizeof(T)), stream, job, splits);
+  launch(kernel, splits, kThreads, pointwise_bytes(pointwise_shape(job), sizeof(T)), stream, job,
+         splits);
   const int64_t pieces = shape.out_size() / (4 * kWide<V>);
   const int64_t blocks = (pieces + kThreads - 1) / kThreads;
   launch(stem_normalize_kernel<V>, static_cast<unsigned>(std::min<int64_t>(blocks, 4096)), kThreads,
