@@ -125,7 +125,7 @@ __device__ __forceinline__ void store_pair(float* to, const float2& v) {
   *reinterpret_cast<float2*>(to) = v;
 }
 __device__ __forceinline__ void store_quad(float* to, const Vec4<float>& v) {
-  *reinterpret_cast<float4*>(to) = make_float4(v.v[0], v.v[1], v.v[2], v.v[3]);
+  store_shared(to, v.v[0], v.v[1], v.v[2], v.v[3]);
 }
 // To global memory; returns the values as they will be read.
 __device__ __forceinline__ float2 write_pair(float* to, const float2& v) {
@@ -212,9 +212,9 @@ __device__ __forceinline__ void fill_border(int height, int width, float* to) {
   const Vec4<float> zeros = fill_vec4(0.0f);
   // Four pixels of each row: two on the left, two on the right.
 #pragma unroll 1
-  for (int i = threadIdx.x; i < (tiled(height) + 2 * kBorder) * C; i += kCellThreads) {
-    const int pixel = i % C / Cut<C>::kQuads, c = i % Cut<C>::kQuads * 4;
-    const int column = pixel < kBorder ? pixel : width + pixel;
+  for (unsigned i = threadIdx.x; i < (tiled(height) + 2u * kBorder) * C; i += kCellThreads) {
+    const unsigned pixel = i % C / Cut<C>::kQuads, c = i % Cut<C>::kQuads * 4;
+    const unsigned column = pixel < kBorder ? pixel : width + pixel;
     store_quad(to + i / C * kRowValues + column * C + c, zeros);
   }
 #pragma unroll 1
@@ -278,15 +278,38 @@ __device__ __forceinline__ void fill_grads(const V* g, const V* z, const float* 
       });
 }
 
-// A weight, (C, row).
-template <int C, bool kExact>
-__device__ __forceinline__ void fill_weight(const float* from, int row, float* to) {
-  for (int i = threadIdx.x; i < C * C / 4; i += kCellThreads) {
-    const int down = i / (C / 4), across = i % (C / 4) * 4;
-    store_quad(to + down * Cut<C>::kRow + across,
-               rounded<kExact>(load_vec4(from + down * row + across)));
+// A thread's values of an array of kQuads times four on their way to shared memory: other loads may
+// follow before they are stored.
+template <int kQuads>
+struct Carried {
+  static constexpr int kEach = (kQuads + kCellThreads - 1) / kCellThreads;
+  Vec4<float> values[kEach] = {};
+
+  // Calls visit(value, number of the first of the four).
+  template <class Visit>
+  __device__ __forceinline__ void for_each(Visit visit) {
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+      const unsigned quad = threadIdx.x + i * kCellThreads;
+      if (kQuads % kCellThreads == 0 || quad < kQuads) visit(values[i], quad * 4);
+    }
   }
-}
+};
+
+// A weight, (C, row).
+template <int C>
+struct CarriedWeight : Carried<C * C / 4> {
+  __device__ __forceinline__ void load(const float* from, int row) {
+    this->for_each(
+        [&](Vec4<float>& value, unsigned i) { value = load_vec4(from + i / C * row + i % C); });
+  }
+  template <bool kExact>
+  __device__ __forceinline__ void store(float* to) {
+    this->for_each([&](const Vec4<float>& value, unsigned i) {
+      store_quad(to + i / C * Cut<C>::kRow + i % C, rounded<kExact>(value));
+    });
+  }
+};
 
 // The warp's terms of Σ gz ⊗ depth over the pixels of a tile, whose first one is at (y, x) of the
 // image; depth[i] is the value of pixel i of the lane's column.
@@ -346,8 +369,9 @@ __device__ __forceinline__ void finish_outer(const float (&sums)[C / 16][2][4], 
     }
     __syncthreads();
   }
-  for (int i = threadIdx.x; i < C * C / 4; i += kCellThreads) {
-    const int down = i / (C / 4), across = i % (C / 4) * 4;
+#pragma unroll 1
+  for (unsigned i = threadIdx.x; i < C * C / 4; i += kCellThreads) {
+    const unsigned down = i / (C / 4), across = i % (C / 4) * 4;
     Vec4<float> sum = load_vec4(matrix + i * 4);
 #pragma unroll
     for (int k = 1; k < Place::kCopies; ++k) sum += load_vec4(matrix + k * C * C + i * 4);
@@ -556,7 +580,8 @@ __device__ __forceinline__ void add_warps(const float2 (&values)[kCount], float*
     store_pair(red + (warp * kCount + begin + i) * 16 + lane / 4 * 2, quarters[i]);
   }
   __syncthreads();
-  for (int j = threadIdx.x; j < kCount * C; j += kCellThreads) {
+#pragma unroll 1
+  for (unsigned j = threadIdx.x; j < kCount * C; j += kCellThreads) {
     const int which = j / C, c = j % C;
     const float* from = red + (c / 16 * kCount + which) * 16 + c % 16;
     float sum = 0;
@@ -630,10 +655,12 @@ __device__ __forceinline__ void stage(const Job<V>& job, const Readers& readers,
   for (int image = blockIdx.x; image < s.images; image += gridDim.x) {
     const bool adds = image != static_cast<int>(blockIdx.x);
     __syncthreads();
+    CarriedWeight<C> weight_quads;
+    Carried<K * K * C / 4> tap_quads;
     if (!adds) {
-      fill_weight<C, kExact>(dag.pointwise(arch, node, e, stage_index), C, weight);
+      weight_quads.load(dag.pointwise(arch, node, e, stage_index), C);
       const float* elements = dag.depthwise(arch, node, e, stage_index);
-      for (int j = threadIdx.x; j < K * K * C; j += kCellThreads) taps[j] = elements[j];
+      tap_quads.for_each([&](Vec4<float>& value, unsigned j) { value = load_vec4(elements + j); });
     }
     fill_source<C, S, false>(from, image, 0, from.height, from.width, source);
     fill_grads<C, kExact>(g + image * out_image, z + image * out_image,
@@ -641,6 +668,11 @@ __device__ __forceinline__ void stage(const Job<V>& job, const Readers& readers,
                           grads);
     if (S == 1) fill_border<C>(s.out_height, s.out_width, source);
     fill_border<C>(s.out_height, s.out_width, grads);
+    if (!adds) {
+      weight_quads.template store<kExact>(weight);
+      tap_quads.for_each(
+          [&](const Vec4<float>& value, unsigned j) { store_quad(taps + j, value); });
+    }
     __syncthreads();
     if (second && !adds) prefetch_state(dag, readers, edge.input);
     {
@@ -710,9 +742,11 @@ __device__ __forceinline__ void reduction(const Job<V>& job, int i, const Planne
                               shared + job.layout.coefficients + i * 3 * C, s.out_height,
                               s.out_width, grads);
       }
-      fill_weight<C, kExact>(dag.pointwise(arch, node, e, 0) + which * C, 2 * C, weight);
+      CarriedWeight<C> weight_quads;
+      weight_quads.load(dag.pointwise(arch, node, e, 0) + which * C, 2 * C);
       fill_source<C, 1, true>(from, image, which, s.out_height, s.out_width, source);
       fill_border<C>(s.out_height, s.out_width, source);
+      weight_quads.template store<kExact>(weight);
       __syncthreads();
       float sums[C / 16][2][4] = {};
       for (int tile = Place::turn(); tile < tiles; tile += Place::kTurns) {
@@ -856,14 +890,10 @@ __device__ void finish_state(const Job<V>& job, const Readers& readers, int inde
       const int x = column - down * width, y = down * 4;
       const int64_t at = image * size + (y * width + x) * C + c;
       const int row = width * C, rows = min(4, height - y);
-      Vec4<float> grads[4], left[4], right[4];
+      Vec4<float> grads[4] = {};
 #pragma unroll
       for (int r = 0; r < 4; ++r) {
-        const bool exists = r < rows;
-        const Vec4<float> zeros = fill_vec4(0.0f);
-        grads[r] = exists && (written || read_by == 0) ? load_vec4(to + at + r * row) : zeros;
-        left[r] = exists && z[0] != nullptr ? load_vec4(z[0] + at + r * row) : zeros;
-        right[r] = exists && z[1] != nullptr ? load_vec4(z[1] + at + r * row) : zeros;
+        if (r < rows && (written || read_by == 0)) grads[r] = load_vec4(to + at + r * row);
       }
       int next = 0;
 #pragma unroll 1
@@ -899,6 +929,12 @@ __device__ void finish_state(const Job<V>& job, const Readers& readers, int inde
           if (r >= rows) continue;
           grads[r] += pool_gradient(s, from, maxima, edge.multiplicity, stride, image, y + r, x, c);
         }
+      }
+      Vec4<float> left[4] = {}, right[4] = {};
+#pragma unroll
+      for (int r = 0; r < 4; ++r) {
+        if (r < rows && z[0] != nullptr) left[r] = load_vec4(z[0] + at + r * row);
+        if (r < rows && z[1] != nullptr) right[r] = load_vec4(z[1] + at + r * row);
       }
 #pragma unroll
       for (int r = 0; r < 4; ++r) {
