@@ -188,9 +188,9 @@ __device__ __forceinline__ void depthwise_weight(const Tile& t, const T* source,
   }
 }
 
-// ReLU and the depthwise convolution of all channels of a tile, to rows of shared memory. The last
-// chunk of the input stays where the layout has it.
-template <int K, int S, int D, class V>
+// ReLU and the depthwise convolution of all channels of a tile, as a factor in rows of shared
+// memory. The last chunk of the input stays where the layout has it.
+template <int K, int S, int D, bool kTensorCores, class V>
 __device__ __forceinline__ void depthwise_tile(const State<V>& from, int padded,
                                                const TileLayout& l, const TilePlace& at,
                                                const Compute<V>* weight, Compute<V>* shared) {
@@ -206,20 +206,24 @@ __device__ __forceinline__ void depthwise_tile(const State<V>& from, int padded,
                        [&](int pixel, int c, const Vec4<T>(&sums)[4]) {
                          T* to = shared + pixel * l.row + channel + c;
 #pragma unroll
-                         for (int p = 0; p < 4; ++p) store_vec4(to + p * l.row, sums[p]);
+                         for (int p = 0; p < 4; ++p) {
+                           store_vec4(to + p * l.row, as_factor<kTensorCores>(sums[p]));
+                         }
                        });
     __syncthreads();
   }
 }
 
 // The same of separable convolution `separable`.
-template <class V>
+template <bool kTensorCores, class V>
 __device__ __forceinline__ void depthwise_tile(int separable, bool strided, const State<V>& from,
                                                int padded, const TileLayout& l, const TilePlace& at,
                                                const Compute<V>* weight, Compute<V>* shared) {
   with_window(separable, [&](auto w) {
-    strided ? depthwise_tile<w.kernel, 2, w.dilation>(from, padded, l, at, weight, shared)
-            : depthwise_tile<w.kernel, 1, w.dilation>(from, padded, l, at, weight, shared);
+    strided
+        ? depthwise_tile<w.kernel, 2, w.dilation, kTensorCores>(from, padded, l, at, weight, shared)
+        : depthwise_tile<w.kernel, 1, w.dilation, kTensorCores>(from, padded, l, at, weight,
+                                                                shared);
   });
 }
 

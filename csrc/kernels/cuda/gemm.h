@@ -70,23 +70,36 @@ struct TileSum {
 __device__ __forceinline__ int lane_row() { return threadIdx.x % 32 / 4; }
 __device__ __forceinline__ int lane_column() { return threadIdx.x % 4; }
 
+// A factor that lies in shared memory is rounded where it is written, and not by every warp that
+// reads it.
+template <bool kTensorCores, class T>
+__device__ __forceinline__ Vec4<T> as_factor(Vec4<T> value) {
+  if constexpr (kTensorCores) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) value.v[i] = __uint_as_float(to_tf32(value.v[i]));
+  }
+  return value;
+}
+
 // Eight rows of the right factor, of which a lane has two, and two columns of each.
 struct TileRight {
   unsigned columns[2][2];
 
-  __device__ TileRight(const float* first, const float* second) {
+  __device__ TileRight(const float* first, const float* second, bool rounded) {
     const float2 a = *reinterpret_cast<const float2*>(first),
                  b = *reinterpret_cast<const float2*>(second);
-    columns[0][0] = to_tf32(a.x);
-    columns[0][1] = to_tf32(b.x);
-    columns[1][0] = to_tf32(a.y);
-    columns[1][1] = to_tf32(b.y);
+    const auto bits = [&](float x) { return rounded ? __float_as_uint(x) : to_tf32(x); };
+    columns[0][0] = bits(a.x);
+    columns[0][1] = bits(b.x);
+    columns[1][0] = bits(a.y);
+    columns[1][1] = bits(b.y);
   }
 };
 
 __device__ __forceinline__ void add_tile(TileSum& sum, const float (&left)[4],
                                          const TileRight& right) {
-  const unsigned a[4] = {to_tf32(left[0]), to_tf32(left[1]), to_tf32(left[2]), to_tf32(left[3])};
+  const unsigned a[4] = {__float_as_uint(left[0]), __float_as_uint(left[1]),
+                         __float_as_uint(left[2]), __float_as_uint(left[3])};
   mma_tf32(sum.products[0], a, right.columns[0]);
   mma_tf32(sum.products[1], a, right.columns[1]);
 }
@@ -185,7 +198,7 @@ class Matmul<true, float> {
     return (strips * (columns / kTile) - 1) / kWarps + 1;
   }
 
-  // `depth` is a multiple of 16.
+  // `depth` is a multiple of 16; `left` is rounded, and `right` is not.
   __device__ void add(const float* left, int left_row, const float* right, int right_row,
                       int depth) {
     if (column_ >= columns_) return;
@@ -246,7 +259,7 @@ class Matmul<true, float> {
     for (int k = 0; k < depth; k += 2 * kTileDepth) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const TileRight b(right, right + 4 * right_row);
+        const TileRight b(right, right + 4 * right_row, false);
         right += kTileDepth * right_row;
 #pragma unroll
         for (int s = 0; s < kTiles; ++s) {
@@ -399,7 +412,8 @@ struct ThreadBlocks {
   }
 };
 
-// Tiles on the tensor cores, each a warp's; `pixels` is a multiple of 8.
+// Tiles on the tensor cores, each a warp's; `pixels` is a multiple of 8, and both factors are
+// rounded.
 struct WarpTiles {
   using Value = float;
   using Sum = TileSum;
@@ -437,7 +451,7 @@ struct WarpTiles {
 #pragma unroll 2
     for (int p = first * kTileDepth; p < pixels; p += step * kTileDepth) {
       add_tile(sum, {left[0], left[8], left[left_row], left[left_row + 8]},
-               TileRight(right, right + right_row));
+               TileRight(right, right + right_row, true));
       left += step * kTileDepth * left_row;
       right += step * kTileDepth * right_row;
     }

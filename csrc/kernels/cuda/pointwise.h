@@ -99,7 +99,8 @@ class PixelPieces {
     }
   }
 
-  // After normalization and ReLU, in rows of shared memory.
+  // After normalization and ReLU, as a factor in rows of shared memory.
+  template <bool kTensorCores>
   __device__ __forceinline__ void store(const S& s, T* to, int row) const {
     const WideAffine<V> affine(s.norm, s.channels, channel_);
     to += first_ * row + piece_;
@@ -118,7 +119,9 @@ class PixelPieces {
 #pragma unroll
           for (int c = 0; c < 4; ++c) value.v[c] = (inside_ >> i & 1u) != 0 ? value.v[c] : T(0);
         }
-        if (first_ + i * step_ < count_) store_vec4(to + 4 * k, value);
+        if (first_ + i * step_ < count_) {
+          store_vec4(to + 4 * k, as_factor<kTensorCores>(value));
+        }
       }
       to += step_ * row;
     }
@@ -188,7 +191,7 @@ __device__ __forceinline__ void pointwise_forward(const Sources& sources, int co
       while (index < count) {
         const int chunk = min(next.channels - channel, most);
         const T* right = buffer;
-        pieces.store(next, shared, row);
+        pieces.template store<kTensorCores>(next, shared, row);
         wait_for_copies();
         __syncthreads();
         buffer = buffer == weights ? weights + most * weight_row : weights;
@@ -208,9 +211,9 @@ __device__ __forceinline__ void pointwise_forward(const Sources& sources, int co
   }
 }
 
-// Gradients of what a normalization reads, of `count` pixels, in rows of shared memory; `g` are
+// Gradients of what a normalization reads, of `count` pixels, as a factor in shared memory; `g` are
 // those of what it returns. Pixel i is place(i), negative for zeros.
-template <class V, class Place>
+template <bool kTensorCores, class V, class Place>
 __device__ __forceinline__ void load_gradients(const V* g, const V* z,
                                                const Compute<V>* coefficients, int padded,
                                                int count, int row, Compute<V>* to, Place place) {
@@ -241,7 +244,7 @@ __device__ __forceinline__ void load_gradients(const V* g, const V* z,
         add_product(sum, of_value, values[i]);
 #pragma unroll
         for (int k = 0; k < 4; ++k) sum.v[k] = inside[i] ? sum.v[k] : T(0);
-        if (first + i * step < count) store_vec4(at, sum);
+        if (first + i * step < count) store_vec4(at, as_factor<kTensorCores>(sum));
         at += step * row;
       }
     }
@@ -272,10 +275,10 @@ __device__ __forceinline__ void pointwise_backward(
     for (int first = 0; first < run; first += part) {
       PixelPieces<S, kAtOnce> pieces;
       pieces.load(source, shape, begin + first, min(run - first, part), channel, chunk);
-      pieces.store(source, values + first * kRow, kRow);
+      pieces.template store<kTensorCores>(source, values + first * kRow, kRow);
     }
-    load_gradients(g, z, coefficients, padded, run, row, grads,
-                   [&](int p) { return begin + p < pixels ? begin + p : -1; });
+    load_gradients<kTensorCores>(g, z, coefficients, padded, run, row, grads,
+                                 [&](int p) { return begin + p < pixels ? begin + p : -1; });
     __syncthreads();
     outer.add(grads, row, values, kRow, run, weight_split + column, depth, begin == split * run);
     const int passes = source_needs_grad ? Matmul<kTensorCores, T>::passes(run, chunk) : 0;

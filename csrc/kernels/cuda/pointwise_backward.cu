@@ -28,8 +28,10 @@ __global__ __launch_bounds__(kThreads) void reduce_output_kernel(const CellJob<V
 }
 
 template <bool kTensorCores, class V>
-__global__ __launch_bounds__(kThreads) void output_backward_kernel(const CellJob<V> job,
-                                                                   const Gradients<V> gradients) {
+__global__ __launch_bounds__(
+    kThreads, resident_blocks(sizeof(Compute<V>) ==
+                              4)) void output_backward_kernel(const CellJob<V> job,
+                                                              const Gradients<V> gradients) {
   using T = Compute<V>;
   const Dag<V>& dag = job.dag;
   const DagShape& s = dag.shape;

@@ -74,9 +74,10 @@ __device__ __forceinline__ void convolve_backward(const Job<V>& job, int arch, i
   for (int index = blockIdx.x; index < tiles; index += job.splits) {
     const TilePlace at = tile_place(tile, shape, index);
     __syncthreads();
-    load_gradients(g, z, coefficients, padded, tile.pixels(), l.row, grads,
-                   [&](int p) { return tile_pixel(tile, shape, at, p); });
-    depthwise_tile(edge.separable, strided, from, padded, l, at, depthwise_weights, shared);
+    load_gradients<kTensorCores>(g, z, coefficients, padded, tile.pixels(), l.row, grads,
+                                 [&](int p) { return tile_pixel(tile, shape, at, p); });
+    depthwise_tile<kTensorCores>(edge.separable, strided, from, padded, l, at, depthwise_weights,
+                                 shared);
     matmul.add(grads, l.row, shared, l.row, tile.pixels(), weight_split, padded,
                index == static_cast<int>(blockIdx.x));
     __syncthreads();

@@ -35,7 +35,8 @@ __device__ __forceinline__ void convolve(const Job<V>& job, int arch, int e,
 #pragma unroll 1
   for (int index = blockIdx.x; index < tiles; index += job.splits) {
     const TilePlace at = tile_place(tile, shape, index);
-    depthwise_tile(edge.separable, strided, from, padded, l, at, depthwise_weight, shared);
+    depthwise_tile<kTensorCores>(edge.separable, strided, from, padded, l, at, depthwise_weight,
+                                 shared);
     const int passes = Matmul<kTensorCores, T>::passes(tile.pixels(), padded);
     int count = 0;
 #pragma unroll 1
