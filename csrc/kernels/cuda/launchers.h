@@ -61,8 +61,9 @@ void nodes_backward(const Dag<V>& dag, const Gradients<V>& gradients, V* input_g
 
 // persistent_forward.cu
 
-// Whether all nodes of a cell of that shape, in float32 or bfloat16, can be computed in one launch.
-bool can_stay(const DagShape& shape);
+// What keeps all nodes of a cell in float32 or bfloat16 from being computed in one launch; null if
+// nothing does.
+const char* nodes_forward_obstacle(const DagShape& shape);
 // All nodes from the inputs, which are there. A dag without a backward pass needs a place for the
 // stages of every node, too.
 template <class V>

@@ -434,12 +434,16 @@ auto choose_channels(bool tf32) {
 
 }  // namespace
 
-bool can_stay(const DagShape& s) {
+const char* nodes_forward_obstacle(const DagShape& s) {
   Layout layout;
-  return s.edges == kCellEdges && s.nodes >= 1 && s.nodes <= kMostNodes && s.inputs == 2 &&
-         (s.padded == 16 || s.padded == 32 || s.padded == 64) && s.out_width % 4 == 0 &&
-         s.width <= 64 && s.height <= 64 && blocks_per_arch(s.images, s.archs) > 0 &&
-         make_layout(s, layout);
+  if (s.edges != kCellEdges || s.inputs != 2 || s.nodes < 1 || s.nodes > kMostNodes) {
+    return "the number of its nodes or edges";
+  }
+  if (s.padded != 16 && s.padded != 32 && s.padded != 64) return "its number of channels";
+  if (s.out_width % 4 != 0) return "the width of its images, which is not a multiple of 4";
+  if (s.width > 64 || s.height > 64 || !make_layout(s, layout)) return "the size of its images";
+  if (blocks_per_arch(s.images, s.archs) == 0) return "the number of its architectures";
+  return nullptr;
 }
 
 template <class V>

@@ -116,8 +116,7 @@ struct Cell {
     allocate_dag(arena, dag, plan);
     plan.backward = backward;
     if (!backward) {
-      allocate_meeting(arena, can_stay(s) ? nullptr : "its shape",
-                       s.nodes * s.edges * 2 * s.padded);
+      allocate_meeting(arena, nodes_forward_obstacle(s), s.nodes * s.edges * 2 * s.padded);
     }
     // Without a backward pass all nodes use one place for their stages, one after the other, where
     // that is how they are computed.
