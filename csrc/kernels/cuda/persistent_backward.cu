@@ -832,8 +832,8 @@ __device__ __forceinline__ void add_pool(const float* image, const uint32_t* max
 }
 
 // Completes the gradient of a state with what identities and pools pass on, where it is read at
-// all, and adds the sums for the normalizations that made it to `totals`: of an input, or of the
-// edges of a node.
+// all, and adds the sums for the normalizations that made it to `totals`, if that is not null: of
+// an input, or of the edges of a node.
 template <int C, class V>
 __device__ void finish_state(const Job<V>& job, const Readers& readers, int index, bool written,
                              double* totals, float* shared) {
@@ -852,10 +852,10 @@ __device__ void finish_state(const Job<V>& job, const Readers& readers, int inde
   V* to = state_grad(job, index);
   const V* z[2] = {nullptr, nullptr};
   const float* norm[2] = {nullptr, nullptr};
-  if (is_input) {
+  if (totals != nullptr && is_input) {
     z[0] = state.x;
     norm[0] = state.norm;
-  } else {
+  } else if (totals != nullptr) {
     for (int e = 0; e < kCellEdges; ++e) {
       const int stages = stage_count(dag, readers.edges[node * kCellEdges + e]);
       if (stages == 0) continue;
@@ -864,7 +864,7 @@ __device__ void finish_state(const Job<V>& job, const Readers& readers, int inde
       if (stages == 2) prefetch_image(dag.stage(arch, node, e, 0), out_size);
     }
   }
-  if (read_by == 0 && z[0] == nullptr && z[1] == nullptr) return;
+  if (read_by == 0 && totals == nullptr) return;
   float* images = shared + job.layout.source;
   const int room = (job.layout.size - job.layout.source) / out_size;
   const int columns = tiled(height) / 4 * width;
@@ -946,6 +946,7 @@ __device__ void finish_state(const Job<V>& job, const Readers& readers, int inde
       }
     }
   }
+  if (totals == nullptr) return;
   __syncthreads();
   float* red = images;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -1050,11 +1051,19 @@ __global__ __launch_bounds__(kCellThreads, 1) void nodes_backward_kernel(const J
       complete |= 1u << state;
       const bool is_input = state < s.inputs;
       if (is_input && read_by == 0) continue;
-      completed |= 1u << state;
-      finish_state<C>(job, readers, state, (written >> state & 1) != 0, totals + columns, shared);
-      columns += 3 * C;
-      if (is_input) continue;
+      // Of an input that architectures share, sums are taken when they have all added theirs.
       const int first = (state - s.inputs) * kCellEdges;
+      const bool sums = is_input ? !s.is_shared(state)
+                                 : stage_count(dag, readers.edges[first]) +
+                                           stage_count(dag, readers.edges[first + 1]) >
+                                       0;
+      finish_state<C>(job, readers, state, (written >> state & 1) != 0,
+                      sums ? totals + columns : nullptr, shared);
+      if (sums) {
+        completed |= 1u << state;
+        columns += 3 * C;
+      }
+      if (is_input) continue;
       for (int i = first; i < first + kCellEdges; ++i) {
         const int count = stage_count(dag, readers.edges[i]);
         if (count > 0)
@@ -1100,7 +1109,7 @@ __global__ __launch_bounds__(kCellThreads, 1) void nodes_backward_kernel(const J
           finish(totals + columns, totals + columns + (1 + e) * C, count,
                  dag.norm(arch, node, e, last), edge.multiplicity, coefficients + i * 3 * C);
         }
-      } else if (!s.is_shared(state) && blockIdx.x == 0) {
+      } else if (blockIdx.x == 0) {
         finish(totals + columns, totals + columns + C,
                static_cast<double>(s.images) * s.height * s.width, dag.state(arch, state).norm, 1,
                job.input_coefficients + (static_cast<int64_t>(state) * s.archs + arch) * 3 * C);
