@@ -16,6 +16,10 @@
 #include "platform/cuda_stream.h"
 #include "platform/tensors.h"
 
+#if !defined(STABLE_TORCH_ERROR_CODE_CHECK)  // torch 2.11 has another name for it
+#define STABLE_TORCH_ERROR_CODE_CHECK(call) TORCH_ERROR_CODE_CHECK(call)
+#endif
+
 namespace asng::cuda {
 
 #if defined(ASNG_CUDA_ON_CPU)

@@ -4,6 +4,7 @@
 
 #include "kernels/cuda/dag.h"
 #include "kernels/cuda/packed_weights.h"
+#include "kernels/cuda/persistent.h"
 
 namespace asng::cuda {
 
@@ -44,6 +45,15 @@ void intermediate_backward(const Dag<V>& dag, const Gradients<V>& gradients, int
 // Splits of the weights' gradients that stage_backward writes.
 template <class V>
 int weight_split_count(const DagShape& shape);
+
+// persistent_forward.cu
+
+// Whether all nodes of a cell of that shape, in float32 or bfloat16, can be computed in one launch.
+bool can_stay(const DagShape& shape);
+// All nodes from the inputs, which are there. A dag without a backward pass needs a place for the
+// stages of every node, too.
+template <class V>
+void nodes_forward(const Dag<V>& dag, const Meeting& meeting, bool keeps_maxima, CudaStream stream);
 
 // gather.cu
 

@@ -6,6 +6,7 @@
 #include "kernels/cuda/launchers.h"
 #include "kernels/cuda/norm.h"
 #include "ops/cell/cuda.h"
+#include "ops/cell/cuda_path.h"
 #include "platform/memory.h"
 
 namespace asng::cuda {
@@ -16,13 +17,13 @@ void allocate_dag(Arena& arena, Dag<V>& dag, PlanJob<Compute<V>>& job) {
   using T = Compute<V>;
   const DagShape& s = dag.shape;
   job.shape = s;
-  job.counter_count = std::max(s.archs * s.edges, 2 * s.archs);
+  const int sums = std::max(s.archs * s.edges, 2 * s.archs);
+  job.counter_count = (sums + 1) / 2 * 2 + 2 * s.archs;  // with those of a meeting, twice as large
   dag.plan = job.plan = arena.take<PlannedEdge>(s.slots());
   dag.used = job.used = arena.take<int32_t>(s.archs * s.states());
   dag.packed = job.packed = arena.take<T>(static_cast<int64_t>(s.slots()) * s.slot_weights());
   dag.counters = job.counters = arena.take<unsigned>(job.counter_count);
-  dag.partials =
-      arena.take<double>(static_cast<int64_t>(job.counter_count) * kMaxSplits * 3 * s.padded);
+  dag.partials = arena.take<double>(static_cast<int64_t>(sums) * kMaxSplits * 3 * s.padded);
 }
 
 template <class V>
@@ -101,6 +102,7 @@ struct Cell {
   PlanJob<T> plan;
   Gradients<V> gradients;
   MatrixGradient<T> matrix_gradients[3];
+  Meeting meeting;  // without blocks where each step has a launch of its own
   int64_t archs, padded, in_size, out_size;
 
   // `saved` is where the backward pass finds what it needs; if `keeps` is false there is none.
@@ -113,12 +115,15 @@ struct Cell {
     out_size = s.out_size();
     allocate_dag(arena, dag, plan);
     plan.backward = backward;
-    // Without a backward pass all nodes use one place for their stages, one after the other.
-    dag.z_nodes = keeps ? stages_size(s) : 0;
+    if (!backward) allocate_meeting(arena);
+    // Without a backward pass all nodes use one place for their stages, one after the other, where
+    // that is how they are computed.
+    const bool together = keeps || meeting.blocks > 0;
+    dag.z_nodes = together ? stages_size(s) : 0;
     const SavedSize size = shape.saved();
     if (!keeps) {
-      saved = arena.take<T>(
-          saved_values<V>(size.statistics, size.feature_maps - (s.nodes - 1) * stages_size(s)));
+      const int64_t spared = together ? 0 : (s.nodes - 1) * stages_size(s);
+      saved = arena.take<T>(saved_values<V>(size.statistics, size.feature_maps - spared));
     }
     allocate_saved(saved, size);
     for (int which = 0; which < 3; ++which) {
@@ -136,6 +141,22 @@ struct Cell {
     }
     plan.shape.shared = dag.shape.shared;
     if (backward) allocate_backward(arena);
+  }
+
+  // Where the nodes are computed in one launch.
+  void allocate_meeting(Arena& arena) {
+    const DagShape& s = job.dag.shape;
+    const Path path = path_choice();
+    const bool can = std::is_same_v<T, float> && can_stay(s);
+    if (path == Path::kPersistent && !can) {
+      throw std::runtime_error("ASNG_CUDA_PATH is persistent, which this cell's shape is not for");
+    }
+    if (path == Path::kGeneric || !can) return;
+    meeting.blocks = blocks_per_arch(s.images, s.archs);
+    meeting.columns = s.nodes * s.edges * 2 * s.padded;
+    meeting.parts = arena.take<float>(meeting.size(s.archs));
+    meeting.arrivals =
+        reinterpret_cast<unsigned long long*>(job.dag.counters + plan.counter_count - 2 * s.archs);
   }
 
   void allocate_saved(T* at, const SavedSize& size) {

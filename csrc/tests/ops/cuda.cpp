@@ -15,6 +15,8 @@
 // error.
 #include <doctest/doctest.h>
 
+#include <array>
+#include <cstdlib>
 #include <stdexcept>
 #include <string>
 
@@ -203,6 +205,98 @@ TEST_CASE("CUDA: cells of five nodes and more channels") {
     const auto e = cell_example(s, 1);
     compare("float64", on_cuda<double>(e), on_cpu<double>(e), kDouble);
   }
+}
+
+// Sets ASNG_CUDA_PATH for as long as it lives.
+class PathSet {
+ public:
+  explicit PathSet(const char* path) { setenv("ASNG_CUDA_PATH", path, 1); }
+  ~PathSet() { unsetenv("ASNG_CUDA_PATH"); }
+  PathSet(const PathSet&) = delete;
+  PathSet& operator=(const PathSet&) = delete;
+};
+
+// Of five nodes whose operations and inputs are random, as wide as one launch can have them.
+Example<CellShape> wide_cell(int64_t channels, int64_t archs, int64_t images, int64_t height,
+                             int64_t width, bool reduction, unsigned seed) {
+  CellShape s;
+  s.archs = archs;
+  s.nodes = 5;
+  s.images = images;
+  s.channels = channels;
+  s.prev_prev = {archs, channels};
+  s.prev = {archs, channels, 0, height, width};
+  s.reduction = reduction;
+  return cell_example(s, seed);
+}
+
+// Five nodes in a row.
+constexpr Depth kFive = {17, 12, 12};
+
+// What is taken by itself is one launch, and near what many launches give.
+void check_path(const Example<CellShape>& e) {
+  check(e, kFive);
+  const Tensors taken = on_cuda<float>(e);
+  const PathSet path("persistent");
+  CHECK(on_cuda<float>(e) == taken);
+  const PathSet other("generic");
+  compare("generic", on_cuda<float>(e), taken, bounds(2 * kSingle, kFive.maps, kFive.kinks));
+}
+
+TEST_CASE("CUDA: a cell in one launch is the cell") {
+  unsigned seed = 0;
+  for (const bool reduction : {false, true}) {
+    const int64_t scale = reduction ? 2 : 1;
+    for (const auto& [channels, archs, images, height, width] :
+         {std::array<int64_t, 5>{16, 2, 5, 8, 8}, {20, 1, 4, 7, 8}, {64, 3, 2, 5, 8}}) {
+      INFO(channels, " channels, ", archs, " architectures, ", images, " images");
+      check_path(wide_cell(channels, archs, images, height * scale - (reduction ? 1 : 0),
+                           width * scale, reduction, ++seed));
+    }
+    check_bits(wide_cell(16, 2, 3, 4 * scale, 4 * scale, reduction, ++seed));
+  }
+}
+
+TEST_CASE("CUDA: chains and edges that occur twice in one launch") {
+  for (unsigned kind = 0; kind < 2; ++kind) {
+    auto e = wide_cell(16, 2, 4, 8, 8, kind % 2 == 1, 20 + kind);
+    for (size_t i = 0; i < e.inputs.size(); ++i) {
+      e.inputs[i] = static_cast<int32_t>(i / 2 % 5 + 1);
+      e.operations[i] = static_cast<int32_t>((i / 2 + kind) % kOperationCount);
+    }
+    check_path(e);
+  }
+}
+
+TEST_CASE("CUDA: strips of large images in one launch") {
+  for (const bool reduction : {false, true}) {
+    const auto e = wide_cell(64, 1, 1, 18, 64, reduction, 31);
+    const PathSet path("persistent");
+    const Tensors one = on_cuda<float>(e, false, false);
+    const PathSet other("generic");
+    compare("generic", {one[0]}, {on_cuda<float>(e, false, false)[0]},
+            bounds(2 * kSingle, kFive.maps, kFive.kinks));
+  }
+}
+
+TEST_CASE("CUDA: cells that one launch is not for") {
+  const auto e = wide_cell(16, 1, 1, 4, 5, false, 1);
+  std::string error;
+  try {
+    const PathSet path("persistent");
+    on_cuda<float>(e);
+  } catch (const std::runtime_error& thrown) {
+    error = thrown.what();
+  }
+  CHECK(error.find("ASNG_CUDA_PATH is persistent") == 0);
+  error.clear();
+  try {
+    const PathSet path("fast");
+    on_cuda<float>(e);
+  } catch (const std::runtime_error& thrown) {
+    error = thrown.what();
+  }
+  CHECK(error == "ASNG_CUDA_PATH must be generic, persistent or auto, got fast");
 }
 
 TEST_CASE("CUDA: stems are those of the CPU") {
