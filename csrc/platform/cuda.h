@@ -94,10 +94,10 @@ void write_at_once(void* to, const Vector& value) {
 
 inline float max_or_nan(float a, float b) { return a > b || a != a ? a : b; }
 
-template <class Vector>
-void share_at_once(void* to, const Vector& value) {
-  write_at_once(to, value);
+inline void store_shared(float* to, float a, float b, float c, float d) {
+  write_at_once(to, make_float4(a, b, c, d));
 }
+inline void store_shared(double* to, double a, double b) { write_at_once(to, make_double2(a, b)); }
 
 template <class T>
 const T* kept(const T* pointer) {
@@ -227,17 +227,17 @@ __device__ __forceinline__ void write_at_once(void* to, const uint4& v) {
                : "memory");
 }
 
-// The same of 16 bytes to shared memory.
-__device__ __forceinline__ void share_at_once(void* to, const float4& v) {
+// One access of 16 bytes to shared memory, for the same reason.
+__device__ __forceinline__ void store_shared(float* to, float a, float b, float c, float d) {
   asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(
                    static_cast<unsigned>(__cvta_generic_to_shared(to))),
-               "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w)
+               "f"(a), "f"(b), "f"(c), "f"(d)
                : "memory");
 }
-__device__ __forceinline__ void share_at_once(void* to, const double2& v) {
+__device__ __forceinline__ void store_shared(double* to, double a, double b) {
   asm volatile(
       "st.shared.v2.f64 [%0], {%1, %2};" ::"r"(static_cast<unsigned>(__cvta_generic_to_shared(to))),
-      "d"(v.x), "d"(v.y)
+      "d"(a), "d"(b)
       : "memory");
 }
 

@@ -125,7 +125,7 @@ __device__ __forceinline__ void store_pair(float* to, const float2& v) {
   *reinterpret_cast<float2*>(to) = v;
 }
 __device__ __forceinline__ void store_quad(float* to, const Vec4<float>& v) {
-  share_at_once(to, make_float4(v.v[0], v.v[1], v.v[2], v.v[3]));
+  store_shared(to, v.v[0], v.v[1], v.v[2], v.v[3]);
 }
 // To global memory; returns the values as they will be read.
 __device__ __forceinline__ float2 write_pair(float* to, const float2& v) {

@@ -16,7 +16,7 @@ template <int C>
 inline constexpr int kRow = C + 4;
 
 __device__ __forceinline__ void store_shared(float* to, const Vec4<float>& v) {
-  share_at_once(to, make_float4(v.v[0], v.v[1], v.v[2], v.v[3]));
+  store_shared(to, v.v[0], v.v[1], v.v[2], v.v[3]);
 }
 
 // Threads that are four channels of one pixel apart, and the pixels in between.

@@ -46,11 +46,11 @@ __device__ __forceinline__ Vec4<float> load_vec4(const BFloat16* from) {
 
 // To shared memory.
 __device__ __forceinline__ void store_vec4(float* to, const Vec4<float>& value) {
-  share_at_once(to, make_float4(value.v[0], value.v[1], value.v[2], value.v[3]));
+  store_shared(to, value.v[0], value.v[1], value.v[2], value.v[3]);
 }
 __device__ __forceinline__ void store_vec4(double* to, const Vec4<double>& value) {
-  share_at_once(to, make_double2(value.v[0], value.v[1]));
-  share_at_once(to + 2, make_double2(value.v[2], value.v[3]));
+  store_shared(to, value.v[0], value.v[1]);
+  store_shared(to + 2, value.v[2], value.v[3]);
 }
 
 // To global memory.
