@@ -114,8 +114,8 @@ __device__ void make_plan(const Job<V>& job, float* norms, Plan<V>& plan) {
                          keeps ? dag.maxima(arch, node, e) : nullptr,
                          last < 0 ? edge.form : Form::kIdentity,
                          edge.multiplicity,
-                         from.height,
-                         from.width,
+                         last < 0 ? from.height : dag.shape.out_height,
+                         last < 0 ? from.width : dag.shape.out_width,
                          dag.stride(edge)};
   }
   __syncthreads();

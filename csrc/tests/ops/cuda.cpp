@@ -243,20 +243,6 @@ void check_path(const Example<CellShape>& e) {
   compare("generic", on_cuda<float>(e), taken, bounds(2 * kSingle, kFive.maps, kFive.kinks));
 }
 
-TEST_CASE("CUDA: a cell in one launch is the cell") {
-  unsigned seed = 0;
-  for (const bool reduction : {false, true}) {
-    const int64_t scale = reduction ? 2 : 1;
-    for (const auto& [channels, archs, images, height, width] :
-         {std::array<int64_t, 5>{16, 2, 5, 8, 8}, {20, 1, 4, 7, 8}, {64, 3, 2, 5, 8}}) {
-      INFO(channels, " channels, ", archs, " architectures, ", images, " images");
-      check_path(wide_cell(channels, archs, images, height * scale - (reduction ? 1 : 0),
-                           width * scale, reduction, ++seed));
-    }
-    check_bits(wide_cell(16, 2, 3, 4 * scale, 4 * scale, reduction, ++seed));
-  }
-}
-
 TEST_CASE("CUDA: chains and edges that occur twice in one launch") {
   for (unsigned kind = 0; kind < 2; ++kind) {
     auto e = wide_cell(16, 2, 4, 8, 8, kind % 2 == 1, 20 + kind);
