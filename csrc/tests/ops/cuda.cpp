@@ -15,7 +15,6 @@
 // error.
 #include <doctest/doctest.h>
 
-#include <array>
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
