@@ -52,8 +52,8 @@ export PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 
 # Name and least number of seconds of each part, the most important first: what one leaves, the later
 # ones may use. Nothing goes without a build, which may take all but what the others need at least.
-names=(environment build tests search memcheck racecheck ops optimizer inpainting)
-least=(5 60 40 40 20 20 20 10 10)
+names=(environment build tests search kernels memcheck racecheck ops optimizer inpainting)
+least=(5 60 40 40 15 20 20 20 10 10)
 
 # Seconds that a part may take.
 limit_of() {
@@ -169,6 +169,9 @@ sanitize() {
   PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer "${options[@]}" "$python" bench/gpu_small.py
 }
 
+# Which kernels a search runs, and how long they take; into the log, too.
+kernels() { "$python" bench/gpu_kernels.py --json "$out/kernels.json"; }
+
 bench() {
   local options=(--device "$device" --json "$out/$1.json")
   [ "$device" = cpu ] && options+=(--quick)
@@ -177,7 +180,7 @@ bench() {
 
 # A function of this script as a command that timeout can run.
 export root python device package scratch out
-for name in environment build copy workers tests sanitize bench; do
+for name in environment build copy workers tests sanitize kernels bench; do
   export -f "${name?}"
 done
 run() { local part=$1; shift; part "$part" bash -c "$*"; }
@@ -194,7 +197,7 @@ cd "$scratch/package" || exit 1
 export PYTHONPATH="$scratch/package"
 for name in "${names[@]:2}"; do
   case $name in
-    tests) command=tests ;;
+    tests | kernels) command=$name ;;
     memcheck | racecheck) command="sanitize $name" ;;
     optimizer) command="bench gpu_optimizer" ;;
     search) command="bench gpu_search_step" ;;
@@ -203,7 +206,7 @@ for name in "${names[@]:2}"; do
   esac
   if [ $usable = no ]; then
     note $name "skipped: no build" 0
-  elif [ "$device" = cpu ] && [[ $command == sanitize* ]]; then
+  elif [ "$device" = cpu ] && [[ $command =~ ^(sanitize|kernels) ]]; then
     note $name "skipped: --cpu" 0
   else
     run $name "$command"

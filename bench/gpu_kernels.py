@@ -9,6 +9,7 @@ Run with ``python bench/gpu_kernels.py [--precision bfloat16] [--trace PATH] [--
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import sys
@@ -20,7 +21,6 @@ from typing import Any
 import torch
 from gpu_search_step import PAPER, PAPER_TASK, random_images
 from gpu_timing import PRECISIONS, allow_tf32, describe
-from table import options
 
 import asng_ext as asng
 from asng_ext.engine.search import search
@@ -54,7 +54,8 @@ def short(name: str) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = options(__doc__, quick="unused")
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
+    parser.add_argument("--json", metavar="PATH", help="write the table as JSON")
     parser.add_argument("--precision", default="TF32", choices=PRECISIONS)
     parser.add_argument("--trace", help="where to write a trace for Perfetto or chrome://tracing")
     args = parser.parse_args(argv)

@@ -110,6 +110,7 @@ def test_a_part_that_fails_does_not_hide_the_others(tmp_path: Path) -> None:
         "environment": "passed",
         "build": "skipped: --package",
         "tests": "passed",
+        "kernels": "skipped: --cpu",
         "memcheck": "skipped: --cpu",
         "racecheck": "skipped: --cpu",
         "optimizer": "failed (3)",
