@@ -34,10 +34,10 @@ __device__ int stage_count(const Dag<V>& dag, const PlannedEdge& edge) {
 // of phase p begin at before[p].
 struct alignas(16) Schedule {
   PlannedEdge edges[kMostEdges];
-  int stage_count[kMostEdges];  // normalizations of an edge, one after the other
-  int start[kMostEdges];        // the phase from which on the edge's input is there
-  int ready[2 + kMostNodes];    // the phase from which on a state is there
-  int phases;                   // in the last one there is nothing left to normalize
+  int stage_count[kMostEdges];
+  int start[kMostEdges];      // the phase from which on the edge's input is there
+  int ready[2 + kMostNodes];  // the phase from which on a state is there
+  int phases;                 // in the last one there is nothing left to normalize
   int stages_before[kMostPhases + 1], nodes_before[kMostPhases + 1];
   int stages[2 * kMostEdges];  // 2·edge + stage
   int nodes[kMostNodes];
@@ -51,10 +51,7 @@ __device__ void make_schedule(const Dag<V>& dag, int arch, Schedule& s) {
   if (t < edges) {
     const PlannedEdge edge = dag.plan[shape.slot(arch, 0, 0) + t];
     s.edges[t] = edge;
-    s.stage_count[t] = edge.multiplicity == 0 ? 0
-                       : dag.separable(edge)  ? 2
-                       : dag.factorized(edge) ? 1
-                                              : 0;
+    s.stage_count[t] = stage_count(dag, edge);
   }
   __syncthreads();
   if (t == 0) {
