@@ -89,7 +89,7 @@ def layer(
         population = torch.from_numpy(drawn).to(device)
         index = [indices[kind] for indices in fused._index_tensors(population, device)]
         runs = [
-            lambda: [cells[0](*wide, *index)],
+            lambda: [cells[0](*wide, *index)[0]],
             lambda: [cells[1](prev_prev, prev, architecture) for architecture in parsed],
         ]
 
