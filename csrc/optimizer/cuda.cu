@@ -540,8 +540,7 @@ __global__ void __launch_bounds__(lanes > 1 ? kMostTellThreads : kTellThreads, l
     __syncthreads();
     if (shares) {
       if (threadIdx.x == 0) {
-        __threadfence();
-        atomicAdd(arrivals, 1ull);
+        arrive(arrivals);
         wait_for(arrivals, gridDim.x);
       }
       __syncthreads();

@@ -124,9 +124,6 @@ __device__ __forceinline__ float2 load_pair(const BFloat16* from) {
 __device__ __forceinline__ void store_pair(float* to, const float2& v) {
   *reinterpret_cast<float2*>(to) = v;
 }
-__device__ __forceinline__ void store_quad(float* to, const Vec4<float>& v) {
-  store_shared(to, v.v[0], v.v[1], v.v[2], v.v[3]);
-}
 // To global memory; returns the values as they will be read.
 __device__ __forceinline__ float2 write_pair(float* to, const float2& v) {
   write_at_once(to, make_uint2(__float_as_uint(v.x), __float_as_uint(v.y)));
@@ -215,14 +212,14 @@ __device__ __forceinline__ void fill_border(int height, int width, float* to) {
   for (unsigned i = threadIdx.x; i < (tiled(height) + 2u * kBorder) * C; i += kCellThreads) {
     const unsigned pixel = i % C / Cut<C>::kQuads, c = i % Cut<C>::kQuads * 4;
     const unsigned column = pixel < kBorder ? pixel : width + pixel;
-    store_quad(to + i / C * kRowValues + column * C + c, zeros);
+    store_vec4(to + i / C * kRowValues + column * C + c, zeros);
   }
 #pragma unroll 1
   for (int row = 0; row < kBorder + below; ++row) {
     float* at = to + (row < kBorder ? row : height + row) * kRowValues + kBorder * C;
 #pragma unroll 1
     for (int i = threadIdx.x; i < width * Cut<C>::kQuads; i += kCellThreads) {
-      store_quad(at + i * 4, zeros);
+      store_vec4(at + i * 4, zeros);
     }
   }
 }
@@ -255,7 +252,7 @@ __device__ __forceinline__ void fill_source(const State<V>& from, int image, int
         Vec4<float> value = shift;
         add_product(value, v[i], scale);
         value = exists(y, column) ? relu_vec4(value) : fill_vec4(0.0f);
-        store_quad(to + (y + kBorder) * kPitch * C + Cut<C>::place(column + kBorder, c), value);
+        store_vec4(to + (y + kBorder) * kPitch * C + Cut<C>::place(column + kBorder, c), value);
       });
 }
 
@@ -273,7 +270,7 @@ __device__ __forceinline__ void fill_grads(const V* g, const V* z, const float* 
         right[i] = load_vec4(z + pixel * C + c);
       },
       [&](int i, int, int y, int x) {
-        store_quad(to + (y + kBorder) * Cut<C>::kPitch * C + Cut<C>::place(x + kBorder, c),
+        store_vec4(to + (y + kBorder) * Cut<C>::kPitch * C + Cut<C>::place(x + kBorder, c),
                    rounded<kExact>(norm_gradient_vec4(left[i], right[i], coefficients, C, c)));
       });
 }
@@ -306,7 +303,7 @@ struct CarriedWeight : Carried<C * C / 4> {
   template <bool kExact>
   __device__ __forceinline__ void store(float* to) {
     this->for_each([&](const Vec4<float>& value, unsigned i) {
-      store_quad(to + i / C * Cut<C>::kRow + i % C, rounded<kExact>(value));
+      store_vec4(to + i / C * Cut<C>::kRow + i % C, rounded<kExact>(value));
     });
   }
 };
@@ -363,7 +360,7 @@ __device__ __forceinline__ void finish_outer(const float (&sums)[C / 16][2][4], 
                                 sums[m][0][2 * half + 1], sums[m][1][2 * half + 1]}};
           float* at = copy + (m * 16 + half * 8 + g) * C + Place::group() + 4 * t;
           if (turn > 0) value += load_vec4(at);
-          store_quad(at, value);
+          store_vec4(at, value);
         }
       }
     }
@@ -671,7 +668,7 @@ __device__ __forceinline__ void stage(const Job<V>& job, const Readers& readers,
     if (!adds) {
       weight_quads.template store<kExact>(weight);
       tap_quads.for_each(
-          [&](const Vec4<float>& value, unsigned j) { store_quad(taps + j, value); });
+          [&](const Vec4<float>& value, unsigned j) { store_vec4(taps + j, value); });
     }
     __syncthreads();
     if (second && !adds) prefetch_state(dag, readers, edge.input);
@@ -881,7 +878,7 @@ __device__ void finish_state(const Job<V>& job, const Readers& readers, int inde
       float* place = images + staged++ * out_size;
 #pragma unroll 4
       for (int j = threadIdx.x * 4; j < out_size; j += kCellThreads * 4) {
-        store_quad(place + j, load_vec4(from + j));
+        store_vec4(place + j, load_vec4(from + j));
       }
     }
     __syncthreads();

@@ -15,10 +15,6 @@ inline constexpr int kPixel = C % 32 == 0 ? C : C + 4;
 template <int C>
 inline constexpr int kRow = C + 4;
 
-__device__ __forceinline__ void store_shared(float* to, const Vec4<float>& v) {
-  store_shared(to, v.v[0], v.v[1], v.v[2], v.v[3]);
-}
-
 // Threads that are four channels of one pixel apart, and the pixels in between.
 template <int C>
 inline constexpr int kQuads = C / 4;
@@ -60,7 +56,7 @@ __device__ __noinline__ void fill_image(const V* x, const float* norm, float lea
 #pragma unroll
       for (int j = 0; j < 4; ++j) value.v[j] = max_or_nan(value.v[j], least);
       const int row = static_cast<int>(multiply_high(pixel, per_row));
-      store_shared(inside + (row * columns + pixel - row * width) * kPixel<C>, value);
+      store_vec4(inside + (row * columns + pixel - row * width) * kPixel<C>, value);
     }
   }
   // The margins: whole rows above and below, and what is left of a row.
@@ -68,13 +64,13 @@ __device__ __noinline__ void fill_image(const V* x, const float* norm, float lea
   const int above = (begin - top) * columns, below = (top + rows - end) * columns;
   for (int i = slot; i < above + below; i += kStep<C>) {
     const int at = i < above ? i : i + (end - begin) * columns;
-    store_shared(to + at * kPixel<C> + c, outside);
+    store_vec4(to + at * kPixel<C> + c, outside);
   }
   const int sides = columns - width;
   for (int i = slot; i < (end - begin) * sides; i += kStep<C>) {
     const int row = i / sides, place = i - row * sides;
     const int at = above + row * columns + (place < margin ? place : place + width);
-    store_shared(to + at * kPixel<C> + c, outside);
+    store_vec4(to + at * kPixel<C> + c, outside);
   }
 }
 
@@ -139,7 +135,7 @@ __device__ void depthwise_strip(const float* source, int columns, const float* t
             sums[r][p].v[i] = __uint_as_float(to_tf32(sums[r][p].v[i]));
           }
         }
-        store_shared(to + ((y + r) * width + x + p) * kRow<C> + c, sums[r][p]);
+        store_vec4(to + ((y + r) * width + x + p) * kRow<C> + c, sums[r][p]);
       }
     }
   }
@@ -163,7 +159,7 @@ __device__ void fill_every_second(const V* x, const float* norm, int height, int
 #pragma unroll
       for (int i = 0; i < 4; ++i) value.v[i] = __uint_as_float(to_tf32(value.v[i]));
     }
-    store_shared(to + p * kRow<C> + c, value);
+    store_vec4(to + p * kRow<C> + c, value);
   }
 }
 
