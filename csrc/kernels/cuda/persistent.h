@@ -109,25 +109,36 @@ struct Meeting {
   int64_t size(int archs) const { return 2 * static_cast<int64_t>(archs) * blocks * columns; }
 };
 
-// Adds up the sums of all blocks of this block's architecture, `columns` of them, a multiple of 4,
-// in `totals`: in the order of the blocks, whatever the order in which they come. `round` counts
-// the calls from 0 on. `scratch` is shared memory for 4·kCellThreads doubles.
-__device__ inline void meet(const Meeting& meeting, int round, int columns, double* totals,
-                            double* scratch) {
-  const int arch = blockIdx.y, t = threadIdx.x;
+// Hands on this block's `columns` sums, which are zeros afterwards, and returns those of all blocks
+// of its architecture, (blocks, meeting.columns), when they are there. `round` counts the calls
+// from 0 on.
+__device__ inline const float* exchange(const Meeting& meeting, int round, int columns,
+                                        double* totals) {
   // Blocks that are still reading the sums of the last round are let be.
-  float* parts = meeting.parts + (static_cast<int64_t>(round % 2) * gridDim.y + arch) *
+  float* parts = meeting.parts + (static_cast<int64_t>(round % 2) * gridDim.y + blockIdx.y) *
                                      meeting.blocks * meeting.columns;
   __syncthreads();
-  for (int j = t; j < columns; j += kCellThreads) {
+  for (int j = threadIdx.x; j < columns; j += kCellThreads) {
     parts[static_cast<int64_t>(blockIdx.x) * meeting.columns + j] = static_cast<float>(totals[j]);
+    totals[j] = 0;
   }
   __syncthreads();
-  if (t == 0) {
-    arrive(meeting.arrivals + arch);
-    wait_for(meeting.arrivals + arch, static_cast<unsigned long long>(round + 1) * meeting.blocks);
+  if (threadIdx.x == 0) {
+    unsigned long long* arrivals = meeting.arrivals + blockIdx.y;
+    arrive(arrivals);
+    wait_for(arrivals, static_cast<unsigned long long>(round + 1) * meeting.blocks);
   }
   __syncthreads();
+  return parts;
+}
+
+// Adds up the sums of all blocks of this block's architecture, `columns` of them, a multiple of 4,
+// in `totals`: in the order of the blocks, whatever the order in which they come. `scratch` is
+// shared memory for 4·kCellThreads doubles.
+__device__ inline void meet(const Meeting& meeting, int round, int columns, double* totals,
+                            double* scratch) {
+  const int t = threadIdx.x;
+  const float* parts = exchange(meeting, round, columns, totals);
   const int quads = columns / 4, width = min(quads, kCellThreads);
   const int slices = min(kCellThreads / width, 16), slice = t / width, lane = t - slice * width;
   for (int first = 0; first < quads; first += width) {
@@ -164,28 +175,15 @@ inline constexpr int kMeetingDoubles = kMeetingItems<C> * kCellWarps * 2 * C;
 
 // Adds up the sums of all blocks of this block's architecture, two kinds for each channel of
 // `items` items, in the order of the blocks, whatever the order in which they come. `totals`
-// (items, 2, C) are those of this block, and are zeros afterwards; `round` counts the calls from 0
-// on; `scratch` is shared memory. Calls finish(item, channel, first, second).
+// (items, 2, C) are those of this block, and are zeros afterwards; `scratch` is shared memory.
+// Calls finish(item, channel, first, second).
 template <int C, class Finish>
 __device__ void meet(const Meeting& meeting, int round, int items, double* totals, double* scratch,
                      Finish finish) {
   constexpr int kQuads = C / 2, kSlices = kCellThreads / kQuads, kInWarp = 32 / kQuads;
   constexpr int kItems = kMeetingItems<C>;
-  const int arch = blockIdx.y, t = threadIdx.x;
-  // Blocks that are still reading the sums of the last round are let be.
-  float* parts = meeting.parts + (static_cast<int64_t>(round % 2) * gridDim.y + arch) *
-                                     meeting.blocks * meeting.columns;
-  __syncthreads();
-  for (int j = t; j < items * 2 * C; j += kCellThreads) {
-    parts[static_cast<int64_t>(blockIdx.x) * meeting.columns + j] = static_cast<float>(totals[j]);
-    totals[j] = 0;
-  }
-  __syncthreads();
-  if (t == 0) {
-    arrive(meeting.arrivals + arch);
-    wait_for(meeting.arrivals + arch, static_cast<unsigned long long>(round + 1) * meeting.blocks);
-  }
-  __syncthreads();
+  const int t = threadIdx.x;
+  const float* parts = exchange(meeting, round, items * 2 * C, totals);
   const int quad = t % kQuads, slice = t / kQuads;
   for (int first = 0; first < items; first += kItems) {
     double sums[kItems][4] = {};
