@@ -59,6 +59,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--precision", default="TF32", choices=PRECISIONS)
     parser.add_argument("--trace", help="where to write a trace for Perfetto or chrome://tracing")
     args = parser.parse_args(argv)
+    if not torch.cuda.is_available():
+        parser.error("there is no CUDA device")
     device = torch.device("cuda")
     print(describe(device))
     data = random_images((FIRST + COUNT + 2) * 2 * PAPER.batch_size, 32)
