@@ -280,11 +280,17 @@ class ClassificationTask(ImageTask[ClassificationConfig]):
             "parameters_auxiliary": parameter_count(network, auxiliary=True) - parameters,
         }
 
-    def draw_architecture(self, values: Mapping[str, Any], path: Path) -> None:
-        """Draws both kinds of cells."""
+    def draw_architecture(
+        self,
+        values: Mapping[str, Any],
+        path: Path,
+        near_ties: Mapping[str, Mapping[str, float]] = MappingProxyType({}),
+    ) -> None:
+        """Draws both kinds of cells, with the sizes of the final network."""
         from asng_ext.plots import draw_cells
 
-        draw_cells(self.cell_space, self.cell_space.to_indices(values), path)
+        indices, sizes = self.cell_space.to_indices(values), self.summary(values)
+        draw_cells(self.cell_space, indices, path, sizes=sizes, near_ties=near_ties)
 
     def draw_results(self, network: nn.Module, folder: Path) -> None:
         """Draws which classes test images are taken for into confusion.png, and those that are
