@@ -117,10 +117,16 @@ def read_image(path: Path | str, image_size: tuple[int, int], channels: int) -> 
     try:
         if not path.is_file():  # opening a pipe would block until something is written into it
             raise OSError("it is no file")
+        height, width = image_size
         with pillow.open(path, formats=_FORMATS) as image:
+            left, _, right, _ = _central(image.size, image_size)
+            if right - left >= width:
+                # A JPEG may be decoded at a fraction of its size, if that is enough.
+                image.draft(mode, tuple(2 * width * side // (right - left) for side in image.size))
             part = image.crop(_central(image.size, image_size))
+            if part.mode[0] == "I":  # 16 bits, which Pillow would clip at 255
+                part = pillow.fromarray((np.asarray(part) >> 8).clip(0, 255).astype(np.uint8))
             part = part if part.mode == mode else part.convert(mode)
-            height, width = image_size
             fitted = part.resize((width, height), pillow.Resampling.BILINEAR)
             pixels = torch.from_numpy(np.array(fitted, dtype=np.uint8))
     except (OSError, SyntaxError, ValueError, MemoryError, pillow.DecompressionBombError) as error:
