@@ -311,12 +311,13 @@ class ClassificationTask(ImageTask[ClassificationConfig]):
         wrong = (taken != labels).nonzero()[:, 0]
         worst = wrong[own[wrong].argsort(stable=True)[:_SHOWN]]
         images = data.test.images.index_select(0, worst.to(data.device)).permute(0, 3, 1, 2) / 255
+        title = f"Mistakes: {len(wrong):,} of {len(labels):,} test images"
         draw_mistakes(
             images,
             [names[label] for label in labels[worst]],
             [(names[label], float(p)) for label, p in zip(taken[worst], sure[worst])],
             folder / "mistakes.png",
-            title=f"The worst of {len(wrong):,} mistakes in {len(labels):,} test images",
+            title=title + ", the worst of them" * (len(wrong) > len(worst)),
         )
 
     def _test(self, run: Any) -> dict[str, float]:

@@ -13,6 +13,7 @@ from pictures import count, pixels
 from torch import Tensor, nn
 
 from asng_ext import plots
+from asng_ext.tasks import classification
 
 
 def test_counts_and_shares_are_written(tmp_path: Path, texts: list[str]) -> None:
@@ -112,7 +113,7 @@ def test_the_task_draws_what_its_network_gets_wrong(
     task.draw_results(Shifted(labels), tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"confusion.png", "mistakes.png"}
     assert "47 of 50 test images recognized" in texts
-    assert "The worst of 3 mistakes in 50 test images" in texts
+    assert "Mistakes: 3 of 50 test images" in texts
     captions = [text for text in texts if "taken for\n" in text]
     shares = [torch.tensor([3.0, 4.0 + n, *[0.0] * 8]).softmax(0)[1] for n in (2, 1, 0)]
     assert captions == [
@@ -121,3 +122,7 @@ def test_the_task_draws_what_its_network_gets_wrong(
     ]
     images = task.data.test.images[:3].flip(0).permute(0, 3, 1, 2)
     assert torch.equal((given[0] * 255).round(), images.float())
+    monkeypatch.setattr(classification, "_SHOWN", 2)
+    task.draw_results(Shifted(labels), tmp_path)
+    assert "Mistakes: 3 of 50 test images, the worst of them" in texts
+    assert torch.equal(given[1], given[0][:2])
