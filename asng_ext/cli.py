@@ -181,7 +181,7 @@ def _parser() -> argparse.ArgumentParser:
             "--preset",
             choices=sorted(kind.presets),
             default=None,
-            help="settings to start from, which each option names; by default those of the data",
+            help="settings to start from; by default those of the data set",
         )
         task.add_argument("--config", metavar="FILE", help="settings as a TOML file")
         _add_section(task, "task", kind.config, title=kind.name, kind=kind)
