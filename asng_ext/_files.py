@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
-__all__ = ["LEFTOVER", "read_text", "with_remedy", "write_atomically"]
+__all__ = ["LEFTOVER", "read_text", "remove_leftovers", "with_remedy", "write_atomically"]
 
-LEFTOVER = re.compile(r"\..+\.(toml|csv|json|pt|png)\.\d+\.tmp")
+LEFTOVER = re.compile(r"\..+\.(toml|csv|json|pt|png|pt2|onnx|safetensors)\.\d+\.tmp")
 """Names under which :func:`write_atomically` writes the files of a run."""
 
 _REMEDIES = {
@@ -67,6 +67,21 @@ def write_atomically(
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
         _sync_folder(path.parent)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Removes what :func:`write_atomically` left beside a file where its process was killed."""
+    prefix, suffix = f".{path.name}.", ".tmp"
+    with with_remedy(path.parent):
+        for entry in path.parent.iterdir():
+            number = entry.name.removeprefix(prefix).removesuffix(suffix)
+            if f"{prefix}{number}{suffix}" == entry.name and number.isdecimal():
+                try:
+                    os.kill(int(number), 0)  # only asks whether there is such a process
+                except ProcessLookupError:
+                    entry.unlink(missing_ok=True)
+                except (OSError, OverflowError):
+                    continue  # another user's, or no number of a process
 
 
 def _keep(path: Path, previous: Path) -> None:

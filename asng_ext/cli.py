@@ -1,5 +1,5 @@
 """The command line: ``asng demo``, ``search``, ``resume``, ``retrain``, ``evaluate``, ``show``,
-``export``, ``toy``."""
+``predict``, ``export``, ``toy``."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import datetime
 import importlib.util
+import json
 import os
 import shlex
 import signal
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, get_type_hints
 
 from asng_ext import __version__, optimizers, tasks
-from asng_ext._checks import check_one_process
+from asng_ext._checks import check_one_process, check_positive
 from asng_ext._terminal import STDERR, say, tell
 from asng_ext._threads import spin_briefly
 from asng_ext.runs.config import RetrainConfig, SearchConfig, load_toml
@@ -209,6 +210,23 @@ def _parser() -> argparse.ArgumentParser:
         help="say what a run has found, how good it is, and what to type next",
         description="Works in every state of a run, and changes nothing.",
     )
+    predict = commands.add_parser(
+        "predict",
+        help="classify images by the retrained network of a run, or restore them",
+        description="An image of another size or shape is prepared as a folder of training images "
+        "is: its central part is scaled. For a network that restores images missing pixels are "
+        "black, and the restored ones are written as PNG files.",
+    )
+    predict.add_argument("folder", metavar="RUN", help="run folder, or a network.pt alone")
+    predict.add_argument("images", metavar="IMAGE", nargs="+", help="a file, or a folder of them")
+    predict.add_argument(
+        "--top", type=int, metavar="K", default=None, help="the most likely classes to show (3)"
+    )
+    predict.add_argument(
+        "--out", metavar="FOLDER", default=None, help="of the restored images (restored)"
+    )
+    predict.add_argument("--json", action="store_true", help="an object of JSON per image and line")
+    predict.set_defaults(run=_predict)
     export = commands.add_parser(
         "export",
         help="write the retrained network of a run for other programs",
@@ -439,6 +457,70 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 def _show(args: argparse.Namespace) -> None:
     tell(report(RunFolder.open(args.folder)))
+
+
+def _predict(args: argparse.Namespace) -> None:
+    from asng_ext.predict import UnreadableImageError, image_files, predict, write_image
+    from asng_ext.retrained import ImageClassifier, load_network
+
+    files = image_files(args.images)
+    network = load_network(args.folder)
+    classifies = isinstance(network, ImageClassifier)
+    names = network.class_names if isinstance(network, ImageClassifier) else ()
+    outputs: dict[Path, Path] = {}
+    if classifies and args.out is not None:
+        raise ValueError("--out is for networks that restore images; this one classifies them")
+    if not classifies:
+        if args.top is not None:
+            raise ValueError("--top is for networks that classify images; this one restores them")
+        outputs = _outputs(files, Path(args.out or "restored"))
+    count = 3 if args.top is None else args.top
+    check_positive("--top", count)
+    unreadable = []
+    for path, result in predict(network, files):
+        shown: dict[str, Any] = {"image": str(path)}
+        if isinstance(result, UnreadableImageError):
+            unreadable.append(result)
+            shown["error"] = text = str(result)
+        elif classifies:
+            likely = result.sort(descending=True, stable=True)
+            pairs = list(zip(likely.indices.tolist(), likely.values.tolist()))[:count]
+            shown["probabilities"] = {names[index]: value for index, value in pairs}
+            text = ", ".join(f"{names[index]} {value:.3f}" for index, value in pairs)
+            text = f"{path}: {text}"
+        else:
+            outputs[path].parent.mkdir(parents=True, exist_ok=True)
+            write_image(result, outputs[path])
+            shown["restored"] = str(outputs[path])
+            text = f"{path}: restored as {outputs[path]}"
+        if args.json:
+            tell(json.dumps(shown, ensure_ascii=False))
+        elif "error" not in shown:
+            tell(text)
+        elif len(files) > 1:
+            say(STDERR, f"asng: {text}\n")
+    if len(files) == 1 and unreadable:
+        raise unreadable[0]
+    if unreadable:
+        raise ValueError(f"{len(unreadable)} of {len(files)} images cannot be read")
+
+
+def _outputs(files: Sequence[Path], folder: Path) -> dict[Path, Path]:
+    """Where the image that is made of each file goes: by its name, as PNG, into the folder. No file
+    is read and written, or written twice."""
+    inputs = {path.resolve() for path in files}
+    made_of: dict[Path, Path] = {}
+    for path in files:
+        output = folder / f"{path.stem}.png"
+        if output.resolve() in inputs:
+            raise ValueError(
+                f"--out must be a folder without the images that are read, got {folder}"
+            )
+        if (other := made_of.setdefault(output, path)) != path:
+            raise ValueError(
+                f"images must have different names: {output} would be {other} and {path}"
+            )
+    return {path: output for output, path in made_of.items()}
 
 
 def _export(args: argparse.Namespace) -> None:

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from asng_ext import __version__
-from asng_ext._files import write_atomically
+from asng_ext._files import remove_leftovers, write_atomically
 from asng_ext.retrained import ImageClassifier, ImageRestorer, from_safetensors
+from asng_ext.runs.folder import RunFolder
 
 __all__ = ["FORMATS", "Format", "export_network"]
 
@@ -76,6 +77,7 @@ def export_network(network: Network, path: Path | str, format: str = "torch-expo
             results differ from the network's by more than rounding.
         ImportError: If the format needs a package that is not installed.
         OSError: If the file cannot be written.
+        BlockingIOError: If it is to be in a run folder that another process uses.
     """
     if format not in FORMATS:
         raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
@@ -90,6 +92,8 @@ def export_network(network: Network, path: Path | str, format: str = "torch-expo
             f"the format {format} needs {' and '.join(missing)}: "
             f"pip install {' '.join(missing)} (or asng-ext[export])"
         )
+    run = RunFolder(path.parent)  # whose next user would remove what is half written
+    lock = run.lock() if run.file("config.toml").is_file() else contextlib.nullcontext()
     difference = 0.0
 
     def write(file: IO[bytes]) -> None:
@@ -99,7 +103,9 @@ def export_network(network: Network, path: Path | str, format: str = "torch-expo
             file.flush()
             difference = _difference(network, chosen.read(Path(file.name)), path)
 
-    write_atomically(path, write)
+    with lock:
+        remove_leftovers(path)
+        write_atomically(path, write)
     return difference
 
 

@@ -62,7 +62,8 @@ def test_retrain_and_evaluate(searched: Path, capsys: pytest.CaptureFixture[str]
     printed = capsys.readouterr().out
     results = json.loads((searched / "results.json").read_text())
     assert f"test accuracy: {results['accuracy']:.4f}" in printed
-    assert (searched / "retrain.png").is_file()
+    for name in ("retrain.png", "confusion.png", "mistakes.png"):
+        assert (searched / name).is_file()
     assert RunFolder.open(searched).read_config()["retrain"]["epochs"] == 3
     assert asng("evaluate", searched) == 0
     assert f"test accuracy: {results['accuracy']:.4f}" in capsys.readouterr().out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -16,8 +17,10 @@ import torch
 
 import asng_ext as asng
 from asng_ext import cli, export
+from asng_ext._files import remove_leftovers
 from asng_ext.export import FORMATS, export_network
 from asng_ext.retrained import ImageClassifier, ImageRestorer
+from asng_ext.runs.folder import RunFolder
 
 
 @pytest.fixture(scope="module")
@@ -169,6 +172,59 @@ def test_a_file_of_other_results_is_not_there(
         export_network(cast(Any, network), out)
     assert [path.name for path in tmp_path.iterdir()] == ["it.pt2"]
     assert out.read_text() == "what was there"
+
+
+@pytest.mark.parametrize("where", ["run", "elsewhere"])
+@pytest.mark.parametrize("suffix", [each.suffix for each in FORMATS.values()])
+def test_what_was_killed_is_removed_by_the_next(
+    runs: dict[str, Path], tmp_path: Path, where: str, suffix: str
+) -> None:
+    folder = tmp_path / where
+    if where == "run":
+        shutil.copytree(runs["classifier"], folder)
+    else:
+        folder.mkdir()
+    out = folder / f"it{suffix}"
+    code = f"""
+import os, signal, sys
+from pathlib import Path
+from asng_ext._files import write_atomically
+def write(file):
+    file.write(b"half")
+    file.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+write_atomically(Path({str(out)!r}), write)
+"""
+    killed = subprocess.run([sys.executable, "-c", code])
+    assert killed.returncode < 0
+    left = [path for path in folder.iterdir() if path.name.startswith(f".{out.name}.")]
+    assert [path.read_bytes() for path in left] == [b"half"]
+    # One that a process is writing, another file's, and what only looks like one.
+    others = {f".{out.name}.{os.getpid()}.tmp", f".other{suffix}.{left[0].name.split('.')[-2]}.tmp"}
+    others |= {f".{out.name}.x.tmp", f".{out.name}.{10**30}.tmp"}
+    for name in others:
+        (folder / name).write_text("mine")
+    if where == "run":
+        with RunFolder.open(folder).lock():
+            pass
+    remove_leftovers(out)
+    after = {path.name for path in folder.iterdir() if path.name.endswith(".tmp")}
+    assert left[0].name not in after
+    assert after == (others if where == "elsewhere" else {f".{out.name}.x.tmp"})
+
+
+def test_a_run_in_use_is_not_written_into(runs: dict[str, Path], tmp_path: Path) -> None:
+    network = asng.load_network(runs["classifier"])
+    shutil.copytree(runs["classifier"], tmp_path / "run")
+    with RunFolder.open(tmp_path / "run").lock():
+        with pytest.raises(BlockingIOError, match="is in use by process"):
+            export_network(network, tmp_path / "run" / "it.pt2")
+        assert not (tmp_path / "run" / "it.pt2").exists()
+        ended = subprocess.Popen([sys.executable, "-c", ""])
+        ended.wait()
+        (tmp_path / f".it.pt2.{ended.pid}.tmp").write_text("half")
+        export_network(network, tmp_path / "it.pt2")
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "it.pt2"}
 
 
 def test_what_is_wrong_is_named(

@@ -102,7 +102,7 @@ class Experiment:
             with run.lock():
                 experiment._write_architecture(architecture, {_GIVEN: True})
                 if _plots(stream) is not None:
-                    experiment.task.draw_architecture(architecture, run.file("architecture.png"))
+                    experiment._draw_architecture()
         return experiment
 
     @classmethod
@@ -162,8 +162,11 @@ class Experiment:
             theta: Any = optimizer.theta.categorical if known else ()  # type: ignore[attr-defined]
             names = list(self.task.space.categorical)
             likely = {name: float(row.max()) for name, row in zip(names, theta)}
-            self._write_architecture(result.architecture, {"probabilities": likely})
-            self._draw_search(result.architecture, result.rows, theta)
+            ties = _near_ties(self.task.space.categorical, theta)
+            self._write_architecture(
+                result.architecture, {"probabilities": likely, "near_ties": ties}
+            )
+            self._draw_search(result.rows, theta)
         return result.architecture
 
     def _write_architecture(self, values: Mapping[str, Any], more: Mapping[str, Any]) -> None:
@@ -270,6 +273,7 @@ class Experiment:
             rows = MetricsTable(self.run.file("retrain.csv"), keep=self.retrain_config.epochs).rows
             plots = _plots(self.stream)
             if plots is not None:
+                self._draw_architecture()  # of other sizes, perhaps
                 plots.plot_retrain(rows, self.run.file("retrain.png"))
                 self.task.draw_results(network, self.run.path)
         return tested
@@ -308,13 +312,23 @@ class Experiment:
         with autocast(made_with.get("precision", self.retrain_config.precision), self.device):
             return task.test(network)
 
-    def _draw_search(
-        self, architecture: Mapping[str, Any], rows: list[dict[str, float]], theta: Any
-    ) -> None:
+    def _draw_architecture(self) -> None:
+        content, values = self._found()
+        draw: Any = self.task.draw_architecture
+        more = {}
+        if "near_ties" in inspect.signature(draw).parameters:  # some tasks do not show them
+            with fitting(self.run.file(_ARCHITECTURE), "remove its entry near_ties"):
+                more["near_ties"] = {
+                    name: {str(value): float(p) for value, p in likely.items()}
+                    for name, likely in content.get("near_ties", {}).items()
+                }
+        draw(values, self.run.file("architecture.png"), **more)
+
+    def _draw_search(self, rows: list[dict[str, float]], theta: Any) -> None:
         plots = _plots(self.stream)
         if plots is None:
             return
-        self.task.draw_architecture(architecture, self.run.file("architecture.png"))
+        self._draw_architecture()
         plots.plot_search(rows, self.run.file("search.png"))
         labels = {
             name: [str(value) for value in variable.values]
@@ -323,6 +337,18 @@ class Experiment:
         }
         if labels and len(theta):
             plots.plot_theta(theta, list(labels), labels, self.run.file("theta.png"))
+
+
+def _near_ties(variables: Mapping[str, Categorical], theta: Any) -> dict[str, dict[str, float]]:
+    """The two most likely values of the variables where the second has half of the first's
+    probability at least."""
+    ties = {}
+    for (name, variable), row in zip(variables.items(), theta):
+        probabilities = dict(zip(map(str, variable.values), map(float, row)))
+        best = sorted(probabilities, key=lambda value: -probabilities[value])[:2]
+        if len(best) == 2 and probabilities[best[1]] >= probabilities[best[0]] / 2:
+            ties[name] = {value: probabilities[value] for value in best}
+    return ties
 
 
 def _checked(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

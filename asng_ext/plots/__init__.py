@@ -6,13 +6,17 @@ the caller's settings of matplotlib.
 
 from asng_ext.plots.autoencoder import draw_autoencoder
 from asng_ext.plots.cells import draw_cells
+from asng_ext.plots.confusion import draw_confusion
 from asng_ext.plots.curves import plot_retrain, plot_search
+from asng_ext.plots.mistakes import draw_mistakes
 from asng_ext.plots.restored import draw_restored
 from asng_ext.plots.theta import plot_theta
 
 __all__ = [
     "draw_autoencoder",
     "draw_cells",
+    "draw_confusion",
+    "draw_mistakes",
     "draw_restored",
     "plot_retrain",
     "plot_search",

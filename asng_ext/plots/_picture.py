@@ -38,6 +38,11 @@ OPERATION_STYLES = {
 }
 
 
+def shortened(text: str, most: int) -> str:
+    """The text, cut where it has more than so many characters."""
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
 @contextmanager
 def picture(path: FilePath) -> Iterator[Callable[[Figure], Path]]:
     """Checks the path, sets matplotlib's own defaults for a while, and gives the way to save."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 from asng_ext.plots._cell_layout import HEAD, Arrow, Box, Layout, lay_out
+from asng_ext.plots._notes import LINE, NearTies, draw_notes, notes
 from asng_ext.plots._picture import (
     DPI,
     GRAY,
@@ -28,9 +30,21 @@ __all__ = ["draw_cells"]
 LEGEND_WIDTH = 7.4
 INPUTS = 2
 """A cell's inputs are numbered before its nodes."""
+_INPUTS = ("older\ncell k−2", "newer\ncell k−1")
+_MEANINGS = (
+    "older and newer are the outputs of the cell before the last, k−2, and of the last, k−1.",
+    "A node is the sum of its two; output joins the nodes that no other reads, and projects them.",
+)
 
 
-def draw_cells(space: CellSpace, architecture: Architecture, path: FilePath) -> Path:
+def draw_cells(
+    space: CellSpace,
+    architecture: Architecture,
+    path: FilePath,
+    *,
+    sizes: Mapping[str, Any] = MappingProxyType({}),
+    near_ties: NearTies = MappingProxyType({}),
+) -> Path:
     """Draws the normal cell and the reduction cell as graphs that run from left to right.
 
     Arrows carry the operations; a node is the sum of its two. The nodes that no other node reads
@@ -40,6 +54,9 @@ def draw_cells(space: CellSpace, architecture: Architecture, path: FilePath) -> 
         space: The space of the architecture.
         architecture: The value of every variable, (d,).
         path: Where to write the picture.
+        sizes: Of the network, by name; numbers are written below.
+        near_ties: Probabilities of variables for which another value is nearly as likely as that of
+            the architecture, by variable and value; the nearest are written below.
 
     Returns:
         The path.
@@ -59,7 +76,8 @@ def draw_cells(space: CellSpace, architecture: Architecture, path: FilePath) -> 
             )
             layouts.append(lay_out(cell, 0.16 + 0.076 * max(len(text) for text in texts)))
         first, second = layouts
-        margin, title, legend = 0.25, 0.36, 0.75
+        below = [*_MEANINGS, *notes(sizes, near_ties)]
+        margin, title, legend = 0.25, 0.36, 0.85 + LINE * len(below)
         beside = first.width + second.width <= 10
         if beside:
             width = first.width + second.width + 0.8
@@ -80,6 +98,7 @@ def draw_cells(space: CellSpace, architecture: Architecture, path: FilePath) -> 
         for layout, kind, (x, y) in zip(layouts, space.KINDS, corners):
             axes.text(x, y, f"{kind.capitalize()} cell", size=13, weight="bold", va="top")
             _draw_cell(axes, layout, x, y - title - layout.height, kind == "reduction")
+        draw_notes(axes, 0, -0.15, below)
         _draw_legend(figure, layouts)
         return save(figure)
 
@@ -115,11 +134,11 @@ def _draw_cell(axes: Axes, layout: Layout, x: float, y: float, reduction: bool) 
         if INPUTS <= k < output:
             _draw_box(axes, box, x, y, str(k - INPUTS), size=12, fill="#f4f1e8", edge=INK, ink=INK)
         elif k in used or k == output:
-            text = ("older", "newer")[k] if k < INPUTS else "output"
-            _draw_box(axes, box, x, y, text, size=10, fill="#e4e9f0", edge=INK, ink=INK)
+            text = _INPUTS[k] if k < INPUTS else "output"
+            _draw_box(axes, box, x, y, text, size=9.5, fill="#e4e9f0", edge=INK, ink=INK)
         else:
-            text = ("older", "newer")[k] + "\n(unused)"
-            _draw_box(axes, box, x, y, text, size=8.5, fill="white", edge="#aaaaaa", ink=GRAY)
+            text = _INPUTS[k] + "\n(unused)"
+            _draw_box(axes, box, x, y, text, size=7.5, fill="white", edge="#aaaaaa", ink=GRAY)
 
 
 def _curve(arrow: Arrow, x: float, y: float) -> tuple[list[tuple[float, float]], list[int]]:

@@ -21,6 +21,8 @@ Rows: TypeAlias = Sequence[Mapping[str, float]]
 def plot_search(rows: Rows, path: FilePath) -> Path:
     """Plots a search over its epochs: losses, accuracies, other metrics, convergence with δ.
 
+    A line above the panels says which curves are means over samples.
+
     What no row has is left out. Values that are missing or not finite are passed over, so lines
     join the epochs that were measured.
 
@@ -43,14 +45,14 @@ def plot_search(rows: Rows, path: FilePath) -> Path:
         limits=(-0.02, 1.02),
         other=_Line("delta", "δ, right axis", INK),
     )
-    return _plot_rows(rows, [*_metric_panels(rows, sets), convergence], path)
+    return _plot_rows(rows, [*_metric_panels(rows, sets), convergence], path, note=_OF_SAMPLES)
 
 
 def plot_retrain(rows: Rows, path: FilePath) -> Path:
     """Plots a retraining over its epochs: losses, accuracies, other metrics, learning rate.
 
-    What no row has is left out. Values that are missing or not finite are passed over, so lines
-    join the epochs that were measured.
+    The axis of losses is logarithmic. What no row has is left out. Values that are missing, not
+    finite or, of a loss, not positive are passed over, so lines join the epochs that were measured.
 
     Args:
         rows: One per epoch, with "epoch" and any of "learning_rate" and the metrics "train_…" and
@@ -66,10 +68,17 @@ def plot_retrain(rows: Rows, path: FilePath) -> Path:
     """
     sets = {"train": "training data", "test": "test data"}
     rate = _Panel("learning rate", [_Line("learning_rate", "learning rate", PURPLE)])
-    return _plot_rows(rows, [*_metric_panels(rows, sets), rate], path)
+    panels = [
+        panel._replace(logarithmic=panel.name == "loss") for panel in _metric_panels(rows, sets)
+    ]
+    return _plot_rows(rows, [*panels, rate], path)
 
 
 _OF_INPUT = "_corrupted"
+_OF_SAMPLES = (
+    "On data for the weights and for θ: means over the architectures that were sampled.\n"
+    "On test data: the architecture that was most likely after the epoch."
+)
 
 
 class _Line(NamedTuple):
@@ -86,6 +95,8 @@ class _Panel(NamedTuple):
     """Drawn on a logarithmic axis on the right."""
     reference: _Line | None = None
     """Drawn as a level: its last value."""
+    logarithmic: bool = False
+    """Whether the axis on the left is, as far as there are positive values."""
 
 
 def _metric_panels(rows: Rows, sets: Mapping[str, str]) -> list[_Panel]:
@@ -112,7 +123,7 @@ def _metric_panels(rows: Rows, sets: Mapping[str, str]) -> list[_Panel]:
     ]
 
 
-def _plot_rows(rows: Rows, panels: Sequence[_Panel], path: FilePath) -> Path:
+def _plot_rows(rows: Rows, panels: Sequence[_Panel], path: FilePath, note: str = "") -> Path:
     if not rows:
         raise ValueError("rows must hold at least one epoch, got none")
     for i, row in enumerate(rows):
@@ -134,6 +145,8 @@ def _plot_rows(rows: Rows, panels: Sequence[_Panel], path: FilePath) -> Path:
         from matplotlib.ticker import MaxNLocator
 
         figure = Figure(figsize=(9, 0.5 + 2.5 * len(shown)), dpi=DPI, layout="constrained")
+        if note:
+            figure.suptitle(note, size=9, color=GRAY)
         column = figure.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0]
         for axes, panel in zip(column, shown):
             _draw_panel(axes, panel, rows)
@@ -162,16 +175,23 @@ def _draw_panel(axes: Axes, panel: _Panel, rows: Rows) -> None:
     if panel.limits is not None:
         axes.set_ylim(*panel.limits)
     drawn: list[Line2D] = []
-    for line in panel.lines:
-        drawn += _draw_line(axes, line, _points(rows, line.key))
+    points = [_points(rows, line.key, panel.logarithmic) for line in panel.lines]
+    if panel.logarithmic and any(epochs for epochs, _ in points):
+        _make_logarithmic(axes)
+    else:
+        points = [_points(rows, line.key) for line in panel.lines]
+    for line, of_line in zip(panel.lines, points):
+        drawn += _draw_line(axes, line, of_line)
     if panel.reference is not None:
         drawn += _draw_level(axes, panel.reference, _points(rows, panel.reference.key)[1])
     if panel.other is not None:
-        points = _points(rows, panel.other.key, positive=True)
-        if points[0]:
-            right = _log_axes(axes)
+        positive = _points(rows, panel.other.key, positive=True)
+        if positive[0]:
+            right = axes.twinx()
+            _make_logarithmic(right)
+            right.spines["top"].set_visible(False)
             right.set_ylabel("δ", color=panel.other.color)
-            drawn += _draw_line(right, panel.other, points, style="--")
+            drawn += _draw_line(right, panel.other, positive, style="--")
     if drawn:
         # Above the panel there is always room; inside, 600 epochs may leave none.
         axes.legend(
@@ -187,8 +207,8 @@ def _draw_panel(axes: Axes, panel: _Panel, rows: Rows) -> None:
         axes.text(0.5, 0.5, "no finite values", transform=axes.transAxes, ha="center", color=GRAY)
 
 
-def _log_axes(axes: Axes) -> Axes:
-    """Axes over the given ones with a logarithmic scale on the right."""
+def _make_logarithmic(axes: Axes) -> None:
+    """Gives the vertical axis a logarithmic scale."""
     from matplotlib.ticker import LogFormatterSciNotation
 
     class Plain(LogFormatterSciNotation):
@@ -197,12 +217,9 @@ def _log_axes(axes: Axes) -> Axes:
         def __call__(self, x: float, pos: int | None = None) -> str:
             return f"{x:g}" if super().__call__(x, pos) else ""
 
-    right = axes.twinx()
-    right.set_yscale("log")
-    right.yaxis.set_major_formatter(Plain())
-    right.yaxis.set_minor_formatter(Plain(labelOnlyBase=False))
-    right.spines["top"].set_visible(False)
-    return right
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(Plain())
+    axes.yaxis.set_minor_formatter(Plain(labelOnlyBase=False))
 
 
 def _draw_line(

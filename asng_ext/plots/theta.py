@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from asng_ext.plots._picture import DPI, GRAY, INK, OPERATION_STYLES, FilePath, picture
+from asng_ext.plots._picture import (
+    DPI,
+    GRAY,
+    INK,
+    OPERATION_STYLES,
+    FilePath,
+    picture,
+    shortened,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -71,7 +79,7 @@ def _category_text(value: object) -> str:
     text = str(value)
     if text in OPERATION_STYLES:
         return OPERATION_STYLES[text].short
-    return text if len(text) <= 16 else text[:15] + "…"
+    return shortened(text, 16)
 
 
 def _theta_figure(

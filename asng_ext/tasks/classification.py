@@ -43,6 +43,8 @@ __all__ = ["ClassificationConfig", "ClassificationTask", "load_data"]
 Labeled = tuple[Tensor, Tensor]
 """(x, y): images and labels."""
 _TEST_BATCH = 500
+_SHOWN = 18
+"""Test images in the picture of mistakes."""
 
 
 def load_data(config: ClassificationConfig, seed: int) -> ImageData:
@@ -278,11 +280,44 @@ class ClassificationTask(ImageTask[ClassificationConfig]):
             "parameters_auxiliary": parameter_count(network, auxiliary=True) - parameters,
         }
 
-    def draw_architecture(self, values: Mapping[str, Any], path: Path) -> None:
-        """Draws both kinds of cells."""
+    def draw_architecture(
+        self,
+        values: Mapping[str, Any],
+        path: Path,
+        near_ties: Mapping[str, Mapping[str, float]] = MappingProxyType({}),
+    ) -> None:
+        """Draws both kinds of cells, with the sizes of the final network."""
         from asng_ext.plots import draw_cells
 
-        draw_cells(self.cell_space, self.cell_space.to_indices(values), path)
+        indices, sizes = self.cell_space.to_indices(values), self.summary(values)
+        draw_cells(self.cell_space, indices, path, sizes=sizes, near_ties=near_ties)
+
+    def draw_results(self, network: nn.Module, folder: Path) -> None:
+        """Draws which classes test images are taken for into confusion.png, and those that are
+        furthest from their own into mistakes.png."""
+        from asng_ext.plots import draw_confusion, draw_mistakes
+
+        network.eval()
+        data, names = self.data, self.data.test.class_names
+        found = []
+        with torch.no_grad():
+            for x, y in evaluation_batches(data.test, _TEST_BATCH, mean=data.mean, std=data.std):
+                shares = network(x).float().softmax(dim=1)
+                found.append((*shares.max(dim=1), shares.gather(1, y[:, None])[:, 0]))
+        sure, taken, own = (torch.cat(parts).cpu() for parts in zip(*found))
+        labels = data.test.labels.cpu()
+        counts = (labels * data.classes + taken).bincount(minlength=data.classes**2)
+        draw_confusion(counts.reshape(data.classes, -1).numpy(), names, folder / "confusion.png")
+        wrong = (taken != labels).nonzero()[:, 0]
+        worst = wrong[own[wrong].argsort(stable=True)[:_SHOWN]]
+        images = data.test.images.index_select(0, worst.to(data.device)).permute(0, 3, 1, 2) / 255
+        draw_mistakes(
+            images,
+            [names[label] for label in labels[worst]],
+            [(names[label], float(p)) for label, p in zip(taken[worst], sure[worst])],
+            folder / "mistakes.png",
+            title=f"The worst of {len(wrong):,} mistakes in {len(labels):,} test images",
+        )
 
     def _test(self, run: Any) -> dict[str, float]:
         data = self.data

@@ -183,12 +183,23 @@ class InpaintingTask(ImageTask[InpaintingConfig]):
             "parameters_base": parameter_count(base),
         }
 
-    def draw_architecture(self, values: Mapping[str, Any], path: Path) -> None:
-        """Draws the layer stack."""
+    def draw_architecture(
+        self,
+        values: Mapping[str, Any],
+        path: Path,
+        near_ties: Mapping[str, Mapping[str, float]] = MappingProxyType({}),
+    ) -> None:
+        """Draws the layer stack, with the sizes of the network."""
         from asng_ext.plots import draw_autoencoder
 
-        stack = self.cae_space.decode(values)
-        draw_autoencoder(stack, path, self.data.image_size, self.data.channels)
+        draw_autoencoder(
+            self.cae_space.decode(values),
+            path,
+            self.data.image_size,
+            self.data.channels,
+            sizes=self.summary(values),
+            near_ties=near_ties,
+        )
 
     def draw_results(self, network: nn.Module, folder: Path) -> None:
         """Draws test images, corrupted and restored, into restored.png."""

@@ -207,7 +207,9 @@ class Task(SearchTask, RetrainTask, Protocol):
         """Numbers about the network of an architecture, such as its parameters."""
 
     def draw_architecture(self, values: Mapping[str, Any], path: Path) -> None:
-        """Draws an architecture into a file (PNG)."""
+        """Draws an architecture into a file (PNG). One that takes ``near_ties``, too, is given the
+        probabilities of variables for which another value was nearly as likely as that of the
+        architecture: {variable: {value: probability, other value: probability}}."""
 
     def draw_results(self, network: nn.Module, folder: Path) -> None:
         """Draws what there is to see of a retrained network into files of a folder."""

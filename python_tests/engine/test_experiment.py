@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import small_classification as small
+import small_runs
 import torch
 
 import asng_ext as asng
@@ -18,6 +19,7 @@ from asng_ext.ops import _libraries
 from asng_ext.runs.checkpoints import CheckpointMismatchError
 from asng_ext.runs.config import affecting_results
 from asng_ext.runs.folder import RunFolder
+from asng_ext.tasks.classification import ClassificationTask
 
 
 @pytest.mark.parametrize(
@@ -237,3 +239,45 @@ def test_an_optimizer_of_ones_own_by_name(tmp_path: Path, monkeypatch: pytest.Mo
     assert experiment.search() == experiment.architecture()
     assert experiment.run.read_json("architecture.json")["probabilities"] == {}
     assert not experiment.run.file("theta.png").exists()
+
+
+def test_an_architecture_is_drawn_with_near_ties_and_the_sizes_of_its_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plots = pytest.importorskip("asng_ext.plots")
+    drawn: list[dict[str, Any]] = []
+    monkeypatch.setattr(plots, "draw_cells", lambda *given, **named: drawn.append(named))
+    some = small_runs.classification(tmp_path / "run", auxiliary_weight=0.0)
+    optimizer = some.optimizer()
+    monkeypatch.setattr(some, "optimizer", lambda: optimizer)
+    some.search()
+    found = some.run.read_json("architecture.json")
+    ties = found["near_ties"]
+    theta = optimizer.theta.categorical  # type: ignore[attr-defined]
+    for (name, variable), row in zip(some.task.space.categorical.items(), theta):
+        second, first = sorted(row[: len(variable.values)])[-2:]
+        assert (name in ties) == (second >= first / 2)
+        if name in ties:
+            assert list(ties[name].values()) == [first, second]
+            assert next(iter(ties[name])) == found["architecture"][name]
+            assert found["probabilities"][name] == first
+    assert ties
+    changed = Experiment.open(some.run.path, task={"final_channels": 3}, stream=None)
+    changed.retrain()
+    assert [each["near_ties"] for each in drawn] == [ties] * 2
+    assert drawn[0]["sizes"]["channels"] != 3
+    assert drawn[1]["sizes"] == changed.run.read_json("architecture.json")["network"]
+    assert drawn[1]["sizes"]["channels"] == 3
+    changed.run.write_json("architecture.json", {**found, "near_ties": {"x": 3}})
+    with pytest.raises(ValueError, match=r"does not fit this run: .*; remove its entry near_ties"):
+        changed.retrain()
+
+
+def test_a_task_need_not_take_near_ties(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib")
+    drawn = []
+    monkeypatch.setattr(
+        ClassificationTask, "draw_architecture", lambda task, values, path: drawn.append(path.name)
+    )
+    small_runs.classification(tmp_path / "run").search()
+    assert drawn == ["architecture.png"]

@@ -17,10 +17,16 @@ def test_layers_and_sizes_are_named(tmp_path: Path, texts: list[str]) -> None:
     plots.draw_autoencoder(chain, tmp_path / "a.png", (9, 6))
     assert {"3×3\n64", "1×1 /2\n101", "1×1 ·2\n101", "5×5\n256", "image\n3"} <= set(texts)
     assert {"9×6", "5×3", "3 layers and their mirror images"} <= set(texts)
+    assert {"1×1 kernel", "3×3 kernel", "5×5 kernel", "skip: is added"} <= set(texts)
+    assert any("/2 halves height and width" in text for text in texts)
     texts.clear()
     # What a single pixel leaves out is not drawn.
     plots.draw_autoencoder(chain[:2], tmp_path / "a.png", (1, 6))
-    assert "1×1 /2\n101" not in texts
+    assert not {"1×1 /2\n101", "1×1 kernel"} & set(texts)
+    texts.clear()
+    draw = plots.draw_autoencoder
+    draw(chain[:1], tmp_path / "a.png", sizes={"parameters": 5000}, near_ties={"x": {"a": 0.5}})
+    assert {"parameters 5,000", "    x: a 0.50"} <= set(texts)
 
 
 @pytest.mark.parametrize("depth", [0, 1, 20])

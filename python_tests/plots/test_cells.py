@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import combinations, pairwise
 from pathlib import Path
 
@@ -42,8 +43,8 @@ def test_cells_mark_stride_in_the_reduction_cell_only(tmp_path: Path, texts: lis
     assert texts.count("avg 3×3") == 1
     assert texts.count("sep 5×5") == 2
     # Both cells read the older input only.
-    assert texts.count("older") == 2
-    assert texts.count("newer\n(unused)") == 2
+    assert texts.count("older\ncell k−2") == 2
+    assert texts.count("newer\ncell k−1\n(unused)") == 2
     assert texts.count("output") == 2
     assert {"Normal cell", "Reduction cell", "stride 2"} <= set(texts)
     assert "max pooling 3×3" not in texts
@@ -55,6 +56,28 @@ def test_small_cells_stand_beside_and_large_ones_above(tmp_path: Path) -> None:
     assert small.shape[0] < 0.5 * small.shape[1]
     assert large.shape[0] > 0.5 * large.shape[1]
     assert min(small.shape[1], large.shape[1]) > 7.4 * DPI
+
+
+def test_sizes_and_near_ties_are_written(tmp_path: Path, texts: list[str]) -> None:
+    ties = {
+        f"normal/node{i}/operation0": {"sep_conv_5x5": 0.5, "identity": 0.3 + 0.01 * i}
+        for i in range(10)
+    }
+    draw = partial(plots.draw_cells, CellSpace(2), [0] * 16)
+    plain = pixels(draw(tmp_path / "a.png"))
+    assert any("older and newer are the outputs" in text for text in texts)
+    assert not any("Near ties" in text for text in texts)
+    texts.clear()
+    sizes = {"cells": 5, "parameters": 1234567, "layers": ["no number"]}
+    more = pixels(draw(tmp_path / "b.png", sizes=sizes, near_ties=ties))
+    assert more.shape[0] - plain.shape[0] == pytest.approx(DPI * 0.19 * 11, abs=2)
+    assert "cells 5, parameters 1,234,567" in texts
+    shown = [text.strip() for text in texts if "sep 5×5 0" in text]
+    assert shown == [
+        f"normal/node{i}/operation0: sep 5×5 0.50, identity {0.3 + 0.01 * i:.2f}"
+        for i in range(9, 1, -1)
+    ]
+    assert "    and 2 more" in texts
 
 
 def test_a_wrong_architecture(tmp_path: Path) -> None:

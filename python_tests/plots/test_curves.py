@@ -54,6 +54,50 @@ def test_what_the_input_has_is_a_level(tmp_path: Path, texts: list[str]) -> None
     assert "psnr corrupted" not in texts
 
 
+def scales(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """(name, scale) of the axes on the left that are drawn."""
+    from matplotlib.axes import Axes
+
+    drawn: list[tuple[str, str]] = []
+    draw = Axes.draw
+
+    def record(axes: Axes, *args: Any, **kwargs: Any) -> None:
+        drawn.append((axes.get_ylabel(), axes.get_yscale()))
+        draw(axes, *args, **kwargs)
+
+    monkeypatch.setattr(Axes, "draw", record)
+    return drawn
+
+
+def test_losses_of_a_retraining_are_on_a_logarithmic_axis(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, texts: list[str]
+) -> None:
+    drawn = scales(monkeypatch)
+    rows = [{"epoch": 1.0 + e, "train_loss": 10.0**-e, "test_loss": 0.0} for e in range(4)]
+    plots.plot_retrain(rows, tmp_path / "a.png")
+    assert set(drawn) == {("loss", "log")}
+    assert {"0.001", "1", "training data (last 0.001)"} <= set(texts)
+    assert not any(text.startswith("test data") for text in texts)  # no logarithm of 0
+    # Negative losses, as some tasks have, are shown as they are.
+    drawn.clear()
+    plots.plot_retrain([{"epoch": 1.0, "train_loss": -2.0}], tmp_path / "a.png")
+    assert set(drawn) == {("loss", "linear")}
+    assert "training data (last -2)" in texts
+
+
+def test_a_search_says_what_its_curves_are_means_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, texts: list[str]
+) -> None:
+    drawn = scales(monkeypatch)
+    plots.plot_search(some_rows(9), tmp_path / "a.png")
+    assert ("loss", "linear") in drawn
+    (note,) = {text for text in texts if "means over the architectures" in text}
+    assert "most likely" in note
+    texts.clear()
+    plots.plot_retrain(some_rows(9), tmp_path / "a.png")
+    assert not any("architectures" in text for text in texts)
+
+
 @pytest.mark.parametrize("epochs", [1, 2, 600])
 def test_retrain(epochs: int, tmp_path: Path, texts: list[str]) -> None:
     image = pixels(plots.plot_retrain(some_rows(epochs), tmp_path / "a.png"))

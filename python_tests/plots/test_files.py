@@ -25,13 +25,18 @@ def draw(kind: str, path: Path | str) -> Path:
     if kind == "autoencoder":
         chain = [CaeLayer(0, 3, 64, True), CaeLayer(2, 1, 101, False), CaeLayer(3, 5, 256, True)]
         return plots.draw_autoencoder(chain, path)
+    if kind == "confusion":
+        return plots.draw_confusion([[9, 1], [0, 0]], ["a cat", "a dog"], path)
+    if kind == "mistakes":
+        images = torch.linspace(0, 1, 7 * 8 * 8).reshape(7, 1, 8, 8)
+        return plots.draw_mistakes(images, "abcdefg", [("z", 0.5)] * 7, path)
     if kind == "restored":
         images = torch.linspace(0, 1, 3 * 3 * 8 * 8).reshape(3, 3, 8, 8)
         return plots.draw_restored(images, images * 0.5, images * 0.9, path)
     return plots.plot_theta([[0.3, 0.7], [1.0, 0.0]], ["a", "b"], {"a": "xy", "b": "z"}, path)
 
 
-KINDS = ["cells", "search", "retrain", "theta", "autoencoder", "restored"]
+KINDS = ["cells", "search", "retrain", "theta", "autoencoder", "restored", "confusion", "mistakes"]
 
 
 @pytest.mark.parametrize("kind", KINDS)

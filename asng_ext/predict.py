@@ -1,0 +1,160 @@
+"""What a retrained network makes of image files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from asng_ext._checks import check_positive
+from asng_ext._files import write_atomically
+from asng_ext.data._optional import require
+from asng_ext.data.folder import SUFFIXES
+from asng_ext.retrained import ImageClassifier, ImageRestorer
+
+__all__ = ["UnreadableImageError", "image_files", "predict", "read_image", "write_image"]
+
+_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
+"""What a file may be, whatever its name says: for some others Pillow starts other programs."""
+
+
+class UnreadableImageError(ValueError):
+    """A file is no image that can be read. Names it and says why."""
+
+
+def image_files(paths: Sequence[Path | str]) -> list[Path]:
+    """The files among the paths, and the images in and below the folders among them, by name.
+
+    Raises:
+        FileNotFoundError: If there is no such file or folder, or a folder holds no images.
+    """
+    files: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            inside = (each for each in path.rglob("*") if each.name.lower().endswith(SUFFIXES))
+            found = sorted(each for each in inside if not each.name.startswith("."))
+            if not found:
+                raise FileNotFoundError(f"no images in {path}; looked for {', '.join(SUFFIXES)}")
+            files += found
+        elif path.exists():
+            files.append(path)
+        else:
+            raise FileNotFoundError(f"the image {path} is missing")
+    return files
+
+
+def predict(
+    network: ImageClassifier | ImageRestorer,
+    files: Sequence[Path],
+    *,
+    batch_size: int = 64,
+) -> Iterator[tuple[Path, Tensor | UnreadableImageError]]:
+    """What a network makes of image files, one after the other.
+
+    An image of another size or shape is prepared as the images of a training folder are: its
+    central part of the right shape is scaled to the ``image_size`` of the network.
+
+    Args:
+        network: What :func:`asng_ext.load_network` gives.
+        files: The images.
+        batch_size: How many go through the network at once.
+
+    Yields:
+        The file, and of a classifier the probabilities of the classes, (classes,) float32, of an
+        autoencoder the restored image, (C, H, W) float32 in [0, 1]; or why it cannot be read.
+
+    Raises:
+        ImportError: If Pillow is missing.
+        ValueError: If ``batch_size`` is not positive.
+    """
+    check_positive("batch_size", batch_size)
+    for first in range(0, len(files), batch_size):
+        batch = files[first : first + batch_size]
+        read = [_read_or_error(path, network) for path in batch]
+        images = [image for image in read if isinstance(image, Tensor)]
+        results: Iterator[Tensor] = iter(())
+        if images:
+            with torch.inference_mode():
+                out = network(torch.stack(images))
+                results = iter(out.softmax(dim=1) if isinstance(network, ImageClassifier) else out)
+        for path, image in zip(batch, read):
+            yield path, next(results) if isinstance(image, Tensor) else image
+
+
+def _read_or_error(
+    path: Path, network: ImageClassifier | ImageRestorer
+) -> Tensor | UnreadableImageError:
+    height, width = network.image_size
+    try:
+        return read_image(path, (height, width), network.in_channels)
+    except UnreadableImageError as error:
+        return error
+
+
+def read_image(path: Path | str, image_size: tuple[int, int], channels: int) -> Tensor:
+    """An image file, its central part of the right shape scaled to a size.
+
+    Args:
+        path: The file, of any format that Pillow reads without the help of other programs.
+        image_size: (height, width) in pixels.
+        channels: 1 for gray, 3 for color.
+
+    Returns:
+        (channels, height, width) uint8.
+
+    Raises:
+        UnreadableImageError: If it is no image.
+        ImportError: If Pillow is missing.
+        ValueError: If ``channels`` is neither 1 nor 3.
+    """
+    if channels not in (1, 3):
+        raise ValueError(f"channels must be 1 or 3, got {channels}")
+    pillow = require("PIL.Image", "Pillow", "reading images needs")
+    path, mode = Path(path), "L" if channels == 1 else "RGB"
+    try:
+        if not path.is_file():  # opening a pipe would block until something is written into it
+            raise OSError("it is no file")
+        with pillow.open(path, formats=_FORMATS) as image:
+            part = image.crop(_central(image.size, image_size))
+            part = part if part.mode == mode else part.convert(mode)
+            height, width = image_size
+            fitted = part.resize((width, height), pillow.Resampling.BILINEAR)
+            pixels = torch.from_numpy(np.array(fitted, dtype=np.uint8))
+    except (OSError, SyntaxError, ValueError, MemoryError, pillow.DecompressionBombError) as error:
+        words = "it is not of a known format" if _unidentified(error) else str(error)
+        raise UnreadableImageError(f"{path} cannot be read as an image: {words}") from error
+    return pixels.reshape(height, width, channels).permute(2, 0, 1)
+
+
+def _unidentified(error: BaseException) -> bool:
+    return type(error).__name__ == "UnidentifiedImageError"  # names the file, or its handle
+
+
+def _central(size: tuple[int, int], image_size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """(left, top, right, bottom) of the largest central part of an image of size (width, height)
+    that has the shape of images of ``image_size`` (height, width)."""
+    width, height = size
+    wanted_height, wanted_width = image_size
+    part_width = min(width, max(1, round(height * wanted_width / wanted_height)))
+    part_height = min(height, max(1, round(width * wanted_height / wanted_width)))
+    left, top = (width - part_width) // 2, (height - part_height) // 2
+    return left, top, left + part_width, top + part_height
+
+
+def write_image(image: Tensor, path: Path) -> None:
+    """Writes an image as PNG.
+
+    Args:
+        image: (C, H, W), one channel or three, in [0, 1].
+        path: The file, which is replaced at once if it is there.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    pillow = require("PIL.Image", "Pillow", "writing images needs")
+    pixels = (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+    picture = pillow.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+    write_atomically(path, lambda file: picture.save(file, format="PNG"))
