@@ -8,6 +8,7 @@ from .augment import (
     Augmentation,
     apply_augmentations,
     augment,
+    augmentation_for,
     draw_augmentations,
     normalize,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "Recipe",
     "apply_augmentations",
     "augment",
+    "augmentation_for",
     "draw_augmentations",
     "draw_masks",
     "evaluation_batches",

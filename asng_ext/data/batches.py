@@ -132,7 +132,7 @@ class BatchStream:
                 **asdict(self.augmentation or NO_AUGMENTATION),
                 dtype=dtype,
             )
-        x = images.index_select(0, plan.indices).permute(0, 3, 1, 2)
+        x = self.image_set.select(plan.indices).permute(0, 3, 1, 2)
         y = labels.index_select(0, plan.indices)
         return self._prepare(x, plan.draws).to(dtype), y
 
@@ -186,7 +186,7 @@ def evaluation_batches(
     mean, std = mean.to(image_set.device), std.to(image_set.device)
     return (
         (
-            normalize(image_set.images.index_select(0, part).permute(0, 3, 1, 2), mean, std),
+            normalize(image_set.select(part).permute(0, 3, 1, 2), mean, std),
             image_set.labels.index_select(0, part),
         )
         for part in torch.split(chosen, batch_size)
