@@ -141,11 +141,15 @@ class BatchStream:
 
         Raises ValueError if `start` is negative.
         """
+        return map(self.make, self.plans_of_steps(start))
+
+    def plans_of_steps(self, start: int = 0) -> Iterator[BatchPlan]:
+        """What `make` makes the batches of `steps(start)` of; raises what that does."""
         if start < 0:
             raise ValueError(f"start must be 0 or more, got {start}")
         first_epoch, first_batch = divmod(start, len(self))
         return (
-            self.make(plan)
+            plan
             for epoch in count(first_epoch)
             for plan in self._plans(epoch, first_batch if epoch == first_epoch else 0)
         )

@@ -16,16 +16,14 @@ from asng_ext._files import write_atomically
 from asng_ext._terminal import say
 
 from .augment import Augmentation
-from .image_files import SUFFIXES, Survey, image_paths, named, reader, survey
+from .image_files import LARGEST_IMAGE, SUFFIXES, Survey, image_paths, named, reader, survey
 from .images import ImageData
 from .labels import check_classes
-from .own import Labeled, divided
+from .own import DataShape, Labeled, divided
 from .pixel_cache import cache_key, cached, user_cache
 
-__all__ = ["LARGEST_IMAGE", "FolderShape", "data_from_folder", "folder_shape"]
+__all__ = ["data_from_folder", "folder_shape"]
 
-LARGEST_IMAGE = 1024
-"""The largest side in pixels that images may be scaled to."""
 _PARTS = ("train", "val", "test")
 
 
@@ -34,16 +32,6 @@ class _Part(NamedTuple):
 
     paths: list[Path]
     labels: NDArray[np.int64]
-
-
-class FolderShape(NamedTuple):
-    """What is known of a folder without decoding its images: training images, classes, and side
-    and channels of an image."""
-
-    images: int
-    classes: int
-    size: int
-    channels: int
 
 
 def data_from_folder(
@@ -86,15 +74,15 @@ def data_from_folder(
 
 def folder_shape(
     folder: str | Path, *, cache: str | Path | None = None, stream: TextIO | None = None
-) -> FolderShape:
-    """What a folder holds; raises what `ImageData.from_folder` does for what is no such folder."""
+) -> DataShape:
+    """What a folder holds, without decoding its images; raises what `ImageData.from_folder` does
+    for what is no such folder."""
     folder, kept = Path(folder), Path(cache) if cache is not None else user_cache()
-    names, parts = _parts(folder, None)
+    _, parts = _parts(folder, None)
     size, channels = _surveyed(parts, folder, kept, stream)
-    images = sum(len(parts[name].paths) for name in ("train", "val") if name in parts)
-    if "test" not in parts:
-        images -= len(parts["train"].paths) // 5
-    return FolderShape(images, len(names), size, channels)
+    names = {"train": "train", "val": "validation", "test": "test"}
+    counts = {names[part]: len(each.paths) for part, each in parts.items()}
+    return DataShape.of(counts, size, channels)
 
 
 def _parts(folder: Path, stream: TextIO | None) -> tuple[tuple[str, ...], dict[str, _Part]]:

@@ -16,11 +16,10 @@ from asng_ext._terminal import Progress
 
 from ._optional import require
 from .augment import Augmentation
-from .class_folder import LARGEST_IMAGE
-from .image_files import GRAY_MODES, scaled, suited_side
+from .image_files import GRAY_MODES, LARGEST_IMAGE, Survey, scaled, suited_side
 from .images import ImageData
 from .labels import Labels
-from .own import Labeled, as_bytes, divided, resized
+from .own import DataShape, Labeled, as_bytes, divided, resized
 from .pixel_cache import RESIDENT, MappedImages, written
 
 __all__ = ["data_from_dataset", "load_huggingface"]
@@ -44,26 +43,16 @@ def data_from_dataset(
 ) -> ImageData:
     """See `ImageData.from_dataset`."""
     check_integer("image_size", image_size, 0, LARGEST_IMAGE + 1)
-    if isinstance(dataset, Mapping):  # of Hugging Face, by the names of its divisions
-        if "train" not in dataset:
-            raise ValueError(f"dataset must have a division train, got {', '.join(dataset)}")
-        test = dataset.get("test") if test is None else test
-        for name in _VALIDATION:
-            validation = dataset.get(name) if validation is None else validation
-        dataset = dataset["train"]
-    sources = {"train": dataset, "validation": validation, "test": test}
-    parts = {name: _Source(name, each) for name, each in sources.items() if each is not None}
-    images = [image for part in parts.values() for image in part.some()]
-    channels = 1 if all(_is_gray(image) for image in images) else 3
-    size = image_size or suited_side(min(_sides(image)) for image in images)
-
+    parts = _sources(dataset, validation, test)
+    size, channels = _look_at(parts)
+    size = image_size or size
     class_names = class_names or parts["train"].class_names()
     labels: dict[str, list[Any]] = {}
     pixels = {}
     training = [parts[name] for name in ("train", "validation") if name in parts]
     for name, group in (
         ("training", training),
-        ("test", [parts["test"]] if test is not None else []),
+        ("test", [parts["test"]] if "test" in parts else []),
     ):
         if group:
             pixels[name] = _read(name, group, labels, (size, size, channels), stream)
@@ -80,13 +69,39 @@ def data_from_dataset(
     )
 
 
+def dataset_shape(dataset: Any) -> DataShape:
+    """What a data set holds, or its divisions by name, by a look at a few of its images."""
+    parts = _sources(dataset, None, None)
+    size, channels = _look_at(parts)
+    return DataShape.of({name: len(part) for name, part in parts.items()}, size, channels)
+
+
+def _sources(dataset: Any, validation: Any, test: Any) -> dict[str, _Source]:
+    """By the names of the divisions, "train", "validation" and "test", those that there are."""
+    if isinstance(dataset, Mapping):  # of Hugging Face
+        if "train" not in dataset:
+            raise ValueError(f"dataset must have a division train, got {', '.join(dataset)}")
+        test = dataset.get("test") if test is None else test
+        for name in _VALIDATION:
+            validation = dataset.get(name) if validation is None else validation
+        dataset = dataset["train"]
+    sources = {"train": dataset, "validation": validation, "test": test}
+    return {name: _Source(name, each) for name, each in sources.items() if each is not None}
+
+
+def _look_at(parts: Mapping[str, _Source]) -> Survey:
+    images = [image for part in parts.values() for image in part.some()]
+    channels = 1 if all(_is_gray(image) for image in images) else 3
+    return Survey(suited_side(min(_sides(image)) for image in images), channels)
+
+
 def load_huggingface(name: str) -> Any:
     """The divisions of a data set of Hugging Face by its name, or from a folder of its files or
     one of its `save_to_disk`.
 
     Raises ImportError if `datasets` is missing, and ValueError if it cannot be loaded.
     """
-    datasets = require("datasets", "datasets", f"data {name!r} of Hugging Face need")
+    datasets = require("datasets", "datasets", f"data {name!r} need", in_demo=False)
     saved = any((Path(name) / file).is_file() for file in ("dataset_dict.json", "state.json"))
     try:
         return datasets.load_from_disk(name) if saved else datasets.load_dataset(name)

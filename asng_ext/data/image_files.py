@@ -38,8 +38,10 @@ _IN_FLIGHT, _TOO_LARGE = 2**25, 2**26
 left out."""
 GRAY_MODES = ("1", "L", "LA", "La", "I;16", "I;16L", "I;16B", "I", "F")
 """Pillow's modes of images without color."""
+LARGEST_IMAGE = 1024
+"""The largest side in pixels that images may be scaled to."""
 LARGEST_SIDE, MULTIPLE = 224, 8
-"""Of the side that images are scaled to by default."""
+"""Of the side that they are scaled to by default."""
 
 Reader = Callable[[Path], "NDArray[np.uint8] | None"]
 """Reads a file as (side, side, channels), or as None if it is no image that can be read."""

@@ -18,6 +18,8 @@ from ._seeding import private_generator
 from .augment import Augmentation
 from .pixel_cache import MappedImages
 
+UNEVEN = 2.0
+"""From how many times as many images on classes are said to be uneven."""
 _IMAGES_PER_TEST_IMAGE = 5
 _CHUNK = 2**24
 """Bytes of images that are looked at together where all of them are."""
@@ -335,6 +337,35 @@ class ImageData:
         """Where the images are."""
         return self.train.device
 
+    @property
+    def imbalance(self) -> float:
+        """How many times more training images the largest class has than the smallest."""
+        counts = self.train.counts()
+        return max(counts) / max(1, min(counts))
+
+    def class_weights(self) -> Tensor:
+        """(classes,) float32: N / (classes · N_c), by which N training images of which N_c are of
+        class c weigh as if the classes were equally large."""
+        counts = torch.tensor(self.train.counts(), dtype=torch.float64).clamp(min=1)
+        weights = counts.sum() / (self.classes * counts)
+        return weights.to(self.device, torch.float32)
+
+    def describe(self) -> str:
+        """How many images there are of what, in a line; and in another, if one class has twice as
+        many as another or more, which ones."""
+        height, width = self.image_size
+        counts = sorted(zip(self.train.counts(), self.train.class_names))
+        validation = f", {self.validation} of them to validate" if self.validation else ""
+        text = (
+            f"data: {len(self.train)} training images{validation}, {len(self.test)} test images, "
+            f"{height}×{width}×{self.channels}, {self.classes} classes"
+        )
+        if self.imbalance >= UNEVEN:
+            few = ", ".join(f"{name} {count}" for count, name in counts[:3])
+            most = f"{counts[-1][1]} {counts[-1][0]}"
+            text += f"\nclasses are uneven: {few}{', …' * (len(counts) > 4)}, {most} images"
+        return text
+
     def fingerprint(self) -> str:
         """What tells data sets apart: their sizes, and a hash of all labels and of up to 256 images
         of each set, so that it takes no time with large ones either."""
@@ -357,6 +388,16 @@ class ImageData:
         """Everything on `device`. Do this once: then no batch is copied from the host."""
         moved = {name: getattr(self, name).to(device) for name in ("train", "test", "mean", "std")}
         return replace(self, **moved)
+
+
+def search_parts(data: ImageData, seed: int) -> tuple[Tensor, Tensor]:
+    """Indices of the training images that train the weights in a search, and of those that move the
+    distribution: the validation set if there is one, or else a random half."""
+    train = len(data.train)
+    if not data.validation:
+        return split_halves(train, seed)
+    first = train - data.validation
+    return torch.arange(first), torch.arange(first, train)
 
 
 def split_halves(n: int, seed: int) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from .images import ImageData, ImageSet, stratified
 from .labels import Labels, check_classes
 from .pixel_cache import RESIDENT, MappedImages, written
 
-__all__ = ["Labeled", "data_from_arrays", "data_from_npz", "divided", "npz_shape"]
+__all__ = ["DataShape", "Labeled", "data_from_arrays", "data_from_npz", "divided", "npz_shape"]
 
 _NPZ_NAMES = {
     "train": (("x_train", "y_train"), ("train_images", "train_labels")),
@@ -33,6 +33,29 @@ class Labeled(NamedTuple):
 
     images: Tensor | MappedImages
     labels: NDArray[np.int64]
+
+
+class DataShape(NamedTuple):
+    """What data look like before they are read.
+
+    images: how many there are to train on.
+    searched: how many train the weights in a search, or move the distribution, if these are fewer.
+    size, channels: of an image, whose side is `size` pixels.
+    """
+
+    images: int
+    searched: int
+    size: int
+    channels: int
+
+    @classmethod
+    def of(cls, counts: Mapping[str, int], size: int, channels: int) -> DataShape:
+        """From the images in "train", and perhaps "validation" and "test"."""
+        train, validation = counts["train"], counts.get("validation", 0)
+        if "test" not in counts:
+            train -= train // 5
+        searched = min(train, validation) if validation else train // 2
+        return cls(train + validation, searched, size, channels)
 
 
 def divided(
@@ -249,18 +272,27 @@ def data_from_npz(path: str | Path, *, image_size: int = 0, seed: int = 0) -> Im
         raise type(error)(f"{path}: {error}") from None
 
 
-def npz_shape(path: str | Path) -> tuple[int, ...]:
-    """(N, …) of the training images in a .npz file, read from its header."""
-    path = Path(path)
+def npz_shape(path: str | Path) -> DataShape:
+    """What a .npz file holds, by the headers of its arrays."""
+    path, counts = Path(path), {}
+    shape: tuple[int, ...] = ()
     with _opened(path) as file:
-        names = _names_in(file.files, _NPZ_NAMES["train"])
-    if names is None:
-        return ()
-    with zipfile.ZipFile(path) as archive, archive.open(f"{names[0]}.npy") as entry:
-        version = np.lib.format.read_magic(entry)
-        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else None
-        header = header or np.lib.format.read_array_header_2_0
-        return tuple(header(entry)[0])
+        found = {part: _names_in(file.files, names) for part, names in _NPZ_NAMES.items()}
+    if found["train"] is None:
+        data_from_npz(path)  # says what is missing
+    with zipfile.ZipFile(path) as archive:
+        for part, names in found.items():
+            if names is not None:
+                with archive.open(f"{names[0]}.npy") as entry:
+                    first = np.lib.format.read_magic(entry) == (1, 0)
+                    header = np.lib.format
+                    read = header.read_array_header_1_0 if first else header.read_array_header_2_0
+                    own = read(entry)[0]
+                counts[part] = own[0] if own else 0
+                shape = shape or own
+    # Not more than one image, but checked as all are.
+    few = as_bytes("images", np.zeros((1, *shape[1:]), dtype=np.uint8))
+    return DataShape.of(counts, min(few.shape[1:3]), few.shape[3])
 
 
 def _opened(path: Path) -> Any:
