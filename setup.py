@@ -1,9 +1,10 @@
 """Builds the compiled parts by running CMake; CMakeLists.txt is the only list of sources.
 
 Environment:
-    FORCE_CUDA: unset builds the CUDA parts if nvcc (12.0 or newer) is found, 1 fails, saying what
-        is missing, if they cannot be built, 0 never builds them. Whether this machine has a GPU,
-        or a torch with CUDA, makes no difference.
+    FORCE_CUDA: unset builds the CUDA parts if nvcc (12.0 or newer) is found and there is something
+        to build for: a GPU in this machine, or TORCH_CUDA_ARCH_LIST. 1 builds them in any case and
+        fails, saying what is missing, if that cannot be done; 0 never builds them. Whether torch
+        has CUDA makes no difference.
     TORCH_CUDA_ARCH_LIST: CUDA architectures, such as "8.0;9.0+PTX". Unset builds for the GPUs of
         this machine and, where there are none, for "8.0;9.0+PTX", which newer ones can run, too.
     MAX_JOBS: parallel compile jobs.
@@ -80,11 +81,17 @@ def decide_cuda(torch_dir: Path | None) -> tuple[str | None, str]:
         problem = "there is no torch of 2.11 or newer to build with"
     else:
         problem = problem_of(nvcc)
-    if problem is None:
-        return nvcc, f"found {nvcc}"
-    if force == "1":
+    if force == "1" and problem is not None:
         raise SystemExit(f"FORCE_CUDA=1, but {problem}")
-    return None, problem
+    if nvcc is None or problem is not None:
+        return None, problem or ""
+    # It takes minutes, for nothing on most machines without a GPU.
+    if force != "1" and not listed_architectures() and not capabilities_here(nvcc):
+        return None, (
+            f"found {nvcc}, but no GPU of compute capability 8.0 or more that it compiles for: "
+            "FORCE_CUDA=1 or TORCH_CUDA_ARCH_LIST builds for other machines"
+        )
+    return nvcc, f"found {nvcc}"
 
 
 def find_torch() -> tuple[Path | None, str]:
@@ -130,11 +137,13 @@ def output_of(*command: str) -> str:
     return run.stdout
 
 
-def choose_architectures(nvcc: str) -> tuple[str, str]:
-    """CUDA architectures in the form of TORCH_CUDA_ARCH_LIST, and the reason in words."""
-    listed = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(";", " ").split()
-    if listed:
-        return ";".join(listed), "TORCH_CUDA_ARCH_LIST"
+def listed_architectures() -> list[str]:
+    """What TORCH_CUDA_ARCH_LIST holds."""
+    return os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(";", " ").split()
+
+
+def capabilities_here(nvcc: str) -> list[tuple[int, int]]:
+    """Compute capabilities of this machine's GPUs that there are kernels for."""
     capabilities = output_of("nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader")
     known = re.findall(r"compute_(\d+)", output_of(nvcc, "--list-gpu-arch"))
     usable = {
@@ -142,8 +151,15 @@ def choose_architectures(nvcc: str) -> tuple[str, str]:
         for major, minor in re.findall(r"(\d+)\.(\d)", capabilities)
         if int(major) >= 8 and major + minor in known
     }
-    if usable:
-        listed = [f"{major}.{minor}" for major, minor in sorted(usable)]
+    return sorted(usable)
+
+
+def choose_architectures(nvcc: str) -> tuple[str, str]:
+    """CUDA architectures in the form of TORCH_CUDA_ARCH_LIST, and the reason in words."""
+    if listed := listed_architectures():
+        return ";".join(listed), "TORCH_CUDA_ARCH_LIST"
+    if here := capabilities_here(nvcc):
+        listed = [f"{major}.{minor}" for major, minor in here]
         return ";".join(listed) + "+PTX", "of the GPUs here, TORCH_CUDA_ARCH_LIST is unset"
     return "8.0;9.0+PTX", "there is no GPU to build for here, TORCH_CUDA_ARCH_LIST is unset"
 

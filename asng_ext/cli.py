@@ -177,12 +177,11 @@ def _parser() -> argparse.ArgumentParser:
             description="Options come before the file of settings, and the file before the preset.",
         )
         _add_common(task)
-        task.add_argument(
-            "--preset",
-            choices=sorted(kind.presets),
-            default=None,
-            help="settings to start from; by default those of the data set",
-        )
+        presets, what = sorted(kind.presets), "settings to start from; by default those of the data"
+        if kind.automatic is not None:
+            presets.append(tasks.AUTOMATIC)
+            what += ", and auto for your own: by the number and size of the images"
+        task.add_argument("--preset", choices=presets, default=None, help=what)
         task.add_argument("--config", metavar="FILE", help="settings as a TOML file")
         _add_section(task, "task", kind.config, title=kind.name, kind=kind)
         _add_section(task, "search", SearchConfig, kind=kind)
@@ -351,16 +350,24 @@ def _config(
     """The settings that are not defaults, unchecked: what was given comes before what a file says,
     and that before the preset."""
     given = _given(args)
-    if preset is None:
-        of_task = {**_table(from_file, kind.name), **given.get("task", {})}
-        preset = kind.preset_for(str(of_task.get("data", "")))
+    of_task = {**_table(from_file, kind.name), **given.get("task", {})}
+    preset = preset or kind.preset_for(str(of_task.get("data", "")))
+    if preset == tasks.AUTOMATIC and kind.automatic is not None:
+        base, like = kind.automatic(of_task)
+    else:
+        base, like = kind.presets[preset], ""
     # What a file holds beside the sections is checked with everything else.
     config = {"task": kind.name, "seed": 0, "device": "cpu", **from_file}
     config |= {"version": __version__}
     config |= {name: getattr(args, name) for name in ("seed", "device") if hasattr(args, name)}
+    picked: dict[str, Any] = {}
     for name, option in (("search", "search"), ("retrain", "retrain"), (kind.name, "task")):
-        base = kind.presets[preset].get(name, {})
-        config[name] = {**base, **_table(from_file, name), **given.get(option, {})}
+        own = {**_table(from_file, name), **given.get(option, {})}
+        config[name] = {**base.get(name, {}), **own}
+        picked |= {f"{name}.{key}": v for key, v in base.get(name, {}).items() if key not in own}
+    if like and picked:
+        chosen = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in picked.items())
+        say(STDERR, f"preset auto for {like}: {chosen}\n")
     return config
 
 

@@ -63,6 +63,7 @@ def test_retrain_and_evaluate(searched: Path, capsys: pytest.CaptureFixture[str]
     printed = capsys.readouterr().out
     results = json.loads((searched / "results.json").read_text())
     assert f"test accuracy: {results['accuracy']:.4f}" in printed
+    assert list(results["classes"]) == list("0123456789")
     for name in ("retrain.png", "confusion.png", "mistakes.png"):
         assert (searched / name).is_file()
     assert RunFolder.open(searched).read_config()["retrain"]["epochs"] == 3
@@ -129,7 +130,7 @@ def test_what_is_said_of_the_network_is_true_of_network_pt(
     assert RunFolder(folder).read_config()["classification"]["final_channels"] == 7
     assert asng("evaluate", folder) == 0  # the network that is there
     printed = capsys.readouterr().out
-    assert printed == "".join(f"test {name}: {value:.4f}\n" for name, value in results.items())
+    assert printed == "".join(f"test {n}: {results[n]:.4f}\n" for n in ("loss", "accuracy"))
     (folder / "network.pt").write_bytes(b"")
     assert asng("evaluate", folder) == 2
     error = capsys.readouterr().err
@@ -194,8 +195,8 @@ def test_options_come_before_the_file_and_the_file_before_the_preset(tmp_path: P
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["search", "classification"], 'data must be "digits" or the folder'),
-        (["search", "classification", "--data=/nowhere"], "/nowhere"),
+        (["search", "classification"], 'data must be "digits" or "mnist5k"'),
+        (["search", "classification", "--data=/nowhere"], "the data /nowhere must be"),
         (["search", "classification", "--data=digits", "--epochs=0"], "epochs must be at least 1"),
         (["search", "classification", "--data=digits", "--cells=2"], "cells must be at least 3"),
         (["search", "classification", "--data=digits", "--drop-path=1"], "drop_path"),

@@ -204,7 +204,7 @@ def test_a_file_of_an_earlier_version_is_tested_and_written_anew(
         asng.load_network(run.path)
     results = run.read_json("results.json")
     experiment = Experiment.open(run.path, stream=None)
-    assert experiment.evaluate() == results
+    assert experiment.evaluate() == {n: results[n] for n in ("loss", "accuracy")}
     experiment.retrain()
     assert run.read_json("results.json") == results
     images, _ = digit_images()

@@ -43,18 +43,34 @@ def make_nvcc(folder: Path, says: str) -> None:
     make_tool(folder / "bin" / "nvcc", says)
 
 
-def test_cuda_is_built_if_there_is_an_nvcc(
+def test_cuda_is_built_if_there_is_an_nvcc_and_a_gpu(
     build: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    torch_dir = tmp_path / "torch"
-    nvcc, reason = build.decide_cuda(torch_dir)
-    assert nvcc is None
+    torch_dir, nvcc = tmp_path / "torch", tmp_path / "bin" / "nvcc"
+    found, reason = build.decide_cuda(torch_dir)
+    assert found is None
     assert "no nvcc" in reason
-    make_nvcc(tmp_path, "Cuda compilation tools, release 12.4, V12.4.131")
+    make_nvcc(tmp_path, "Cuda compilation tools, release 12.4, V12.4.131; compute_86")
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
-    assert build.decide_cuda(torch_dir)[0] == str(tmp_path / "bin" / "nvcc")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    found, reason = build.decide_cuda(torch_dir)
+    assert found is None
+    assert "no GPU" in reason
+    make_tool(tmp_path / "nvidia-smi", "8.6")
+    assert build.decide_cuda(torch_dir)[0] == str(nvcc)
     monkeypatch.setenv("FORCE_CUDA", "0")
     assert build.decide_cuda(torch_dir) == (None, "FORCE_CUDA=0")
+
+
+@pytest.mark.parametrize(("name", "value"), [("FORCE_CUDA", "1"), ("TORCH_CUDA_ARCH_LIST", "9.0")])
+def test_cuda_is_built_for_other_machines_on_demand(
+    name: str, value: str, build: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    make_nvcc(tmp_path, "Cuda compilation tools, release 12.4, V12.4.131")
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv(name, value)
+    assert build.decide_cuda(tmp_path / "torch")[0] == str(tmp_path / "bin" / "nvcc")
 
 
 @pytest.mark.parametrize(

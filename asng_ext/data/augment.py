@@ -45,6 +45,19 @@ DIGITS_AUGMENTATION = Augmentation(crop_padding=1, flip=False, cutout=0)
 NO_AUGMENTATION = Augmentation(crop_padding=0, flip=False, cutout=0)
 
 
+def augmentation_for(image_size: tuple[int, int], channels: int) -> Augmentation:
+    """What suits images of which no more than (height, width) and the channels are known.
+
+    Crops are shifted by up to an eighth of the smaller side. Color images are mirrored; gray ones
+    are often signs, which have another meaning then. Nothing is cut out of images below 16 pixels,
+    and a square of a quarter of the side out of others.
+    """
+    side = min(image_size)
+    return Augmentation(
+        crop_padding=side // 8, flip=channels == 3, cutout=side // 4 if side >= 16 else 0
+    )
+
+
 def augment(
     images: Tensor,
     *,

@@ -132,7 +132,7 @@ class BatchStream:
                 **asdict(self.augmentation or NO_AUGMENTATION),
                 dtype=dtype,
             )
-        x = images.index_select(0, plan.indices).permute(0, 3, 1, 2)
+        x = self.image_set.select(plan.indices).permute(0, 3, 1, 2)
         y = labels.index_select(0, plan.indices)
         return self._prepare(x, plan.draws).to(dtype), y
 
@@ -141,11 +141,15 @@ class BatchStream:
 
         Raises ValueError if `start` is negative.
         """
+        return map(self.make, self.plans_of_steps(start))
+
+    def plans_of_steps(self, start: int = 0) -> Iterator[BatchPlan]:
+        """What `make` makes the batches of `steps(start)` of; raises what that does."""
         if start < 0:
             raise ValueError(f"start must be 0 or more, got {start}")
         first_epoch, first_batch = divmod(start, len(self))
         return (
-            self.make(plan)
+            plan
             for epoch in count(first_epoch)
             for plan in self._plans(epoch, first_batch if epoch == first_epoch else 0)
         )
@@ -186,7 +190,7 @@ def evaluation_batches(
     mean, std = mean.to(image_set.device), std.to(image_set.device)
     return (
         (
-            normalize(image_set.images.index_select(0, part).permute(0, 3, 1, 2), mean, std),
+            normalize(image_set.select(part).permute(0, 3, 1, 2), mean, std),
             image_set.labels.index_select(0, part),
         )
         for part in torch.split(chosen, batch_size)

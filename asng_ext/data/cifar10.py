@@ -58,6 +58,16 @@ def load_cifar10(folder: str | Path) -> ImageData:
     return ImageData.of(train_set, test_set, CIFAR10_AUGMENTATION)
 
 
+def holds_cifar10(folder: Path) -> bool:
+    """Whether a folder is one that `load_cifar10` takes, or would if no file were missing."""
+    return any(
+        (where / name).is_file()
+        for form in _FORMS
+        for where in (folder, folder / form.folder)
+        for name in form.files
+    )
+
+
 def _find_form(folder: Path) -> tuple[_Form, Path]:
     """The first complete set of files in `folder` or in one of the official folders in it."""
     incomplete = []

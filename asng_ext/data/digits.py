@@ -5,11 +5,8 @@ from __future__ import annotations
 import torch
 
 from ._optional import require
-from ._seeding import private_generator
 from .augment import DIGITS_AUGMENTATION
-from .images import ImageData, ImageSet
-
-_IMAGES_PER_TEST_IMAGE = 5
+from .images import ImageData, ImageSet, stratified
 
 
 def load_digits(seed: int = 0) -> ImageData:
@@ -27,12 +24,7 @@ def load_digits(seed: int = 0) -> ImageData:
     images = (gray * (255 / 16)).round().to(torch.uint8).unsqueeze(3)
     labels = torch.as_tensor(bundle.target, dtype=torch.int64)
     names = tuple(str(name) for name in bundle.target_names)
-
-    # Every fifth of the shuffled images sorted by class is a random fifth of each class.
-    order = torch.randperm(len(labels), generator=private_generator(seed, "digits"))
-    order = order[labels[order].argsort(stable=True)]
-    is_test = torch.zeros(len(labels), dtype=torch.bool)
-    is_test[order[::_IMAGES_PER_TEST_IMAGE]] = True
+    is_test = stratified(labels, seed, "digits")
     return ImageData.of(
         ImageSet(images[~is_test], labels[~is_test], names),
         ImageSet(images[is_test], labels[is_test], names),

@@ -14,6 +14,7 @@ from asng_ext._checks import check_positive
 from ._optional import require
 from .augment import Augmentation
 from .images import ImageData, ImageSet
+from .pixel_cache import MappedImages
 
 __all__ = ["TEST_PHOTOS", "TRAIN_PHOTOS", "load_photos", "unlabeled"]
 
@@ -45,13 +46,13 @@ def load_photos(image_size: int = 64) -> ImageData:
     return unlabeled(*(torch.from_numpy(patches) for patches in sets))
 
 
-def unlabeled(train: Tensor, test: Tensor) -> ImageData:
+def unlabeled(train: Tensor | MappedImages, test: Tensor | MappedImages) -> ImageData:
     """(N, H, W, C) uint8 images as a data set whose batches are in [0, 1], flipped at random."""
-    channels = train.shape[3]
     sets = [
-        ImageSet(images, torch.zeros(len(images), dtype=torch.int64), ("image",))
+        ImageSet.of(images, torch.zeros(len(images), dtype=torch.int64), ("image",))
         for images in (train, test)
     ]
+    channels = sets[0].images.shape[3]
     return ImageData(
         sets[0],
         sets[1],

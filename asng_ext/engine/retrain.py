@@ -144,5 +144,6 @@ def _retrain(
                 "version": __version__,
             },
         )
-        run.write_json("results.json", tested)
+        with autocast(config.precision, device):
+            run.write_json("results.json", {**tested, **task.details(network)})
     return network, tested

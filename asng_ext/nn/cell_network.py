@@ -191,7 +191,11 @@ class CellSupernet(_CellStack):
         return torch.stack(logits), torch.stack(auxiliary)
 
     def population_losses(
-        self, x: Tensor, labels: Tensor, architectures: Population
+        self,
+        x: Tensor,
+        labels: Tensor,
+        architectures: Population,
+        class_weights: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Cross-entropy of several architectures on the same images, without the auxiliary head's.
 
@@ -199,6 +203,8 @@ class CellSupernet(_CellStack):
             x: Images, (N, in_channels, H, W), in any memory format.
             labels: Their classes, (N,) int64.
             architectures: (λ, d) category indices.
+            class_weights: (classes,) weights of the images of each class in the mean loss; by
+                default all weigh the same.
 
         Returns:
             The mean losses in nats, (λ,), and the mean accuracy, ().
@@ -211,7 +217,11 @@ class CellSupernet(_CellStack):
         if logits.dtype == torch.bfloat16:
             logits = logits.float()
         each = F.cross_entropy(logits.flatten(0, 1), labels.repeat(len(logits)), reduction="none")
-        return each.view(len(logits), -1).mean(dim=1), accuracy_of(logits, labels)
+        each, accuracy = each.view(len(logits), -1), accuracy_of(logits, labels)
+        if class_weights is None:
+            return each.mean(dim=1), accuracy
+        weights = class_weights.index_select(0, labels)
+        return (each * weights).sum(dim=1) / weights.sum(), accuracy
 
 
 class CellNetwork(_CellStack):

@@ -204,11 +204,16 @@ class FusedCellSupernet(CellSupernet):
         return logits if auxiliary_logits is None else (logits, auxiliary_logits)
 
     def population_losses(
-        self, x: Tensor, labels: Tensor, architectures: Population
+        self,
+        x: Tensor,
+        labels: Tensor,
+        architectures: Population,
+        class_weights: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Cross-entropy of several architectures; see `CellSupernet.population_losses`."""
-        if not _libraries.has_cuda_kernels(x.device):
-            return super().population_losses(x, labels, architectures)
+        # The operator knows no weights.
+        if class_weights is not None or not _libraries.has_cuda_kernels(x.device):
+            return super().population_losses(x, labels, architectures, class_weights)
         y, _ = self._features(x, architectures)
         return ops.head.losses(y, self.classifier.weight, self.classifier.bias, labels)
 

@@ -4,6 +4,6 @@ A task of one's own is :func:`register`-ed before the command line or a run fold
 """
 
 import asng_ext.tasks.settings  # noqa: F401 - registers those of this package
-from asng_ext.tasks.registry import Preset, TaskKind, get, names, register
+from asng_ext.tasks.registry import AUTOMATIC, Preset, TaskKind, get, names, register
 
-__all__ = ["Preset", "TaskKind", "get", "names", "register"]
+__all__ = ["AUTOMATIC", "Preset", "TaskKind", "get", "names", "register"]

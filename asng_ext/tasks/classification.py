@@ -14,13 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from asng_ext._random import seeded_generator
-from asng_ext.data import (
-    BatchPlan,
-    ImageData,
-    evaluation_batches,
-    load_cifar10,
-    load_digits,
-)
+from asng_ext._terminal import STDERR, say
+from asng_ext.data import BatchPlan, ImageData, evaluation_batches, load_images, search_parts
+from asng_ext.data.images import UNEVEN
+from asng_ext.data.labels import check_classes
+from asng_ext.data.sources import is_own
 from asng_ext.nn import (
     CellNetwork,
     CellSupernet,
@@ -50,18 +48,28 @@ _SHOWN = 18
 def load_data(config: ClassificationConfig, seed: int) -> ImageData:
     """The data set that the settings name, with the augmentation they ask for.
 
+    What is not bundled is described on standard error.
+
     Raises:
-        ValueError: If no data set is named, or files of it are broken.
-        FileNotFoundError: If the folder does not hold CIFAR-10.
+        ValueError, FileNotFoundError, ImportError: If no data set is named, or as
+            :func:`asng_ext.data.load_images` does.
     """
     if not config.data:
         raise ValueError(
-            'data must be "digits" or the folder of CIFAR-10, the one that holds '
-            "cifar-10-batches-py or cifar-10-batches-bin, or one of these itself; got nothing"
+            'data must be "digits" or "mnist5k", the folder of CIFAR-10, a folder with a subfolder '
+            "of images for each class, a .npz file or hf:NAME; got nothing"
         )
-    data = load_digits(seed) if config.data == "digits" else load_cifar10(config.data)
+    data = load_images(
+        config.data, image_size=config.image_size, seed=seed, cache=config.cache, stream=STDERR
+    )
+    if is_own(config.data):
+        advice = "; --class-weights balanced makes them count alike"
+        uneven = data.imbalance >= UNEVEN and config.class_weights == "none"
+        say(STDERR, f"{data.describe()}{advice * uneven}\n")
     given = {"crop_padding": config.crop_padding, "cutout": config.cutout}
     chosen: dict[str, Any] = {name: pixels for name, pixels in given.items() if pixels >= 0}
+    if config.flip != "auto":
+        chosen["flip"] = config.flip == "yes"
     return replace(data, augmentation=replace(data.augmentation, **chosen))
 
 
@@ -80,11 +88,23 @@ class ClassificationTask(ImageTask[ClassificationConfig]):
     ) -> None:
         self.cell_space = config.make_space()
         self._space = self.cell_space.search_space()
+        check_classes(data.train.labels.cpu(), data.train.class_names)
+        sizes = [len(part) for part in search_parts(data, named["seed"])]
+        most = min(sizes) if data.validation else max(sizes)
+        for what, size, images in (
+            ("search", search_batch_size, most),
+            ("retraining", named["retrain_batch_size"], len(data.train)),
+        ):
+            if size > images:
+                raise ValueError(
+                    f"the batch_size of the {what} must be at most {images}, as many images as "
+                    f"there are for it, got {size}"
+                )
         # One size of batches for both halves, of which one may be an image larger.
-        smaller_half = len(data.train) // 2
-        super().__init__(
-            data, config, search_batch_size=min(search_batch_size, smaller_half), **named
-        )
+        super().__init__(data, config, search_batch_size=min(search_batch_size, *sizes), **named)
+        balanced = config.class_weights == "balanced"
+        self._class_weights = self.data.class_weights() if balanced else None
+        self._shows_balanced = balanced or data.imbalance >= UNEVEN
         self._check_limit()
         self._check_batch_sizes()
 
@@ -165,7 +185,10 @@ class ClassificationTask(ImageTask[ClassificationConfig]):
 
     def theta_batches(self, epoch: int) -> Iterable[BatchPlan]:
         """Plans of the batches of the half that moves the distribution."""
-        return islice(self._theta_stream.plans(epoch), self.search_steps)
+        steps = self.search_steps
+        if self.data.validation:  # of another size
+            return islice(self._theta_stream.plans_of_steps(epoch * steps), steps)
+        return islice(self._theta_stream.plans(epoch), steps)
 
     def losses(
         self, supernet: nn.Module, batch: BatchPlan, samples: Samples
@@ -180,8 +203,18 @@ class ClassificationTask(ImageTask[ClassificationConfig]):
         x, y = self._weight_stream.make(batch, dtype)  # the other stream would make the same of it
         run = cast(CellSupernet, supernet).population_losses
         with autocast(self.config.precision, self.device):
-            losses, accuracy = run(x, y, samples.categorical)
+            losses, accuracy = run(x, y, samples.categorical, self._class_weights)
         return losses, {"accuracy": accuracy}
+
+    def identity(self, loop: str) -> dict[str, Any]:
+        """What results of a loop depend on, by name; of what earlier versions lacked, no more than
+        is not as it was. The size of images is said by the data, flips by the augmentation."""
+        identity = super().identity(loop)
+        for name in ("image_size", "flip"):
+            del identity[name]
+        if self._class_weights is None:
+            del identity["class_weights"]
+        return identity
 
     def test_supernet(self, supernet: nn.Module, values: Mapping[str, Any]) -> dict[str, float]:
         """Cross-entropy and accuracy of one architecture on the test images.
@@ -243,18 +276,36 @@ class ClassificationTask(ImageTask[ClassificationConfig]):
         # Compiled or not, the network has the methods of a CellNetwork.
         draws = cast(CellNetwork, network).draw_drop_path(len(x))
         out = network(x, draws)
+        weights = self._class_weights
         if isinstance(out, tuple):
             logits, auxiliary = out
-            extra = self.config.auxiliary_weight * F.cross_entropy(auxiliary, y)
-            loss = F.cross_entropy(logits, y) + extra
+            extra = self.config.auxiliary_weight * F.cross_entropy(auxiliary, y, weights)
+            loss = F.cross_entropy(logits, y, weights) + extra
         else:
-            logits, loss = out, F.cross_entropy(out, y)
+            logits, loss = out, F.cross_entropy(out, y, weights)
         return loss, {"accuracy": accuracy_of(logits, y)}
 
     def test(self, network: nn.Module) -> dict[str, float]:
-        """Cross-entropy and accuracy on the test images."""
+        """Cross-entropy and accuracy on the test images; if the classes are uneven, also the mean
+        of their accuracies."""
         network.eval()
         return self._test(network)
+
+    def details(self, network: nn.Module) -> dict[str, Any]:
+        """Of each class by name: its training and test images, and the accuracy on these, None
+        without any."""
+        network.eval()
+        _, right = self._run_test(network)
+        train, test = self.data.train, self.data.test
+        counts = zip(train.class_names, train.counts(), test.counts(), right.tolist())
+        return {
+            "classes": {
+                name: {"train": trained, "test": tested, "accuracy": correct / tested}
+                if tested
+                else {"train": trained, "test": 0, "accuracy": None}
+                for name, trained, tested, correct in counts
+            }
+        }
 
     def blueprint(self, network: nn.Module) -> dict[str, Any]:
         """All that the network is built from, with the normalization and the names of the
@@ -321,13 +372,24 @@ class ClassificationTask(ImageTask[ClassificationConfig]):
         )
 
     def _test(self, run: Any) -> dict[str, float]:
+        loss, right = self._run_test(run)
+        count = len(self.data.test)
+        tested = {"loss": float(loss) / count, "accuracy": int(right.sum()) / count}
+        if self._shows_balanced:
+            counts = torch.tensor(self.data.test.counts())
+            shares = right.cpu().double()[counts > 0] / counts[counts > 0]
+            tested["balanced_accuracy"] = float(shares.mean())
+        return tested
+
+    def _run_test(self, run: Any) -> tuple[Tensor, Tensor]:
+        """Sum of the cross-entropies, () float64, and how many images of each class are classified
+        rightly, (classes,) int64."""
         data = self.data
         loss = torch.zeros((), dtype=torch.float64, device=self.device)
-        correct = torch.zeros((), dtype=torch.int64, device=self.device)
+        right = torch.zeros(data.classes, dtype=torch.int64, device=self.device)
         with torch.no_grad():
             for x, y in evaluation_batches(data.test, _TEST_BATCH, mean=data.mean, std=data.std):
                 logits = run(x)
                 loss += F.cross_entropy(logits.float(), y, reduction="sum")
-                correct += (logits.argmax(dim=1) == y).sum()
-        count = len(data.test)
-        return {"loss": float(loss) / count, "accuracy": int(correct) / count}
+                right.index_add_(0, y, (logits.argmax(dim=1) == y).long())
+        return loss, right

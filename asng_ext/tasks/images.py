@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from asng_ext.data import BatchStream, ImageData, split_halves
+from asng_ext.data import BatchStream, ImageData, search_parts
 from asng_ext.runs.config import Checked, affecting_results
 from asng_ext.tasks.protocol import TaskDefaults
 
@@ -22,7 +22,8 @@ class ImageTask(TaskDefaults, Generic[Config]):
 
     Args:
         data: The images; half of the training images, drawn by ``seed``, train the weights in the
-            search and the other half moves the distribution.
+            search and the other half moves the distribution, unless there is a validation set for
+            that.
         config: Settings of the task.
         search_batch_size, retrain_batch_size: Images per step.
         seed: Decides the halves, the order of the images, and whatever else the task draws.
@@ -51,7 +52,7 @@ class ImageTask(TaskDefaults, Generic[Config]):
         self.data = data.to(self.device)
         self.config = config
         self.seed = seed
-        for_weights, for_theta = split_halves(len(self.data.train), seed)
+        for_weights, for_theta = search_parts(self.data, seed)
         self._weight_stream = self._stream("weights", for_weights, search_batch_size)
         self._theta_stream = self._stream("theta", for_theta, search_batch_size)
         self._retrain_stream = self._stream("retrain", None, retrain_batch_size)
@@ -81,8 +82,10 @@ class ImageTask(TaskDefaults, Generic[Config]):
 
     @property
     def search_steps(self) -> int:
-        """Steps per epoch of the search: halves that differ by an image may differ by a batch."""
-        return self.steps_per_epoch or min(len(self._weight_stream), len(self._theta_stream))
+        """Steps per epoch of the search: halves that differ by an image may differ by a batch. A
+        validation set is repeated, or not all of it used, in a pass over the other images."""
+        weights, theta = len(self._weight_stream), len(self._theta_stream)
+        return self.steps_per_epoch or (weights if self.data.validation else min(weights, theta))
 
     @property
     def retrain_steps(self) -> int:

@@ -218,7 +218,7 @@ class InpaintingTask(ImageTask[InpaintingConfig]):
 
     def _test_images(self, indices: Tensor) -> Pair:
         """(target, corrupted) with masks that are the same in every test of these images."""
-        images = self.data.test.images.index_select(0, indices.to(self.device))
+        images = self.data.test.select(indices.to(self.device))
         target = images.permute(0, 3, 1, 2).float() / 255
         return target, self._corrupted(target, self._generator("test masks", int(indices[0])))
 

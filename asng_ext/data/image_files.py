@@ -1,0 +1,191 @@
+"""Files of images: found in a folder, measured by their headers, decoded and scaled."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import statistics
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from asng_ext._terminal import Progress
+
+from ._optional import require
+
+__all__ = [
+    "SUFFIXES",
+    "Reader",
+    "Survey",
+    "image_paths",
+    "in_threads",
+    "reader",
+    "scaled",
+    "survey",
+]
+
+T = TypeVar("T")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")
+"""What a file may be, whatever its name says: for some others Pillow starts other programs."""
+_IN_FLIGHT, _TOO_LARGE = 2**25, 2**26
+"""Pixels that are decoded at once, up to 12 bytes each; an image beyond these is decoded alone, or
+left out."""
+GRAY_MODES = ("1", "L", "LA", "La", "I;16", "I;16L", "I;16B", "I", "F")
+"""Pillow's modes of images without color."""
+LARGEST_IMAGE = 1024
+"""The largest side in pixels that images may be scaled to."""
+LARGEST_SIDE, MULTIPLE = 224, 8
+"""Of the side that they are scaled to by default."""
+
+Reader = Callable[[Path], "NDArray[np.uint8] | None"]
+"""Reads a file as (side, side, channels), or as None if it is no image that can be read."""
+
+
+class Survey(NamedTuple):
+    """What images are like: the side to scale them to, and 1 channel if none has color, or 3."""
+
+    size: int
+    channels: int
+
+
+def image_paths(folder: Path) -> list[Path]:
+    """The files in and below a folder that are called as images are, sorted."""
+    return sorted(
+        Path(where, name)
+        for where, _, names in os.walk(folder)
+        for name in names
+        if name.lower().endswith(SUFFIXES) and not name.startswith(".")
+    )
+
+
+def survey(paths: Sequence[Path], stream: TextIO | None) -> Survey:
+    """What the readable ones of these files are like, by their headers.
+
+    Raises ValueError if there is none.
+    """
+    pillow = require("PIL.Image", "Pillow", "reading a folder of images needs")
+
+    def measure(path: Path) -> tuple[int, bool] | None:
+        try:
+            if path.is_file():
+                with pillow.open(path, formats=_FORMATS) as image:
+                    return min(image.size), image.mode not in GRAY_MODES
+        except _Unreadable(pillow):
+            pass
+        return None
+
+    progress = Progress("measuring images", len(paths), 0, stream)
+    found = []
+    for done, measured in enumerate(in_threads(measure, paths), start=1):
+        if measured is not None:
+            found.append(measured)
+        if progress.due():
+            progress.draw(done, {})
+    progress.line(len(paths), {})
+    if not found:
+        raise none_readable(paths)
+    sides, colored = zip(*found)
+    return Survey(suited_side(sides), 3 if any(colored) else 1)
+
+
+def suited_side(sides: Iterable[int]) -> int:
+    """The median, to the nearest multiple of 8 and up to 224 pixels."""
+    median = statistics.median(sides)
+    return min(LARGEST_SIDE, max(MULTIPLE, int(median / MULTIPLE + 0.5) * MULTIPLE))
+
+
+def none_readable(paths: Sequence[Path]) -> ValueError:
+    """The error where no file can be read."""
+    return ValueError(f"none of {len(paths)} images can be read: {named(paths)}")
+
+
+def named(paths: Sequence[object], most: int = 5) -> str:
+    """Some of the files, and how many more there are."""
+    more = f" and {len(paths) - most} more" if len(paths) > most else ""
+    return ", ".join(str(path) for path in paths[:most]) + more
+
+
+def in_threads(work: Callable[[Path], T], paths: Sequence[Path]) -> Iterator[T]:
+    """Results in order, few of them ahead of time. Decoding releases Python's lock."""
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for first in range(0, len(paths), 64):
+            yield from pool.map(work, paths[first : first + 64])
+
+
+def reader(size: int, channels: int, *, enlarge: bool) -> Reader:
+    """Reads files as (size, size, channels): their central squares, scaled.
+
+    Several threads may use it. An image that is smaller is scaled up, or without `enlarge` a
+    ValueError.
+    """
+    pillow = require("PIL.Image", "Pillow", "reading a folder of images needs")
+    mode, gate = "L" if channels == 1 else "RGB", _Gate()
+
+    def read(path: Path) -> NDArray[np.uint8] | None:
+        try:
+            if not path.is_file():  # opening a pipe would block until something is written into it
+                return None
+            with pillow.open(path, formats=_FORMATS) as image:
+                width, height = image.size
+                side = min(width, height)
+                if side >= size or enlarge:
+                    # A JPEG may be decoded at a fraction of its size, if that is enough.
+                    if side >= size:
+                        image.draft(mode, (2 * size * width // side, 2 * size * height // side))
+                    pixels = image.width * image.height
+                    if pixels > _TOO_LARGE:
+                        return None
+                    with gate.held(pixels):
+                        return scaled(image, size, channels)
+        except _Unreadable(pillow):
+            return None
+        raise ValueError(
+            f"images must have at least image_size={size} pixels on each side, "
+            f"got {width}×{height} in {path}"
+        )
+
+    return read
+
+
+def scaled(image: Any, size: int, channels: int) -> NDArray[np.uint8]:
+    """The central square of Pillow's image as (size, size, channels)."""
+    pillow = require("PIL.Image", "Pillow", "scaling images needs")
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    square = image.crop((left, top, left + side, top + side))
+    mode = "L" if channels == 1 else "RGB"
+    if square.mode[0] == "I":  # 16 bits, which Pillow would clip at 255
+        square = pillow.fromarray((np.asarray(square) >> 8).clip(0, 255).astype(np.uint8))
+    square = square if square.mode == mode else square.convert(mode)  # it would copy it, too
+    pixels = np.asarray(square.resize((size, size), pillow.Resampling.BILINEAR), dtype=np.uint8)
+    return pixels.reshape(size, size, channels)
+
+
+def _Unreadable(pillow: Any) -> tuple[type[BaseException], ...]:  # noqa: N802
+    return OSError, SyntaxError, ValueError, MemoryError, pillow.DecompressionBombError
+
+
+class _Gate:
+    """Lets threads decode so many pixels at once that memory suffices."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._pixels = 0
+
+    @contextlib.contextmanager
+    def held(self, pixels: int) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._pixels or self._pixels + pixels <= _IN_FLIGHT)
+            self._pixels += pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._pixels -= pixels
+                self._changed.notify_all()
