@@ -13,7 +13,7 @@ from asng_ext.runs.metrics import MetricsTable
 __all__ = ["report"]
 
 _WIDTH, _INDENT = 80, 12
-_SHOWN_TIES = 3
+_SHOWN_TIES = _SHOWN_CLASSES = 3
 _UNBROKEN = "\xa0"
 """A space at which no line ends, until it is shown as a plain one."""
 
@@ -43,9 +43,12 @@ def report(run: RunFolder) -> str:
         lines += _architecture(found)
         lines.append(_line("retraining", retraining))
     if network and run.file("results.json").exists():
-        tested = _numbers(run.read_json("results.json"), "test ", ".4f")
+        results = run.read_json("results.json")
+        tested = _numbers(results, "test ", ".4f")
         before = "" if retrained else " (of the network of a retraining before)"
         lines.append(_line("network", tested + before))
+        if hardest := _hardest(results.get("classes")):
+            lines.append(_line("hardest", hardest))
 
     folder = shlex.quote(str(run.path))
     if user := run.user():
@@ -99,6 +102,19 @@ def _architecture(found: Mapping[str, Any]) -> list[str]:
         sizes = {f"{name.replace('_', ' ')} ": value for name, value in network.items()}
         lines.append(_line("size", _joined(sizes)))
     return lines
+
+
+def _hardest(classes: Any) -> str:
+    """The classes of the least accuracy on test images, of several."""
+    classes = classes if isinstance(classes, Mapping) else {}
+    accuracies = {
+        name: each["accuracy"]
+        for name, each in classes.items()
+        if isinstance(each, Mapping) and isinstance(each.get("accuracy"), (int, float))
+    }
+    least = sorted(accuracies, key=lambda name: accuracies[name])[:_SHOWN_CLASSES]
+    shown = ", ".join(f"{name}{_UNBROKEN}{accuracies[name]:.3f}" for name in least)
+    return f"of {len(accuracies)} classes: {shown}" if len(accuracies) > 1 else ""
 
 
 def _nearest(ties: Mapping[str, Any]) -> str:

@@ -98,6 +98,11 @@ def test_a_run_that_was_retrained(states: dict[str, Path], tmp_path: Path) -> No
     expected = f"test loss {tested['loss']:.4f}, test accuracy {tested['accuracy']:.4f}"
     assert shown["retraining"].startswith("2 of 2 epochs; train_loss ")
     assert shown["network"] == expected
+    accuracies = {name: each["accuracy"] for name, each in tested["classes"].items()}
+    least = sorted(accuracies, key=lambda name: accuracies[name])[:3]
+    assert shown["hardest"] == "of 10 classes: " + ", ".join(
+        f"{name} {accuracies[name]:.3f}" for name in least
+    )
     assert shown["next"] == f"asng export {path}"
     assert shown["or"] == f"asng predict {path} IMAGE..."
     # Begun anew with more epochs, of which these are some.
