@@ -193,7 +193,8 @@ def _parser() -> argparse.ArgumentParser:
         "retrain",
         help="train the architecture of a run from scratch, or continue to",
         description="Settings that are not given are those in the run's config.toml. With "
-        "--architecture, RUN is a new run, and they are those of --config or of the data's preset.",
+        "--architecture, RUN is a new run, and they are those of --config or of the data's preset, "
+        "which `asng search TASK --help` shows.",
     )
     retrain.add_argument(
         "--architecture",
@@ -233,10 +234,17 @@ def _parser() -> argparse.ArgumentParser:
         "again and compared with the network before the file is there.",
     )
     export.add_argument(
-        "--format", choices=("torch-export", "safetensors", "onnx"), default="torch-export"
+        "--format",
+        choices=("torch-export", "safetensors", "onnx"),
+        default="torch-export",
+        help="a program for PyTorch, weights for this package, or a program for ONNX Runtime and "
+        "others (default: torch-export)",
     )
     export.add_argument(
-        "--out", metavar="FILE", default=None, help="by default a name in the run folder"
+        "--out",
+        metavar="FILE",
+        default=None,
+        help="(default: network.pt2, .safetensors or .onnx in the run folder)",
     )
     for command, run in (
         (export, _export),
@@ -248,7 +256,9 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("folder", metavar="RUN", help="run folder")
         command.set_defaults(run=run)
         if command in (retrain, evaluate):
-            command.add_argument("--device", default=argparse.SUPPRESS, help="cpu or cuda")
+            command.add_argument(
+                "--device", default=argparse.SUPPRESS, help="cpu or cuda (default: the run's)"
+            )
     _add_section(retrain, "retrain", RetrainConfig)
     for kind in map(tasks.get, tasks.names()):
         _add_section(
@@ -317,6 +327,8 @@ def _of_presets(kind: TaskKind, section: str, item: dataclasses.Field[Any]) -> s
         preset: sections.get(section, {}).get(item.name, item.default)
         for preset, sections in kind.presets.items()
     }
+    if isinstance(item.default, bool):
+        values = {preset: "on" if value else "off" for preset, value in values.items()}
     if len(set(values.values())) == 1:
         return f"default: {values.popitem()[1]}"
     return "; ".join(f"{preset}: {value}" for preset, value in values.items())

@@ -5,20 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from asng_ext._checks import check_positive
 from asng_ext._files import write_atomically
 from asng_ext.data._optional import require
-from asng_ext.data.folder import SUFFIXES
+from asng_ext.data.image_files import FORMATS, SUFFIXES, central_part, fitted, image_paths
 from asng_ext.retrained import ImageClassifier, ImageRestorer
 
 __all__ = ["UnreadableImageError", "image_files", "predict", "read_image", "write_image"]
-
-_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
-"""What a file may be, whatever its name says: for some others Pillow starts other programs."""
 
 
 class UnreadableImageError(ValueError):
@@ -34,8 +30,7 @@ def image_files(paths: Sequence[Path | str]) -> list[Path]:
     files: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
-            inside = (each for each in path.rglob("*") if each.name.lower().endswith(SUFFIXES))
-            found = sorted(each for each in inside if not each.name.startswith("."))
+            found = image_paths(path)
             if not found:
                 raise FileNotFoundError(f"no images in {path}; looked for {', '.join(SUFFIXES)}")
             files += found
@@ -117,31 +112,21 @@ def read_image(path: Path | str, image_size: tuple[int, int], channels: int) -> 
     try:
         if not path.is_file():  # opening a pipe would block until something is written into it
             raise OSError("it is no file")
-        with pillow.open(path, formats=_FORMATS) as image:
-            part = image.crop(_central(image.size, image_size))
-            part = part if part.mode == mode else part.convert(mode)
-            height, width = image_size
-            fitted = part.resize((width, height), pillow.Resampling.BILINEAR)
-            pixels = torch.from_numpy(np.array(fitted, dtype=np.uint8))
+        with pillow.open(path, formats=FORMATS) as image:
+            left, _, right, _ = central_part(image.size, image_size)
+            width, part = image_size[1], right - left
+            if part >= width:
+                # A JPEG may be decoded at a fraction of its size, if that is enough.
+                image.draft(mode, tuple(2 * width * side // part for side in image.size))
+            pixels = fitted(image, image_size, channels)
     except (OSError, SyntaxError, ValueError, MemoryError, pillow.DecompressionBombError) as error:
         words = "it is not of a known format" if _unidentified(error) else str(error)
         raise UnreadableImageError(f"{path} cannot be read as an image: {words}") from error
-    return pixels.reshape(height, width, channels).permute(2, 0, 1)
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1)
 
 
 def _unidentified(error: BaseException) -> bool:
     return type(error).__name__ == "UnidentifiedImageError"  # names the file, or its handle
-
-
-def _central(size: tuple[int, int], image_size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """(left, top, right, bottom) of the largest central part of an image of size (width, height)
-    that has the shape of images of ``image_size`` (height, width)."""
-    width, height = size
-    wanted_height, wanted_width = image_size
-    part_width = min(width, max(1, round(height * wanted_width / wanted_height)))
-    part_height = min(height, max(1, round(width * wanted_height / wanted_width)))
-    left, top = (width - part_width) // 2, (height - part_height) // 2
-    return left, top, left + part_width, top + part_height
 
 
 def write_image(image: Tensor, path: Path) -> None:

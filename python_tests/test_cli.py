@@ -7,6 +7,7 @@ import json
 import math
 import os
 import pty
+import re
 import shlex
 import shutil
 import subprocess
@@ -135,6 +136,25 @@ def test_what_is_said_of_the_network_is_true_of_network_pt(
     error = capsys.readouterr().err
     assert "network.pt is not a complete checkpoint" in error
     assert f"`asng retrain {folder}` writes it anew" in error
+
+
+@pytest.mark.parametrize("task", tasks.names())
+def test_help_says_what_every_setting_is_without_its_option(
+    task: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    with pytest.raises(SystemExit):
+        asng("search", task, "--help")
+    options = capsys.readouterr().out.partition(f"{task} settings:")[2]
+    lines = re.sub(r"\n {10,}", " ", options).splitlines()
+    lines = [line for line in lines if line.startswith("  --")]
+    assert len(lines) > 30
+    presets = tasks.get(task).presets
+    for line in lines:
+        named = all(f"{preset}: " in line for preset in presets)
+        assert "--data" in line or "(default: " in line or named, line
+    assert any("--no-graphs" in line and "(default: on)" in line for line in lines)
+    assert any("{cosine,steps}" in line for line in lines)
 
 
 def test_resume_of_a_finished_search_changes_nothing(searched: Path) -> None:
@@ -367,7 +387,7 @@ def test_help_does_not_wait_for_torch() -> None:
 import sys
 from asng_ext.cli import main
 commands = ["", "demo", "search", "search classification", "search inpainting", "resume"]
-commands += ["retrain", "evaluate", "show", "export", "toy"]
+commands += ["retrain", "evaluate", "show", "predict", "export", "toy"]
 for command in ["--version", *(f"{command} --help" for command in commands)]:
     try:
         main(command.split())

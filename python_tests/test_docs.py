@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import small_runs
 
 from asng_ext import cli
+from asng_ext.data import load_digits
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -18,17 +20,37 @@ def blocks(page: Path) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```$", page.read_text(encoding="utf-8"), re.M | re.S)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The blocks of a page run one after the other, in one namespace, beside the run they read."""
-    monkeypatch.chdir(tmp_path)
-    if any("runs/digits" in block for block in blocks(page)):
-        experiment = small_runs.classification(tmp_path / "runs" / "digits")
+def prepare(text: str) -> None:
+    """Makes what examples read: a run, files of its network, the image of a digit."""
+    if "runs/digits" in text:
+        experiment = small_runs.classification(Path("runs", "digits"))
         experiment.search()
         experiment.retrain()
+    if "network.pt2" in text:
+        assert cli.main(["export", "runs/digits"]) == 0
+    if "network.onnx" in text and has_onnx():
+        assert cli.main(["export", "runs/digits", "--format=onnx"]) == 0
+    if "seven.png" in text:
+        digits = load_digits(0).test
+        seven = digits.images[digits.labels == 7][0, :, :, 0]
+        pytest.importorskip("PIL.Image").fromarray(seven.numpy()).save("seven.png")
+
+
+def has_onnx() -> bool:
+    names = ("onnx", "onnxscript", "onnxruntime")
+    return all(importlib.util.find_spec(name) is not None for name in names)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The blocks of a page run one after the other, in one namespace, beside what they read; those
+    of ONNX where it is installed."""
+    monkeypatch.chdir(tmp_path)
+    prepare("".join(blocks(page)))
     namespace: dict[str, object] = {"__name__": page.stem}
     for number, source in enumerate(blocks(page)):
-        exec(compile(source, f"{page.name}, block {number}", "exec"), namespace)
+        if "onnxruntime" not in source or has_onnx():
+            exec(compile(source, f"{page.name}, block {number}", "exec"), namespace)
 
 
 def test_there_are_examples() -> None:
@@ -58,3 +80,13 @@ def test_paths_are_there(page: str) -> None:
     paths = {path for span in spans for path in PATH.findall(span)}
     assert len(paths) >= 5
     assert not sorted(path for path in paths if not (ROOT / path).exists())
+
+
+def test_the_contents_name_every_page() -> None:
+    contents = (ROOT / "docs" / "contents.md").read_text(encoding="utf-8")
+    nav = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    for page in (ROOT / "docs").glob("*.md"):
+        assert page.name in nav
+        assert f"]({page.name})" in contents or page.name == "contents.md"
+    for name in (path.name for path in (ROOT / "examples").iterdir() if path.is_file()):
+        assert f"](../examples/{name})" in contents

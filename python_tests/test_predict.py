@@ -106,6 +106,9 @@ def test_other_sizes_are_prepared_as_a_training_folder_is(tmp_path: Path) -> Non
     shapes = {"a": (40, 40, 3), "b": (33, 61, 3), "c": (61, 30, 3), "d": (12, 12, 3)}
     for name, shape in shapes.items():
         write_pixels(folder / f"{name}.png", generator.integers(0, 256, shape, dtype=np.uint8))
+    rows, columns = np.mgrid[:150, :170]
+    smooth = np.stack([rows, columns, rows // 2 + columns // 2], axis=2).astype(np.uint8)
+    write_pixels(folder / "e.jpg", smooth)  # large enough to be decoded at a fraction
     data = load_folder(folder, 12, cache=tmp_path / "cache", stream=None)
     expected = torch.cat([data.train.images, data.test.images])
     for path, image in zip(image_files([folder]), expected):
@@ -137,6 +140,9 @@ def test_gray_and_color_are_what_the_network_takes(tmp_path: Path) -> None:
     assert (read_image(gray, (4, 4), 3) == 100).all()
     assert (read_image(color, (4, 4), 1) == 76).all()  # ITU-R 601: 0.299 of red
     assert read_image(color, (4, 4), 3)[:, 0, 0].tolist() == [255, 0, 0]
+    deep = write_pixels(tmp_path / "deep.png", np.full((4, 4), 100 * 256 + 255, np.uint16))
+    for channels in (1, 3):
+        assert (read_image(deep, (4, 4), channels) == 100).all()
     with pytest.raises(ValueError, match="channels must be 1 or 3, got 4"):
         read_image(color, (4, 4), 4)
 

@@ -19,9 +19,12 @@ from asng_ext._terminal import Progress
 from ._optional import require
 
 __all__ = [
+    "FORMATS",
     "SUFFIXES",
     "Reader",
     "Survey",
+    "central_part",
+    "fitted",
     "image_paths",
     "in_threads",
     "reader",
@@ -31,7 +34,7 @@ __all__ = [
 
 T = TypeVar("T")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")
 """What a file may be, whatever its name says: for some others Pillow starts other programs."""
 _IN_FLIGHT, _TOO_LARGE = 2**25, 2**26
 """Pixels that are decoded at once, up to 12 bytes each; an image beyond these is decoded alone, or
@@ -74,7 +77,7 @@ def survey(paths: Sequence[Path], stream: TextIO | None) -> Survey:
     def measure(path: Path) -> tuple[int, bool] | None:
         try:
             if path.is_file():
-                with pillow.open(path, formats=_FORMATS) as image:
+                with pillow.open(path, formats=FORMATS) as image:
                     return min(image.size), image.mode not in GRAY_MODES
         except _Unreadable(pillow):
             pass
@@ -131,7 +134,7 @@ def reader(size: int, channels: int, *, enlarge: bool) -> Reader:
         try:
             if not path.is_file():  # opening a pipe would block until something is written into it
                 return None
-            with pillow.open(path, formats=_FORMATS) as image:
+            with pillow.open(path, formats=FORMATS) as image:
                 width, height = image.size
                 side = min(width, height)
                 if side >= size or enlarge:
@@ -155,16 +158,31 @@ def reader(size: int, channels: int, *, enlarge: bool) -> Reader:
 
 def scaled(image: Any, size: int, channels: int) -> NDArray[np.uint8]:
     """The central square of Pillow's image as (size, size, channels)."""
+    return fitted(image, (size, size), channels)
+
+
+def fitted(image: Any, image_size: tuple[int, int], channels: int) -> NDArray[np.uint8]:
+    """The central part of Pillow's image that has the shape of (height, width), scaled to that, as
+    (height, width, channels)."""
     pillow = require("PIL.Image", "Pillow", "scaling images needs")
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    square = image.crop((left, top, left + side, top + side))
+    height, width = image_size
+    part = image.crop(central_part(image.size, image_size))
     mode = "L" if channels == 1 else "RGB"
-    if square.mode[0] == "I":  # 16 bits, which Pillow would clip at 255
-        square = pillow.fromarray((np.asarray(square) >> 8).clip(0, 255).astype(np.uint8))
-    square = square if square.mode == mode else square.convert(mode)  # it would copy it, too
-    pixels = np.asarray(square.resize((size, size), pillow.Resampling.BILINEAR), dtype=np.uint8)
-    return pixels.reshape(size, size, channels)
+    if part.mode[0] == "I":  # 16 bits, which Pillow would clip at 255
+        part = pillow.fromarray((np.asarray(part) >> 8).clip(0, 255).astype(np.uint8))
+    part = part if part.mode == mode else part.convert(mode)  # it would copy it, too
+    pixels = np.asarray(part.resize((width, height), pillow.Resampling.BILINEAR), dtype=np.uint8)
+    return pixels.reshape(height, width, channels)
+
+
+def central_part(size: tuple[int, int], image_size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """(left, top, right, bottom) of the largest central part of an image of size (width, height)
+    that has the shape of (height, width)."""
+    width, height = size
+    part_width = min(width, max(1, round(height * image_size[1] / image_size[0])))
+    part_height = min(height, max(1, round(width * image_size[0] / image_size[1])))
+    left, top = (width - part_width) // 2, (height - part_height) // 2
+    return left, top, left + part_width, top + part_height
 
 
 def _Unreadable(pillow: Any) -> tuple[type[BaseException], ...]:  # noqa: N802

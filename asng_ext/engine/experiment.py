@@ -21,7 +21,7 @@ from asng_ext.engine.search import search
 from asng_ext.runs.checkpoints import CheckpointMismatchError, fitting
 from asng_ext.runs.config import RetrainConfig, SearchConfig, section_from
 from asng_ext.runs.folder import RunFolder
-from asng_ext.runs.metrics import MetricsTable
+from asng_ext.runs.metrics import Events, MetricsTable
 from asng_ext.space import Categorical
 from asng_ext.tasks.protocol import Optimizer, Task, check_members
 from asng_ext.training.precision import autocast
@@ -30,6 +30,7 @@ __all__ = ["Experiment"]
 
 _ARCHITECTURE = "architecture.json"
 _GIVEN = "given"  # an entry of it
+_SEARCH_PICTURES = ("architecture.png", "search.png", "theta.png")
 _LOOPS: dict[str, type[Any]] = {"search": SearchConfig, "retrain": RetrainConfig}
 
 
@@ -167,6 +168,7 @@ class Experiment:
                 result.architecture, {"probabilities": likely, "near_ties": ties}
             )
             self._draw_search(result.rows, theta)
+            self._write_events("search", len(result.rows))
         return result.architecture
 
     def _write_architecture(self, values: Mapping[str, Any], more: Mapping[str, Any]) -> None:
@@ -276,6 +278,7 @@ class Experiment:
                 self._draw_architecture()  # of other sizes, perhaps
                 plots.plot_retrain(rows, self.run.file("retrain.png"))
                 self.task.draw_results(network, self.run.path)
+            self._write_events("retrain", len(rows), tested)
         return tested
 
     def evaluate(self) -> dict[str, float]:
@@ -324,6 +327,21 @@ class Experiment:
                 }
         draw(values, self.run.file("architecture.png"), **more)
 
+    def _write_events(
+        self, loop: str, epochs: int, tested: Mapping[str, float] | None = None
+    ) -> None:
+        """Adds the pictures of a loop to its events, and the settings with the test metrics."""
+        events = Events(self.run.file("events") / loop)
+        if _plots(None) is not None:
+            pictures = sorted(self.run.path.glob("[!.]*.png"))
+            of_search = loop == "search"
+            events.add_pictures(
+                (each for each in pictures if (each.name in _SEARCH_PICTURES) == of_search), epochs
+            )
+        if tested:
+            events.add_settings(_flat(self.config), tested)
+        events.close()
+
     def _draw_search(self, rows: list[dict[str, float]], theta: Any) -> None:
         plots = _plots(self.stream)
         if plots is None:
@@ -337,6 +355,15 @@ class Experiment:
         }
         if labels and len(theta):
             plots.plot_theta(theta, list(labels), labels, self.run.file("theta.png"))
+
+
+def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of all sections, as "section.setting"."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        inside = value.items() if isinstance(value, Mapping) else ()
+        flat |= {f"{name}.{key}": each for key, each in inside} or {name: value}
+    return flat
 
 
 def _near_ties(variables: Mapping[str, Categorical], theta: Any) -> dict[str, dict[str, float]]:

@@ -184,10 +184,21 @@ def _search(
         ):
             tested = task.test_supernet(supernet, optimizer.recommend())
             row |= {f"test_{name}": float(value) for name, value in tested.items()}
-        epochs.add(row)
+        epochs.add(row, partial(_distributions, task, optimizer))
         progress.line((epoch + 1) * steps, _shown(row, task, optimizer))
     epochs.close()
     return SearchResult(optimizer.recommend(), supernet, epochs.rows)
+
+
+def _distributions(task: SearchTask, optimizer: Optimizer) -> dict[str, list[float]]:
+    """The probabilities θ of the categorical variables, by name; none of an optimizer of a user's
+    that does not show them as this package's do."""
+    theta = getattr(getattr(optimizer, "theta", None), "categorical", ())
+    variables = task.space.categorical.items()
+    return {
+        name: [float(p) for p in row[: len(variable.values)]]
+        for (name, variable), row in zip(variables, theta)
+    }
 
 
 def _pairs(task: SearchTask, epoch: int) -> Iterator[tuple[Batch, Batch]]:

@@ -1,4 +1,4 @@
-"""What a classifier takes for what."""
+"""Confusion matrices."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ MOST_SIDE = 12.0
 
 
 def draw_confusion(counts: npt.ArrayLike, class_names: Sequence[str], path: FilePath) -> Path:
-    """Draws a confusion matrix: a row for every class, a column for what its images were taken for.
+    """Draws a confusion matrix: a row for every true class, a column for every predicted one.
 
     The color is the share of the row, the number that of images. At the end of a row stands the
-    share that was recognized.
+    accuracy on its class.
 
     Args:
-        counts: (K, K), how many images of class i (row) were taken for class j (column).
+        counts: (K, K), for how many images of class i (row) class j (column) was predicted.
         class_names: The names of the classes, (K,).
         path: Where to write the picture.
 
@@ -84,18 +84,18 @@ def _figure(counts: npt.NDArray[np.integer], names: Sequence[str]) -> Figure:
     axes.set_yticks(np.arange(1, classes) - 0.5, minor=True)
     axes.tick_params(which="minor", length=0)
     axes.grid(which="minor", color="#d5d5d5", linewidth=min(0.6, 2 * field))
-    axes.set_xlabel("taken for")
-    axes.set_ylabel("class")
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("true class")
     for i in range(0, classes, step):
-        known = f"{100 * shares[i, i]:.1f} %" if totals[i] else "–"
-        axes.text(classes - 0.3, i, known, size=8, color=GRAY, va="center", clip_on=False)
+        accuracy = f"{100 * shares[i, i]:.1f} %" if totals[i] else "–"
+        axes.text(classes - 0.3, i, accuracy, size=8, color=GRAY, va="center", clip_on=False)
     if classes <= MOST_NUMBERS:
         for i, j in np.argwhere(counts > 0):
             ink = "white" if shares[i, j] > 0.3 else INK
             text = str(counts[i, j])
             size = min(8.5, 42 * field / len(text))
             axes.text(j, i, text, size=size, color=ink, ha="center", va="center")
-    images, right_ones = int(totals.sum()), int(counts.trace())
-    title = f"{right_ones:,} of {images:,} test images recognized"
+    images, correct = int(totals.sum()), int(counts.trace())
+    title = f"{correct:,} of {images:,} test images correct"
     figure.text(0.15 / width, 1 - 0.15 / height, title, size=11, color=INK, va="top")
     return figure

@@ -22,17 +22,17 @@ MOST = 12
 def draw_mistakes(
     images: Tensor,
     classes: Sequence[str],
-    taken_for: Sequence[tuple[str, float]],
+    predicted: Sequence[tuple[str, float]],
     path: FilePath,
     *,
     title: str = "Worst mistakes",
 ) -> Path:
-    """Draws images in rows of six, with their class and what they were taken for below each.
+    """Draws images in rows of six, with the true and the predicted class below each.
 
     Args:
         images: (N, C, H, W) in [0, 1], with one channel or three; N may be 0.
-        classes: The class of each, (N,).
-        taken_for: The class that each was taken for, and its probability, (N,).
+        classes: The true class of each, (N,).
+        predicted: The predicted class of each, and its probability, (N,).
         path: Where to write the picture.
         title: What stands above all.
 
@@ -47,12 +47,12 @@ def draw_mistakes(
     shape = images.shape
     if len(shape) != 4 or shape[1] not in (1, 3) or 0 in shape[1:]:
         raise ValueError(f"images must be (N, 1 or 3, H, W), got {tuple(shape)}")
-    for name, values in (("classes", classes), ("taken_for", taken_for)):
+    for name, values in (("classes", classes), ("predicted", predicted)):
         if len(values) != len(images):
             raise ValueError(f"{name} must be {len(images)}, one per image, got {len(values)}")
     captions = [
-        f"{shortened(name, MOST)}, taken for\n{shortened(other, MOST)} ({100 * probability:.0f} %)"
-        for name, (other, probability) in zip(classes, taken_for)
+        f"{shortened(name, MOST)}, predicted\n{shortened(other, MOST)} ({100 * probability:.0f} %)"
+        for name, (other, probability) in zip(classes, predicted)
     ]
     with picture(path) as save:
         from matplotlib.figure import Figure

@@ -15,7 +15,7 @@ from asng_ext import ops
 from asng_ext._checks import check_integer
 from asng_ext.ops import _libraries
 from asng_ext.runs.folder import RunFolder
-from asng_ext.runs.metrics import Events, MetricsTable
+from asng_ext.runs.metrics import Distributions, Events, MetricsTable
 
 __all__ = ["CheckpointMismatchError", "Epochs", "Part", "fitting"]
 
@@ -118,8 +118,13 @@ class Epochs:
                 _warn_if_computed_otherwise(path, state, self._device)
         return rows
 
-    def add(self, row: dict[str, float]) -> None:
-        """Adds the metrics of an epoch that is done, and writes the files."""
+    def add(
+        self,
+        row: dict[str, float],
+        distributions: Callable[[], Distributions] | None = None,
+    ) -> None:
+        """Adds the metrics of an epoch that is done, and writes the files. ``distributions`` are
+        asked for only where there are events to write them to."""
         self.rows.append(row)
         self.done += 1
         if self._run is None:
@@ -135,7 +140,7 @@ class Epochs:
         self._run.save(f"{self._loop}.pt", state, keep_previous=True)
         self._table.write()
         if self._events:
-            self._events.add(row)
+            self._events.add(row, distributions)
 
     def close(self) -> None:
         """Ends the events."""

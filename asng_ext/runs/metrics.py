@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
+
+import numpy as np
 
 from asng_ext._files import with_remedy, write_atomically
 
-__all__ = ["Events", "MetricsTable"]
+__all__ = ["Distributions", "Events", "MetricsTable"]
+
+Distributions: TypeAlias = Mapping[str, Sequence[float]]
+"""Probabilities of the values of categorical variables, by name."""
+
+_MOST_HISTOGRAMS = 256
+"""Variables that have a histogram of their own: TensorBoard is slow with more."""
 
 
 class MetricsTable:
@@ -73,13 +82,55 @@ class Events:
             return
         self._writer = SummaryWriter(str(path))
 
-    def add(self, row: Mapping[str, float]) -> None:
-        """One scalar per column but "epoch", which is the step."""
+    def add(
+        self, row: Mapping[str, float], distributions: Callable[[], Distributions] | None = None
+    ) -> None:
+        """One scalar per column but "epoch", which is the step, and one histogram per distribution,
+        which are asked for only if they are written."""
         if self._writer is not None:
+            step = int(row["epoch"])
             for name, value in row.items():
                 if name != "epoch":
-                    self._writer.add_scalar(name, value, int(row["epoch"]))
+                    self._writer.add_scalar(name, value, step)
+            if distributions is not None:
+                self._add_distributions(distributions(), step)
             self._writer.flush()
+
+    def _add_distributions(self, distributions: Distributions, step: int) -> None:
+        if not distributions:
+            return
+        # One of all: as θ converges, it moves to 1.
+        most = np.array([max(each) for each in distributions.values()])
+        self._writer.add_histogram("theta/largest", most, step, bins=np.linspace(0, 1, 21))
+        for name, probabilities in islice(distributions.items(), _MOST_HISTOGRAMS):
+            places, weights = np.arange(len(probabilities)), np.array(probabilities)
+            self._writer.add_histogram_raw(
+                f"theta/{name}",
+                min=-0.5,
+                max=len(places) - 0.5,
+                num=1,
+                sum=float(weights @ places),
+                sum_squares=float(weights @ places**2),
+                bucket_limits=(places + 0.5).tolist(),
+                bucket_counts=weights.tolist(),
+                global_step=step,
+            )
+
+    def add_pictures(self, paths: Iterable[Path], step: int) -> None:
+        """PNG files, by their names without the ending; needs matplotlib."""
+        if self._writer is not None:
+            from matplotlib.image import imread
+
+            for path in paths:
+                self._writer.add_image(path.stem, imread(path)[:, :, :3], step, dataformats="HWC")
+            self._writer.flush()
+
+    def add_settings(self, settings: Mapping[str, Any], results: Mapping[str, float]) -> None:
+        """What a run was made with and what came of it, to compare runs by ("hparams")."""
+        if self._writer is not None:
+            plain = {n: v for n, v in settings.items() if isinstance(v, (bool, int, float, str))}
+            measured = {f"hparam/test_{name}": value for name, value in results.items()}
+            self._writer.add_hparams(plain, measured, run_name=".")
 
     def close(self) -> None:
         """Ends the file."""

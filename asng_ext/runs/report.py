@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import textwrap
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -11,9 +12,15 @@ from asng_ext.runs.metrics import MetricsTable
 
 __all__ = ["report"]
 
+_WIDTH, _INDENT = 80, 12
+_SHOWN_TIES = _SHOWN_CLASSES = 3
+_UNBROKEN = "\xa0"
+"""A space at which no line ends, until it is shown as a plain one."""
+
 
 def report(run: RunFolder) -> str:
-    """The state of a run, its metrics, its architecture, and the command that goes on, as lines.
+    """The state of a run, its metrics, its architecture, and the command that goes on, as lines of
+    at most 80 columns; paths and commands are not broken, however long.
 
     Only reads, and needs neither PyTorch nor the task of the run.
 
@@ -36,20 +43,24 @@ def report(run: RunFolder) -> str:
         lines += _architecture(found)
         lines.append(_line("retraining", retraining))
     if network and run.file("results.json").exists():
-        tested = _numbers(run.read_json("results.json"), "test ", ".4f")
+        results = run.read_json("results.json")
+        tested = _numbers(results, "test ", ".4f")
         before = "" if retrained else " (of the network of a retraining before)"
         lines.append(_line("network", tested + before))
+        if hardest := _hardest(results.get("classes")):
+            lines.append(_line("hardest", hardest))
 
     folder = shlex.quote(str(run.path))
     if user := run.user():
         lines.append(_line("in use", f"by {user}"))
-        lines.append(_line("next", f"asng show {folder}, once that has ended"))
+        lines.append(_command("next", f"asng show {folder}, once that has ended"))
     elif found is None:
-        lines.append(_line("next", f"asng resume {folder}"))
+        lines.append(_command("next", f"asng resume {folder}"))
     elif not network or not retrained:
-        lines.append(_line("next", f"asng retrain {folder}"))
+        lines.append(_command("next", f"asng retrain {folder}"))
     else:
-        lines.append(_line("next", f"asng export {folder}"))
+        lines.append(_command("next", f"asng export {folder}"))
+        lines.append(_command("or", f"asng predict {folder} IMAGE..."))
     return "\n".join(lines)
 
 
@@ -68,9 +79,9 @@ def _progress(run: RunFolder, config: Mapping[str, Any], loop: str) -> tuple[boo
 
 def _architecture(found: Mapping[str, Any]) -> list[str]:
     """Lines about what architecture.json holds."""
-    network, chosen, likely = (
+    network, chosen, likely, ties = (
         part if isinstance(part := found.get(name), Mapping) else {}
-        for name in ("network", "architecture", "probabilities")
+        for name in ("network", "architecture", "probabilities", "near_ties")
     )
     lines = []
     if likely:
@@ -78,24 +89,79 @@ def _architecture(found: Mapping[str, Any]) -> list[str]:
         lines.append(
             _line("found", f"choices of probability {mean:.3f} on average, {least:.3f} at least")
         )
+    if ties:
+        lines.append(_line("near ties", _nearest(ties)))
     groups: dict[str, list[str]] = {}
     for name, value in chosen.items():  # such as normal/node0/input1
         group, _, last = name.rpartition("/")
         groups.setdefault(group, []).append(f"{last}={value}")
-    lines += [f"  {group or '-'}: {' '.join(values)}" for group, values in groups.items()]
+    for group, values in groups.items():
+        text = f"{group or '-'}: {' '.join(values)}"
+        lines.append(_wrapped(text, "  ", " " * _INDENT))
     if network:
         sizes = {f"{name.replace('_', ' ')} ": value for name, value in network.items()}
         lines.append(_line("size", _joined(sizes)))
     return lines
 
 
+def _hardest(classes: Any) -> str:
+    """The classes of the least accuracy on test images, of several."""
+    classes = classes if isinstance(classes, Mapping) else {}
+    accuracies = {
+        name: each["accuracy"]
+        for name, each in classes.items()
+        if isinstance(each, Mapping) and isinstance(each.get("accuracy"), (int, float))
+    }
+    least = sorted(accuracies, key=lambda name: accuracies[name])[:_SHOWN_CLASSES]
+    shown = ", ".join(f"{name}{_UNBROKEN}{accuracies[name]:.3f}" for name in least)
+    return f"of {len(accuracies)} classes: {shown}" if len(accuracies) > 1 else ""
+
+
+def _nearest(ties: Mapping[str, Any]) -> str:
+    """The variables whose two most likely values are nearest to each other."""
+    pairs = {
+        name: list(likely.items())
+        for name, likely in ties.items()
+        if isinstance(likely, Mapping)
+        and len(likely) == 2
+        and all(isinstance(p, float) for p in likely.values())
+    }
+    nearest = sorted(pairs, key=lambda name: pairs[name][0][1] - pairs[name][1][1])[:_SHOWN_TIES]
+    shown = (
+        f"{name} ({', '.join(f'{value}{_UNBROKEN}{p:.2f}' for value, p in pairs[name])})"
+        for name in nearest
+    )
+    more = f", and {len(pairs) - len(nearest)} more" if len(pairs) > len(nearest) else ""
+    return ", ".join(shown) + more
+
+
 def _line(name: str, text: str) -> str:
-    return f"{name + ':':<12}{text}"
+    return _wrapped(text, _name(name), " " * _INDENT)
+
+
+def _command(name: str, text: str) -> str:
+    """A line to copy, so it is not wrapped."""
+    return _name(name) + text
+
+
+def _name(name: str) -> str:
+    return f"{name + ':':<{_INDENT}}"
+
+
+def _wrapped(text: str, first: str, others: str) -> str:
+    return textwrap.fill(
+        text,
+        _WIDTH,
+        initial_indent=first,
+        subsequent_indent=others,
+        break_long_words=False,
+        break_on_hyphens=False,
+    ).replace(_UNBROKEN, " ")
 
 
 def _numbers(values: Mapping[str, Any], prefix: str, form: str) -> str:
     shown = (
-        f"{prefix}{name} {value:{form}}"
+        f"{prefix}{name} {value:{form}}".replace(" ", _UNBROKEN)
         for name, value in values.items()
         if isinstance(value, (int, float))
     )

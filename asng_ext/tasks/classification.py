@@ -344,8 +344,8 @@ class ClassificationTask(ImageTask[ClassificationConfig]):
         draw_cells(self.cell_space, indices, path, sizes=sizes, near_ties=near_ties)
 
     def draw_results(self, network: nn.Module, folder: Path) -> None:
-        """Draws which classes test images are taken for into confusion.png, and those that are
-        furthest from their own into mistakes.png."""
+        """Draws which classes are predicted for test images into confusion.png, and those images
+        whose true class is least probable, of the mistakes, into mistakes.png."""
         from asng_ext.plots import draw_confusion, draw_mistakes
 
         network.eval()
@@ -353,21 +353,22 @@ class ClassificationTask(ImageTask[ClassificationConfig]):
         found = []
         with torch.no_grad():
             for x, y in evaluation_batches(data.test, _TEST_BATCH, mean=data.mean, std=data.std):
-                shares = network(x).float().softmax(dim=1)
-                found.append((*shares.max(dim=1), shares.gather(1, y[:, None])[:, 0]))
-        sure, taken, own = (torch.cat(parts).cpu() for parts in zip(*found))
+                likely = network(x).float().softmax(dim=1)
+                found.append((*likely.max(dim=1), likely.gather(1, y[:, None])[:, 0]))
+        confidence, predicted, of_label = (torch.cat(parts).cpu() for parts in zip(*found))
         labels = data.test.labels.cpu()
-        counts = (labels * data.classes + taken).bincount(minlength=data.classes**2)
+        counts = (labels * data.classes + predicted).bincount(minlength=data.classes**2)
         draw_confusion(counts.reshape(data.classes, -1).numpy(), names, folder / "confusion.png")
-        wrong = (taken != labels).nonzero()[:, 0]
-        worst = wrong[own[wrong].argsort(stable=True)[:_SHOWN]]
-        images = data.test.images.index_select(0, worst.to(data.device)).permute(0, 3, 1, 2) / 255
+        wrong = (predicted != labels).nonzero()[:, 0]
+        worst = wrong[of_label[wrong].argsort(stable=True)[:_SHOWN]]
+        images = data.test.select(worst.to(data.device)).permute(0, 3, 1, 2) / 255
+        title = f"Mistakes: {len(wrong):,} of {len(labels):,} test images"
         draw_mistakes(
             images,
             [names[label] for label in labels[worst]],
-            [(names[label], float(p)) for label, p in zip(taken[worst], sure[worst])],
+            [(names[label], float(p)) for label, p in zip(predicted[worst], confidence[worst])],
             folder / "mistakes.png",
-            title=f"The worst of {len(wrong):,} mistakes in {len(labels):,} test images",
+            title=title + ", the worst of them" * (len(wrong) > len(worst)),
         )
 
     def _test(self, run: Any) -> dict[str, float]:

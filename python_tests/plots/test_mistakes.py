@@ -1,4 +1,4 @@
-"""Pictures of what a classifier takes for what."""
+"""Pictures of what a classifier gets wrong."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pictures import count, pixels
 from torch import Tensor, nn
 
 from asng_ext import plots
+from asng_ext.tasks import classification
 
 
 def test_counts_and_shares_are_written(tmp_path: Path, texts: list[str]) -> None:
@@ -21,7 +22,7 @@ def test_counts_and_shares_are_written(tmp_path: Path, texts: list[str]) -> None
     plots.draw_confusion(counts, names, tmp_path / "a.png")
     assert {"17", "3", "1234", "1", "cat", "$dog$", "a name that is mu…"} <= set(texts)
     assert "0" not in texts
-    assert {"85.0 %", "99.9 %", "–", "1,251 of 1,255 test images recognized"} <= set(texts)
+    assert {"85.0 %", "99.9 %", "–", "1,251 of 1,255 test images correct"} <= set(texts)
 
 
 def test_the_color_is_the_share_of_the_row(tmp_path: Path) -> None:
@@ -66,7 +67,7 @@ def test_mistakes_have_captions(number: int, tmp_path: Path, texts: list[str]) -
     images = torch.zeros(number, 3, 4, 6)
     taken = [("a name that is too long", 0.987)] * number
     image = pixels(plots.draw_mistakes(images, ["$x$"] * number, taken, tmp_path / "a.png"))
-    assert texts == ["Worst mistakes", *["$x$, taken for\na name that… (99 %)"] * number]
+    assert texts == ["Worst mistakes", *["$x$, predicted\na name that… (99 %)"] * number]
     assert count(image, "black") >= number * 20_000
 
 
@@ -77,7 +78,7 @@ def test_wrong_mistakes(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=words):
             plots.draw_mistakes(images, list(classes), [("z", 0.5)] * 2, tmp_path / "a.png")
-    with pytest.raises(ValueError, match="taken_for must be 2, one per image, got 1"):
+    with pytest.raises(ValueError, match="predicted must be 2, one per image, got 1"):
         plots.draw_mistakes(torch.zeros(2, 3, 4, 4), "ab", [("z", 0.5)], tmp_path / "a.png")
     assert not list(tmp_path.iterdir())
 
@@ -111,13 +112,17 @@ def test_the_task_draws_what_its_network_gets_wrong(
     )  # fmt: skip
     task.draw_results(Shifted(labels), tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"confusion.png", "mistakes.png"}
-    assert "47 of 50 test images recognized" in texts
-    assert "The worst of 3 mistakes in 50 test images" in texts
-    captions = [text for text in texts if "taken for\n" in text]
+    assert "47 of 50 test images correct" in texts
+    assert "Mistakes: 3 of 50 test images" in texts
+    captions = [text for text in texts if "predicted\n" in text]
     shares = [torch.tensor([3.0, 4.0 + n, *[0.0] * 8]).softmax(0)[1] for n in (2, 1, 0)]
     assert captions == [
-        f"{labels[n]}, taken for\n{(int(labels[n]) + 1) % 10} ({100 * share:.0f} %)"
+        f"{labels[n]}, predicted\n{(int(labels[n]) + 1) % 10} ({100 * share:.0f} %)"
         for n, share in zip((2, 1, 0), shares)
     ]
     images = task.data.test.images[:3].flip(0).permute(0, 3, 1, 2)
     assert torch.equal((given[0] * 255).round(), images.float())
+    monkeypatch.setattr(classification, "_SHOWN", 2)
+    task.draw_results(Shifted(labels), tmp_path)
+    assert "Mistakes: 3 of 50 test images, the worst of them" in texts
+    assert torch.equal(given[1], given[0][:2])

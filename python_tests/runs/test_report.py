@@ -36,8 +36,9 @@ def states(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def lines_of(path: Path) -> dict[str, str]:
-    """Lines by the word they begin with."""
-    lines = [line.partition(":") for line in report(RunFolder.open(path)).splitlines()]
+    """Lines by the word they begin with, with those that they go on in."""
+    whole = report(RunFolder.open(path)).replace("\n" + " " * 12, " ")
+    lines = [line.partition(":") for line in whole.splitlines()]
     return {name.strip(): text.strip() for name, _, text in lines}
 
 
@@ -81,6 +82,11 @@ def test_a_run_that_was_searched(states: dict[str, Path]) -> None:
         f"{min(likely):.3f} at least"
     )
     assert f"parameters {found['network']['parameters']}," in shown["size"]
+    ties = found["near_ties"]
+    nearest = min(ties, key=lambda name: -float.__sub__(*reversed(ties[name].values())))
+    (value, p), (other, q) = ties[nearest].items()
+    assert shown["near ties"].startswith(f"{nearest} ({value} {p:.2f}, {other} {q:.2f}), ")
+    assert shown["near ties"].endswith(f", and {len(ties) - 3} more")
     assert shown["retraining"] == "not begun"
     assert shown["next"] == f"asng retrain {path}"
 
@@ -92,7 +98,13 @@ def test_a_run_that_was_retrained(states: dict[str, Path], tmp_path: Path) -> No
     expected = f"test loss {tested['loss']:.4f}, test accuracy {tested['accuracy']:.4f}"
     assert shown["retraining"].startswith("2 of 2 epochs; train_loss ")
     assert shown["network"] == expected
+    accuracies = {name: each["accuracy"] for name, each in tested["classes"].items()}
+    least = sorted(accuracies, key=lambda name: accuracies[name])[:3]
+    assert shown["hardest"] == "of 10 classes: " + ", ".join(
+        f"{name} {accuracies[name]:.3f}" for name in least
+    )
     assert shown["next"] == f"asng export {path}"
+    assert shown["or"] == f"asng predict {path} IMAGE..."
     # Begun anew with more epochs, of which these are some.
     copy = tmp_path / "run"
     shutil.copytree(path, copy)
@@ -104,6 +116,21 @@ def test_a_run_that_was_retrained(states: dict[str, Path], tmp_path: Path) -> No
     assert shown["retraining"].startswith("2 of 9 epochs")
     assert shown["network"] == expected + " (of the network of a retraining before)"
     assert shown["next"] == f"asng retrain {copy}"
+
+
+def test_lines_fit_into_80_columns(
+    states: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = states["retrained"]
+    monkeypatch.chdir(path.parent)
+    lines = report(RunFolder.open(path.name)).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert sum(line.startswith(" " * 12) for line in lines) >= 6
+    # What is to be copied is not broken.
+    deep = path.parent.joinpath(*["a folder of a long name"] * 5)
+    shutil.copytree(path, deep)
+    lines = report(RunFolder.open(deep)).splitlines()
+    assert f"next:       asng export '{deep}'" in lines
 
 
 def test_an_autoencoder_is_shown_by_its_layers(tmp_path: Path) -> None:
