@@ -12,7 +12,7 @@ from torch import Tensor
 from asng_ext._checks import check_positive
 from asng_ext._files import write_atomically
 from asng_ext.data._optional import require
-from asng_ext.data.folder import SUFFIXES
+from asng_ext.data.image_files import SUFFIXES, in_channels
 from asng_ext.retrained import ImageClassifier, ImageRestorer
 
 __all__ = ["UnreadableImageError", "image_files", "predict", "read_image", "write_image"]
@@ -113,13 +113,12 @@ def read_image(path: Path | str, image_size: tuple[int, int], channels: int) -> 
     if channels not in (1, 3):
         raise ValueError(f"channels must be 1 or 3, got {channels}")
     pillow = require("PIL.Image", "Pillow", "reading images needs")
-    path, mode = Path(path), "L" if channels == 1 else "RGB"
+    path = Path(path)
     try:
         if not path.is_file():  # opening a pipe would block until something is written into it
             raise OSError("it is no file")
         with pillow.open(path, formats=_FORMATS) as image:
-            part = image.crop(_central(image.size, image_size))
-            part = part if part.mode == mode else part.convert(mode)
+            part = in_channels(image.crop(_central(image.size, image_size)), channels)
             height, width = image_size
             fitted = part.resize((width, height), pillow.Resampling.BILINEAR)
             pixels = torch.from_numpy(np.array(fitted, dtype=np.uint8))

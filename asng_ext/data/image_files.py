@@ -23,6 +23,7 @@ __all__ = [
     "Reader",
     "Survey",
     "image_paths",
+    "in_channels",
     "in_threads",
     "reader",
     "scaled",
@@ -30,8 +31,8 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "PPM")
 """What a file may be, whatever its name says: for some others Pillow starts other programs."""
 _IN_FLIGHT, _TOO_LARGE = 2**25, 2**26
 """Pixels that are decoded at once, up to 12 bytes each; an image beyond these is decoded alone, or
@@ -158,13 +159,18 @@ def scaled(image: Any, size: int, channels: int) -> NDArray[np.uint8]:
     pillow = require("PIL.Image", "Pillow", "scaling images needs")
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
-    square = image.crop((left, top, left + side, top + side))
-    mode = "L" if channels == 1 else "RGB"
-    if square.mode[0] == "I":  # 16 bits, which Pillow would clip at 255
-        square = pillow.fromarray((np.asarray(square) >> 8).clip(0, 255).astype(np.uint8))
-    square = square if square.mode == mode else square.convert(mode)  # it would copy it, too
+    square = in_channels(image.crop((left, top, left + side, top + side)), channels)
     pixels = np.asarray(square.resize((size, size), pillow.Resampling.BILINEAR), dtype=np.uint8)
     return pixels.reshape(size, size, channels)
+
+
+def in_channels(image: Any, channels: int) -> Any:
+    """Pillow's image as a gray one, or one in color, of 8 bits."""
+    if image.mode[0] == "I":  # 16 bits, which Pillow would clip at 255
+        pillow = require("PIL.Image", "Pillow", "converting images needs")
+        image = pillow.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+    mode = "L" if channels == 1 else "RGB"
+    return image if image.mode == mode else image.convert(mode)  # it would copy it, too
 
 
 def _Unreadable(pillow: Any) -> tuple[type[BaseException], ...]:  # noqa: N802

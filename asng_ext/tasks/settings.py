@@ -23,6 +23,13 @@ _of_supernet = partial(setting, only="search")
 _of_augmentation = partial(setting, -1, low=-1, high=64, for_retraining=True)
 _of_network = partial(setting, for_retraining=True, only="retrain")
 
+_of_folder = partial(
+    setting,
+    "",
+    "where the pixels of a folder are kept; by default in the user's cache folder",
+    for_retraining=True,
+    runtime_only=True,
+)
 
 # Classification
 
@@ -44,12 +51,7 @@ class ClassificationConfig(Checked):
         low=0,
         high=1024,
     )
-    cache: str = setting(
-        "",
-        "where the pixels of a folder are kept; by default in the user's cache folder",
-        for_retraining=True,
-        runtime_only=True,
-    )
+    cache: str = _of_folder()
     class_weights: str = setting(
         "none",
         "weights of the classes in the loss; balanced: as if they had equally many images",
@@ -227,6 +229,7 @@ class InpaintingConfig(Checked):
     data: str = setting(
         "", "photos, which are bundled, or a folder of images such as CelebA", for_retraining=True
     )
+    cache: str = _of_folder()
     mask: str = setting("center", "what is missing", choices=("center", "pixel", "half"))
     image_size: int = setting(
         64, "side of an image in pixels; the window of SSIM has to fit", low=11, high=1024
