@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -199,3 +200,22 @@ def test_classes_without_images() -> None:
         test = replace(digits.test, labels=digits.test.labels * 0, class_names=names)
         with pytest.raises(ValueError, match=words):
             small.task(images=replace(digits, train=train, test=test))
+
+
+def test_large_images_are_tested_few_at_a_time() -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(60) % 2
+    for size, most in ((32, 12), (256, 8)):
+        shape = (60, size, size)
+        pixels = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+        images = ImageData.from_arrays(pixels, labels)
+        task = small.task(images=images, auxiliary_weight=0.0)
+        seen: list[int] = []
+
+        def run(x: torch.Tensor, seen: list[int] = seen) -> torch.Tensor:
+            seen.append(len(x))
+            return torch.zeros(len(x), 2)
+
+        loss, right = task._run_test(run)
+        assert (max(seen), sum(seen), right.tolist()) == (most, 12, [6, 0])
+        assert float(loss) == pytest.approx(12 * math.log(2))
