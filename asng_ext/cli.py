@@ -360,14 +360,14 @@ def _config(
     config = {"task": kind.name, "seed": 0, "device": "cpu", **from_file}
     config |= {"version": __version__}
     config |= {name: getattr(args, name) for name in ("seed", "device") if hasattr(args, name)}
-    picked: dict[str, Any] = {}
+    picked = []
     for name, option in (("search", "search"), ("retrain", "retrain"), (kind.name, "task")):
         own = {**_table(from_file, name), **given.get(option, {})}
         config[name] = {**base.get(name, {}), **own}
-        picked |= {f"{name}.{key}": v for key, v in base.get(name, {}).items() if key not in own}
+        new = [f"{key} {value}" for key, value in base.get(name, {}).items() if key not in own]
+        picked += [f"\n  {name}: {', '.join(new)}"] if new else []
     if like and picked:
-        chosen = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in picked.items())
-        say(STDERR, f"preset auto for {like}: {chosen}\n")
+        say(STDERR, f"preset auto, for {like}:{''.join(picked)}\n")
     return config
 
 

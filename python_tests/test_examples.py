@@ -22,6 +22,7 @@ LEAST = {
     "own_optimizer": (r"PBIL: .*test accuracy ([\d.]+)", 0.6),
     "own_search_space": (r"test accuracy ([\d.]+)", 0.8),
     "own_task": (r"test accuracy ([\d.]+)", 0.9),
+    "photo_patches": (r"(\d+) patches", 1000),
     "sklearn_hyperparameters": (r"test accuracy ([\d.]+)", 0.9),
 }
 """What each prints in the end, and how large that number must be."""

@@ -94,10 +94,10 @@ def _parts(folder: Path, stream: TextIO | None) -> tuple[tuple[str, ...], dict[s
     if is_divided:
         places |= {name: folder / name for name in _PARTS[1:] if (folder / name).is_dir()}
     names = _subfolders(places["train"])
-    if not names:
+    if not names or (not is_divided and set(names) <= set(_PARTS)):
         raise FileNotFoundError(
             f"{folder} must hold a subfolder of images for each class, or train with these and "
-            "perhaps val and test; got none"
+            f"perhaps val and test; got {', '.join(names) or 'none'}"
         )
     parts = {}
     for part, place in places.items():

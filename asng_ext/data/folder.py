@@ -15,7 +15,7 @@ from .images import ImageData
 from .photos import unlabeled
 from .pixel_cache import MappedImages, cache_key, cached, user_cache
 
-__all__ = ["SUFFIXES", "load_folder"]
+__all__ = ["load_folder"]
 
 TEST_SHARE = 10
 """Without a division in the folder, one image in this many is for testing."""

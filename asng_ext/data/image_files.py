@@ -26,6 +26,7 @@ __all__ = [
     "central_part",
     "fitted",
     "image_paths",
+    "in_channels",
     "in_threads",
     "reader",
     "scaled",
@@ -33,8 +34,8 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "PPM")
 """What a file may be, whatever its name says: for some others Pillow starts other programs."""
 _IN_FLIGHT, _TOO_LARGE = 2**25, 2**26
 """Pixels that are decoded at once, up to 12 bytes each; an image beyond these is decoded alone, or
@@ -167,10 +168,7 @@ def fitted(image: Any, image_size: tuple[int, int], channels: int) -> NDArray[np
     pillow = require("PIL.Image", "Pillow", "scaling images needs")
     height, width = image_size
     part = image.crop(central_part(image.size, image_size))
-    mode = "L" if channels == 1 else "RGB"
-    if part.mode[0] == "I":  # 16 bits, which Pillow would clip at 255
-        part = pillow.fromarray((np.asarray(part) >> 8).clip(0, 255).astype(np.uint8))
-    part = part if part.mode == mode else part.convert(mode)  # it would copy it, too
+    part = in_channels(part, channels)
     pixels = np.asarray(part.resize((width, height), pillow.Resampling.BILINEAR), dtype=np.uint8)
     return pixels.reshape(height, width, channels)
 
@@ -183,6 +181,15 @@ def central_part(size: tuple[int, int], image_size: tuple[int, int]) -> tuple[in
     part_height = min(height, max(1, round(width * image_size[0] / image_size[1])))
     left, top = (width - part_width) // 2, (height - part_height) // 2
     return left, top, left + part_width, top + part_height
+
+
+def in_channels(image: Any, channels: int) -> Any:
+    """Pillow's image as a gray one, or one in color, of 8 bits."""
+    if image.mode[0] == "I":  # 16 bits, which Pillow would clip at 255
+        pillow = require("PIL.Image", "Pillow", "converting images needs")
+        image = pillow.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+    mode = "L" if channels == 1 else "RGB"
+    return image if image.mode == mode else image.convert(mode)  # it would copy it, too
 
 
 def _Unreadable(pillow: Any) -> tuple[type[BaseException], ...]:  # noqa: N802

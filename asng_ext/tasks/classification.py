@@ -41,6 +41,7 @@ __all__ = ["ClassificationConfig", "ClassificationTask", "load_data"]
 Labeled = tuple[Tensor, Tensor]
 """(x, y): images and labels."""
 _TEST_BATCH = 500
+"""Images that are tested at once; of more than 32×32 pixels as many fewer."""
 _SHOWN = 18
 """Test images in the picture of mistakes."""
 
@@ -105,6 +106,8 @@ class ClassificationTask(ImageTask[ClassificationConfig]):
         balanced = config.class_weights == "balanced"
         self._class_weights = self.data.class_weights() if balanced else None
         self._shows_balanced = balanced or data.imbalance >= UNEVEN
+        height, width = data.image_size
+        self._test_batch = min(_TEST_BATCH, max(8, _TEST_BATCH * 32 * 32 // (height * width)))
         self._check_limit()
         self._check_batch_sizes()
 
@@ -352,7 +355,9 @@ class ClassificationTask(ImageTask[ClassificationConfig]):
         data, names = self.data, self.data.test.class_names
         found = []
         with torch.no_grad():
-            for x, y in evaluation_batches(data.test, _TEST_BATCH, mean=data.mean, std=data.std):
+            for x, y in evaluation_batches(
+                data.test, self._test_batch, mean=data.mean, std=data.std
+            ):
                 likely = network(x).float().softmax(dim=1)
                 found.append((*likely.max(dim=1), likely.gather(1, y[:, None])[:, 0]))
         confidence, predicted, of_label = (torch.cat(parts).cpu() for parts in zip(*found))
@@ -388,7 +393,9 @@ class ClassificationTask(ImageTask[ClassificationConfig]):
         loss = torch.zeros((), dtype=torch.float64, device=self.device)
         right = torch.zeros(data.classes, dtype=torch.int64, device=self.device)
         with torch.no_grad():
-            for x, y in evaluation_batches(data.test, _TEST_BATCH, mean=data.mean, std=data.std):
+            for x, y in evaluation_batches(
+                data.test, self._test_batch, mean=data.mean, std=data.std
+            ):
                 logits = run(x)
                 loss += F.cross_entropy(logits.float(), y, reduction="sum")
                 right.index_add_(0, y, (logits.argmax(dim=1) == y).long())

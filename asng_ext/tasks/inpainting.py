@@ -52,7 +52,7 @@ def load_data(config: InpaintingConfig) -> ImageData:
         )
     if config.data == "photos":
         return load_photos(config.image_size)
-    return load_folder(config.data, config.image_size)
+    return load_folder(config.data, config.image_size, cache=config.cache or None)
 
 
 class InpaintingTask(ImageTask[InpaintingConfig]):

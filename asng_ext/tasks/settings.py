@@ -23,6 +23,13 @@ _of_supernet = partial(setting, only="search")
 _of_augmentation = partial(setting, -1, low=-1, high=64, for_retraining=True)
 _of_network = partial(setting, for_retraining=True, only="retrain")
 
+_of_folder = partial(
+    setting,
+    "",
+    "where the pixels of a folder are kept; by default in the user's cache folder",
+    for_retraining=True,
+    runtime_only=True,
+)
 
 # Classification
 
@@ -44,12 +51,7 @@ class ClassificationConfig(Checked):
         low=0,
         high=1024,
     )
-    cache: str = setting(
-        "",
-        "where the pixels of a folder are kept; by default in the user's cache folder",
-        for_retraining=True,
-        runtime_only=True,
-    )
+    cache: str = _of_folder()
     class_weights: str = setting(
         "none",
         "weights of the classes in the loss; balanced: as if they had equally many images",
@@ -123,52 +125,60 @@ def _preset_for_data(data: str) -> str:
 
 
 def _preset_for_shape(settings: Mapping[str, Any]) -> tuple[Preset, str]:
-    """Settings for data of a size, and what they are like, in words.
-
-    Beyond 20,000 images they are those of the paper; fewer get smaller networks, and as many more
-    epochs as keeps the number of steps. Batches shrink with the area of images larger than 64×64
-    pixels, as memory and time for an image grow with it.
-    """
+    """The preset for the data that the settings name, and what these are like, in words."""
     from asng_ext.data.sources import is_own, shape_of
 
     data, size = str(settings.get("data", "")), settings.get("image_size") or 0
     check_integer("image_size", size, 0, 1025)
     shape = shape_of(data, cache=str(settings.get("cache", "")))
-    preset = _preset_for_images(shape.images, shape.searched, size or shape.size)
+    preset = preset_for_images(shape.images, shape.searched, size or shape.size)
     if is_own(data) and not data.endswith(".npz"):  # it stays as it is if images are added
         preset["classification"] |= {"image_size": size or shape.size}
     words = f"{shape.images} training images of {size or shape.size} pixels a side"
     return preset, words
 
 
-def _preset_for_images(images: int, searched: int, size: int) -> dict[str, dict[str, Any]]:
-    network: dict[str, Any]
+def preset_for_images(images: int, searched: int, size: int) -> dict[str, dict[str, Any]]:
+    """Settings of classification for data of a size, by section.
+
+    From 20,000 images on they are those of the paper; fewer get smaller networks, and so many
+    epochs that the steps suffice, twice as many for images up to 16×16 pixels. For images larger
+    than 64×64 pixels the supernet has half the channels, and batches shrink with the area, as the
+    memory that an image takes grows with it.
+
+    Args:
+        images: How many there are to train on.
+        searched: How many of them train the weights in a search, or move the distribution.
+        size: Side of an image in pixels.
+    """
+    names = ("nodes", "cells", "channels", "final_cells", "parameter_limit", "drop_path")
+    network: tuple[float, ...]
     if images < 5_000:
-        steps, most, rate = (1_000, 2_500), (100, 200), 0.05
-        network = {"nodes": 3, "cells": 3, "channels": 8, "final_cells": 5}
-        network |= {"parameter_limit": 100_000, "drop_path": 0.1}
+        steps, most, rate = (1_000, 1_250), (100, 200), 0.05
+        network = (3, 3, 8, 5, 100_000, 0.1)
     elif images < 20_000:
-        steps, most, rate = (4_000, 10_000), (100, 300), 0.025
-        network = {"nodes": 4, "cells": 5, "channels": 12, "final_cells": 8}
-        network |= {"parameter_limit": 500_000, "drop_path": 0.2}
+        steps, most, rate = (4_000, 8_000), (100, 300), 0.025
+        network = (4, 5, 12, 8, 500_000, 0.2)
     else:
         steps, most, rate = (0, 0), (100, 600), 0.025
-        network = {"nodes": 5, "cells": 8, "channels": 16, "final_cells": 20}
-        network |= {"parameter_limit": 4_000_000, "drop_path": 0.3}
-    loops: dict[str, dict[str, Any]] = {}
-    for loop, count, wanted, epochs in zip(("search", "retrain"), (searched, images), steps, most):
-        batch = max(1, min(int(64 * min(1.0, (64 / size) ** 2)) or 1, count // 4))
-        batch = max(8, batch) if count >= 32 else batch
+        network = (5, 8, 16, 20, 4_000_000, 0.3)
+    preset: dict[str, dict[str, Any]] = {"classification": dict(zip(names, network))}
+    if size > 64:
+        preset["classification"]["channels"] //= 2
+    largest = 64 if size <= 64 else max(8, 64 * 64**2 // size**2)
+    for loop, own, wanted, epochs in zip(("search", "retrain"), (searched, images), steps, most):
+        # Four steps in an epoch, if there are images for it.
+        batch = max(min(8, own), min(largest, own // 4), 1)
         if wanted:
-            epochs = min(epochs, max(10, round(wanted / max(1, count // batch))))
-        test_every = max(1, epochs // 20)
-        loops[loop] = {
+            wanted *= 2 if size <= 16 else 1
+            epochs = min(epochs, max(20, round(wanted * batch / max(1, own))))
+        preset[loop] = {
             "epochs": epochs,
             "batch_size": batch,
             "learning_rate": rate,
-            "test_every": test_every,
+            "test_every": max(1, epochs // 20),
         }
-    return {**loops, "classification": network}
+    return preset
 
 
 def _make_classification(config: ClassificationConfig, *, seed: int, **named: Any) -> Task:
@@ -219,6 +229,7 @@ class InpaintingConfig(Checked):
     data: str = setting(
         "", "photos, which are bundled, or a folder of images such as CelebA", for_retraining=True
     )
+    cache: str = _of_folder()
     mask: str = setting("center", "what is missing", choices=("center", "pixel", "half"))
     image_size: int = setting(
         64, "side of an image in pixels; the window of SSIM has to fit", low=11, high=1024

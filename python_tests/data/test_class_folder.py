@@ -15,6 +15,7 @@ from PIL import Image
 
 from asng_ext.data import BatchStream, ImageData, class_folder, pixel_cache
 from asng_ext.data.class_folder import folder_shape
+from asng_ext.predict import read_image
 
 
 def write(path: Path, level: int, size: tuple[int, int] = (16, 16), mode: str = "L") -> None:
@@ -53,7 +54,7 @@ def test_classes_are_subfolders(folder: Path, options: dict[str, Any]) -> None:
     assert torch.equal(data.test.images, again.test.images)
     other = ImageData.from_folder(folder, seed=4, **options)
     assert not torch.equal(data.test.images, other.test.images)
-    assert folder_shape(folder, **options) == (24, 2, 16, 1)
+    assert folder_shape(folder, **options) == (24, 12, 16, 1)
 
 
 def test_given_divisions(folder: Path, options: dict[str, Any]) -> None:
@@ -103,6 +104,17 @@ def test_color_and_size(folder: Path, options: dict[str, Any]) -> None:
     assert data.augmentation.flip
     gray = data.train.images[data.train.labels == 0]
     assert (gray == gray[..., :1]).all()
+
+
+def test_predictions_see_what_was_trained_on(folder: Path, options: dict[str, Any]) -> None:
+    generator = np.random.default_rng(0)
+    for path in (folder / "cat").iterdir():
+        Image.fromarray(generator.integers(0, 65536, (30, 20), dtype=np.uint16)).save(path)
+    data = ImageData.from_folder(folder, image_size=12, **options)
+    read = [read_image(path, (12, 12), 1) for path in sorted((folder / "cat").iterdir())]
+    images = torch.cat([data.train.images, data.test.images]).permute(0, 3, 1, 2)
+    for image in read:
+        assert (images == image).flatten(1).all(dim=1).sum() == 1
 
 
 def test_16_bits_become_8(folder: Path, options: dict[str, Any]) -> None:
@@ -224,7 +236,11 @@ def test_wrong_folders(folder: Path, tmp_path: Path, options: dict[str, Any]) ->
     for path in (folder / "dog").iterdir():
         path.rename(folder / path.name)
     fails(FileNotFoundError, "no images in")
-    (folder / "dog").rmdir()
+    (folder / "dog").rename(folder / "train")
+    (folder / "test").mkdir()
+    fails(FileNotFoundError, "must hold a subfolder of images for each class.*; got test, train")
+    (folder / "test").rmdir()
+    (folder / "train").rmdir()
     fails(FileNotFoundError, "must hold a subfolder of images for each class.*got none")
     shutil.rmtree(folder)
     fails(FileNotFoundError, "does not exist")
