@@ -1,0 +1,303 @@
+"""Limits of what an architecture may cost, kept by the order in which samples are ranked.
+
+The utility of a sample is a function of its rank alone (Section 2.4), so a limit needs no weight
+against the loss. Samples are ranked by the rules of Deb (2000), "An efficient constraint handling
+method for genetic algorithms":
+
+1. Of two samples within all limits the one with the lower loss is better.
+2. A sample within all limits is better than one beyond.
+3. Of two samples beyond, the one that exceeds the limits less is better.
+
+Update and step size stay as they are, and the scale of losses, which changes while weights are
+trained, has no influence. While most samples are beyond, the natural gradient lowers the cost the
+most for the change it makes to the distribution, which is left as undecided as the limit allows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from asng_ext._checks import check_number
+from asng_ext.optimizers._distribution import Theta
+from asng_ext.optimizers._evaluations import as_array
+from asng_ext.space import Samples, SearchSpace
+
+__all__ = ["Cost", "CostTable", "Penalty", "Term"]
+
+Cost: TypeAlias = Callable[[Samples], Any]
+"""What gives (λ,) costs of samples, at least 0: an array, a list, or a tensor on the device where
+samples are."""
+
+_BEYOND = 1e300
+"""Losses of samples beyond a limit start here."""
+
+
+@dataclass(frozen=True)
+class Term:
+    """A part of a cost that some architectures have.
+
+    Attributes:
+        cost: How much, in any unit; negative for what is counted otherwise as well.
+        where: Those in which all of these variables have these values.
+        unless: Of them, those in which none of these variables has its value.
+    """
+
+    cost: float
+    where: Mapping[str, Any] = field(default_factory=dict)
+    unless: Mapping[str, Any] = field(default_factory=dict)
+
+
+class CostTable:
+    """A cost that is a sum of terms of choices.
+
+    Args:
+        space: The search space.
+        terms: What adds to the cost, and where. Conditions are of categorical variables.
+        base: What all architectures cost.
+
+    Raises:
+        ValueError, TypeError: If a cost is not finite, or a condition not of a categorical variable
+            and one of its values.
+    """
+
+    def __init__(self, space: SearchSpace, terms: Iterable[Term] = (), base: float = 0.0) -> None:
+        check_number("base", base)
+        self.space = space
+        self.base = float(base)
+        self.terms = tuple(terms)
+        names = list(space.categorical)
+        rows: list[list[tuple[int, int, bool]]] = []
+        for term in self.terms:
+            check_number("the cost of a term", term.cost)
+            row = []
+            for equal, conditions in ((True, term.where), (False, term.unless)):
+                for name, value in conditions.items():
+                    if name not in space.categorical:
+                        raise ValueError(
+                            f"terms must be of categorical variables of the space, got {name!r}"
+                        )
+                    row.append((names.index(name), int(space.position(name, value)), equal))
+            rows.append(row)
+        width = max(1, max(map(len, rows), default=0))
+        filling = (0, -1, False)  # no choice has this index: the condition holds
+        filled = [row + [filling] * (width - len(row)) for row in rows]
+        table = np.array(filled, dtype=np.int64).reshape(len(rows), width, 3)
+        costs = np.array([term.cost for term in self.terms], dtype=np.float64)
+        self._arrays = (table[..., 0], table[..., 1], table[..., 2] != 0, costs)
+        self._on_device: dict[Any, tuple[Any, ...]] = {}
+
+    @classmethod
+    def of_choices(
+        cls,
+        space: SearchSpace,
+        costs: Mapping[str, Mapping[Any, float] | Sequence[float]],
+        base: float = 0.0,
+    ) -> CostTable:
+        """A cost to which each variable adds what its choice costs.
+
+        Args:
+            space: The search space.
+            costs: By variable, the cost of each of its choices: by choice, where those that are
+                left out cost nothing, or all in order.
+            base: What all architectures cost.
+        """
+        terms = []
+        for name, of_choice in costs.items():
+            if not isinstance(of_choice, Mapping):
+                values = space.categorical[name].values if name in space.categorical else ()
+                if len(values) != len(of_choice):
+                    raise ValueError(
+                        f"costs of {name!r} must be one for each of its {len(values)} choices, "
+                        f"got {len(of_choice)}"
+                    )
+                of_choice = dict(zip(values, of_choice))
+            terms += [Term(cost, {name: value}) for value, cost in of_choice.items()]
+        return cls(space, terms, base)
+
+    def __call__(self, samples: Samples) -> Any:
+        """(λ,) float64 costs of samples, where they are."""
+        indices = samples.categorical
+        columns, values, equal, costs = self._beside(indices)
+        holds = ((indices[:, columns] == values) == equal).all(-1)
+        return (holds * costs).sum(-1) + self.base
+
+    def _beside(self, indices: Any) -> tuple[Any, ...]:
+        """The table where the samples are."""
+        if isinstance(indices, np.ndarray):
+            return self._arrays
+        if indices.device not in self._on_device:
+            import torch
+
+            self._on_device[indices.device] = tuple(
+                torch.from_numpy(array).to(indices.device) for array in self._arrays
+            )
+        return self._on_device[indices.device]
+
+    def expected(self, theta: Theta) -> float:
+        """The expected cost of a sample of the distribution, exactly.
+
+        Args:
+            theta: As :attr:`Optimizer.theta` gives it.
+        """
+        columns, values, equal, costs = self._arrays
+        likely = theta.categorical[columns, values]
+        likely = np.where(equal, likely, np.where(values < 0, 1.0, 1 - likely))
+        return float((likely.prod(axis=1) * costs).sum()) + self.base
+
+    def fingerprint(self) -> str:
+        """A text that is the same where the table is."""
+        content = [self.base, *(array.tolist() for array in self._arrays)]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+
+class Penalty:
+    """Ranks samples that cost more than they may behind those that do not.
+
+    Use ``optimizer.tell(samples, penalty.losses(samples, losses))`` in the place of
+    ``optimizer.tell(samples, losses)``.
+
+    Args:
+        costs: By name, what gives the costs of samples, such as a :class:`CostTable`.
+        limits: By the same names, the most that a sample may cost, above 0, in the cost's unit.
+        maximize: Losses are scores to maximize instead; for an optimizer with ``maximize``.
+
+    Raises:
+        ValueError, TypeError: If there is no limit, one is not a number above 0, or a name is
+            missing on either side.
+    """
+
+    def __init__(
+        self, costs: Mapping[str, Cost], limits: Mapping[str, float], *, maximize: bool = False
+    ) -> None:
+        if not limits:
+            raise ValueError("limits must hold at least one, got none")
+        if set(costs) != set(limits):
+            raise ValueError(
+                f"costs and limits must have the same names, got {sorted(costs)} and "
+                f"{sorted(limits)}"
+            )
+        for name, limit in limits.items():
+            check_number(f"limits[{name!r}]", limit, 0.0)
+        self.costs = dict(costs)
+        self.limits = {name: float(limit) for name, limit in limits.items()}
+        self.maximize = bool(maximize)
+
+    def losses(self, samples: Samples, losses: Any) -> Any:
+        """Losses by which samples are ranked as they should be.
+
+        Within the limits they are those given, so that ``best`` of the optimizer is the best sample
+        within them. Beyond, they are numbers from 1e300 on that grow with the excess. Losses that
+        are not finite stay as they are and rank last.
+
+        Args:
+            samples: As ``ask`` gave them.
+            losses: (λ,) of them: a list, an array or a tensor.
+
+        Returns:
+            (λ,) float64, an array or a tensor on the device of ``losses``.
+
+        Raises:
+            ValueError: If the numbers of costs, samples and losses differ.
+        """
+        return self.ranked(samples, losses)[0]
+
+    def ranked(self, samples: Samples, losses: Any) -> tuple[Any, dict[str, Any]]:
+        """As :meth:`losses`, and what there is to show, (λ,) and beside the losses: the costs of
+        the samples by name, and as "within_limits" 1 for those within all limits and 0 for
+        others."""
+        tensor = hasattr(losses, "detach")
+        losses = losses.detach().double() if tensor else as_array(losses)
+        costs = self.costs_of(samples, losses if tensor else None)
+        excess = self.excess_of(costs)
+        if excess.shape != losses.shape:
+            raise ValueError(
+                f"costs must be one for each of {losses.shape[0]} losses, got {excess.shape[0]}"
+            )
+        within = excess <= 0
+        # Not finite where the excess is not a number: such a sample ranks last.
+        beyond = _BEYOND * (2 - 1 / (1 + excess))
+        kept = within | ~(abs(losses) < _BEYOND)
+        signed = -beyond if self.maximize else beyond
+        if tensor:
+            return losses.where(kept, signed), {**costs, "within_limits": within.double()}
+        return np.where(kept, losses, signed), {**costs, "within_limits": within.astype(float)}
+
+    def costs_of(self, samples: Samples, beside: Any = None) -> dict[str, Any]:
+        """(λ,) float64 costs of samples by name, as arrays, or as tensors on the device of one.
+
+        Args:
+            samples: The samples.
+            beside: A tensor, or None.
+        """
+        found = {name: cost(samples) for name, cost in self.costs.items()}
+        if beside is None:
+            return {name: as_array(cost) for name, cost in found.items()}
+        import torch
+
+        return {
+            name: torch.as_tensor(cost, dtype=torch.float64, device=beside.device)
+            for name, cost in found.items()
+        }
+
+    def excess_of(self, costs: Mapping[str, Any]) -> Any:
+        """(λ,) by how much costs exceed their limits: the sum over limits of
+        max(0, cost / limit - 1), 0 within all of them."""
+        return sum((costs[name] / limit - 1).clip(0.0) for name, limit in self.limits.items())
+
+    def recommend(self, optimizer: Any) -> dict[str, Any]:
+        """The most likely sample within the limits, as far as a greedy search finds it.
+
+        From what the optimizer recommends, one variable after the other is changed, the one that
+        lowers the excess most for the likelihood that it costs, until the sample is within the
+        limits or no variable lowers the excess.
+
+        Args:
+            optimizer: One of this package; what another recommends is left as it is.
+        """
+        values: dict[str, Any] = optimizer.recommend()
+        theta = getattr(optimizer, "theta", None)
+        if not isinstance(theta, Theta):
+            return values
+        space = optimizer.space
+        with np.errstate(divide="ignore"):
+            likely = np.log(theta.categorical)
+        mean = theta.numerical[0]
+        std = np.sqrt(np.maximum(theta.numerical[1] - mean**2, 0.0))
+        choice, draw = space.encode(values)
+        while True:
+            rows: list[tuple[Any, Any]] = [(choice, draw)]
+            lost = [0.0]
+            for i, size in enumerate(space.sizes):
+                for other in set(range(size)) - {int(choice[i])}:
+                    rows.append((_with(choice, i, other), draw))
+                    lost.append(likely[i, choice[i]] - likely[i, other])
+            for i in np.flatnonzero(std).tolist():
+                for z in _STEPS:
+                    moved = mean[i] + z * std[i]
+                    rows.append((choice, _with(draw, i, moved)))
+                    lost.append((z**2 - ((draw[i] - mean[i]) / std[i]) ** 2) / 2)
+            samples = Samples(space, *(np.stack(columns) for columns in zip(*rows)))
+            excess = self.excess_of(self.costs_of(samples))
+            lowered = excess[0] - excess
+            possible = np.flatnonzero((lowered > 0) & np.isfinite(lost))
+            if not excess[0] > 0 or not len(possible):
+                found: dict[str, Any] = space.decode(choice, draw)
+                return found
+            best = possible[np.argmin(np.array(lost)[possible] / lowered[possible])]
+            choice, draw = rows[best]
+
+
+_STEPS = (-2.0, -1.0, -0.5, 0.5, 1.0, 2.0)
+"""Standard deviations from the mean that are tried."""
+
+
+def _with(row: Any, position: int, value: float) -> Any:
+    changed = row.copy()
+    changed[position] = value
+    return changed
