@@ -12,7 +12,8 @@ import torch
 
 import asng_ext as asng
 from asng_ext import Categorical, CostTable, Integer, Penalty, Real, Samples, SearchSpace
-from asng_ext.optimizers import Term, Theta
+from asng_ext.costs import Term
+from asng_ext.optimizers import Theta
 
 SPACE = SearchSpace(
     {
