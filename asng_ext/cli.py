@@ -139,6 +139,15 @@ class _Parser(argparse.ArgumentParser):
             super()._print_message(message, file)
 
 
+class _Joined(argparse.Action):
+    """Puts the parts of a setting together."""
+
+    def __call__(
+        self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None
+    ) -> None:
+        setattr(namespace, self.dest, ",".join(values))
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="asng",
@@ -287,6 +296,8 @@ def _add_section(
             choices = optimizers.names()
         if types[item.name] is bool:
             group.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
+        elif item.metadata["several"]:
+            group.add_argument(flag, nargs="+", action=_Joined, metavar="NAME=VALUE", **options)
         elif choices:
             group.add_argument(flag, choices=choices, **options)
         else:
@@ -301,8 +312,12 @@ def _of_presets(kind: TaskKind, section: str, item: dataclasses.Field[Any]) -> s
         for preset, sections in kind.presets.items()
     }
     if len(set(values.values())) == 1:
-        return f"default: {values.popitem()[1]}"
-    return "; ".join(f"{preset}: {value}" for preset, value in values.items())
+        return f"default: {_or_none(values.popitem()[1])}"
+    return "; ".join(f"{preset}: {_or_none(value)}" for preset, value in values.items())
+
+
+def _or_none(value: Any) -> Any:
+    return "none" if value == "" else value
 
 
 def _given(args: argparse.Namespace) -> dict[str, dict[str, Any]]:

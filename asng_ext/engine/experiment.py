@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -16,8 +17,11 @@ from asng_ext import __version__, optimizers, tasks
 from asng_ext._checks import check_integer, check_one_process
 from asng_ext._random import DrawsFrom
 from asng_ext._terminal import STDERR, say
+from asng_ext._threads import cpu_threads
 from asng_ext.engine.retrain import retrain
 from asng_ext.engine.search import search
+from asng_ext.nn import Latencies
+from asng_ext.optimizers import Penalty
 from asng_ext.runs.checkpoints import CheckpointMismatchError, fitting
 from asng_ext.runs.config import RetrainConfig, SearchConfig, section_from
 from asng_ext.runs.folder import RunFolder
@@ -30,6 +34,7 @@ __all__ = ["Experiment"]
 
 _ARCHITECTURE = "architecture.json"
 _GIVEN = "given"  # an entry of it
+_LATENCIES = "latency.json"
 _LOOPS: dict[str, type[Any]] = {"search": SearchConfig, "retrain": RetrainConfig}
 
 
@@ -74,6 +79,7 @@ class Experiment:
             device=self.device,
         )
         check_members(f"task {kind.name!r}", self.task, Task)
+        self._penalty: Penalty | None = None
 
     @classmethod
     def create(
@@ -84,11 +90,13 @@ class Experiment:
         *,
         another_name: bool = False,
         architecture: Mapping[str, Any] | None = None,
+        latencies: Latencies | None = None,
     ) -> Experiment:
         """An experiment in a new folder; nothing is written if a setting or the data are wrong.
 
         With ``another_name`` the folder gets a number behind its name if there is one already. With
         an ``architecture``, by names, there is nothing to search: it is ready to be retrained.
+        If latency is limited, it is measured, but for what is in ``latencies``.
 
         Raises:
             FileExistsError, BlockingIOError: As :meth:`RunFolder.create` does.
@@ -97,7 +105,12 @@ class Experiment:
         experiment = cls(RunFolder(path), config, stream)
         if architecture is not None:
             experiment.task.space.encode(architecture)
+        latencies = latencies or Latencies(experiment.device)
+        experiment._penalty = experiment._make_penalty(latencies)
         experiment.run = run = RunFolder.create(path, experiment.config, another_name=another_name)
+        if latencies.measured:
+            with run.lock():
+                run.write_json(_LATENCIES, latencies.content())
         if architecture is not None:
             with run.lock():
                 experiment._write_architecture(architecture, {_GIVEN: True})
@@ -149,6 +162,7 @@ class Experiment:
             )
         optimizer = self.optimizer()
         with self.run.lock():
+            penalty = self.penalty()
             result = search(
                 self.task,
                 optimizer,
@@ -156,15 +170,66 @@ class Experiment:
                 seed=self.seed,
                 run=self.run,
                 stream=self.stream,
+                penalty=penalty,
             )
             # A user's optimizer may have no distribution that could be shown.
             known = isinstance(optimizer, optimizers.Optimizer)
             theta: Any = optimizer.theta.categorical if known else ()  # type: ignore[attr-defined]
             names = list(self.task.space.categorical)
-            likely = {name: float(row.max()) for name, row in zip(names, theta)}
-            self._write_architecture(result.architecture, {"probabilities": likely})
+            chosen = self.task.space.encode(result.architecture)[0]
+            likely = {name: float(row[i]) for name, row, i in zip(names, theta, chosen)}
+            more: dict[str, Any] = {"probabilities": likely}
+            if penalty is not None:
+                more["costs"] = self._costs_of(result.architecture, penalty)
+            self._write_architecture(result.architecture, more)
             self._draw_search(result.architecture, result.rows, theta)
         return result.architecture
+
+    def penalty(self) -> Penalty | None:
+        """The limits of the settings with the costs of the task; None without limits.
+
+        Latencies are those in latency.json; what is missing there is measured, and written.
+        """
+        if self._penalty is None and self.search_config.penalty:
+            measured: dict[str, float] = {}
+            path = self.run.file(_LATENCIES)
+            if path.exists():
+                with fitting(path, "move it away to measure anew"):
+                    measured = dict(self.run.read_json(_LATENCIES)["measured"])
+                    Latencies(self.device, measured)
+            latencies = Latencies(self.device, measured)
+            self._penalty = self._make_penalty(latencies)
+            if latencies.measured != measured:
+                self.run.write_json(_LATENCIES, latencies.content())
+        return self._penalty
+
+    def _make_penalty(self, latencies: Latencies) -> Penalty | None:
+        limits = self.search_config.limits()
+        if not limits:
+            return None
+        with cpu_threads(self.search_config.threads):
+            costs = {name: self.task.cost(name, latencies) for name in limits}
+        return Penalty(costs, limits)
+
+    def _costs_of(self, values: Mapping[str, Any], penalty: Penalty) -> dict[str, dict[str, float]]:
+        """Costs and limits by name; a warning if a cost is above its limit."""
+        costs = penalty.costs_of(self.task.space.samples([values]))
+        found = {
+            name: {"cost": float(costs[name][0]), "limit": limit}
+            for name, limit in penalty.limits.items()
+        }
+        beyond = [
+            f"{name} {one['cost']:.6g} (limit {one['limit']:.6g})"
+            for name, one in found.items()
+            if one["cost"] > one["limit"]
+        ]
+        if beyond:
+            warnings.warn(
+                f"no architecture within the limits was found, but one of {', '.join(beyond)}; "
+                "search longer, or raise the limits",
+                stacklevel=3,
+            )
+        return found
 
     def _write_architecture(self, values: Mapping[str, Any], more: Mapping[str, Any]) -> None:
         self.run.write_json(
