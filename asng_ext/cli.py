@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, ValueError):  # not a text file, or closed
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    args = argparse.Namespace()
+    args = argparse.Namespace(arguments=arguments)
     try:
         try:
             _parser().parse_args(arguments, args)
@@ -192,6 +192,17 @@ def _parser() -> argparse.ArgumentParser:
             help="settings to start from; by default those of the data set",
         )
         task.add_argument("--config", metavar="FILE", help="settings as a TOML file")
+        task.add_argument(
+            "--penalty-sweep",
+            metavar="FACTOR",
+            type=float,
+            nargs="+",
+            help="a search for each multiple of the limits of --penalty, inf for none, in a folder "
+            "of its own in RUN, and a table of them all",
+        )
+        task.add_argument(
+            "--sweep-retrain", action="store_true", help="retrain each network of the sweep"
+        )
         _add_section(task, "task", kind.config, title=kind.name, kind=kind)
         _add_section(task, "search", SearchConfig, kind=kind)
         _add_section(task, "retrain", RetrainConfig, prefix="retrain-", kind=kind)
@@ -363,10 +374,14 @@ def _create(args: argparse.Namespace, name: str, config: Mapping[str, Any]) -> E
 
     if importlib.util.find_spec("tensorboard") is None:
         say(STDERR, "no events/ for TensorBoard: tensorboard is not installed\n")
-    path = args.out or Path("runs") / f"{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    path = args.out or _dated(name)
     experiment = Experiment.create(path, config, another_name=args.out is None)
     args.resume = ["resume", str(experiment.run.path)]
     return experiment
+
+
+def _dated(name: str) -> Path:
+    return Path("runs") / f"{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
 
 
 def _from_file(args: argparse.Namespace) -> Mapping[str, Any]:
@@ -379,7 +394,21 @@ def _from_file(args: argparse.Namespace) -> Mapping[str, Any]:
 
 def _search(args: argparse.Namespace) -> None:
     config = _config(tasks.get(args.task), args, args.preset, _from_file(args))
-    _finish_search(_create(args, args.task, config))
+    if args.penalty_sweep:
+        _sweep(args, config)
+    elif args.sweep_retrain:
+        raise ValueError("--sweep-retrain is for a sweep, and needs --penalty-sweep")
+    else:
+        _finish_search(_create(args, args.task, config))
+
+
+def _sweep(args: argparse.Namespace, config: Mapping[str, Any]) -> None:
+    from asng_ext.engine.sweep import format_sweep, sweep
+
+    path = Path(args.out) if args.out else _dated(f"sweep-{args.task}")
+    args.resume = args.arguments if args.out else [*args.arguments, "--out", str(path)]
+    tell(format_sweep(sweep(path, config, args.penalty_sweep, retrain=args.sweep_retrain)))
+    tell(f"run folders: {path}")
 
 
 def _demo(args: argparse.Namespace) -> None:

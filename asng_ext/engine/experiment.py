@@ -30,7 +30,7 @@ from asng_ext.space import Categorical
 from asng_ext.tasks.protocol import Optimizer, Task, check_members
 from asng_ext.training.precision import autocast
 
-__all__ = ["Experiment"]
+__all__ = ["Experiment", "drawing"]
 
 _ARCHITECTURE = "architecture.json"
 _GIVEN = "given"  # an entry of it
@@ -114,7 +114,7 @@ class Experiment:
         if architecture is not None:
             with run.lock():
                 experiment._write_architecture(architecture, {_GIVEN: True})
-                if _plots(stream) is not None:
+                if drawing(stream) is not None:
                     experiment.task.draw_architecture(architecture, run.file("architecture.png"))
         return experiment
 
@@ -191,17 +191,24 @@ class Experiment:
         Latencies are those in latency.json; what is missing there is measured, and written.
         """
         if self._penalty is None and self.search_config.penalty:
-            measured: dict[str, float] = {}
-            path = self.run.file(_LATENCIES)
-            if path.exists():
-                with fitting(path, "move it away to measure anew"):
-                    measured = dict(self.run.read_json(_LATENCIES)["measured"])
-                    Latencies(self.device, measured)
-            latencies = Latencies(self.device, measured)
+            latencies = self.latencies()
+            known = len(latencies.measured)
             self._penalty = self._make_penalty(latencies)
-            if latencies.measured != measured:
+            if len(latencies.measured) > known:
                 self.run.write_json(_LATENCIES, latencies.content())
         return self._penalty
+
+    def latencies(self) -> Latencies:
+        """What latency.json holds; nothing if it is not there.
+
+        Raises:
+            ValueError: If it is damaged.
+        """
+        path = self.run.file(_LATENCIES)
+        if not path.exists():
+            return Latencies(self.device)
+        with fitting(path, "move it away to measure anew"):
+            return Latencies(self.device, self.run.read_json(_LATENCIES)["measured"])
 
     def _make_penalty(self, latencies: Latencies) -> Penalty | None:
         limits = self.search_config.limits()
@@ -333,7 +340,7 @@ class Experiment:
                 _ARCHITECTURE, {**content, "network": dict(self.task.summary(values))}
             )
             rows = MetricsTable(self.run.file("retrain.csv"), keep=self.retrain_config.epochs).rows
-            plots = _plots(self.stream)
+            plots = drawing(self.stream)
             if plots is not None:
                 plots.plot_retrain(rows, self.run.file("retrain.png"))
                 self.task.draw_results(network, self.run.path)
@@ -376,7 +383,7 @@ class Experiment:
     def _draw_search(
         self, architecture: Mapping[str, Any], rows: list[dict[str, float]], theta: Any
     ) -> None:
-        plots = _plots(self.stream)
+        plots = drawing(self.stream)
         if plots is None:
             return
         self.task.draw_architecture(architecture, self.run.file("architecture.png"))
@@ -424,7 +431,7 @@ def _device(name: Any) -> torch.device:
     return device
 
 
-def _plots(stream: TextIO | None) -> Any:
+def drawing(stream: TextIO | None) -> Any:
     """The module that draws, or None, and a word about it, without matplotlib."""
     try:
         import matplotlib  # noqa: F401
