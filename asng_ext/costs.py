@@ -66,6 +66,12 @@ class CostTable:
                         raise ValueError(
                             f"terms must be of categorical variables of the space, got {name!r}"
                         )
+                    for other, allowed in space.active_if.get(name, {}).items():
+                        if term.where.get(other) not in allowed:
+                            raise ValueError(
+                                f"terms of {name!r}, which is conditional, must say as well that "
+                                f"{other!r} is one of {list(allowed)}"
+                            )
                     row.append((names.index(name), int(space.position(name, value)), equal))
             rows.append(row)
         width = max(1, max(map(len, rows), default=0))
