@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
+import numpy as np
 import torch
 
 from asng_ext import __version__, optimizers, tasks
@@ -21,12 +22,13 @@ from asng_ext._threads import cpu_threads
 from asng_ext.engine.retrain import retrain
 from asng_ext.engine.search import search
 from asng_ext.nn import Latencies
-from asng_ext.optimizers import Penalty
+from asng_ext.optimizers import Penalty, Theta
+from asng_ext.retrained import read_architecture
 from asng_ext.runs.checkpoints import CheckpointMismatchError, fitting
-from asng_ext.runs.config import RetrainConfig, SearchConfig, section_from
+from asng_ext.runs.config import RetrainConfig, SearchConfig, pairs, section_from
 from asng_ext.runs.folder import RunFolder
 from asng_ext.runs.metrics import MetricsTable
-from asng_ext.space import Categorical
+from asng_ext.space import Categorical, Integer, SearchSpace
 from asng_ext.tasks.protocol import Optimizer, Task, check_members
 from asng_ext.training.precision import autocast
 
@@ -35,6 +37,7 @@ __all__ = ["Experiment", "drawing"]
 _ARCHITECTURE = "architecture.json"
 _GIVEN = "given"  # an entry of it
 _LATENCIES = "latency.json"
+_START = "init.json"
 _LOOPS: dict[str, type[Any]] = {"search": SearchConfig, "retrain": RetrainConfig}
 
 
@@ -105,12 +108,16 @@ class Experiment:
         experiment = cls(RunFolder(path), config, stream)
         if architecture is not None:
             experiment.task.space.encode(architecture)
+        start = experiment._read_start()
+        experiment.optimizer(start)  # which settings suit the space is found out first
         latencies = latencies or Latencies(experiment.device)
         experiment._penalty = experiment._make_penalty(latencies)
         experiment.run = run = RunFolder.create(path, experiment.config, another_name=another_name)
-        if latencies.measured:
-            with run.lock():
+        with run.lock():
+            if latencies.measured:
                 run.write_json(_LATENCIES, latencies.content())
+            if start:
+                run.write_json(_START, start)
         if architecture is not None:
             with run.lock():
                 experiment._write_architecture(architecture, {_GIVEN: True})
@@ -160,7 +167,8 @@ class Experiment:
                 f"{self.run.path} was begun with an architecture and searches none; continue it "
                 f"with `asng retrain {self.run.path}`"
             )
-        optimizer = self.optimizer()
+        kept = self.run.file(_START).exists()
+        optimizer = self.optimizer(self.run.read_json(_START) if kept else self._read_start())
         with self.run.lock():
             penalty = self.penalty()
             result = search(
@@ -257,9 +265,32 @@ class Experiment:
         except ValueError:
             return False
 
-    def optimizer(self) -> Optimizer:
+    def _read_start(self) -> dict[str, Any]:
+        """What the setting init names: an "architecture" by names, or a distribution as "theta";
+        nothing if it is empty."""
+        text = self.search_config.init
+        if not text:
+            return {}
+        path = Path(text)
+        if not path.is_dir():
+            return {"architecture": read_architecture(path)[1]["architecture"]}
+        saved = RunFolder.open(path).load("search.pt")
+        if saved is None:
+            raise FileNotFoundError(f"init: {path} has no search.pt, and so no distribution")
+        space = self.task.space
+        with fitting(path / "search.pt", "choose another run as init"):
+            state = saved["optimizer"]
+            if difference := space.difference(state["space"]):
+                raise ValueError(f"its search is of another space: {difference}")
+            sizes, mean = space.sizes, np.array(state["mean"])
+            rows = np.zeros((len(sizes), max(sizes, default=0)))
+            rows[np.arange(rows.shape[1]) < np.array(sizes)[:, None]] = state["theta"]
+            moments = [mean.tolist(), (mean**2 + state["variance"]).tolist()]
+        return {"theta": {"categorical": rows.tolist(), "numerical": moments}}
+
+    def optimizer(self, start: Mapping[str, Any] | None = None) -> Optimizer:
         """A new optimizer with those settings of the search that it takes; λ is read here, and
-        nowhere else.
+        nowhere else. It starts from ``start``, an "architecture" or a distribution, "theta".
 
         ASNG is on the GPU if the task takes samples from there; for one that looks at each sample
         on the host it is better there, too.
@@ -267,9 +298,24 @@ class Experiment:
         config = self.search_config
         arguments = inspect.signature(optimizers.REGISTRY[config.optimizer]).parameters
         own = [name for name in ("alpha", "delta_init") if name in arguments]
-        if "margin" in arguments or any(p.kind is p.VAR_KEYWORD for p in arguments.values()):
+
+        def takes(name: str) -> bool:
+            return name in arguments or any(p.kind is p.VAR_KEYWORD for p in arguments.values())
+
+        if takes("margin"):
             own.append("margin")
         settings = {name: getattr(config, name) for name in own}
+        if start and "theta" in start:
+            parts = (np.array(start["theta"][name], dtype=np.float64) for name in Theta._fields)
+            settings["init"] = Theta(*parts)
+        elif start:
+            settings["init"] = start["architecture"]
+            settings["init_probability"] = config.init_probability
+        if config.fixed:
+            settings["fixed"] = _values(self.task.space, pairs("fixed", config.fixed))
+        lacking = [name for name in ("init", "fixed") if name in settings and not takes(name)]
+        if lacking:
+            raise ValueError(f"settings of [search]: {config.optimizer} takes no {lacking[0]}")
         if config.step_size:
             settings |= {n: config.step_size for n in ("delta", "step_size") if n in arguments}
         if config.optimizer == "ASNG":  # the others live on the CPU
@@ -395,6 +441,27 @@ class Experiment:
         }
         if labels and len(theta):
             plots.plot_theta(theta, list(labels), labels, self.run.file("theta.png"))
+
+
+def _values(space: SearchSpace, texts: Mapping[str, str]) -> dict[str, Any]:
+    """Values of variables that are given as texts."""
+    values: dict[str, Any] = {}
+    for name, text in texts.items():
+        variable = space.get(name)
+        if variable is None:
+            raise ValueError(
+                f"fixed must name variables of the space, such as "
+                f"{next(iter(space))!r}, got {name!r}"
+            )
+        if isinstance(variable, Categorical):
+            fitting_ones = [value for value in variable.values if str(value) == text]
+            values[name] = fitting_ones[0] if fitting_ones else text
+            continue
+        try:
+            values[name] = int(text) if isinstance(variable, Integer) else float(text)
+        except ValueError:
+            raise ValueError(f"fixed must have a number for {name!r}, got {text!r}") from None
+    return values
 
 
 def _checked(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -156,7 +156,7 @@ def _search(
         assumed={
             "optimizer": "ASNG",
             "step_size": config.step_size,
-            "penalty": "",
+            **{name: getattr(SearchConfig, name) for name in _ADDED},
             "penalty_of": None,
         },
     )
@@ -204,6 +204,10 @@ def _search(
         progress.line((epoch + 1) * steps, _shown(row, task, optimizer))
     epochs.close()
     return SearchResult(_recommended(optimizer, penalty), supernet, epochs.rows)
+
+
+_ADDED = ("init", "init_probability", "fixed", "penalty")
+"""Settings that earlier versions did not have; theirs were the defaults."""
 
 
 def _recommended(optimizer: Optimizer, penalty: Penalty | None) -> dict[str, Any]:

@@ -144,6 +144,13 @@ class SearchConfig(Checked):
         0.0, "of SNG (δ) and NaturalAdam; 0 for what they have by default", low=0, high=1e6
     )
     margin: str = setting("paper", "lower bound of probabilities", choices=("paper", "catcma"))
+    init: str = setting(
+        "", "where the search starts: an architecture.json, or a run folder for its distribution"
+    )
+    init_probability: float = setting(
+        0.75, "of each choice of the architecture in init", above=0, high=1
+    )
+    fixed: str = setting("", "values of variables that are not searched, by name", several=True)
     penalty: str = setting(
         "",
         "the most that the network may have: parameters=N, flops=N (of an image), latency=MS "
@@ -166,6 +173,7 @@ class SearchConfig(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.limits()
+        pairs("fixed", self.fixed)
 
     def limits(self) -> dict[str, float]:
         """The numbers in ``penalty`` by name (ValueError if one is not a number above 0)."""
