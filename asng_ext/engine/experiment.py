@@ -19,6 +19,7 @@ from asng_ext._checks import check_integer, check_one_process
 from asng_ext._random import DrawsFrom
 from asng_ext._terminal import STDERR, say
 from asng_ext._threads import cpu_threads
+from asng_ext.costs import CostTable
 from asng_ext.engine.retrain import retrain
 from asng_ext.engine.search import search
 from asng_ext.nn import Latencies
@@ -188,7 +189,7 @@ class Experiment:
             likely = {name: float(row[i]) for name, row, i in zip(names, theta, chosen)}
             more: dict[str, Any] = {"probabilities": likely}
             if penalty is not None:
-                more["costs"] = self._costs_of(result.architecture, penalty)
+                more["costs"] = self._costs_of(result.architecture, penalty, optimizer)
             self._write_architecture(result.architecture, more)
             self._draw_search(result.architecture, result.rows, theta)
         return result.architecture
@@ -226,13 +227,19 @@ class Experiment:
             costs = {name: self.task.cost(name, latencies) for name in limits}
         return Penalty(costs, limits)
 
-    def _costs_of(self, values: Mapping[str, Any], penalty: Penalty) -> dict[str, dict[str, float]]:
-        """Costs and limits by name; a warning if a cost is above its limit."""
+    def _costs_of(
+        self, values: Mapping[str, Any], penalty: Penalty, optimizer: Optimizer
+    ) -> dict[str, dict[str, float]]:
+        """Costs and limits by name, with the expected cost of a sample if there is a table; a
+        warning if a cost is above its limit."""
         costs = penalty.costs_of(self.task.space.samples([values]))
         found = {
             name: {"cost": float(costs[name][0]), "limit": limit}
             for name, limit in penalty.limits.items()
         }
+        for name, cost in penalty.costs.items():
+            if isinstance(cost, CostTable) and isinstance(optimizer, optimizers.Optimizer):
+                found[name]["expected"] = cost.expected(optimizer.theta)
         beyond = [
             f"{name} {one['cost']:.6g} (limit {one['limit']:.6g})"
             for name, one in found.items()

@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import small_classification as small
 import small_runs
@@ -68,7 +69,13 @@ def test_what_is_found_is_what_is_retrained_and_within_the_limits(tmp_path: Path
     values = experiment.search()
     found = experiment.run.read_json("architecture.json")
     counted = found["costs"]["parameters"]
-    assert counted == {"cost": found["network"]["parameters"], "limit": limit}
+    assert (counted["cost"], counted["limit"]) == (found["network"]["parameters"], limit)
+    state = experiment.run.load("search.pt")
+    assert state is not None
+    optimizer: Any = experiment.optimizer()
+    optimizer.load_state_dict(state["optimizer"])
+    drawn = [experiment.penalty().costs_of(optimizer.ask())["parameters"] for _ in range(500)]  # type: ignore[union-attr]
+    assert counted["expected"] == pytest.approx(np.mean(drawn), rel=0.03)
     assert counted["cost"] <= limit
     assert found["costs"]["flops"]["cost"] == found["network"]["flops"]
     assert counted["cost"] == parameter_count(experiment.task.network(values))
