@@ -107,12 +107,14 @@ class Experiment:
             ValueError: If the architecture is not one of the task's space.
         """
         experiment = cls(RunFolder(path), config, stream)
+        start: dict[str, Any] = {}
+        latencies = latencies or Latencies(experiment.device)
         if architecture is not None:
             experiment.task.space.encode(architecture)
-        start = experiment._read_start()
-        experiment.optimizer(start)  # which settings suit the space is found out first
-        latencies = latencies or Latencies(experiment.device)
-        experiment._penalty = experiment._make_penalty(latencies)
+        else:
+            start = experiment._read_start()
+            experiment.optimizer(start)  # which settings suit the space is found out first
+            experiment._penalty = experiment._make_penalty(latencies)
         experiment.run = run = RunFolder.create(path, experiment.config, another_name=another_name)
         with run.lock():
             if latencies.measured:

@@ -129,3 +129,19 @@ def test_an_optimizer_that_takes_no_start(
     for options, name in ((["--init", source], "init"), (["--fixed", FIXED[0]], "fixed")):
         assert asng(*command, *options) == 2
         assert f"Plain takes no {name}" in capsys.readouterr().err
+
+
+def test_settings_of_a_search_do_not_matter_where_there_is_none(
+    source: Path, tmp_path: Path
+) -> None:
+    """A run with a given architecture takes the settings of another run, whatever these read."""
+    config = tmp_path / "config.toml"
+    text = (source / "config.toml").read_text()
+    assert text.count('init = ""') == text.count('penalty = ""') == 1
+    text = text.replace('init = ""', 'init = "gone.json"')
+    config.write_text(text.replace('penalty = ""', 'penalty = "latency=1e-9"'))
+    command = ["retrain", tmp_path / "run", "--architecture", source, "--config", config]
+    assert asng(*command) == 0
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert {"network.pt", "results.json"} <= names
+    assert not names & {"init.json", "latency.json"}
