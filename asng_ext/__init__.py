@@ -17,7 +17,8 @@ except ImportError as error:
         "again with `pip install .`"
     ) from error
 
-from asng_ext.optimizers import ASNG, SNG, NaturalAdam, Theta
+from asng_ext.costs import CostTable
+from asng_ext.optimizers import ASNG, SNG, NaturalAdam, Penalty, Theta
 from asng_ext.space import Categorical, Integer, Real, Samples, SearchSpace
 
 if TYPE_CHECKING:
@@ -33,8 +34,10 @@ __all__ = [
     "ASNG",
     "SNG",
     "Categorical",
+    "CostTable",
     "Integer",
     "NaturalAdam",
+    "Penalty",
     "Real",
     "Samples",
     "SearchSpace",

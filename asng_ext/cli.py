@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, ValueError):  # not a text file, or closed
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    args = argparse.Namespace()
+    args = argparse.Namespace(arguments=arguments)
     try:
         try:
             _parser().parse_args(arguments, args)
@@ -140,6 +140,15 @@ class _Parser(argparse.ArgumentParser):
             super()._print_message(message, file)
 
 
+class _Joined(argparse.Action):
+    """Puts the parts of a setting together."""
+
+    def __call__(
+        self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None
+    ) -> None:
+        setattr(namespace, self.dest, ",".join(values))
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="asng",
@@ -183,6 +192,17 @@ def _parser() -> argparse.ArgumentParser:
             what += ", and auto for your own: by the number and size of the images"
         task.add_argument("--preset", choices=presets, default=None, help=what)
         task.add_argument("--config", metavar="FILE", help="settings as a TOML file")
+        task.add_argument(
+            "--penalty-sweep",
+            metavar="FACTOR",
+            type=float,
+            nargs="+",
+            help="a search for each multiple of the limits of --penalty, inf for none, in a folder "
+            "of its own in RUN, and a table of them all",
+        )
+        task.add_argument(
+            "--sweep-retrain", action="store_true", help="retrain each network of the sweep"
+        )
         _add_section(task, "task", kind.config, title=kind.name, kind=kind)
         _add_section(task, "search", SearchConfig, kind=kind)
         _add_section(task, "retrain", RetrainConfig, prefix="retrain-", kind=kind)
@@ -314,6 +334,8 @@ def _add_section(
             choices = optimizers.names()
         if types[item.name] is bool:
             group.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
+        elif item.metadata["several"]:
+            group.add_argument(flag, nargs="+", action=_Joined, metavar="NAME=VALUE", **options)
         elif choices:
             group.add_argument(flag, choices=choices, **options)
         else:
@@ -330,8 +352,12 @@ def _of_presets(kind: TaskKind, section: str, item: dataclasses.Field[Any]) -> s
     if isinstance(item.default, bool):
         values = {preset: "on" if value else "off" for preset, value in values.items()}
     if len(set(values.values())) == 1:
-        return f"default: {values.popitem()[1]}"
-    return "; ".join(f"{preset}: {value}" for preset, value in values.items())
+        return f"default: {_or_none(values.popitem()[1])}"
+    return "; ".join(f"{preset}: {_or_none(value)}" for preset, value in values.items())
+
+
+def _or_none(value: Any) -> Any:
+    return "none" if value == "" else value
 
 
 def _given(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
@@ -385,10 +411,14 @@ def _create(args: argparse.Namespace, name: str, config: Mapping[str, Any]) -> E
 
     if importlib.util.find_spec("tensorboard") is None:
         say(STDERR, "no events/ for TensorBoard: tensorboard is not installed\n")
-    path = args.out or Path("runs") / f"{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    path = args.out or _dated(name)
     experiment = Experiment.create(path, config, another_name=args.out is None)
     args.resume = ["resume", str(experiment.run.path)]
     return experiment
+
+
+def _dated(name: str) -> Path:
+    return Path("runs") / f"{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
 
 
 def _from_file(args: argparse.Namespace) -> Mapping[str, Any]:
@@ -401,7 +431,21 @@ def _from_file(args: argparse.Namespace) -> Mapping[str, Any]:
 
 def _search(args: argparse.Namespace) -> None:
     config = _config(tasks.get(args.task), args, args.preset, _from_file(args))
-    _finish_search(_create(args, args.task, config))
+    if args.penalty_sweep:
+        _sweep(args, config)
+    elif args.sweep_retrain:
+        raise ValueError("--sweep-retrain is for a sweep, and needs --penalty-sweep")
+    else:
+        _finish_search(_create(args, args.task, config))
+
+
+def _sweep(args: argparse.Namespace, config: Mapping[str, Any]) -> None:
+    from asng_ext.engine.sweep import format_sweep, sweep
+
+    path = Path(args.out) if args.out else _dated(f"sweep-{args.task}")
+    args.resume = args.arguments if args.out else [*args.arguments, "--out", str(path)]
+    tell(format_sweep(sweep(path, config, args.penalty_sweep, retrain=args.sweep_retrain)))
+    tell(f"run folders: {path}")
 
 
 def _demo(args: argparse.Namespace) -> None:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from graphlib import CycleError, TopologicalSorter
 from itertools import zip_longest
 from typing import Any, overload
 
@@ -17,6 +18,7 @@ __all__ = ["Categorical", "Integer", "Real", "Samples", "SearchSpace", "Variable
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
+BoolArray = npt.NDArray[np.bool_]
 
 MOST_CHOICES = 2**24
 """Of one categorical variable."""
@@ -349,17 +351,30 @@ class SearchSpace(Mapping[str, Variable]):
 
     Args:
         variables: At least one variable by name.
+        active_if: By name of a variable, on which it depends whether there is one: the value, or
+            the list of values, that categorical variables must have, by their names, such as
+            ``{"momentum": {"optimizer": "sgd"}}``. A sample that does not have them has no value of
+            the variable, and its draw, which is in the arrays all the same, moves no distribution.
+            A variable on which another depends may itself depend on others.
 
     Attributes:
         categorical: Variable of each column of ``Samples.categorical`` by name.
         numerical: Variable of each column of ``Samples.numerical`` by name.
+        active_if: The conditions, with tuples of values.
 
     Raises:
-        TypeError: If a name is not a string or a variable is none of the three kinds.
-        ValueError: If there is no variable.
+        TypeError: If a name is not a string, a variable is none of the three kinds, or conditions
+            are not mappings.
+        ValueError: If there is no variable, or a condition is not of other, categorical variables
+            and their values, or they go round in a circle.
     """
 
-    def __init__(self, variables: Mapping[str, Variable]) -> None:
+    def __init__(
+        self,
+        variables: Mapping[str, Variable],
+        *,
+        active_if: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
         if not isinstance(variables, Mapping):
             raise TypeError(
                 f"variables must map names to variables, got {type(variables).__name__}"
@@ -383,6 +398,53 @@ class SearchSpace(Mapping[str, Variable]):
                 self.categorical[name] = Categorical((variable.low,))
             else:
                 self.numerical[name] = variable
+        self.active_if: dict[str, dict[str, tuple[Any, ...]]] = {}
+        self._conditions = self._checked_conditions(active_if or {})
+
+    def _checked_conditions(
+        self, active_if: Mapping[str, Mapping[str, Any]]
+    ) -> dict[str, list[tuple[str, int, list[int]]]]:
+        """For each conditional variable names, columns and indices of the choices that it needs;
+        those come first on which others depend."""
+        if not isinstance(active_if, Mapping):
+            raise TypeError(f"active_if must map names to conditions, got {active_if!r}")
+        columns = {name: column for column, name in enumerate(self.categorical)}
+        found: dict[str, list[tuple[str, int, list[int]]]] = {}
+        for name, conditions in active_if.items():
+            if name not in self._variables:
+                raise ValueError(f"active_if must be of variables of the space, got {name!r}")
+            if not isinstance(conditions, Mapping) or not conditions:
+                raise TypeError(
+                    f"active_if[{name!r}] must map names to values, at least one, "
+                    f"got {conditions!r}"
+                )
+            needed = []
+            for other, values in conditions.items():
+                if other not in columns:
+                    raise ValueError(
+                        f"active_if[{name!r}] must name categorical variables, got {other!r}"
+                    )
+                choices = self.categorical[other]
+                try:  # a choice may itself be a tuple
+                    indices = [choices.index(values)]
+                except ValueError as error:
+                    if not isinstance(values, (list, tuple, range)) or not values:
+                        raise ValueError(
+                            f"active_if[{name!r}]: value of {other!r} {error}"
+                        ) from None
+                    indices = sorted({int(self.position(other, value)) for value in values})
+                needed.append((other, columns[other], indices))
+            found[name] = needed
+            self.active_if[name] = {
+                other: tuple(self.categorical[other].values[i] for i in indices)
+                for other, _, indices in needed
+            }
+        try:
+            order = TopologicalSorter({n: [o for o, *_ in c] for n, c in found.items()})
+            return {name: found[name] for name in order.static_order() if name in found}
+        except CycleError as error:
+            circle = " → ".join(reversed(error.args[1]))
+            raise ValueError(f"active_if must not go round in a circle, got {circle}") from None
 
     @classmethod
     def from_sizes(
@@ -417,12 +479,13 @@ class SearchSpace(Mapping[str, Variable]):
         return len(self._variables)
 
     def __repr__(self) -> str:
+        given = f", active_if={self.active_if!r}" if self.active_if else ""
         if len(self) > 8:
             return (
                 f"SearchSpace({len(self.categorical)} categorical, "
                 f"{len(self.numerical)} numerical variables, n_theta={self.n_theta})"
             )
-        return f"SearchSpace({self._variables!r})"
+        return f"SearchSpace({self._variables!r}{given})"
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -454,6 +517,12 @@ class SearchSpace(Mapping[str, Variable]):
             if isinstance(variable, Categorical):
                 labels = variable.labels or map(_label, variable.values)
                 text = f"Categorical({', '.join(labels)})"
+            if name in self.active_if:
+                needed = (
+                    f"{other!r} in [{', '.join(map(_label, values))}]"
+                    for other, values in self.active_if[name].items()
+                )
+                text += f" if {' and '.join(needed)}"
             described.append(f"{name!r}: {text}")
         return tuple(described)
 
@@ -469,7 +538,8 @@ class SearchSpace(Mapping[str, Variable]):
         categorical: Sequence[int] | npt.NDArray[Any] = (),
         numerical: Sequence[float] | npt.NDArray[Any] = (),
     ) -> dict[str, Any]:
-        """Values by name for one sample; draws are clipped and rounded as variables say.
+        """Values by name for one sample, without variables that are not active; draws are clipped
+        and rounded as variables say.
 
         Args:
             categorical: (n_cat,) category indices.
@@ -495,16 +565,60 @@ class SearchSpace(Mapping[str, Variable]):
                     f"categorical index of {name!r} must be in [0, {len(choices)}), got {index}"
                 )
             values[name] = choices[index]
-        return values
+        return {name: values[name] for name in self._active(values)} if self._conditions else values
+
+    def _active(self, values: Mapping[str, Any]) -> list[str]:
+        """The variables that are active where others have these values, in order."""
+        inactive: set[str] = set()
+        for name, needed in self._conditions.items():
+            for other, _, indices in needed:
+                choices = self.categorical[other]
+                if other in inactive or (
+                    other in values and choices.index(values[other]) not in indices
+                ):
+                    inactive.add(name)
+        return [name for name in self._variables if name not in inactive]
+
+    @property
+    def conditional(self) -> tuple[str, ...]:
+        """Names of the conditional variables; those come first on which others depend."""
+        return tuple(self._conditions)
+
+    def activity(self, categorical: IntArray) -> tuple[BoolArray, BoolArray]:
+        """Which variables each of several samples has.
+
+        Args:
+            categorical: (λ, n_cat) category indices.
+
+        Returns:
+            (λ, n_cat) and (λ, n_num).
+        """
+        active = dict.fromkeys(self._variables, np.ones(len(categorical), dtype=bool))
+        for name, needed in self._conditions.items():
+            active[name] = np.logical_and.reduce(
+                [active[o] & np.isin(categorical[:, column], rows) for o, column, rows in needed]
+            )
+        of_choices = [active[name] for name in self.categorical]
+        of_numbers = [active[name] for name in self.numerical]
+        empty = np.ones((len(categorical), 0), dtype=bool)
+        return (
+            np.stack(of_choices, axis=1) if of_choices else empty,
+            np.stack(of_numbers, axis=1) if of_numbers else empty,
+        )
 
     def encode(self, values: Mapping[str, Any]) -> tuple[IntArray, FloatArray]:
-        """The inverse of :meth:`decode`: (n_cat,) indices and (n_num,) numbers.
+        """The inverse of :meth:`decode`: (n_cat,) indices and (n_num,) numbers. What stands for
+        variables that are not active does not matter: the first choice, or the middle.
 
         Raises:
             ValueError: If a name is missing or unknown, or a value is outside its variable.
             TypeError: If a number is expected and something else came.
         """
         unknown, missing = set(values) - set(self), set(self) - set(values)
+        if missing and self._conditions and not unknown:
+            for name in set(self.categorical) & set(values):
+                self.position(name, values[name])
+            missing &= set(self._active(values))
         if unknown or missing:
             raise ValueError(
                 f"values must name the variables of the space; missing: {sorted(missing)}, "
@@ -513,7 +627,10 @@ class SearchSpace(Mapping[str, Variable]):
         indices: list[int] = []
         numbers: list[float] = []
         for name in self._variables:
-            position = self.position(name, values[name])
+            if name in values:
+                position = self.position(name, values[name])
+            else:
+                position = sum(self.numerical[name].bounds) / 2 if name in self.numerical else 0
             if name in self.numerical:
                 numbers.append(position)
             else:

@@ -5,32 +5,41 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
+import numpy as np
 import torch
 
 from asng_ext import __version__, optimizers, tasks
 from asng_ext._checks import check_integer, check_one_process
 from asng_ext._random import DrawsFrom
 from asng_ext._terminal import STDERR, say
+from asng_ext._threads import cpu_threads
+from asng_ext.costs import CostTable
 from asng_ext.engine.retrain import retrain
 from asng_ext.engine.search import search
+from asng_ext.nn import Latencies
+from asng_ext.optimizers import Penalty, Theta
+from asng_ext.retrained import read_architecture
 from asng_ext.runs.checkpoints import CheckpointMismatchError, fitting
-from asng_ext.runs.config import RetrainConfig, SearchConfig, section_from
+from asng_ext.runs.config import RetrainConfig, SearchConfig, pairs, section_from
 from asng_ext.runs.folder import RunFolder
 from asng_ext.runs.metrics import Events, MetricsTable
-from asng_ext.space import Categorical
+from asng_ext.space import Categorical, Integer, SearchSpace
 from asng_ext.tasks.protocol import Optimizer, Task, check_members
 from asng_ext.training.precision import autocast
 
-__all__ = ["Experiment"]
+__all__ = ["Experiment", "drawing"]
 
 _ARCHITECTURE = "architecture.json"
 _GIVEN = "given"  # an entry of it
 _SEARCH_PICTURES = ("architecture.png", "search.png", "theta.png")
+_LATENCIES = "latency.json"
+_START = "init.json"
 _LOOPS: dict[str, type[Any]] = {"search": SearchConfig, "retrain": RetrainConfig}
 
 
@@ -75,6 +84,7 @@ class Experiment:
             device=self.device,
         )
         check_members(f"task {kind.name!r}", self.task, Task)
+        self._penalty: Penalty | None = None
 
     @classmethod
     def create(
@@ -85,24 +95,37 @@ class Experiment:
         *,
         another_name: bool = False,
         architecture: Mapping[str, Any] | None = None,
+        latencies: Latencies | None = None,
     ) -> Experiment:
         """An experiment in a new folder; nothing is written if a setting or the data are wrong.
 
         With ``another_name`` the folder gets a number behind its name if there is one already. With
         an ``architecture``, by names, there is nothing to search: it is ready to be retrained.
+        If latency is limited, it is measured, but for what is in ``latencies``.
 
         Raises:
             FileExistsError, BlockingIOError: As :meth:`RunFolder.create` does.
             ValueError: If the architecture is not one of the task's space.
         """
         experiment = cls(RunFolder(path), config, stream)
+        start: dict[str, Any] = {}
+        latencies = latencies or Latencies(experiment.device)
         if architecture is not None:
             experiment.task.space.encode(architecture)
+        else:
+            start = experiment._read_start()
+            experiment.optimizer(start)  # which settings suit the space is found out first
+            experiment._penalty = experiment._make_penalty(latencies)
         experiment.run = run = RunFolder.create(path, experiment.config, another_name=another_name)
+        with run.lock():
+            if latencies.measured:
+                run.write_json(_LATENCIES, latencies.content())
+            if start:
+                run.write_json(_START, start)
         if architecture is not None:
             with run.lock():
                 experiment._write_architecture(architecture, {_GIVEN: True})
-                if _plots(stream) is not None:
+                if drawing(stream) is not None:
                     experiment._draw_architecture()
         return experiment
 
@@ -148,8 +171,10 @@ class Experiment:
                 f"{self.run.path} was begun with an architecture and searches none; continue it "
                 f"with `asng retrain {self.run.path}`"
             )
-        optimizer = self.optimizer()
+        kept = self.run.file(_START).exists()
+        optimizer = self.optimizer(self.run.read_json(_START) if kept else self._read_start())
         with self.run.lock():
+            penalty = self.penalty()
             result = search(
                 self.task,
                 optimizer,
@@ -157,19 +182,81 @@ class Experiment:
                 seed=self.seed,
                 run=self.run,
                 stream=self.stream,
+                penalty=penalty,
             )
             # A user's optimizer may have no distribution that could be shown.
             known = isinstance(optimizer, optimizers.Optimizer)
             theta: Any = optimizer.theta.categorical if known else ()  # type: ignore[attr-defined]
             names = list(self.task.space.categorical)
-            likely = {name: float(row.max()) for name, row in zip(names, theta)}
+            chosen = self.task.space.encode(result.architecture)[0]
+            likely = {name: float(row[i]) for name, row, i in zip(names, theta, chosen)}
             ties = _near_ties(self.task.space.categorical, theta)
-            self._write_architecture(
-                result.architecture, {"probabilities": likely, "near_ties": ties}
-            )
+            more: dict[str, Any] = {"probabilities": likely, "near_ties": ties}
+            if penalty is not None:
+                more["costs"] = self._costs_of(result.architecture, penalty, optimizer)
+            self._write_architecture(result.architecture, more)
             self._draw_search(result.rows, theta)
             self._write_events("search", len(result.rows))
         return result.architecture
+
+    def penalty(self) -> Penalty | None:
+        """The limits of the settings with the costs of the task; None without limits.
+
+        Latencies are those in latency.json; what is missing there is measured, and written.
+        """
+        if self._penalty is None and self.search_config.penalty:
+            latencies = self.latencies()
+            known = len(latencies.measured)
+            self._penalty = self._make_penalty(latencies)
+            if len(latencies.measured) > known:
+                self.run.write_json(_LATENCIES, latencies.content())
+        return self._penalty
+
+    def latencies(self) -> Latencies:
+        """What latency.json holds; nothing if it is not there.
+
+        Raises:
+            ValueError: If it is damaged.
+        """
+        path = self.run.file(_LATENCIES)
+        if not path.exists():
+            return Latencies(self.device)
+        with fitting(path, "move it away to measure anew"):
+            return Latencies(self.device, self.run.read_json(_LATENCIES)["measured"])
+
+    def _make_penalty(self, latencies: Latencies) -> Penalty | None:
+        limits = self.search_config.limits()
+        if not limits:
+            return None
+        with cpu_threads(self.search_config.threads):
+            costs = {name: self.task.cost(name, latencies) for name in limits}
+        return Penalty(costs, limits)
+
+    def _costs_of(
+        self, values: Mapping[str, Any], penalty: Penalty, optimizer: Optimizer
+    ) -> dict[str, dict[str, float]]:
+        """Costs and limits by name, with the expected cost of a sample if there is a table; a
+        warning if a cost is above its limit."""
+        costs = penalty.costs_of(self.task.space.samples([values]))
+        found = {
+            name: {"cost": float(costs[name][0]), "limit": limit}
+            for name, limit in penalty.limits.items()
+        }
+        for name, cost in penalty.costs.items():
+            if isinstance(cost, CostTable) and isinstance(optimizer, optimizers.Optimizer):
+                found[name]["expected"] = cost.expected(optimizer.theta)
+        beyond = [
+            f"{name} {one['cost']:.6g} (limit {one['limit']:.6g})"
+            for name, one in found.items()
+            if one["cost"] > one["limit"]
+        ]
+        if beyond:
+            warnings.warn(
+                f"no architecture within the limits was found, but one of {', '.join(beyond)}; "
+                "search longer, or raise the limits",
+                stacklevel=3,
+            )
+        return found
 
     def _write_architecture(self, values: Mapping[str, Any], more: Mapping[str, Any]) -> None:
         self.run.write_json(
@@ -190,9 +277,32 @@ class Experiment:
         except ValueError:
             return False
 
-    def optimizer(self) -> Optimizer:
+    def _read_start(self) -> dict[str, Any]:
+        """What the setting init names: an "architecture" by names, or a distribution as "theta";
+        nothing if it is empty."""
+        text = self.search_config.init
+        if not text:
+            return {}
+        path = Path(text)
+        if not path.is_dir():
+            return {"architecture": read_architecture(path)[1]["architecture"]}
+        saved = RunFolder.open(path).load("search.pt")
+        if saved is None:
+            raise FileNotFoundError(f"init: {path} has no search.pt, and so no distribution")
+        space = self.task.space
+        with fitting(path / "search.pt", "choose another run as init"):
+            state = saved["optimizer"]
+            if difference := space.difference(state["space"]):
+                raise ValueError(f"its search is of another space: {difference}")
+            sizes, mean = space.sizes, np.array(state["mean"])
+            rows = np.zeros((len(sizes), max(sizes, default=0)))
+            rows[np.arange(rows.shape[1]) < np.array(sizes)[:, None]] = state["theta"]
+            moments = [mean.tolist(), (mean**2 + state["variance"]).tolist()]
+        return {"theta": {"categorical": rows.tolist(), "numerical": moments}}
+
+    def optimizer(self, start: Mapping[str, Any] | None = None) -> Optimizer:
         """A new optimizer with those settings of the search that it takes; λ is read here, and
-        nowhere else.
+        nowhere else. It starts from ``start``, an "architecture" or a distribution, "theta".
 
         ASNG is on the GPU if the task takes samples from there; for one that looks at each sample
         on the host it is better there, too.
@@ -200,9 +310,24 @@ class Experiment:
         config = self.search_config
         arguments = inspect.signature(optimizers.REGISTRY[config.optimizer]).parameters
         own = [name for name in ("alpha", "delta_init") if name in arguments]
-        if "margin" in arguments or any(p.kind is p.VAR_KEYWORD for p in arguments.values()):
+
+        def takes(name: str) -> bool:
+            return name in arguments or any(p.kind is p.VAR_KEYWORD for p in arguments.values())
+
+        if takes("margin"):
             own.append("margin")
         settings = {name: getattr(config, name) for name in own}
+        if start and "theta" in start:
+            parts = (np.array(start["theta"][name], dtype=np.float64) for name in Theta._fields)
+            settings["init"] = Theta(*parts)
+        elif start:
+            settings["init"] = start["architecture"]
+            settings["init_probability"] = config.init_probability
+        if config.fixed:
+            settings["fixed"] = _values(self.task.space, pairs("fixed", config.fixed))
+        lacking = [name for name in ("init", "fixed") if name in settings and not takes(name)]
+        if lacking:
+            raise ValueError(f"settings of [search]: {config.optimizer} takes no {lacking[0]}")
         if config.step_size:
             settings |= {n: config.step_size for n in ("delta", "step_size") if n in arguments}
         if config.optimizer == "ASNG":  # the others live on the CPU
@@ -273,7 +398,7 @@ class Experiment:
                 _ARCHITECTURE, {**content, "network": dict(self.task.summary(values))}
             )
             rows = MetricsTable(self.run.file("retrain.csv"), keep=self.retrain_config.epochs).rows
-            plots = _plots(self.stream)
+            plots = drawing(self.stream)
             if plots is not None:
                 self._draw_architecture()  # of other sizes, perhaps
                 plots.plot_retrain(rows, self.run.file("retrain.png"))
@@ -332,7 +457,7 @@ class Experiment:
     ) -> None:
         """Adds the pictures of a loop to its events, and the settings with the test metrics."""
         events = Events(self.run.file("events") / loop)
-        if _plots(None) is not None:
+        if drawing(None) is not None:
             pictures = sorted(self.run.path.glob("[!.]*.png"))
             of_search = loop == "search"
             events.add_pictures(
@@ -343,7 +468,7 @@ class Experiment:
         events.close()
 
     def _draw_search(self, rows: list[dict[str, float]], theta: Any) -> None:
-        plots = _plots(self.stream)
+        plots = drawing(self.stream)
         if plots is None:
             return
         self._draw_architecture()
@@ -376,6 +501,27 @@ def _near_ties(variables: Mapping[str, Categorical], theta: Any) -> dict[str, di
         if len(best) == 2 and probabilities[best[1]] >= probabilities[best[0]] / 2:
             ties[name] = {value: probabilities[value] for value in best}
     return ties
+
+
+def _values(space: SearchSpace, texts: Mapping[str, str]) -> dict[str, Any]:
+    """Values of variables that are given as texts."""
+    values: dict[str, Any] = {}
+    for name, text in texts.items():
+        variable = space.get(name)
+        if variable is None:
+            raise ValueError(
+                f"fixed must name variables of the space, such as "
+                f"{next(iter(space))!r}, got {name!r}"
+            )
+        if isinstance(variable, Categorical):
+            fitting_ones = [value for value in variable.values if str(value) == text]
+            values[name] = fitting_ones[0] if fitting_ones else text
+            continue
+        try:
+            values[name] = int(text) if isinstance(variable, Integer) else float(text)
+        except ValueError:
+            raise ValueError(f"fixed must have a number for {name!r}, got {text!r}") from None
+    return values
 
 
 def _checked(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -412,7 +558,7 @@ def _device(name: Any) -> torch.device:
     return device
 
 
-def _plots(stream: TextIO | None) -> Any:
+def drawing(stream: TextIO | None) -> Any:
     """The module that draws, or None, and a word about it, without matplotlib."""
     try:
         import matplotlib  # noqa: F401

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from asng_ext._random import DrawsFrom, drawn, draws_of
 from asng_ext._terminal import STDERR, Progress
 from asng_ext._threads import cpu_threads
+from asng_ext.optimizers import Penalty
 from asng_ext.runs.checkpoints import Epochs, Part
 from asng_ext.runs.config import SearchConfig, affecting_results
 from asng_ext.runs.folder import RunFolder
@@ -63,6 +64,7 @@ def search(
     run: RunFolder | None = None,
     stream: TextIO | None = STDERR,
     graphs: GraphBackend | None = None,
+    penalty: Penalty | None = None,
 ) -> SearchResult:
     """Searches an architecture while training the weights of the supernet.
 
@@ -87,11 +89,16 @@ def search(
         stream: Where progress is shown; None for nowhere.
         graphs: What captures steps; by default CUDA graphs where the supernet is on a GPU, and
             nothing elsewhere.
+        penalty: Limits of what the architecture may cost. Samples beyond them rank behind those
+            within, and the architecture is the most likely one within them. Metrics are, in
+            addition, the mean costs of the samples that move the distribution, "theta_" and the
+            name, and how many are within all limits, "theta_within_limits".
 
     Raises:
         FloatingPointError: If the training loss or a weight becomes NaN or infinite, or no loss of
             an epoch that was to move the distribution is finite. The checkpoint before stays.
         TypeError: If the task or the optimizer lacks a member of its protocol.
+        ValueError: If the settings have limits and there is no ``penalty``.
         CheckpointMismatchError: If the checkpoint in ``run`` is of a search with other settings or
             another optimizer, or damaged.
         BlockingIOError: If another process uses ``run``.
@@ -102,8 +109,10 @@ def search(
     """
     check_members("task", task, SearchTask)
     check_members("optimizer", optimizer, Optimizer)
+    if config.penalty and penalty is None:
+        raise ValueError(f"penalty must be given, with the limits {config.penalty}")
     with run.lock() if run else contextlib.nullcontext(), cpu_threads(config.threads):
-        return _search(task, optimizer, config, seed, run, stream, graphs)
+        return _search(task, optimizer, config, seed, run, stream, graphs, penalty)
 
 
 def _search(
@@ -114,6 +123,7 @@ def _search(
     run: RunFolder | None,
     stream: TextIO | None,
     graphs: GraphBackend | None,
+    penalty: Penalty | None,
 ) -> SearchResult:
     with DrawsFrom(seed, "supernet"):
         supernet = task.supernet()
@@ -135,6 +145,7 @@ def _search(
             "optimizer": type(optimizer).__name__,
             "population_size": optimizer.population_size,
             **task.identity("search"),
+            "penalty_of": penalty.identity() if penalty else None,
         },
         {
             "supernet": Part(supernet.state_dict, supernet.load_state_dict),
@@ -142,14 +153,19 @@ def _search(
             "optimizer": Part(optimizer.state_dict, optimizer.load_state_dict),
         },
         device,
-        assumed={"optimizer": "ASNG", "step_size": config.step_size},
+        assumed={
+            "optimizer": "ASNG",
+            "step_size": config.step_size,
+            **{name: getattr(SearchConfig, name) for name in _ADDED},
+            "penalty_of": None,
+        },
     )
     steps = task.search_steps
     # To show what was measured, the host synchronizes with the device.
     interval = 0.25 if device.type == "cpu" else 10.0
     progress = Progress("search", config.epochs * steps, epochs.done * steps, stream, interval)
     means = Means()
-    iteration: Callable[[Any], None] = _Iteration(task, supernet, sgd, optimizer, means)
+    iteration: Callable[[Any], None] = _Iteration(task, supernet, sgd, optimizer, means, penalty)
     if graphs is not None and config.graphs:
         if blocker is None:
             iteration = Replayed(iteration, graphs, lambda why: progress.note(_NO_GRAPHS + why))
@@ -182,12 +198,20 @@ def _search(
         if config.test_every and (
             (epoch + 1) % config.test_every == 0 or epoch + 1 == config.epochs
         ):
-            tested = task.test_supernet(supernet, optimizer.recommend())
+            tested = task.test_supernet(supernet, _recommended(optimizer, penalty))
             row |= {f"test_{name}": float(value) for name, value in tested.items()}
         epochs.add(row, partial(_distributions, task, optimizer))
         progress.line((epoch + 1) * steps, _shown(row, task, optimizer))
     epochs.close()
-    return SearchResult(optimizer.recommend(), supernet, epochs.rows)
+    return SearchResult(_recommended(optimizer, penalty), supernet, epochs.rows)
+
+
+_ADDED = ("init", "init_probability", "fixed", "penalty")
+"""Settings that earlier versions did not have; theirs were the defaults."""
+
+
+def _recommended(optimizer: Optimizer, penalty: Penalty | None) -> dict[str, Any]:
+    return penalty.recommend(optimizer) if penalty else optimizer.recommend()
 
 
 def _distributions(task: SearchTask, optimizer: Optimizer) -> dict[str, list[float]]:
@@ -243,6 +267,7 @@ class _Iteration:
     sgd: torch.optim.Optimizer
     optimizer: Optimizer
     means: Means
+    penalty: Penalty | None = None
     _shares: Tensor | None = None
 
     def __call__(self, batches: tuple[Batch, Batch]) -> None:
@@ -270,12 +295,15 @@ class _Iteration:
         samples = self.optimizer.ask()
         with torch.no_grad(), frozen_batch_norm(self.supernet):
             losses, metrics = self.task.losses(self.supernet, batch, samples)
-        self.optimizer.tell(samples, losses)  # eq. (12) and what follows
+        ranked, costs = self.penalty.ranked(samples, losses) if self.penalty else (losses, {})
+        self.optimizer.tell(samples, ranked)  # eq. (12) and what follows
         # A step without a finite loss moves nothing.
-        self.means.add({"loss": losses, **metrics}, "theta_", watched="loss")
+        self.means.add({"loss": losses, **metrics, **costs}, "theta_", watched="loss")
 
 
 def _shown(row: dict[str, float], task: SearchTask, optimizer: Optimizer) -> dict[str, float]:
     # Of data that train no weights, but move the distribution.
     metrics = shown_metrics(row, task, {"valid.": "theta", "test": "test"})
+    if "theta_within_limits" in row:
+        metrics["within limits"] = row["theta_within_limits"]
     return metrics | {"convergence": optimizer.convergence, "δ": optimizer.delta}

@@ -11,6 +11,7 @@ from asng_ext.nn.cell_network import (
     widest_channels,
 )
 from asng_ext.nn.choice import Choice, derive, search_space, set_architecture, subnet
+from asng_ext.nn.costs import CaeCost, Latencies, cell_costs, choice_costs, count_flops
 from asng_ext.nn.fused import FusedCellSupernet, cell_supernet
 from asng_ext.nn.mixed_node import MixedNode
 from asng_ext.nn.sliceable_weight import SliceableWeight, WeightBank
@@ -18,6 +19,7 @@ from asng_ext.nn.sliceable_weight import SliceableWeight, WeightBank
 __all__ = [
     "Architecture",
     "CaeCatSpace",
+    "CaeCost",
     "CaeIntSpace",
     "CaeLayer",
     "CaeNetwork",
@@ -31,11 +33,15 @@ __all__ = [
     "Choice",
     "Edge",
     "FusedCellSupernet",
+    "Latencies",
     "MixedNode",
     "SliceableWeight",
     "WeightBank",
     "base_layers",
+    "cell_costs",
     "cell_supernet",
+    "choice_costs",
+    "count_flops",
     "derive",
     "parameter_count",
     "search_space",

@@ -195,7 +195,7 @@ class CellSpace:
         return indices
 
 
-class _LeafProjection(nn.Module):
+class LeafProjection(nn.Module):
     """Output of a cell: concatenated leaf nodes, ReLU, 1×1 convolution, normalization.
 
     The weight has `channels` columns for each of `nodes`; a supernet, where the leaf nodes change
@@ -269,7 +269,7 @@ class Cell(nn.Module):
                         edge.operation, channels, stride, norm
                     )
         leaf = tuple(range(space.nodes)) if architecture is None else architecture.leaf_nodes
-        self.output = _LeafProjection(leaf, channels, norm)
+        self.output = LeafProjection(leaf, channels, norm)
 
     def forward(
         self,

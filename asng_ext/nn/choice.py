@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -160,10 +160,16 @@ def _labels(choice: Choice) -> list[str]:
     return [" ".join(map(described, module.modules())) for module in choice.candidates.values()]
 
 
-def search_space(model: nn.Module) -> SearchSpace:
+def search_space(model: nn.Module, *, conditional: bool = False) -> SearchSpace:
     """One categorical variable for each name of a `Choice` in the model, in order of occurrence.
 
     Choices inside candidates of other choices count too.
+
+    Args:
+        model: The supernet.
+        conditional: Whether choices that are only inside candidates of one other are conditional
+            variables: samples that select none of these have no value of them, and say nothing of
+            their distribution. Without it they have one all the same.
 
     In the states of optimizers candidates that were given without names are called by what they
     are, so that a state does not fit when they come in another order.
@@ -172,19 +178,59 @@ def search_space(model: nn.Module) -> SearchSpace:
         ValueError: There is no choice, or two choices of one name differ in their candidates.
     """
     variables = _variables(model).items()
-    return SearchSpace({name: Categorical(c.names, _labels(c)) for name, c in variables})
+    active_if: dict[str, dict[str, list[str]]] = {}
+    if conditional:
+        for name, places in _places(model, None, {}).items():
+            outer = {place[0] for place in places if place is not None}
+            if None not in places and len(outer) == 1 and name not in outer:
+                active_if[name] = {outer.pop(): [place[1] for place in places if place is not None]}
+    return SearchSpace(
+        {name: Categorical(c.names, _labels(c)) for name, c in variables}, active_if=active_if
+    )
+
+
+Place: TypeAlias = tuple[str, str] | None
+
+
+def _places(
+    module: nn.Module, inside: Place, found: dict[str, list[Place]]
+) -> dict[str, list[Place]]:
+    """Where the choices of each name are: in which candidate of which other, None for in none."""
+    if isinstance(module, Choice):
+        found.setdefault(module.name, []).append(inside)
+        for value in module.names:
+            _places(module.candidate(value), (module.name, value), found)
+    else:
+        for child in module.children():
+            _places(child, inside, found)
+    return found
+
+
+def _reached(module: nn.Module, values: Mapping[str, object], found: set[str]) -> set[str]:
+    """Names of the choices that a network with these values has."""
+    if not isinstance(module, Choice):
+        for child in module.children():
+            _reached(child, values, found)
+        return found
+    found.add(module.name)
+    if module.name in values:
+        _reached(module.candidate(values[module.name]), values, found)
+    return found
 
 
 def _check(model: nn.Module, values: Mapping[str, object]) -> None:
     variables = _variables(model)
     missing, unknown = variables.keys() - values.keys(), values.keys() - variables.keys()
+    if missing and not unknown:  # of choices in candidates that are not selected
+        missing &= _reached(model, values, set())
     if missing or unknown:
         raise ValueError(
             f"values must have exactly the choices of the model; missing: "
             f"{sorted(missing) or 'none'}, unknown: {sorted(unknown, key=str) or 'none'}"
         )
     for choice in _choices(model):
-        choice.candidate(values[choice.name])
+        if choice.name in values:
+            choice.candidate(values[choice.name])
 
 
 def set_architecture(model: nn.Module, values: Mapping[str, object]) -> None:
@@ -195,14 +241,16 @@ def set_architecture(model: nn.Module, values: Mapping[str, object]) -> None:
 
     Args:
         model: The supernet.
-        values: Name of a candidate for the name of every choice.
+        values: Name of a candidate for the name of every choice; those inside candidates that are
+            not selected may be left out.
 
     Raises:
         ValueError: A choice has no value, or a value no choice or no candidate.
     """
     _check(model, values)
     for choice in _choices(model):
-        choice.activate(str(values[choice.name]))
+        if choice.name in values:
+            choice.activate(str(values[choice.name]))
 
 
 def subnet(model: nn.Module, values: Mapping[str, object]) -> nn.Module:
@@ -216,7 +264,8 @@ def subnet(model: nn.Module, values: Mapping[str, object]) -> nn.Module:
 
     Args:
         model: The supernet.
-        values: Name of a candidate for the name of every choice.
+        values: Name of a candidate for the name of every choice; those inside candidates that are
+            not selected may be left out.
 
     Raises:
         ValueError: A choice has no value, or a value no choice or no candidate; or a module around

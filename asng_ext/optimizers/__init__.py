@@ -4,6 +4,7 @@ from asng_ext.optimizers._distribution import Theta, margins
 from asng_ext.optimizers.asng import ASNG
 from asng_ext.optimizers.base import Best, Optimizer
 from asng_ext.optimizers.natural_adam import NaturalAdam
+from asng_ext.optimizers.penalty import Penalty
 from asng_ext.optimizers.registry import REGISTRY, make, names, register
 from asng_ext.optimizers.sng import SNG
 
@@ -14,6 +15,7 @@ __all__ = [
     "Best",
     "NaturalAdam",
     "Optimizer",
+    "Penalty",
     "Theta",
     "make",
     "margins",

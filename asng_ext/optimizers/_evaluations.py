@@ -9,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from asng_ext import _host
+from asng_ext.optimizers._distribution import Theta
 from asng_ext.space import Samples, SearchSpace
 
-__all__ = ["as_array", "check_space", "checked_values"]
+__all__ = ["as_array", "check_space", "checked_theta", "checked_values"]
 
 
 def as_array(losses: Any) -> npt.NDArray[np.float64]:
@@ -55,3 +56,32 @@ def checked_values(argument: str, values: Mapping[str, Any], space: SearchSpace)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{argument}: {error}") from None
     return dict(values)
+
+
+def checked_theta(argument: str, theta: Theta, space: SearchSpace) -> Theta:
+    """A copy of a distribution (TypeError, ValueError if it is none of the space)."""
+    try:
+        copied = Theta(*(np.array(part, dtype=np.float64) for part in theta))
+    except (TypeError, ValueError):
+        raise TypeError(f"{argument} must hold arrays of numbers, got {theta!r:.60}") from None
+    sizes = space.sizes
+    shapes = (len(sizes), max(sizes, default=0)), (2, len(space.numerical))
+    for name, part, shape in zip(theta._fields, copied, shapes, strict=True):
+        if part.shape != shape or not np.isfinite(part).all():
+            raise ValueError(
+                f"{argument}.{name} must hold finite numbers of shape {shape}, got {part.shape}"
+            )
+    for name, row, size in zip(space.categorical, copied.categorical, sizes):
+        if row.min(initial=0.0) < 0 or row[size:].any() or abs(row.sum() - 1) > 1e-6:
+            raise ValueError(
+                f"{argument}.categorical must hold probabilities of the {size} choices of "
+                f"{name!r} that sum to 1, got {row.tolist()}"
+            )
+    mean, second = copied.numerical
+    for name, variance in zip(space.numerical, second - mean**2):
+        if variance < 0:
+            raise ValueError(
+                f"{argument}.numerical must hold moments of a variance of 0 or more, got "
+                f"{variance:.6g} for {name!r}"
+            )
+    return copied

@@ -68,16 +68,16 @@ class Fixed:
                 number = variable.decode(variable.encode(value))
                 variables[name] = replace(variable, low=number, high=number)  # type: ignore[arg-type]
                 self.values[name] = number
-        self.space = SearchSpace(variables)
+        active_if, never = _left(space, self.values, variables)
+        self.space = SearchSpace(variables, active_if=active_if)
 
         reduced, categorical = list(self.space.categorical), list(space.categorical)
         numerical = list(space.numerical)
         free = [name for name in categorical if name not in values]
+        placed = {**never, **self.values}
 
         def row(names: list[str]) -> list[float]:
-            return [
-                space.position(name, self.values[name]) if name in values else 0 for name in names
-            ]
+            return [space.position(name, placed[name]) if name in placed else 0 for name in names]
 
         self._arrays = Columns(
             np.array([categorical.index(name) for name in free], dtype=np.int64),
@@ -155,9 +155,15 @@ class Fixed:
         columns, names = self._arrays, list(self.whole.categorical)
         differs = categorical != columns.row
         differs[:, columns.categorical] = False
+        has: Any = True
+        has_number: Any = True
+        if self.whole.active_if:
+            has, has_number = self.whole.activity(categorical)
+            differs &= has
         wrong = [names[i] for i in differs.any(axis=0).nonzero()[0]] if differs.any() else []
         differs = numerical != columns.numbers
         differs[:, columns.numerical] = False
+        differs &= has_number
         if differs.any():  # draws that are rounded or clipped to the value have it, too
             for i, (name, variable) in enumerate(self.whole.numerical.items()):
                 draws = numerical[differs[:, i], i].tolist()
@@ -169,6 +175,30 @@ class Fixed:
                 f"samples must have {name!r} at {self.values[name]!r}, where it is fixed, and some "
                 "do not"
             )
+
+
+def _left(
+    space: SearchSpace, values: Mapping[str, Any], variables: dict[str, Variable]
+) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """The conditions that are left where variables are fixed, and variables that are never active,
+    with the single value that they get."""
+    left: dict[str, dict[str, Any]] = {}
+    never: dict[str, Any] = {}
+    for name in space.conditional:
+        conditions, variable = space.active_if[name], variables[name]
+        if any(
+            other in never or (other in values and values[other] not in allowed)
+            for other, allowed in conditions.items()
+        ):
+            if isinstance(variable, Categorical):
+                never[name] = variable.values[0]
+                variables[name] = Categorical(variable.values[:1], variable.labels[:1])
+            else:
+                never[name] = variable.low
+                variables[name] = replace(variable, high=variable.low)  # type: ignore[arg-type]
+        elif open_ := {o: list(allowed) for o, allowed in conditions.items() if o not in values}:
+            left[name] = open_
+    return left, never
 
 
 def _placed(row: Any, columns: Any, values: Any) -> Any:

@@ -13,10 +13,19 @@ import numpy as np
 
 from asng_ext import _host
 from asng_ext._checks import check_integer, check_number
+from asng_ext.optimizers._active import tell_active
 from asng_ext.optimizers._distribution import Margin, Theta, margins
-from asng_ext.optimizers._evaluations import as_array, check_space, checked_values
+from asng_ext.optimizers._evaluations import as_array, check_space, checked_theta, checked_values
 from asng_ext.optimizers._fixed import Fixed
-from asng_ext.space import Categorical, FloatArray, Integer, Samples, SearchSpace
+from asng_ext.space import (
+    BoolArray,
+    Categorical,
+    FloatArray,
+    IntArray,
+    Integer,
+    Samples,
+    SearchSpace,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -49,7 +58,7 @@ class CommonSettings(TypedDict, total=False):
     """Arguments that all optimizers take, see :class:`Optimizer`."""
 
     margin: Margin
-    init: Mapping[str, Any] | None
+    init: Mapping[str, Any] | Theta | None
     init_probability: float
     fixed: Mapping[str, Any] | None
     seed: int | None
@@ -78,10 +87,13 @@ class Optimizer(ABC):
         space: What to search.
         population_size: λ, samples per ``ask``; at least 2.
         margin: Lower bound of probabilities, see :func:`margins`.
-        init: Values to start from by name, of all variables or some, such as the best sample of
-            another search. Gaussians have their mean there; their standard deviation is as without.
-        init_probability: In (0, 1], of a choice in ``init``; the other choices share the rest. It
-            is taken to be no less than in a uniform distribution and no more than margins allow.
+        init: Where to start. Values by name, of all variables or some, such as the best sample of
+            another search: Gaussians have their mean there; their standard deviation is as without.
+            Or a whole distribution, such as :attr:`theta` of another search of this space, which is
+            moved to where margins and ranges allow.
+        init_probability: In (0, 1], of a choice in ``init``, unless that is a distribution; the
+            other choices share the rest. It is taken to be no less than in a uniform distribution
+            and no more than margins allow.
         fixed: Values by name of variables that are not searched. Samples, recommended and best one
             have them, and all is as if these variables had a single value; states fit where the
             same values are fixed.
@@ -115,7 +127,7 @@ class Optimizer(ABC):
         *,
         population_size: int = 2,
         margin: Margin = "paper",
-        init: Mapping[str, Any] | None = None,
+        init: Mapping[str, Any] | Theta | None = None,
         init_probability: float = 0.75,
         fixed: Mapping[str, Any] | None = None,
         seed: int | None = None,
@@ -136,7 +148,11 @@ class Optimizer(ABC):
         if self._reduced.n_theta == 0:
             free = " that is not fixed" if self.fixed else ""
             raise ValueError(f"space must hold a variable with more than one value{free}")
-        self.init = None if init is None else checked_values("init", init, space)
+        self.init: dict[str, Any] | Theta | None = None
+        if isinstance(init, Theta):
+            self.init = checked_theta("init", init, space)
+        elif init is not None:
+            self.init = checked_values("init", init, space)
         check_number("init_probability", init_probability, 0.0)
         if init_probability > 1:
             raise ValueError(f"init_probability must be at most 1, got {init_probability}")
@@ -156,6 +172,10 @@ class Optimizer(ABC):
             seed = secrets.randbits(64)
         check_integer("seed", seed, 0, 2**64)
         self.device = self._check_device(device)
+        if space.active_if and self.device != "cpu":
+            raise ValueError(
+                f'device must be "cpu" for a space with conditional variables, got {self.device!r}'
+            )
         self.space = space
         self.population_size = int(population_size)
         self.margin = margin
@@ -181,6 +201,8 @@ class Optimizer(ABC):
         """An engine, newly made, with its distribution where the search begins."""
         if not self.init:
             return engine
+        if isinstance(self.init, Theta):
+            return self._started_at(self.init, engine)
         probabilities, means = np.array(engine.theta), np.array(engine.mean)
         end = 0
         for name, choices, margin in zip(
@@ -197,6 +219,31 @@ class Optimizer(ABC):
             if name in self.init:
                 means[column] = self.space.position(name, self.init[name])
         engine.theta, engine.mean = probabilities, means
+        return engine
+
+    def _started_at(self, theta: Theta, engine: EngineT) -> EngineT:
+        """An engine with the part of a distribution that is not fixed."""
+        rows = dict(zip(self.space.categorical, theta.categorical))
+        moments = dict(zip(self.space.numerical, theta.numerical.T))
+        parts = [np.zeros(0)]
+        for name, choices, margin in zip(
+            self._reduced.categorical, self._reduced.sizes, engine.margin.tolist(), strict=True
+        ):
+            if choices == 1:
+                parts.append(np.ones(1))
+                continue
+            part = np.maximum(rows[name][:choices], margin)
+            part -= (part.sum() - 1) * (part - margin) / (part.sum() - choices * margin)
+            parts.append(part / part.sum())
+        kept = np.array([moments[name] for name in self._reduced.numerical])
+        mean, second = kept.reshape(-1, 2).T
+        low, high = np.array(self._common["low"]), np.array(self._common["high"])
+        half = (high - low) / 2
+        # A range may be so narrow that its half is below the smallest standard deviation.
+        least = np.minimum(self._common["std_min"], half)
+        engine.theta = np.concatenate(parts)
+        engine.mean = np.clip(mean, low, high)
+        engine.variance = np.clip(second - mean**2, least**2, half**2)
         return engine
 
     def _check_device(self, device: Any) -> str:
@@ -255,6 +302,8 @@ class Optimizer(ABC):
         if self._fixed:
             categorical, numerical = self._fixed.to_reduced(samples)
         try:
+            if self._reduced.active_if:
+                return tell_active(self, np.asarray(categorical), np.asarray(numerical), losses)
             return self._engine.tell(categorical, numerical, losses, self.maximize)
         except TypeError as error:
             raise TypeError(f"losses and samples must be numbers: {error}") from None
@@ -267,10 +316,28 @@ class Optimizer(ABC):
 
     def recommend(self) -> dict[str, Any]:
         """The most likely sample: arg max of the probabilities, means of the Gaussians."""
-        theta = self._theta
+        return self._decoded(self._likeliest().tolist(), self._theta.numerical[0].tolist())
+
+    def _likeliest(self) -> IntArray:
+        """The most likely choice of each variable of the reduced space."""
         # Without categorical variables there are no columns to take the largest of.
-        likeliest = theta.categorical.argmax(axis=1).tolist() if self._reduced.categorical else []
-        return self._reduced.decode(likeliest, theta.numerical[0].tolist())
+        if not self._reduced.categorical:
+            return np.zeros(0, dtype=np.int64)
+        likeliest: IntArray = self._theta.categorical.argmax(axis=1)
+        return likeliest
+
+    def _decoded(self, categorical: list[int], numerical: list[float]) -> dict[str, Any]:
+        """The values of a sample of the reduced space."""
+        if self._fixed and self.space.active_if:
+            whole = self._fixed.to_whole(np.array([categorical]), np.array([numerical]))
+            return self.space.decode(*(rows[0].tolist() for rows in whole))
+        return self._reduced.decode(categorical, numerical)
+
+    def _counted(self) -> tuple[BoolArray, BoolArray]:
+        """Which categorical and which numerical variables of the reduced space count as converged:
+        those that the most likely sample has."""
+        has, has_number = self._reduced.activity(self._likeliest()[None])
+        return has[0], has_number[0]
 
     @property
     def best(self) -> Best | None:
@@ -283,7 +350,7 @@ class Optimizer(ABC):
         if best is None:
             return None
         loss, _, categorical, numerical = best
-        return Best(self._reduced.decode(categorical, numerical), -loss if self.maximize else loss)
+        return Best(self._decoded(categorical, numerical), -loss if self.maximize else loss)
 
     def should_stop(self) -> bool:
         """Whether the search is over: it has converged and finds nothing better, it does not move,
@@ -379,11 +446,14 @@ class Optimizer(ABC):
     @property
     def convergence(self) -> float:
         """Mean over the categorical variables of max_j θ_ij (Section 3.2); for a space without
-        any, :attr:`progress`. Those that are fixed do not count."""
+        any, :attr:`progress`. Those that are fixed, or that the most likely sample lacks, do not
+        count."""
         # Numbers of a single value have columns there as well.
         counted = [
-            isinstance(self.space[name], Categorical) and name not in (self.fixed or ())
-            for name in self._reduced.categorical
+            bool(has)
+            and isinstance(self.space[name], Categorical)
+            and name not in (self.fixed or ())
+            for name, has in zip(self._reduced.categorical, self._counted()[0])
         ]
         if not any(counted):
             return self.progress
@@ -392,9 +462,11 @@ class Optimizer(ABC):
     @property
     def progress(self) -> float:
         """How far the distribution has come, from 0 at the highest entropy to 1 at the narrowest
-        one the margins allow: the mean over all variables with something to choose."""
+        one the margins allow: the mean over all variables with something to choose that the most
+        likely sample has."""
         sizes = np.array(self._reduced.sizes, dtype=np.float64)
-        choice = sizes > 1
+        has, has_number = self._counted()
+        choice = (sizes > 1) & has
         parts = []
         if choice.any():
             top = self._theta.categorical.max(axis=1)[choice]
@@ -408,7 +480,7 @@ class Optimizer(ABC):
             std = np.sqrt(self._engine.variance)
             # A range so narrow that sigma cannot shrink is where it should be.
             room = np.maximum(start - end, np.finfo(np.float64).tiny)
-            parts.append(np.where(start > end, (start - std) / room, 1.0))
+            parts.append(np.where(start > end, (start - std) / room, 1.0)[has_number])
         return float(np.concatenate(parts).mean())
 
     def state_dict(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from fractions import Fraction
 import numpy as np
 
 from asng_ext.optimizers import margins
-from asng_ext.space import FloatArray, IntArray
+from asng_ext.space import BoolArray, FloatArray, IntArray
 
 __all__ = [
     "ReferenceASNG",
@@ -107,21 +107,35 @@ class ReferenceASNG:
             self.moments[:, j] = middle, middle**2 + std**2
         self.s = np.zeros(sum(size - 1 for size in self.sizes) + 2 * len(self.ranges))
 
-    def update(self, categorical: IntArray, numerical: FloatArray, losses: Sequence[float]) -> None:
-        """One iteration over λ samples: (λ, n_cat) indices and (λ, n_num) raw draws."""
+    def update(
+        self,
+        categorical: IntArray,
+        numerical: FloatArray,
+        losses: Sequence[float],
+        active: tuple[BoolArray, BoolArray] | None = None,
+    ) -> None:
+        """One iteration over λ samples: (λ, n_cat) indices and (λ, n_num) raw draws; which of the
+        samples have the variable may be said in the same shapes."""
         weights = utilities(losses)
         if not any(weights):
             return
         count = len(weights)
         gradients: list[FloatArray] = []  # G of each variable
         roots: list[FloatArray] = []  # F^(1/2) G
+        has, has_number = active or (
+            np.ones(categorical.shape, dtype=bool),
+            np.ones(numerical.shape, dtype=bool),
+        )
         for i, theta in enumerate(self.theta):
             one_hot = np.eye(len(theta))[categorical[:, i]]
+            own = [w if there else Fraction(0) for w, there in zip(weights, has[:, i])]
             exact = [
-                sum((w for w, row in zip(weights, one_hot) if row[j]), Fraction(0))
+                sum((w for w, row in zip(own, one_hot) if row[j]), Fraction(0))
                 for j in range(len(theta))
             ]
             gradient = np.array([float(total) for total in exact]) / count  # eq. (12)
+            if sum(own):  # of all samples the utilities sum to 0
+                gradient -= theta * float(sum(own)) / count
             gradients.append(gradient)
             if len(theta) > 1:
                 roots.append(fisher_root_categorical(theta) @ gradient[:-1])
@@ -129,7 +143,7 @@ class ReferenceASNG:
         for j in range(len(self.ranges)):
             mean, second = self.moments[:, j]
             draws = numerical[:, j]
-            w = np.array([float(weight) for weight in weights])
+            w = np.array([float(weight) for weight in weights]) * has_number[:, j]
             moment_gradients[0, j] = np.mean(w * (draws - mean))  # eq. (12)
             moment_gradients[1, j] = np.mean(w * (draws**2 - second))  # eq. (12)
         gaussian_roots = np.zeros_like(self.moments)

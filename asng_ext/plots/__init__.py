@@ -11,6 +11,7 @@ from asng_ext.plots.curves import plot_retrain, plot_search
 from asng_ext.plots.mistakes import draw_mistakes
 from asng_ext.plots.restored import draw_restored
 from asng_ext.plots.theta import plot_theta
+from asng_ext.plots.tradeoff import plot_sweep
 
 __all__ = [
     "draw_autoencoder",
@@ -20,5 +21,6 @@ __all__ = [
     "draw_restored",
     "plot_retrain",
     "plot_search",
+    "plot_sweep",
     "plot_theta",
 ]

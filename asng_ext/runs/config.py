@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import operator
 import sys
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ __all__ = [
     "affecting_results",
     "dump_toml",
     "load_toml",
+    "pairs",
     "precision_setting",
     "section_from",
     "setting",
@@ -42,6 +44,7 @@ def setting(
     runtime_only: bool = False,
     only: str | None = None,
     option: str | None = None,
+    several: bool = False,
 ) -> Any:
     """A field of a config section.
 
@@ -58,6 +61,8 @@ def setting(
         only: The loop, "search" or "retrain", on whose results alone it has an influence; None for
             both.
         option: Its option on the command line, if that is not called as the setting is.
+        several: Whether a string is of parts separated by commas, which the option takes one by
+            one.
     """
     metadata = {name: value for name, value in locals().items() if name != "default"}
     return field(default=default, metadata=metadata)
@@ -139,6 +144,19 @@ class SearchConfig(Checked):
         0.0, "of SNG (δ) and NaturalAdam; 0 for what they have by default", low=0, high=1e6
     )
     margin: str = setting("paper", "lower bound of probabilities", choices=("paper", "catcma"))
+    init: str = setting(
+        "", "where the search starts: an architecture.json, or a run folder for its distribution"
+    )
+    init_probability: float = setting(
+        0.75, "of each choice of the architecture in init", above=0, high=1
+    )
+    fixed: str = setting("", "values of variables that are not searched, by name", several=True)
+    penalty: str = setting(
+        "",
+        "the most that the network may have: parameters=N, flops=N (of an image), latency=MS "
+        "(measured on the device)",
+        several=True,
+    )
     threads: int = _threads_setting()
     test_every: int = setting(
         1,
@@ -151,6 +169,23 @@ class SearchConfig(Checked):
         "replay steps as CUDA graphs, on a GPU and where they can be captured",
         runtime_only=True,
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.limits()
+        pairs("fixed", self.fixed)
+
+    def limits(self) -> dict[str, float]:
+        """The numbers in ``penalty`` by name (ValueError if one is not a number above 0)."""
+        limits: dict[str, float] = {}
+        for name, text in pairs("penalty", self.penalty).items():
+            try:
+                limits[name] = float(text)
+            except ValueError:
+                limits[name] = math.nan
+            if not 0 < limits[name] < math.inf:
+                raise ValueError(f"penalty must have a number above 0 for {name}, got {text!r}")
+        return limits
 
 
 @dataclass(frozen=True)
@@ -175,6 +210,17 @@ class RetrainConfig(Checked):
     test_every: int = setting(
         1, "epochs between tests; the last is always tested", low=1, high=_MOST_EPOCHS
     )
+
+
+def pairs(setting: str, text: str) -> dict[str, str]:
+    """A setting of the form "name=value,name=value" by name (ValueError if it is not)."""
+    found: dict[str, str] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, equals, value = (word.strip() for word in part.partition("="))
+        if not (name and equals and value) or name in found:
+            raise ValueError(f"{setting} must be of NAME=VALUE, each name once, got {part!r}")
+        found[name] = value
+    return found
 
 
 def section_from(kind: type[Section], values: Mapping[str, Any]) -> Section:

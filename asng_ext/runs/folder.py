@@ -32,6 +32,8 @@ class RunFolder:
     search.pt, retrain.pt       checkpoints, to continue after an interruption
     search.prev.pt, …           the checkpoints before, should those be damaged
     architecture.json           the architecture found, by names
+    init.json                   where the search starts, if the settings say
+    latency.json                milliseconds of parts of networks, if their sum is limited
     network.pt                  the retrained network: weights, and all that it is built from
     results.json                test metrics of the retrained network
     *.png                       pictures

@@ -84,6 +84,10 @@ def _architecture(found: Mapping[str, Any]) -> list[str]:
         for name in ("network", "architecture", "probabilities", "near_ties")
     )
     lines = []
+    costs = found.get("costs")
+    if isinstance(costs, Mapping):
+        within = (f"{name} {one['cost']:.6g} of {one['limit']:.6g}" for name, one in costs.items())
+        lines.append(_line("limits", ", ".join(within)))
     if likely:
         least, mean = min(likely.values()), sum(likely.values()) / len(likely)
         lines.append(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from asng_ext._random import seeded_generator
 from asng_ext._terminal import STDERR, say
+from asng_ext.costs import Cost
 from asng_ext.data import BatchPlan, ImageData, evaluation_batches, load_images, search_parts
 from asng_ext.data.images import UNEVEN
 from asng_ext.data.labels import check_classes
@@ -22,7 +23,10 @@ from asng_ext.data.sources import is_own
 from asng_ext.nn import (
     CellNetwork,
     CellSupernet,
+    Latencies,
+    cell_costs,
     cell_supernet,
+    count_flops,
     parameter_count,
     widest_channels,
 )
@@ -323,16 +327,37 @@ class ClassificationTask(ImageTask[ClassificationConfig]):
         ).blueprint()
 
     def summary(self, values: Mapping[str, Any]) -> dict[str, int]:
-        """Size of the final network of an architecture."""
+        """Size of the final network of an architecture; FLOPs are of one image, as
+        :mod:`asng_ext.nn.costs` counts them."""
         with torch.device("meta"):  # shapes without memory and without random weights
             network = self._network(values)
+            flops = count_flops(network, torch.empty(1, self.data.channels, *self.data.image_size))
         parameters = parameter_count(network)
         return {
             "cells": self.config.final_cells,
             "channels": network.settings["channels"],
             "parameters": parameters,
             "parameters_auxiliary": parameter_count(network, auxiliary=True) - parameters,
+            "flops": flops,
         }
+
+    def cost(self, name: str, latencies: Latencies) -> Cost:
+        """What final networks cost, without the auxiliary head; latency of one image."""
+        if not self.config.final_channels:
+            raise ValueError(
+                "penalty needs final_channels: with 0 each architecture is made as wide as "
+                "parameter_limit allows, so that none is smaller than others"
+            )
+        return cell_costs(
+            self.cell_space,
+            name,
+            image_size=self.data.image_size,
+            latencies=latencies,
+            classes=self.data.classes,
+            cells=self.config.final_cells,
+            channels=self.config.final_channels,
+            in_channels=self.data.channels,
+        )
 
     def draw_architecture(
         self,

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from asng_ext.costs import Cost
 from asng_ext.data import (
     BatchStream,
     ImageData,
@@ -20,7 +21,15 @@ from asng_ext.data import (
     load_photos,
     private_generator,
 )
-from asng_ext.nn import CaeNetwork, CaeSupernet, base_layers, parameter_count
+from asng_ext.nn import (
+    CaeCost,
+    CaeNetwork,
+    CaeSupernet,
+    Latencies,
+    base_layers,
+    count_flops,
+    parameter_count,
+)
 from asng_ext.retrained import ImageRestorer
 from asng_ext.space import Samples, SearchSpace
 from asng_ext.tasks.images import ImageTask
@@ -169,9 +178,11 @@ class InpaintingTask(ImageTask[InpaintingConfig]):
         return ImageRestorer(cast(CaeNetwork, network)).blueprint()
 
     def summary(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """The layer stack of the network of an architecture, and its weights."""
+        """The layer stack of the network of an architecture, its weights, and FLOPs of one image,
+        as :mod:`asng_ext.nn.costs` counts them."""
         with torch.device("meta"):  # shapes without memory and without random weights
             network = self._network(values)
+            flops = count_flops(network, torch.empty(1, self.data.channels, *self.data.image_size))
             base = CaeNetwork(
                 base_layers(max(1, len(network.layers)), self.config.base_channels),
                 self.data.channels,
@@ -181,7 +192,22 @@ class InpaintingTask(ImageTask[InpaintingConfig]):
             "layers": [str(layer) for layer in network.layers],
             "parameters": parameter_count(network),
             "parameters_base": parameter_count(base),
+            "flops": flops,
         }
+
+    def cost(self, name: str, latencies: Latencies) -> Cost:
+        """What networks cost; there are no latencies."""
+        if self.config.network != "found":
+            raise ValueError(
+                f"penalty needs network=found, as {self.config.network} is retrained whatever is "
+                "found"
+            )
+        return CaeCost(
+            self.cae_space,
+            name,
+            in_channels=self.data.channels,
+            image_size=self.data.image_size,
+        )
 
     def draw_architecture(
         self,

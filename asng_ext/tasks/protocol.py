@@ -20,6 +20,8 @@ from typing import Any, Protocol, TypeAlias
 
 from torch import Tensor, nn
 
+from asng_ext.costs import Cost
+from asng_ext.nn import Latencies
 from asng_ext.space import Samples, SearchSpace
 
 __all__ = [
@@ -109,6 +111,10 @@ class TaskDefaults:
     def summary(self, values: Mapping[str, Any]) -> Mapping[str, Any]:
         """Nothing is said of a network."""
         return {}
+
+    def cost(self, name: str, latencies: Latencies) -> Cost:
+        """Nothing is counted: a search cannot have limits."""
+        raise ValueError(f"penalty must be of costs that the task counts, got {name!r}")
 
     def blueprint(self, network: nn.Module) -> dict[str, Any]:
         """Nothing is said of how a network is built: it cannot be loaded without the task."""
@@ -213,6 +219,15 @@ class Task(SearchTask, RetrainTask, Protocol):
 
     def summary(self, values: Mapping[str, Any]) -> Mapping[str, Any]:
         """Numbers about the network of an architecture, such as its parameters."""
+
+    def cost(self, name: str, latencies: Latencies) -> Cost:
+        """What the networks of samples that are retrained cost; ValueError for a name that the
+        task does not know, or settings that leave open what is retrained.
+
+        Args:
+            name: One of :data:`asng_ext.nn.costs.KINDS`, or of the task's own.
+            latencies: Where latencies are measured, if need be.
+        """
 
     def draw_architecture(self, values: Mapping[str, Any], path: Path) -> None:
         """Draws an architecture into a file (PNG). One that takes ``near_ties``, too, is given the

@@ -12,7 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from asng_ext.nn import Choice, derive, search_space, set_architecture, subnet
+import asng_ext as asng
+from asng_ext.nn import (
+    Choice,
+    choice_costs,
+    derive,
+    parameter_count,
+    search_space,
+    set_architecture,
+    subnet,
+)
 
 
 class Shift(nn.Module):
@@ -282,3 +291,52 @@ def test_wrong_choices(name: str, candidates: Any, error: type[Exception], messa
 def test_model_without_choice() -> None:
     with pytest.raises(ValueError, match="model must contain at least one Choice"):
         search_space(nn.Identity())
+
+
+def nested() -> nn.Module:
+    """Choices in candidates, one of them in two candidates, one also outside."""
+
+    def inner(name: str) -> Choice:
+        return Choice(name, {"linear": nn.Linear(4, 4), "skip": nn.Identity()})
+
+    deep = nn.Sequential(inner("a"), inner("both"), inner("also"))
+    deeper = Choice("deeper", {"x": nn.Sequential(inner("b"), inner("both")), "y": nn.Identity()})
+    outer = Choice("outer", {"deep": deep, "other": inner("both"), "more": deeper})
+    return nn.Sequential(outer, inner("also"))
+
+
+def test_choices_in_candidates_are_conditional() -> None:
+    model = nested()
+    names = ["outer", "a", "both", "also", "deeper", "b"]
+    assert search_space(model).active_if == {}
+    space = search_space(model, conditional=True)
+    assert list(space) == names
+    # "both" is in candidates of two choices, so that it depends on more than one can say.
+    assert space.active_if == {
+        "a": {"outer": ("deep",)},
+        "deeper": {"outer": ("more",)},
+        "b": {"deeper": ("x",)},
+    }
+    samples = asng.ASNG(space, population_size=60, seed=0).ask()
+    x = torch.randn(2, 4)
+    kept = set()
+    for sample in samples:
+        kept.add(frozenset(sample))
+        network = subnet(model, sample)
+        set_architecture(model, sample)
+        torch.testing.assert_close(model(x), network(x), rtol=0, atol=0)
+        assert not any(isinstance(module, Choice) for module in network.modules())
+    assert len(kept) == 4
+    with pytest.raises(ValueError, match=r"missing: \['deeper'\]"):
+        subnet(model, {"outer": "more", "also": "skip"})
+    with pytest.raises(ValueError, match="choice 'a' must be one of"):
+        subnet(model, {"outer": "other", "also": "skip", "both": "skip", "a": "none"})
+    assert subnet(model, {"outer": "other", "also": "skip", "both": "skip"})(x).equal(x)
+
+
+def test_costs_count_what_a_network_has() -> None:
+    model = nested()
+    table = choice_costs(model, "parameters")
+    samples = asng.ASNG(search_space(model, conditional=True), population_size=40, seed=0).ask()
+    counted = [parameter_count(subnet(model, sample)) for sample in samples]
+    assert table(samples).tolist() == counted

@@ -134,3 +134,71 @@ def test_bad_arguments_are_named(
 ) -> None:
     with pytest.raises(error, match=words):
         kind(MIXED, seed=0, **arguments)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_distribution_starts_at_that_of_another_search(kind: Any) -> None:
+    source = kind(MIXED, population_size=4, seed=0)
+    advance(source, 30)
+    theta = source.theta
+    optimizer = kind(MIXED, population_size=4, seed=1, init=theta, margin=0.01)
+    np.testing.assert_allclose(optimizer.theta.categorical, theta.categorical, rtol=1e-9)
+    np.testing.assert_allclose(optimizer.theta.numerical, theta.numerical, rtol=1e-9)
+    assert optimizer.recommend() == source.recommend()
+    assert (optimizer.generation, optimizer.best) == (0, None)
+    assert optimizer.delta == kind(MIXED, population_size=4, seed=1).delta
+    theta.categorical[:] = 0  # a copy is kept
+    other = copy.deepcopy(optimizer)
+    assert other.state_dict() == optimizer.state_dict()
+    # Variables that are fixed keep their value, and the others start there.
+    fixed = {"op": "b", "width": 70}
+    optimizer = kind(MIXED, seed=1, init=source.theta, fixed=fixed, margin=0.01)
+    assert optimizer.recommend() == source.recommend() | {"op": "b", "width": 70}
+    np.testing.assert_allclose(optimizer.theta.categorical[2], source.theta.categorical[2])
+
+
+def test_a_distribution_is_moved_to_where_the_search_may_be() -> None:
+    space = SearchSpace({"a": Categorical(["x", "y", "z"]), "b": Real(0.0, 1.0)})
+    sharp = asng.Theta(np.array([[1.0, 0.0, 0.0]]), np.array([[2.0], [4.0]]))
+    optimizer = asng.ASNG(space, seed=0, init=sharp, margin=0.1)
+    np.testing.assert_allclose(optimizer.theta.categorical, [[0.8, 0.1, 0.1]])
+    state = optimizer.state_dict()
+    assert state["mean"] == [1.0]
+    assert state["variance"] == [0.0025**2]
+    wide = asng.Theta(np.array([[1.0, 0.0, 0.0]]), np.array([[0.5], [9.0]]))
+    assert asng.ASNG(space, seed=0, init=wide).state_dict()["variance"] == [0.25]
+    again = asng.ASNG(space, seed=0, margin=0.1)
+    again.load_state_dict(json.loads(json.dumps(state)))
+
+
+@pytest.mark.operators
+def test_on_tensors_a_distribution_is_the_same() -> None:
+    source = asng.ASNG(MIXED, population_size=4, seed=0)
+    advance(source, 9)
+    host, other = (asng.ASNG(MIXED, seed=4, init=source.theta) for _ in range(2))
+    other._use_device("cpu")
+    assert other.state_dict() == host.state_dict()
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        (lambda c, n: (c[:2], n), ValueError, r"init.categorical must hold .* \(3, 3\), got"),
+        (
+            lambda c, n: (c, n[:1]),
+            ValueError,
+            r"init.numerical must hold .* got \(1, 2\)",
+        ),
+        (lambda c, n: (c * np.nan, n), ValueError, "init.categorical must hold finite"),
+        (lambda c, n: (c / 2, n), ValueError, "probabilities of the 3 choices of 'op' that sum"),
+        (lambda c, n: (c[:, ::-1], n), ValueError, "probabilities of the 1 choices of 'one'"),
+        (lambda c, n: (c, -n), ValueError, "moments of a variance of 0 or more"),
+        (lambda c, n: ("abc", n), TypeError, "init must hold arrays of numbers"),
+    ],
+)
+def test_a_distribution_of_something_else_is_refused(
+    change: Any, error: type[Exception], words: str
+) -> None:
+    theta = asng.ASNG(MIXED, seed=0).theta
+    with pytest.raises(error, match=words):
+        asng.ASNG(MIXED, seed=0, init=asng.Theta(*change(*theta)))

@@ -33,10 +33,33 @@ def draw(kind: str, path: Path | str) -> Path:
     if kind == "restored":
         images = torch.linspace(0, 1, 3 * 3 * 8 * 8).reshape(3, 3, 8, 8)
         return plots.draw_restored(images, images * 0.5, images * 0.9, path)
+    if kind == "sweep":
+        points = [(0.5, 900.0, 0.7, True), (1.0, 1900.0, 0.5, True), (None, 2500.0, 0.6, False)]
+        rows = [
+            {
+                "factor": factor,
+                "costs": {"flops": {"cost": cost}, "latency": {"cost": cost / 500}},
+                "metrics": {"loss": loss},
+                "of": "supernet",
+                "best": best,
+            }
+            for factor, cost, loss, best in points
+        ]
+        return plots.plot_sweep(rows, path)
     return plots.plot_theta([[0.3, 0.7], [1.0, 0.0]], ["a", "b"], {"a": "xy", "b": "z"}, path)
 
 
-KINDS = ["cells", "search", "retrain", "theta", "autoencoder", "restored", "confusion", "mistakes"]
+KINDS = [
+    "cells",
+    "search",
+    "retrain",
+    "theta",
+    "autoencoder",
+    "restored",
+    "confusion",
+    "mistakes",
+    "sweep",
+]
 
 
 @pytest.mark.parametrize("kind", KINDS)
