@@ -10,7 +10,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[1]
-OUTSIDE = ["README.md", "CONTRIBUTING.md", "CITATION.cff", "examples/*.py"]
+OUTSIDE = ["README.md", "CONTRIBUTING.md", "CITATION.cff", "examples/*.py", "examples/*.ipynb"]
 
 ROLE = re.compile(r":\w+:(`[^`]*`)")
 GROUP = re.compile(r"^( +)(\w+(?:, \w+)+)(: .*(?:\n\1 +.*)*)$", re.M)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
 import subprocess
@@ -24,6 +25,7 @@ LEAST = {
     "sklearn_hyperparameters": (r"test accuracy ([\d.]+)", 0.9),
 }
 """What each prints in the end, and how large that number must be."""
+NOTEBOOK = FOLDER / "first_search.ipynb"
 
 
 NEEDED = {"lightning_search": "lightning", "dask": "distributed", "ray": "ray"}
@@ -39,6 +41,7 @@ def check(name: str, printed: str) -> None:
 
 def test_every_example_is_run() -> None:
     assert sorted(LEAST) == sorted(path.stem for path in FOLDER.glob("*.py"))
+    assert list(FOLDER.glob("*.ipynb")) == [NOTEBOOK]
 
 
 @pytest.mark.parametrize("name", sorted(LEAST.keys() - {"parallel_evaluations"}))
@@ -71,6 +74,29 @@ def test_parallel_evaluations(backend: str) -> None:
     check("parallel_evaluations", result.stdout)
     failed, evaluated = re.findall(r"(\d+) of (\d+) evaluations failed", result.stdout)[0]
     assert 0 < int(failed) < int(evaluated) // 2
+
+
+def test_the_notebook(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    namespace: dict[str, object] = {}
+    for number, source in enumerate(code):
+        source = re.sub(r"^%.*$", "", source, flags=re.M)  # what only a notebook knows
+        exec(compile(source, f"cell {number}", "exec"), namespace)
+    printed = capsys.readouterr().out
+    assert "'op': 'conv5'" in printed
+    assert float(re.findall(r"test accuracy ([\d.]+)", printed)[0]) >= 0.9
+
+
+def test_the_notebook_in_a_kernel() -> None:
+    pytest.importorskip("ipykernel")
+    client = pytest.importorskip("nbclient")
+    notebook = pytest.importorskip("nbformat").read(NOTEBOOK, as_version=4)
+    client.NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
+    kinds = [out.output_type for cell in notebook.cells for out in cell.get("outputs", ())]
+    assert kinds.count("display_data") == 2
+    assert "error" not in kinds
 
 
 def test_a_search_in_lightning_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
