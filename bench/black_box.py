@@ -134,8 +134,8 @@ FUNCTIONS = {
 }
 
 
-def ours(function: Function, budget: int, seed: int) -> list[float]:
-    optimizer = asng.ASNG(function.space, seed=seed)
+def ours(function: Function, budget: int, seed: int, **settings: Any) -> list[float]:
+    optimizer = asng.ASNG(function.space, seed=seed, **settings)
     losses: list[float] = []
     while len(losses) < budget:
         samples = optimizer.ask()

@@ -10,7 +10,8 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[1]
-OUTSIDE = ["README.md", "CONTRIBUTING.md", "CITATION.cff", "examples/*.py", "examples/*.json"]
+OUTSIDE = ["README.md", "CONTRIBUTING.md", "CITATION.cff"]
+OUTSIDE += [f"examples/*.{kind}" for kind in ("py", "json", "ipynb")]
 
 ROLE = re.compile(r":\w+:(`[^`]*`)")
 GROUP = re.compile(r"^( +)(\w+(?:, \w+)+)(: .*(?:\n\1 +.*)*)$", re.M)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,34 +20,115 @@ pytest.importorskip("sklearn")
 
 FOLDER = Path(__file__).parents[1] / "examples"
 LEAST = {
+    "lightning_search": (r"test accuracy ([\d.]+)", 0.8),
     "moved_from_2019": (r"(\d+)% of the variables", 90.0),
     "own_optimizer": (r"PBIL: .*test accuracy ([\d.]+)", 0.6),
     "own_search_space": (r"test accuracy ([\d.]+)", 0.8),
     "own_task": (r"test accuracy ([\d.]+)", 0.9),
+    "parallel_evaluations": (r"test accuracy ([\d.]+)", 0.9),
     "photo_patches": (r"(\d+) patches", 1000),
     "sklearn_hyperparameters": (r"test accuracy ([\d.]+)", 0.9),
 }
 """What each prints in the end, and how large that number must be."""
+NOTEBOOK = FOLDER / "first_search.ipynb"
+
+
+NEEDED = {"lightning_search": "lightning", "dask": "distributed", "ray": "ray"}
+"""Packages that the tests do without, by example or argument."""
+
+
+def check(name: str, printed: str) -> None:
+    pattern, least = LEAST[name]
+    found = re.findall(pattern, printed)
+    assert len(found) == 1
+    assert float(found[0]) >= least
 
 
 def test_every_example_is_run() -> None:
     assert sorted(LEAST) == sorted(path.stem for path in FOLDER.glob("*.py"))
+    assert list(FOLDER.glob("*.ipynb")) == [NOTEBOOK]
 
 
-@pytest.mark.parametrize("name", LEAST)
+@pytest.mark.parametrize("name", sorted(LEAST.keys() - {"parallel_evaluations"}))
 def test_examples(
     name: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    if name in NEEDED:
+        pytest.importorskip(NEEDED[name])
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", [name])
+    generators = torch.random.get_rng_state()
     runpy.run_path(str(FOLDER / f"{name}.py"), run_name="__main__")
-    pattern, least = LEAST[name]
-    found = re.findall(pattern, capsys.readouterr().out)
-    assert len(found) == 1
-    assert float(found[0]) >= least
+    torch.random.set_rng_state(generators)
+    check(name, capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("backend", ["futures", "joblib", "dask", "ray"])
+def test_parallel_evaluations(backend: str) -> None:
+    """In a process of its own, as workers start from its main module."""
+    if backend in NEEDED:
+        pytest.importorskip(NEEDED[backend])
+    script = str(FOLDER / "parallel_evaluations.py")
+    result = subprocess.run(
+        [sys.executable, script, backend], capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr
+    check("parallel_evaluations", result.stdout)
+    failed, evaluated = re.findall(r"(\d+) of (\d+) evaluations failed", result.stdout)[0]
+    assert 0 < int(failed) < int(evaluated) // 2
+
+
+def test_the_notebook(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    namespace: dict[str, object] = {}
+    for number, source in enumerate(code):
+        source = re.sub(r"^%.*$", "", source, flags=re.M)  # what only a notebook knows
+        exec(compile(source, f"cell {number}", "exec"), namespace)
+    printed = capsys.readouterr().out
+    assert "'op': 'conv5'" in printed
+    assert float(re.findall(r"test accuracy ([\d.]+)", printed)[0]) >= 0.9
+
+
+def test_the_notebook_in_a_kernel() -> None:
+    pytest.importorskip("ipykernel")
+    client = pytest.importorskip("nbclient")
+    notebook = pytest.importorskip("nbformat").read(NOTEBOOK, as_version=4)
+    client.NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
+    kinds = [out.output_type for cell in notebook.cells for out in cell.get("outputs", ())]
+    assert kinds.count("display_data") == 2
+    assert "error" not in kinds
+
+
+def test_a_search_in_lightning_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
+    lightning = pytest.importorskip("lightning")
+    example = runpy.run_path(str(FOLDER / "lightning_search.py"))
+    data = torch.utils.data.TensorDataset(torch.rand(64, 1, 8, 8), torch.randint(10, (64,)))
+    batches = torch.utils.data.DataLoader(data, batch_size=16)
+
+    def fit(epochs: int, seed: int, checkpoint: Path | None = None) -> object:
+        search = example["ArchitectureSearch"](batches, population_size=2, seed=seed)
+        trainer = lightning.Trainer(
+            max_epochs=epochs,
+            callbacks=[search],
+            accelerator="cpu",
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(example["Classifier"](), batches, ckpt_path=checkpoint)
+        trainer.save_checkpoint(tmp_path / f"{epochs}.ckpt")
+        return search.optimizer
+
+    first = fit(epochs=1, seed=3)
+    assert (first.generation, first.seed) == (4, 3)
+    again = fit(epochs=2, seed=0, checkpoint=tmp_path / "1.ckpt")
+    assert (again.generation, again.seed) == (8, 3)
 
 
 ENAS_OPERATIONS = ("sep_conv_3x3", "sep_conv_5x5", "avg_pool_3x3", "max_pool_3x3", "identity")

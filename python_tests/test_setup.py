@@ -6,6 +6,7 @@ import importlib.util
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from types import ModuleType
 
@@ -148,6 +149,22 @@ def test_a_build_keeps_what_is_compiled_and_nothing_of_other_tools(
     assert not found.exists()
     assert not cache.exists()
     build.forget_configuration(tmp_path / "new")
+
+
+def test_a_source_distribution_is_all_that_it_takes_to_build_and_test(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    made = ("build", "dist", "runs", ".*", "*.egg-info", "*.so", "__pycache__")
+    shutil.copytree(SETUP.parent, source, ignore=shutil.ignore_patterns(*made))
+    command = [sys.executable, "setup.py", "-q", "sdist", "--formats", "tar"]
+    subprocess.run(command, cwd=source, check=True, capture_output=True)
+    (archive,) = (source / "dist").iterdir()
+    with tarfile.open(archive) as file:
+        packed = {name.partition("/")[2] for name in file.getnames()}
+    folders = ("asng_ext", "bench", "cmake", "csrc", "docs", "examples", "python_tests")
+    needed = {path for folder in folders for path in (source / folder).rglob("*") if path.is_file()}
+    needed |= {source / name for name in ("CMakeLists.txt", "pyproject.toml", "setup.py")}
+    assert len(needed) > 300
+    assert {path.relative_to(source).as_posix() for path in needed} <= packed
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""The optimizer in the loops of other packages: a module for each, which needs that package."""
