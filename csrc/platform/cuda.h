@@ -104,6 +104,7 @@ const T* kept(const T* pointer) {
   return pointer;
 }
 
+inline void copy_async8(void* to, const void* from) { std::memcpy(to, from, 8); }
 inline void copy_async16(void* to, const void* from) { std::memcpy(to, from, 16); }
 inline void wait_for_copies() {}
 inline void prefetch(const void*) {}
@@ -255,8 +256,14 @@ __device__ __forceinline__ float max_or_nan(float a, float b) {
   return larger;
 }
 
-// Starts to copy 16 bytes from global to shared memory, both aligned to as many; they are there for
-// this thread after wait_for_copies(), and for others after a barrier behind that.
+// Starts to copy 8 or 16 bytes from global to shared memory, both aligned to as many; they are there
+// for this thread after wait_for_copies(), and for others after a barrier behind that.
+__device__ __forceinline__ void copy_async8(void* to, const void* from) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(
+                   static_cast<unsigned>(__cvta_generic_to_shared(to))),
+               "l"(__cvta_generic_to_global(from))
+               : "memory");
+}
 __device__ __forceinline__ void copy_async16(void* to, const void* from) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
                    static_cast<unsigned>(__cvta_generic_to_shared(to))),
