@@ -104,6 +104,12 @@ const T* kept(const T* pointer) {
   return pointer;
 }
 
+inline int opaque(int value) { return value; }
+template <class T>
+T* in_global(T* pointer) {
+  return pointer;
+}
+
 inline void copy_async8(void* to, const void* from) { std::memcpy(to, from, 8); }
 inline void copy_async16(void* to, const void* from) { std::memcpy(to, from, 16); }
 inline void wait_for_copies() {}
@@ -246,6 +252,20 @@ __device__ __forceinline__ void store_shared(double* to, double a, double b) {
 template <class T>
 __device__ __forceinline__ const T* kept(const T* pointer) {
   asm volatile("" : "+l"(pointer));
+  return pointer;
+}
+
+// The value as one of which nothing is known: what follows from it is computed here, and not kept
+// from wherever it was computed before.
+__device__ __forceinline__ int opaque(int value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+
+// The pointer, which points to global memory: of one that was loaded compilers do not know that.
+template <class T>
+__device__ __forceinline__ T* in_global(T* pointer) {
+  __builtin_assume(__isGlobal(pointer));
   return pointer;
 }
 

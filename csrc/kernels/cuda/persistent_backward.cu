@@ -29,10 +29,13 @@ struct Layout {
   int taps;          // (kernel elements, C)
   int weight;        // (C, C + 4)
   int source, grads;
-  int matrix;   // (copies, C, C), of a weight's gradient
+  int matrix, copies;  // (copies, C, C), of a weight's gradient, to which warps add in turns
   int scratch;  // for sums: in the place of the matrix or, where there is no room, of the images
   int size;
   bool ahead;  // whether images may come while sums are taken
+  // Of images of nodes and of inputs: 2³² / their width, rounded up, and 1 / the pixels of all.
+  unsigned per_row, per_input_row;
+  double share, input_share;
 };
 
 template <class V>
@@ -64,16 +67,17 @@ struct Stage {
   float* split;            // of the weights' gradients
   int norm, coefficients;  // places in shared memory; norm is -1 if there is none
   int height, width, stride, separable, elements;
-  int item;      // whose sums are those of what the stage writes, or -1
-  bool writes;   // rather than adds to what is there
-  bool reduces;  // is a factorized reduction
+  unsigned per_row;  // see Layout
+  int item;          // whose sums are those of what the stage writes, or -1
+  bool writes;       // rather than adds to what is there
+  bool reduces;      // is a factorized reduction
 };
 
 // A state whose gradient is complete but for what identities and pools pass on.
 template <class V>
 struct Completion {
   V* to;
-  const V* z[kCellEdges];  // what was normalized to give the state, or null
+  const V* z[kCellEdges];  // what was normalized to give the state; the other one if it was not
   int norms[kCellEdges];   // their places in shared memory, or -1
   int items[kCellEdges];   // whose sums are taken, or -1
   int height, width, stride;
@@ -104,17 +108,14 @@ struct alignas(16) Plan {
   PlannedEdge edges[kMostEdges];
   int stage_count[kMostEdges];
   int complete[2 + kMostNodes];  // the round in which the gradient of a state is complete
+  // The edges that read a state: those that are normalized, and those that pass on its gradient.
+  unsigned normalized[2 + kMostNodes], passing[2 + kMostNodes];
   List stage_list, item_list, completion_list, pass_list;
   Stage<V> stages[2 * kMostEdges];
   Item items[kMostListed];
   Completion<V> completions[2 + kMostNodes];
   Pass<V> passes[kMostEdges];
 };
-
-// Of a weight's gradient; warps add to one in turns.
-ASNG_HD constexpr int outer_copies(int channels) {
-  return channels == 16 ? 16 : channels == 32 ? 4 : 2;
-}
 
 // Images of C channels in shared memory, and how they are divided up. Rows of an image as large as
 // the nodes' are kPitch pixels apart, and around it are kBorder pixels of zeros; one that is read
@@ -127,14 +128,16 @@ struct Cut {
   static constexpr int kWidth = 512 / C, kBorder = 2, kPitch = kWidth + 2 * kBorder;
   static constexpr int kRow = C + 4;  // of a weight
   static constexpr int kGroups = C / 16, kTurns = kCellWarps / kGroups;
-  static constexpr int kCopies = outer_copies(C);
   static constexpr int kQuads = C / 4, kStep = kCellThreads / kQuads;
 
-  static __device__ int lane() { return threadIdx.x % 32; }
-  static __device__ int group() { return threadIdx.x / 32 % kGroups * 16; }
-  static __device__ int turn() { return threadIdx.x / 32 / kGroups; }
+  // What follows from a thread's number is computed where it is needed: kept over all rounds it
+  // would take more registers than there are.
+  static __device__ __forceinline__ int thread() { return opaque(threadIdx.x); }
+  static __device__ __forceinline__ int lane() { return thread() % 32; }
+  static __device__ __forceinline__ int group() { return thread() / 32 % kGroups * 16; }
+  static __device__ __forceinline__ int turn() { return thread() / 32 / kGroups; }
   // The lane's first channel.
-  static __device__ int channel() { return group() + lane() / 4 * 2; }
+  static __device__ __forceinline__ int channel() { return group() + lane() / 4 * 2; }
 
   // Where channel c of a row's pixel is. Pixels that are a multiple of 4 apart have the same order.
   static __device__ __forceinline__ int place(int column, int c) {
@@ -143,8 +146,8 @@ struct Cut {
   }
 
   // A thread's four channels where it has those of every kStep-th pixel, and the first of these.
-  static __device__ int own_channel() { return threadIdx.x % kQuads * 4; }
-  static __device__ int own_pixel() { return threadIdx.x / kQuads; }
+  static __device__ __forceinline__ int own_channel() { return thread() % kQuads * 4; }
+  static __device__ __forceinline__ int own_pixel() { return thread() / kQuads; }
 };
 static_assert(kMostExtent / 2 <= Cut<16>::kBorder);
 
@@ -239,15 +242,21 @@ __device__ __forceinline__ void fill_border(int height, int width, float* to) {
 // Where the pixels of an image of this width are in shared memory.
 template <int C>
 struct Rows {
-  int width, pitch = Cut<C>::kPitch, border = Cut<C>::kBorder;
-  unsigned per_row = ~0u / width + 1;
+  int width;
+  unsigned per_row;
+  int pitch = Cut<C>::kPitch, border = Cut<C>::kBorder;
 
   // Of the source of a stage.
-  static __device__ __forceinline__ Rows source(int width, int stride) {
-    return stride == 1 ? Rows{width} : Rows{width, 2 * Cut<C>::kWidth, 0};
+  template <class V>
+  static __device__ __forceinline__ Rows source(const Stage<V>& stage) {
+    return stage.stride == 1 ? Rows{stage.width, stage.per_row}
+                             : Rows{stage.width, stage.per_row, 2 * Cut<C>::kWidth, 0};
+  }
+  __device__ __forceinline__ int row_of(int pixel) const {
+    return static_cast<int>(multiply_high(pixel, per_row));
   }
   __device__ __forceinline__ int place(int pixel, int c) const {
-    const int y = static_cast<int>(multiply_high(pixel, per_row)), x = pixel - y * width;
+    const int y = row_of(pixel), x = pixel - y * width;
     return (y + border) * pitch * C + Cut<C>::place(x + border, c);
   }
 };
@@ -288,10 +297,10 @@ __device__ __noinline__ void start_stage(int number, int image, int pixels, int 
   const Stage<V>& stage = plan.stages[number];
   if (stage.reduces) return;
   const int in_pixels = stage.height * stage.width;
-  start_image<C>(stage.z + static_cast<int64_t>(image) * pixels * C, pixels, Rows<C>{width},
-                 shared + plan.layout.grads);
+  start_image<C>(stage.z + static_cast<int64_t>(image) * pixels * C, pixels,
+                 {width, plan.layout.per_row}, shared + plan.layout.grads);
   start_image<C>(stage.x + static_cast<int64_t>(image) * in_pixels * C, in_pixels,
-                 Rows<C>::source(stage.width, stage.stride), shared + plan.layout.source);
+                 Rows<C>::source(stage), shared + plan.layout.source);
   if (image != static_cast<int>(blockIdx.x)) return;
   start_weight<C>(stage.pointwise, C, shared + plan.layout.weight);
   for (int i = threadIdx.x * 4; i < stage.elements * C; i += kCellThreads * 4) {
@@ -336,7 +345,7 @@ __device__ __forceinline__ void finish_grads(const V* g, const float* coefficien
 template <int C, class V>
 __device__ __forceinline__ void finish_source(const Stage<V>& stage, float* shared, float* source) {
   const int c = Cut<C>::own_channel(), pixels = stage.height * stage.width;
-  const Rows<C> rows = Rows<C>::source(stage.width, stage.stride);
+  const Rows<C> rows = Rows<C>::source(stage);
   const Affine<float> affine = load_affine(stage.norm < 0 ? nullptr : shared + stage.norm, C, c);
 #pragma unroll 2
   for (int pixel = Cut<C>::own_pixel(); pixel < pixels; pixel += Cut<C>::kStep) {
@@ -377,17 +386,18 @@ __device__ __forceinline__ void add_outer(const float* grads, int y, int x,
   }
 }
 
-// Adds up the warps' terms of a weight's gradient in `matrix`, in turns, and writes the sum to
-// `to`, (C, row), or adds it to what is there. Ends with a barrier behind the last read of
-// what the terms were made of.
+// Adds up the warps' terms of a weight's gradient in the copies of `matrix`, in turns, and writes
+// the sum to `to`, (C, row), or adds it to what is there. Ends with a barrier behind the last read
+// of what the terms were made of.
 template <int C>
 __device__ __forceinline__ void finish_outer(const float (&sums)[C / 16][2][4], float* matrix,
-                                             float* to, int row, bool adds) {
+                                             int copies, float* to, int row, bool adds) {
   using Place = Cut<C>;
-  const int lane = Place::lane(), g = lane / 4, t = lane % 4;
-  float* copy = matrix + Place::turn() % Place::kCopies * C * C;
-  for (int turn = 0; turn < Place::kTurns / Place::kCopies; ++turn) {
-    if (Place::turn() / Place::kCopies == turn) {
+  const int lane = Place::lane(), g = lane / 4, t = lane % 4, own = Place::turn();
+  float* copy = matrix + own % copies * C * C + g * C + Place::group() + 4 * t;
+#pragma unroll 1
+  for (int first = 0; first < Place::kTurns; first += copies) {
+    if (own >= first && own < first + copies) {
 #pragma unroll
       for (int m = 0; m < C / 16; ++m) {
 #pragma unroll
@@ -395,8 +405,8 @@ __device__ __forceinline__ void finish_outer(const float (&sums)[C / 16][2][4], 
           // Columns of the two products take turns.
           Vec4<float> value = {{sums[m][0][2 * half], sums[m][1][2 * half],
                                 sums[m][0][2 * half + 1], sums[m][1][2 * half + 1]}};
-          float* at = copy + (m * 16 + half * 8 + g) * C + Place::group() + 4 * t;
-          if (turn > 0) value += load_vec4(at);
+          float* at = copy + (m * 16 + half * 8) * C;
+          if (first > 0) value += load_vec4(at);
           store_vec4(at, value);
         }
       }
@@ -407,8 +417,8 @@ __device__ __forceinline__ void finish_outer(const float (&sums)[C / 16][2][4], 
   for (unsigned i = threadIdx.x; i < C * C / 4; i += kCellThreads) {
     const unsigned down = i / (C / 4), across = i % (C / 4) * 4;
     Vec4<float> sum = load_vec4(matrix + i * 4);
-#pragma unroll
-    for (int k = 1; k < Place::kCopies; ++k) sum += load_vec4(matrix + k * C * C + i * 4);
+#pragma unroll 4
+    for (int k = 1; k < copies; ++k) sum += load_vec4(matrix + k * C * C + i * 4);
     float* at = to + down * row + across;
     if (adds) sum += load_vec4(at);
     write_vec4(at, sum);
@@ -419,22 +429,21 @@ __device__ __forceinline__ void finish_outer(const float (&sums)[C / 16][2][4], 
 // an image. Between reading and writing a pixel's values, `emit` may take the place of grads.
 template <int C, bool kExact, class Emit>
 __device__ __forceinline__ void multiply_weight(const float* grads, const float* weight, int height,
-                                                int width, Emit emit) {
+                                                const Rows<C>& image, Emit emit) {
   constexpr int kBorder = Cut<C>::kBorder, kRow = Cut<C>::kRow, kTurns = Cut<C>::kTurns;
-  const int lane = Cut<C>::lane(), g = lane / 4, t = lane % 4, pixels = height * width;
-  const unsigned per_row = ~0u / width + 1;
+  const int lane = Cut<C>::lane(), g = lane / 4, t = lane % 4, pixels = height * image.width;
+  const int turn = Cut<C>::turn(), group = Cut<C>::group();
   for (int first = 0; first < pixels; first += kTurns * 16) {
-    const int pixel = first + Cut<C>::turn() * 16 + g;
+    const int pixel = first + turn * 16 + g;
     int places[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int y = static_cast<int>(multiply_high(pixel + 8 * half, per_row));
-      const int x = pixel + 8 * half - y * width;
+      const int y = image.row_of(pixel + 8 * half), x = pixel + 8 * half - y * image.width;
       places[half] = ((y + kBorder) * Cut<C>::kPitch + x - g % 4) * C;
     }
     float sums[2][4] = {};
     if (pixel < pixels) {
-      const float* columns = weight + 2 * t * kRow + Cut<C>::group() + g;
+      const float* columns = weight + 2 * t * kRow + group + g;
 #pragma unroll
       for (int k = 0; k < C; k += 8) {
         const float* rows = grads + Cut<C>::place(kBorder + g % 4, k) + 2 * t;
@@ -457,7 +466,7 @@ __device__ __forceinline__ void multiply_weight(const float* grads, const float*
     if (pixel >= pixels) continue;
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
-      const int at = Cut<C>::place(kBorder + g % 4, Cut<C>::group() + 8 * j) + 2 * t;
+      const int at = Cut<C>::place(kBorder + g % 4, group + 8 * j) + 2 * t;
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         emit(at + places[half], make_float2(sums[j][2 * half], sums[j][2 * half + 1]));
@@ -468,15 +477,15 @@ __device__ __forceinline__ void multiply_weight(const float* grads, const float*
 
 // Σ gz ⊗ depth over the warp's tiles, `depth` being the depthwise convolution of the source.
 template <int C, int K, int S, int D, bool kExact>
-__device__ __forceinline__ void weight_outer(const DagShape& s, int height, int width,
-                                             const float* source, const float* grads,
+__device__ __forceinline__ void weight_outer(const Rows<C>& rows, int out_height, int height,
+                                             int width, const float* source, const float* grads,
                                              const float* taps, float (&sums)[C / 16][2][4]) {
   constexpr int kReach = K / 2 * D, kBorder = S == 1 ? Cut<C>::kBorder : 0;
   constexpr int kRowValues = (S == 1 ? Cut<C>::kPitch : 2 * Cut<C>::kWidth) * C;
   const int t = Cut<C>::lane() % 4, c = Cut<C>::channel();
-  const int across = s.out_width / 4, tiles = tiled(s.out_height) / 4 * across;
+  const int tiles = tiled(out_height) * rows.width / 16;
   for (int tile = Cut<C>::turn(); tile < tiles; tile += Cut<C>::kTurns) {
-    const int down = tile / across, y = down * 4, x = (tile - down * across) * 4;
+    const int down = rows.row_of(tile * 4), y = down * 4, x = tile * 4 - down * rows.width;
     const float* corner = source + (y * S + kBorder - kReach) * kRowValues + x * S * C;
     float2 depth[4] = {};
 #pragma unroll
@@ -517,7 +526,7 @@ __device__ __forceinline__ void weight_outer(const DagShape& s, int height, int 
 // warp's tiles calls begin(y, x), for what is there before, and emit(y, x, that, value, source);
 // and adds the gradients of the kernel elements to the first K·K of `elements`.
 template <int C, int K, int S, int D, class Begin, class Emit>
-__device__ __forceinline__ void transposed(const DagShape& s, int height, int width,
+__device__ __forceinline__ void transposed(const Rows<C>& rows, int height, int width,
                                            const float* source, const float* depth,
                                            const float* taps, float2 (&elements)[K * K + 2],
                                            Begin begin, Emit emit) {
@@ -525,9 +534,9 @@ __device__ __forceinline__ void transposed(const DagShape& s, int height, int wi
   constexpr int kSourceBorder = S == 1 ? kBorder : 0;
   constexpr int kSourceRow = S == 1 ? kRowValues : 2 * Cut<C>::kWidth * C;
   const int t = Cut<C>::lane() % 4, c = Cut<C>::channel();
-  const int across = s.out_width / 4, tiles = tiled(height) / 4 * across;
+  const int tiles = tiled(height) * rows.width / 16;
   for (int tile = Cut<C>::turn(); tile < tiles; tile += Cut<C>::kTurns) {
-    const int down = tile / across, y = down * 4, left = (tile - down * across) * 4;
+    const int down = rows.row_of(tile * 4), y = down * 4, left = tile * 4 - down * rows.width;
     const float* corner = depth + (y / S + kBorder) * kRowValues + left * C;
 #pragma unroll
     for (int odd = 0; odd < S; ++odd) {
@@ -662,10 +671,11 @@ __device__ __forceinline__ void compute_stage(const Job<V>& job, const Stage<V>&
   const Layout& l = job.layout;
   const bool adds = image != static_cast<int>(blockIdx.x);
   const int pixels = s.out_height * s.out_width, height = stage.height, width = stage.width;
+  const Rows<C> rows = {s.out_width, l.per_row};
   float *source = shared + l.source, *grads = shared + l.grads;
   const float *taps = shared + l.taps, *weight = shared + l.weight;
-  finish_grads<C, kExact>(stage.g + static_cast<int64_t>(image) * pixels * C,
-                          shared + stage.coefficients, pixels, Rows<C>{s.out_width}, grads,
+  finish_grads<C, kExact>(in_global(stage.g) + static_cast<int64_t>(image) * pixels * C,
+                          shared + stage.coefficients, pixels, rows, grads,
                           [&] { finish_source<C>(stage, shared, source); });
   if (kStrided || !l.ahead) {
     fill_borders<C>(l, s.out_height, s.out_width, stage.stride == 1, shared);
@@ -675,21 +685,21 @@ __device__ __forceinline__ void compute_stage(const Job<V>& job, const Stage<V>&
     float sums[C / 16][2][4] = {};
     with_stage<kStrided>(stage, [&](auto window, auto stride) {
       weight_outer<C, window.kernel, stride.value, window.dilation, kExact>(
-          s, height, width, source, grads, taps, sums);
+          rows, s.out_height, height, width, source, grads, taps, sums);
     });
-    finish_outer<C>(sums, shared + l.matrix, stage.split, C, adds);
+    finish_outer<C>(sums, shared + l.matrix, l.copies, in_global(stage.split), C, adds);
   }
   multiply_weight<C, kExact>(
-      grads, weight, tiled(s.out_height), s.out_width,
+      grads, weight, tiled(s.out_height), rows,
       [&](int place, const float2& value) { store_pair(grads + place, value); });
   __syncthreads();
-  V* at = stage.to + static_cast<int64_t>(image) * height * width * C + Place::channel();
+  V* at = in_global(stage.to) + static_cast<int64_t>(image) * height * width * C + Place::channel();
   float* red = shared + l.scratch;
   with_stage<kStrided>(stage, [&](auto window, auto stride) {
     constexpr int kElements = window.kernel * window.kernel;
     float2 sums[kElements + 2] = {};  // of the elements, and for the normalization
     transposed<C, window.kernel, stride.value, window.dilation>(
-        s, height, width, source, grads, taps, sums,
+        rows, height, width, source, grads, taps, sums,
         [&](int y, int x) {
           return stage.writes ? make_float2(0, 0) : load_pair(at + (y * width + x) * C);
         },
@@ -706,7 +716,7 @@ __device__ __forceinline__ void compute_stage(const Job<V>& job, const Stage<V>&
   __syncthreads();
   next();
   const int elements = stage.elements, count = elements + 2;
-  float* of_taps = stage.split + C * C;
+  float* of_taps = in_global(stage.split) + C * C;
 #pragma unroll 1
   for (int j = threadIdx.x; j < elements * C; j += kCellThreads) {
     const int c = j / elements;
@@ -730,18 +740,19 @@ __device__ __forceinline__ void compute_reduction(const Job<V>& job, const Stage
   const Layout& l = job.layout;
   const bool adds = image != static_cast<int>(blockIdx.x);
   const int pixels = s.out_height * s.out_width, height = stage.height, width = stage.width;
-  const int across = s.out_width / 4, tiles = tiled(s.out_height) / 4 * across;
+  const int tiles = tiled(s.out_height) * s.out_width / 16;
   const int c = Place::own_channel();
-  const Rows<C> rows = {s.out_width};
+  const Rows<C> rows = {s.out_width, l.per_row};
   const int64_t in_image = static_cast<int64_t>(image) * height * width * C;
-  const V *x = stage.x + in_image + c, *z = stage.z + static_cast<int64_t>(image) * pixels * C;
-  V* to = stage.to + in_image + c;
+  const V *x = in_global(stage.x) + in_image + c,
+          *z = stage.z + static_cast<int64_t>(image) * pixels * C;
+  V* to = in_global(stage.to) + in_image + c;
   float *source = shared + l.source, *grads = shared + l.grads, *weight = shared + l.weight;
   const Affine<float> affine = load_affine(stage.norm < 0 ? nullptr : shared + stage.norm, C, c);
   for (int which = 0; which < 2; ++which) {
     // Where the input's pixel is that an output's reads; -1: there is none.
     const auto read_by = [&](int pixel) {
-      const int down = static_cast<int>(multiply_high(pixel, rows.per_row));
+      const int down = rows.row_of(pixel);
       const int y = 2 * down + which, column = 2 * (pixel - down * s.out_width) + which;
       return y < height && column < width ? (y * width + column) * C : -1;
     };
@@ -757,14 +768,14 @@ __device__ __forceinline__ void compute_reduction(const Job<V>& job, const Stage
       store_vec4(source + rows.place(pixel, c), value);
     }
     if (which == 0) {
-      finish_grads<C, kExact>(stage.g + static_cast<int64_t>(image) * pixels * C,
+      finish_grads<C, kExact>(in_global(stage.g) + static_cast<int64_t>(image) * pixels * C,
                               shared + stage.coefficients, pixels, rows, grads, [] {});
     }
     wait_for_copies();
     __syncthreads();
     float sums[C / 16][2][4] = {};
     for (int tile = Place::turn(); tile < tiles; tile += Place::kTurns) {
-      const int down = tile / across, y = down * 4, left = (tile - down * across) * 4;
+      const int down = rows.row_of(tile * 4), y = down * 4, left = tile * 4 - down * rows.width;
       const float* column = source + (y + kBorder) * kRowValues + left * C +
                             Place::place(kBorder + Place::lane() % 4, Place::channel());
       float2 depth[4];
@@ -772,9 +783,10 @@ __device__ __forceinline__ void compute_reduction(const Job<V>& job, const Stage
       for (int r = 0; r < 4; ++r) depth[r] = load_pair(column + r * kRowValues);
       add_outer<C, kExact>(grads, y, left, depth, sums);
     }
-    finish_outer<C>(sums, shared + l.matrix, stage.split + which * C, 2 * C, adds);
+    finish_outer<C>(sums, shared + l.matrix, l.copies, in_global(stage.split) + which * C, 2 * C,
+                    adds);
     multiply_weight<C, kExact>(
-        grads, weight, tiled(s.out_height), s.out_width, [&](int place, const float2& value) {
+        grads, weight, tiled(s.out_height), rows, [&](int place, const float2& value) {
           const float2 kept = load_pair(source + place);
           store_pair(source + place,
                      make_float2(kept.x > 0 ? value.x : 0.0f, kept.y > 0 ? value.y : 0.0f));
@@ -787,7 +799,7 @@ __device__ __forceinline__ void compute_reduction(const Job<V>& job, const Stage
       if (from >= 0 && !stage.writes) value += load_vec4(to + from);
       if (from >= 0) write_vec4(to + from, value);
       // The other pixel of the same row, which no output reads.
-      const int down = static_cast<int>(multiply_high(pixel, rows.per_row));
+      const int down = rows.row_of(pixel);
       const int y = 2 * down + which, column = 2 * (pixel - down * s.out_width) + 1 - which;
       if (stage.writes && y < height && column < width) {
         write_vec4(to + (y * width + column) * C, fill_vec4(0.0f));
@@ -808,51 +820,61 @@ __device__ __forceinline__ void complete_state(const Job<V>& job, const Plan<V>&
   constexpr int kPixels = InputPatches<S>::kPixels;
   const InputPatches<S> patches = {state.height, state.width};
   const int count = patches.count(1), c = Place::own_channel();
+  const bool adds_up = state.items[0] >= 0 || state.items[1] >= 0;
+  V* to = in_global(state.to);
   Vec4<float> sums[1 + kCellEdges] = {};
 #pragma unroll 1
   for (int patch = Place::own_pixel(); patch < count; patch += Place::kStep) {
     Pixel first = patches.at(patch);
     first.image = image;
-    Vec4<float> grads[kPixels] = {}, values[kCellEdges][kPixels];
-    if (state.begun) patches.load(state.to, first, C, c, grads);
+    Vec4<float> grads[kPixels] = {};
+    if (state.begun) patches.load(to, first, C, c, grads);
 #pragma unroll 1
     for (int i = 0; i < state.passes; ++i) {
       const Pass<V>& pass = plan.passes[state.first_pass + i];
+      const V* passed = in_global(pass.grads);
       if (pass.form == Form::kIdentity) {
-        patches.load(pass.grads, first, C, c, values[0]);
+        Vec4<float> values[kPixels];
+        patches.load(passed, first, C, c, values);
 #pragma unroll
         for (int p = 0; p < kPixels; ++p) {
-          add_product(grads[p], values[0][p], fill_vec4(static_cast<float>(pass.multiplicity)));
+          add_product(grads[p], values[p], fill_vec4(static_cast<float>(pass.multiplicity)));
         }
+      } else if (pass.maxima == nullptr) {
+        pool_backward<S>(job.dag.shape, passed, nullptr, pass.multiplicity, first, c, grads);
       } else {
-        pool_backward<S>(job.dag.shape, pass.grads, pass.maxima, pass.multiplicity, first, c,
+        pool_backward<S>(job.dag.shape, passed, in_global(pass.maxima), pass.multiplicity, first, c,
                          grads);
       }
     }
+    if (state.passes > 0) {
+#pragma unroll
+      for (int p = 0; p < kPixels; ++p) {
+        if (!patches.inside(first, p)) continue;
+        grads[p] = store_rounded(to + patches.offset(first, p, C, c), grads[p]);
+      }
+    }
+    if (!adds_up) continue;
+    // What is not there has no item, and its sums are not asked for.
+    Vec4<float> values[kCellEdges][kPixels];
 #pragma unroll
     for (int e = 0; e < kCellEdges; ++e) {
-      if (state.items[e] >= 0) patches.load(state.z[e], first, C, c, values[e]);
+      patches.load(in_global(state.z[e]), first, C, c, values[e]);
     }
 #pragma unroll
     for (int p = 0; p < kPixels; ++p) {
-      if (!patches.inside(first, p)) continue;
-      if (state.passes > 0) {
-        grads[p] = store_rounded(state.to + patches.offset(first, p, C, c), grads[p]);
-      }
+      if (!patches.inside(first, p)) grads[p] = fill_vec4(0.0f);
       sums[0] += grads[p];
     }
 #pragma unroll
     for (int e = 0; e < kCellEdges; ++e) {
-      if (state.items[e] < 0) continue;
       const Affine<float> affine =
           load_affine(state.norms[e] < 0 ? nullptr : shared + state.norms[e], C, c);
 #pragma unroll
-      for (int p = 0; p < kPixels; ++p) {
-        if (patches.inside(first, p)) add_product(sums[1 + e], grads[p], affine(values[e][p]));
-      }
+      for (int p = 0; p < kPixels; ++p) add_product(sums[1 + e], grads[p], affine(values[e][p]));
     }
   }
-  if (state.items[0] < 0 && state.items[1] < 0) return;
+  if (!adds_up) return;
   __syncthreads();
   const int warp = threadIdx.x / 32, lane = Place::lane();
 #pragma unroll
@@ -881,12 +903,12 @@ __device__ __noinline__ void rank(List& list, int t, int rounds) {
   const int before = t - kKeys;
   if (t >= 0 && t < kMostListed && list.keys[t] != INT_MAX) {
     int earlier = 0;
-#pragma unroll 1
+#pragma unroll 2
     for (int i = 0; i < kMostListed; ++i) earlier += list.keys[i] < list.keys[t];
     list.ranks[t] = earlier;
   } else if (before >= 0 && before <= rounds) {
     int earlier = 0;
-#pragma unroll 1
+#pragma unroll 2
     for (int i = 0; i < kMostListed; ++i) earlier += list.keys[i] < before * kKeys;
     list.before[before] = earlier;
   }
@@ -917,22 +939,24 @@ __device__ void make_plan(const Job<V>& job, float* shared, Plan<V>& plan) {
     return plan.edges[i].multiplicity != 0 && plan.edges[i].form != Form::kNone;
   };
   const auto round_of = [&](int i) { return plan.complete[s.inputs + node_of(i)]; };
-  // Whether an edge that is normalized, or one that is not, reads the state.
-  const auto is_read = [&](int state, bool normalized) {
-    bool found = false;
-#pragma unroll 1
-    for (int i = 0; i < edges; ++i) {
-      found |= reads(i) && plan.edges[i].input == state && (plan.stage_count[i] > 0) == normalized;
-    }
-    return found;
-  };
-  if (t == 0) {
-    for (int i = 0; i < s.states(); ++i) plan.complete[i] = 0;
+  if (t < 32) {
+    // Lanes are edges and, at the same time, states.
+    const int own_input = t < edges && reads(t) ? plan.edges[t].input : -1;
+    const int own_count = t < edges ? plan.stage_count[t] : 0;
+    int complete = 0;
+    unsigned normalized = 0, passing = 0;
 #pragma unroll 1
     for (int i = edges - 1; i >= 0; --i) {
-      if (!reads(i)) continue;
-      int& complete = plan.complete[plan.edges[i].input];
-      complete = max(complete, round_of(i) + plan.stage_count[i]);
+      const int input = __shfl_sync(~0u, own_input, i), count = __shfl_sync(~0u, own_count, i);
+      const int round = __shfl_sync(~0u, complete, s.inputs + node_of(i)) + count;
+      if (t != input) continue;
+      complete = max(complete, round);
+      (count > 0 ? normalized : passing) |= 1u << i;
+    }
+    if (t < s.states()) {
+      plan.complete[t] = complete;
+      plan.normalized[t] = normalized;
+      plan.passing[t] = passing;
     }
   }
   __syncthreads();
@@ -942,7 +966,7 @@ __device__ void make_plan(const Job<V>& job, float* shared, Plan<V>& plan) {
   const int i = t / 2, which = t % 2, input = t - 2 * edges;
   const bool is_stage = t < 2 * edges && which < plan.stage_count[i];
   const bool is_input_item = input >= 0 && input < s.inputs && !s.is_shared(input) &&
-                             (is_read(input, true) || is_read(input, false));
+                             (plan.normalized[input] | plan.passing[input]) != 0;
   if (is_stage) {
     const int round = round_of(i) + plan.stage_count[i] - which;
     plan.stage_list.keys[t] = round * kKeys + which * kMostEdges + i;
@@ -952,10 +976,10 @@ __device__ void make_plan(const Job<V>& job, float* shared, Plan<V>& plan) {
   const int state = t - 64, passing = t - 96;
   if (state >= 0 && state < s.states()) {
     const int first = (state - s.inputs) * kCellEdges;
-    const bool sums = state < s.inputs
-                          ? !s.is_shared(state) && (is_read(state, true) || is_read(state, false))
-                          : plan.stage_count[first] + plan.stage_count[first + 1] > 0;
-    if (sums || is_read(state, false)) {
+    const bool sums = state < s.inputs ? !s.is_shared(state) &&
+                                             (plan.normalized[state] | plan.passing[state]) != 0
+                                       : plan.stage_count[first] + plan.stage_count[first + 1] > 0;
+    if (sums || plan.passing[state] != 0) {
       plan.completion_list.keys[state] = plan.complete[state] * kKeys + s.states() - state;
     }
   }
@@ -988,10 +1012,8 @@ __device__ void make_plan(const Job<V>& job, float* shared, Plan<V>& plan) {
     const State<V> from = dag.stage_input(arch, node, e, which, edge);
     V* intermediate = job.gradients.intermediate + (arch * s.edges * s.nodes + i) * s.out_size();
     bool writes = true;
-#pragma unroll 1
-    for (int j = 0; first && j < edges; ++j) {
-      writes &= plan.stage_count[j] == 0 || plan.edges[j].input != edge.input ||
-                plan.stage_list.keys[2 * j] >= plan.stage_list.keys[t];
+    for (unsigned rest = plan.normalized[edge.input]; first && rest != 0; rest &= rest - 1) {
+      writes &= plan.stage_list.keys[2 * (__ffs(rest) - 1)] >= plan.stage_list.keys[t];
     }
     int elements = 0;
     if (edge.form == Form::kSeparable) {
@@ -1014,18 +1036,18 @@ __device__ void make_plan(const Job<V>& job, float* shared, Plan<V>& plan) {
         first ? dag.stride(edge) : 1,
         edge.separable,
         elements,
+        from.width == s.out_width ? l.per_row : l.per_input_row,
         first ? -1 : item_of(2 * i, round_of(i) + 1),
         writes,
         dag.factorized(edge)};
-    plan.items[plan.item_list.ranks[t]] = {
-        shared + coefficients_place(i), last ? static_cast<double>(edge.multiplicity) : 1.0,
-        1 / (static_cast<double>(s.images) * s.out_height * s.out_width), norm_place(i, which),
-        false};
+    plan.items[plan.item_list.ranks[t]] = {shared + coefficients_place(i),
+                                           last ? static_cast<double>(edge.multiplicity) : 1.0,
+                                           l.share, norm_place(i, which), false};
   }
   if (is_input_item) {
     plan.items[plan.item_list.ranks[t]] = {
         job.input_coefficients + (static_cast<int64_t>(input) * s.archs + arch) * 3 * C, 1.0,
-        1 / (static_cast<double>(s.images) * s.height * s.width), input_norm_place(input), true};
+        l.input_share, input_norm_place(input), true};
   }
   if (state >= 0 && state < s.states() && plan.completion_list.keys[state] != INT_MAX) {
     const bool is_input = state < s.inputs;
@@ -1039,9 +1061,9 @@ __device__ void make_plan(const Job<V>& job, float* shared, Plan<V>& plan) {
                                 is_input ? s.stride : 1,
                                 plan.pass_list.before[state],
                                 plan.pass_list.before[state + 1] - plan.pass_list.before[state],
-                                is_read(state, true) || !is_read(state, false)};
+                                plan.normalized[state] != 0 || plan.passing[state] == 0};
     if (is_input && !s.is_shared(state)) {
-      completion.z[0] = of.x;
+      completion.z[0] = completion.z[1] = of.x;
       completion.norms[0] = input_norm_place(state);
       completion.items[0] = item_of(2 * edges + state, plan.complete[state]);
     }
@@ -1050,6 +1072,7 @@ __device__ void make_plan(const Job<V>& job, float* shared, Plan<V>& plan) {
       const int last = plan.stage_count[edge] - 1;
       if (last < 0) continue;
       completion.z[e] = dag.stage(arch, node, e, last);
+      if (completion.z[1 - e] == nullptr) completion.z[1 - e] = completion.z[e];
       completion.norms[e] = norm_place(edge, last);
       completion.items[e] = item_of(2 * edge + last, plan.complete[state]);
     }
@@ -1072,6 +1095,7 @@ __device__ void start_norms(const Job<V>& job, float* to) {
   const DagShape& s = job.dag.shape;
   constexpr int kOfNode = kCellEdges * 2 * 2 * C;
   const int nodes = s.nodes * kOfNode;
+#pragma unroll 1
   for (int i = threadIdx.x * 4; i < nodes + s.inputs * 2 * C; i += kCellThreads * 4) {
     const int input = (i - nodes) / (2 * C), rest = i < nodes ? i % kOfNode : i % (2 * C);
     const float* from = i < nodes ? job.dag.norm(blockIdx.y, i / kOfNode, 0, 0)
@@ -1085,6 +1109,7 @@ template <class V>
 __device__ void prefetch_image(const V* images, int values) {
   const char* bytes =
       reinterpret_cast<const char*>(images + static_cast<int64_t>(blockIdx.x) * values);
+#pragma unroll 1
   for (int i = threadIdx.x * 128; i < values * static_cast<int>(sizeof(V));
        i += kCellThreads * 128) {
     prefetch(bytes + i);
@@ -1208,9 +1233,10 @@ __global__ __launch_bounds__(kThreads) void shared_inputs_kernel(const Job<V> jo
                   job.input_coefficients + static_cast<int64_t>(index) * s.archs * 3 * s.padded);
 }
 
+// What the sums of warps and blocks take.
 template <int C>
-constexpr int scratch_values() {
-  return std::max({outer_copies(C) * C * C, kCellWarps * (kMostKernelElements + 2) * kSumRow,
+constexpr int sum_values() {
+  return std::max({kCellWarps * (kMostKernelElements + 2) * kSumRow,
                    kCellWarps * (1 + kCellEdges) * C, 2 * kMeetingDoubles<C>});
 }
 
@@ -1224,10 +1250,12 @@ Layout make_layout(const DagShape& s) {
   const int c = s.padded, width = 512 / c, edges = s.nodes * kCellEdges;
   const int out = (tiled(s.out_height) + 4) * (width + 4) * c;
   const int in = s.stride == 2 ? std::max(out, s.height * 2 * width * c) : out;
-  const int scratch = c == 16   ? scratch_values<16>()
-                      : c == 32 ? scratch_values<32>()
-                                : scratch_values<64>();
+  const int sums = c == 16 ? sum_values<16>() : c == 32 ? sum_values<32>() : sum_values<64>();
   Layout l;
+  l.per_row = ~0u / s.out_width + 1;
+  l.per_input_row = ~0u / s.width + 1;
+  l.share = 1 / (static_cast<double>(s.images) * s.out_height * s.out_width);
+  l.input_share = 1 / (static_cast<double>(s.images) * s.height * s.width);
   l.coefficients = 0;
   l.norms = l.coefficients + edges * 3 * c;
   l.totals = l.norms + (edges * 2 + s.inputs) * 2 * c;
@@ -1236,10 +1264,14 @@ Layout make_layout(const DagShape& s) {
   l.source = l.weight + c * (c + 4);
   l.grads = l.source + in;
   l.matrix = l.grads + out;
-  l.size = l.matrix + scratch;
-  l.ahead = layout_bytes<V>(l) <= largest_shared_bytes();
+  // As many copies as there are warps that share a part of the weight, if there is room.
+  for (l.copies = 256 / c;; l.copies /= 2) {
+    l.size = l.matrix + std::max(l.copies * c * c, sums);
+    l.ahead = layout_bytes<V>(l) <= largest_shared_bytes();
+    if (l.ahead || l.copies == 2) break;
+  }
   l.scratch = l.ahead ? l.matrix : l.source;
-  if (!l.ahead) l.size = std::max(l.matrix + outer_copies(c) * c * c, l.source + scratch);
+  if (!l.ahead) l.size = std::max(l.matrix + l.copies * c * c, l.source + sums);
   return l;
 }
 
