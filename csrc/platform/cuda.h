@@ -75,6 +75,19 @@ inline void wait_for(unsigned long long* counter, unsigned long long target,
                      cuda_on_cpu::Location where = cuda_on_cpu::Location::current()) {
   cuda_on_cpu::spin(counter, target, where);
 }
+inline void hand_over(void* to, const uint4& words) { std::memcpy(to, &words, sizeof(words)); }
+template <int kCount, class At>
+void receive(At at, uint4 (&to)[kCount],
+             cuda_on_cpu::Location where = cuda_on_cpu::Location::current()) {
+  for (int i = 0; i < kCount; ++i) {
+    const void* from = at(i);
+    if (from == nullptr) continue;
+    for (int word = 0; word < 4; ++word) {
+      cuda_on_cpu::spin(static_cast<const unsigned*>(from) + word, where);
+    }
+    std::memcpy(&to[i], from, sizeof(to[i]));
+  }
+}
 
 // Few, so that small tests also reach the code for more work than multiprocessors.
 inline int multiprocessor_count() { return 3; }
@@ -205,6 +218,39 @@ __device__ inline void wait_for(unsigned long long* counter, unsigned long long 
                  : "l"(__cvta_generic_to_global(counter))
                  : "memory");
   } while (seen < target);
+}
+
+// Four words for other blocks of a kernel launched together, which have found zeros there: odd
+// ones, so that each of them says by itself that it is there. Nothing else is handed on with them,
+// and so nothing that was written before has to be waited for.
+__device__ __forceinline__ void hand_over(void* to, const uint4& words) {
+  asm volatile(
+      "st.relaxed.gpu.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)),
+      "r"(words.x), "r"(words.y), "r"(words.z), "r"(words.w)
+      : "memory");
+}
+
+// Waits for such words at at(i), for each i < kCount for which that is not null; what is on its way
+// is so at the same time.
+template <int kCount, class At>
+__device__ __forceinline__ void receive(At at, uint4 (&to)[kCount]) {
+  unsigned missing = 0;
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) missing |= static_cast<unsigned>(at(i) != nullptr) << i;
+  while (missing != 0) {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      if ((missing >> i & 1u) == 0) continue;
+      asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+                   : "=r"(to[i].x), "=r"(to[i].y), "=r"(to[i].z), "=r"(to[i].w)
+                   : "l"(__cvta_generic_to_global(at(i)))
+                   : "memory");
+    }
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      missing &= ~((to[i].x & to[i].y & to[i].z & to[i].w & 1u) << i);
+    }
+  }
 }
 
 inline void fill_zero(void* memory, std::size_t bytes, CudaStream stream) {

@@ -44,8 +44,8 @@ __device__ __noinline__ void fill_image(const V* x, const float* norm, float lea
     Vec4<float> values[kFlight];
 #pragma unroll
     for (int i = 0; i < kFlight; ++i) {
-      const int pixel = first + i * kStep<C>;
-      if (pixel < count) values[i] = load_vec4(x + pixel * C);
+      // Those behind the last one load it again, so that no load waits for a branch.
+      values[i] = load_vec4(x + min(first + i * kStep<C>, count - 1) * C);
     }
 #pragma unroll
     for (int i = 0; i < kFlight; ++i) {
@@ -282,6 +282,42 @@ struct PixelMatmul<C, false> {
       }
 #pragma unroll
       for (int i = 0; i < 4; ++i) emit(0, m + i, sums[i]);
+    }
+  }
+};
+
+// Sums for a normalization, of values and of their products with others, in the registers of
+// a thread, of the channels that it has in a Matmul.
+template <int C, bool kTensorCores>
+struct PixelSums {
+  using Matmul = PixelMatmul<C, kTensorCores>;
+  Vec4<float> sum[Matmul::kPairs] = {}, products[Matmul::kPairs] = {};
+
+  __device__ void add(int pair, const Vec4<float>& value, const Vec4<float>& other) {
+    sum[pair] += value;
+    add_product(products[pair], value, other);
+  }
+  // Adds those of all threads to `totals` (2·C); `red` is shared memory.
+  __device__ void add_up(float* red, double* totals) {
+#pragma unroll
+    for (int pair = 0; pair < Matmul::kPairs; ++pair) {
+      bool one = false;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        Matmul::add_up(sum[pair].v[i]);
+        one = Matmul::add_up(products[pair].v[i]);
+      }
+      if (one) {
+        float* row = red + Matmul::sums_row() * 2 * C + Matmul::channel(pair);
+        store_vec4(row, sum[pair]);
+        store_vec4(row + C, products[pair]);
+      }
+    }
+    __syncthreads();
+    for (int j = threadIdx.x; j < 2 * C; j += kCellThreads) {
+      float total = 0;
+      for (int row = 0; row < Matmul::kSums; ++row) total += red[row * 2 * C + j];
+      totals[j] += static_cast<double>(total);
     }
   }
 };

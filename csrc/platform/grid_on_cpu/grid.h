@@ -98,6 +98,8 @@ int block_barrier(const char* what, bool predicate, const Location& where);
 
 // Waits until *counter >= target.
 void spin(const unsigned long long* counter, unsigned long long target, const Location& where);
+// Waits until *word is odd.
+void spin(const unsigned int* word, const Location& where);
 
 struct Exchanged {
   unsigned int ballot;  // the lanes that passed true

@@ -296,6 +296,7 @@ Example<CellShape> whole_cell(bool reduction, int64_t archs, int64_t images, int
   s.reduction = reduction;
   s.prev_prev = {seed % 2 == 1 ? 1 : archs, 20};
   s.prev = {seed % 4 == 3 ? 1 : archs, 16, 0, out_height * stride, out_width * stride};
+  s.prev_prev_is_larger = seed % 3 == 0;
   return cell_example(s, seed);
 }
 

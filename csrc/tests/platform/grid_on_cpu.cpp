@@ -143,6 +143,21 @@ TEST_CASE("CUDA: co-resident blocks can wait for each other") {
   }
 }
 
+TEST_CASE("CUDA: words that blocks hand over are waited for") {
+  for (const bool backwards : {false, true}) {
+    std::optional<Backward> order;
+    if (backwards) order.emplace();
+    std::array<uint4, 10> words{};
+    std::array<unsigned, 5> sums{};
+    sample_hand_over(words.data(), sums.data(), -1, nullptr);
+    // Twice those of all (block, thread), which are 2·(block + thread) + 1.
+    for (const unsigned sum : sums) CHECK(sum == 2 * (2 * (2 * 10 + 5) + 10));
+    words = {};
+    CHECK(holds(error_of([&] { sample_hand_over(words.data(), sums.data(), 3, nullptr); }),
+                "a wait for other blocks"));
+  }
+}
+
 TEST_CASE("CUDA: invalid launches are errors") {
   std::array<float4, 4> in{}, out{};
   in[3] = make_float4(1, 2, 3, 4);

@@ -26,6 +26,7 @@ void sample_diverge(Divergence how, int* out, CudaStream stream);
 void sample_both_kinds(std::size_t shared_bytes, int* out, CudaStream stream);
 void sample_race(int* out, CudaStream stream);
 // Five blocks, each of which sums up all parts once all blocks have arrived; none is absent if < 0.
+void sample_hand_over(uint4* words, unsigned int* sums, int absent, CudaStream stream);
 void sample_together(int* parts, int* sums, unsigned long long* arrivals, int absent,
                      CudaStream stream);
 void sample_wide(const float4* in, float4* out, int count, unsigned int threads, CudaStream stream);
