@@ -200,7 +200,10 @@ template <int C, class V>
 __device__ void normalize_image(V* image, const float* norm, int pixels) {
   constexpr int kPieceValues = 4 * kWide<V>, kFlight = 4;
   const int c = threadIdx.x % (C / kPieceValues) * kPieceValues, count = pixels * C / kPieceValues;
-  const WideAffine<V> affine(norm, C, c);
+  // Shared memory, which WideAffine does not read.
+  Affine<float> affine[kWide<V>];
+#pragma unroll
+  for (int k = 0; k < kWide<V>; ++k) affine[k] = load_affine(norm, C, c + 4 * k);
   for (int first = threadIdx.x; first < count; first += kFlight * kCellThreads) {
     Vec4<float> values[kFlight][kWide<V>];
 #pragma unroll
@@ -212,11 +215,7 @@ __device__ void normalize_image(V* image, const float* norm, int pixels) {
       const int piece = first + i * kCellThreads;
       if (piece >= count) break;
 #pragma unroll
-      for (int k = 0; k < kWide<V>; ++k) {
-        Vec4<float> value = affine.shift[k];
-        add_product(value, values[i][k], affine.scale[k]);
-        values[i][k] = value;
-      }
+      for (int k = 0; k < kWide<V>; ++k) values[i][k] = affine[k](values[i][k]);
       write_wide(image + piece * kPieceValues, values[i]);
     }
   }
