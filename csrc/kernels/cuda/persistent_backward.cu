@@ -67,10 +67,10 @@ struct Stage {
   float* split;            // of the weights' gradients
   int norm, coefficients;  // places in shared memory; norm is -1 if there is none
   int height, width, stride, separable, elements;
-  unsigned per_row;  // see Layout
-  int item;          // whose sums are those of what the stage writes, or -1
-  bool writes;       // rather than adds to what is there
-  bool reduces;      // is a factorized reduction
+  unsigned per_row, per_element;  // 2³² / width and elements, rounded up
+  int item;                       // whose sums are those of what the stage writes, or -1
+  bool writes;                    // rather than adds to what is there
+  bool reduces;                   // is a factorized reduction
 };
 
 // A state whose gradient is complete but for what identities and pools pass on.
@@ -104,6 +104,7 @@ struct Item {
 
 template <class V>
 struct alignas(16) Plan {
+  DagShape shape;
   Layout layout;
   PlannedEdge edges[kMostEdges];
   int stage_count[kMostEdges];
@@ -287,14 +288,36 @@ __device__ __forceinline__ void start_weight(const float* from, int row, float* 
   }
 }
 
+// Rounds what this thread has copied of a weight.
+template <int C, bool kExact>
+__device__ __forceinline__ void finish_weight(float* weight) {
+#pragma unroll 1
+  for (int i = threadIdx.x * 4; !kExact && i < C * C; i += kCellThreads * 4) {
+    float* at = weight + i / C * Cut<C>::kRow + i % C;
+    store_vec4(at, rounded<kExact>(load_vec4(at)));
+  }
+}
+
+// What shared memory holds, for functions that are not inlined: those that are called from several
+// places, because a kernel whose code is large waits for it, and those that would otherwise compute
+// much of theirs in front of all rounds, and take registers for it all along.
+template <class V>
+__device__ Plan<V>& plan_of_block() {
+  return *dynamic_shared<Plan<V>>();
+}
+template <class V>
+__device__ float* values_of_block() {
+  return reinterpret_cast<float*>(dynamic_shared<Plan<V>>() + 1);
+}
+
 // Starts to copy what a stage reads of an image, but for the gradient, and with the block's first
-// image the weights. Not inlined, like other short code that several places need: a kernel whose
-// code is large waits for it.
+// image the weights.
 template <int C, class V>
-__device__ __noinline__ void start_stage(int number, int image, int pixels, int width) {
-  const Plan<V>& plan = *dynamic_shared<Plan<V>>();
-  float* shared = reinterpret_cast<float*>(dynamic_shared<Plan<V>>() + 1);
+__device__ __noinline__ void start_stage(int number, int image) {
+  const Plan<V>& plan = plan_of_block<V>();
+  float* shared = values_of_block<V>();
   const Stage<V>& stage = plan.stages[number];
+  const int width = plan.shape.out_width, pixels = plan.shape.out_height * width;
   if (stage.reduces) return;
   const int in_pixels = stage.height * stage.width;
   start_image<C>(stage.z + static_cast<int64_t>(image) * pixels * C, pixels,
@@ -456,8 +479,8 @@ __device__ __forceinline__ void multiply_weight(const float* grads, const float*
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
           Factor<kExact, 2> right;
-          right.set(0, columns[k * kRow + 8 * j]);
-          right.set(1, columns[(k + 1) * kRow + 8 * j]);
+          right.set_rounded(0, columns[k * kRow + 8 * j]);
+          right.set_rounded(1, columns[(k + 1) * kRow + 8 * j]);
           multiply_add(sums[j], left, right);
         }
       }
@@ -484,6 +507,11 @@ __device__ __forceinline__ void weight_outer(const Rows<C>& rows, int out_height
   constexpr int kRowValues = (S == 1 ? Cut<C>::kPitch : 2 * Cut<C>::kWidth) * C;
   const int t = Cut<C>::lane() % 4, c = Cut<C>::channel();
   const int tiles = tiled(out_height) * rows.width / 16;
+  // Read once for all tiles: what is read of shared memory takes the time.
+  float2 w[K][K];
+#pragma unroll
+  for (int i = 0; i < K * K; ++i) w[i / K][i % K] = load_pair(taps + i * C + c);
+#pragma unroll 1
   for (int tile = Cut<C>::turn(); tile < tiles; tile += Cut<C>::kTurns) {
     const int down = rows.row_of(tile * 4), y = down * 4, x = tile * 4 - down * rows.width;
     const float* corner = source + (y * S + kBorder - kReach) * kRowValues + x * S * C;
@@ -494,9 +522,6 @@ __device__ __forceinline__ void weight_outer(const Rows<C>& rows, int out_height
       const float* at = corner + Cut<C>::place(column + kBorder, c);
       const bool inside =
           S == 1 || static_cast<unsigned>(x * S + column) < static_cast<unsigned>(width);
-      float2 w[K];
-#pragma unroll
-      for (int ky = 0; ky < K; ++ky) w[ky] = load_pair(taps + (ky * K + kx) * C + c);
 #pragma unroll
       for (int i = 0; i < 3 * S + (K - 1) * D + 1; ++i) {
         bool used = false;
@@ -513,7 +538,7 @@ __device__ __forceinline__ void weight_outer(const Rows<C>& rows, int out_height
         for (int ky = 0; ky < K; ++ky) {
 #pragma unroll
           for (int r = 0; r < 4; ++r) {
-            if (r * S + ky * D == i) add_product(depth[r], w[ky], v);
+            if (r * S + ky * D == i) add_product(depth[r], w[ky][kx], v);
           }
         }
       }
@@ -673,10 +698,13 @@ __device__ __forceinline__ void compute_stage(const Job<V>& job, const Stage<V>&
   const int pixels = s.out_height * s.out_width, height = stage.height, width = stage.width;
   const Rows<C> rows = {s.out_width, l.per_row};
   float *source = shared + l.source, *grads = shared + l.grads;
-  const float *taps = shared + l.taps, *weight = shared + l.weight;
+  float* weight = shared + l.weight;
+  const float* taps = shared + l.taps;
   finish_grads<C, kExact>(in_global(stage.g) + static_cast<int64_t>(image) * pixels * C,
-                          shared + stage.coefficients, pixels, rows, grads,
-                          [&] { finish_source<C>(stage, shared, source); });
+                          shared + stage.coefficients, pixels, rows, grads, [&] {
+                            if (!adds) finish_weight<C, kExact>(weight);
+                            finish_source<C>(stage, shared, source);
+                          });
   if (kStrided || !l.ahead) {
     fill_borders<C>(l, s.out_height, s.out_width, stage.stride == 1, shared);
   }
@@ -719,7 +747,7 @@ __device__ __forceinline__ void compute_stage(const Job<V>& job, const Stage<V>&
   float* of_taps = in_global(stage.split) + C * C;
 #pragma unroll 1
   for (int j = threadIdx.x; j < elements * C; j += kCellThreads) {
-    const int c = j / elements;
+    const int c = static_cast<int>(multiply_high(j, stage.per_element));
     const float sum = sum_of_warps<C>(red, count, j - c * elements, c);
     of_taps[j] = adds ? of_taps[j] + sum : sum;
   }
@@ -772,6 +800,7 @@ __device__ __forceinline__ void compute_reduction(const Job<V>& job, const Stage
                               shared + stage.coefficients, pixels, rows, grads, [] {});
     }
     wait_for_copies();
+    finish_weight<C, kExact>(weight);
     __syncthreads();
     float sums[C / 16][2][4] = {};
     for (int tile = Place::turn(); tile < tiles; tile += Place::kTurns) {
@@ -811,12 +840,14 @@ __device__ __forceinline__ void compute_reduction(const Job<V>& job, const Stage
 }
 
 // Completes the gradient of a state for one image with what identities and pools pass on, and adds
-// the sums for the normalizations that gave the state to `totals`. `red` is shared memory.
+// the sums for the normalizations that gave the state to the totals.
 template <int C, int S, class V>
-__device__ __forceinline__ void complete_state(const Job<V>& job, const Plan<V>& plan,
-                                               const Completion<V>& state, int image,
-                                               double* totals, float* shared, float* red) {
+__device__ __noinline__ void complete_state(int number, int image) {
   using Place = Cut<C>;
+  const Plan<V>& plan = plan_of_block<V>();
+  const Completion<V>& state = plan.completions[number];
+  float *shared = values_of_block<V>(), *red = shared + plan.layout.scratch;
+  double* totals = reinterpret_cast<double*>(shared + plan.layout.totals);
   constexpr int kPixels = InputPatches<S>::kPixels;
   const InputPatches<S> patches = {state.height, state.width};
   const int count = patches.count(1), c = Place::own_channel();
@@ -825,8 +856,10 @@ __device__ __forceinline__ void complete_state(const Job<V>& job, const Plan<V>&
   Vec4<float> sums[1 + kCellEdges] = {};
 #pragma unroll 1
   for (int patch = Place::own_pixel(); patch < count; patch += Place::kStep) {
-    Pixel first = patches.at(patch);
-    first.image = image;
+    // As many patches lie side by side as there are pixels of a node.
+    const int down = static_cast<int>(multiply_high(patch, plan.layout.per_row));
+    const Pixel first = {image, down * patches.kRows,
+                         (patch - down * plan.shape.out_width) * patches.kColumns};
     Vec4<float> grads[kPixels] = {};
     if (state.begun) patches.load(to, first, C, c, grads);
 #pragma unroll 1
@@ -841,9 +874,9 @@ __device__ __forceinline__ void complete_state(const Job<V>& job, const Plan<V>&
           add_product(grads[p], values[p], fill_vec4(static_cast<float>(pass.multiplicity)));
         }
       } else if (pass.maxima == nullptr) {
-        pool_backward<S>(job.dag.shape, passed, nullptr, pass.multiplicity, first, c, grads);
+        pool_backward<S>(plan.shape, passed, nullptr, pass.multiplicity, first, c, grads);
       } else {
-        pool_backward<S>(job.dag.shape, passed, in_global(pass.maxima), pass.multiplicity, first, c,
+        pool_backward<S>(plan.shape, passed, in_global(pass.maxima), pass.multiplicity, first, c,
                          grads);
       }
     }
@@ -923,7 +956,10 @@ __device__ void make_plan(const Job<V>& job, float* shared, Plan<V>& plan) {
   const DagShape& s = dag.shape;
   const Layout& l = job.layout;
   const int arch = blockIdx.y, t = threadIdx.x, edges = s.nodes * kCellEdges;
-  if (t == 0) plan.layout = l;
+  if (t == 0) {
+    plan.shape = s;
+    plan.layout = l;
+  }
   if (t < edges) {
     const PlannedEdge edge = dag.plan[s.slot(arch, 0, 0) + t];
     plan.edges[t] = edge;
@@ -1037,6 +1073,7 @@ __device__ void make_plan(const Job<V>& job, float* shared, Plan<V>& plan) {
         edge.separable,
         elements,
         from.width == s.out_width ? l.per_row : l.per_input_row,
+        elements == 0 ? 0 : ~0u / elements + 1,
         first ? -1 : item_of(2 * i, round_of(i) + 1),
         writes,
         dag.factorized(edge)};
@@ -1120,7 +1157,7 @@ template <class V, int C, bool kStrided, bool kExact>
 __global__ __launch_bounds__(kCellThreads, 1) void nodes_backward_kernel(const Job<V> job) {
   const DagShape& s = job.dag.shape;
   const Layout& l = job.layout;
-  const int pixels = s.out_height * s.out_width, first_image = blockIdx.x;
+  const int first_image = blockIdx.x;
   Plan<V>& plan = *dynamic_shared<Plan<V>>();
   float* shared = reinterpret_cast<float*>(&plan + 1);
   double* totals = reinterpret_cast<double*>(shared + l.totals);
@@ -1134,7 +1171,7 @@ __global__ __launch_bounds__(kCellThreads, 1) void nodes_backward_kernel(const J
   __syncthreads();
   const int stages = plan.stage_list.before[kMostPhases];
   const auto start = [&](int number, int image) {
-    if (number < stages) start_stage<C, V>(number, image, pixels, s.out_width);
+    if (number < stages) start_stage<C, V>(number, image);
   };
   if (l.ahead) start(0, first_image);
   for (int round = 0;; ++round) {
@@ -1167,13 +1204,12 @@ __global__ __launch_bounds__(kCellThreads, 1) void nodes_backward_kernel(const J
     }
 #pragma unroll 1
     for (int i = first_completion; i < completions; ++i) {
-      const Completion<V>& state = plan.completions[i];
       for (int image = first_image; image < s.images; image += gridDim.x) {
         __syncthreads();
-        if (kStrided && state.stride == 2) {
-          complete_state<C, 2>(job, plan, state, image, totals, shared, shared + l.scratch);
+        if (kStrided && plan.completions[i].stride == 2) {
+          complete_state<C, 2, V>(i, image);
         } else {
-          complete_state<C, 1>(job, plan, state, image, totals, shared, shared + l.scratch);
+          complete_state<C, 1, V>(i, image);
         }
       }
     }
