@@ -75,7 +75,10 @@ inline void wait_for(unsigned long long* counter, unsigned long long target,
                      cuda_on_cpu::Location where = cuda_on_cpu::Location::current()) {
   cuda_on_cpu::spin(counter, target, where);
 }
-inline void hand_over(void* to, const uint4& words) { std::memcpy(to, &words, sizeof(words)); }
+inline void hand_over(void* to, const uint4& words) {
+  cuda_on_cpu::check_global(to);
+  std::memcpy(to, &words, sizeof(words));
+}
 template <int kCount, class At>
 void receive(At at, uint4 (&to)[kCount],
              cuda_on_cpu::Location where = cuda_on_cpu::Location::current()) {
@@ -96,8 +99,10 @@ inline void fill_zero(void* memory, std::size_t bytes, CudaStream) {
   cuda_on_cpu::fill_zero(memory, bytes);
 }
 
+namespace detail {
+
 template <class Vector>
-void write_at_once(void* to, const Vector& value) {
+void write_aligned(void* to, const Vector& value) {
   if (reinterpret_cast<uintptr_t>(to) % sizeof(value) != 0) {
     throw std::runtime_error("an access of " + std::to_string(sizeof(value)) +
                              " bytes is not aligned");
@@ -105,12 +110,24 @@ void write_at_once(void* to, const Vector& value) {
   std::memcpy(to, &value, sizeof(value));
 }
 
+}  // namespace detail
+
+template <class Vector>
+void write_at_once(void* to, const Vector& value) {
+  cuda_on_cpu::check_global(to);
+  detail::write_aligned(to, value);
+}
+
 inline float max_or_nan(float a, float b) { return a > b || a != a ? a : b; }
 
 inline void store_shared(float* to, float a, float b, float c, float d) {
-  write_at_once(to, make_float4(a, b, c, d));
+  cuda_on_cpu::check_shared(to);
+  detail::write_aligned(to, make_float4(a, b, c, d));
 }
-inline void store_shared(double* to, double a, double b) { write_at_once(to, make_double2(a, b)); }
+inline void store_shared(double* to, double a, double b) {
+  cuda_on_cpu::check_shared(to);
+  detail::write_aligned(to, make_double2(a, b));
+}
 
 template <class T>
 const T* kept(const T* pointer) {
@@ -120,11 +137,18 @@ const T* kept(const T* pointer) {
 inline int opaque(int value) { return value; }
 template <class T>
 T* in_global(T* pointer) {
+  if (pointer != nullptr) cuda_on_cpu::check_global(pointer);
   return pointer;
 }
 
-inline void copy_async8(void* to, const void* from) { std::memcpy(to, from, 8); }
-inline void copy_async16(void* to, const void* from) { std::memcpy(to, from, 16); }
+template <int kBytes>
+void copy_async(void* to, const void* from) {
+  cuda_on_cpu::check_shared(to);
+  cuda_on_cpu::check_global(from);
+  std::memcpy(to, from, kBytes);
+}
+inline void copy_async8(void* to, const void* from) { copy_async<8>(to, from); }
+inline void copy_async16(void* to, const void* from) { copy_async<16>(to, from); }
 inline void wait_for_copies() {}
 inline void prefetch(const void*) {}
 
@@ -322,8 +346,8 @@ __device__ __forceinline__ float max_or_nan(float a, float b) {
   return larger;
 }
 
-// Starts to copy 8 or 16 bytes from global to shared memory, both aligned to as many; they are there
-// for this thread after wait_for_copies(), and for others after a barrier behind that.
+// Starts to copy 8 or 16 bytes from global to shared memory, both aligned to as many; they are
+// there for this thread after wait_for_copies(), and for others after a barrier behind that.
 __device__ __forceinline__ void copy_async8(void* to, const void* from) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(
                    static_cast<unsigned>(__cvta_generic_to_shared(to))),

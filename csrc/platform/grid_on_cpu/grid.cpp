@@ -362,6 +362,28 @@ void run(const void* function, dim3 grid, dim3 block, std::size_t shared_bytes,
 
 void* dynamic_shared() { return active->current->block->shared.get(); }
 
+namespace {
+
+bool in_dynamic_shared(const void* address) {
+  const unsigned char* begin = active->current->block->shared.get();
+  return std::less_equal<>()(begin, address) &&
+         std::less<>()(address, static_cast<const void*>(begin + active->shared_bytes));
+}
+
+}  // namespace
+
+void check_global(const void* address) {
+  if (in_dynamic_shared(address)) {
+    throw std::runtime_error("an access to global memory finds shared memory");
+  }
+}
+
+void check_shared(const void* address) {
+  if (active->shared_bytes > 0 && !in_dynamic_shared(address)) {
+    throw std::runtime_error("an access to shared memory finds other memory");
+  }
+}
+
 void opt_in(const void* function, std::size_t bytes) {
   require(bytes <= largest_shared, std::to_string(bytes) + " bytes of dynamic shared memory");
   const std::lock_guard lock(opted_in_mutex);

@@ -205,6 +205,23 @@ TEST_CASE("CUDA: static shared memory beside dynamic is an error") {
   CHECK(holds(error, "grid_samples.cu:"));
 }
 
+TEST_CASE("CUDA: what works on one space of memory gets no address of the other") {
+  float4 values{};
+  for (const Access how : {Access::kRead, Access::kWrite, Access::kCopy, Access::kStoreShared}) {
+    for (const bool shared : {false, true}) {
+      CAPTURE(static_cast<int>(how));
+      CAPTURE(shared);
+      const std::string error = error_of([&] { sample_access(how, shared, &values, nullptr); });
+      const bool needs_shared = how == Access::kStoreShared;
+      if (shared == needs_shared) {
+        CHECK(error.empty());
+      } else {
+        CHECK(holds(error, needs_shared ? "finds other memory" : "finds shared memory"));
+      }
+    }
+  }
+}
+
 TEST_CASE("CUDA: LaunchesOnly checks launches and runs nothing") {
   const asng::cuda_on_cpu::LaunchesOnly check(64 * 1024);
   const auto launch = [](std::size_t bytes) {

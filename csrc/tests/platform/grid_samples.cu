@@ -162,8 +162,21 @@ __global__ void hand_over_kernel(uint4* words, unsigned int* sums, int absent) {
   if (t == 0) sums[blockIdx.x] = sum;
 }
 
+__global__ void access_kernel(Access how, bool shared, float4* values) {
+  float4* memory = dynamic_shared<float4>();
+  float4* at = shared ? memory + 1 : values;
+  if (how == Access::kRead) memory[0] = __ldg(at);
+  if (how == Access::kWrite) write_at_once(at, make_float4(1, 2, 3, 4));
+  if (how == Access::kCopy) copy_async16(memory, at);
+  if (how == Access::kStoreShared) store_shared(&at->x, 1, 2, 3, 4);
+  wait_for_copies();
+}
+
 }  // namespace
 
+void sample_access(Access how, bool shared, float4* values, CudaStream stream) {
+  launch(access_kernel, 1, 1, 2 * sizeof(float4), stream, how, shared, values);
+}
 void sample_hand_over(uint4* words, unsigned int* sums, int absent, CudaStream stream) {
   launch_cooperative(hand_over_kernel, 5, 4, 0, stream, words, sums, absent);
 }
