@@ -117,6 +117,13 @@ const T* kept(const T* pointer) {
   return pointer;
 }
 
+inline int opaque(int value) { return value; }
+template <class T>
+T* in_global(T* pointer) {
+  return pointer;
+}
+
+inline void copy_async8(void* to, const void* from) { std::memcpy(to, from, 8); }
 inline void copy_async16(void* to, const void* from) { std::memcpy(to, from, 16); }
 inline void wait_for_copies() {}
 inline void prefetch(const void*) {}
@@ -294,6 +301,20 @@ __device__ __forceinline__ const T* kept(const T* pointer) {
   return pointer;
 }
 
+// The value as one of which nothing is known: what follows from it is computed here, and not kept
+// from wherever it was computed before.
+__device__ __forceinline__ int opaque(int value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+
+// The pointer, which points to global memory: of one that was loaded compilers do not know that.
+template <class T>
+__device__ __forceinline__ T* in_global(T* pointer) {
+  __builtin_assume(__isGlobal(pointer));
+  return pointer;
+}
+
 // The larger of both, or NaN if `a` is; b is a number.
 __device__ __forceinline__ float max_or_nan(float a, float b) {
   float larger;
@@ -301,8 +322,14 @@ __device__ __forceinline__ float max_or_nan(float a, float b) {
   return larger;
 }
 
-// Starts to copy 16 bytes from global to shared memory, both aligned to as many; they are there for
-// this thread after wait_for_copies(), and for others after a barrier behind that.
+// Starts to copy 8 or 16 bytes from global to shared memory, both aligned to as many; they are there
+// for this thread after wait_for_copies(), and for others after a barrier behind that.
+__device__ __forceinline__ void copy_async8(void* to, const void* from) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(
+                   static_cast<unsigned>(__cvta_generic_to_shared(to))),
+               "l"(__cvta_generic_to_global(from))
+               : "memory");
+}
 __device__ __forceinline__ void copy_async16(void* to, const void* from) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
                    static_cast<unsigned>(__cvta_generic_to_shared(to))),

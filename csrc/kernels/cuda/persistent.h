@@ -132,41 +132,6 @@ __device__ inline const float* exchange(const Meeting& meeting, int round, int c
   return parts;
 }
 
-// Adds up the sums of all blocks of this block's architecture, `columns` of them, a multiple of 4,
-// in `totals`: in the order of the blocks, whatever the order in which they come. `scratch` is
-// shared memory for 4·kCellThreads doubles.
-__device__ inline void meet(const Meeting& meeting, int round, int columns, double* totals,
-                            double* scratch) {
-  const int t = threadIdx.x;
-  const float* parts = exchange(meeting, round, columns, totals);
-  const int quads = columns / 4, width = min(quads, kCellThreads);
-  const int slices = min(kCellThreads / width, 16), slice = t / width, lane = t - slice * width;
-  for (int first = 0; first < quads; first += width) {
-    const int quad = first + lane;
-    if (slice < slices && quad < quads) {
-      double sum[4] = {0, 0, 0, 0};
-#pragma unroll 8
-      for (int block = slice; block < meeting.blocks; block += slices) {
-        const float4 part = __ldcg(reinterpret_cast<const float4*>(
-            parts + static_cast<int64_t>(block) * meeting.columns + 4 * quad));
-        sum[0] += static_cast<double>(part.x);
-        sum[1] += static_cast<double>(part.y);
-        sum[2] += static_cast<double>(part.z);
-        sum[3] += static_cast<double>(part.w);
-      }
-#pragma unroll
-      for (int i = 0; i < 4; ++i) scratch[t * 4 + i] = sum[i];
-    }
-    __syncthreads();
-    for (int j = t; j < min(width, quads - first) * 4; j += kCellThreads) {
-      double sum = 0;
-      for (int s = 0; s < slices; ++s) sum += scratch[s * width * 4 + j];
-      totals[first * 4 + j] = sum;
-    }
-    __syncthreads();
-  }
-}
-
 // How many items are added up at once, and what that takes of shared memory, in doubles.
 template <int C>
 inline constexpr int kMeetingItems = C > 32 ? 2 : 4;
