@@ -84,6 +84,7 @@ void receive(At at, uint4 (&to)[kCount],
              cuda_on_cpu::Location where = cuda_on_cpu::Location::current()) {
   for (int i = 0; i < kCount; ++i) {
     const void* from = at(i);
+    to[i] = uint4{1, 1, 1, 1};
     if (from == nullptr) continue;
     for (int word = 0; word < 4; ++word) {
       cuda_on_cpu::spin(static_cast<const unsigned*>(from) + word, where);
@@ -254,27 +255,28 @@ __device__ __forceinline__ void hand_over(void* to, const uint4& words) {
       : "memory");
 }
 
-// Waits for such words at at(i), for each i < kCount for which that is not null; what is on its way
-// is so at the same time.
+// Waits for such words at at(i), for each i < kCount; those of a null are ones. All are asked for
+// at the same time, and all again until the last one is there, so that nothing stands between the
+// loads.
 template <int kCount, class At>
 __device__ __forceinline__ void receive(At at, uint4 (&to)[kCount]) {
-  unsigned missing = 0;
-#pragma unroll
-  for (int i = 0; i < kCount; ++i) missing |= static_cast<unsigned>(at(i) != nullptr) << i;
-  while (missing != 0) {
+  unsigned there;
+  do {
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
-      if ((missing >> i & 1u) == 0) continue;
-      asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];"
-                   : "=r"(to[i].x), "=r"(to[i].y), "=r"(to[i].z), "=r"(to[i].w)
-                   : "l"(__cvta_generic_to_global(at(i)))
-                   : "memory");
+      const void* from = at(i);
+      to[i] = make_uint4(1, 1, 1, 1);
+      if (from != nullptr) {
+        asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(to[i].x), "=r"(to[i].y), "=r"(to[i].z), "=r"(to[i].w)
+                     : "l"(__cvta_generic_to_global(from))
+                     : "memory");
+      }
     }
+    there = 1;
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) {
-      missing &= ~((to[i].x & to[i].y & to[i].z & to[i].w & 1u) << i);
-    }
-  }
+    for (int i = 0; i < kCount; ++i) there &= to[i].x & to[i].y & to[i].z & to[i].w;
+  } while (there == 0);
 }
 
 inline void fill_zero(void* memory, std::size_t bytes, CudaStream stream) {

@@ -51,13 +51,13 @@ int weight_split_count(const DagShape& shape);
 // What keeps a cell in float32 or bfloat16 from having the gradients of all its nodes computed in
 // one launch; null if nothing does.
 const char* nodes_backward_obstacle(const DagShape& shape);
-// Columns of the meeting.
+// Columns of the handover.
 int nodes_backward_columns(const DagShape& shape);
 // From the gradients of leaf nodes, which must be there, those of all nodes and of the inputs, as
 // `gather` gives them, and of the weights, one split for each block of an architecture.
 template <class V>
 void nodes_backward(const Dag<V>& dag, const Gradients<V>& gradients, V* input_grads,
-                    float* input_coefficients, const Meeting& meeting, CudaStream stream);
+                    float* input_coefficients, const Handover& handover, CudaStream stream);
 
 // gather.cu
 

@@ -100,36 +100,53 @@ __device__ void make_schedule(const Dag<V>& dag, int arch, Schedule& s) {
   __syncthreads();
 }
 
-// Where the blocks of an architecture put the sums of a phase.
-struct Meeting {
-  float* parts = nullptr;                  // (2, archs, blocks, columns)
+// Where the blocks of an architecture hand over their sums to each other: each of them once in
+// a launch, in a word of its own that says by itself that it is there, so that no block waits for
+// what else another has written.
+struct Handover {
+  float* parts = nullptr;                  // (archs, blocks, columns)
   unsigned long long* arrivals = nullptr;  // (archs), zeros at first
   int blocks = 0, columns = 0;
 
-  int64_t size(int archs) const { return 2 * static_cast<int64_t>(archs) * blocks * columns; }
+  int64_t size(int archs) const { return static_cast<int64_t>(archs) * blocks * columns; }
+  __device__ float* of_block(int block) const {
+    return parts + (static_cast<int64_t>(blockIdx.y) * blocks + block) * columns;
+  }
 };
 
-// Hands on this block's `columns` sums, which are zeros afterwards, and returns those of all blocks
-// of its architecture, (blocks, meeting.columns), when they are there. `round` counts the calls
-// from 0 on.
-__device__ inline const float* exchange(const Meeting& meeting, int round, int columns,
-                                        double* totals) {
-  // Blocks that are still reading the sums of the last round are let be.
-  float* parts = meeting.parts + (static_cast<int64_t>(round % 2) * gridDim.y + blockIdx.y) *
-                                     meeting.blocks * meeting.columns;
-  __syncthreads();
-  for (int j = threadIdx.x; j < columns; j += kCellThreads) {
-    parts[static_cast<int64_t>(blockIdx.x) * meeting.columns + j] = static_cast<float>(totals[j]);
-    totals[j] = 0;
+// Clears this block's words, which nobody reads before those of all blocks are cleared.
+__device__ inline void begin(const Handover& handover) {
+  float* words = handover.of_block(blockIdx.x);
+  for (int i = threadIdx.x * 4; i < handover.columns; i += kCellThreads * 4) {
+    write_at_once(words + i, make_float4(0, 0, 0, 0));
   }
   __syncthreads();
-  if (threadIdx.x == 0) {
-    unsigned long long* arrivals = meeting.arrivals + blockIdx.y;
-    arrive(arrivals);
-    wait_for(arrivals, static_cast<unsigned long long>(round + 1) * meeting.blocks);
-  }
+  // The last thread, as the first ones have more to do.
+  if (threadIdx.x == kCellThreads - 1) arrive(handover.arrivals + blockIdx.y);
+}
+
+// A sum as an odd word: rounded to one bit less, to even. NaN stays NaN.
+__device__ inline unsigned to_word(double sum) {
+  const float value = static_cast<float>(sum);
+  const unsigned bits = __float_as_uint(value), up = bits & bits >> 1 & 1u;
+  return (value == value ? bits + up : bits) | 1u;
+}
+__device__ inline double from_word(unsigned word) {
+  return static_cast<double>(__uint_as_float(word & ~1u));
+}
+
+// Hands over this block's sums, two kinds for each channel of `items` items, after `earlier` ones
+// in this launch. `totals` (items, 2, C) are zeros afterwards.
+template <int C>
+__device__ void hand_over_sums(const Handover& handover, int earlier, int items, double* totals) {
+  float* words = handover.of_block(blockIdx.x) + earlier * 2 * C;
   __syncthreads();
-  return parts;
+  for (int j = threadIdx.x * 4; j < items * 2 * C; j += kCellThreads * 4) {
+    hand_over(words + j, make_uint4(to_word(totals[j]), to_word(totals[j + 1]),
+                                    to_word(totals[j + 2]), to_word(totals[j + 3])));
+#pragma unroll
+    for (int i = 0; i < 4; ++i) totals[j + i] = 0;
+  }
 }
 
 // How many items are added up at once, and what that takes of shared memory, in doubles.
@@ -138,35 +155,46 @@ inline constexpr int kMeetingItems = C > 32 ? 2 : 4;
 template <int C>
 inline constexpr int kMeetingDoubles = kMeetingItems<C> * kCellWarps * 2 * C;
 
-// Adds up the sums of `blocks` blocks, two kinds for each channel of `items` items, in the order of
-// the blocks: `parts`, whose blocks are `columns` apart. read(at, values) reads those at all at(i)
-// that are not null. `scratch` is shared memory. Calls finish(item, channel, first, second).
-template <int C, class Read, class Finish>
-__device__ void add_up_blocks(const float* parts, int blocks, int columns, int items,
-                              double* scratch, Read read, Finish finish) {
+// Waits for the sums of all blocks of this block's architecture and adds them up, in the order of
+// the blocks, whatever the order in which they come. `scratch` is shared memory. Calls finish(item,
+// channel, first, second).
+template <int C, class Finish>
+__device__ void add_up_sums(const Handover& handover, int earlier, int items, double* scratch,
+                            Finish finish) {
   constexpr int kQuads = C / 2, kSlices = kCellThreads / kQuads, kInWarp = 32 / kQuads;
   constexpr int kItems = kMeetingItems<C>, kAtOnce = C / 16;  // blocks of a thread
   const int t = threadIdx.x, quad = t % kQuads, slice = t / kQuads;
+  if (earlier == 0) {
+    if (t == 0) wait_for(handover.arrivals + blockIdx.y, handover.blocks);
+    __syncthreads();
+  }
+  // First a few words of each block: asking for all of them again and again would be in the way of
+  // the blocks that are still at work.
+  for (int block = t; block < handover.blocks; block += kCellThreads) {
+    uint4 words[1];
+    receive([&](int) { return handover.of_block(block) + earlier * 2 * C; }, words);
+  }
+  __syncthreads();
   for (int first = 0; first < items; first += kItems) {
     double sums[kItems][4] = {};
 #pragma unroll 1
-    for (int block = slice; block < blocks; block += kAtOnce * kSlices) {
-      float4 values[kItems * kAtOnce];
-      const float* from = parts + static_cast<int64_t>(block) * columns + first * 2 * C + quad * 4;
-      const auto at = [&](int i) {
-        const int item = i % kItems, slices = i / kItems * kSlices;
-        const bool exists = first + item < items && block + slices < blocks;
-        return exists ? from + slices * columns + item * 2 * C : nullptr;
-      };
-      read(at, values);
+    for (int block = slice; block < handover.blocks; block += kAtOnce * kSlices) {
+      // Of what does not exist the words are those of zeros.
+      uint4 words[kItems * kAtOnce];
+      receive(
+          [&](int i) {
+            const int item = first + i % kItems, from = block + i / kItems * kSlices;
+            const float* at = handover.of_block(from) + (earlier + item) * 2 * C + quad * 4;
+            return item < items && from < handover.blocks ? at : nullptr;
+          },
+          words);
 #pragma unroll
       for (int i = 0; i < kItems * kAtOnce; ++i) {
-        if (at(i) == nullptr) continue;
         double (&sum)[4] = sums[i % kItems];
-        sum[0] += static_cast<double>(values[i].x);
-        sum[1] += static_cast<double>(values[i].y);
-        sum[2] += static_cast<double>(values[i].z);
-        sum[3] += static_cast<double>(values[i].w);
+        sum[0] += from_word(words[i].x);
+        sum[1] += from_word(words[i].y);
+        sum[2] += from_word(words[i].z);
+        sum[3] += from_word(words[i].w);
       }
     }
 #pragma unroll
@@ -198,87 +226,12 @@ __device__ void add_up_blocks(const float* parts, int blocks, int columns, int i
   }
 }
 
-// Adds up the sums of all blocks of this block's architecture, two kinds for each channel of
-// `items` items, in the order of the blocks, whatever the order in which they come. `totals`
-// (items, 2, C) are those of this block, and are zeros afterwards; `scratch` is shared memory.
-// Calls finish(item, channel, first, second).
-template <int C, class Finish>
-__device__ void meet(const Meeting& meeting, int round, int items, double* totals, double* scratch,
-                     Finish finish) {
-  const float* parts = exchange(meeting, round, items * 2 * C, totals);
-  add_up_blocks<C>(
-      parts, meeting.blocks, meeting.columns, items, scratch,
-      [](auto at, auto& values) {
-#pragma unroll
-        for (int i = 0; i < static_cast<int>(sizeof(values) / sizeof(values[0])); ++i) {
-          if (at(i) != nullptr) values[i] = __ldcg(reinterpret_cast<const float4*>(at(i)));
-        }
-      },
-      finish);
-}
-
-// Where the blocks of an architecture hand over their sums without a meeting: each of them once in
-// a launch, in a word of its own that says by itself that it is there.
-struct Handover {
-  float* parts = nullptr;                  // (archs, blocks, columns)
-  unsigned long long* arrivals = nullptr;  // (archs), zeros at first
-  int blocks = 0, columns = 0;
-
-  int64_t size(int archs) const { return static_cast<int64_t>(archs) * blocks * columns; }
-  __device__ float* of_block(int block) const {
-    return parts + (static_cast<int64_t>(blockIdx.y) * blocks + block) * columns;
-  }
-};
-
-// Clears this block's words, which nobody reads before those of all blocks are cleared.
-__device__ inline void begin(const Handover& handover) {
-  float* words = handover.of_block(blockIdx.x);
-  for (int i = threadIdx.x * 4; i < handover.columns; i += kCellThreads * 4) {
-    write_at_once(words + i, make_float4(0, 0, 0, 0));
-  }
-  __syncthreads();
-  if (threadIdx.x == 0) arrive(handover.arrivals + blockIdx.y);
-}
-
-// A sum as an odd word: rounded to one bit less, to even. NaN stays NaN.
-__device__ inline unsigned to_word(double sum) {
-  const float value = static_cast<float>(sum);
-  const unsigned bits = __float_as_uint(value), up = bits & bits >> 1 & 1u;
-  return (value == value ? bits + up : bits) | 1u;
-}
-__device__ inline float from_word(unsigned word) { return __uint_as_float(word & ~1u); }
-
-// Adds up the sums of all blocks of this block's architecture, as `meet` with a Meeting does, after
-// `earlier` items in this launch.
+// Both, one after the other.
 template <int C, class Finish>
 __device__ void meet(const Handover& handover, int earlier, int items, double* totals,
                      double* scratch, Finish finish) {
-  const int offset = earlier * 2 * C;
-  __syncthreads();
-  for (int j = threadIdx.x * 4; j < items * 2 * C; j += kCellThreads * 4) {
-    hand_over(handover.of_block(blockIdx.x) + offset + j,
-              make_uint4(to_word(totals[j]), to_word(totals[j + 1]), to_word(totals[j + 2]),
-                         to_word(totals[j + 3])));
-#pragma unroll
-    for (int i = 0; i < 4; ++i) totals[j + i] = 0;
-  }
-  if (earlier == 0) {
-    if (threadIdx.x == 0) wait_for(handover.arrivals + blockIdx.y, handover.blocks);
-    __syncthreads();
-  }
-  add_up_blocks<C>(
-      handover.of_block(0) + offset, handover.blocks, handover.columns, items, scratch,
-      [](auto at, auto& values) {
-        constexpr int kCount = sizeof(values) / sizeof(values[0]);
-        uint4 words[kCount];
-        receive(at, words);
-#pragma unroll
-        for (int i = 0; i < kCount; ++i) {
-          values[i] = make_float4(from_word(words[i].x), from_word(words[i].y),
-                                  from_word(words[i].z), from_word(words[i].w));
-        }
-      },
-      finish);
+  hand_over_sums<C>(handover, earlier, items, totals);
+  add_up_sums<C>(handover, earlier, items, scratch, finish);
 }
 
 }  // namespace asng::cuda

@@ -45,7 +45,7 @@ struct Job {
   V* input_grads;  // (inputs, archs, in_size)
   float* input_coefficients;
   Layout layout;
-  Meeting meeting;
+  Handover handover;
 };
 
 // Some of what is to be done, in order; what belongs to round r begins at before[r].
@@ -1161,6 +1161,7 @@ __global__ __launch_bounds__(kCellThreads, 1) void nodes_backward_kernel(const J
   Plan<V>& plan = *dynamic_shared<Plan<V>>();
   float* shared = reinterpret_cast<float*>(&plan + 1);
   double* totals = reinterpret_cast<double*>(shared + l.totals);
+  begin(job.handover);
   start_norms<C>(job, shared + l.norms);
   for (int i = threadIdx.x; i < (s.nodes * kCellEdges + s.inputs) * 2 * C; i += kCellThreads) {
     totals[i] = 0;
@@ -1216,7 +1217,7 @@ __global__ __launch_bounds__(kCellThreads, 1) void nodes_backward_kernel(const J
     const int first_item = plan.item_list.before[round];
     const int items = plan.item_list.before[round + 1] - first_item;
     if (items == 0) break;
-    meet<C>(job.meeting, round, items, totals, reinterpret_cast<double*>(shared + l.scratch),
+    meet<C>(job.handover, first_item, items, totals, reinterpret_cast<double*>(shared + l.scratch),
             [&](int number, int c, double sum, double dots) {
               // rstd · (g − mean(g) − x̂ · mean(g·x̂)) with x̂ = z·scale + shift.
               const Item& item = plan.items[first_item + number];
@@ -1295,7 +1296,7 @@ Layout make_layout(const DagShape& s) {
   l.coefficients = 0;
   l.norms = l.coefficients + edges * 3 * c;
   l.totals = l.norms + (edges * 2 + s.inputs) * 2 * c;
-  l.taps = l.totals + 2 * nodes_backward_columns(s);
+  l.taps = l.totals + 2 * (edges + s.inputs) * 2 * c;
   l.weight = l.taps + kMostKernelElements * c;
   l.source = l.weight + c * (c + 4);
   l.grads = l.source + in;
@@ -1335,20 +1336,19 @@ const char* nodes_backward_obstacle(const DagShape& s) {
   return nullptr;
 }
 
-// The sums of a round at most: of all edges and inputs, one normalization each.
 int nodes_backward_columns(const DagShape& s) {
-  return (s.nodes * kCellEdges + s.inputs) * 2 * s.padded;
+  return (2 * s.nodes * kCellEdges + s.inputs) * 2 * s.padded;
 }
 
 template <class V>
 void nodes_backward(const Dag<V>& dag, const Gradients<V>& gradients, V* input_grads,
-                    float* input_coefficients, const Meeting& meeting, CudaStream stream) {
+                    float* input_coefficients, const Handover& handover, CudaStream stream) {
   const DagShape& s = dag.shape;
-  const Job<V> job = {dag, gradients, input_grads, input_coefficients, make_layout<V>(s), meeting};
+  const Job<V> job = {dag, gradients, input_grads, input_coefficients, make_layout<V>(s), handover};
   const auto kernel = s.padded == 16   ? choose_channels<V, 16>(s)
                       : s.padded == 32 ? choose_channels<V, 32>(s)
                                        : choose_channels<V, 64>(s);
-  launch_cooperative(kernel, dim3(meeting.blocks, s.archs), kCellThreads,
+  launch_cooperative(kernel, dim3(handover.blocks, s.archs), kCellThreads,
                      layout_bytes<V>(job.layout), stream, job);
   if (s.shared == 0) return;
   const int splits = pixel_splits(s.in_size() / s.padded, s.padded);
@@ -1357,8 +1357,8 @@ void nodes_backward(const Dag<V>& dag, const Gradients<V>& gradients, V* input_g
 }
 
 template void nodes_backward(const Dag<float>&, const Gradients<float>&, float*, float*,
-                             const Meeting&, CudaStream);
+                             const Handover&, CudaStream);
 template void nodes_backward(const Dag<BFloat16>&, const Gradients<BFloat16>&, BFloat16*, float*,
-                             const Meeting&, CudaStream);
+                             const Handover&, CudaStream);
 
 }  // namespace asng::cuda

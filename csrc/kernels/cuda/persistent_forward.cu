@@ -88,6 +88,27 @@ __device__ inline int window_elements(int separable) {
   return elements;
 }
 
+// Looks up what the projections need.
+template <int C, class V>
+__device__ void plan_projections(const Job<V>& job, float* norms, Plan<V>& plan) {
+  const Dag<V>& dag = job.cell.dag;
+  const DagShape& s = dag.shape;
+  const int arch = blockIdx.y, t = threadIdx.x;
+  if (t < kProjections) {
+    float* kept = t < s.inputs ? const_cast<float*>(dag.state(arch, t).norm)
+                               : job.cell.y_norms + arch * 2 * C;
+    plan.projections[t] = {norms + t * 2 * C, kept};
+    // What architectures share is kept as that of the first.
+    bool needed = t == s.inputs;
+    for (int a = 0; t < s.inputs && a < s.archs; ++a) {
+      const bool counts = a == arch || (arch == 0 && (job.shared >> t & 1u) != 0);
+      needed |= counts && dag.used[a * s.states() + t] != 0;
+    }
+    plan.needed[t] = needed;
+  }
+  __syncthreads();
+}
+
 // Looks up what the stages and terms need.
 template <int C, class V>
 __device__ void make_plan(const Job<V>& job, float* norms, Plan<V>& plan) {
@@ -102,18 +123,6 @@ __device__ void make_plan(const Job<V>& job, float* norms, Plan<V>& plan) {
     return state;
   };
   make_schedule(dag, arch, plan.schedule);
-  if (t < kProjections) {
-    float* kept = t < s.inputs ? const_cast<float*>(dag.state(arch, t).norm)
-                               : job.cell.y_norms + arch * 2 * C;
-    plan.projections[t] = {norms + t * 2 * C, kept};
-    // What architectures share is kept as that of the first.
-    bool needed = t == s.inputs;
-    for (int a = 0; t < s.inputs && a < s.archs; ++a) {
-      const bool counts = a == arch || (arch == 0 && (job.shared >> t & 1u) != 0);
-      needed |= counts && dag.used[a * s.states() + t] != 0;
-    }
-    plan.needed[t] = needed;
-  }
   if (t < schedule.stages_before[schedule.phases]) {
     const int which = schedule.stages[t] / 2, node = which / kCellEdges, e = which % kCellEdges;
     const int stage = schedule.stages[t] % 2;
@@ -424,11 +433,11 @@ __global__ __launch_bounds__(kCellThreads, 1) void cell_forward_kernel(const Job
   double* totals = reinterpret_cast<double*>(shared + job.layout.sums);
   for (int i = threadIdx.x; i < s.nodes * kCellEdges * 2 * C; i += kCellThreads) totals[i] = 0;
   begin(job.handover);
-  make_plan<C>(job, shared + job.layout.norms, plan);
+  plan_projections<C>(job, shared + job.layout.norms, plan);
   // Phase −1 is that of the inputs, and the one behind the last that of the output.
   int earlier = 0;
-  for (int phase = -1; phase <= schedule.phases; ++phase) {
-    const bool of_inputs = phase < 0, of_output = phase == schedule.phases;
+  for (int phase = -1; phase < 0 || phase <= schedule.phases; ++phase) {
+    const bool of_inputs = phase < 0, of_output = !of_inputs && phase == schedule.phases;
     const bool of_nodes = !of_inputs && !of_output;
     int begin = 0, end = 0;
     if (of_inputs) {
@@ -458,26 +467,29 @@ __global__ __launch_bounds__(kCellThreads, 1) void cell_forward_kernel(const Job
         }
       }
     }
+    if (begin < end) hand_over_sums<C>(job.handover, earlier, end - begin, totals);
+    // Until those of other blocks are there.
+    if (of_inputs) make_plan<C>(job, shared + job.layout.norms, plan);
     if (begin == end) continue;
     const double share = 1 / (static_cast<double>(s.images) *
                               (of_inputs ? s.height * s.width : s.out_height * s.out_width));
-    meet<C>(job.handover, earlier, end - begin, totals,
-            reinterpret_cast<double*>(shared + job.layout.images),
-            [&](int item, int c, double sum, double squares) {
-              const int i = begin + item;
-              const Norm norm = of_nodes ? plan.stages[i].norm_of_z : plan.projections[i];
-              const double mean = sum * share, difference = squares * share - mean * mean;
-              // Rounding may make it negative; a NaN must stay one.
-              const float rstd =
-                  1.0f / sqrtf(static_cast<float>((difference < 0 ? 0 : difference) + kEpsilon));
-              const float shift = static_cast<float>(-mean * static_cast<double>(rstd));
-              norm.here[c] = rstd;
-              norm.here[C + c] = shift;
-              if (blockIdx.x == 0) {
-                norm.kept[c] = rstd;
-                norm.kept[C + c] = shift;
-              }
-            });
+    add_up_sums<C>(
+        job.handover, earlier, end - begin, reinterpret_cast<double*>(shared + job.layout.images),
+        [&](int item, int c, double sum, double squares) {
+          const int i = begin + item;
+          const Norm norm = of_nodes ? plan.stages[i].norm_of_z : plan.projections[i];
+          const double mean = sum * share, difference = squares * share - mean * mean;
+          // Rounding may make it negative; a NaN must stay one.
+          const float rstd =
+              1.0f / sqrtf(static_cast<float>((difference < 0 ? 0 : difference) + kEpsilon));
+          const float shift = static_cast<float>(-mean * static_cast<double>(rstd));
+          norm.here[c] = rstd;
+          norm.here[C + c] = shift;
+          if (blockIdx.x == 0) {
+            norm.kept[c] = rstd;
+            norm.kept[C + c] = shift;
+          }
+        });
     earlier += end - begin;
   }
   const int pixels = s.out_height * s.out_width;

@@ -106,6 +106,8 @@ __device__ void depthwise_strip(const float* source, int columns, const float* t
     const int down = run / across, y = down * kRows, x = (run - down * across) * kRun;
     Vec4<float> sums[kRows][kRun] = {};
     const float* from = source + (y * S * columns + x * S) * kPixel<C> + c;
+    // A line of taps is loaded once, for the first row and on the next line for the second.
+    Vec4<float> line_taps[K] = {};
 #pragma unroll 1
     for (int line = 0; line < K + kRows - 1; ++line) {
       Vec4<float> v[kSpan];
@@ -113,17 +115,18 @@ __device__ void depthwise_strip(const float* source, int columns, const float* t
       for (int i = 0; i < kSpan; ++i) {
         v[i] = load_vec4(from + (line * D * columns + i) * kPixel<C>);
       }
-#pragma unroll
-      for (int r = 0; r < kRows; ++r) {
-        const int tap = line - r;
-        if (kTwice && (tap < 0 || tap >= K)) continue;
+      const auto add = [&](Vec4<float>(&to)[kRun]) {
 #pragma unroll
         for (int k = 0; k < K; ++k) {
-          const Vec4<float> w = load_vec4(taps + (tap * K + k) * C + c);
 #pragma unroll
-          for (int p = 0; p < kRun; ++p) add_product(sums[r][p], v[p * S + k * D], w);
+          for (int p = 0; p < kRun; ++p) add_product(to[p], v[p * S + k * D], line_taps[k]);
         }
-      }
+      };
+      if (kTwice && line > 0) add(sums[kRows - 1]);
+      if (kTwice && line == K) break;
+#pragma unroll
+      for (int k = 0; k < K; ++k) line_taps[k] = load_vec4(taps + (line * K + k) * C + c);
+      add(sums[0]);
     }
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {

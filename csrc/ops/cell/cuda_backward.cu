@@ -15,8 +15,8 @@ WeightJob<T> weight_job(const Dag<V>& dag, const Gradients<V>& gradients,
 template <class V>
 void output_backward(const Cell<V>& cell, CudaStream stream) {
   if constexpr (std::is_same_v<Compute<V>, float>) {
-    if (cell.handover.blocks > 0) {
-      return whole_output_backward(cell.job, cell.gradients, cell.handover, stream);
+    if (cell.output_handover.blocks > 0) {
+      return whole_output_backward(cell.job, cell.gradients, cell.output_handover, stream);
     }
   }
   reduce_output(cell.job, stream);
@@ -27,7 +27,9 @@ void output_backward(const Cell<V>& cell, CudaStream stream) {
 template <class V>
 void inputs_backward(const Cell<V>& cell, CudaStream stream) {
   if constexpr (std::is_same_v<Compute<V>, float>) {
-    if (cell.handover.blocks > 0) return whole_inputs_backward(cell.job, cell.handover, stream);
+    if (cell.output_handover.blocks > 0) {
+      return whole_inputs_backward(cell.job, cell.output_handover, stream);
+    }
   }
   project_inputs_backward(cell.job, stream);
 }
@@ -37,8 +39,8 @@ template <class V>
 void nodes_and_inputs_backward(const Cell<V>& cell, CudaStream stream) {
   const Dag<V>& dag = cell.job.dag;
   if constexpr (std::is_same_v<Compute<V>, float>) {
-    if (cell.meeting.blocks > 0) {
-      nodes_backward(dag, cell.gradients, cell.input_grads, cell.input_coefficients, cell.meeting,
+    if (cell.handover.blocks > 0) {
+      nodes_backward(dag, cell.gradients, cell.input_grads, cell.input_coefficients, cell.handover,
                      stream);
       return;
     }

@@ -104,8 +104,8 @@ struct Cell {
   Gradients<V> gradients;
   MatrixGradient<T> matrix_gradients[3];
   // Without blocks where each step has a launch of its own.
-  Handover handover;  // of a forward pass, and of the output in a backward pass
-  Meeting meeting;    // of the nodes in a backward pass
+  Handover handover;         // of a forward pass, or of the nodes in a backward pass
+  Handover output_handover;  // in a backward pass
   int64_t archs, padded, in_size, out_size;
 
   // `saved` is where the backward pass finds what it needs; if `keeps` is false there is none.
@@ -161,8 +161,7 @@ struct Cell {
   }
 
   // The place of its arrivals among the counters is counted from the last.
-  template <class Sums>
-  void allocate_sums(Arena& arena, Sums& sums, int columns, int place) {
+  void allocate_sums(Arena& arena, Handover& sums, int columns, int place) {
     const DagShape& s = job.dag.shape;
     sums.blocks = blocks_per_arch(s.images, s.archs);
     sums.columns = columns;
@@ -186,11 +185,11 @@ struct Cell {
   void allocate_backward(Arena& arena) {
     const DagShape& s = job.dag.shape;
     if (in_one_launch(nodes_backward_obstacle(s))) {
-      allocate_sums(arena, meeting, nodes_backward_columns(s), 1);
+      allocate_sums(arena, handover, nodes_backward_columns(s), 1);
       // What products are rounded does not change the size of anything.
-      allocate_sums(arena, handover, 2 * s.padded, 2);
-      if (!std::is_same_v<V, BFloat16> && !s.tf32) handover.blocks = 0;
-      gradients.splits = meeting.blocks;
+      allocate_sums(arena, output_handover, 2 * s.padded, 2);
+      if (!std::is_same_v<V, BFloat16> && !s.tf32) output_handover.blocks = 0;
+      gradients.splits = handover.blocks;
       gradients.intermediate = arena.take<V>(s.slots() * s.out_size());
       gradients.weight_splits =
           arena.take<T>(static_cast<int64_t>(s.slots()) * gradients.splits * s.slot_weights());
@@ -212,8 +211,8 @@ struct Cell {
       const int64_t pixels = (which == 2 ? out_size : in_size) / padded;
       m.splits = pointwise_split_count<V>(pixels, s.padded, m.shape.depth());
       m.weight_splits = job.weight_splits[which] =
-          arena.take<T>(m.groups * std::max(m.splits, meeting.blocks) * m.shape.packed_size());
-      if (handover.blocks > 0) m.splits = handover.blocks;
+          arena.take<T>(m.groups * std::max(m.splits, handover.blocks) * m.shape.packed_size());
+      if (output_handover.blocks > 0) m.splits = handover.blocks;
       job.splits[which] = m.splits;
     }
   }

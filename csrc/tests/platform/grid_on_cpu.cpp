@@ -150,8 +150,8 @@ TEST_CASE("CUDA: words that blocks hand over are waited for") {
     std::array<uint4, 10> words{};
     std::array<unsigned, 5> sums{};
     sample_hand_over(words.data(), sums.data(), -1, nullptr);
-    // Twice those of all (block, thread), which are 2·(block + thread) + 1.
-    for (const unsigned sum : sums) CHECK(sum == 2 * (2 * (2 * 10 + 5) + 10));
+    // Twice 2·(block + thread), of all blocks and two threads.
+    for (const unsigned sum : sums) CHECK(sum == 2 * (2 * (2 * 10 + 5)));
     words = {};
     CHECK(holds(error_of([&] { sample_hand_over(words.data(), sums.data(), 3, nullptr); }),
                 "a wait for other blocks"));

@@ -153,11 +153,12 @@ __global__ void hand_over_kernel(uint4* words, unsigned int* sums, int absent) {
   if (static_cast<int>(blockIdx.x) == absent) return;
   const unsigned t = threadIdx.x, word = 2 * (t + blockIdx.x) + 1;
   if (t < 2) hand_over(words + blockIdx.x * 2 + t, make_uint4(word, word, word, word));
-  uint4 received[3] = {};
+  // Those that are not there at all are ones.
+  uint4 received[3];
   const unsigned pieces = 2 * gridDim.x;
   receive([&](unsigned i) { return t + 4 * i < pieces ? words + t + 4 * i : nullptr; }, received);
   unsigned sum = 0;
-  for (const uint4& piece : received) sum += piece.x + piece.w;
+  for (const uint4& piece : received) sum += piece.x / 2 * 2 + piece.w / 2 * 2;
   for (int lanes = 1; lanes < 4; lanes *= 2) sum += __shfl_xor_sync(0xfu, sum, lanes);
   if (t == 0) sums[blockIdx.x] = sum;
 }
