@@ -12,18 +12,23 @@ Marks are put between iterations while the search runs; the median of their dist
 epoch is timed as a whole, and a hundred are extrapolated from it; those of ``plain`` are its median
 iteration as many times. Iterations of ``captured`` and ``plain`` follow with TF32 forbidden, and
 with the supernet under autocast to bfloat16. On a CPU there are no graphs:
-``captured`` and ``launched`` are the same there.
+``captured`` and ``launched`` are the same there. A line says how many of the cells are computed in
+one launch for all nodes, and what keeps the others from that.
 
 Run with ``python bench/gpu_search_step.py [--device cpu] [--quick] [--json PATH]``.
 """
 
 from __future__ import annotations
 
+import os
+import re
 import statistics
 import sys
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from gpu_timing import PRECISIONS, Mark, allow_tf32, arguments, describe, laps
@@ -32,6 +37,8 @@ from table import finish, made_row, save
 import asng_ext as asng
 from asng_ext.data import CIFAR10_AUGMENTATION, ImageData, ImageSet
 from asng_ext.engine.search import search
+from asng_ext.nn import FusedCellSupernet
+from asng_ext.ops import _libraries
 from asng_ext.runs.config import SearchConfig
 from asng_ext.tasks.classification import ClassificationConfig, ClassificationTask
 
@@ -54,6 +61,65 @@ def random_images(count: int, size: int) -> ImageData:
 
     augmentation = replace(CIFAR10_AUGMENTATION, cutout=size // 2)
     return ImageData.of(images(count), images(100), augmentation)
+
+
+def obstacle(run: Callable[[], Any]) -> str | None:
+    """What keeps a pass of a cell from one launch for all nodes; None if nothing does."""
+    with patch.dict(os.environ, ASNG_CUDA_PATH="persistent"):
+        try:
+            run()
+        except RuntimeError as error:
+            found = re.search("ASNG_CUDA_PATH is persistent.*because of (.*)", str(error))
+            if found is None:
+                raise
+            return found[1]
+    return None
+
+
+def paths_of_cells(supernet: FusedCellSupernet, x: torch.Tensor, population: int) -> str:
+    """How many cells have one launch for all nodes where some architectures run on images `x`, and
+    what keeps others from it."""
+    if not _libraries.has_cuda_kernels(x.device):
+        return "cells: computed on the CPU"
+    if os.environ.get("ASNG_CUDA_PATH") == "generic":
+        return "cells: a launch for each step, as ASNG_CUDA_PATH says"
+    calls: list[tuple[Any, list[torch.Tensor]]] = []
+
+    def note(cell: Any, args: tuple[torch.Tensor, ...]) -> None:
+        calls.append((cell, [arg.detach() for arg in args]))
+
+    hooks = [cell.register_forward_pre_hook(note) for cell in supernet.cells]
+    variables = len(supernet.space.categories)
+    supernet.forward_population(
+        x, torch.zeros((population, variables), dtype=torch.int64).to(x.device)
+    )
+    for hook in hooks:
+        hook.remove()
+    found: dict[str, list[str | None]] = {"forward": [], "backward": []}
+    for cell, args in calls:
+        found["forward"].append(obstacle(lambda cell=cell, args=args: cell(*args)))
+        found["backward"].append(obstacle(cell(*args)[0].sum().backward))
+    parts = []
+    for name, obstacles in found.items():
+        reasons = Counter(reason for reason in obstacles if reason is not None)
+        others = "".join(f"; {n} not because of {reason}" for reason, n in reasons.items())
+        parts.append(f"{name} {obstacles.count(None)} of {len(obstacles)}{others}")
+    return f"cells in one launch for all nodes: {', '.join(parts)}"
+
+
+def line_of_cells(
+    data: ImageData, config: SearchConfig, task_config: ClassificationConfig, device: torch.device
+) -> str:
+    """`paths_of_cells` for a search."""
+    batch = config.batch_size
+    task = ClassificationTask(
+        data, task_config, search_batch_size=batch, retrain_batch_size=batch, seed=0, device=device
+    )
+    supernet = task.supernet()
+    if not isinstance(supernet, FusedCellSupernet):
+        return "cells: plain PyTorch"
+    x = torch.rand(batch, data.channels, *data.train.images.shape[1:3], device=device)
+    return paths_of_cells(supernet, x, config.population_size)
 
 
 class Marked(ClassificationTask):
@@ -137,6 +203,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         ),
     )
     case = f"B={config.batch_size} C={task_config.channels} λ={config.population_size}"
+
+    print(line_of_cells(part, config, task_config, device))
 
     def run(
         data: ImageData, *, graphs: bool = True, plain: bool = False, kind: str = "TF32"

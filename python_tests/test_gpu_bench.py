@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from asng_ext.nn import CellSpace, FusedCellSupernet
 from asng_ext.optimizers.reference import ReferenceASNG
 
 ROOT = Path(__file__).parents[1]
@@ -71,6 +72,23 @@ def test_the_baselines_of_layers_compute_the_same(
     assert not wide[0][:, plain[0].shape[1] :].any()
     assert not wide[2][6:].any()
     assert not wide[2][:, 4:].any()
+
+
+@pytest.mark.grid(only=True)
+def test_it_is_said_which_cells_have_one_launch(
+    bench: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gpu_search_step import paths_of_cells
+
+    supernet = FusedCellSupernet(CellSpace(1), cells=3, channels=4)
+    assert paths_of_cells(supernet, torch.rand(2, 3, 16, 16), 2) == (
+        "cells in one launch for all nodes: forward 3 of 3, backward 3 of 3"
+    )
+    line = paths_of_cells(supernet, torch.rand(2, 3, 8, 8), 2)
+    assert line.startswith("cells in one launch for all nodes: forward 2 of 3; 1 not because of ")
+    assert ", backward 2 of 3; 1 not because of " in line
+    monkeypatch.setenv("ASNG_CUDA_PATH", "generic")
+    assert "as ASNG_CUDA_PATH says" in paths_of_cells(supernet, torch.rand(2, 3, 8, 8), 2)
 
 
 STUB = """#!{shell}

@@ -75,6 +75,23 @@ inline void wait_for(unsigned long long* counter, unsigned long long target,
                      cuda_on_cpu::Location where = cuda_on_cpu::Location::current()) {
   cuda_on_cpu::spin(counter, target, where);
 }
+inline void hand_over(void* to, const uint4& words) {
+  cuda_on_cpu::check_global(to);
+  std::memcpy(to, &words, sizeof(words));
+}
+template <int kCount, class At>
+void receive(At at, uint4 (&to)[kCount],
+             cuda_on_cpu::Location where = cuda_on_cpu::Location::current()) {
+  for (int i = 0; i < kCount; ++i) {
+    const void* from = at(i);
+    to[i] = uint4{1, 1, 1, 1};
+    if (from == nullptr) continue;
+    for (int word = 0; word < 4; ++word) {
+      cuda_on_cpu::spin(static_cast<const unsigned*>(from) + word, where);
+    }
+    std::memcpy(&to[i], from, sizeof(to[i]));
+  }
+}
 
 // Few, so that small tests also reach the code for more work than multiprocessors.
 inline int multiprocessor_count() { return 3; }
@@ -83,8 +100,10 @@ inline void fill_zero(void* memory, std::size_t bytes, CudaStream) {
   cuda_on_cpu::fill_zero(memory, bytes);
 }
 
+namespace detail {
+
 template <class Vector>
-void write_at_once(void* to, const Vector& value) {
+void write_aligned(void* to, const Vector& value) {
   if (reinterpret_cast<uintptr_t>(to) % sizeof(value) != 0) {
     throw std::runtime_error("an access of " + std::to_string(sizeof(value)) +
                              " bytes is not aligned");
@@ -92,19 +111,45 @@ void write_at_once(void* to, const Vector& value) {
   std::memcpy(to, &value, sizeof(value));
 }
 
+}  // namespace detail
+
+template <class Vector>
+void write_at_once(void* to, const Vector& value) {
+  cuda_on_cpu::check_global(to);
+  detail::write_aligned(to, value);
+}
+
 inline float max_or_nan(float a, float b) { return a > b || a != a ? a : b; }
 
 inline void store_shared(float* to, float a, float b, float c, float d) {
-  write_at_once(to, make_float4(a, b, c, d));
+  cuda_on_cpu::check_shared(to);
+  detail::write_aligned(to, make_float4(a, b, c, d));
 }
-inline void store_shared(double* to, double a, double b) { write_at_once(to, make_double2(a, b)); }
+inline void store_shared(double* to, double a, double b) {
+  cuda_on_cpu::check_shared(to);
+  detail::write_aligned(to, make_double2(a, b));
+}
 
 template <class T>
 const T* kept(const T* pointer) {
   return pointer;
 }
 
-inline void copy_async16(void* to, const void* from) { std::memcpy(to, from, 16); }
+inline int opaque(int value) { return value; }
+template <class T>
+T* in_global(T* pointer) {
+  if (pointer != nullptr) cuda_on_cpu::check_global(pointer);
+  return pointer;
+}
+
+template <int kBytes>
+void copy_async(void* to, const void* from) {
+  cuda_on_cpu::check_shared(to);
+  cuda_on_cpu::check_global(from);
+  std::memcpy(to, from, kBytes);
+}
+inline void copy_async8(void* to, const void* from) { copy_async<8>(to, from); }
+inline void copy_async16(void* to, const void* from) { copy_async<16>(to, from); }
 inline void wait_for_copies() {}
 inline void prefetch(const void*) {}
 
@@ -200,6 +245,40 @@ __device__ inline void wait_for(unsigned long long* counter, unsigned long long 
   } while (seen < target);
 }
 
+// Four words for other blocks of a kernel launched together, which have found zeros there: odd
+// ones, so that each of them says by itself that it is there. Nothing else is handed on with them,
+// and so nothing that was written before has to be waited for.
+__device__ __forceinline__ void hand_over(void* to, const uint4& words) {
+  asm volatile(
+      "st.relaxed.gpu.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)),
+      "r"(words.x), "r"(words.y), "r"(words.z), "r"(words.w)
+      : "memory");
+}
+
+// Waits for such words at at(i), for each i < kCount; those of a null are ones. All are asked for
+// at the same time, and all again until the last one is there, so that nothing stands between the
+// loads.
+template <int kCount, class At>
+__device__ __forceinline__ void receive(At at, uint4 (&to)[kCount]) {
+  unsigned there;
+  do {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      const void* from = at(i);
+      to[i] = make_uint4(1, 1, 1, 1);
+      if (from != nullptr) {
+        asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(to[i].x), "=r"(to[i].y), "=r"(to[i].z), "=r"(to[i].w)
+                     : "l"(__cvta_generic_to_global(from))
+                     : "memory");
+      }
+    }
+    there = 1;
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) there &= to[i].x & to[i].y & to[i].z & to[i].w;
+  } while (there == 0);
+}
+
 inline void fill_zero(void* memory, std::size_t bytes, CudaStream stream) {
   check(cudaMemsetAsync(memory, 0, bytes, stream), "filling memory with zeros");
 }
@@ -248,6 +327,20 @@ __device__ __forceinline__ const T* kept(const T* pointer) {
   return pointer;
 }
 
+// The value as one of which nothing is known: what follows from it is computed here, and not kept
+// from wherever it was computed before.
+__device__ __forceinline__ int opaque(int value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+
+// The pointer, which points to global memory: of one that was loaded compilers do not know that.
+template <class T>
+__device__ __forceinline__ T* in_global(T* pointer) {
+  __builtin_assume(__isGlobal(pointer));
+  return pointer;
+}
+
 // The larger of both, or NaN if `a` is; b is a number.
 __device__ __forceinline__ float max_or_nan(float a, float b) {
   float larger;
@@ -255,8 +348,14 @@ __device__ __forceinline__ float max_or_nan(float a, float b) {
   return larger;
 }
 
-// Starts to copy 16 bytes from global to shared memory, both aligned to as many; they are there for
-// this thread after wait_for_copies(), and for others after a barrier behind that.
+// Starts to copy 8 or 16 bytes from global to shared memory, both aligned to as many; they are
+// there for this thread after wait_for_copies(), and for others after a barrier behind that.
+__device__ __forceinline__ void copy_async8(void* to, const void* from) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(
+                   static_cast<unsigned>(__cvta_generic_to_shared(to))),
+               "l"(__cvta_generic_to_global(from))
+               : "memory");
+}
 __device__ __forceinline__ void copy_async16(void* to, const void* from) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
                    static_cast<unsigned>(__cvta_generic_to_shared(to))),

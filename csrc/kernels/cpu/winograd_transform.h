@@ -87,8 +87,8 @@ ASNG_INLINE void evaluate(const Vec<T>* x, Vec<T>* y) {
         odd += power * x[i * step];
       }
     }
-    y[(2 * p + 1)] = even + odd;
-    y[(2 * p + 2)] = even - odd;
+    y[2 * p + 1] = even + odd;
+    y[2 * p + 2] = even - odd;
   }
   y[7] = x[(count - 1) * step];
 }
@@ -99,8 +99,8 @@ ASNG_INLINE void collect(const Vec<T>* y, Vec<T>* x) {
   constexpr T points[3] = {T(1), T(2), T(0.5)};
   Vec<T> sum[3], difference[3];
   for (int p = 0; p < 3; ++p) {
-    sum[p] = y[(2 * p + 1)] + y[(2 * p + 2)];
-    difference[p] = y[(2 * p + 1)] - y[(2 * p + 2)];
+    sum[p] = y[2 * p + 1] + y[2 * p + 2];
+    difference[p] = y[2 * p + 1] - y[2 * p + 2];
   }
   T power[3] = {T(1), T(1), T(1)};
   for (int i = 0; i < count; ++i) {

@@ -287,7 +287,7 @@ class OuterProduct {
   __device__ OuterProduct(int rows, int columns)
       : across_(columns / kSide), count_(rows / kSide * across_) {
     groups_ = count_ < kWorkers ? kWorkers / count_ : 1;
-#pragma unroll
+#pragma unroll 1
     for (int s = 0; s < kSlots; ++s) Blocks::clear(sums_[s]);
   }
 
@@ -296,21 +296,21 @@ class OuterProduct {
   // was written there yet.
   __device__ void add(const T* left, int left_row, const T* right, int right_row, int pixels,
                       T* memory, int memory_row, bool first) {
-    const auto add_block = [&](int block, int group, Sum& sum) {
+    const int worker = Blocks::worker(), group = groups_ > 1 ? worker / count_ : 0;
+    if (group == groups_) return;
+    const auto add_block = [&](int block, Sum& sum) {
       const int down = block / across_, across = block - down * across_;
       Blocks::add(left + down * kSide, left_row, right + across * kSide, right_row, group, groups_,
                   pixels, sum);
     };
-    const int worker = Blocks::worker();
-    if (groups_ > 1) {
-      const int group = worker / count_;
-      if (group < groups_) add_block(worker - group * count_, group, sums_[0]);
-      return;
-    }
-#pragma unroll
-    for (int s = 0; s < kSlots; ++s) {
-      const int block = worker + s * kWorkers;
-      if (block < count_) add_block(block, 0, sums_[s]);
+    // No unrolling, so that the sums of all blocks are in local memory, and those of one in
+    // registers while it needs them: all of them would leave too few for what comes between calls.
+#pragma unroll 1
+    for (int s = 0, block = worker - group * count_; s < kSlots && block < count_; ++s) {
+      Sum sum = sums_[s];
+      add_block(block, sum);
+      sums_[s] = sum;
+      block += kWorkers;
     }
     for (int block = worker + kSlots * kWorkers; block < count_; block += kWorkers) {
       T* to = place(block, memory, memory_row);
@@ -320,7 +320,7 @@ class OuterProduct {
       } else {
         Blocks::load(sum, to, memory_row);
       }
-      add_block(block, 0, sum);
+      add_block(block, sum);
       Blocks::write(to, memory_row, sum);
     }
   }
@@ -335,7 +335,7 @@ class OuterProduct {
       Blocks::write(place(block, memory, memory_row), memory_row, zeros);
     }
     if (groups_ == 1) {
-#pragma unroll
+#pragma unroll 1
       for (int s = 0; s < kSlots; ++s) {
         const int block = worker + s * kWorkers;
         if (block < count_) {
@@ -375,26 +375,28 @@ class OuterProduct {
 template <class T>
 struct ThreadBlocks {
   using Value = T;
-  using Sum = Vec4<T>[4];
+  struct Sum {
+    Vec4<T> rows[4];
+  };
   static constexpr int kSide = 4, kSlots = 2, kWorkers = kThreads;
 
   static __device__ __forceinline__ int worker() { return threadIdx.x; }
   static __device__ __forceinline__ void clear(Sum& sum) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) sum[i] = fill_vec4(T(0));
+    for (int i = 0; i < 4; ++i) sum.rows[i] = fill_vec4(T(0));
   }
   static __device__ __forceinline__ void load(Sum& sum, const T* from, int row) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) sum[i] = load_vec4(from + i * row);
+    for (int i = 0; i < 4; ++i) sum.rows[i] = load_vec4(from + i * row);
   }
   // To global memory, where `store` is for shared memory.
   static __device__ __forceinline__ void write(T* to, int row, const Sum& sum) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) write_vec4(to + i * row, sum[i]);
+    for (int i = 0; i < 4; ++i) write_vec4(to + i * row, sum.rows[i]);
   }
   static __device__ __forceinline__ void store(T* to, int row, const Sum& sum) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) store_vec4(to + i * row, sum[i]);
+    for (int i = 0; i < 4; ++i) store_vec4(to + i * row, sum.rows[i]);
   }
   // Pixels `first`, `first` + `step` and so on.
   static __device__ __forceinline__ void add(const T* left, int left_row, const T* right,
@@ -406,7 +408,7 @@ struct ThreadBlocks {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
 #pragma unroll
-        for (int j = 0; j < 4; ++j) sum[i].v[j] += a.v[i] * b.v[j];
+        for (int j = 0; j < 4; ++j) sum.rows[i].v[j] += a.v[i] * b.v[j];
       }
     }
   }

@@ -51,23 +51,13 @@ int weight_split_count(const DagShape& shape);
 // What keeps a cell in float32 or bfloat16 from having the gradients of all its nodes computed in
 // one launch; null if nothing does.
 const char* nodes_backward_obstacle(const DagShape& shape);
-// Columns of the meeting.
+// Columns of the handover.
 int nodes_backward_columns(const DagShape& shape);
 // From the gradients of leaf nodes, which must be there, those of all nodes and of the inputs, as
 // `gather` gives them, and of the weights, one split for each block of an architecture.
 template <class V>
 void nodes_backward(const Dag<V>& dag, const Gradients<V>& gradients, V* input_grads,
-                    float* input_coefficients, const Meeting& meeting, CudaStream stream);
-
-// persistent_forward.cu
-
-// What keeps all nodes of a cell in float32 or bfloat16 from being computed in one launch; null if
-// nothing does.
-const char* nodes_forward_obstacle(const DagShape& shape);
-// All nodes from the inputs, which are there. A dag without a backward pass needs a place for the
-// stages of every node, too.
-template <class V>
-void nodes_forward(const Dag<V>& dag, const Meeting& meeting, bool keeps_maxima, CudaStream stream);
+                    float* input_coefficients, const Handover& handover, CudaStream stream);
 
 // gather.cu
 
@@ -82,8 +72,6 @@ void gather(const Dag<V>& dag, const Gradients<V>& gradients, int first, int cou
 // The sums for the normalizations that end the edges of a node with any number of edges.
 template <class V>
 void reduce_edges(const Dag<V>& dag, const Gradients<V>& gradients, int node, CudaStream stream);
-
-// pointwise_forward.cu, pointwise_backward.cu
 
 // What a cell reads and makes.
 template <class V>
@@ -119,6 +107,32 @@ struct CellJob {
     return (inputs[which].factorized ? 2 : 1) * inputs[which].padded;
   }
 };
+
+// persistent_forward.cu
+
+// What keeps a cell in float32 or bfloat16 from being computed in one launch; null if nothing does.
+const char* whole_cell_forward_obstacle(const DagShape& shape);
+// Columns of the handover.
+int whole_cell_forward_columns(const DagShape& shape);
+// All of the cell. Without a backward pass there must be a place for the stages of every node, too.
+template <class V>
+void whole_cell_forward(const CellJob<V>& job, const Handover& handover, bool keeps_maxima,
+                        CudaStream stream);
+
+// persistent_projection.cu
+
+// The gradients of the leaf nodes, and of the output's weight, from that of the output: what
+// reduce_output and project_output_backward do. And those of the inputs and their weights: what
+// project_inputs_backward does. In float32 or bfloat16, with TF32 products, of padded channels as
+// many as a cell may have whose nodes are computed in one launch. The weights' gradients have one
+// split for each block of an architecture.
+template <class V>
+void whole_output_backward(const CellJob<V>& job, const Gradients<V>& gradients,
+                           const Handover& handover, CudaStream stream);
+template <class V>
+void whole_inputs_backward(const CellJob<V>& job, const Handover& handover, CudaStream stream);
+
+// pointwise_forward.cu, pointwise_backward.cu
 
 template <class V>
 void project_inputs(const CellJob<V>& job, CudaStream stream);

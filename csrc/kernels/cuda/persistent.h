@@ -100,70 +100,52 @@ __device__ void make_schedule(const Dag<V>& dag, int arch, Schedule& s) {
   __syncthreads();
 }
 
-// Where the blocks of an architecture put the sums of a phase.
-struct Meeting {
-  float* parts = nullptr;                  // (2, archs, blocks, columns)
+// Where the blocks of an architecture hand over their sums to each other: each of them once in
+// a launch, in a word of its own that says by itself that it is there, so that no block waits for
+// what else another has written.
+struct Handover {
+  float* parts = nullptr;                  // (archs, blocks, columns)
   unsigned long long* arrivals = nullptr;  // (archs), zeros at first
   int blocks = 0, columns = 0;
 
-  int64_t size(int archs) const { return 2 * static_cast<int64_t>(archs) * blocks * columns; }
+  int64_t size(int archs) const { return static_cast<int64_t>(archs) * blocks * columns; }
+  __device__ float* of_block(int block) const {
+    return parts + (static_cast<int64_t>(blockIdx.y) * blocks + block) * columns;
+  }
 };
 
-// Hands on this block's `columns` sums, which are zeros afterwards, and returns those of all blocks
-// of its architecture, (blocks, meeting.columns), when they are there. `round` counts the calls
-// from 0 on.
-__device__ inline const float* exchange(const Meeting& meeting, int round, int columns,
-                                        double* totals) {
-  // Blocks that are still reading the sums of the last round are let be.
-  float* parts = meeting.parts + (static_cast<int64_t>(round % 2) * gridDim.y + blockIdx.y) *
-                                     meeting.blocks * meeting.columns;
-  __syncthreads();
-  for (int j = threadIdx.x; j < columns; j += kCellThreads) {
-    parts[static_cast<int64_t>(blockIdx.x) * meeting.columns + j] = static_cast<float>(totals[j]);
-    totals[j] = 0;
+// Clears this block's words, which nobody reads before those of all blocks are cleared.
+__device__ inline void begin(const Handover& handover) {
+  float* words = handover.of_block(blockIdx.x);
+  for (int i = threadIdx.x * 4; i < handover.columns; i += kCellThreads * 4) {
+    write_at_once(words + i, make_float4(0, 0, 0, 0));
   }
   __syncthreads();
-  if (threadIdx.x == 0) {
-    unsigned long long* arrivals = meeting.arrivals + blockIdx.y;
-    arrive(arrivals);
-    wait_for(arrivals, static_cast<unsigned long long>(round + 1) * meeting.blocks);
-  }
-  __syncthreads();
-  return parts;
+  // The last thread, as the first ones have more to do.
+  if (threadIdx.x == kCellThreads - 1) arrive(handover.arrivals + blockIdx.y);
 }
 
-// Adds up the sums of all blocks of this block's architecture, `columns` of them, a multiple of 4,
-// in `totals`: in the order of the blocks, whatever the order in which they come. `scratch` is
-// shared memory for 4·kCellThreads doubles.
-__device__ inline void meet(const Meeting& meeting, int round, int columns, double* totals,
-                            double* scratch) {
-  const int t = threadIdx.x;
-  const float* parts = exchange(meeting, round, columns, totals);
-  const int quads = columns / 4, width = min(quads, kCellThreads);
-  const int slices = min(kCellThreads / width, 16), slice = t / width, lane = t - slice * width;
-  for (int first = 0; first < quads; first += width) {
-    const int quad = first + lane;
-    if (slice < slices && quad < quads) {
-      double sum[4] = {0, 0, 0, 0};
-#pragma unroll 8
-      for (int block = slice; block < meeting.blocks; block += slices) {
-        const float4 part = __ldcg(reinterpret_cast<const float4*>(
-            parts + static_cast<int64_t>(block) * meeting.columns + 4 * quad));
-        sum[0] += static_cast<double>(part.x);
-        sum[1] += static_cast<double>(part.y);
-        sum[2] += static_cast<double>(part.z);
-        sum[3] += static_cast<double>(part.w);
-      }
+// A sum as an odd word: rounded to one bit less, to even. NaN stays NaN.
+__device__ inline unsigned to_word(double sum) {
+  const float value = static_cast<float>(sum);
+  const unsigned bits = __float_as_uint(value), up = bits & bits >> 1 & 1u;
+  return (value == value ? bits + up : bits) | 1u;
+}
+__device__ inline double from_word(unsigned word) {
+  return static_cast<double>(__uint_as_float(word & ~1u));
+}
+
+// Hands over this block's sums, two kinds for each channel of `items` items, after `earlier` ones
+// in this launch. `totals` (items, 2, C) are zeros afterwards.
+template <int C>
+__device__ void hand_over_sums(const Handover& handover, int earlier, int items, double* totals) {
+  float* words = handover.of_block(blockIdx.x) + earlier * 2 * C;
+  __syncthreads();
+  for (int j = threadIdx.x * 4; j < items * 2 * C; j += kCellThreads * 4) {
+    hand_over(words + j, make_uint4(to_word(totals[j]), to_word(totals[j + 1]),
+                                    to_word(totals[j + 2]), to_word(totals[j + 3])));
 #pragma unroll
-      for (int i = 0; i < 4; ++i) scratch[t * 4 + i] = sum[i];
-    }
-    __syncthreads();
-    for (int j = t; j < min(width, quads - first) * 4; j += kCellThreads) {
-      double sum = 0;
-      for (int s = 0; s < slices; ++s) sum += scratch[s * width * 4 + j];
-      totals[first * 4 + j] = sum;
-    }
-    __syncthreads();
+    for (int i = 0; i < 4; ++i) totals[j + i] = 0;
   }
 }
 
@@ -173,36 +155,46 @@ inline constexpr int kMeetingItems = C > 32 ? 2 : 4;
 template <int C>
 inline constexpr int kMeetingDoubles = kMeetingItems<C> * kCellWarps * 2 * C;
 
-// Adds up the sums of all blocks of this block's architecture, two kinds for each channel of
-// `items` items, in the order of the blocks, whatever the order in which they come. `totals`
-// (items, 2, C) are those of this block, and are zeros afterwards; `scratch` is shared memory.
-// Calls finish(item, channel, first, second).
+// Waits for the sums of all blocks of this block's architecture and adds them up, in the order of
+// the blocks, whatever the order in which they come. `scratch` is shared memory. Calls finish(item,
+// channel, first, second).
 template <int C, class Finish>
-__device__ void meet(const Meeting& meeting, int round, int items, double* totals, double* scratch,
-                     Finish finish) {
+__device__ void add_up_sums(const Handover& handover, int earlier, int items, double* scratch,
+                            Finish finish) {
   constexpr int kQuads = C / 2, kSlices = kCellThreads / kQuads, kInWarp = 32 / kQuads;
-  constexpr int kItems = kMeetingItems<C>;
-  const int t = threadIdx.x;
-  const float* parts = exchange(meeting, round, items * 2 * C, totals);
-  const int quad = t % kQuads, slice = t / kQuads;
+  constexpr int kItems = kMeetingItems<C>, kAtOnce = C / 16;  // blocks of a thread
+  const int t = threadIdx.x, quad = t % kQuads, slice = t / kQuads;
+  if (earlier == 0) {
+    if (t == 0) wait_for(handover.arrivals + blockIdx.y, handover.blocks);
+    __syncthreads();
+  }
+  // First a few words of each block: asking for all of them again and again would be in the way of
+  // the blocks that are still at work.
+  for (int block = t; block < handover.blocks; block += kCellThreads) {
+    uint4 words[1];
+    receive([&](int) { return handover.of_block(block) + earlier * 2 * C; }, words);
+  }
+  __syncthreads();
   for (int first = 0; first < items; first += kItems) {
     double sums[kItems][4] = {};
-    for (int block = slice; block < meeting.blocks; block += kSlices) {
-      const float4* from =
-          reinterpret_cast<const float4*>(parts + static_cast<int64_t>(block) * meeting.columns) +
-          first * kQuads + quad;
-      float4 part[kItems];
+#pragma unroll 1
+    for (int block = slice; block < handover.blocks; block += kAtOnce * kSlices) {
+      // Of what does not exist the words are those of zeros.
+      uint4 words[kItems * kAtOnce];
+      receive(
+          [&](int i) {
+            const int item = first + i % kItems, from = block + i / kItems * kSlices;
+            const float* at = handover.of_block(from) + (earlier + item) * 2 * C + quad * 4;
+            return item < items && from < handover.blocks ? at : nullptr;
+          },
+          words);
 #pragma unroll
-      for (int i = 0; i < kItems; ++i) {
-        if (first + i < items) part[i] = __ldcg(from + i * kQuads);
-      }
-#pragma unroll
-      for (int i = 0; i < kItems; ++i) {
-        if (first + i >= items) break;
-        sums[i][0] += static_cast<double>(part[i].x);
-        sums[i][1] += static_cast<double>(part[i].y);
-        sums[i][2] += static_cast<double>(part[i].z);
-        sums[i][3] += static_cast<double>(part[i].w);
+      for (int i = 0; i < kItems * kAtOnce; ++i) {
+        double (&sum)[4] = sums[i % kItems];
+        sum[0] += from_word(words[i].x);
+        sum[1] += from_word(words[i].y);
+        sum[2] += from_word(words[i].z);
+        sum[3] += from_word(words[i].w);
       }
     }
 #pragma unroll
@@ -232,6 +224,14 @@ __device__ void meet(const Meeting& meeting, int round, int items, double* total
     }
     __syncthreads();
   }
+}
+
+// Both, one after the other.
+template <int C, class Finish>
+__device__ void meet(const Handover& handover, int earlier, int items, double* totals,
+                     double* scratch, Finish finish) {
+  hand_over_sums<C>(handover, earlier, items, totals);
+  add_up_sums<C>(handover, earlier, items, scratch, finish);
 }
 
 }  // namespace asng::cuda

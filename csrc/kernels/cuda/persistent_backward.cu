@@ -1,6 +1,6 @@
 // All nodes of a cell, backward, in one launch: see persistent.h. The gradient of a state is added
 // up where it will lie, edge after edge, by the block that has the image; so nothing is gathered
-// from other blocks but the sums of normalizations. In each phase come first the stages whose
+// from other blocks but the sums of normalizations. In each round come first the stages whose
 // coefficients are there, from the last to the first of an edge:
 //   the gradient of the stage's output before its normalization, gz = a·g + b·z + c, and the input
 //   after ReLU, both of a whole image in shared memory;
@@ -9,64 +9,33 @@
 //   the gradient of the depthwise output, gz · weight, in the place of gz;
 //   from that, in one pass, the gradients of the depthwise weight and of the input.
 // Then come the states of which all readers are done, and what they pass on through identities and
-// pools.
+// pools. What a stage reads is on its way to shared memory while the one before it ends, and while
+// states are completed and blocks meet.
+#include <climits>
+
 #include "kernels/cuda/gemm.h"
 #include "kernels/cuda/launchers.h"
-#include "kernels/cuda/norm.h"
+#include "kernels/cuda/pool.h"
 
 namespace asng::cuda {
 
 namespace {
 
-// An output pixel's coordinate for a window's position k, whose middle is `middle`; -1: none.
-__device__ __forceinline__ int window_at(int position, int k, int middle, int stride, int size) {
-  const int at = position + middle - k;
-  if (at < 0 || (stride == 2 && (at & 1) != 0)) return -1;
-  const int out = stride == 2 ? at / 2 : at;
-  return out < size ? out : -1;
-}
-
-// The gradient of pixel (y, x) of a pool's input, from that of its output, `grad`, times `factor`.
-// `maxima` is what the forward pass has kept of a max pool, null for an average pool.
-template <class V>
-__device__ Vec4<Compute<V>> pool_gradient(const DagShape& s, const V* grad, const uint32_t* maxima,
-                                          int factor, int stride, int image, int y, int x, int c) {
-  using T = Compute<V>;
-  const bool max = maxima != nullptr;
-  Vec4<T> sum = fill_vec4(T(0));
-#pragma unroll 3
-  for (int k = 0; k < kPoolPixels; ++k) {
-    const int oy = window_at(y, k / 3, 1, stride, s.out_height);
-    const int ox = window_at(x, k % 3, 1, stride, s.out_width);
-    if (oy < 0 || ox < 0) continue;
-    const int64_t pixel = (static_cast<int64_t>(image) * s.out_height + oy) * s.out_width + ox;
-    const int64_t at = pixel * s.padded + c;
-    const Vec4<T> g = load_vec4(grad + at);
-    if (!max) {
-      sum += g;
-      continue;
-    }
-    const uint32_t places = maxima[at / 4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      if ((places >> 8 * i & 0xff) == static_cast<uint32_t>(k)) sum.v[i] += g.v[i];
-    }
-  }
-  const T scale = max ? static_cast<T>(factor) : static_cast<T>(factor) / T(kPoolPixels);
-#pragma unroll
-  for (int i = 0; i < 4; ++i) sum.v[i] *= scale;
-  return sum;
-}
-
-// Places in dynamic shared memory behind the readers, counted in floats.
+// Places in dynamic shared memory behind the plan, counted in floats.
 struct Layout {
   int coefficients;  // (edges, 3, C): see finish_gradient
-  int totals;        // doubles, the sums of a phase
+  int norms;         // (edges, 2, 2, C), and behind them (inputs, 2, C)
+  int totals;        // doubles (items, 2, C), the sums of a round
   int taps;          // (kernel elements, C)
   int weight;        // (C, C + 4)
-  int matrix;        // (copies, C, C), of a weight's gradient
   int source, grads;
+  int matrix, copies;  // (copies, C, C), of a weight's gradient, to which warps add in turns
+  int scratch;  // for sums: in the place of the matrix or, where there is no room, of the images
   int size;
+  bool ahead;  // whether images may come while sums are taken
+  // Of images of nodes and of inputs: 2³² / their width, rounded up, and 1 / the pixels of all.
+  unsigned per_row, per_input_row;
+  double share, input_share;
 };
 
 template <class V>
@@ -76,14 +45,77 @@ struct Job {
   V* input_grads;  // (inputs, archs, in_size)
   float* input_coefficients;
   Layout layout;
-  Meeting meeting;
+  Handover handover;
 };
 
-// Edges of an architecture as bits of masks.
-struct alignas(16) Readers {
+// Some of what is to be done, in order; what belongs to round r begins at before[r].
+inline constexpr int kMostListed = 2 * kMostEdges + 2;
+struct List {
+  int keys[kMostListed];  // round · kKeys + what decides within a round; INT_MAX: nothing to do
+  int ranks[kMostListed];
+  int before[kMostPhases + 1];
+};
+inline constexpr int kKeys = 64;
+static_assert(kMostListed <= kKeys);
+
+// A stage of an edge: where things lie, of all images.
+template <class V>
+struct Stage {
+  const V *x, *g, *z;
+  V* to;
+  const float *pointwise, *taps;
+  float* split;            // of the weights' gradients
+  int norm, coefficients;  // places in shared memory; norm is -1 if there is none
+  int height, width, stride, separable, elements;
+  unsigned per_row, per_element;  // 2³² / width and elements, rounded up
+  int item;                       // whose sums are those of what the stage writes, or -1
+  bool writes;                    // rather than adds to what is there
+  bool reduces;                   // is a factorized reduction
+};
+
+// A state whose gradient is complete but for what identities and pools pass on.
+template <class V>
+struct Completion {
+  V* to;
+  const V* z[kCellEdges];  // what was normalized to give the state; the other one if it was not
+  int norms[kCellEdges];   // their places in shared memory, or -1
+  int items[kCellEdges];   // whose sums are taken, or -1
+  int height, width, stride;
+  int first_pass, passes;
+  bool begun;  // there is something already
+};
+
+// An identity or a pool that reads a state.
+template <class V>
+struct Pass {
+  const V* grads;
+  const uint32_t* maxima;
+  Form form;
+  int multiplicity;
+};
+
+// A normalization whose gradient's coefficients come from the sums of a round.
+struct Item {
+  float* coefficients;
+  double factor, share;
+  int norm;
+  bool once;  // in one block
+};
+
+template <class V>
+struct alignas(16) Plan {
+  DagShape shape;
+  Layout layout;
   PlannedEdge edges[kMostEdges];
-  unsigned of_state[kMostNodes + 2];
-  unsigned normalized;
+  int stage_count[kMostEdges];
+  int complete[2 + kMostNodes];  // the round in which the gradient of a state is complete
+  // The edges that read a state: those that are normalized, and those that pass on its gradient.
+  unsigned normalized[2 + kMostNodes], passing[2 + kMostNodes];
+  List stage_list, item_list, completion_list, pass_list;
+  Stage<V> stages[2 * kMostEdges];
+  Item items[kMostListed];
+  Completion<V> completions[2 + kMostNodes];
+  Pass<V> passes[kMostEdges];
 };
 
 // Images of C channels in shared memory, and how they are divided up. Rows of an image as large as
@@ -97,20 +129,26 @@ struct Cut {
   static constexpr int kWidth = 512 / C, kBorder = 2, kPitch = kWidth + 2 * kBorder;
   static constexpr int kRow = C + 4;  // of a weight
   static constexpr int kGroups = C / 16, kTurns = kCellWarps / kGroups;
-  static constexpr int kCopies = C == 16 ? 8 : C == 32 ? 2 : 1;
   static constexpr int kQuads = C / 4, kStep = kCellThreads / kQuads;
 
-  static __device__ int lane() { return threadIdx.x % 32; }
-  static __device__ int group() { return threadIdx.x / 32 % kGroups * 16; }
-  static __device__ int turn() { return threadIdx.x / 32 / kGroups; }
+  // What follows from a thread's number is computed where it is needed: kept over all rounds it
+  // would take more registers than there are.
+  static __device__ __forceinline__ int thread() { return opaque(threadIdx.x); }
+  static __device__ __forceinline__ int lane() { return thread() % 32; }
+  static __device__ __forceinline__ int group() { return thread() / 32 % kGroups * 16; }
+  static __device__ __forceinline__ int turn() { return thread() / 32 / kGroups; }
   // The lane's first channel.
-  static __device__ int channel() { return group() + lane() / 4 * 2; }
+  static __device__ __forceinline__ int channel() { return group() + lane() / 4 * 2; }
 
   // Where channel c of a row's pixel is. Pixels that are a multiple of 4 apart have the same order.
   static __device__ __forceinline__ int place(int column, int c) {
     const int order = C == 16 ? (column >> 1 & 1) * 8 : (column & 3) * 8;
     return column * C + (c ^ order);
   }
+
+  // A thread's four channels where it has those of every kStep-th pixel, and the first of these.
+  static __device__ __forceinline__ int own_channel() { return thread() % kQuads * 4; }
+  static __device__ __forceinline__ int own_pixel() { return thread() / kQuads; }
 };
 static_assert(kMostExtent / 2 <= Cut<16>::kBorder);
 
@@ -176,28 +214,6 @@ __device__ __forceinline__ void multiply_add(float (&sums)[4], const Factor<kExa
   mma_tf32(sums, a.upper, b.upper);
 }
 
-// Pixels of an image that a thread takes in turn, from number threadIdx.x / kQuads on: calls
-// load(i, pixel, y, x) for up to kFlight of them and then use(i, pixel, y, x) for the same.
-template <int C, int kFlight, class Load, class Use>
-__device__ __forceinline__ void for_pixels(int height, int width, Load load, Use use) {
-  const int pixels = height * width;
-  const unsigned per_row = ~0u / width + 1;
-  for (int first = threadIdx.x / Cut<C>::kQuads; first < pixels; first += kFlight * Cut<C>::kStep) {
-#pragma unroll
-    for (int i = 0; i < kFlight; ++i) {
-      const int pixel = first + i * Cut<C>::kStep;
-      const int y = static_cast<int>(multiply_high(pixel, per_row));
-      if (pixel < pixels) load(i, pixel, y, pixel - y * width);
-    }
-#pragma unroll
-    for (int i = 0; i < kFlight; ++i) {
-      const int pixel = first + i * Cut<C>::kStep;
-      const int y = static_cast<int>(multiply_high(pixel, per_row));
-      if (pixel < pixels) use(i, pixel, y, pixel - y * width);
-    }
-  }
-}
-
 // Rows of tiles.
 ASNG_HD inline int tiled(int height) { return (height + 3) / 4 * 4; }
 
@@ -224,89 +240,142 @@ __device__ __forceinline__ void fill_border(int height, int width, float* to) {
   }
 }
 
-// `height` by `width` pixels of an image after normalization and ReLU: all that are read with
-// stride S, or with kEverySecond every second one in both directions from `offset` on, zeros beyond
-// the edge.
-template <int C, int S, bool kEverySecond, class V>
-__device__ __forceinline__ void fill_source(const State<V>& from, int image, int offset, int height,
-                                            int width, float* to) {
-  constexpr int kFlight = 4, kBorder = S == 1 ? Cut<C>::kBorder : 0;
-  constexpr int kPitch = S == 1 ? Cut<C>::kPitch : 2 * Cut<C>::kWidth;
-  const int c = threadIdx.x % Cut<C>::kQuads * 4;
-  const V* x = from.x + static_cast<int64_t>(image) * from.height * from.width * C + c;
-  Vec4<float> scale = fill_vec4(1.0f), shift = fill_vec4(0.0f), v[kFlight];
-  if (from.norm != nullptr) {
-    scale = load_vec4(from.norm + c);
-    shift = load_vec4(from.norm + C + c);
+// Where the pixels of an image of this width are in shared memory.
+template <int C>
+struct Rows {
+  int width;
+  unsigned per_row;
+  int pitch = Cut<C>::kPitch, border = Cut<C>::kBorder;
+
+  // Of the source of a stage.
+  template <class V>
+  static __device__ __forceinline__ Rows source(const Stage<V>& stage) {
+    return stage.stride == 1 ? Rows{stage.width, stage.per_row}
+                             : Rows{stage.width, stage.per_row, 2 * Cut<C>::kWidth, 0};
   }
-  const auto exists = [&](int y, int column) {
-    return !kEverySecond || (2 * y + offset < from.height && 2 * column + offset < from.width);
-  };
-  for_pixels<C, kFlight>(
-      height, width,
-      [&](int i, int pixel, int y, int column) {
-        if (kEverySecond) pixel = (2 * y + offset) * from.width + 2 * column + offset;
-        if (exists(y, column)) v[i] = load_vec4(x + pixel * C);
-      },
-      [&](int i, int, int y, int column) {
-        Vec4<float> value = shift;
-        add_product(value, v[i], scale);
-        value = exists(y, column) ? relu_vec4(value) : fill_vec4(0.0f);
-        store_vec4(to + (y + kBorder) * kPitch * C + Cut<C>::place(column + kBorder, c), value);
-      });
+  __device__ __forceinline__ int row_of(int pixel) const {
+    return static_cast<int>(multiply_high(pixel, per_row));
+  }
+  __device__ __forceinline__ int place(int pixel, int c) const {
+    const int y = row_of(pixel), x = pixel - y * width;
+    return (y + border) * pitch * C + Cut<C>::place(x + border, c);
+  }
+};
+
+__device__ __forceinline__ void start_copy(const float* from, float* to) { copy_async16(to, from); }
+__device__ __forceinline__ void start_copy(const BFloat16* from, float* to) {
+  copy_async8(to, from);
 }
 
-// a·g + b·z + c of an image.
-template <int C, bool kExact, class V>
-__device__ __forceinline__ void fill_grads(const V* g, const V* z, const float* coefficients,
-                                           int height, int width, float* to) {
-  constexpr int kFlight = 4, kBorder = Cut<C>::kBorder;
-  const int c = threadIdx.x % Cut<C>::kQuads * 4;
-  Vec4<float> left[kFlight], right[kFlight];
-  for_pixels<C, kFlight>(
-      height, width,
-      [&](int i, int pixel, int, int) {
-        left[i] = load_vec4(g + pixel * C + c);
-        right[i] = load_vec4(z + pixel * C + c);
-      },
-      [&](int i, int, int y, int x) {
-        store_vec4(to + (y + kBorder) * Cut<C>::kPitch * C + Cut<C>::place(x + kBorder, c),
-                   rounded<kExact>(norm_gradient_vec4(left[i], right[i], coefficients, C, c)));
-      });
+// Starts to copy an image as it is; every thread those values that it will work on, each four of
+// them to where as many floats will be.
+template <int C, class V>
+__device__ __forceinline__ void start_image(const V* from, int pixels, const Rows<C>& rows,
+                                            float* to) {
+  const int c = Cut<C>::own_channel();
+#pragma unroll 2
+  for (int pixel = Cut<C>::own_pixel(); pixel < pixels; pixel += Cut<C>::kStep) {
+    start_copy(from + pixel * C + c, to + rows.place(pixel, c));
+  }
 }
 
-// A thread's values of an array of kQuads times four on their way to shared memory: other loads may
-// follow before they are stored.
-template <int kQuads>
-struct Carried {
-  static constexpr int kEach = (kQuads + kCellThreads - 1) / kCellThreads;
-  Vec4<float> values[kEach] = {};
+// Starts to copy a weight, (C, row).
+template <int C>
+__device__ __forceinline__ void start_weight(const float* from, int row, float* to) {
+#pragma unroll 1
+  for (int i = threadIdx.x * 4; i < C * C; i += kCellThreads * 4) {
+    copy_async16(to + i / C * Cut<C>::kRow + i % C, from + i / C * row + i % C);
+  }
+}
 
-  // Calls visit(value, number of the first of the four).
-  template <class Visit>
-  __device__ __forceinline__ void for_each(Visit visit) {
+// Rounds what this thread has copied of a weight.
+template <int C, bool kExact>
+__device__ __forceinline__ void finish_weight(float* weight) {
+#pragma unroll 1
+  for (int i = threadIdx.x * 4; !kExact && i < C * C; i += kCellThreads * 4) {
+    float* at = weight + i / C * Cut<C>::kRow + i % C;
+    store_vec4(at, rounded<kExact>(load_vec4(at)));
+  }
+}
+
+// What shared memory holds, for functions that are not inlined: those that are called from several
+// places, because a kernel whose code is large waits for it, and those that would otherwise compute
+// much of theirs in front of all rounds, and take registers for it all along.
+template <class V>
+__device__ Plan<V>& plan_of_block() {
+  return *dynamic_shared<Plan<V>>();
+}
+template <class V>
+__device__ float* values_of_block() {
+  return reinterpret_cast<float*>(dynamic_shared<Plan<V>>() + 1);
+}
+
+// Starts to copy what a stage reads of an image, but for the gradient, and with the block's first
+// image the weights.
+template <int C, class V>
+__device__ __noinline__ void start_stage(int number, int image) {
+  const Plan<V>& plan = plan_of_block<V>();
+  float* shared = values_of_block<V>();
+  const Stage<V>& stage = plan.stages[number];
+  const int width = plan.shape.out_width, pixels = plan.shape.out_height * width;
+  if (stage.reduces) return;
+  const int in_pixels = stage.height * stage.width;
+  start_image<C>(stage.z + static_cast<int64_t>(image) * pixels * C, pixels,
+                 {width, plan.layout.per_row}, shared + plan.layout.grads);
+  start_image<C>(stage.x + static_cast<int64_t>(image) * in_pixels * C, in_pixels,
+                 Rows<C>::source(stage), shared + plan.layout.source);
+  if (image != static_cast<int>(blockIdx.x)) return;
+  start_weight<C>(stage.pointwise, C, shared + plan.layout.weight);
+  for (int i = threadIdx.x * 4; i < stage.elements * C; i += kCellThreads * 4) {
+    copy_async16(shared + plan.layout.taps + i, stage.taps + i);
+  }
+}
+
+// a·g + b·z + c of an image in the place of z, which this thread has started to copy; meanwhile(),
+// while g is on its way, begins when all that has been started is there.
+template <int C, bool kExact, class V, class Meanwhile>
+__device__ __forceinline__ void finish_grads(const V* g, const float* coefficients, int pixels,
+                                             const Rows<C>& rows, float* grads,
+                                             Meanwhile meanwhile) {
+  using Place = Cut<C>;
+  constexpr int kFlight = C == 16 ? 8 : C == 32 ? 4 : 2;
+  const int c = Place::own_channel();
+  Vec4<float> values[kFlight];
+  const auto load = [&](int first) {
 #pragma unroll
-    for (int i = 0; i < kEach; ++i) {
-      const unsigned quad = threadIdx.x + i * kCellThreads;
-      if (kQuads % kCellThreads == 0 || quad < kQuads) visit(values[i], quad * 4);
+    for (int i = 0; i < kFlight; ++i) {
+      const int pixel = first + i * Place::kStep;
+      if (pixel < pixels) values[i] = load_vec4(g + pixel * C + c);
+    }
+  };
+  load(Place::own_pixel());
+  wait_for_copies();
+  meanwhile();
+  for (int first = Place::own_pixel(); first < pixels; first += kFlight * Place::kStep) {
+    if (first >= Place::kStep) load(first);
+#pragma unroll
+    for (int i = 0; i < kFlight; ++i) {
+      const int pixel = first + i * Place::kStep;
+      if (pixel >= pixels) break;
+      float* at = grads + rows.place(pixel, c);
+      const Vec4<float> z = load_vec4(reinterpret_cast<const V*>(at));
+      store_vec4(at, rounded<kExact>(norm_gradient_vec4(values[i], z, coefficients, C, c)));
     }
   }
-};
+}
 
-// A weight, (C, row).
-template <int C>
-struct CarriedWeight : Carried<C * C / 4> {
-  __device__ __forceinline__ void load(const float* from, int row) {
-    this->for_each(
-        [&](Vec4<float>& value, unsigned i) { value = load_vec4(from + i / C * row + i % C); });
+// Values after normalization and ReLU, in the place of those that this thread has copied.
+template <int C, class V>
+__device__ __forceinline__ void finish_source(const Stage<V>& stage, float* shared, float* source) {
+  const int c = Cut<C>::own_channel(), pixels = stage.height * stage.width;
+  const Rows<C> rows = Rows<C>::source(stage);
+  const Affine<float> affine = load_affine(stage.norm < 0 ? nullptr : shared + stage.norm, C, c);
+#pragma unroll 2
+  for (int pixel = Cut<C>::own_pixel(); pixel < pixels; pixel += Cut<C>::kStep) {
+    float* at = source + rows.place(pixel, c);
+    store_vec4(at, relu_vec4(affine(load_vec4(reinterpret_cast<const V*>(at)))));
   }
-  template <bool kExact>
-  __device__ __forceinline__ void store(float* to) {
-    this->for_each([&](const Vec4<float>& value, unsigned i) {
-      store_vec4(to + i / C * Cut<C>::kRow + i % C, rounded<kExact>(value));
-    });
-  }
-};
+}
 
 // The warp's terms of Σ gz ⊗ depth over the pixels of a tile, whose first one is at (y, x) of the
 // image; depth[i] is the value of pixel i of the lane's column.
@@ -340,17 +409,18 @@ __device__ __forceinline__ void add_outer(const float* grads, int y, int x,
   }
 }
 
-// Adds up the warps' terms of a weight's gradient in `matrix`, in turns, and writes the sum to
-// `to`, (C, row), or adds it to what is there. Ends with a barrier behind the last read of
-// what the terms were made of.
+// Adds up the warps' terms of a weight's gradient in the copies of `matrix`, in turns, and writes
+// the sum to `to`, (C, row), or adds it to what is there. Ends with a barrier behind the last read
+// of what the terms were made of.
 template <int C>
 __device__ __forceinline__ void finish_outer(const float (&sums)[C / 16][2][4], float* matrix,
-                                             float* to, int row, bool adds) {
+                                             int copies, float* to, int row, bool adds) {
   using Place = Cut<C>;
-  const int lane = Place::lane(), g = lane / 4, t = lane % 4;
-  float* copy = matrix + Place::turn() % Place::kCopies * C * C;
-  for (int turn = 0; turn < Place::kTurns / Place::kCopies; ++turn) {
-    if (Place::turn() / Place::kCopies == turn) {
+  const int lane = Place::lane(), g = lane / 4, t = lane % 4, own = Place::turn();
+  float* copy = matrix + own % copies * C * C + g * C + Place::group() + 4 * t;
+#pragma unroll 1
+  for (int first = 0; first < Place::kTurns; first += copies) {
+    if (own >= first && own < first + copies) {
 #pragma unroll
       for (int m = 0; m < C / 16; ++m) {
 #pragma unroll
@@ -358,8 +428,8 @@ __device__ __forceinline__ void finish_outer(const float (&sums)[C / 16][2][4], 
           // Columns of the two products take turns.
           Vec4<float> value = {{sums[m][0][2 * half], sums[m][1][2 * half],
                                 sums[m][0][2 * half + 1], sums[m][1][2 * half + 1]}};
-          float* at = copy + (m * 16 + half * 8 + g) * C + Place::group() + 4 * t;
-          if (turn > 0) value += load_vec4(at);
+          float* at = copy + (m * 16 + half * 8) * C;
+          if (first > 0) value += load_vec4(at);
           store_vec4(at, value);
         }
       }
@@ -370,8 +440,8 @@ __device__ __forceinline__ void finish_outer(const float (&sums)[C / 16][2][4], 
   for (unsigned i = threadIdx.x; i < C * C / 4; i += kCellThreads) {
     const unsigned down = i / (C / 4), across = i % (C / 4) * 4;
     Vec4<float> sum = load_vec4(matrix + i * 4);
-#pragma unroll
-    for (int k = 1; k < Place::kCopies; ++k) sum += load_vec4(matrix + k * C * C + i * 4);
+#pragma unroll 4
+    for (int k = 1; k < copies; ++k) sum += load_vec4(matrix + k * C * C + i * 4);
     float* at = to + down * row + across;
     if (adds) sum += load_vec4(at);
     write_vec4(at, sum);
@@ -382,22 +452,21 @@ __device__ __forceinline__ void finish_outer(const float (&sums)[C / 16][2][4], 
 // an image. Between reading and writing a pixel's values, `emit` may take the place of grads.
 template <int C, bool kExact, class Emit>
 __device__ __forceinline__ void multiply_weight(const float* grads, const float* weight, int height,
-                                                int width, Emit emit) {
+                                                const Rows<C>& image, Emit emit) {
   constexpr int kBorder = Cut<C>::kBorder, kRow = Cut<C>::kRow, kTurns = Cut<C>::kTurns;
-  const int lane = Cut<C>::lane(), g = lane / 4, t = lane % 4, pixels = height * width;
-  const unsigned per_row = ~0u / width + 1;
+  const int lane = Cut<C>::lane(), g = lane / 4, t = lane % 4, pixels = height * image.width;
+  const int turn = Cut<C>::turn(), group = Cut<C>::group();
   for (int first = 0; first < pixels; first += kTurns * 16) {
-    const int pixel = first + Cut<C>::turn() * 16 + g;
+    const int pixel = first + turn * 16 + g;
     int places[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int y = static_cast<int>(multiply_high(pixel + 8 * half, per_row));
-      const int x = pixel + 8 * half - y * width;
+      const int y = image.row_of(pixel + 8 * half), x = pixel + 8 * half - y * image.width;
       places[half] = ((y + kBorder) * Cut<C>::kPitch + x - g % 4) * C;
     }
     float sums[2][4] = {};
     if (pixel < pixels) {
-      const float* columns = weight + 2 * t * kRow + Cut<C>::group() + g;
+      const float* columns = weight + 2 * t * kRow + group + g;
 #pragma unroll
       for (int k = 0; k < C; k += 8) {
         const float* rows = grads + Cut<C>::place(kBorder + g % 4, k) + 2 * t;
@@ -420,7 +489,7 @@ __device__ __forceinline__ void multiply_weight(const float* grads, const float*
     if (pixel >= pixels) continue;
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
-      const int at = Cut<C>::place(kBorder + g % 4, Cut<C>::group() + 8 * j) + 2 * t;
+      const int at = Cut<C>::place(kBorder + g % 4, group + 8 * j) + 2 * t;
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         emit(at + places[half], make_float2(sums[j][2 * half], sums[j][2 * half + 1]));
@@ -431,15 +500,20 @@ __device__ __forceinline__ void multiply_weight(const float* grads, const float*
 
 // Σ gz ⊗ depth over the warp's tiles, `depth` being the depthwise convolution of the source.
 template <int C, int K, int S, int D, bool kExact>
-__device__ __forceinline__ void weight_outer(const DagShape& s, int height, int width,
-                                             const float* source, const float* grads,
+__device__ __forceinline__ void weight_outer(const Rows<C>& rows, int out_height, int height,
+                                             int width, const float* source, const float* grads,
                                              const float* taps, float (&sums)[C / 16][2][4]) {
   constexpr int kReach = K / 2 * D, kBorder = S == 1 ? Cut<C>::kBorder : 0;
   constexpr int kRowValues = (S == 1 ? Cut<C>::kPitch : 2 * Cut<C>::kWidth) * C;
   const int t = Cut<C>::lane() % 4, c = Cut<C>::channel();
-  const int across = s.out_width / 4, tiles = tiled(s.out_height) / 4 * across;
+  const int tiles = tiled(out_height) * rows.width / 16;
+  // Read once for all tiles: what is read of shared memory takes the time.
+  float2 w[K][K];
+#pragma unroll
+  for (int i = 0; i < K * K; ++i) w[i / K][i % K] = load_pair(taps + i * C + c);
+#pragma unroll 1
   for (int tile = Cut<C>::turn(); tile < tiles; tile += Cut<C>::kTurns) {
-    const int down = tile / across, y = down * 4, x = (tile - down * across) * 4;
+    const int down = rows.row_of(tile * 4), y = down * 4, x = tile * 4 - down * rows.width;
     const float* corner = source + (y * S + kBorder - kReach) * kRowValues + x * S * C;
     float2 depth[4] = {};
 #pragma unroll
@@ -448,9 +522,6 @@ __device__ __forceinline__ void weight_outer(const DagShape& s, int height, int 
       const float* at = corner + Cut<C>::place(column + kBorder, c);
       const bool inside =
           S == 1 || static_cast<unsigned>(x * S + column) < static_cast<unsigned>(width);
-      float2 w[K];
-#pragma unroll
-      for (int ky = 0; ky < K; ++ky) w[ky] = load_pair(taps + (ky * K + kx) * C + c);
 #pragma unroll
       for (int i = 0; i < 3 * S + (K - 1) * D + 1; ++i) {
         bool used = false;
@@ -467,7 +538,7 @@ __device__ __forceinline__ void weight_outer(const DagShape& s, int height, int 
         for (int ky = 0; ky < K; ++ky) {
 #pragma unroll
           for (int r = 0; r < 4; ++r) {
-            if (r * S + ky * D == i) add_product(depth[r], w[ky], v);
+            if (r * S + ky * D == i) add_product(depth[r], w[ky][kx], v);
           }
         }
       }
@@ -478,19 +549,19 @@ __device__ __forceinline__ void weight_outer(const DagShape& s, int height, int 
 
 // Through the depthwise convolution and ReLU, whose output is `source`: for each pixel of the
 // warp's tiles calls begin(y, x), for what is there before, and emit(y, x, that, value, source);
-// and adds the gradients of the kernel elements.
+// and adds the gradients of the kernel elements to the first K·K of `elements`.
 template <int C, int K, int S, int D, class Begin, class Emit>
-__device__ __forceinline__ void transposed(const DagShape& s, int height, int width,
+__device__ __forceinline__ void transposed(const Rows<C>& rows, int height, int width,
                                            const float* source, const float* depth,
-                                           const float* taps, float2 (&elements)[K * K],
+                                           const float* taps, float2 (&elements)[K * K + 2],
                                            Begin begin, Emit emit) {
   constexpr int kReach = K / 2 * D, kBorder = Cut<C>::kBorder, kRowValues = Cut<C>::kPitch * C;
   constexpr int kSourceBorder = S == 1 ? kBorder : 0;
   constexpr int kSourceRow = S == 1 ? kRowValues : 2 * Cut<C>::kWidth * C;
   const int t = Cut<C>::lane() % 4, c = Cut<C>::channel();
-  const int across = s.out_width / 4, tiles = tiled(height) / 4 * across;
+  const int tiles = tiled(height) * rows.width / 16;
   for (int tile = Cut<C>::turn(); tile < tiles; tile += Cut<C>::kTurns) {
-    const int down = tile / across, y = down * 4, left = (tile - down * across) * 4;
+    const int down = rows.row_of(tile * 4), y = down * 4, left = tile * 4 - down * rows.width;
     const float* corner = depth + (y / S + kBorder) * kRowValues + left * C;
 #pragma unroll
     for (int odd = 0; odd < S; ++odd) {
@@ -560,562 +631,605 @@ __device__ __forceinline__ void add_lanes(const float2 (&values)[kCount], int ot
   }
 }
 
-// Adds up `count` pairs of each lane, in `red` (kCellWarps, count, 16): visit(which, channel, sum).
-template <int C, int kCount, class Visit>
-__device__ __forceinline__ void add_warps(const float2 (&values)[kCount], float* red, Visit visit) {
-  using Place = Cut<C>;
+// Adds up pairs over the lanes with the same channels, and hands on this warp's sums in `red`
+// (kCellWarps, kCount, kSumRow).
+inline constexpr int kSumRow = 17;
+template <int C, int kCount>
+__device__ __forceinline__ void add_up(const float2 (&values)[kCount], float* red) {
   constexpr int kHalf = (kCount + 1) / 2, kQuarter = (kHalf + 1) / 2;
-  const int lane = Place::lane(), warp = threadIdx.x / 32;
+  const int lane = Cut<C>::lane(), warp = threadIdx.x / 32;
   const bool upper = (lane & 2) != 0, odd = (lane & 1) != 0;
   float2 halves[kHalf], quarters[kQuarter];
   add_lanes(values, 2, upper, halves);
   add_lanes(halves, 1, odd, quarters);
   const int first = odd ? kQuarter : 0, begin = first + (upper ? kHalf : 0);
+  float* to = red + (warp * kCount + begin) * kSumRow + lane / 4 * 2;
 #pragma unroll
   for (int i = 0; i < kQuarter; ++i) {
     if (first + i >= kHalf || begin + i >= kCount) continue;
-    store_pair(red + (warp * kCount + begin + i) * 16 + lane / 4 * 2, quarters[i]);
+    to[i * kSumRow] = quarters[i].x;
+    to[i * kSumRow + 1] = quarters[i].y;
+  }
+}
+
+// The sum of the warps for channel c of pair `which` of `count`.
+template <int C>
+__device__ __forceinline__ float sum_of_warps(const float* red, int count, int which, int c) {
+  using Place = Cut<C>;
+  const float* from = red + (c / 16 * count + which) * kSumRow + c % 16;
+  float sum = 0;
+#pragma unroll
+  for (int turn = 0; turn < Place::kTurns; ++turn) {
+    sum += from[turn * Place::kGroups * count * kSumRow];
+  }
+  return sum;
+}
+
+// Calls visit(Window, its stride) for a stage.
+template <bool kStrided, class V, class Visit>
+__device__ __forceinline__ void with_stage(const Stage<V>& stage, Visit visit) {
+  with_window(stage.separable, [&](auto window) {
+    if constexpr (kStrided) {
+      if (stage.stride == 2) return visit(window, std::integral_constant<int, 2>());
+    }
+    visit(window, std::integral_constant<int, 1>());
+  });
+}
+
+// Both images, of which the pixels themselves have not been filled, begin with zeros around them.
+template <int C>
+__device__ __forceinline__ void fill_borders(const Layout& l, int height, int width, bool of_source,
+                                             float* shared) {
+  if (of_source) fill_border<C>(height, width, shared + l.source);
+  fill_border<C>(height, width, shared + l.grads);
+}
+
+// A stage of an edge for one image, the first of the block or a further one. A second stage writes
+// the gradient of the first one's normalized output; a first one adds to that of the state, or is
+// the first to write it. Calls next() when the images and weights in shared memory are not needed
+// any more.
+template <int C, bool kStrided, bool kExact, class V, class Next>
+__device__ __forceinline__ void compute_stage(const Job<V>& job, const Stage<V>& stage, int image,
+                                              double* totals, float* shared, Next next) {
+  using Place = Cut<C>;
+  const DagShape& s = job.dag.shape;
+  const Layout& l = job.layout;
+  const bool adds = image != static_cast<int>(blockIdx.x);
+  const int pixels = s.out_height * s.out_width, height = stage.height, width = stage.width;
+  const Rows<C> rows = {s.out_width, l.per_row};
+  float *source = shared + l.source, *grads = shared + l.grads;
+  float* weight = shared + l.weight;
+  const float* taps = shared + l.taps;
+  finish_grads<C, kExact>(in_global(stage.g) + static_cast<int64_t>(image) * pixels * C,
+                          shared + stage.coefficients, pixels, rows, grads, [&] {
+                            if (!adds) finish_weight<C, kExact>(weight);
+                            finish_source<C>(stage, shared, source);
+                          });
+  if (kStrided || !l.ahead) {
+    fill_borders<C>(l, s.out_height, s.out_width, stage.stride == 1, shared);
   }
   __syncthreads();
+  {
+    float sums[C / 16][2][4] = {};
+    with_stage<kStrided>(stage, [&](auto window, auto stride) {
+      weight_outer<C, window.kernel, stride.value, window.dilation, kExact>(
+          rows, s.out_height, height, width, source, grads, taps, sums);
+    });
+    finish_outer<C>(sums, shared + l.matrix, l.copies, in_global(stage.split), C, adds);
+  }
+  multiply_weight<C, kExact>(
+      grads, weight, tiled(s.out_height), rows,
+      [&](int place, const float2& value) { store_pair(grads + place, value); });
+  __syncthreads();
+  V* at = in_global(stage.to) + static_cast<int64_t>(image) * height * width * C + Place::channel();
+  float* red = shared + l.scratch;
+  with_stage<kStrided>(stage, [&](auto window, auto stride) {
+    constexpr int kElements = window.kernel * window.kernel;
+    float2 sums[kElements + 2] = {};  // of the elements, and for the normalization
+    transposed<C, window.kernel, stride.value, window.dilation>(
+        rows, height, width, source, grads, taps, sums,
+        [&](int y, int x) {
+          return stage.writes ? make_float2(0, 0) : load_pair(at + (y * width + x) * C);
+        },
+        [&](int y, int x, const float2& before, const float2& passed, const float2& value) {
+          const float2 sum = make_float2(before.x + passed.x, before.y + passed.y);
+          const float2 kept = write_pair(at + (y * width + x) * C, sum);
+          sums[kElements].x += kept.x;
+          sums[kElements].y += kept.y;
+          add_product(sums[kElements + 1], kept, value);
+        });
+    if (!l.ahead) __syncthreads();
+    add_up<C>(sums, red);
+  });
+  __syncthreads();
+  next();
+  const int elements = stage.elements, count = elements + 2;
+  float* of_taps = in_global(stage.split) + C * C;
 #pragma unroll 1
-  for (unsigned j = threadIdx.x; j < kCount * C; j += kCellThreads) {
-    const int which = j / C, c = j % C;
-    const float* from = red + (c / 16 * kCount + which) * 16 + c % 16;
-    float sum = 0;
-#pragma unroll
-    for (int turn = 0; turn < Place::kTurns; ++turn) {
-      sum += from[turn * Place::kGroups * kCount * 16];
+  for (int j = threadIdx.x; j < elements * C; j += kCellThreads) {
+    const int c = static_cast<int>(multiply_high(j, stage.per_element));
+    const float sum = sum_of_warps<C>(red, count, j - c * elements, c);
+    of_taps[j] = adds ? of_taps[j] + sum : sum;
+  }
+  const int j = kCellThreads - 1 - threadIdx.x;
+  if (stage.item >= 0 && j < 2 * C) {
+    totals[stage.item * 2 * C + j] +=
+        static_cast<double>(sum_of_warps<C>(red, count, elements + j / C, j % C));
+  }
+}
+
+// The same for a factorized reduction of an input: the even pixels, then the odd ones.
+template <int C, bool kExact, class V, class Next>
+__device__ __forceinline__ void compute_reduction(const Job<V>& job, const Stage<V>& stage,
+                                                  int image, float* shared, Next next) {
+  using Place = Cut<C>;
+  constexpr int kBorder = Place::kBorder, kRowValues = Place::kPitch * C;
+  const DagShape& s = job.dag.shape;
+  const Layout& l = job.layout;
+  const bool adds = image != static_cast<int>(blockIdx.x);
+  const int pixels = s.out_height * s.out_width, height = stage.height, width = stage.width;
+  const int tiles = tiled(s.out_height) * s.out_width / 16;
+  const int c = Place::own_channel();
+  const Rows<C> rows = {s.out_width, l.per_row};
+  const int64_t in_image = static_cast<int64_t>(image) * height * width * C;
+  const V *x = in_global(stage.x) + in_image + c,
+          *z = stage.z + static_cast<int64_t>(image) * pixels * C;
+  V* to = in_global(stage.to) + in_image + c;
+  float *source = shared + l.source, *grads = shared + l.grads, *weight = shared + l.weight;
+  const Affine<float> affine = load_affine(stage.norm < 0 ? nullptr : shared + stage.norm, C, c);
+  for (int which = 0; which < 2; ++which) {
+    // Where the input's pixel is that an output's reads; -1: there is none.
+    const auto read_by = [&](int pixel) {
+      const int down = rows.row_of(pixel);
+      const int y = 2 * down + which, column = 2 * (pixel - down * s.out_width) + which;
+      return y < height && column < width ? (y * width + column) * C : -1;
+    };
+    __syncthreads();
+    start_weight<C>(stage.pointwise + which * C, 2 * C, weight);
+    if (which == 0) start_image<C>(z, pixels, rows, grads);
+    fill_borders<C>(l, s.out_height, s.out_width, true, shared);
+#pragma unroll 4
+    for (int pixel = Place::own_pixel(); pixel < pixels; pixel += Place::kStep) {
+      const int from = read_by(pixel);
+      Vec4<float> value = fill_vec4(0.0f);
+      if (from >= 0) value = relu_vec4(affine(load_vec4(x + from)));
+      store_vec4(source + rows.place(pixel, c), value);
     }
-    visit(which, c, sum);
+    if (which == 0) {
+      finish_grads<C, kExact>(in_global(stage.g) + static_cast<int64_t>(image) * pixels * C,
+                              shared + stage.coefficients, pixels, rows, grads, [] {});
+    }
+    wait_for_copies();
+    finish_weight<C, kExact>(weight);
+    __syncthreads();
+    float sums[C / 16][2][4] = {};
+    for (int tile = Place::turn(); tile < tiles; tile += Place::kTurns) {
+      const int down = rows.row_of(tile * 4), y = down * 4, left = tile * 4 - down * rows.width;
+      const float* column = source + (y + kBorder) * kRowValues + left * C +
+                            Place::place(kBorder + Place::lane() % 4, Place::channel());
+      float2 depth[4];
+#pragma unroll
+      for (int r = 0; r < 4; ++r) depth[r] = load_pair(column + r * kRowValues);
+      add_outer<C, kExact>(grads, y, left, depth, sums);
+    }
+    finish_outer<C>(sums, shared + l.matrix, l.copies, in_global(stage.split) + which * C, 2 * C,
+                    adds);
+    multiply_weight<C, kExact>(
+        grads, weight, tiled(s.out_height), rows, [&](int place, const float2& value) {
+          const float2 kept = load_pair(source + place);
+          store_pair(source + place,
+                     make_float2(kept.x > 0 ? value.x : 0.0f, kept.y > 0 ? value.y : 0.0f));
+        });
+    __syncthreads();
+#pragma unroll 4
+    for (int pixel = Place::own_pixel(); pixel < pixels; pixel += Place::kStep) {
+      const int from = read_by(pixel);
+      Vec4<float> value = load_vec4(source + rows.place(pixel, c));
+      if (from >= 0 && !stage.writes) value += load_vec4(to + from);
+      if (from >= 0) write_vec4(to + from, value);
+      // The other pixel of the same row, which no output reads.
+      const int down = rows.row_of(pixel);
+      const int y = 2 * down + which, column = 2 * (pixel - down * s.out_width) + 1 - which;
+      if (stage.writes && y < height && column < width) {
+        write_vec4(to + (y * width + column) * C, fill_vec4(0.0f));
+      }
+    }
+  }
+  __syncthreads();
+  next();
+}
+
+// Completes the gradient of a state for one image with what identities and pools pass on, and adds
+// the sums for the normalizations that gave the state to the totals.
+template <int C, int S, class V>
+__device__ __noinline__ void complete_state(int number, int image) {
+  using Place = Cut<C>;
+  const Plan<V>& plan = plan_of_block<V>();
+  const Completion<V>& state = plan.completions[number];
+  float *shared = values_of_block<V>(), *red = shared + plan.layout.scratch;
+  double* totals = reinterpret_cast<double*>(shared + plan.layout.totals);
+  constexpr int kPixels = InputPatches<S>::kPixels;
+  const InputPatches<S> patches = {state.height, state.width};
+  const int count = patches.count(1), c = Place::own_channel();
+  const bool adds_up = state.items[0] >= 0 || state.items[1] >= 0;
+  V* to = in_global(state.to);
+  Vec4<float> sums[1 + kCellEdges] = {};
+#pragma unroll 1
+  for (int patch = Place::own_pixel(); patch < count; patch += Place::kStep) {
+    // As many patches lie side by side as there are pixels of a node.
+    const int down = static_cast<int>(multiply_high(patch, plan.layout.per_row));
+    const Pixel first = {image, down * patches.kRows,
+                         (patch - down * plan.shape.out_width) * patches.kColumns};
+    Vec4<float> grads[kPixels] = {};
+    if (state.begun) patches.load(to, first, C, c, grads);
+#pragma unroll 1
+    for (int i = 0; i < state.passes; ++i) {
+      const Pass<V>& pass = plan.passes[state.first_pass + i];
+      const V* passed = in_global(pass.grads);
+      if (pass.form == Form::kIdentity) {
+        Vec4<float> values[kPixels];
+        patches.load(passed, first, C, c, values);
+#pragma unroll
+        for (int p = 0; p < kPixels; ++p) {
+          add_product(grads[p], values[p], fill_vec4(static_cast<float>(pass.multiplicity)));
+        }
+      } else if (pass.maxima == nullptr) {
+        pool_backward<S>(plan.shape, passed, nullptr, pass.multiplicity, first, c, grads);
+      } else {
+        pool_backward<S>(plan.shape, passed, in_global(pass.maxima), pass.multiplicity, first, c,
+                         grads);
+      }
+    }
+    if (state.passes > 0) {
+#pragma unroll
+      for (int p = 0; p < kPixels; ++p) {
+        if (!patches.inside(first, p)) continue;
+        grads[p] = store_rounded(to + patches.offset(first, p, C, c), grads[p]);
+      }
+    }
+    if (!adds_up) continue;
+    // What is not there has no item, and its sums are not asked for.
+    Vec4<float> values[kCellEdges][kPixels];
+#pragma unroll
+    for (int e = 0; e < kCellEdges; ++e) {
+      patches.load(in_global(state.z[e]), first, C, c, values[e]);
+    }
+#pragma unroll
+    for (int p = 0; p < kPixels; ++p) {
+      if (!patches.inside(first, p)) grads[p] = fill_vec4(0.0f);
+      sums[0] += grads[p];
+    }
+#pragma unroll
+    for (int e = 0; e < kCellEdges; ++e) {
+      const Affine<float> affine =
+          load_affine(state.norms[e] < 0 ? nullptr : shared + state.norms[e], C, c);
+#pragma unroll
+      for (int p = 0; p < kPixels; ++p) add_product(sums[1 + e], grads[p], affine(values[e][p]));
+    }
+  }
+  if (!adds_up) return;
+  __syncthreads();
+  const int warp = threadIdx.x / 32, lane = Place::lane();
+#pragma unroll
+  for (int k = 0; k < 1 + kCellEdges; ++k) {
+#pragma unroll
+    for (int other = Place::kQuads; other < 32; other *= 2) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) sums[k].v[j] += __shfl_xor_sync(~0u, sums[k].v[j], other);
+    }
+    if (lane < Place::kQuads) store_vec4(red + (warp * (1 + kCellEdges) + k) * C + c, sums[k]);
+  }
+  __syncthreads();
+  const int e = threadIdx.x / (2 * C), kind = threadIdx.x / C % 2, column = threadIdx.x % C;
+  if (e < kCellEdges && state.items[e] >= 0) {
+    double sum = 0;
+#pragma unroll
+    for (int w = 0; w < kCellWarps; ++w) {
+      sum += static_cast<double>(red[(w * (1 + kCellEdges) + kind * (1 + e)) * C + column]);
+    }
+    totals[(state.items[e] * 2 + kind) * C + column] += sum;
+  }
+}
+
+// Numbers what is listed in the order of the keys, which differ; thread `t` of those that do so.
+__device__ __noinline__ void rank(List& list, int t, int rounds) {
+  const int before = t - kKeys;
+  if (t >= 0 && t < kMostListed && list.keys[t] != INT_MAX) {
+    int earlier = 0;
+#pragma unroll 2
+    for (int i = 0; i < kMostListed; ++i) earlier += list.keys[i] < list.keys[t];
+    list.ranks[t] = earlier;
+  } else if (before >= 0 && before <= rounds) {
+    int earlier = 0;
+#pragma unroll 2
+    for (int i = 0; i < kMostListed; ++i) earlier += list.keys[i] < before * kKeys;
+    list.before[before] = earlier;
   }
 }
 
 __device__ inline int node_of(int edge) { return edge / kCellEdges; }
 
-template <class V>
-__device__ V* state_grad(const Job<V>& job, int index) {
-  const DagShape& s = job.dag.shape;
-  const int arch = blockIdx.y;
-  if (index >= s.inputs) return job.gradients.node(s, arch, index - s.inputs);
-  return job.input_grads + (static_cast<int64_t>(index) * s.archs + arch) * s.in_size();
+// Looks up what is to be done, and when; for all threads of the block.
+template <int C, class V>
+__device__ void make_plan(const Job<V>& job, float* shared, Plan<V>& plan) {
+  const Dag<V>& dag = job.dag;
+  const DagShape& s = dag.shape;
+  const Layout& l = job.layout;
+  const int arch = blockIdx.y, t = threadIdx.x, edges = s.nodes * kCellEdges;
+  if (t == 0) {
+    plan.shape = s;
+    plan.layout = l;
+  }
+  if (t < edges) {
+    const PlannedEdge edge = dag.plan[s.slot(arch, 0, 0) + t];
+    plan.edges[t] = edge;
+    plan.stage_count[t] = stage_count(dag, edge);
+  }
+  for (int i = t; i < kMostListed; i += kCellThreads) {
+    for (List* list : {&plan.stage_list, &plan.item_list, &plan.completion_list, &plan.pass_list}) {
+      list->keys[i] = INT_MAX;
+    }
+  }
+  __syncthreads();
+  const auto reads = [&](int i) {
+    return plan.edges[i].multiplicity != 0 && plan.edges[i].form != Form::kNone;
+  };
+  const auto round_of = [&](int i) { return plan.complete[s.inputs + node_of(i)]; };
+  if (t < 32) {
+    // Lanes are edges and, at the same time, states.
+    const int own_input = t < edges && reads(t) ? plan.edges[t].input : -1;
+    const int own_count = t < edges ? plan.stage_count[t] : 0;
+    int complete = 0;
+    unsigned normalized = 0, passing = 0;
+#pragma unroll 1
+    for (int i = edges - 1; i >= 0; --i) {
+      const int input = __shfl_sync(~0u, own_input, i), count = __shfl_sync(~0u, own_count, i);
+      const int round = __shfl_sync(~0u, complete, s.inputs + node_of(i)) + count;
+      if (t != input) continue;
+      complete = max(complete, round);
+      (count > 0 ? normalized : passing) |= 1u << i;
+    }
+    if (t < s.states()) {
+      plan.complete[t] = complete;
+      plan.normalized[t] = normalized;
+      plan.passing[t] = passing;
+    }
+  }
+  __syncthreads();
+  const int last_round = kMostPhases - 1;
+  // Stages and items, of which a stage of an edge is one each; an input's own normalization is an
+  // item as well.
+  const int i = t / 2, which = t % 2, input = t - 2 * edges;
+  const bool is_stage = t < 2 * edges && which < plan.stage_count[i];
+  const bool is_input_item = input >= 0 && input < s.inputs && !s.is_shared(input) &&
+                             (plan.normalized[input] | plan.passing[input]) != 0;
+  if (is_stage) {
+    const int round = round_of(i) + plan.stage_count[i] - which;
+    plan.stage_list.keys[t] = round * kKeys + which * kMostEdges + i;
+    plan.item_list.keys[t] = (round - 1) * kKeys + t;
+  }
+  if (is_input_item) plan.item_list.keys[t] = plan.complete[input] * kKeys + t;
+  const int state = t - 64, passing = t - 96;
+  if (state >= 0 && state < s.states()) {
+    const int first = (state - s.inputs) * kCellEdges;
+    const bool sums = state < s.inputs ? !s.is_shared(state) &&
+                                             (plan.normalized[state] | plan.passing[state]) != 0
+                                       : plan.stage_count[first] + plan.stage_count[first + 1] > 0;
+    if (sums || plan.passing[state] != 0) {
+      plan.completion_list.keys[state] = plan.complete[state] * kKeys + s.states() - state;
+    }
+  }
+  if (passing >= 0 && passing < edges && reads(passing) && plan.stage_count[passing] == 0) {
+    plan.pass_list.keys[passing] = plan.edges[passing].input * kKeys + passing;
+  }
+  __syncthreads();
+  rank(plan.stage_list, t, last_round + 1);
+  rank(plan.item_list, t - 128, last_round + 1);
+  rank(plan.completion_list, t - 256, last_round + 1);
+  rank(plan.pass_list, t - 384, s.states());
+  __syncthreads();
+  const auto norm_place = [&](int edge, int stage) { return l.norms + (edge * 2 + stage) * 2 * C; };
+  const auto input_norm_place = [&](int input) {
+    return dag.input_norms == nullptr ? -1 : l.norms + (edges * 2 + input) * 2 * C;
+  };
+  const auto coefficients_place = [&](int edge) { return l.coefficients + edge * 3 * C; };
+  const auto grad_of = [&](int state) {
+    return state >= s.inputs
+               ? job.gradients.node(s, arch, state - s.inputs)
+               : job.input_grads + (static_cast<int64_t>(state) * s.archs + arch) * s.in_size();
+  };
+  const auto item_of = [&](int candidate, int round) {
+    return plan.item_list.ranks[candidate] - plan.item_list.before[round];
+  };
+  if (is_stage) {
+    const PlannedEdge edge = plan.edges[i];
+    const int node = node_of(i), e = i % kCellEdges;
+    const bool first = which == 0, last = which == plan.stage_count[i] - 1;
+    const State<V> from = dag.stage_input(arch, node, e, which, edge);
+    V* intermediate = job.gradients.intermediate + (arch * s.edges * s.nodes + i) * s.out_size();
+    bool writes = true;
+    for (unsigned rest = plan.normalized[edge.input]; first && rest != 0; rest &= rest - 1) {
+      writes &= plan.stage_list.keys[2 * (__ffs(rest) - 1)] >= plan.stage_list.keys[t];
+    }
+    int elements = 0;
+    if (edge.form == Form::kSeparable) {
+      with_window(edge.separable, [&](auto w) { elements = w.kernel * w.kernel; });
+    }
+    plan.stages[plan.stage_list.ranks[t]] = {
+        from.x,
+        last ? job.gradients.node(s, arch, node) : intermediate,
+        dag.stage(arch, node, e, which),
+        first ? grad_of(edge.input) : intermediate,
+        dag.pointwise(arch, node, e, which),
+        dag.depthwise(arch, node, e, which),
+        job.gradients.weight_split(s, arch, node, e, blockIdx.x) + which * s.stage_weights(),
+        !first                   ? norm_place(i, 0)
+        : edge.input >= s.inputs ? -1
+                                 : input_norm_place(edge.input),
+        coefficients_place(i),
+        from.height,
+        from.width,
+        first ? dag.stride(edge) : 1,
+        edge.separable,
+        elements,
+        from.width == s.out_width ? l.per_row : l.per_input_row,
+        elements == 0 ? 0 : ~0u / elements + 1,
+        first ? -1 : item_of(2 * i, round_of(i) + 1),
+        writes,
+        dag.factorized(edge)};
+    plan.items[plan.item_list.ranks[t]] = {shared + coefficients_place(i),
+                                           last ? static_cast<double>(edge.multiplicity) : 1.0,
+                                           l.share, norm_place(i, which), false};
+  }
+  if (is_input_item) {
+    plan.items[plan.item_list.ranks[t]] = {
+        job.input_coefficients + (static_cast<int64_t>(input) * s.archs + arch) * 3 * C, 1.0,
+        l.input_share, input_norm_place(input), true};
+  }
+  if (state >= 0 && state < s.states() && plan.completion_list.keys[state] != INT_MAX) {
+    const bool is_input = state < s.inputs;
+    const State<V> of = dag.state(arch, state);
+    Completion<V> completion = {grad_of(state),
+                                {nullptr, nullptr},
+                                {-1, -1},
+                                {-1, -1},
+                                of.height,
+                                of.width,
+                                is_input ? s.stride : 1,
+                                plan.pass_list.before[state],
+                                plan.pass_list.before[state + 1] - plan.pass_list.before[state],
+                                plan.normalized[state] != 0 || plan.passing[state] == 0};
+    if (is_input && !s.is_shared(state)) {
+      completion.z[0] = completion.z[1] = of.x;
+      completion.norms[0] = input_norm_place(state);
+      completion.items[0] = item_of(2 * edges + state, plan.complete[state]);
+    }
+    for (int e = 0; !is_input && e < kCellEdges; ++e) {
+      const int node = state - s.inputs, edge = node * kCellEdges + e;
+      const int last = plan.stage_count[edge] - 1;
+      if (last < 0) continue;
+      completion.z[e] = dag.stage(arch, node, e, last);
+      if (completion.z[1 - e] == nullptr) completion.z[1 - e] = completion.z[e];
+      completion.norms[e] = norm_place(edge, last);
+      completion.items[e] = item_of(2 * edge + last, plan.complete[state]);
+    }
+    plan.completions[plan.completion_list.ranks[state]] = completion;
+  }
+  if (passing >= 0 && passing < edges && plan.pass_list.keys[passing] != INT_MAX) {
+    const PlannedEdge edge = plan.edges[passing];
+    const int node = node_of(passing);
+    const bool max_pool = edge.form == Form::kMaxPool;
+    plan.passes[plan.pass_list.ranks[passing]] = {
+        job.gradients.node(s, arch, node),
+        max_pool ? dag.maxima(arch, node, passing % kCellEdges) : nullptr, edge.form,
+        edge.multiplicity};
+  }
 }
 
-// Starts to bring a block's first image of a state, or of what a stage has stored, nearer.
+// Starts to copy the scales and shifts of all normalizations.
+template <int C, class V>
+__device__ void start_norms(const Job<V>& job, float* to) {
+  const DagShape& s = job.dag.shape;
+  constexpr int kOfNode = kCellEdges * 2 * 2 * C;
+  const int nodes = s.nodes * kOfNode;
+#pragma unroll 1
+  for (int i = threadIdx.x * 4; i < nodes + s.inputs * 2 * C; i += kCellThreads * 4) {
+    const int input = (i - nodes) / (2 * C), rest = i < nodes ? i % kOfNode : i % (2 * C);
+    const float* from = i < nodes ? job.dag.norm(blockIdx.y, i / kOfNode, 0, 0)
+                                  : job.dag.state(blockIdx.y, input).norm;
+    if (from != nullptr) copy_async16(to + i, from + rest);
+  }
+}
+
+// Starts to bring a block's first image nearer.
 template <class V>
-__device__ void prefetch_image(const V* images, int64_t values) {
-  const char* bytes = reinterpret_cast<const char*>(images + blockIdx.x * values);
+__device__ void prefetch_image(const V* images, int values) {
+  const char* bytes =
+      reinterpret_cast<const char*>(images + static_cast<int64_t>(blockIdx.x) * values);
+#pragma unroll 1
   for (int i = threadIdx.x * 128; i < values * static_cast<int>(sizeof(V));
        i += kCellThreads * 128) {
     prefetch(bytes + i);
   }
 }
 
-// What will be read of a state when an edge passes its gradient on to it, and then of the edges
-// that end there.
-template <class V>
-__device__ void prefetch_state(const Dag<V>& dag, const Readers& readers, int index) {
-  const DagShape& s = dag.shape;
-  const State<V> state = dag.state(blockIdx.y, index);
-  prefetch_image(state.x, static_cast<int64_t>(state.height) * state.width * s.padded);
-  const int node = index - s.inputs;
-  for (int e = 0; node >= 0 && e < kCellEdges; ++e) {
-    const int stages = stage_count(dag, readers.edges[node * kCellEdges + e]);
-    if (stages == 0) continue;
-    prefetch_image(dag.stage(blockIdx.y, node, e, stages - 1), s.out_size() / s.images);
-  }
-}
-
-// A stage of an edge. The second writes the gradient of the first one's normalized output, and adds
-// its sums to `totals`; the first adds to the gradient of the state, or is the first to write it.
-template <int C, int K, int S, int D, bool kExact, class V>
-__device__ __forceinline__ void stage(const Job<V>& job, const Readers& readers, int i,
-                                      int stage_index, bool writes, double* totals, float* shared) {
-  const PlannedEdge& edge = readers.edges[i];
-  const Dag<V>& dag = job.dag;
-  const DagShape& s = dag.shape;
-  const int arch = blockIdx.y, node = node_of(i), e = i % kCellEdges;
-  const bool second = stage_index == 1;
-  writes |= second;
-  const State<V> from = dag.stage_input(arch, node, e, stage_index, edge);
-  const int pixels = s.out_height * s.out_width;
-  const int64_t out_image = static_cast<int64_t>(pixels) * C;
-  V* intermediate = job.gradients.intermediate + (arch * s.edges * s.nodes + i) * s.out_size();
-  const V* g = second ? job.gradients.node(s, arch, node) : intermediate;
-  const V* z = dag.stage(arch, node, e, stage_index);
-  V* to = second ? intermediate : state_grad(job, edge.input);
-  float* split =
-      job.gradients.weight_split(s, arch, node, e, blockIdx.x) + stage_index * s.stage_weights();
-  float* source = shared + job.layout.source;
-  float* grads = shared + job.layout.grads;
-  float* taps = shared + job.layout.taps;
-  float* weight = shared + job.layout.weight;
-  for (int image = blockIdx.x; image < s.images; image += gridDim.x) {
-    const bool adds = image != static_cast<int>(blockIdx.x);
-    __syncthreads();
-    CarriedWeight<C> weight_quads;
-    Carried<K * K * C / 4> tap_quads;
-    if (!adds) {
-      weight_quads.load(dag.pointwise(arch, node, e, stage_index), C);
-      const float* elements = dag.depthwise(arch, node, e, stage_index);
-      tap_quads.for_each([&](Vec4<float>& value, unsigned j) { value = load_vec4(elements + j); });
-    }
-    fill_source<C, S, false>(from, image, 0, from.height, from.width, source);
-    fill_grads<C, kExact>(g + image * out_image, z + image * out_image,
-                          shared + job.layout.coefficients + i * 3 * C, s.out_height, s.out_width,
-                          grads);
-    if (S == 1) fill_border<C>(s.out_height, s.out_width, source);
-    fill_border<C>(s.out_height, s.out_width, grads);
-    if (!adds) {
-      weight_quads.template store<kExact>(weight);
-      tap_quads.for_each(
-          [&](const Vec4<float>& value, unsigned j) { store_vec4(taps + j, value); });
-    }
-    __syncthreads();
-    if (second && !adds) prefetch_state(dag, readers, edge.input);
-    {
-      float sums[C / 16][2][4] = {};
-      weight_outer<C, K, S, D, kExact>(s, from.height, from.width, source, grads, taps, sums);
-      finish_outer<C>(sums, shared + job.layout.matrix, split, C, adds);
-    }
-    multiply_weight<C, kExact>(
-        grads, weight, tiled(s.out_height), s.out_width,
-        [&](int place, const float2& value) { store_pair(grads + place, value); });
-    __syncthreads();
-    float2 elements[K * K] = {}, norm_sums[2] = {};
-    V* at = to + static_cast<int64_t>(image) * from.height * from.width * C + Cut<C>::channel();
-    transposed<C, K, S, D>(
-        s, from.height, from.width, source, grads, taps, elements,
-        [&](int y, int x) {
-          return writes ? make_float2(0, 0) : load_pair(at + (y * from.width + x) * C);
-        },
-        [&](int y, int x, const float2& before, const float2& passed, const float2& value) {
-          const float2 sum = make_float2(before.x + passed.x, before.y + passed.y);
-          const float2 kept = write_pair(at + (y * from.width + x) * C, sum);
-          norm_sums[0].x += kept.x;
-          norm_sums[0].y += kept.y;
-          add_product(norm_sums[1], kept, value);
-        });
-    __syncthreads();
-    add_warps<C>(elements, source, [&](int element, int c, float sum) {
-      float* kept = split + C * C + c * K * K + element;
-      *kept = adds ? *kept + sum : sum;
-    });
-    if (second) {
-      add_warps<C>(norm_sums, source + kCellWarps * K * K * 16, [&](int kind, int c, float sum) {
-        totals[kind * C + c] += static_cast<double>(sum);
-      });
-    }
-  }
-}
-
-// A factorized reduction of an input.
-template <int C, bool kExact, class V>
-__device__ __forceinline__ void reduction(const Job<V>& job, int i, const PlannedEdge& edge,
-                                          bool writes, float* shared) {
-  using Place = Cut<C>;
-  const Dag<V>& dag = job.dag;
-  const DagShape& s = dag.shape;
-  const int arch = blockIdx.y, node = node_of(i), e = i % kCellEdges;
-  const State<V> from = dag.state(arch, edge.input);
-  const int pixels = s.out_height * s.out_width;
-  const int64_t out_image = static_cast<int64_t>(pixels) * C;
-  const V* g = job.gradients.node(s, arch, node);
-  const V* z = dag.stage(arch, node, e, 0);
-  float* split = job.gradients.weight_split(s, arch, node, e, blockIdx.x);
-  float* source = shared + job.layout.source;
-  float* grads = shared + job.layout.grads;
-  float* weight = shared + job.layout.weight;
-  constexpr int kBorder = Place::kBorder, kRowValues = Place::kPitch * C;
-  const int across = s.out_width / 4, tiles = tiled(s.out_height) / 4 * across;
-  for (int image = blockIdx.x; image < s.images; image += gridDim.x) {
-    const bool adds = image != static_cast<int>(blockIdx.x);
-    V* to =
-        state_grad(job, edge.input) + static_cast<int64_t>(image) * from.height * from.width * C;
-    for (int which = 0; which < 2; ++which) {
-      __syncthreads();
-      if (which == 0) {
-        fill_border<C>(s.out_height, s.out_width, grads);
-        fill_grads<C, kExact>(g + image * out_image, z + image * out_image,
-                              shared + job.layout.coefficients + i * 3 * C, s.out_height,
-                              s.out_width, grads);
-      }
-      CarriedWeight<C> weight_quads;
-      weight_quads.load(dag.pointwise(arch, node, e, 0) + which * C, 2 * C);
-      fill_source<C, 1, true>(from, image, which, s.out_height, s.out_width, source);
-      fill_border<C>(s.out_height, s.out_width, source);
-      weight_quads.template store<kExact>(weight);
-      __syncthreads();
-      float sums[C / 16][2][4] = {};
-      for (int tile = Place::turn(); tile < tiles; tile += Place::kTurns) {
-        const int down = tile / across, y = down * 4, x = (tile - down * across) * 4;
-        const float* column = source + (y + kBorder) * kRowValues + x * C +
-                              Place::place(kBorder + Place::lane() % 4, Place::channel());
-        float2 depth[4];
-#pragma unroll
-        for (int r = 0; r < 4; ++r) depth[r] = load_pair(column + r * kRowValues);
-        add_outer<C, kExact>(grads, y, x, depth, sums);
-      }
-      finish_outer<C>(sums, shared + job.layout.matrix, split + which * C, 2 * C, adds);
-      multiply_weight<C, kExact>(
-          grads, weight, tiled(s.out_height), s.out_width, [&](int place, const float2& value) {
-            const float2 x = load_pair(source + place);
-            store_pair(source + place,
-                       make_float2(x.x > 0 ? value.x : 0.0f, x.y > 0 ? value.y : 0.0f));
-          });
-      __syncthreads();
-      const int c = threadIdx.x % Place::kQuads * 4;
-      Vec4<float> before[4];
-      const auto inside = [&](int y, int x) { return y < from.height && x < from.width; };
-      for_pixels<C, 4>(
-          s.out_height, s.out_width,
-          [&](int i, int, int y, int x) {
-            y = 2 * y + which;
-            x = 2 * x + which;
-            before[i] = writes || !inside(y, x) ? fill_vec4(0.0f)
-                                                : load_vec4(to + (y * from.width + x) * C + c);
-          },
-          [&](int i, int, int y, int x) {
-            V* row = to + (2 * y + which) * from.width * C + c;
-            Vec4<float> value =
-                load_vec4(source + (y + kBorder) * kRowValues + Place::place(x + kBorder, c));
-            value += before[i];
-            y = 2 * y + which;
-            if (inside(y, 2 * x + which)) write_vec4(row + (2 * x + which) * C, value);
-            if (!writes || !inside(y, 2 * x + 1 - which)) return;
-            write_vec4(row + (2 * x + 1 - which) * C, fill_vec4(0.0f));
-          });
-    }
-  }
-}
-
-// What a pool with stride 1 passes on to four pixels below each other, from (y, x) on: from the
-// gradient of its node's image in shared memory and, of a max pool, from where its maxima are.
-template <int C, bool kMax>
-__device__ __forceinline__ void add_pool(const float* image, const uint32_t* maxima, int height,
-                                         int width, int y, int x, int c, float scale,
-                                         Vec4<float> (&grads)[4]) {
-  Vec4<float> sums[4] = {};
-#pragma unroll
-  for (int i = -1; i <= 4; ++i) {
-    Vec4<float> row = fill_vec4(0.0f);
-#pragma unroll
-    for (int j = -1; j <= 1; ++j) {
-      if (static_cast<unsigned>(y + i) >= static_cast<unsigned>(height) ||
-          static_cast<unsigned>(x + j) >= static_cast<unsigned>(width)) {
-        continue;
-      }
-      const int at = ((y + i) * width + x + j) * C + c;
-      const Vec4<float> g = load_vec4(image + at);
-      if constexpr (!kMax) {
-        row += g;
-      } else {
-        const uint32_t places = maxima[at / 4];
-#pragma unroll
-        for (int k = 0; k < 4; ++k) {
-          const uint32_t place = places >> 8 * k & 0xff;
-#pragma unroll
-          for (int r = max(i - 1, 0); r <= min(i + 1, 3); ++r) {
-            const uint32_t own = (r - i + 1) * kPoolKernel + 1 - j;
-            if (place == own) sums[r].v[k] += g.v[k];
-          }
-        }
-      }
-    }
-#pragma unroll
-    for (int r = max(i - 1, 0); !kMax && r <= min(i + 1, 3); ++r) sums[r] += row;
-  }
-#pragma unroll
-  for (int r = 0; r < 4; ++r) add_product(grads[r], sums[r], fill_vec4(scale));
-}
-
-// Completes the gradient of a state with what identities and pools pass on, where it is read at
-// all, and adds the sums for the normalizations that made it to `totals`, if that is not null: of
-// an input, or of the edges of a node.
-template <int C, class V>
-__device__ void finish_state(const Job<V>& job, const Readers& readers, int index, bool written,
-                             double* totals, float* shared) {
-  using Place = Cut<C>;
-  const Dag<V>& dag = job.dag;
-  const DagShape& s = dag.shape;
-  const int arch = blockIdx.y, node = index - s.inputs;
-  const bool is_input = node < 0;
-  const unsigned read_by = readers.of_state[index];
-  const unsigned passing = read_by & ~readers.normalized;
-  const State<V> state = dag.state(arch, index);
-  const int height = state.height, width = state.width, stride = is_input ? s.stride : 1;
-  const int64_t size = static_cast<int64_t>(height) * width * C;
-  const int out_size = s.out_height * s.out_width * C;
-  const int c = threadIdx.x % Place::kQuads * 4;
-  V* to = state_grad(job, index);
-  const V* z[2] = {nullptr, nullptr};
-  const float* norm[2] = {nullptr, nullptr};
-  if (totals != nullptr && is_input) {
-    z[0] = state.x;
-    norm[0] = state.norm;
-  } else if (totals != nullptr) {
-    for (int e = 0; e < kCellEdges; ++e) {
-      const int stages = stage_count(dag, readers.edges[node * kCellEdges + e]);
-      if (stages == 0) continue;
-      z[e] = dag.stage(arch, node, e, stages - 1);
-      norm[e] = dag.norm(arch, node, e, stages - 1);
-      if (stages == 2) prefetch_image(dag.stage(arch, node, e, 0), out_size);
-    }
-  }
-  if (read_by == 0 && totals == nullptr) return;
-  float* images = shared + job.layout.source;
-  const int room = (job.layout.size - job.layout.source) / out_size;
-  const int columns = tiled(height) / 4 * width;
-  const unsigned per_row = ~0u / width + 1;
-  Vec4<float> sums[3] = {};
-  for (int image = blockIdx.x; image < s.images; image += gridDim.x) {
-    __syncthreads();
-    // The gradients that pools read, one behind the other, as far as there is room.
-    int staged = 0;
-    for (int i = 0; stride == 1 && passing >> i != 0; ++i) {
-      if ((passing >> i & 1) == 0 || readers.edges[i].form == Form::kIdentity) continue;
-      if (staged == room) break;
-      const V* from = job.gradients.node(s, arch, node_of(i)) + image * size;
-      float* place = images + staged++ * out_size;
-#pragma unroll 4
-      for (int j = threadIdx.x * 4; j < out_size; j += kCellThreads * 4) {
-        store_vec4(place + j, load_vec4(from + j));
-      }
-    }
-    __syncthreads();
-    for (int column = threadIdx.x / Place::kQuads; column < columns; column += Place::kStep) {
-      const int down = static_cast<int>(multiply_high(column, per_row));
-      const int x = column - down * width, y = down * 4;
-      const int64_t at = image * size + (y * width + x) * C + c;
-      const int row = width * C, rows = min(4, height - y);
-      Vec4<float> grads[4] = {};
-#pragma unroll
-      for (int r = 0; r < 4; ++r) {
-        if (r < rows && (written || read_by == 0)) grads[r] = load_vec4(to + at + r * row);
-      }
-      int next = 0;
-#pragma unroll 1
-      for (int i = 0; passing >> i != 0; ++i) {
-        if ((passing >> i & 1) == 0) continue;
-        const PlannedEdge& edge = readers.edges[i];
-        const V* from = job.gradients.node(s, arch, node_of(i));
-        const float times = static_cast<float>(edge.multiplicity);
-        if (edge.form == Form::kIdentity) {
-          Vec4<float> values[4] = {};
-#pragma unroll
-          for (int r = 0; r < 4; ++r) {
-            if (r < rows) values[r] = load_vec4(from + at + r * row);
-          }
-#pragma unroll
-          for (int r = 0; r < 4; ++r) add_product(grads[r], values[r], fill_vec4(times));
-          continue;
-        }
-        const bool max_pool = edge.form == Form::kMaxPool;
-        const uint32_t* maxima = max_pool ? dag.maxima(arch, node_of(i), i % kCellEdges) : nullptr;
-        if (next < staged) {
-          const float* place = images + next++ * out_size;
-          if (max_pool) {
-            add_pool<C, true>(place, maxima + image * (out_size / 4), height, width, y, x, c, times,
-                              grads);
-          } else {
-            add_pool<C, false>(place, nullptr, height, width, y, x, c, times / kPoolPixels, grads);
-          }
-          continue;
-        }
-#pragma unroll
-        for (int r = 0; r < 4; ++r) {
-          if (r >= rows) continue;
-          grads[r] += pool_gradient(s, from, maxima, edge.multiplicity, stride, image, y + r, x, c);
-        }
-      }
-      Vec4<float> left[4] = {}, right[4] = {};
-#pragma unroll
-      for (int r = 0; r < 4; ++r) {
-        if (r < rows && z[0] != nullptr) left[r] = load_vec4(z[0] + at + r * row);
-        if (r < rows && z[1] != nullptr) right[r] = load_vec4(z[1] + at + r * row);
-      }
-#pragma unroll
-      for (int r = 0; r < 4; ++r) {
-        if (r >= rows) continue;
-        if (read_by != 0) grads[r] = store_rounded(to + at + r * row, grads[r]);
-        sums[0] += grads[r];
-        if (z[0] != nullptr) add_product(sums[1], grads[r], affine_vec4(left[r], norm[0], C, c));
-        if (z[1] != nullptr) add_product(sums[2], grads[r], affine_vec4(right[r], norm[1], C, c));
-      }
-    }
-  }
-  if (totals == nullptr) return;
-  __syncthreads();
-  float* red = images;
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-#pragma unroll
-  for (int k = 0; k < 3; ++k) {
-#pragma unroll
-    for (int other = Place::kQuads; other < 32; other *= 2) {
-#pragma unroll
-      for (int j = 0; j < 4; ++j) sums[k].v[j] += __shfl_xor_sync(~0u, sums[k].v[j], other);
-    }
-    if (lane < Place::kQuads) store_vec4(red + (warp * 3 + k) * C + c, sums[k]);
-  }
-  __syncthreads();
-  for (int j = threadIdx.x; j < 3 * C; j += kCellThreads) {
-    double sum = 0;
-    for (int w = 0; w < kCellWarps; ++w) sum += static_cast<double>(red[w * 3 * C + j]);
-    totals[j] += sum;
-  }
-}
-
-// Stages of all windows are inlined: pointers to shared memory would else become generic, and the
-// sums of a lane memory.
-template <int C, bool kStrided, bool kExact, int kOperation = 0, class V>
-__device__ __forceinline__ void any_stage(const Job<V>& job, const Readers& readers, int i,
-                                          int stage_index, bool writes, double* totals,
-                                          float* shared) {
-  if constexpr (kOperation < kOperationCount) {
-    constexpr Operation o = kOperations[kOperation];
-    const PlannedEdge& edge = readers.edges[i];
-    if (edge.operation != kOperation) {
-      any_stage<C, kStrided, kExact, kOperation + 1>(job, readers, i, stage_index, writes, totals,
-                                                     shared);
-    } else if constexpr (o.form == Form::kSeparable) {
-      if constexpr (kStrided) {
-        if (stage_index == 0 && job.dag.stride(edge) == 2) {
-          stage<C, o.kernel, 2, o.dilation, kExact>(job, readers, i, stage_index, writes, totals,
-                                                    shared);
-          return;
-        }
-      }
-      stage<C, o.kernel, 1, o.dilation, kExact>(job, readers, i, stage_index, writes, totals,
-                                                shared);
-    } else if constexpr (kStrided && is_factorized(o.form, 2)) {
-      reduction<C, kExact>(job, i, edge, writes, shared);
-    }
-  }
-}
-
-template <class V>
-__device__ void list_readers(const Dag<V>& dag, Readers& readers) {
-  const DagShape& s = dag.shape;
-  const int count = s.nodes * kCellEdges;
-  if (threadIdx.x == 0) {
-    readers.normalized = 0;
-    for (int state = 0; state < s.states(); ++state) readers.of_state[state] = 0;
-    for (int i = 0; i < count; ++i) {
-      const PlannedEdge edge = dag.plan[s.slot(blockIdx.y, 0, 0) + i];
-      readers.edges[i] = edge;
-      if (edge.multiplicity == 0 || edge.form == Form::kNone) continue;
-      readers.of_state[edge.input] |= 1u << i;
-      if (dag.normalized(edge)) readers.normalized |= 1u << i;
-    }
-  }
-  __syncthreads();
-}
-
 template <class V, int C, bool kStrided, bool kExact>
 __global__ __launch_bounds__(kCellThreads, 1) void nodes_backward_kernel(const Job<V> job) {
-  const Dag<V>& dag = job.dag;
-  const DagShape& s = dag.shape;
-  const int arch = blockIdx.y, t = threadIdx.x, edges = s.nodes * kCellEdges;
-  Readers& readers = *dynamic_shared<Readers>();
-  float* shared = reinterpret_cast<float*>(&readers + 1);
-  double* totals = reinterpret_cast<double*>(shared + job.layout.totals);
-  list_readers(dag, readers);
-  // Of edges: what has been passed on to the state that they read, and which stages are to come. Of
-  // states: whether the gradient is complete, and whether something has been written to it.
-  unsigned passed = 0, stages[2] = {0, 0}, complete = 0, written = 0;
+  const DagShape& s = job.dag.shape;
+  const Layout& l = job.layout;
+  const int first_image = blockIdx.x;
+  Plan<V>& plan = *dynamic_shared<Plan<V>>();
+  float* shared = reinterpret_cast<float*>(&plan + 1);
+  double* totals = reinterpret_cast<double*>(shared + l.totals);
+  begin(job.handover);
+  start_norms<C>(job, shared + l.norms);
+  for (int i = threadIdx.x; i < (s.nodes * kCellEdges + s.inputs) * 2 * C; i += kCellThreads) {
+    totals[i] = 0;
+  }
+  if (!kStrided && l.ahead) fill_borders<C>(l, s.out_height, s.out_width, true, shared);
+  make_plan<C>(job, shared, plan);
+  wait_for_copies();
+  __syncthreads();
+  const int stages = plan.stage_list.before[kMostPhases];
+  const auto start = [&](int number, int image) {
+    if (number < stages) start_stage<C, V>(number, image);
+  };
+  if (l.ahead) start(0, first_image);
   for (int round = 0;; ++round) {
-    unsigned next[2] = {0, 0}, completed = 0;
-    int columns = 0;
-    __syncthreads();
-    for (int j = t; j < job.meeting.columns; j += kCellThreads) totals[j] = 0;
-    for (int stage_index = 0; stage_index < 2; ++stage_index) {
-      for (int i = 0; i < edges; ++i) {
-        if ((stages[stage_index] >> i & 1) == 0) continue;
-        const int input = readers.edges[i].input;
-        any_stage<C, kStrided, kExact>(job, readers, i, stage_index, (written >> input & 1) == 0,
-                                       totals + columns, shared);
-        if (stage_index == 0) {
-          passed |= 1u << i;
-          written |= 1u << input;
+    const int first_completion = plan.completion_list.before[round];
+    const int completions = plan.completion_list.before[round + 1];
+#pragma unroll 1
+    for (int i = first_completion; i < completions; ++i) {
+      const Completion<V>& state = plan.completions[i];
+      for (int e = 0; e < kCellEdges; ++e) {
+        if (state.items[e] >= 0) prefetch_image(state.z[e], state.height * state.width * C);
+      }
+    }
+    for (int i = plan.stage_list.before[round]; i < plan.stage_list.before[round + 1]; ++i) {
+      const Stage<V>& stage = plan.stages[i];
+      for (int image = first_image; image < s.images; image += gridDim.x) {
+        if (!l.ahead) {
+          __syncthreads();
+          start(i, image);
+        }
+        const auto next = [&] {
+          const int further = image + gridDim.x;
+          if (l.ahead) further < s.images ? start(i, further) : start(i + 1, first_image);
+        };
+        if (kStrided && stage.reduces) {
+          compute_reduction<C, kExact>(job, stage, image, shared, next);
         } else {
-          next[0] |= 1u << i;
-          columns += 2 * C;
+          compute_stage<C, kStrided, kExact>(job, stage, image, totals, shared, next);
         }
       }
     }
-    for (int state = s.states() - 1; state >= 0; --state) {
-      const unsigned read_by = readers.of_state[state];
-      if ((complete >> state & 1) != 0 || (read_by & ~passed) != 0) continue;
-      complete |= 1u << state;
-      const bool is_input = state < s.inputs;
-      if (is_input && read_by == 0) continue;
-      // Of an input that architectures share, sums are taken when they have all added theirs.
-      const int first = (state - s.inputs) * kCellEdges;
-      const bool sums = is_input ? !s.is_shared(state)
-                                 : stage_count(dag, readers.edges[first]) +
-                                           stage_count(dag, readers.edges[first + 1]) >
-                                       0;
-      finish_state<C>(job, readers, state, (written >> state & 1) != 0,
-                      sums ? totals + columns : nullptr, shared);
-      if (sums) {
-        completed |= 1u << state;
-        columns += 3 * C;
-      }
-      if (is_input) continue;
-      for (int i = first; i < first + kCellEdges; ++i) {
-        const int count = stage_count(dag, readers.edges[i]);
-        if (count > 0)
-          next[count - 1] |= 1u << i;
-        else
-          passed |= 1u << i;
-      }
-    }
-    if (columns == 0) break;
-    meet(job.meeting, round, columns, totals,
-         reinterpret_cast<double*>(shared + job.layout.source));
-    // Threads for each normalization, so that divisions do not wait for each other.
-    int number = 0;
-    const auto finish = [&](const double* sums, const double* dots, double count, const float* norm,
-                            int factor, float* coefficients) {
-      const int c = t - number++ % (kCellThreads / C) * C;
-      if (c < 0 || c >= C) return;
-      const double scale = static_cast<double>(norm[c]), outer = scale * factor;
-      const double mean = sums[c] / count, dot = dots[c] / count;
-      coefficients[c] = static_cast<float>(outer);
-      coefficients[C + c] = static_cast<float>(-outer * dot * scale);
-      coefficients[2 * C + c] =
-          static_cast<float>(-outer * (mean + dot * static_cast<double>(norm[C + c])));
-    };
-    const double count = static_cast<double>(s.images) * s.out_height * s.out_width;
-    float* coefficients = shared + job.layout.coefficients;
-    columns = 0;
-    for (int i = 0; i < edges; ++i) {
-      if ((stages[1] >> i & 1) == 0) continue;
-      finish(totals + columns, totals + columns + C, count,
-             dag.norm(arch, node_of(i), i % kCellEdges, 0), 1, coefficients + i * 3 * C);
-      columns += 2 * C;
-    }
-    for (int state = s.states() - 1; state >= 0; --state) {
-      if ((completed >> state & 1) == 0) continue;
-      if (state >= s.inputs) {
-        const int node = state - s.inputs;
-        for (int e = 0; e < kCellEdges; ++e) {
-          const int i = node * kCellEdges + e;
-          const PlannedEdge& edge = readers.edges[i];
-          const int last = stage_count(dag, edge) - 1;
-          if (last < 0) continue;
-          finish(totals + columns, totals + columns + (1 + e) * C, count,
-                 dag.norm(arch, node, e, last), edge.multiplicity, coefficients + i * 3 * C);
+#pragma unroll 1
+    for (int i = first_completion; i < completions; ++i) {
+      for (int image = first_image; image < s.images; image += gridDim.x) {
+        __syncthreads();
+        if (kStrided && plan.completions[i].stride == 2) {
+          complete_state<C, 2, V>(i, image);
+        } else {
+          complete_state<C, 1, V>(i, image);
         }
-      } else if (blockIdx.x == 0) {
-        finish(totals + columns, totals + columns + C,
-               static_cast<double>(s.images) * s.height * s.width, dag.state(arch, state).norm, 1,
-               job.input_coefficients + (static_cast<int64_t>(state) * s.archs + arch) * 3 * C);
       }
-      columns += 3 * C;
     }
-    stages[0] = next[0];
-    stages[1] = next[1];
-    __syncthreads();
+    const int first_item = plan.item_list.before[round];
+    const int items = plan.item_list.before[round + 1] - first_item;
+    if (items == 0) break;
+    meet<C>(job.handover, first_item, items, totals, reinterpret_cast<double*>(shared + l.scratch),
+            [&](int number, int c, double sum, double dots) {
+              // rstd · (g − mean(g) − x̂ · mean(g·x̂)) with x̂ = z·scale + shift.
+              const Item& item = plan.items[first_item + number];
+              const float* norm = shared + item.norm;
+              const double scale = static_cast<double>(norm[c]), outer = scale * item.factor;
+              const double mean = sum * item.share, dot = dots * item.share;
+              if (item.once && blockIdx.x != 0) return;
+              item.coefficients[c] = static_cast<float>(outer);
+              item.coefficients[C + c] = static_cast<float>(-outer * dot * scale);
+              item.coefficients[2 * C + c] =
+                  static_cast<float>(-outer * (mean + dot * static_cast<double>(norm[C + c])));
+            });
   }
 }
 
@@ -1156,29 +1270,47 @@ __global__ __launch_bounds__(kThreads) void shared_inputs_kernel(const Job<V> jo
                   job.input_coefficients + static_cast<int64_t>(index) * s.archs * 3 * s.padded);
 }
 
-// The sums of a phase at most: a node has those of its edges' last normalizations or, later, those
-// of their first ones.
-int most_columns(const DagShape& s) { return (s.nodes * 4 + s.inputs * 3) * s.padded; }
-
-Layout make_layout(const DagShape& s) {
-  const int c = s.padded, width = 512 / c;
-  const int out = (tiled(s.out_height) + 4) * (width + 4) * c;
-  const int in = s.stride == 2 ? std::max(out, s.height * 2 * width * c) : out;
-  Layout l;
-  l.coefficients = 0;
-  l.totals = l.coefficients + s.nodes * kCellEdges * 3 * c;
-  l.taps = l.totals + 2 * most_columns(s);
-  l.weight = l.taps + kMostKernelElements * c;
-  l.matrix = l.weight + c * (c + 4);
-  l.source = l.matrix + std::max(2048, c * c);
-  l.grads = l.source + in;
-  // The sums of warps, or those of blocks, come when the images are not needed any more.
-  const int sums = std::max(kCellWarps * (kMostKernelElements + 2) * 16, 2 * 4 * kCellThreads);
-  l.size = std::max(l.grads + out, l.source + sums);
-  return l;
+// What the sums of warps and blocks take.
+template <int C>
+constexpr int sum_values() {
+  return std::max({kCellWarps * (kMostKernelElements + 2) * kSumRow,
+                   kCellWarps * (1 + kCellEdges) * C, 2 * kMeetingDoubles<C>});
 }
 
-size_t layout_bytes(const Layout& l) { return sizeof(Readers) + l.size * sizeof(float); }
+template <class V>
+size_t layout_bytes(const Layout& l) {
+  return sizeof(Plan<V>) + l.size * sizeof(float);
+}
+
+template <class V>
+Layout make_layout(const DagShape& s) {
+  const int c = s.padded, width = 512 / c, edges = s.nodes * kCellEdges;
+  const int out = (tiled(s.out_height) + 4) * (width + 4) * c;
+  const int in = s.stride == 2 ? std::max(out, s.height * 2 * width * c) : out;
+  const int sums = c == 16 ? sum_values<16>() : c == 32 ? sum_values<32>() : sum_values<64>();
+  Layout l;
+  l.per_row = ~0u / s.out_width + 1;
+  l.per_input_row = ~0u / s.width + 1;
+  l.share = 1 / (static_cast<double>(s.images) * s.out_height * s.out_width);
+  l.input_share = 1 / (static_cast<double>(s.images) * s.height * s.width);
+  l.coefficients = 0;
+  l.norms = l.coefficients + edges * 3 * c;
+  l.totals = l.norms + (edges * 2 + s.inputs) * 2 * c;
+  l.taps = l.totals + 2 * (edges + s.inputs) * 2 * c;
+  l.weight = l.taps + kMostKernelElements * c;
+  l.source = l.weight + c * (c + 4);
+  l.grads = l.source + in;
+  l.matrix = l.grads + out;
+  // As many copies as there are warps that share a part of the weight, if there is room.
+  for (l.copies = 256 / c;; l.copies /= 2) {
+    l.size = l.matrix + std::max(l.copies * c * c, sums);
+    l.ahead = layout_bytes<V>(l) <= largest_shared_bytes();
+    if (l.ahead || l.copies == 2) break;
+  }
+  l.scratch = l.ahead ? l.matrix : l.source;
+  if (!l.ahead) l.size = std::max(l.matrix + l.copies * c * c, l.source + sums);
+  return l;
+}
 
 template <class V, int C>
 auto choose_channels(const DagShape& s) {
@@ -1196,25 +1328,28 @@ const char* nodes_backward_obstacle(const DagShape& s) {
   }
   if (s.padded != 16 && s.padded != 32 && s.padded != 64) return "its number of channels";
   if (s.out_width % 4 != 0) return "the width of its images, which is not a multiple of 4";
-  if (s.out_width * s.padded > 512 || layout_bytes(make_layout(s)) > largest_shared_bytes()) {
+  if (s.out_width * s.padded > 512 ||
+      layout_bytes<float>(make_layout<float>(s)) > largest_shared_bytes()) {
     return "the size of its images, which exceed shared memory";
   }
   if (blocks_per_arch(s.images, s.archs) == 0) return "the number of its architectures";
   return nullptr;
 }
 
-int nodes_backward_columns(const DagShape& s) { return most_columns(s); }
+int nodes_backward_columns(const DagShape& s) {
+  return (2 * s.nodes * kCellEdges + s.inputs) * 2 * s.padded;
+}
 
 template <class V>
 void nodes_backward(const Dag<V>& dag, const Gradients<V>& gradients, V* input_grads,
-                    float* input_coefficients, const Meeting& meeting, CudaStream stream) {
+                    float* input_coefficients, const Handover& handover, CudaStream stream) {
   const DagShape& s = dag.shape;
-  const Job<V> job = {dag, gradients, input_grads, input_coefficients, make_layout(s), meeting};
+  const Job<V> job = {dag, gradients, input_grads, input_coefficients, make_layout<V>(s), handover};
   const auto kernel = s.padded == 16   ? choose_channels<V, 16>(s)
                       : s.padded == 32 ? choose_channels<V, 32>(s)
                                        : choose_channels<V, 64>(s);
-  launch_cooperative(kernel, dim3(meeting.blocks, s.archs), kCellThreads, layout_bytes(job.layout),
-                     stream, job);
+  launch_cooperative(kernel, dim3(handover.blocks, s.archs), kCellThreads,
+                     layout_bytes<V>(job.layout), stream, job);
   if (s.shared == 0) return;
   const int splits = pixel_splits(s.in_size() / s.padded, s.padded);
   launch(shared_inputs_kernel<V>, dim3(splits, s.inputs), kThreads,
@@ -1222,8 +1357,8 @@ void nodes_backward(const Dag<V>& dag, const Gradients<V>& gradients, V* input_g
 }
 
 template void nodes_backward(const Dag<float>&, const Gradients<float>&, float*, float*,
-                             const Meeting&, CudaStream);
+                             const Handover&, CudaStream);
 template void nodes_backward(const Dag<BFloat16>&, const Gradients<BFloat16>&, BFloat16*, float*,
-                             const Meeting&, CudaStream);
+                             const Handover&, CudaStream);
 
 }  // namespace asng::cuda

@@ -1,8 +1,9 @@
-// All nodes of a cell, forward, in one launch: see persistent.h. In each phase come first the nodes
-// whose edges are all there, then the next stage of every edge whose input is.
+// A cell, forward, in one launch: see persistent.h. First come the projections of its inputs, then
+// its nodes, in each phase first those whose edges are all there, then the next stage of every edge
+// whose input is, and last the projection of its output.
 #include "kernels/cuda/launchers.h"
 #include "kernels/cuda/norm.h"
-#include "kernels/cuda/persistent_strips.h"
+#include "kernels/cuda/persistent_projection.h"
 
 namespace asng::cuda {
 
@@ -11,7 +12,7 @@ namespace {
 // Dynamic shared memory: the schedule, and then values, counted in floats. Rows of output pixels
 // that a strip has at most are even.
 struct Layout {
-  int norms;   // (edges, 2, 2, C): scale and shift of each stage
+  int norms;   // (3 + 2·edges, 2, C): scale and shift of each projection and stage
   int sums;    // doubles (edges, 2·C): of a phase
   int red;     // (kCellWarps, 2·C): of the warps
   int taps;    // (kernel elements, C)
@@ -24,10 +25,19 @@ struct Layout {
 
 template <class V>
 struct Job {
-  Dag<V> dag;
+  CellJob<V> cell;
+  unsigned shared;  // of the inputs: each architecture projects them for itself, so not in `cell`
   Layout layout;
-  Meeting meeting;
+  Handover handover;
   bool keeps_maxima;
+};
+
+// The two inputs and the output.
+constexpr int kProjections = 3;
+
+// What is normalized: scale and shift as this block needs them, and as they are kept.
+struct Norm {
+  float *here, *kept;
 };
 
 // A stage of an edge: where things lie, of all images.
@@ -37,7 +47,7 @@ struct Stage {
   const float* norm;
   V* z;
   const float *pointwise, *taps;
-  float *norm_of_z, *kept_norm;
+  Norm norm_of_z;
   int height, width, stride, separable;
   bool reduces;
 };
@@ -57,6 +67,8 @@ struct Plan {
   Schedule schedule;
   Stage<V> stages[2 * kMostEdges];  // in the order of the schedule
   Term<V> terms[kMostEdges];
+  Norm projections[kProjections];
+  bool needed[kProjections];
 };
 
 // Source columns and rows that `count` outputs see.
@@ -76,26 +88,55 @@ __device__ inline int window_elements(int separable) {
   return elements;
 }
 
+// Looks up what the projections need.
+template <int C, class V>
+__device__ void plan_projections(const Job<V>& job, float* norms, Plan<V>& plan) {
+  const Dag<V>& dag = job.cell.dag;
+  const DagShape& s = dag.shape;
+  const int arch = blockIdx.y, t = threadIdx.x;
+  if (t < kProjections) {
+    float* kept = t < s.inputs ? const_cast<float*>(dag.state(arch, t).norm)
+                               : job.cell.y_norms + arch * 2 * C;
+    plan.projections[t] = {norms + t * 2 * C, kept};
+    // What architectures share is kept as that of the first.
+    bool needed = t == s.inputs;
+    for (int a = 0; t < s.inputs && a < s.archs; ++a) {
+      const bool counts = a == arch || (arch == 0 && (job.shared >> t & 1u) != 0);
+      needed |= counts && dag.used[a * s.states() + t] != 0;
+    }
+    plan.needed[t] = needed;
+  }
+  __syncthreads();
+}
+
 // Looks up what the stages and terms need.
 template <int C, class V>
 __device__ void make_plan(const Job<V>& job, float* norms, Plan<V>& plan) {
-  const Dag<V>& dag = job.dag;
+  const Dag<V>& dag = job.cell.dag;
+  const DagShape& s = dag.shape;
   const int arch = blockIdx.y, t = threadIdx.x;
   const Schedule& schedule = plan.schedule;
+  float* of_stages = norms + kProjections * 2 * C;
+  const auto state = [&](int index) {
+    State<V> state = dag.state(arch, index);
+    if (index < s.inputs) state.norm = norms + index * 2 * C;
+    return state;
+  };
   make_schedule(dag, arch, plan.schedule);
   if (t < schedule.stages_before[schedule.phases]) {
     const int which = schedule.stages[t] / 2, node = which / kCellEdges, e = which % kCellEdges;
     const int stage = schedule.stages[t] % 2;
     const PlannedEdge edge = schedule.edges[which];
-    const State<V> from = dag.stage_input(arch, node, e, stage, edge);
-    float* norm = norms + which * 4 * C;
+    float* norm = of_stages + which * 4 * C;
+    const State<V> from =
+        stage == 0 ? state(edge.input)
+                   : State<V>{dag.stage(arch, node, e, 0), norm, s.out_height, s.out_width};
     plan.stages[t] = {from.x,
-                      stage == 0 ? from.norm : norm,
+                      from.norm,
                       dag.stage(arch, node, e, stage),
                       dag.pointwise(arch, node, e, stage),
                       dag.depthwise(arch, node, e, stage),
-                      norm + stage * 2 * C,
-                      dag.norm(arch, node, e, stage),
+                      {norm + stage * 2 * C, dag.norm(arch, node, e, stage)},
                       from.height,
                       from.width,
                       stage == 0 ? dag.stride(edge) : 1,
@@ -103,32 +144,100 @@ __device__ void make_plan(const Job<V>& job, float* norms, Plan<V>& plan) {
                       dag.factorized(edge)};
   }
   const int which = t - 128;
-  if (which >= 0 && which < dag.shape.nodes * kCellEdges) {
+  if (which >= 0 && which < s.nodes * kCellEdges) {
     const int node = which / kCellEdges, e = which % kCellEdges;
     const PlannedEdge edge = schedule.edges[which];
-    const State<V> from = dag.state(arch, edge.input);
+    const State<V> from = state(edge.input);
     const int last = schedule.stage_count[which] - 1;
     const bool keeps = job.keeps_maxima && edge.form == Form::kMaxPool;
     plan.terms[which] = {last < 0 ? from.x : dag.stage(arch, node, e, last),
-                         last < 0 ? from.norm : norms + (which * 2 + last) * 2 * C,
+                         last < 0 ? from.norm : of_stages + (which * 2 + last) * 2 * C,
                          keeps ? dag.maxima(arch, node, e) : nullptr,
                          last < 0 ? edge.form : Form::kIdentity,
                          edge.multiplicity,
-                         last < 0 ? from.height : dag.shape.out_height,
-                         last < 0 ? from.width : dag.shape.out_width,
+                         last < 0 ? from.height : s.out_height,
+                         last < 0 ? from.width : s.out_width,
                          dag.stride(edge)};
   }
   __syncthreads();
 }
 
-// A stage of an edge for one image, up to the sums for its normalization, which are added to
-// `sums` (2·C).
+// A projection of an image, up to the sums for its normalization, which are added to `totals`
+// (2·C).
 template <int C, bool kTensorCores, class V>
-__device__ void compute_stage(const Job<V>& job, const Stage<V>& stage, int image, double* sums,
+__device__ void project(const Job<V>& job, int which, int image, double* totals, float* shared) {
+  const CellJob<V>& cell = job.cell;
+  const Dag<V>& dag = cell.dag;
+  const DagShape& s = dag.shape;
+  const int arch = blockIdx.y;
+  const bool of_input = which < s.inputs;
+  const int height = of_input ? s.height : s.out_height, width = of_input ? s.width : s.out_width;
+  const Input<V> input = cell.inputs[of_input ? which : 0];
+  const int64_t image_of_arch =
+      (job.shared >> which & 1u) != 0 ? image : static_cast<int64_t>(arch) * s.images + image;
+  const auto source = [&](int i) {
+    Source<V> from;
+    if (of_input) {
+      const int64_t size = static_cast<int64_t>(input.height) * input.width * input.padded;
+      from = factorized_source(
+          State<V>{input.x + image_of_arch * size, nullptr, input.height, input.width},
+          input.padded, i);
+      if (!input.factorized) from.stride = 1;
+    } else if (dag.used[arch * s.states() + s.inputs + i] == 0) {
+      from.x = dag.state(arch, s.inputs + i).x + static_cast<int64_t>(image) * height * width * C;
+      from.channels = C;
+      from.first = i * C;
+    }
+    return from;
+  };
+  V* z = of_input ? const_cast<V*>(dag.state(arch, which).x) : cell.y + arch * s.out_size();
+  z += static_cast<int64_t>(image) * height * width * C;
+  PixelSums<C, kTensorCores> sums;
+  __syncthreads();
+  ImageProjection<C, kTensorCores>::run(
+      source, of_input ? (input.factorized ? 2 : 1) : s.nodes, height * width, width,
+      cell.packed[which], [&](int pair, int pixel, const Vec4<float>& value) {
+        const int c = PixelMatmul<C, kTensorCores>::channel(pair);
+        const Vec4<float> kept = store_rounded(z + pixel * C + c, value);
+        sums.add(pair, kept, kept);
+      });
+  sums.add_up(shared + job.layout.red, totals);
+}
+
+// Normalizes an image where it is.
+template <int C, class V>
+__device__ void normalize_image(V* image, const float* norm, int pixels) {
+  constexpr int kPieceValues = 4 * kWide<V>, kFlight = 4;
+  const int c = threadIdx.x % (C / kPieceValues) * kPieceValues, count = pixels * C / kPieceValues;
+  // Shared memory, which WideAffine does not read.
+  Affine<float> affine[kWide<V>];
+#pragma unroll
+  for (int k = 0; k < kWide<V>; ++k) affine[k] = load_affine(norm, C, c + 4 * k);
+  for (int first = threadIdx.x; first < count; first += kFlight * kCellThreads) {
+    Vec4<float> values[kFlight][kWide<V>];
+#pragma unroll
+    for (int i = 0; i < kFlight; ++i) {
+      load_wide(image + min(first + i * kCellThreads, count - 1) * kPieceValues, values[i]);
+    }
+#pragma unroll
+    for (int i = 0; i < kFlight; ++i) {
+      const int piece = first + i * kCellThreads;
+      if (piece >= count) break;
+#pragma unroll
+      for (int k = 0; k < kWide<V>; ++k) values[i][k] = affine[k](values[i][k]);
+      write_wide(image + piece * kPieceValues, values[i]);
+    }
+  }
+}
+
+// A stage of an edge for one image, up to the sums for its normalization, which are added to
+// `totals` (2·C).
+template <int C, bool kTensorCores, class V>
+__device__ void compute_stage(const Job<V>& job, const Stage<V>& stage, int image, double* totals,
                               float* shared) {
   using Matmul = PixelMatmul<C, kTensorCores>;
-  const DagShape& s = job.dag.shape;
-  Vec4<float> sum[Matmul::kPairs] = {}, squares[Matmul::kPairs] = {};
+  const DagShape& s = job.cell.dag.shape;
+  PixelSums<C, kTensorCores> sums;
   float* weight = shared + job.layout.weight;
   float* matrix = shared + job.layout.images;
   const bool reduces = stage.reduces;
@@ -143,8 +252,7 @@ __device__ void compute_stage(const Job<V>& job, const Stage<V>& stage, int imag
     const auto emit = [&](int pair, int pixel, const Vec4<float>& value) {
       const Vec4<float> kept =
           store_rounded(stage.z + (first + pixel) * C + Matmul::channel(pair), value);
-      sum[pair] += kept;
-      add_product(squares[pair], kept, kept);
+      sums.add(pair, kept, kept);
     };
     __syncthreads();
     if (top == 0) {
@@ -178,33 +286,13 @@ __device__ void compute_stage(const Job<V>& job, const Stage<V>& stage, int imag
     __syncthreads();
     Matmul::template run<1>(matrix, 0, weight, rows * s.out_width, emit);
   }
-  float* red = shared + job.layout.red;
-#pragma unroll
-  for (int pair = 0; pair < Matmul::kPairs; ++pair) {
-    bool one = false;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      Matmul::add_up(sum[pair].v[i]);
-      one = Matmul::add_up(squares[pair].v[i]);
-    }
-    if (one) {
-      float* row = red + Matmul::sums_row() * 2 * C + Matmul::channel(pair);
-      store_vec4(row, sum[pair]);
-      store_vec4(row + C, squares[pair]);
-    }
-  }
-  __syncthreads();
-  for (int j = threadIdx.x; j < 2 * C; j += kCellThreads) {
-    float total = 0;
-    for (int row = 0; row < Matmul::kSums; ++row) total += red[row * 2 * C + j];
-    sums[j] += static_cast<double>(total);
-  }
+  sums.add_up(shared + job.layout.red, totals);
 }
 
 // A pool of four pixels in a row, from a strip in shared memory, where `from` is the first pixel of
 // the first window. Beyond the edge are zeros for an average and −∞ for a maximum; of equal maxima
-// the first counts, and NaN wins.
-template <int C, int S, bool kMax>
+// the first counts, and NaN wins; where their places are not asked for, they are zeros.
+template <int C, int S, bool kMax, bool kPlaces>
 __device__ void pool_run(const float* from, int columns, Vec4<float> (&values)[4],
                          unsigned (&places)[4]) {
   constexpr int kSpan = 3 * S + kPoolKernel;
@@ -224,9 +312,13 @@ __device__ void pool_run(const float* from, int columns, Vec4<float> (&values)[4
         if constexpr (!kMax) values[p] += value;
 #pragma unroll
         for (int i = 0; kMax && i < 4; ++i) {
-          const bool larger = value.v[i] > values[p].v[i] || value.v[i] != value.v[i];
-          values[p].v[i] = larger ? value.v[i] : values[p].v[i];
-          place[p][i] = larger ? ky * kPoolKernel + kx : place[p][i];
+          if constexpr (kPlaces) {
+            const bool larger = value.v[i] > values[p].v[i] || value.v[i] != value.v[i];
+            values[p].v[i] = larger ? value.v[i] : values[p].v[i];
+            place[p][i] = larger ? ky * kPoolKernel + kx : place[p][i];
+          } else {
+            values[p].v[i] = max_or_nan(value.v[i], values[p].v[i]);
+          }
         }
       }
     }
@@ -242,7 +334,7 @@ __device__ void pool_run(const float* from, int columns, Vec4<float> (&values)[4
 // The sum of a node's edges, for one image.
 template <int C, class V>
 __device__ void combine(const Job<V>& job, const Term<V>* terms, V* out, int image, float* shared) {
-  const DagShape& s = job.dag.shape;
+  const DagShape& s = job.cell.dag.shape;
   const Layout& l = job.layout;
   const int c = threadIdx.x % kQuads<C> * 4, across = s.out_width / 4;
   const int strip = min(l.pool_rows[0], l.pool_rows[1]);
@@ -305,12 +397,17 @@ __device__ void combine(const Job<V>& job, const Term<V>* terms, V* out, int ima
         const float* window = strips[e] + (down * S * columns + x * S) * kPixel<C> + c;
         Vec4<float> values[4];
         unsigned places[4];
-        if (term.form == Form::kMaxPool) {
-          S == 2 ? pool_run<C, 2, true>(window, columns, values, places)
-                 : pool_run<C, 1, true>(window, columns, values, places);
+        const auto pool = [&](auto is_max, auto with_places) {
+          constexpr bool kMax = decltype(is_max)::value, kPlaces = decltype(with_places)::value;
+          S == 2 ? pool_run<C, 2, kMax, kPlaces>(window, columns, values, places)
+                 : pool_run<C, 1, kMax, kPlaces>(window, columns, values, places);
+        };
+        if (term.form != Form::kMaxPool) {
+          pool(std::false_type(), std::false_type());
+        } else if (term.maxima != nullptr) {
+          pool(std::true_type(), std::true_type());
         } else {
-          S == 2 ? pool_run<C, 2, false>(window, columns, values, places)
-                 : pool_run<C, 1, false>(window, columns, values, places);
+          pool(std::true_type(), std::false_type());
         }
 #pragma unroll
         for (int p = 0; p < 4; ++p) {
@@ -325,47 +422,81 @@ __device__ void combine(const Job<V>& job, const Term<V>* terms, V* out, int ima
 }
 
 template <class V, int C, bool kTensorCores>
-__global__ __launch_bounds__(kCellThreads, 1) void nodes_forward_kernel(const Job<V> job) {
-  const DagShape& s = job.dag.shape;
+__global__ __launch_bounds__(kCellThreads, 1) void cell_forward_kernel(const Job<V> job) {
+  const CellJob<V>& cell = job.cell;
+  const Dag<V>& dag = cell.dag;
+  const DagShape& s = dag.shape;
   const int arch = blockIdx.y;
   Plan<V>& plan = *dynamic_shared<Plan<V>>();
   const Schedule& schedule = plan.schedule;
   float* shared = reinterpret_cast<float*>(&plan + 1);
-  double* sums = reinterpret_cast<double*>(shared + job.layout.sums);
-  for (int i = threadIdx.x; i < s.nodes * kCellEdges * 2 * C; i += kCellThreads) sums[i] = 0;
-  make_plan<C>(job, shared + job.layout.norms, plan);
-  const double share = 1 / (static_cast<double>(s.images) * s.out_height * s.out_width);
-  for (int phase = 0, round = 0; phase < schedule.phases; ++phase) {
-    const int begin = schedule.stages_before[phase], end = schedule.stages_before[phase + 1];
+  double* totals = reinterpret_cast<double*>(shared + job.layout.sums);
+  for (int i = threadIdx.x; i < s.nodes * kCellEdges * 2 * C; i += kCellThreads) totals[i] = 0;
+  begin(job.handover);
+  plan_projections<C>(job, shared + job.layout.norms, plan);
+  // Phase −1 is that of the inputs, and the one behind the last that of the output.
+  int earlier = 0;
+  for (int phase = -1; phase < 0 || phase <= schedule.phases; ++phase) {
+    const bool of_inputs = phase < 0, of_output = !of_inputs && phase == schedule.phases;
+    const bool of_nodes = !of_inputs && !of_output;
+    int begin = 0, end = 0;
+    if (of_inputs) {
+      begin = plan.needed[0] ? 0 : 1;
+      end = plan.needed[1] ? 2 : 1;
+    } else if (of_output) {
+      begin = kProjections - 1;
+      end = kProjections;
+    } else {
+      begin = schedule.stages_before[phase];
+      end = schedule.stages_before[phase + 1];
+    }
     for (int image = blockIdx.x; image < s.images; image += gridDim.x) {
-      for (int i = schedule.nodes_before[phase]; i < schedule.nodes_before[phase + 1]; ++i) {
+      for (int i = of_nodes ? schedule.nodes_before[phase] : 0;
+           i < (of_nodes ? schedule.nodes_before[phase + 1] : 0); ++i) {
         const int node = schedule.nodes[i];
         combine<C>(job, plan.terms + node * kCellEdges,
-                   job.dag.nodes + (static_cast<int64_t>(node) * s.archs + arch) * s.out_size(),
-                   image, shared);
+                   dag.nodes + (static_cast<int64_t>(node) * s.archs + arch) * s.out_size(), image,
+                   shared);
       }
       for (int i = begin; i < end; ++i) {
-        compute_stage<C, kTensorCores>(job, plan.stages[i], image, sums + (i - begin) * 2 * C,
-                                       shared);
+        double* to = totals + (i - begin) * 2 * C;
+        if (of_nodes) {
+          compute_stage<C, kTensorCores>(job, plan.stages[i], image, to, shared);
+        } else {
+          project<C, kTensorCores>(job, i, image, to, shared);
+        }
       }
     }
+    if (begin < end) hand_over_sums<C>(job.handover, earlier, end - begin, totals);
+    // Until those of other blocks are there.
+    if (of_inputs) make_plan<C>(job, shared + job.layout.norms, plan);
     if (begin == end) continue;
-    meet<C>(job.meeting, round++, end - begin, sums,
-            reinterpret_cast<double*>(shared + job.layout.images),
-            [&](int item, int c, double sum, double squares) {
-              const Stage<V>& stage = plan.stages[begin + item];
-              const double mean = sum * share, difference = squares * share - mean * mean;
-              // Rounding may make it negative; a NaN must stay one.
-              const float rstd =
-                  1.0f / sqrtf(static_cast<float>((difference < 0 ? 0 : difference) + kEpsilon));
-              const float shift = static_cast<float>(-mean * static_cast<double>(rstd));
-              stage.norm_of_z[c] = rstd;
-              stage.norm_of_z[C + c] = shift;
-              if (blockIdx.x == 0) {
-                stage.kept_norm[c] = rstd;
-                stage.kept_norm[C + c] = shift;
-              }
-            });
+    const double share = 1 / (static_cast<double>(s.images) *
+                              (of_inputs ? s.height * s.width : s.out_height * s.out_width));
+    add_up_sums<C>(
+        job.handover, earlier, end - begin, reinterpret_cast<double*>(shared + job.layout.images),
+        [&](int item, int c, double sum, double squares) {
+          const int i = begin + item;
+          const Norm norm = of_nodes ? plan.stages[i].norm_of_z : plan.projections[i];
+          const double mean = sum * share, difference = squares * share - mean * mean;
+          // Rounding may make it negative; a NaN must stay one.
+          const float rstd =
+              1.0f / sqrtf(static_cast<float>((difference < 0 ? 0 : difference) + kEpsilon));
+          const float shift = static_cast<float>(-mean * static_cast<double>(rstd));
+          norm.here[c] = rstd;
+          norm.here[C + c] = shift;
+          if (blockIdx.x == 0) {
+            norm.kept[c] = rstd;
+            norm.kept[C + c] = shift;
+          }
+        });
+    earlier += end - begin;
+  }
+  const int pixels = s.out_height * s.out_width;
+  V* y = cell.y + arch * s.out_size();
+  for (int image = blockIdx.x; image < s.images; image += gridDim.x) {
+    normalize_image<C>(y + static_cast<int64_t>(image) * pixels * C,
+                       plan.projections[kProjections - 1].here, pixels);
   }
 }
 
@@ -383,7 +514,7 @@ int strip_rows(int height, int available, Need need) {
 bool make_layout(const DagShape& s, Layout& l) {
   const int c = s.padded, edges = s.nodes * kCellEdges;
   l.norms = 0;
-  l.sums = l.norms + edges * 4 * c;
+  l.sums = l.norms + (kProjections + 2 * edges) * 2 * c;
   l.red = l.sums + edges * 2 * c * 2;
   l.taps = l.red + kCellWarps * 2 * c;
   l.weight = l.taps + kMostKernelElements * c;
@@ -429,12 +560,12 @@ bool make_layout(const DagShape& s, Layout& l) {
 template <class V, int C>
 auto choose_channels(bool tf32) {
   return choose_kernel<V>(
-      tf32, [](auto tensor_cores) { return &nodes_forward_kernel<V, C, tensor_cores()>; });
+      tf32, [](auto tensor_cores) { return &cell_forward_kernel<V, C, tensor_cores()>; });
 }
 
 }  // namespace
 
-const char* nodes_forward_obstacle(const DagShape& s) {
+const char* whole_cell_forward_obstacle(const DagShape& s) {
   Layout layout;
   if (s.edges != kCellEdges || s.inputs != 2 || s.nodes < 1 || s.nodes > kMostNodes) {
     return "the number of its nodes or edges";
@@ -446,20 +577,25 @@ const char* nodes_forward_obstacle(const DagShape& s) {
   return nullptr;
 }
 
+int whole_cell_forward_columns(const DagShape& s) {
+  return (kProjections + 2 * s.nodes * kCellEdges) * 2 * s.padded;
+}
+
 template <class V>
-void nodes_forward(const Dag<V>& dag, const Meeting& meeting, bool keeps_maxima,
-                   CudaStream stream) {
-  const DagShape& s = dag.shape;
-  Job<V> job = {dag, {}, meeting, keeps_maxima};
+void whole_cell_forward(const CellJob<V>& cell, const Handover& handover, bool keeps_maxima,
+                        CudaStream stream) {
+  const DagShape& s = cell.dag.shape;
+  Job<V> job = {cell, s.shared, {}, handover, keeps_maxima};
+  job.cell.dag.shape.shared = 0;
   make_layout(s, job.layout);
   const auto kernel = s.padded == 16   ? choose_channels<V, 16>(s.tf32)
                       : s.padded == 32 ? choose_channels<V, 32>(s.tf32)
                                        : choose_channels<V, 64>(s.tf32);
-  launch_cooperative(kernel, dim3(meeting.blocks, s.archs), kCellThreads,
+  launch_cooperative(kernel, dim3(handover.blocks, s.archs), kCellThreads,
                      sizeof(Plan<V>) + job.layout.size * sizeof(float), stream, job);
 }
 
-template void nodes_forward(const Dag<float>&, const Meeting&, bool, CudaStream);
-template void nodes_forward(const Dag<BFloat16>&, const Meeting&, bool, CudaStream);
+template void whole_cell_forward(const CellJob<float>&, const Handover&, bool, CudaStream);
+template void whole_cell_forward(const CellJob<BFloat16>&, const Handover&, bool, CudaStream);
 
 }  // namespace asng::cuda

@@ -44,8 +44,8 @@ __device__ __noinline__ void fill_image(const V* x, const float* norm, float lea
     Vec4<float> values[kFlight];
 #pragma unroll
     for (int i = 0; i < kFlight; ++i) {
-      const int pixel = first + i * kStep<C>;
-      if (pixel < count) values[i] = load_vec4(x + pixel * C);
+      // Those behind the last one load it again, so that no load waits for a branch.
+      values[i] = load_vec4(x + min(first + i * kStep<C>, count - 1) * C);
     }
 #pragma unroll
     for (int i = 0; i < kFlight; ++i) {
@@ -106,6 +106,8 @@ __device__ void depthwise_strip(const float* source, int columns, const float* t
     const int down = run / across, y = down * kRows, x = (run - down * across) * kRun;
     Vec4<float> sums[kRows][kRun] = {};
     const float* from = source + (y * S * columns + x * S) * kPixel<C> + c;
+    // A line of taps is loaded once, for the first row and on the next line for the second.
+    Vec4<float> line_taps[K] = {};
 #pragma unroll 1
     for (int line = 0; line < K + kRows - 1; ++line) {
       Vec4<float> v[kSpan];
@@ -113,17 +115,18 @@ __device__ void depthwise_strip(const float* source, int columns, const float* t
       for (int i = 0; i < kSpan; ++i) {
         v[i] = load_vec4(from + (line * D * columns + i) * kPixel<C>);
       }
-#pragma unroll
-      for (int r = 0; r < kRows; ++r) {
-        const int tap = line - r;
-        if (kTwice && (tap < 0 || tap >= K)) continue;
+      const auto add = [&](Vec4<float>(&to)[kRun]) {
 #pragma unroll
         for (int k = 0; k < K; ++k) {
-          const Vec4<float> w = load_vec4(taps + (tap * K + k) * C + c);
 #pragma unroll
-          for (int p = 0; p < kRun; ++p) add_product(sums[r][p], v[p * S + k * D], w);
+          for (int p = 0; p < kRun; ++p) add_product(to[p], v[p * S + k * D], line_taps[k]);
         }
-      }
+      };
+      if (kTwice && line > 0) add(sums[kRows - 1]);
+      if (kTwice && line == K) break;
+#pragma unroll
+      for (int k = 0; k < K; ++k) line_taps[k] = load_vec4(taps + (line * K + k) * C + c);
+      add(sums[0]);
     }
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
@@ -282,6 +285,42 @@ struct PixelMatmul<C, false> {
       }
 #pragma unroll
       for (int i = 0; i < 4; ++i) emit(0, m + i, sums[i]);
+    }
+  }
+};
+
+// Sums for a normalization, of values and of their products with others, in the registers of
+// a thread, of the channels that it has in a Matmul.
+template <int C, bool kTensorCores>
+struct PixelSums {
+  using Matmul = PixelMatmul<C, kTensorCores>;
+  Vec4<float> sum[Matmul::kPairs] = {}, products[Matmul::kPairs] = {};
+
+  __device__ void add(int pair, const Vec4<float>& value, const Vec4<float>& other) {
+    sum[pair] += value;
+    add_product(products[pair], value, other);
+  }
+  // Adds those of all threads to `totals` (2·C); `red` is shared memory.
+  __device__ void add_up(float* red, double* totals) {
+#pragma unroll
+    for (int pair = 0; pair < Matmul::kPairs; ++pair) {
+      bool one = false;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        Matmul::add_up(sum[pair].v[i]);
+        one = Matmul::add_up(products[pair].v[i]);
+      }
+      if (one) {
+        float* row = red + Matmul::sums_row() * 2 * C + Matmul::channel(pair);
+        store_vec4(row, sum[pair]);
+        store_vec4(row + C, products[pair]);
+      }
+    }
+    __syncthreads();
+    for (int j = threadIdx.x; j < 2 * C; j += kCellThreads) {
+      float total = 0;
+      for (int row = 0; row < Matmul::kSums; ++row) total += red[row * 2 * C + j];
+      totals[j] += static_cast<double>(total);
     }
   }
 };

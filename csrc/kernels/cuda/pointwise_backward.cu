@@ -1,8 +1,8 @@
 // Pointwise convolutions of a cell, backward: of its output, first of all, and of its inputs, last.
+#include "kernels/cuda/input_gradient.h"
 #include "kernels/cuda/launchers.h"
 #include "kernels/cuda/norm.h"
 #include "kernels/cuda/pointwise.h"
-#include "platform/reductions.h"
 
 namespace asng::cuda {
 
@@ -56,44 +56,6 @@ __global__ __launch_bounds__(
       });
 }
 
-// Writes zeros to the block's pixels of the gradient.
-template <class V>
-__device__ void clear_gradient(V* grad, int64_t size, int block, int blocks) {
-  for (int64_t i = static_cast<int64_t>(block) * kThreads + threadIdx.x; i < size / 4;
-       i += static_cast<int64_t>(blocks) * kThreads) {
-    write_vec4(grad + i * 4, fill_vec4(Compute<V>(0)));
-  }
-}
-
-// To what is in global memory, where no other thread adds to it.
-__device__ __forceinline__ void add_vec4(float* to, const Vec4<float>& value) {
-  add_in_memory(to, make_float4(value.v[0], value.v[1], value.v[2], value.v[3]));
-}
-__device__ __forceinline__ void add_vec4(double* to, const Vec4<double>& value) {
-#pragma unroll
-  for (int i = 0; i < 4; ++i) atomicAdd(to + i, value.v[i]);
-}
-__device__ __forceinline__ void add_vec4(BFloat16* to, const Vec4<float>& value) {
-  add_in_memory(to, to_halves(value));
-}
-
-// The gradient of a factorized input: the one of output pixel (y, x) is written to the even or
-// the odd of its four pixels, and zeros to one of the others.
-template <class V>
-__device__ void write_factorized(const Input<V>& input, const PointwiseShape& shape, int which,
-                                 V* to, int pixel, int c, const Vec4<Compute<V>>& value) {
-  using T = Compute<V>;
-  const int line = pixel / shape.out_width, x = pixel - line * shape.out_width;
-  const int image = line / shape.out_height, y = line - image * shape.out_height;
-  const auto write = [&](int sy, int sx, const Vec4<T>& v) {
-    if (sy >= input.height || sx >= input.width) return;
-    const int64_t at = (static_cast<int64_t>(image) * input.height + sy) * input.width + sx;
-    write_vec4(to + at * input.padded + c, v);
-  };
-  write(2 * y + which, 2 * x + which, value);
-  write(2 * y + which, 2 * x + 1 - which, fill_vec4(T(0)));
-}
-
 template <bool kTensorCores, class V>
 __global__ __launch_bounds__(kThreads,
                              resident_blocks(sizeof(Compute<V>) ==
@@ -136,12 +98,7 @@ __global__ __launch_bounds__(kThreads,
       job.input_coefficients + group * 3 * s.padded, job.packed[which], depth, grad != nullptr,
       blockIdx.x, splits, weight_split, dynamic_shared<T>(),
       [&](int pixel, int c, const Vec4<T>& value) {
-        if (input.factorized) {
-          write_factorized(input, shape, part_of, grad, pixel, c, value);
-        } else {
-          V* to = grad + static_cast<int64_t>(pixel) * input.padded + c;
-          input.adds ? add_vec4(to, value) : write_vec4(to, value);
-        }
+        write_gradient(input, shape, part_of, grad, pixel, c, value);
       });
 }
 

@@ -11,13 +11,36 @@ WeightJob<T> weight_job(const Dag<V>& dag, const Gradients<V>& gradients,
   return {dag.shape, dag.plan, dag.used, gradients.weight_splits, gradients.splits, grads, {}};
 }
 
-// From the gradients of the leaf nodes to those of the inputs.
+// From the gradient of the output to those of the leaf nodes.
+template <class V>
+void output_backward(const Cell<V>& cell, CudaStream stream) {
+  if constexpr (std::is_same_v<Compute<V>, float>) {
+    if (cell.output_handover.blocks > 0) {
+      return whole_output_backward(cell.job, cell.gradients, cell.output_handover, stream);
+    }
+  }
+  reduce_output(cell.job, stream);
+  project_output_backward(cell.job, cell.gradients, stream);
+}
+
+// From the gradients of the projected inputs to those of the inputs.
+template <class V>
+void inputs_backward(const Cell<V>& cell, CudaStream stream) {
+  if constexpr (std::is_same_v<Compute<V>, float>) {
+    if (cell.output_handover.blocks > 0) {
+      return whole_inputs_backward(cell.job, cell.output_handover, stream);
+    }
+  }
+  project_inputs_backward(cell.job, stream);
+}
+
+// From the gradients of the leaf nodes to those of the projected inputs.
 template <class V>
 void nodes_and_inputs_backward(const Cell<V>& cell, CudaStream stream) {
   const Dag<V>& dag = cell.job.dag;
   if constexpr (std::is_same_v<Compute<V>, float>) {
-    if (cell.meeting.blocks > 0) {
-      nodes_backward(dag, cell.gradients, cell.input_grads, cell.input_coefficients, cell.meeting,
+    if (cell.handover.blocks > 0) {
+      nodes_backward(dag, cell.gradients, cell.input_grads, cell.input_coefficients, cell.handover,
                      stream);
       return;
     }
@@ -72,10 +95,9 @@ void cell_backward(const CellShape& shape, bool tf32, const CellWeights<const Co
   cell.job.inputs[1].adds = adds_to_prev;
   const Dag<V>& dag = cell.job.dag;
   make_plan(cell.plan, stream);
-  reduce_output(cell.job, stream);
-  project_output_backward(cell.job, cell.gradients, stream);
+  output_backward(cell, stream);
   nodes_and_inputs_backward(cell, stream);
-  project_inputs_backward(cell.job, stream);
+  inputs_backward(cell, stream);
   WeightJob<T> sum = weight_job(dag, cell.gradients, grads.operations);
   T* const matrices[3] = {grads.prev_prev, grads.prev, grads.output};
   for (int which = 0; which < 3; ++which) {

@@ -38,13 +38,12 @@ void cell_forward(const CellShape& shape, bool tf32, const CellWeights<const Com
   Cell<V> cell(arena, shape, tf32, saved != nullptr, saved, false);
   cell.set(weights, choices, prev_prev, prev, y);
   make_plan(cell.plan, stream);
-  project_inputs(cell.job, stream);
   if constexpr (std::is_same_v<Compute<V>, float>) {
-    if (cell.meeting.blocks > 0) {
-      nodes_forward(cell.job.dag, cell.meeting, saved != nullptr, stream);
-      return project_output(cell.job, stream);
+    if (cell.handover.blocks > 0) {
+      return whole_cell_forward(cell.job, cell.handover, saved != nullptr, stream);
     }
   }
+  project_inputs(cell.job, stream);
   for (int node = 0; node < shape.nodes; ++node) {
     for (int stage = 0; stage < 2; ++stage) stage_forward(cell.job.dag, node, stage, stream);
     combine_forward(cell.job.dag, node, saved != nullptr, stream);

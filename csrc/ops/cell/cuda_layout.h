@@ -18,7 +18,8 @@ void allocate_dag(Arena& arena, Dag<V>& dag, PlanJob<Compute<V>>& job) {
   const DagShape& s = dag.shape;
   job.shape = s;
   const int sums = std::max(s.archs * s.edges, 2 * s.archs);
-  job.counter_count = (sums + 1) / 2 * 2 + 2 * s.archs;  // with those of a meeting, twice as large
+  // With those of two sorts of arrivals, twice as large.
+  job.counter_count = (sums + 1) / 2 * 2 + 4 * s.archs;
   dag.plan = job.plan = arena.take<PlannedEdge>(s.slots());
   dag.used = job.used = arena.take<int32_t>(s.archs * s.states());
   dag.packed = job.packed = arena.take<T>(static_cast<int64_t>(s.slots()) * s.slot_weights());
@@ -102,7 +103,9 @@ struct Cell {
   PlanJob<T> plan;
   Gradients<V> gradients;
   MatrixGradient<T> matrix_gradients[3];
-  Meeting meeting;  // without blocks where each step has a launch of its own
+  // Without blocks where each step has a launch of its own.
+  Handover handover;         // of a forward pass, or of the nodes in a backward pass
+  Handover output_handover;  // in a backward pass
   int64_t archs, padded, in_size, out_size;
 
   // `saved` is where the backward pass finds what it needs; if `keeps` is false there is none.
@@ -115,12 +118,12 @@ struct Cell {
     out_size = s.out_size();
     allocate_dag(arena, dag, plan);
     plan.backward = backward;
-    if (!backward) {
-      allocate_meeting(arena, nodes_forward_obstacle(s), s.nodes * s.edges * 2 * s.padded);
+    if (!backward && in_one_launch(whole_cell_forward_obstacle(s))) {
+      allocate_sums(arena, handover, whole_cell_forward_columns(s), 1);
     }
     // Without a backward pass all nodes use one place for their stages, one after the other, where
     // that is how they are computed.
-    const bool together = keeps || meeting.blocks > 0;
+    const bool together = keeps || handover.blocks > 0;
     dag.z_nodes = together ? stages_size(s) : 0;
     const SavedSize size = shape.saved();
     if (!keeps) {
@@ -145,9 +148,8 @@ struct Cell {
     if (backward) allocate_backward(arena);
   }
 
-  // Where the nodes are computed in one launch: `obstacle` is what keeps them from that, or null.
-  void allocate_meeting(Arena& arena, const char* obstacle, int columns) {
-    const DagShape& s = job.dag.shape;
+  // Whether one launch does it all: `obstacle` is what keeps the cell from that, or null.
+  bool in_one_launch(const char* obstacle) const {
     const Path path = path_choice();
     if (!std::is_same_v<T, float>) obstacle = "its type, float64";
     if (path == Path::kPersistent && obstacle != nullptr) {
@@ -155,12 +157,17 @@ struct Cell {
           std::string("ASNG_CUDA_PATH is persistent, which is not for a cell ") + "because of " +
           obstacle);
     }
-    if (path == Path::kGeneric || obstacle != nullptr) return;
-    meeting.blocks = blocks_per_arch(s.images, s.archs);
-    meeting.columns = columns;
-    meeting.parts = arena.take<float>(meeting.size(s.archs));
-    meeting.arrivals =
-        reinterpret_cast<unsigned long long*>(job.dag.counters + plan.counter_count - 2 * s.archs);
+    return path != Path::kGeneric && obstacle == nullptr;
+  }
+
+  // The place of its arrivals among the counters is counted from the last.
+  void allocate_sums(Arena& arena, Handover& sums, int columns, int place) {
+    const DagShape& s = job.dag.shape;
+    sums.blocks = blocks_per_arch(s.images, s.archs);
+    sums.columns = columns;
+    sums.parts = arena.take<float>(sums.size(s.archs));
+    sums.arrivals = reinterpret_cast<unsigned long long*>(job.dag.counters + plan.counter_count -
+                                                          2 * place * s.archs);
   }
 
   void allocate_saved(T* at, const SavedSize& size) {
@@ -177,9 +184,12 @@ struct Cell {
 
   void allocate_backward(Arena& arena) {
     const DagShape& s = job.dag.shape;
-    allocate_meeting(arena, nodes_backward_obstacle(s), nodes_backward_columns(s));
-    if (meeting.blocks > 0) {
-      gradients.splits = meeting.blocks;
+    if (in_one_launch(nodes_backward_obstacle(s))) {
+      allocate_sums(arena, handover, nodes_backward_columns(s), 1);
+      // What products are rounded does not change the size of anything.
+      allocate_sums(arena, output_handover, 2 * s.padded, 2);
+      if (!std::is_same_v<V, BFloat16> && !s.tf32) output_handover.blocks = 0;
+      gradients.splits = handover.blocks;
       gradients.intermediate = arena.take<V>(s.slots() * s.out_size());
       gradients.weight_splits =
           arena.take<T>(static_cast<int64_t>(s.slots()) * gradients.splits * s.slot_weights());
@@ -201,7 +211,8 @@ struct Cell {
       const int64_t pixels = (which == 2 ? out_size : in_size) / padded;
       m.splits = pointwise_split_count<V>(pixels, s.padded, m.shape.depth());
       m.weight_splits = job.weight_splits[which] =
-          arena.take<T>(m.groups * m.splits * m.shape.packed_size());
+          arena.take<T>(m.groups * std::max(m.splits, handover.blocks) * m.shape.packed_size());
+      if (output_handover.blocks > 0) m.splits = handover.blocks;
       job.splits[which] = m.splits;
     }
   }

@@ -8,9 +8,11 @@
 namespace asng::cuda {
 
 enum class Path {
-  kGeneric,     // a launch for each step of all architectures, for cells of any shape
-  kPersistent,  // one launch for all nodes, whose blocks keep their images; an error where not
-  kAuto,        // that where it can be
+  kGeneric,  // a launch for each step of all architectures, for cells of any shape
+  // One launch for all of the forward pass, and for all nodes of the backward pass, whose blocks
+  // keep their images; an error where not.
+  kPersistent,
+  kAuto,  // that where it can be
 };
 
 // As the environment variable ASNG_CUDA_PATH says: generic, persistent or auto, which is the

@@ -37,10 +37,14 @@ struct Wait {
   int source = 0;
   std::size_t size = 0;
   unsigned char value[16] = {};
-  const unsigned long long* counter = nullptr;
+  const unsigned long long* counter = nullptr;  // or else `word`, until it is odd
+  const unsigned int* word = nullptr;
   unsigned long long target = 0;
   int count = 0;
   Exchanged exchanged = {};
+
+  // Of a wait for other blocks.
+  bool over() const { return counter != nullptr ? *counter >= target : *word % 2 == 1; }
 };
 
 struct Block;
@@ -217,7 +221,7 @@ struct Grid {
     for (std::size_t lane = 0; lane < lanes; ++lane) {
       if ((wait.mask >> lane & 1u) == 0) continue;
       const Fiber& other = fibers[first + lane];
-      if (other.state == State::kRunnable) return;
+      if (other.state == State::kRunnable || other.state == State::kSpinning) return;
       if (other.state != State::kInWarpOperation || other.wait.mask != wait.mask ||
           !same(other.wait, wait)) {
         diverged(fiber, other);
@@ -244,7 +248,7 @@ struct Grid {
 
   static bool can_go_on(const Fiber& fiber) {
     return fiber.state == State::kRunnable ||
-           (fiber.state == State::kSpinning && *fiber.wait.counter >= fiber.wait.target);
+           (fiber.state == State::kSpinning && fiber.wait.over());
   }
 
   void advance(Fiber& fiber) {
@@ -358,6 +362,28 @@ void run(const void* function, dim3 grid, dim3 block, std::size_t shared_bytes,
 
 void* dynamic_shared() { return active->current->block->shared.get(); }
 
+namespace {
+
+bool in_dynamic_shared(const void* address) {
+  const unsigned char* begin = active->current->block->shared.get();
+  return std::less_equal<>()(begin, address) &&
+         std::less<>()(address, static_cast<const void*>(begin + active->shared_bytes));
+}
+
+}  // namespace
+
+void check_global(const void* address) {
+  if (in_dynamic_shared(address)) {
+    throw std::runtime_error("an access to global memory finds shared memory");
+  }
+}
+
+void check_shared(const void* address) {
+  if (active->shared_bytes > 0 && !in_dynamic_shared(address)) {
+    throw std::runtime_error("an access to shared memory finds other memory");
+  }
+}
+
 void opt_in(const void* function, std::size_t bytes) {
   require(bytes <= largest_shared, std::to_string(bytes) + " bytes of dynamic shared memory");
   const std::lock_guard lock(opted_in_mutex);
@@ -406,17 +432,28 @@ int block_barrier(const char* what, bool predicate, const Location& where) {
   return fiber.wait.count;
 }
 
-void spin(const unsigned long long* counter, unsigned long long target, const Location& where) {
-  // Going on at once where that is allowed shows what is not there yet.
-  if (*counter >= target) return;
+namespace {
+
+void spin(const unsigned long long* counter, const unsigned int* word, unsigned long long target,
+          const Location& where) {
   Fiber& fiber = *active->current;
   fiber.wait.what = "a wait for other blocks";
   fiber.wait.where = where;
   fiber.wait.counter = counter;
+  fiber.wait.word = word;
   fiber.wait.target = target;
+  // Going on at once where that is allowed shows what is not there yet.
+  if (fiber.wait.over()) return;
   fiber.state = State::kSpinning;
   active->yield();
 }
+
+}  // namespace
+
+void spin(const unsigned long long* counter, unsigned long long target, const Location& where) {
+  spin(counter, nullptr, target, where);
+}
+void spin(const unsigned int* word, const Location& where) { spin(nullptr, word, 0, where); }
 
 Exchanged exchange(const char* what, unsigned int mask, bool predicate, int source,
                    const void* value, std::size_t size, const Location& where) {

@@ -5,7 +5,8 @@
 //   a barrier or warp operation that some of its threads never reach, or reach at another line;
 //   a shuffle that reads a lane outside its mask; a launch that no device would accept: of blocks
 //   or grids too large, or of a block with more shared memory than 48 KiB, or than its kernel has
-//   opted in to; static shared memory, which such limits count as well, beside dynamic.
+//   opted in to; static shared memory, which such limits count as well, beside dynamic; an address
+//   of shared memory for what a device does to global memory only, or the other way round.
 // Blocks run one after another, or alternate if the launch is cooperative. Static shared memory
 // keeps what the last block left there, dynamic shared memory starts as NaNs, and AddressSanitizer
 // guards the bounds of both.
@@ -83,6 +84,11 @@ struct StaticShared {
 
 void* dynamic_shared();
 
+// For what a device does to one space of memory only: throws for the address of another. Static
+// shared memory is not told from global memory.
+void check_global(const void* address);
+void check_shared(const void* address);
+
 // Threads and blocks run in ascending order, or in descending order while one of these
 // lives. A kernel that lacks a barrier tends to give different results in the two orders.
 class Backward {
@@ -98,6 +104,8 @@ int block_barrier(const char* what, bool predicate, const Location& where);
 
 // Waits until *counter >= target.
 void spin(const unsigned long long* counter, unsigned long long target, const Location& where);
+// Waits until *word is odd.
+void spin(const unsigned int* word, const Location& where);
 
 struct Exchanged {
   unsigned int ballot;  // the lanes that passed true
@@ -211,11 +219,13 @@ using std::min;
 
 template <class T>
 T __ldcg(const T* address) {
+  asng::cuda_on_cpu::check_global(address);
   return *address;
 }
 inline int __popc(unsigned int bits) { return std::popcount(bits); }
 template <class T>
 T __ldg(const T* address) {
+  asng::cuda_on_cpu::check_global(address);
   return *address;
 }
 inline unsigned int __float_as_uint(float x) {

@@ -143,6 +143,21 @@ TEST_CASE("CUDA: co-resident blocks can wait for each other") {
   }
 }
 
+TEST_CASE("CUDA: words that blocks hand over are waited for") {
+  for (const bool backwards : {false, true}) {
+    std::optional<Backward> order;
+    if (backwards) order.emplace();
+    std::array<uint4, 10> words{};
+    std::array<unsigned, 5> sums{};
+    sample_hand_over(words.data(), sums.data(), -1, nullptr);
+    // Twice 2·(block + thread), of all blocks and two threads.
+    for (const unsigned sum : sums) CHECK(sum == 2 * (2 * (2 * 10 + 5)));
+    words = {};
+    CHECK(holds(error_of([&] { sample_hand_over(words.data(), sums.data(), 3, nullptr); }),
+                "a wait for other blocks"));
+  }
+}
+
 TEST_CASE("CUDA: invalid launches are errors") {
   std::array<float4, 4> in{}, out{};
   in[3] = make_float4(1, 2, 3, 4);
@@ -188,6 +203,23 @@ TEST_CASE("CUDA: static shared memory beside dynamic is an error") {
   const std::string error = error_of([&] { sample_both_kinds(4, out.data(), nullptr); });
   CHECK(holds(error, "static shared memory at"));
   CHECK(holds(error, "grid_samples.cu:"));
+}
+
+TEST_CASE("CUDA: what works on one space of memory gets no address of the other") {
+  float4 values{};
+  for (const Access how : {Access::kRead, Access::kWrite, Access::kCopy, Access::kStoreShared}) {
+    for (const bool shared : {false, true}) {
+      CAPTURE(static_cast<int>(how));
+      CAPTURE(shared);
+      const std::string error = error_of([&] { sample_access(how, shared, &values, nullptr); });
+      const bool needs_shared = how == Access::kStoreShared;
+      if (shared == needs_shared) {
+        CHECK(error.empty());
+      } else {
+        CHECK(holds(error, needs_shared ? "finds other memory" : "finds shared memory"));
+      }
+    }
+  }
 }
 
 TEST_CASE("CUDA: LaunchesOnly checks launches and runs nothing") {

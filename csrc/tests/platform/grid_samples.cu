@@ -147,8 +147,40 @@ __global__ void together_kernel(int* parts, int* sums, unsigned long long* arriv
   }
 }
 
+// The same with words that say themselves that they are there: who waits for them is in the middle
+// of a warp that goes on together.
+__global__ void hand_over_kernel(uint4* words, unsigned int* sums, int absent) {
+  if (static_cast<int>(blockIdx.x) == absent) return;
+  const unsigned t = threadIdx.x, word = 2 * (t + blockIdx.x) + 1;
+  if (t < 2) hand_over(words + blockIdx.x * 2 + t, make_uint4(word, word, word, word));
+  // Those that are not there at all are ones.
+  uint4 received[3];
+  const unsigned pieces = 2 * gridDim.x;
+  receive([&](unsigned i) { return t + 4 * i < pieces ? words + t + 4 * i : nullptr; }, received);
+  unsigned sum = 0;
+  for (const uint4& piece : received) sum += piece.x / 2 * 2 + piece.w / 2 * 2;
+  for (int lanes = 1; lanes < 4; lanes *= 2) sum += __shfl_xor_sync(0xfu, sum, lanes);
+  if (t == 0) sums[blockIdx.x] = sum;
+}
+
+__global__ void access_kernel(Access how, bool shared, float4* values) {
+  float4* memory = dynamic_shared<float4>();
+  float4* at = shared ? memory + 1 : values;
+  if (how == Access::kRead) memory[0] = __ldg(at);
+  if (how == Access::kWrite) write_at_once(at, make_float4(1, 2, 3, 4));
+  if (how == Access::kCopy) copy_async16(memory, at);
+  if (how == Access::kStoreShared) store_shared(&at->x, 1, 2, 3, 4);
+  wait_for_copies();
+}
+
 }  // namespace
 
+void sample_access(Access how, bool shared, float4* values, CudaStream stream) {
+  launch(access_kernel, 1, 1, 2 * sizeof(float4), stream, how, shared, values);
+}
+void sample_hand_over(uint4* words, unsigned int* sums, int absent, CudaStream stream) {
+  launch_cooperative(hand_over_kernel, 5, 4, 0, stream, words, sums, absent);
+}
 void sample_together(int* parts, int* sums, unsigned long long* arrivals, int absent,
                      CudaStream stream) {
   launch_cooperative(together_kernel, 5, 32, 32 * sizeof(int), stream, parts, sums, arrivals,

@@ -24,8 +24,12 @@ void sample_histogram(const int* values, int count, int bins, int* counts,
 void sample_diverge(Divergence how, int* out, CudaStream stream);
 // A kernel with static shared memory beside `shared_bytes` of dynamic.
 void sample_both_kinds(std::size_t shared_bytes, int* out, CudaStream stream);
+// Reads, copies or writes four values, with shared memory in the place of `values` or not.
+enum class Access { kRead, kWrite, kCopy, kStoreShared };
+void sample_access(Access how, bool shared, float4* values, CudaStream stream);
 void sample_race(int* out, CudaStream stream);
 // Five blocks, each of which sums up all parts once all blocks have arrived; none is absent if < 0.
+void sample_hand_over(uint4* words, unsigned int* sums, int absent, CudaStream stream);
 void sample_together(int* parts, int* sums, unsigned long long* arrivals, int absent,
                      CudaStream stream);
 void sample_wide(const float4* in, float4* out, int count, unsigned int threads, CudaStream stream);
