@@ -417,7 +417,10 @@ __device__ __forceinline__ void finish_outer(const float (&sums)[C / 16][2][4], 
                                              int copies, float* to, int row, bool adds) {
   using Place = Cut<C>;
   const int lane = Place::lane(), g = lane / 4, t = lane % 4, own = Place::turn();
-  float* copy = matrix + own % copies * C * C + g * C + Place::group() + 4 * t;
+  // Halves of a row change places in every second one, so that neighboring rows are in different
+  // banks.
+  const auto swapped = [](int row, int column) { return C == 16 ? column : column ^ row % 2 * 16; };
+  float* copy = matrix + own % copies * C * C + g * C + swapped(g, Place::group() + 4 * t);
 #pragma unroll 1
   for (int first = 0; first < Place::kTurns; first += copies) {
     if (own >= first && own < first + copies) {
@@ -437,11 +440,12 @@ __device__ __forceinline__ void finish_outer(const float (&sums)[C / 16][2][4], 
     __syncthreads();
   }
 #pragma unroll 1
-  for (unsigned i = threadIdx.x; i < C * C / 4; i += kCellThreads) {
-    const unsigned down = i / (C / 4), across = i % (C / 4) * 4;
-    Vec4<float> sum = load_vec4(matrix + i * 4);
+  for (int i = threadIdx.x; i < C * C / 4; i += kCellThreads) {
+    const int down = i / (C / 4), across = i % (C / 4) * 4;
+    const float* from = matrix + down * C + swapped(down, across);
+    Vec4<float> sum = load_vec4(from);
 #pragma unroll 4
-    for (int k = 1; k < copies; ++k) sum += load_vec4(matrix + k * C * C + i * 4);
+    for (int k = 1; k < copies; ++k) sum += load_vec4(from + k * C * C);
     float* at = to + down * row + across;
     if (adds) sum += load_vec4(at);
     write_vec4(at, sum);
