@@ -680,7 +680,7 @@ __device__ __forceinline__ void with_stage(const Stage<V>& stage, Visit visit) {
   });
 }
 
-// Both images, of which the pixels themselves have not been filled, begin with zeros around them.
+// Zeros around both images of a stage, or around the gradients alone.
 template <int C>
 __device__ __forceinline__ void fill_borders(const Layout& l, int height, int width, bool of_source,
                                              float* shared) {
@@ -935,7 +935,9 @@ __device__ __noinline__ void complete_state(int number, int image) {
   }
 }
 
-// Numbers what is listed in the order of the keys, which differ; thread `t` of those that do so.
+// Numbers what is listed in the order of the keys, which differ, and counts what comes before each
+// round, up to `rounds`. `t` counts the threads that do this; others
+// have numbers out of range.
 __device__ __noinline__ void rank(List& list, int t, int rounds) {
   const int before = t - kKeys;
   if (t >= 0 && t < kMostListed && list.keys[t] != INT_MAX) {
