@@ -417,7 +417,10 @@ __device__ __forceinline__ void finish_outer(const float (&sums)[C / 16][2][4], 
                                              int copies, float* to, int row, bool adds) {
   using Place = Cut<C>;
   const int lane = Place::lane(), g = lane / 4, t = lane % 4, own = Place::turn();
-  float* copy = matrix + own % copies * C * C + g * C + Place::group() + 4 * t;
+  // Halves of a row change places in every second one, so that neighboring rows are in different
+  // banks.
+  const auto swapped = [](int row, int column) { return C == 16 ? column : column ^ row % 2 * 16; };
+  float* copy = matrix + own % copies * C * C + g * C + swapped(g, Place::group() + 4 * t);
 #pragma unroll 1
   for (int first = 0; first < Place::kTurns; first += copies) {
     if (own >= first && own < first + copies) {
@@ -437,11 +440,12 @@ __device__ __forceinline__ void finish_outer(const float (&sums)[C / 16][2][4], 
     __syncthreads();
   }
 #pragma unroll 1
-  for (unsigned i = threadIdx.x; i < C * C / 4; i += kCellThreads) {
-    const unsigned down = i / (C / 4), across = i % (C / 4) * 4;
-    Vec4<float> sum = load_vec4(matrix + i * 4);
+  for (int i = threadIdx.x; i < C * C / 4; i += kCellThreads) {
+    const int down = i / (C / 4), across = i % (C / 4) * 4;
+    const float* from = matrix + down * C + swapped(down, across);
+    Vec4<float> sum = load_vec4(from);
 #pragma unroll 4
-    for (int k = 1; k < copies; ++k) sum += load_vec4(matrix + k * C * C + i * 4);
+    for (int k = 1; k < copies; ++k) sum += load_vec4(from + k * C * C);
     float* at = to + down * row + across;
     if (adds) sum += load_vec4(at);
     write_vec4(at, sum);
@@ -676,7 +680,7 @@ __device__ __forceinline__ void with_stage(const Stage<V>& stage, Visit visit) {
   });
 }
 
-// Both images, of which the pixels themselves have not been filled, begin with zeros around them.
+// Zeros around both images of a stage, or around the gradients alone.
 template <int C>
 __device__ __forceinline__ void fill_borders(const Layout& l, int height, int width, bool of_source,
                                              float* shared) {
@@ -931,7 +935,9 @@ __device__ __noinline__ void complete_state(int number, int image) {
   }
 }
 
-// Numbers what is listed in the order of the keys, which differ; thread `t` of those that do so.
+// Numbers what is listed in the order of the keys, which differ, and counts what comes before each
+// round, up to `rounds`. `t` counts the threads that do this; others
+// have numbers out of range.
 __device__ __noinline__ void rank(List& list, int t, int rounds) {
   const int before = t - kKeys;
   if (t >= 0 && t < kMostListed && list.keys[t] != INT_MAX) {
