@@ -58,8 +58,8 @@ struct ImageProjection<C, true> {
           float2 right[kChunks][kPairs][4];
 #pragma unroll
           for (int k = 0; k < kChunks; ++k) {
-            const int c = first + k * 16;
-            if (c >= from.channels) break;
+            // Behind the last ones they are loaded again, so that no load waits for a branch.
+            const int c = min(first + k * 16, from.channels - 16);
 #pragma unroll
             for (int tile = 0; tile < kTiles; ++tile) {
 #pragma unroll

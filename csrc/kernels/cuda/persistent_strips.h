@@ -40,12 +40,29 @@ __device__ __noinline__ void fill_image(const V* x, const float* norm, float lea
   }
   x += static_cast<int64_t>(begin) * width * C + c;
   float* inside = to + ((begin - top) * columns + margin) * kPixel<C> + c;
-  for (int first = slot; first < count; first += kFlight * kStep<C>) {
+  int first = slot;
+  do {
     Vec4<float> values[kFlight];
 #pragma unroll
     for (int i = 0; i < kFlight; ++i) {
       // Those behind the last one load it again, so that no load waits for a branch.
       values[i] = load_vec4(x + min(first + i * kStep<C>, count - 1) * C);
+    }
+    if (first == slot) {
+      // While they are on their way, the margins: whole rows above and below, and what is left of
+      // a row.
+      const Vec4<float> outside = fill_vec4(beyond);
+      const int above = (begin - top) * columns, below = (top + rows - end) * columns;
+      for (int i = slot; i < above + below; i += kStep<C>) {
+        const int at = i < above ? i : i + (end - begin) * columns;
+        store_vec4(to + at * kPixel<C> + c, outside);
+      }
+      const int sides = columns - width;
+      for (int i = slot; i < (end - begin) * sides; i += kStep<C>) {
+        const int row = i / sides, place = i - row * sides;
+        const int at = above + row * columns + (place < margin ? place : place + width);
+        store_vec4(to + at * kPixel<C> + c, outside);
+      }
     }
 #pragma unroll
     for (int i = 0; i < kFlight; ++i) {
@@ -58,20 +75,8 @@ __device__ __noinline__ void fill_image(const V* x, const float* norm, float lea
       const int row = static_cast<int>(multiply_high(pixel, per_row));
       store_vec4(inside + (row * columns + pixel - row * width) * kPixel<C>, value);
     }
-  }
-  // The margins: whole rows above and below, and what is left of a row.
-  const Vec4<float> outside = fill_vec4(beyond);
-  const int above = (begin - top) * columns, below = (top + rows - end) * columns;
-  for (int i = slot; i < above + below; i += kStep<C>) {
-    const int at = i < above ? i : i + (end - begin) * columns;
-    store_vec4(to + at * kPixel<C> + c, outside);
-  }
-  const int sides = columns - width;
-  for (int i = slot; i < (end - begin) * sides; i += kStep<C>) {
-    const int row = i / sides, place = i - row * sides;
-    const int at = above + row * columns + (place < margin ? place : place + width);
-    store_vec4(to + at * kPixel<C> + c, outside);
-  }
+    first += kFlight * kStep<C>;
+  } while (first < count);
 }
 
 // From a row of a weight (C, C) in shared memory to the next.

@@ -447,9 +447,9 @@ TEST_CASE("CUDA: too many channels are an error that says so") {
 }
 
 // The output of `bad` is NaN in one architecture, and elsewhere that of `good`.
-template <class Shape>
+template <class V = double, class Shape>
 void check_nan(const Example<Shape>& bad, const Example<Shape>& good, size_t arch) {
-  const Tensors got = on_cuda<double>(bad), expected = on_cuda<double>(good);
+  const Tensors got = on_cuda<V>(bad), expected = on_cuda<V>(good);
   const size_t size = static_cast<size_t>(good.shape.out_size());
   for (size_t i = 0; i < got[0].size(); ++i) {
     const bool real = static_cast<int64_t>(i) % good.shape.padded < good.shape.channels;
@@ -468,6 +468,12 @@ TEST_CASE("CUDA: an index out of range makes NaN of its architecture alone") {
     Example<CellShape> cell = cell_of_kind(2, 6);
     cell.inputs[2] = bad < 0 ? bad : 3;
     check_nan(cell, cell_of_kind(2, 6), 0);
+    // In one launch, whose blocks have to hand over NaN.
+    const PathSet chosen("persistent");
+    const Example<CellShape> good = whole_cell(false, 2, 3, 16, 4, 4, 2);
+    Example<CellShape> whole = good;
+    whole.inputs[2] = bad < 0 ? bad : 3;
+    check_nan<float>(whole, good, 0);
   }
 }
 
