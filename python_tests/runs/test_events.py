@@ -29,7 +29,7 @@ def read(folder: Path) -> Any:
 def experiment(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
     some = small_runs.classification(tmp_path_factory.mktemp("runs") / "run")
     optimizer = some.optimizer()
-    some.optimizer = lambda: optimizer  # type: ignore[method-assign]
+    some.optimizer = lambda *_: optimizer  # type: ignore[method-assign]
     some.search()
     some.retrain()
     return some
