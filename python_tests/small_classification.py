@@ -33,15 +33,16 @@ def data() -> ImageData:
     return replace(digits, train=few(digits.train, 121), test=few(digits.test, 50))
 
 
-def noise() -> ImageData:
-    """As much that nothing can be learned from, for machines without scikit-learn."""
+def noise(train: int = 121, test: int = 50) -> ImageData:
+    """So many images, by itself as many, that nothing can be learned from, for machines without
+    scikit-learn."""
     generator = torch.Generator().manual_seed(0)
 
     def images(count: int) -> ImageSet:
         pixels = torch.randint(0, 256, (count, 8, 8, 1), generator=generator).to(torch.uint8)
         return ImageSet(pixels, torch.arange(count) % 10, tuple("0123456789"))
 
-    return ImageData.of(images(121), images(50), DIGITS_AUGMENTATION)
+    return ImageData.of(images(train), images(test), DIGITS_AUGMENTATION)
 
 
 def task(

@@ -111,8 +111,14 @@ def unseen_samples(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.grid
 def test_a_search_of_cells_is_captured(device: str, precision: str) -> None:
     """From the plans of batches to the update of the distribution."""
-    images = small.noise()
-    task = small.task(device=device, images=images, implementation="fused", precision=precision)
+    # As many steps as with four times as many images.
+    task = small.task(
+        device=device,
+        images=small.noise(31, 10),
+        search_batch_size=5,
+        implementation="fused",
+        precision=precision,
+    )
     assert task.capturable
     graphs = counting(device)
     config = replace(small.SEARCH, epochs=2)
@@ -139,7 +145,9 @@ def test_a_search_of_cells_is_captured(device: str, precision: str) -> None:
 def test_few_launches_surround_the_cells(precision: str) -> None:
     """PyTorch's own are the sum of the gradients of the stem, which the first cell reads twice, and
     at most the losses in double precision for the optimizer."""
-    task = small.task(images=small.noise(), implementation="fused", precision=precision)
+    task = small.task(
+        images=small.noise(31, 10), search_batch_size=5, implementation="fused", precision=precision
+    )
     supernet, means = task.supernet(), Means()
     sgd = make_weight_optimizer(supernet, small.SEARCH, capturable=True)
     iteration = _Iteration(task, supernet, sgd, asng_in_tensors(task.space), means)
