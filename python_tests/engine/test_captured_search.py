@@ -116,6 +116,7 @@ def test_a_search_of_cells_is_captured(device: str, precision: str) -> None:
         device=device,
         images=small.noise(31, 10),
         search_batch_size=5,
+        retrain_batch_size=5,
         implementation="fused",
         precision=precision,
     )
@@ -146,7 +147,11 @@ def test_few_launches_surround_the_cells(precision: str) -> None:
     """PyTorch's own are the sum of the gradients of the stem, which the first cell reads twice, and
     at most the losses in double precision for the optimizer."""
     task = small.task(
-        images=small.noise(31, 10), search_batch_size=5, implementation="fused", precision=precision
+        images=small.noise(31, 10),
+        search_batch_size=5,
+        retrain_batch_size=5,
+        implementation="fused",
+        precision=precision,
     )
     supernet, means = task.supernet(), Means()
     sgd = make_weight_optimizer(supernet, small.SEARCH, capturable=True)
