@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import runpy
 from pathlib import Path
@@ -42,6 +43,20 @@ def digits(tmp_path: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(found.train.images[i, :, :, 0].numpy()).save(path)
     return tmp_path / "digits"
+
+
+def test_a_folder_of_the_name_of_bundled_data_is_mentioned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = io.StringIO()
+    load_images("digits", stream=said)
+    assert said.getvalue() == ""
+    (tmp_path / "digits").mkdir()
+    load_images("digits", stream=said)
+    assert "./digits" in said.getvalue()
+    with pytest.raises(FileNotFoundError, match="subfolder"):
+        load_images("./digits", stream=said)
 
 
 def test_from_png_files_to_a_network(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TextIO
 
-from asng_ext._terminal import STDERR
+from asng_ext._terminal import STDERR, say
 
 from .cifar10 import holds_cifar10, load_cifar10
 from .class_folder import folder_shape
@@ -57,6 +57,8 @@ def load_images(
             raise ValueError(
                 f"image_size is for data of your own, and must be 0 for {source}, got {image_size}"
             )
+        if source in _BUNDLED and Path(source).is_dir():
+            say(stream, f"{source} is a bundled data set; the folder of that name is ./{source}\n")
         bundled = {"digits": load_digits, "mnist5k": load_mnist5k}
         return bundled[source](seed) if source in bundled else load_cifar10(source)
     if source.startswith(HUGGING_FACE):
