@@ -77,7 +77,7 @@ def iterations(device: str, kind: str) -> None:
     config = SearchConfig(epochs=1, batch_size=2, test_every=0, graphs=False)
     halves = "bfloat16" if kind == "bfloat16" else "float32"
     task = ClassificationTask(
-        random_images(8, 10),
+        random_images(10, 10),
         ClassificationConfig(data="random", nodes=2, cells=3, channels=4, precision=halves),
         search_batch_size=2,
         retrain_batch_size=2,
