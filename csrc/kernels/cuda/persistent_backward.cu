@@ -936,8 +936,7 @@ __device__ __noinline__ void complete_state(int number, int image) {
 }
 
 // Numbers what is listed in the order of the keys, which differ, and counts what comes before each
-// round, up to `rounds`. `t` counts the threads that do this; others
-// have numbers out of range.
+// round, up to `rounds`. `t` counts the threads that do this; others have numbers out of range.
 __device__ __noinline__ void rank(List& list, int t, int rounds) {
   const int before = t - kKeys;
   if (t >= 0 && t < kMostListed && list.keys[t] != INT_MAX) {
