@@ -91,6 +91,8 @@ class Optimizer:
         numerical: FloatArray,
         losses: list[float] | FloatArray,
         negate: bool,
+        has_categorical: npt.NDArray[np.bool_] = ...,
+        has_numerical: npt.NDArray[np.bool_] = ...,
         /,
     ) -> bool: ...
 

@@ -7,13 +7,12 @@ import secrets
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, TypeVar, cast
 
 import numpy as np
 
 from asng_ext import _host
 from asng_ext._checks import check_integer, check_number
-from asng_ext.optimizers._active import tell_active
 from asng_ext.optimizers._distribution import Margin, Theta, margins
 from asng_ext.optimizers._evaluations import as_array, check_space, checked_theta, checked_values
 from asng_ext.optimizers._fixed import Fixed
@@ -302,8 +301,10 @@ class Optimizer(ABC):
         if self._fixed:
             categorical, numerical = self._fixed.to_reduced(samples)
         try:
-            if self._reduced.active_if:
-                return tell_active(self, np.asarray(categorical), np.asarray(numerical), losses)
+            if self._reduced.active_if and categorical.shape[1:] == (len(self._reduced.sizes),):
+                has = self._reduced.activity(np.asarray(categorical))
+                engine = cast(_host.Optimizer, self._engine)  # no other has conditional variables
+                return engine.tell(categorical, numerical, losses, self.maximize, *has)
             return self._engine.tell(categorical, numerical, losses, self.maximize)
         except TypeError as error:
             raise TypeError(f"losses and samples must be numbers: {error}") from None

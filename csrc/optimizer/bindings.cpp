@@ -216,8 +216,11 @@ std::vector<double>& read_losses(const py::object& losses) {
   return numbers;
 }
 
-bool tell(Optimizer& optimizer, const py::array& categorical, const py::array& gaussian,
-          const py::object& losses, bool negate) {
+// `has_categorical` and `has_gaussian` say which variables each sample has, like the samples; null:
+// all.
+bool tell_some(Optimizer& optimizer, const py::array& categorical, const py::array& gaussian,
+               const py::object& losses, bool negate, const Array<bool>* has_categorical,
+               const Array<bool>* has_gaussian) {
   std::vector<double>& buffer = read_losses(losses);
   if (negate) {
     for (double& loss : buffer) {
@@ -228,12 +231,24 @@ bool tell(Optimizer& optimizer, const py::array& categorical, const py::array& g
   const Layout& layout = optimizer.layout();
   std::optional<Array<std::int64_t>> converted_categorical;
   std::optional<Array<double>> converted_gaussian;
-  return optimizer.tell({lambda,
-                         converted_data_of(categorical, lambda, layout.n_categorical(),
-                                           "samples.categorical", converted_categorical),
-                         converted_data_of(gaussian, lambda, layout.n_gaussian(),
-                                           "samples.numerical", converted_gaussian),
-                         buffer.data()});
+  Population population{lambda,
+                        converted_data_of(categorical, lambda, layout.n_categorical(),
+                                          "samples.categorical", converted_categorical),
+                        converted_data_of(gaussian, lambda, layout.n_gaussian(),
+                                          "samples.numerical", converted_gaussian),
+                        buffer.data()};
+  if (has_categorical != nullptr) {
+    require_shape(*has_categorical, {lambda, layout.n_categorical()}, "has_categorical");
+    require_shape(*has_gaussian, {lambda, layout.n_gaussian()}, "has_numerical");
+    population.has_categorical = has_categorical->data();
+    population.has_gaussian = has_gaussian->data();
+  }
+  return optimizer.tell(population);
+}
+
+bool tell(Optimizer& optimizer, const py::array& categorical, const py::array& gaussian,
+          const py::object& losses, bool negate) {
+  return tell_some(optimizer, categorical, gaussian, losses, negate, nullptr, nullptr);
 }
 
 // (loss, generation, categories, numbers) or None.
@@ -401,6 +416,13 @@ PYBIND11_MODULE(_host, module) {
   py::class_<Optimizer> optimizer(module, "Optimizer");
   optimizer.def("ask", &ask)
       .def("tell", &tell)
+      .def("tell",
+           [](Optimizer& self, const py::array& categorical, const py::array& gaussian,
+              const py::object& losses, bool negate, const Array<bool>& has_categorical,
+              const Array<bool>& has_gaussian) {
+             return tell_some(self, categorical, gaussian, losses, negate, &has_categorical,
+                              &has_gaussian);
+           })
       .def_property("best", &best, &set_best)
       .def_property_readonly("margin", [](Optimizer& self) { return copy(self.margin()); })
       .def_property_readonly("n_theta", [](Optimizer& self) { return self.layout().n_theta(); });

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <limits>
 #include <numeric>
 #include <stdexcept>
@@ -28,6 +29,25 @@ double squared_norm(const double* values, std::int64_t count) {
     term[i % 8] += values[i] * values[i];
   }
   return ((term[0] + term[4]) + (term[2] + term[6])) + ((term[1] + term[5]) + (term[3] + term[7]));
+}
+
+double sum_of(std::span<const Weighted> weighted) {
+  double sum = 0.0;
+  for (const Weighted& w : weighted) sum += w.weight;
+  return sum;
+}
+
+// asng::categorical_gradient of weights that sum to `rest`, as those of some samples do.
+bool gradient_of_rest(std::span<const Weighted> weighted, double rest,
+                      const std::int64_t* categories, std::int64_t stride, double canceled,
+                      const double* theta, std::int64_t size, double* gradient) {
+  for (const Weighted& w : weighted) gradient[categories[w.sample * stride]] += w.weight;
+  bool any = false;
+  for (std::int64_t j = 0; j < size; ++j) {
+    gradient[j] -= rest * theta[j];  // eq. (12)
+    any |= std::fabs(gradient[j]) > canceled;
+  }
+  return any;
 }
 
 // Update::RootAtZeroMean::kAuthors
@@ -259,25 +279,42 @@ bool Update::rank(const Population& population) {
   return !weighted_.empty();
 }
 
+std::span<const Weighted> Update::having(const bool* has, std::int64_t column,
+                                         std::int64_t columns) {
+  if (has == nullptr) return weighted_;
+  having_.clear();
+  std::copy_if(weighted_.begin(), weighted_.end(), std::back_inserter(having_),
+               [&](const Weighted& w) { return has[w.sample * columns + column]; });
+  return having_;
+}
+
 double Update::categorical_gradient(const Layout& layout, const double* theta,
                                     const Population& population) {
   std::fill(gradient_.begin(), gradient_.end(), 0.0);
   std::fill(root_.begin(), root_.begin() + layout.n_categorical_theta, 0.0);
   moving_.clear();
-  if (weighted_.size() == 2) {
+  if (weighted_.size() == 2 && population.has_categorical == nullptr) {
     return gradient_of_two(layout, theta, population);
   }
-  const auto count = static_cast<std::int64_t>(weighted_.size());
   const double canceled = canceled_weight(population.lambda);
   const std::int64_t n = layout.n_categorical();
   double squared_norm = 0.0;
   for (std::int64_t i = 0; i < n; ++i) {
+    const std::span<const Weighted> weighted = having(population.has_categorical, i, n);
+    const std::int64_t* categories = population.categorical + i;
+    const double* theta_i = theta + layout.theta_offset[i];
     double* gradient = gradient_.data() + layout.theta_offset[i];
-    if (asng::categorical_gradient(weighted_.data(), count, population.categorical + i, n, canceled,
-                                   layout.sizes[i], gradient)) {
+    const double rest = population.has_categorical == nullptr ? 0.0 : sum_of(weighted);
+    const bool moves = std::fabs(rest) > canceled
+                           ? gradient_of_rest(weighted, rest, categories, n, canceled, theta_i,
+                                              layout.sizes[i], gradient)
+                           : asng::categorical_gradient(
+                                 weighted.data(), static_cast<std::int64_t>(weighted.size()),
+                                 categories, n, canceled, layout.sizes[i], gradient);
+    if (moves) {
       moving_.push_back(i);
-      squared_norm += categorical_fisher_root(theta + layout.theta_offset[i], gradient,
-                                              layout.sizes[i], root_.data() + layout.s_offset[i]);
+      squared_norm += categorical_fisher_root(theta_i, gradient, layout.sizes[i],
+                                              root_.data() + layout.s_offset[i]);
     }
   }
   return squared_norm;
@@ -337,8 +374,9 @@ double Update::gaussian_gradient(const Layout& layout, const Parameters& paramet
   for (std::int64_t j = 0; j < n; ++j) {
     const double mean = parameters.mean[j];
     const double variance = parameters.variance[j];
+    const std::span<const Weighted> weighted = having(population.has_gaussian, j, n);
     gaussian_[j] =
-        asng::gaussian_gradient(weighted_.data(), static_cast<std::int64_t>(weighted_.size()),
+        asng::gaussian_gradient(weighted.data(), static_cast<std::int64_t>(weighted.size()),
                                 population.gaussian + j, n, mean, variance);
     const bool authors =
         root_at_zero_mean_ == RootAtZeroMean::kAuthors && std::fabs(2.0 * mean) < 1e-8;

@@ -50,6 +50,10 @@ struct Population {
   const std::int64_t* categorical;
   const double* gaussian;
   const double* losses;
+  // Which variables each sample has, like the samples; null: all. What was drawn for those that it
+  // does not have moves nothing: G is the sum in eq. (12) over the samples that have the variable.
+  const bool* has_categorical = nullptr;
+  const bool* has_gaussian = nullptr;
 };
 
 // The update, over memory that the caller owns. Buffers live as long as the layout, so that an
@@ -87,6 +91,8 @@ class Update {
 
  private:
   bool rank(const Population& population);
+  // The weighted samples that have variable `column` of `columns`.
+  std::span<const Weighted> having(const bool* has, std::int64_t column, std::int64_t columns);
   double categorical_gradient(const Layout& layout, const double* theta,
                               const Population& population);
   double gradient_of_two(const Layout& layout, const double* theta, const Population& population);
@@ -97,6 +103,7 @@ class Update {
   std::vector<double> losses_, utility_;
   std::vector<std::int64_t> order_;
   std::vector<Weighted> weighted_;    // the samples whose utility is not 0
+  std::vector<Weighted> having_;      // see having()
   std::vector<double> gradient_;      // G of the categorical variables, like theta
   std::vector<double> root_;          // F^(1/2) G, like s
   std::vector<std::int64_t> moving_;  // categorical variables with G != 0
