@@ -11,7 +11,14 @@ from torch import Tensor
 from asng_ext._checks import check_positive
 from asng_ext._files import write_atomically
 from asng_ext.data._optional import require
-from asng_ext.data.image_files import FORMATS, SUFFIXES, central_part, fitted, image_paths
+from asng_ext.data.image_files import (
+    FORMATS,
+    fitted,
+    image_paths,
+    no_images,
+    reduced,
+    unreadable_errors,
+)
 from asng_ext.retrained import ImageClassifier, ImageRestorer
 
 __all__ = ["UnreadableImageError", "image_files", "predict", "read_image", "write_image"]
@@ -32,7 +39,7 @@ def image_files(paths: Sequence[Path | str]) -> list[Path]:
         if path.is_dir():
             found = image_paths(path)
             if not found:
-                raise FileNotFoundError(f"no images in {path}; looked for {', '.join(SUFFIXES)}")
+                raise no_images(path)
             files += found
         elif path.exists():
             files.append(path)
@@ -108,18 +115,14 @@ def read_image(path: Path | str, image_size: tuple[int, int], channels: int) -> 
     if channels not in (1, 3):
         raise ValueError(f"channels must be 1 or 3, got {channels}")
     pillow = require("PIL.Image", "Pillow", "reading images needs")
-    path, mode = Path(path), "L" if channels == 1 else "RGB"
+    path = Path(path)
     try:
         if not path.is_file():  # opening a pipe would block until something is written into it
             raise OSError("it is no file")
         with pillow.open(path, formats=FORMATS) as image:
-            left, _, right, _ = central_part(image.size, image_size)
-            width, part = image_size[1], right - left
-            if part >= width:
-                # A JPEG may be decoded at a fraction of its size, if that is enough.
-                image.draft(mode, tuple(2 * width * side // part for side in image.size))
+            reduced(image, image_size, channels)
             pixels = fitted(image, image_size, channels)
-    except (OSError, SyntaxError, ValueError, MemoryError, pillow.DecompressionBombError) as error:
+    except unreadable_errors() as error:
         words = "it is not of a known format" if _unidentified(error) else str(error)
         raise UnreadableImageError(f"{path} cannot be read as an image: {words}") from error
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1)

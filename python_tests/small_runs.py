@@ -40,3 +40,10 @@ def inpainting(path: Path) -> Experiment:
         "inpainting": asdict(INPAINTING),
     }
     return Experiment.create(path, config, stream=None)
+
+
+def finished(experiment: Experiment) -> Path:
+    """The folder of a run that has been searched and retrained."""
+    experiment.search()
+    experiment.retrain()
+    return experiment.run.path

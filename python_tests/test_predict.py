@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import small_runs
 import torch
+from small_runs import finished
 
 import asng_ext as asng
 from asng_ext import cli
@@ -25,18 +26,12 @@ Image = pytest.importorskip("PIL.Image")
 
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    experiment = small_runs.classification(tmp_path_factory.mktemp("runs") / "classifier")
-    experiment.search()
-    experiment.retrain()
-    return experiment.run.path
+    return finished(small_runs.classification(tmp_path_factory.mktemp("runs") / "classifier"))
 
 
 @pytest.fixture(scope="module")
 def restorer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    experiment = small_runs.inpainting(tmp_path_factory.mktemp("runs") / "restorer")
-    experiment.search()
-    experiment.retrain()
-    return experiment.run.path
+    return finished(small_runs.inpainting(tmp_path_factory.mktemp("runs") / "restorer"))
 
 
 def write_digits(folder: Path, count: int) -> torch.Tensor:

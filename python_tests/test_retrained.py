@@ -13,6 +13,7 @@ from typing import Any, cast
 import pytest
 import small_runs
 import torch
+from small_runs import finished
 
 import asng_ext as asng
 from asng_ext.data import load_digits
@@ -25,18 +26,12 @@ from asng_ext.tasks.inpainting import InpaintingTask
 
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    experiment = small_runs.classification(tmp_path_factory.mktemp("runs") / "classifier")
-    experiment.search()
-    experiment.retrain()
-    return experiment.run.path
+    return finished(small_runs.classification(tmp_path_factory.mktemp("runs") / "classifier"))
 
 
 @pytest.fixture(scope="module")
 def restorer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    experiment = small_runs.inpainting(tmp_path_factory.mktemp("runs") / "restorer")
-    experiment.search()
-    experiment.retrain()
-    return experiment.run.path
+    return finished(small_runs.inpainting(tmp_path_factory.mktemp("runs") / "restorer"))
 
 
 def digit_images() -> tuple[torch.Tensor, torch.Tensor]:

@@ -3,6 +3,7 @@ time."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 from functools import partial
 from pathlib import Path
@@ -12,15 +13,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asng_ext._checks import check_integer
-from asng_ext._files import write_atomically
 from asng_ext._terminal import say
 
 from .augment import Augmentation
-from .image_files import LARGEST_IMAGE, SUFFIXES, Survey, image_paths, named, reader, survey
+from .image_files import (
+    LARGEST_IMAGE,
+    SUFFIXES,
+    Survey,
+    image_paths,
+    named,
+    no_images,
+    reader,
+    survey,
+)
 from .images import ImageData
 from .labels import check_classes
 from .own import DataShape, Labeled, divided
-from .pixel_cache import cache_key, cached, user_cache
+from .pixel_cache import cache_folder, cache_key, cached, stored
 
 __all__ = ["data_from_folder", "folder_shape"]
 
@@ -45,7 +54,7 @@ def data_from_folder(
 ) -> ImageData:
     """See `ImageData.from_folder`."""
     check_integer("image_size", image_size, 0, LARGEST_IMAGE + 1)
-    folder, kept = Path(folder), Path(cache) if cache is not None else user_cache()
+    folder, kept = Path(folder), cache_folder(cache)
     names, parts = _parts(folder, stream)
     size, channels = _surveyed(parts, folder, kept, stream)
     size = image_size or size
@@ -77,7 +86,7 @@ def folder_shape(
 ) -> DataShape:
     """What a folder holds, without decoding its images; raises what `ImageData.from_folder` does
     for what is no such folder."""
-    folder, kept = Path(folder), Path(cache) if cache is not None else user_cache()
+    folder, kept = Path(folder), cache_folder(cache)
     _, parts = _parts(folder, None)
     size, channels = _surveyed(parts, folder, kept, stream)
     names = {"train": "train", "val": "validation", "test": "test"}
@@ -108,7 +117,7 @@ def _parts(folder: Path, stream: TextIO | None) -> tuple[tuple[str, ...], dict[s
             )
         files = [image_paths(place / name) for name in names]
         if not any(files):
-            raise FileNotFoundError(f"no images in {place}; looked for {', '.join(SUFFIXES)}")
+            raise no_images(place)
         labels = np.repeat(np.arange(len(names)), [len(paths) for paths in files])
         if part == "train":
             check_classes(labels, names)
@@ -139,12 +148,6 @@ def _surveyed(parts: dict[str, _Part], folder: Path, cache: Path, stream: TextIO
     except (OSError, ValueError, TypeError):
         pass
     found = survey(paths, stream)
-    try:
-        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_atomically(target, lambda file: file.write(json.dumps(found).encode()))
-        for other in cache.glob(f"{key.partition('-')[0]}-*"):
-            if other != target:
-                other.unlink(missing_ok=True)
-    except OSError:  # `cached` says so
-        pass
+    with contextlib.suppress(OSError):  # `cached` says so
+        stored(target, lambda file: file.write(json.dumps(found).encode()))
     return found

@@ -10,10 +10,10 @@ from typing import TextIO
 from asng_ext._checks import check_positive
 from asng_ext._terminal import STDERR
 
-from .image_files import SUFFIXES, image_paths, reader
+from .image_files import image_paths, no_images, reader
 from .images import ImageData
 from .photos import unlabeled
-from .pixel_cache import MappedImages, cache_key, cached, user_cache
+from .pixel_cache import MappedImages, cache_folder, cache_key, cached
 
 __all__ = ["load_folder"]
 
@@ -54,7 +54,7 @@ def load_folder(
     """
     check_positive("image_size", image_size)
     folder = Path(folder)
-    kept = Path(cache) if cache is not None else user_cache()
+    kept = cache_folder(cache)
     read = partial(reader, image_size, 3, enlarge=False)
 
     def load(name: str, paths: list[Path]) -> MappedImages:
@@ -85,5 +85,5 @@ def _divided(folder: Path) -> tuple[list[Path], list[Path]]:
 def _images(folder: Path) -> list[Path]:
     paths = image_paths(folder)
     if not paths:
-        raise FileNotFoundError(f"no images in {folder}; looked for {', '.join(SUFFIXES)}")
+        raise no_images(folder)
     return paths

@@ -23,14 +23,16 @@ __all__ = [
     "SUFFIXES",
     "Reader",
     "Survey",
-    "central_part",
     "fitted",
     "image_paths",
     "in_channels",
     "in_threads",
+    "no_images",
     "reader",
+    "reduced",
     "scaled",
     "survey",
+    "unreadable_errors",
 ]
 
 T = TypeVar("T")
@@ -80,7 +82,7 @@ def survey(paths: Sequence[Path], stream: TextIO | None) -> Survey:
             if path.is_file():
                 with pillow.open(path, formats=FORMATS) as image:
                     return min(image.size), image.mode not in GRAY_MODES
-        except _Unreadable(pillow):
+        except unreadable_errors():
             pass
         return None
 
@@ -102,6 +104,11 @@ def suited_side(sides: Iterable[int]) -> int:
     """The median, to the nearest multiple of 8 and up to 224 pixels."""
     median = statistics.median(sides)
     return min(LARGEST_SIDE, max(MULTIPLE, int(median / MULTIPLE + 0.5) * MULTIPLE))
+
+
+def no_images(folder: Path) -> FileNotFoundError:
+    """The error where a folder has no file that is called as images are."""
+    return FileNotFoundError(f"no images in {folder}; looked for {', '.join(SUFFIXES)}")
 
 
 def none_readable(paths: Sequence[Path]) -> ValueError:
@@ -129,7 +136,7 @@ def reader(size: int, channels: int, *, enlarge: bool) -> Reader:
     ValueError.
     """
     pillow = require("PIL.Image", "Pillow", "reading a folder of images needs")
-    mode, gate = "L" if channels == 1 else "RGB", _Gate()
+    gate = _Gate()
 
     def read(path: Path) -> NDArray[np.uint8] | None:
         try:
@@ -139,15 +146,13 @@ def reader(size: int, channels: int, *, enlarge: bool) -> Reader:
                 width, height = image.size
                 side = min(width, height)
                 if side >= size or enlarge:
-                    # A JPEG may be decoded at a fraction of its size, if that is enough.
-                    if side >= size:
-                        image.draft(mode, (2 * size * width // side, 2 * size * height // side))
+                    reduced(image, (size, size), channels)
                     pixels = image.width * image.height
                     if pixels > _TOO_LARGE:
                         return None
                     with gate.held(pixels):
                         return scaled(image, size, channels)
-        except _Unreadable(pillow):
+        except unreadable_errors():
             return None
         raise ValueError(
             f"images must have at least image_size={size} pixels on each side, "
@@ -167,13 +172,21 @@ def fitted(image: Any, image_size: tuple[int, int], channels: int) -> NDArray[np
     (height, width, channels)."""
     pillow = require("PIL.Image", "Pillow", "scaling images needs")
     height, width = image_size
-    part = image.crop(central_part(image.size, image_size))
-    part = in_channels(part, channels)
+    part = in_channels(image.crop(_central_part(image.size, image_size)), channels)
     pixels = np.asarray(part.resize((width, height), pillow.Resampling.BILINEAR), dtype=np.uint8)
     return pixels.reshape(height, width, channels)
 
 
-def central_part(size: tuple[int, int], image_size: tuple[int, int]) -> tuple[int, int, int, int]:
+def reduced(image: Any, image_size: tuple[int, int], channels: int) -> None:
+    """Has Pillow's image of a JPEG file decoded at a fraction of its size, if that is enough for
+    its central part to be scaled to (height, width)."""
+    left, _, right, _ = _central_part(image.size, image_size)
+    width, part = image_size[1], right - left
+    if part >= width:
+        image.draft(_mode(channels), tuple(2 * width * side // part for side in image.size))
+
+
+def _central_part(size: tuple[int, int], image_size: tuple[int, int]) -> tuple[int, int, int, int]:
     """(left, top, right, bottom) of the largest central part of an image of size (width, height)
     that has the shape of (height, width)."""
     width, height = size
@@ -188,11 +201,18 @@ def in_channels(image: Any, channels: int) -> Any:
     if image.mode[0] == "I":  # 16 bits, which Pillow would clip at 255
         pillow = require("PIL.Image", "Pillow", "converting images needs")
         image = pillow.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
-    mode = "L" if channels == 1 else "RGB"
+    mode = _mode(channels)
     return image if image.mode == mode else image.convert(mode)  # it would copy it, too
 
 
-def _Unreadable(pillow: Any) -> tuple[type[BaseException], ...]:  # noqa: N802
+def _mode(channels: int) -> str:
+    """Pillow's."""
+    return "L" if channels == 1 else "RGB"
+
+
+def unreadable_errors() -> tuple[type[BaseException], ...]:
+    """What Pillow raises for a file that it cannot read."""
+    pillow = require("PIL.Image", "Pillow", "reading images needs")
     return OSError, SyntaxError, ValueError, MemoryError, pillow.DecompressionBombError
 
 

@@ -21,7 +21,7 @@ from asng_ext._terminal import Progress, say
 
 from .image_files import Reader, in_threads, named, none_readable
 
-__all__ = ["MappedImages", "Pixels", "cache_key", "cached", "user_cache", "written"]
+__all__ = ["MappedImages", "Pixels", "cache_folder", "cache_key", "cached", "stored", "written"]
 
 RESIDENT = 2**28
 """Bytes of a mapped file that may be resident: several are mapped at once, and together they take
@@ -70,8 +70,10 @@ class Pixels(NamedTuple):
     kept: NDArray[np.bool_]
 
 
-def user_cache() -> Path:
-    """Where pixels are kept by default."""
+def cache_folder(cache: str | Path | None) -> Path:
+    """Where pixels are kept: by default in the user's cache folder."""
+    if cache is not None:
+        return Path(cache)
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "asng-ext"
 
@@ -117,16 +119,8 @@ def cached(
     def write(file: IO[bytes]) -> None:
         file.write(_decode(paths, name, shape, read(), file, stream).tobytes())
 
-    def write_privately(file: IO[bytes]) -> None:
-        os.chmod(file.fileno(), 0o600)  # the images may be private
-        write(file)
-
     try:
-        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_atomically(target, write_privately)
-        for other in cache.glob(f"{key.partition('-')[0]}-*"):
-            if other != target:
-                other.unlink(missing_ok=True)  # of the files as they were before
+        stored(target, write)
     except OSError as error:
         say(
             stream,
@@ -142,6 +136,25 @@ def cached(
         loaded = _loaded(file, len(paths), shape)
     assert loaded is not None
     return loaded
+
+
+def stored(target: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Writes a file of the cache, called by a `cache_key`, in the place of what was made of the
+    files as they were before. Others than its owner cannot read it.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+
+    def write_privately(file: IO[bytes]) -> None:
+        os.chmod(file.fileno(), 0o600)  # the images may be private
+        write(file)
+
+    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    write_atomically(target, write_privately)
+    for other in target.parent.glob(f"{target.name.partition('-')[0]}-*"):
+        if other != target:
+            other.unlink(missing_ok=True)
 
 
 def written(images: Iterable[NDArray[np.uint8]], shape: tuple[int, ...]) -> MappedImages:

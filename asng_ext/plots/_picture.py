@@ -13,6 +13,7 @@ from asng_ext._files import write_atomically
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from torch import Tensor
 
 FilePath: TypeAlias = str | os.PathLike[str]
 
@@ -71,6 +72,18 @@ def picture(path: FilePath) -> Iterator[Callable[[Figure], Path]]:
     # The caller's style, such as white lines on black, must not leak into the file.
     with style.context(["default", {"svg.hashsalt": "asng"}]):
         yield save
+
+
+def show_image(axes: Axes, image: Tensor) -> None:
+    """Shows an image, (C, H, W) in [0, 1], gray or color, pixel by pixel."""
+    pixels = image.detach().float().cpu().clamp(0, 1).permute(1, 2, 0).numpy()
+    axes.imshow(
+        pixels if pixels.shape[2] == 3 else pixels[:, :, 0],
+        cmap="gray",
+        vmin=0,
+        vmax=1,
+        interpolation="nearest",
+    )
 
 
 def draw_box(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from asng_ext.plots._picture import DPI, GRAY, INK, FilePath, picture, shortened
+from asng_ext.plots._picture import DPI, GRAY, INK, FilePath, picture, shortened, show_image
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,21 +66,14 @@ def draw_mistakes(
         figure = Figure(figsize=(width, height), dpi=DPI)
         top = 1 - MARGIN / height
         figure.text(MARGIN / width, top, title, size=11, color=INK, va="top", parse_math=False)
-        pixels = images.detach().float().cpu().clamp(0, 1).permute(0, 2, 3, 1).numpy()
-        for number, (image, caption) in enumerate(zip(pixels, captions)):
+        for number, (image, caption) in enumerate(zip(images, captions)):
             row, column = divmod(number, columns)
             left = MARGIN + column * (TILE + GAP)
             bottom = height - MARGIN - TITLE - row * row_height - tile_height
             axes = figure.add_axes(
                 (left / width, bottom / height, TILE / width, tile_height / height)
             )
-            axes.imshow(
-                image if image.shape[2] == 3 else image[:, :, 0],
-                cmap="gray",
-                vmin=0,
-                vmax=1,
-                interpolation="nearest",
-            )
+            show_image(axes, image)
             axes.set_xticks([])
             axes.set_yticks([])
             for spine in axes.spines.values():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from asng_ext.plots._picture import DPI, INK, FilePath, picture
+from asng_ext.plots._picture import DPI, INK, FilePath, picture, show_image
 from asng_ext.training.metrics import psnr
 
 if TYPE_CHECKING:
@@ -50,20 +50,12 @@ def draw_restored(original: Tensor, corrupted: Tensor, restored: Tensor, path: F
             bottom = height - MARGIN - (row + 1) * tile_height - row * GAP
             middle = (bottom + tile_height / 2) / height
             figure.text(MARGIN / width, middle, name, size=9.5, color=INK, va="center")
-            pixels = images.detach().float().cpu().clamp(0, 1).permute(0, 2, 3, 1)
-            for column, image in enumerate(pixels):
+            for column, image in enumerate(images):
                 left = LABEL + column * (TILE + GAP)
                 axes = figure.add_axes(
                     (left / width, bottom / height, TILE / width, tile_height / height)
                 )
-                values = image.numpy()
-                axes.imshow(
-                    values if values.shape[2] == 3 else values[:, :, 0],
-                    cmap="gray",
-                    vmin=0,
-                    vmax=1,
-                    interpolation="nearest",
-                )
+                show_image(axes, image)
                 axes.set_axis_off()
         for column, value in enumerate(decibels):
             x = LABEL + column * (TILE + GAP) + TILE / 2
