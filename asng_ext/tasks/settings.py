@@ -196,7 +196,7 @@ register(
             "cifar10": {"search": {"test_every": 5}, "retrain": {"test_every": 5}},
             "digits": {
                 "search": {"epochs": 50, "learning_rate": 0.05, "threads": 1},
-                "retrain": {"epochs": 90, "batch_size": 64, "learning_rate": 0.05, "threads": 1},
+                "retrain": {"epochs": 45, "batch_size": 64, "learning_rate": 0.05, "threads": 1},
                 "classification": {
                     "data": "digits",
                     "nodes": 3,
