@@ -38,9 +38,13 @@ class _Parts:
         """Instance ``p`` on the host."""
         low, high, std_min, _ = self.bounds.tolist()
         common = {
-            **{"sizes": self.sizes, "margin": self.margin.tolist()},
-            **{"low": low, "high": high, "std_min": std_min},
-            **{"variance_ratio_min": 0.0, "population_size": population},
+            "sizes": self.sizes,
+            "margin": self.margin.tolist(),
+            "low": low,
+            "high": high,
+            "std_min": std_min,
+            "variance_ratio_min": 0.0,
+            "population_size": population,
             "seed": int(self.counters[p, 0]) % 2**64,
         }
         step = {name: settings.pop(name, 1.0) for name in ("alpha", "delta_init", "delta_max")}
@@ -58,10 +62,12 @@ class _Parts:
             self.counters[p, _host.COUNTERS.index(name)] = getattr(optimizer, name)
 
 
-def _ask(state: Tensor, space: Tensor, n: int, largest: int, lam: int) -> tuple[Tensor, Tensor]:
+def _ask(
+    state: Tensor, space: Tensor, n: int, largest: int, lam: int
+) -> tuple[Tensor, Tensor | None]:
     if state.dim() == 1:
         one = _ask(state[None], space, n, largest, lam)
-        return one[0][0], one[1][0]
+        return one[0][0], None if one[1] is None else one[1][0]
     parts = _Parts(state, space, n)
     drawn = []
     for p in range(len(state)):
@@ -69,7 +75,7 @@ def _ask(state: Tensor, space: Tensor, n: int, largest: int, lam: int) -> tuple[
         drawn.append([torch.from_numpy(values) for values in optimizer.ask()])
         parts.counters[p, _host.COUNTERS.index("asked")] = optimizer.asked
     categorical, numerical = (torch.stack(values) for values in zip(*drawn, strict=True))
-    return categorical, numerical
+    return categorical, numerical if n else None
 
 
 def _tell(
@@ -78,7 +84,7 @@ def _tell(
     n: int,
     largest: int,
     categorical: Tensor,
-    numerical: Tensor,
+    numerical: Tensor | None,
     losses: Tensor,
     alpha: float,
     delta_init: float,
@@ -87,9 +93,11 @@ def _tell(
     maximize: bool,
 ) -> Tensor:
     if state.dim() == 1:
-        told = (categorical[None], numerical[None], losses[None])
-        settings = (alpha, delta_init, delta_max, variance_ratio_min, maximize)
-        return _tell(state[None], space, n, largest, *told, *settings)[0]
+        told = (categorical[None], None if numerical is None else numerical[None], losses[None])
+        settings = (alpha, delta_init, delta_max, variance_ratio_min)
+        return _tell(state[None], space, n, largest, *told, *settings, maximize)[0]
+    if numerical is None:
+        numerical = categorical.new_empty(*categorical.shape[:-1], 0, dtype=torch.float64)
     parts = _Parts(state, space, n)
     generation_of_best = _host.COUNTERS.index("best")
     moved = torch.empty(len(state), dtype=torch.bool)

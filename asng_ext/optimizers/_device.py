@@ -89,8 +89,9 @@ class ASNGTensors:
         device: torch.device,
     ) -> None:
         _libraries.require()
-        self._ask = torch.ops.asng._asng_ask.default
-        self._tell = torch.ops.asng._asng_tell.default
+        # Without the call in Python around them, which takes as long as a check of a tensor.
+        self._ask = torch.ops.asng._asng_ask.default._op
+        self._tell = torch.ops.asng._asng_tell.default._op
         self.population_size = common["population_size"]
         self.settings = (alpha, delta_init, delta_max, common["variance_ratio_min"])
         # They start as the optimizer on the CPU does.
@@ -107,7 +108,9 @@ class ASNGTensors:
         state = row.repeat(len(seeds), 1)
         state.view(torch.int64)[:, COLUMNS["seed"]] = torch.tensor([as_int64(s) for s in seeds])
         self._state = state.to(device)
-        columns = self._state.split([len(part) for part in parts], dim=1)
+        # What samples have for numbers where there are none.
+        self.no_numbers = self._state.new_empty(len(seeds), self.population_size, 0)
+        columns = torch.split(self._state, [len(part) for part in parts], dim=1)
         self.counters, self.best_categorical = (columns[i].view(torch.int64) for i in (0, 7))
         self.step, best_loss, self.theta, self.mean, self.variance, self.s = columns[1:7]
         self.best_loss, self.best_numerical = best_loss[:, 0], columns[8]
@@ -124,10 +127,10 @@ class ASNGTensors:
 
     def ask(self) -> tuple[Tensor, Tensor]:
         """Draws (P, λ, n_cat) int64 categories and (P, λ, n_num) float64 numbers."""
-        samples: tuple[Tensor, Tensor] = self._ask(
+        categorical, numerical = self._ask(
             self._state, self._space, self._gaussian, self._largest, self.population_size
         )
-        return samples
+        return categorical, self.no_numbers if numerical is None else numerical
 
     def tell(
         self, categorical: Tensor, numerical: Tensor, losses: Tensor, maximize: bool = False
@@ -142,7 +145,7 @@ class ASNGTensors:
             self._gaussian,
             self._largest,
             categorical,
-            numerical,
+            numerical if self._gaussian else None,
             losses,
             *self.settings,
             maximize,
@@ -151,7 +154,7 @@ class ASNGTensors:
 
 
 _ROWS = (
-    *("_state", "counters", "theta", "mean", "variance", "s", "step"),
+    *("_state", "no_numbers", "counters", "theta", "mean", "variance", "s", "step"),
     *("best_loss", "best_categorical", "best_numerical"),
 )
 
@@ -221,6 +224,7 @@ class ASNGEngine:
         )
         self._optimizer = self.tensors.row(0)
         self._device = self.tensors.theta.device
+        self._index = self.tensors.theta.get_device()  # quicker to compare
         self._columns = len(common["sizes"]), len(common["low"])
         self.margin: FloatArray = np.array(common["margin"], dtype=np.float64)
         self.n_theta = self.tensors.s.shape[1]
@@ -265,6 +269,13 @@ class ASNGEngine:
 
     def losses(self, losses: Any) -> Tensor:
         """Losses as (λ,) float64, or float32 if they are, on the device."""
+        if (
+            type(losses) is Tensor
+            and losses.dtype in (torch.float32, torch.float64)
+            and losses.dim() == 1
+            and not losses.requires_grad
+        ):
+            return self._here(losses, losses.dtype)
         if isinstance(losses, (list, tuple)) and any(isinstance(x, Tensor) for x in losses):
             losses = self._stacked(losses)
         if not isinstance(losses, Tensor):
@@ -315,20 +326,23 @@ class ASNGEngine:
         self, name: str, values: Any, shape: tuple[int, int], dtype: torch.dtype
     ) -> Tensor:
         """The optimizer's own are as they should be, and soon looked over."""
-        tensor = values if isinstance(values, Tensor) else torch.as_tensor(values)
+        if values is self._optimizer.no_numbers:
+            return values  # type: ignore[no-any-return]
+        if type(values) is not Tensor:
+            values = torch.as_tensor(values)
         if (
-            tensor.dtype is not dtype
+            values.dtype is not dtype
             and dtype is torch.int64
-            and (tensor.is_floating_point() or tensor.is_complex())
+            and (values.is_floating_point() or values.is_complex())
         ):
-            raise TypeError(f"samples.{name} must hold integers, got {tensor.dtype}")
-        if tensor.shape != shape:
-            raise ValueError(f"samples.{name} must have shape {shape}, got {tuple(tensor.shape)}")
-        return self._here(tensor, dtype)
+            raise TypeError(f"samples.{name} must hold integers, got {values.dtype}")
+        if values.shape != shape:
+            raise ValueError(f"samples.{name} must have shape {shape}, got {tuple(values.shape)}")
+        return self._here(values, dtype)
 
     def _here(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-        device = self._device
-        if tensor.dtype is not dtype or tensor.device != device:
+        if tensor.dtype is not dtype or tensor.get_device() != self._index:
+            device = self._device
             # Towards the host a copy without synchronization would be read too early.
             tensor = tensor.to(device, dtype, non_blocking=device.type == "cuda")
         return tensor.contiguous()

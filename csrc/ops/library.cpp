@@ -139,16 +139,17 @@ STABLE_TORCH_LIBRARY(asng, m) {
   //     (4, n)          low, high, least and largest standard deviation
   //   gaussian        n
   //   largest         the largest number of categories of a variable
-  // Draws `population` samples and counts it: (P, λ, m) int64 categories, (P, λ, n) numbers.
+  // Draws `population` samples and counts it: (P, λ, m) int64 categories, (P, λ, n) numbers. Where
+  // n is 0 there is no tensor of numbers, neither here nor below.
   m.def(
       "_asng_ask(Tensor(a!) state, Tensor space, int gaussian, int largest, int population) "
-      "-> (Tensor, Tensor)");
+      "-> (Tensor, Tensor?)");
   // Updates the distributions from λ samples each, of whichever draw, with (P, λ) float64 or
   // float32 losses; what is not finite ranks last and ties. Returns (P,) bool: whether anything
   // moved.
   m.def(
       "_asng_tell(Tensor(a!) state, Tensor space, int gaussian, int largest, Tensor categorical, "
-      "Tensor numerical, Tensor losses, float alpha, float delta_init, float delta_max, "
+      "Tensor? numerical, Tensor losses, float alpha, float delta_init, float delta_max, "
       "float variance_ratio_min, bool maximize) -> Tensor");
 
   // Layers of convolutional autoencoders. Feature maps are (B, H, W, C), contiguous and not padded.

@@ -123,14 +123,19 @@ struct AsngState {
 
 // The evaluated samples; returns how many each instance has.
 inline int64_t check_evaluations(const AsngState& state, const Tensor& categorical,
-                                 const Tensor& numerical, const Tensor& losses) {
+                                 const OptionalTensor& numerical, const Tensor& losses) {
   const int64_t dim = state.state.dim();
   STD_TORCH_CHECK(losses.dim() == dim, "losses must have ", dim, " dimensions, as state has, got ",
                   losses.dim());
   const int64_t population = losses.size(dim - 1);
   state.check_population(population, 2);
   state.check_rows(categorical, "categorical", ScalarType::Long, {population, state.categorical});
-  state.check_rows(numerical, "numerical", ScalarType::Double, {population, state.gaussian});
+  STD_TORCH_CHECK(numerical.has_value() == (state.gaussian > 0), "numerical must be ",
+                  state.gaussian > 0 ? "a tensor" : "None", " with ", state.gaussian,
+                  " Gaussian variables");
+  if (numerical) {
+    state.check_rows(*numerical, "numerical", ScalarType::Double, {population, state.gaussian});
+  }
   // Networks have losses in single precision, and a conversion would be one more launch.
   const bool single = losses.scalar_type() == ScalarType::Float;
   state.check_rows(losses, "losses", single ? ScalarType::Float : ScalarType::Double, {population});

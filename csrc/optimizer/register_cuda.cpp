@@ -51,22 +51,23 @@ struct Space {
   }
 };
 
-std::tuple<Tensor, Tensor> asng_ask(Tensor state, Tensor space, int64_t gaussian, int64_t largest,
-                                    int64_t population) {
+std::tuple<Tensor, OptionalTensor> asng_ask(Tensor state, Tensor space, int64_t gaussian,
+                                            int64_t largest, int64_t population) {
   const AsngState all(state, space, gaussian, largest, kDevice);
   all.check_population(population, 1);
   Tensor categorical = all.empty_rows({population, all.categorical}, ScalarType::Long);
-  Tensor numerical = all.empty_rows({population, gaussian}, ScalarType::Double);
+  OptionalTensor numerical;
+  if (gaussian > 0) numerical = all.empty_rows({population, gaussian}, ScalarType::Double);
   const DeviceStreamGuard current(state);
   ask(shape_of(all, population), parts_of(all), Space(all, space).offsets,
-      categorical.mutable_data_ptr<int64_t>(), numerical.mutable_data_ptr<double>(),
-      current.stream());
+      categorical.mutable_data_ptr<int64_t>(),
+      numerical ? numerical->mutable_data_ptr<double>() : nullptr, current.stream());
   return {categorical, numerical};
 }
 
 Tensor asng_tell(Tensor state, Tensor space, int64_t gaussian, int64_t largest, Tensor categorical,
-                 Tensor numerical, Tensor losses, double alpha, double delta_init, double delta_max,
-                 double variance_ratio_min, bool maximize) {
+                 OptionalTensor numerical, Tensor losses, double alpha, double delta_init,
+                 double delta_max, double variance_ratio_min, bool maximize) {
   const AsngState all(state, space, gaussian, largest, kDevice);
   const int64_t population = check_evaluations(all, categorical, numerical, losses);
   const DeviceStreamGuard current(state);
@@ -79,7 +80,7 @@ Tensor asng_tell(Tensor state, Tensor space, int64_t gaussian, int64_t largest, 
   const bool single = losses.scalar_type() == ScalarType::Float;
   const Space of(all, space);
   const Evaluations evaluations = {categorical.const_data_ptr<int64_t>(),
-                                   numerical.const_data_ptr<double>(),
+                                   numerical ? numerical->const_data_ptr<double>() : nullptr,
                                    single ? nullptr : losses.const_data_ptr<double>(),
                                    maximize,
                                    of.offsets,

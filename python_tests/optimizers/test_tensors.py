@@ -326,6 +326,8 @@ def test_the_operators_change_what_their_schemas_say() -> None:
         ask(tensors._state.view(torch.int64), *own[1:], 3)
     with pytest.raises(RuntimeError, match="state must be contiguous"):
         ask(tensors._state.repeat(1, 2)[:, ::2], *own[1:], 3)
+    with pytest.raises(RuntimeError, match="numerical must be a tensor with 3 Gaussian variables"):
+        tell(*own, told[0], None, told[2], *settings)
     for state, space, gaussian in (
         (own[0], own[1][1:], 3),
         (own[0][:, 1:].contiguous(), own[1], 3),
