@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <type_traits>
 
 #include "core/categorical.h"
 #include "core/gaussian.h"
@@ -27,6 +28,7 @@ struct Draw {
   const std::int64_t* offsets;
   std::int64_t* categorical;
   double* gaussian;
+  std::int64_t alike;
 };
 
 struct Drawing {
@@ -39,26 +41,45 @@ struct Categories {
   std::int64_t begin, size;
 
   // Where all variables are alike, nothing has to be loaded before what is there can be.
-  __device__ Categories(const OptimizerShape& shape, const std::int64_t* offsets, std::int64_t i)
-      : begin(i * shape.largest), size(shape.largest) {
-    if (shape.uniform()) return;
+  __device__ Categories(std::int64_t alike, const std::int64_t* offsets, std::int64_t i)
+      : begin(i * alike), size(alike) {
+    if (alike > 0) return;
     begin = offsets[i];
     size = offsets[i + 1] - begin;
   }
 };
 
+// sample_category with the random bits of a variable.
 __device__ void draw_category(const Draw& draw, const Drawing& of, std::int64_t sample,
                               std::int64_t i) {
-  const Categories at(draw.shape, draw.offsets, i);
+  constexpr int kAhead = 8;
+  const Categories at(draw.alike, draw.offsets, i);
+  const double* theta = draw.state.theta[of.instance] + at.begin;
+  // The first are loaded while the counter is, and the random bits are made of it.
+  double ahead[kAhead];
+#pragma unroll
+  for (int j = 0; j < kAhead; ++j) ahead[j] = j + 1 < at.size ? theta[j] : 0.0;
   const PhiloxBlock bits = philox(
       of.seed, draw_counter(Stream::kCategorical, of.asked, static_cast<std::uint32_t>(sample),
                             static_cast<std::uint32_t>(i / 4)));
   // Variable i has word i % 4; an index would put the words into memory.
   const std::uint32_t even = i & 2 ? bits.word[2] : bits.word[0];
   const std::uint32_t odd = i & 2 ? bits.word[3] : bits.word[1];
+  const double uniform = uniform32(i & 1 ? odd : even);
+  double cumulative = 0.0;
+  std::int64_t category = 0;
+#pragma unroll
+  for (int j = 0; j < kAhead; ++j) {
+    cumulative += ahead[j];
+    category += j + 1 < at.size && uniform >= cumulative;
+  }
+#pragma unroll 4
+  for (std::int64_t j = kAhead; j + 1 < at.size; ++j) {
+    cumulative += theta[j];
+    category += uniform >= cumulative;
+  }
   draw.categorical[(of.instance * draw.shape.population + sample) * draw.shape.categorical + i] =
-      sample_category(draw.state.theta[of.instance] + at.begin, at.size,
-                      uniform32(i & 1 ? odd : even));
+      category;
 }
 
 __device__ void draw_normals(const Draw& draw, const Drawing& of, std::int64_t pair,
@@ -90,15 +111,15 @@ __global__ void __launch_bounds__(kAskThreads) ask_kernel(Draw draw) {
   std::int64_t* counters = draw.state.counters[blockIdx.y];
   const Drawing of{blockIdx.y, static_cast<std::uint64_t>(counters[kSeed]),
                    static_cast<std::uint64_t>(counters[kAsked])};
-  // The last block to say that it has read the counter counts the population; it says so before it
-  // has anything of its own in flight that would have to be waited for.
+  // The last block to say that it has read the counter counts the population. It says so before it
+  // has anything of its own in flight, and draws while the answer is on its way.
   __syncthreads();
-  auto* ticket = reinterpret_cast<unsigned long long*>(counters + kTicket);
-  const unsigned long long blocks = static_cast<unsigned long long>(gridDim.x) * gridDim.z;
-  bool counts = threadIdx.x == 0 && threadIdx.y == 0;
-  if (counts && blocks > 1) {
+  const unsigned int blocks = gridDim.x * gridDim.z;
+  const bool speaks = threadIdx.x == 0 && threadIdx.y == 0;
+  unsigned int before = 0;
+  if (speaks && blocks > 1) {
     __threadfence();
-    counts = atomicAdd(ticket, 1ull) == blocks - 1;
+    before = atomicInc(reinterpret_cast<unsigned int*>(counters + kTicket), blocks - 1);
   }
   const std::int64_t lambda = draw.shape.population;
   const std::int64_t n = draw.shape.categorical;
@@ -109,8 +130,7 @@ __global__ void __launch_bounds__(kAskThreads) ask_kernel(Draw draw) {
   } else if (2 * (column - n) < draw.shape.gaussian) {
     if (2 * row < lambda) draw_normals(draw, of, row, column - n);
   }
-  if (counts) {
-    if (blocks > 1) *ticket = 0;
+  if (speaks && before == blocks - 1) {
     counters[kAsked] = static_cast<std::int64_t>(of.asked + 1);
   }
 }
@@ -139,6 +159,7 @@ struct Job {
   Workspace workspace;
   double reward, canceled;  // see core/utility.h
   double weight;            // of a sample that is rewarded and does not tie: reward / lambda
+  std::int64_t alike;
 };
 
 // Over all components of the natural gradient and of s.
@@ -167,19 +188,34 @@ struct Instance {
   // `memory` is the block's own, for intermediate results, if there is none in the workspace.
   __device__ Instance(const Job& job, std::int64_t p, double* memory) {
     const OptimizerShape& shape = job.shape;
-    counters = job.state.counters[p];
-    theta = job.state.theta[p];
-    mean = job.state.mean[p];
-    variance = job.state.variance[p];
-    s = job.state.s[p];
-    step = job.state.step[p];
-    best_loss = job.state.best_loss[p];
-    best_categorical = job.state.best_categorical[p];
-    best_gaussian = job.state.best_gaussian[p];
-    categorical = job.evaluations.categorical + p * shape.population * shape.categorical;
-    numerical = job.evaluations.gaussian + p * shape.population * shape.gaussian;
+    const OptimizerState& state = job.state;
     const Workspace& workspace = job.workspace;
-    sums = workspace.memory + p * workspace.per_instance;
+    counters = state.counters.first;
+    theta = state.theta.first;
+    mean = state.mean.first;
+    variance = state.variance.first;
+    s = state.s.first;
+    step = state.step.first;
+    best_loss = state.best_loss.first;
+    best_categorical = state.best_categorical.first;
+    best_gaussian = state.best_gaussian.first;
+    categorical = job.evaluations.categorical;
+    numerical = job.evaluations.gaussian;
+    sums = workspace.memory;
+    if (p > 0) {  // a single instance need not wait for what this comes to
+      counters = state.counters[p];
+      theta = state.theta[p];
+      mean = state.mean[p];
+      variance = state.variance[p];
+      s = state.s[p];
+      step = state.step[p];
+      best_loss = state.best_loss[p];
+      best_categorical = state.best_categorical[p];
+      best_gaussian = state.best_gaussian[p];
+      categorical += p * shape.population * shape.categorical;
+      numerical += p * shape.population * shape.gaussian;
+      sums += p * workspace.per_instance;
+    }
     gradient = workspace.memory ? sums + (gridDim.x > 1 ? Sums::kCount * gridDim.x : 0) : memory;
     root = gradient + shape.theta_size;
     gaussian = root + shape.n_theta();
@@ -348,7 +384,7 @@ struct Row {
   static constexpr unsigned int kNone = kLanes;  // a category that does not exist
 
   int lane, size;  // size: 0 without a variable, or with one of more categories than lanes
-  std::int64_t variable, begin;
+  int variable, begin;
   double theta, s, margin;
   double scale, inverse;  // the root of theta, and what the gradient is multiplied by
   std::int64_t chosen[kHeld / kLanes];
@@ -359,11 +395,11 @@ struct Row {
   __device__ bool is_last() const { return lane == size - 1; }
 
   // Loads what does not depend on the losses.
-  __device__ void load(const Job& job, const Instance& instance, std::int64_t v) {
+  __device__ void load(const Job& job, const Instance& instance, int v) {
     lane = static_cast<int>(threadIdx.x % kLanes);
     variable = v;
-    const Categories at(job.shape, job.evaluations.offsets, v);
-    begin = at.begin;
+    const Categories at(job.alike, job.evaluations.offsets, v);
+    begin = static_cast<int>(at.begin);
     size = at.size <= kLanes ? static_cast<int>(at.size) : 0;
     load_chosen(job, instance, 0);
     theta = lane < size ? instance.theta[begin + lane] : 0.0;
@@ -381,11 +417,12 @@ struct Row {
   // Of the samples from `base` on, sample base + kLanes i + lane.
   __device__ void load_chosen(const Job& job, const Instance& instance, int base) {
     const int lambda = static_cast<int>(job.shape.population);
+    const int n = static_cast<int>(job.shape.categorical);
 #pragma unroll
     for (int i = 0; i < kHeld / kLanes; ++i) {
       const int sample = base + kLanes * i + lane;
       if (fits() && sample < lambda) {
-        chosen[i] = instance.categorical[sample * job.shape.categorical + variable];
+        chosen[i] = instance.categorical[sample * n + variable];
       }
     }
   }
@@ -475,7 +512,7 @@ struct Row {
 // G and F^(1/2) G of a categorical variable.
 __device__ void categorical_gradient(const Job& job, const Instance& instance, const Shared& shared,
                                      std::int64_t i, Sums& sums) {
-  const Categories at(job.shape, job.evaluations.offsets, i);
+  const Categories at(job.alike, job.evaluations.offsets, i);
   double* gradient = instance.gradient + at.begin;
   double* root = instance.root + (at.begin - i);
   const double* s = instance.s + (at.begin - i);
@@ -513,7 +550,7 @@ __device__ void accumulate_at(const Accumulation& accumulate, const Instance& in
 
 __device__ void move_categorical(const Job& job, const Instance& instance, std::int64_t i,
                                  double step, const Accumulation& accumulate) {
-  const Categories at(job.shape, job.evaluations.offsets, i);
+  const Categories at(job.alike, job.evaluations.offsets, i);
   const double* gradient = instance.gradient + at.begin;
   bool moves = false;
   for (std::int64_t j = 0; j < at.size; ++j) moves = moves || gradient[j] != 0.0;
@@ -565,11 +602,14 @@ __global__ void __launch_bounds__(lanes > 1 ? kMostTellThreads : kTellThreads, l
     tell_kernel(Job job) {
   const Shared shared(few ? 0 : job.shape.population);
   const Instance instance(job, blockIdx.y, shared.memory);
-  const std::int64_t n = job.shape.categorical, m = few ? 0 : job.shape.gaussian;
-  const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  const std::int64_t stride = static_cast<std::int64_t>(gridDim.x) * blockDim.x;
-  const std::int64_t items = n * lanes + m;
-  const auto variable = [&](std::int64_t item) {
+  using Index = std::conditional_t<(lanes > 1), int, std::int64_t>;
+  const Index n = static_cast<Index>(job.shape.categorical);
+  const Index m = few ? 0 : static_cast<Index>(job.shape.gaussian);
+  const Index first = static_cast<Index>(blockIdx.x) * static_cast<Index>(blockDim.x) +
+                      static_cast<Index>(threadIdx.x);
+  const Index stride = static_cast<Index>(gridDim.x) * static_cast<Index>(blockDim.x);
+  const Index items = n * lanes + m;
+  const auto variable = [&](Index item) {
     return item < n * lanes ? item / lanes : item - n * (lanes - 1);
   };
   const bool leads = first < n * lanes && threadIdx.x % lanes == 0;
@@ -583,11 +623,6 @@ __global__ void __launch_bounds__(lanes > 1 ? kMostTellThreads : kTellThreads, l
   StepSize adapted;
   adapted.gamma = instance.step[0];
   adapted.Delta = instance.step[1];
-  std::int64_t generation = 0, evaluations = 0;
-  if (writes) {
-    generation = instance.counters[kGeneration] + 1;
-    evaluations = instance.counters[kEvaluations] + job.shape.population;
-  }
   Row<few> row{};
   if (lanes > 1 && first < n * lanes) row.load(job, instance, variable(first));
 
@@ -608,8 +643,8 @@ __global__ void __launch_bounds__(lanes > 1 ? kMostTellThreads : kTellThreads, l
     smallest = shared.loss[first_sample];
     if (lanes > 1) row.differentiate(job, instance, shared);
 #pragma unroll 1
-    for (std::int64_t item = first; item < items; item += stride) {  // eq. (12)
-      const std::int64_t v = variable(item);
+    for (Index item = first; item < items; item += stride) {  // eq. (12)
+      const Index v = variable(item);
       if (v >= n) {
         gaussian_gradient(job, instance, shared, v - n, sums);
       } else if (leads && !row.fits()) {
@@ -637,8 +672,7 @@ __global__ void __launch_bounds__(lanes > 1 ? kMostTellThreads : kTellThreads, l
   }
   __syncthreads();
   auto* arrivals = reinterpret_cast<unsigned long long*>(instance.counters + kArrivals);
-  auto* ticket = reinterpret_cast<unsigned long long*>(instance.counters + kTicket);
-  bool last = false;  // whether all other blocks have seen that all have arrived
+  unsigned int before = 0;  // blocks that have already seen that all have arrived
   if (shares) {
     if (threadIdx.x < Sums::kCount) {
       const double* of_warp = shared.sums + threadIdx.x * Shared::kMostWarps;
@@ -650,7 +684,8 @@ __global__ void __launch_bounds__(lanes > 1 ? kMostTellThreads : kTellThreads, l
     if (threadIdx.x == 0) {
       arrive(arrivals);
       wait_for(arrivals, gridDim.x);
-      last = atomicAdd(ticket, 1ull) == gridDim.x - 1;
+      before = atomicInc(reinterpret_cast<unsigned int*>(instance.counters + kTicket),
+                         gridDim.x - 1);  // back to 0 after the last
     }
     __syncthreads();
   }
@@ -668,8 +703,8 @@ __global__ void __launch_bounds__(lanes > 1 ? kMostTellThreads : kTellThreads, l
       row.move(epsilon, instance);
     }
 #pragma unroll 1
-    for (std::int64_t item = first; item < items && !few; item += stride) {  // eq. (13), eq. (19)
-      const std::int64_t v = variable(item);
+    for (Index item = first; item < items && !few; item += stride) {  // eq. (13), eq. (19)
+      const Index v = variable(item);
       if (v >= n) {
         move_gaussian(job, instance, v - n, epsilon, accumulate);
       } else if (leads && !row.fits()) {
@@ -680,7 +715,7 @@ __global__ void __launch_bounds__(lanes > 1 ? kMostTellThreads : kTellThreads, l
   const bool better = smallest < best_loss;
   if (better) {
 #pragma unroll 1
-    for (std::int64_t v = first; v < n + m; v += stride) {
+    for (Index v = first; v < n + m; v += stride) {
       if (v < n) {
         instance.best_categorical[v] = instance.categorical[first_sample * n + v];
       } else {
@@ -689,6 +724,8 @@ __global__ void __launch_bounds__(lanes > 1 ? kMostTellThreads : kTellThreads, l
     }
   }
   if (clerk && blockIdx.x == 0) {
+    const std::int64_t generation = instance.counters[kGeneration];
+    const std::int64_t evaluations = instance.counters[kEvaluations];
     const double both = total(instance, shared, 1);
     const double squared_s = total(instance, shared, 2);
     if (writes) {
@@ -701,21 +738,18 @@ __global__ void __launch_bounds__(lanes > 1 ? kMostTellThreads : kTellThreads, l
                           accumulate.add * accumulate.add * squared_norm);  // eq. (20), eq. (21)
         instance.step[0] = adapted.gamma;
         instance.step[1] = adapted.Delta;
-        instance.counters[kMoved] = generation;
+        instance.counters[kMoved] = generation + 1;
       }
-      instance.counters[kGeneration] = generation;
-      instance.counters[kEvaluations] = evaluations;
+      instance.counters[kGeneration] = generation + 1;
+      instance.counters[kEvaluations] = evaluations + job.shape.population;
       if (better) {
         *instance.best_loss = smallest;
-        instance.counters[kBest] = generation;
+        instance.counters[kBest] = generation + 1;
       }
       job.evaluations.moved[blockIdx.y] = moved;
     }
   }
-  if (last) {
-    *ticket = 0;
-    *arrivals = 0;
-  }
+  if (shares && before == gridDim.x - 1) *arrivals = 0;
 }
 
 // Whether all variables and samples are in lanes.
@@ -765,7 +799,8 @@ void ask(const OptimizerShape& shape, const OptimizerState& state, const std::in
   const dim3 grid(parts(columns, width), static_cast<unsigned int>(shape.instances),
                   parts(shape.population, height));
   const dim3 block(static_cast<unsigned int>(width), static_cast<unsigned int>(height));
-  launch(ask_kernel, grid, block, 0, stream, Draw{shape, state, offsets, categorical, gaussian});
+  launch(ask_kernel, grid, block, 0, stream,
+         Draw{shape, state, offsets, categorical, gaussian, shape.alike()});
 }
 
 std::int64_t tell_blocks(const OptimizerShape& shape) {
@@ -808,7 +843,8 @@ void tell(const OptimizerShape& shape, const OptimizerState& state, const Evalua
                 workspace,
                 reward,
                 canceled_weight(shape.population),
-                reward / static_cast<double>(shape.population)};
+                reward / static_cast<double>(shape.population),
+                shape.alike()};
   if (blocks > 1) {
     launch_cooperative(kernel, grid, threads, bytes, stream, job);
   } else {

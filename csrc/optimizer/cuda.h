@@ -19,8 +19,8 @@ struct OptimizerShape {
   std::int64_t theta_size;
   std::int64_t largest = 0;  // number of categories of a variable; 0 if that is not known
 
-  // Whether all categorical variables are known to have the same number of categories.
-  ASNG_HD bool uniform() const { return largest * categorical == theta_size; }
+  // The number of categories of every variable, if it is known to be the same; otherwise 0.
+  std::int64_t alike() const { return largest * categorical == theta_size ? largest : 0; }
   ASNG_HD std::int64_t n_theta() const { return theta_size - categorical + 2 * gaussian; }
 };
 
