@@ -150,6 +150,9 @@ constexpr int kLanes = 8;
 constexpr std::int64_t kMostInLanes = 1024;
 constexpr unsigned int kTellThreads = 256;
 constexpr unsigned int kMostTellThreads = 512;  // of one block whose variables are in lanes
+// Beside these a block whose variables are in lanes has a warp without any, which looks after the
+// step size: what it computes takes as long as what the others do meanwhile.
+constexpr unsigned int kClerkThreads = 32;
 
 struct Job {
   OptimizerShape shape;
@@ -575,13 +578,12 @@ __device__ void move_gaussian(const Job& job, const Instance& instance, std::int
   accumulate_at(accumulate, instance, first + n);
 }
 
-// The sum of one of Sums over an instance, from what its warps, or its blocks, have of it; for all
-// lanes of the warp that calls.
-__device__ double total(const Instance& instance, const Shared& shared, int which) {
+// The sum of one of Sums over an instance, from what the warps of a single block, or the blocks,
+// have of it; for all lanes of the warp that calls.
+__device__ double total(const Instance& instance, const Shared& shared, int warps, int which) {
   double sum = 0.0;
   if (gridDim.x == 1) {
     const double* of_warp = shared.sums + which * Shared::kMostWarps;
-    const int warps = static_cast<int>(blockDim.x / 32);
 #pragma unroll 4
     for (int warp = 0; warp < warps; ++warp) sum += of_warp[warp];
     return sum;
@@ -598,50 +600,65 @@ __device__ double total(const Instance& instance, const Shared& shared, int whic
 // `lanes`, of each categorical variable: kLanes, where no thread has more than one variable, or 1.
 // `few`: all variables and samples are in lanes.
 template <int lanes, bool few>
-__global__ void __launch_bounds__(lanes > 1 ? kMostTellThreads : kTellThreads, lanes > 1 ? 1 : 4)
-    tell_kernel(Job job) {
+__global__ void __launch_bounds__(lanes > 1 ? kMostTellThreads + kClerkThreads : kTellThreads,
+                                  lanes > 1 ? 1 : 4) tell_kernel(Job job) {
   const Shared shared(few ? 0 : job.shape.population);
   const Instance instance(job, blockIdx.y, shared.memory);
   using Index = std::conditional_t<(lanes > 1), int, std::int64_t>;
   const Index n = static_cast<Index>(job.shape.categorical);
   const Index m = few ? 0 : static_cast<Index>(job.shape.gaussian);
-  const Index first = static_cast<Index>(blockIdx.x) * static_cast<Index>(blockDim.x) +
-                      static_cast<Index>(threadIdx.x);
-  const Index stride = static_cast<Index>(gridDim.x) * static_cast<Index>(blockDim.x);
   const Index items = n * lanes + m;
+  const bool clerk = threadIdx.x / 32 == blockDim.x / 32 - 1;  // its last warp
+  const bool works = lanes == 1 || !clerk;
+  const Index workers = static_cast<Index>(blockDim.x - (lanes > 1 ? kClerkThreads : 0));
+  const int warps = static_cast<int>(workers / 32);
+  const Index first =
+      works ? static_cast<Index>(blockIdx.x) * workers + static_cast<Index>(threadIdx.x) : items;
+  const Index stride = static_cast<Index>(gridDim.x) * workers;
   const auto variable = [&](Index item) {
     return item < n * lanes ? item / lanes : item - n * (lanes - 1);
   };
   const bool leads = first < n * lanes && threadIdx.x % lanes == 0;
   const bool shares = gridDim.x > 1;
-  // Looks after the step size: the last warp, which has no variable if there is room for that.
-  const bool clerk = threadIdx.x / 32 == blockDim.x / 32 - 1;
-  const bool writes = clerk && threadIdx.x % 32 == 0 && blockIdx.x == 0;
 
   // All that is read before it is known what the losses say is asked for at the same time.
   const double best_loss = *instance.best_loss;
   StepSize adapted;
-  adapted.gamma = instance.step[0];
-  adapted.Delta = instance.step[1];
+  if (clerk) {
+    adapted.gamma = instance.step[0];
+    adapted.Delta = instance.step[1];
+  }
   Row<few> row{};
   if (lanes > 1 && first < n * lanes) row.load(job, instance, variable(first));
 
   Sums sums;
-  double smallest = 0.0;
-  std::int64_t first_sample = 0;
+  double smallest = 0.0, beta = 0.0;
+  int first_sample = 0;
+  const auto set_pace = [&] {
+    beta = adapted.beta(job.settings);
+    const Accumulation normalized(beta, 1.0);
+    if (threadIdx.x % 32 != 0) return;
+    shared.step[0] = adapted.delta(job.settings);
+    shared.step[1] = normalized.keep;
+    shared.step[2] = normalized.add;
+  };
   if constexpr (few) {
+    if (clerk) set_pace();
     const Few population(job, blockIdx.y);
     smallest = population.smallest;
     first_sample = population.first;
-    row.prepare();
-    row.differentiate(job, population);
+    if (works) {
+      row.prepare();
+      row.differentiate(job, population);
+    }
   } else {
     rank(job, blockIdx.y, shared);
     if (lanes > 1) row.prepare();
     __syncthreads();
+    if (clerk) set_pace();
     first_sample = shared.order[0];
     smallest = shared.loss[first_sample];
-    if (lanes > 1) row.differentiate(job, instance, shared);
+    if (lanes > 1 && works) row.differentiate(job, instance, shared);
 #pragma unroll 1
     for (Index item = first; item < items; item += stride) {  // eq. (12)
       const Index v = variable(item);
@@ -652,23 +669,18 @@ __global__ void __launch_bounds__(lanes > 1 ? kMostTellThreads : kTellThreads, l
       }
     }
   }
-  if (lanes > 1) {
-    sums.gradient += row.root * row.root;
-    sums.add(row.root, row.s);
-  }
-  sum_lanes(sums.gradient, sums.both, sums.s);
-  if (threadIdx.x % 32 == 0) {
-    double* of_warp = shared.sums + threadIdx.x / 32;
-    of_warp[0] = sums.gradient;
-    of_warp[Shared::kMostWarps] = sums.both;
-    of_warp[2 * Shared::kMostWarps] = sums.s;
-  }
-  const double beta = clerk ? adapted.beta(job.settings) : 0.0;
-  if (clerk && threadIdx.x % 32 == 0) {
-    const Accumulation normalized(beta, 1.0);
-    shared.step[0] = adapted.delta(job.settings);
-    shared.step[1] = normalized.keep;
-    shared.step[2] = normalized.add;
+  if (works) {
+    if (lanes > 1) {
+      sums.gradient += row.root * row.root;
+      sums.add(row.root, row.s);
+    }
+    sum_lanes(sums.gradient, sums.both, sums.s);
+    if (threadIdx.x % 32 == 0) {
+      double* of_warp = shared.sums + threadIdx.x / 32;
+      of_warp[0] = sums.gradient;
+      of_warp[Shared::kMostWarps] = sums.both;
+      of_warp[2 * Shared::kMostWarps] = sums.s;
+    }
   }
   __syncthreads();
   auto* arrivals = reinterpret_cast<unsigned long long*>(instance.counters + kArrivals);
@@ -677,7 +689,7 @@ __global__ void __launch_bounds__(lanes > 1 ? kMostTellThreads : kTellThreads, l
     if (threadIdx.x < Sums::kCount) {
       const double* of_warp = shared.sums + threadIdx.x * Shared::kMostWarps;
       double sum = 0.0;
-      for (unsigned int warp = 0; warp < blockDim.x / 32; ++warp) sum += of_warp[warp];
+      for (int warp = 0; warp < warps; ++warp) sum += of_warp[warp];
       instance.sums[threadIdx.x * gridDim.x + blockIdx.x] = sum;
     }
     if (threadIdx.x < 32) __syncwarp();
@@ -690,7 +702,7 @@ __global__ void __launch_bounds__(lanes > 1 ? kMostTellThreads : kTellThreads, l
     __syncthreads();
   }
 
-  const double squared_norm = total(instance, shared, 0);
+  const double squared_norm = total(instance, shared, warps, 0);
   const bool moved = squared_norm > 0.0 && squared_norm < HUGE_VAL;
   const double inverse = rsqrt(squared_norm);
   const double epsilon = moved ? shared.step[0] * inverse : 0.0;  // eq. (14)
@@ -698,7 +710,7 @@ __global__ void __launch_bounds__(lanes > 1 ? kMostTellThreads : kTellThreads, l
   accumulate.keep = shared.step[1];
   accumulate.add = shared.step[2] * inverse;
   if (moved) {
-    if (lanes > 1) {
+    if (lanes > 1 && works) {
       row.accumulate(accumulate, instance);
       row.move(epsilon, instance);
     }
@@ -726,9 +738,9 @@ __global__ void __launch_bounds__(lanes > 1 ? kMostTellThreads : kTellThreads, l
   if (clerk && blockIdx.x == 0) {
     const std::int64_t generation = instance.counters[kGeneration];
     const std::int64_t evaluations = instance.counters[kEvaluations];
-    const double both = total(instance, shared, 1);
-    const double squared_s = total(instance, shared, 2);
-    if (writes) {
+    const double both = total(instance, shared, warps, 1);
+    const double squared_s = total(instance, shared, warps, 2);
+    if (threadIdx.x % 32 == 0) {
       if (moved) {
         // ||keep s + add F^(1/2) G||^2, with no need to wait for the sum of what all others
         // compute.
@@ -808,7 +820,7 @@ std::int64_t tell_blocks(const OptimizerShape& shape) {
   const std::int64_t in_lanes = blocks_in_lanes(shape);
   if (in_lanes == 1) return 1;
   if (in_lanes > 1) {
-    const int fit = co_resident_blocks(kernel_in_lanes(shape), kTellThreads, bytes);
+    const int fit = co_resident_blocks(kernel_in_lanes(shape), kTellThreads + kClerkThreads, bytes);
     return in_lanes <= fit / shape.instances ? in_lanes : 1;
   }
   const int fit = co_resident_blocks(tell_kernel<1, false>, kTellThreads, bytes);
@@ -829,10 +841,9 @@ void tell(const OptimizerShape& shape, const OptimizerState& state, const Evalua
   const auto kernel = in_lanes ? kernel_in_lanes(shape) : tell_kernel<1, false>;
   unsigned int threads = kTellThreads;
   if (in_lanes && blocks == 1) {
-    // The last warp sets what all share: one with nothing else to do, if there is room for it.
-    const std::int64_t warps = (threads_in_lanes(shape) + 31) / 32 + 1;
-    threads = static_cast<unsigned int>(std::min<std::int64_t>(32 * warps, kMostTellThreads));
+    threads = static_cast<unsigned int>((threads_in_lanes(shape) + 31) / 32 * 32);
   }
+  if (in_lanes) threads += kClerkThreads;
   const dim3 grid(static_cast<unsigned int>(blocks), static_cast<unsigned int>(shape.instances));
   const std::size_t bytes = Shared::bytes(shape.population) + shared_memory(shape, blocks);
   const double reward = reward_of(shape.population);
