@@ -143,9 +143,9 @@ __global__ void __launch_bounds__(kAskThreads) ask_kernel(Draw draw) {
 // With up to kMostInLanes variables a group of lanes has a categorical variable, each lane one of
 // its categories: what takes time is then not arithmetic but that one result waits for the next.
 // With more variables, more than can be in lanes at the same time, or more categories than lanes, a
-// thread has all of a variable. A space of variables that are all in lanes, with a population that
-// is in lanes as well, has a kernel without all the rest: how long it takes is also a matter of how
-// many instructions have to be fetched.
+// thread has all of a variable. Where all variables are in lanes and have but two samples, the
+// paper's setting, there is a kernel without all the rest: how long it takes is also a matter of
+// how many instructions have to be fetched.
 constexpr int kLanes = 8;
 constexpr std::int64_t kMostInLanes = 1024;
 constexpr unsigned int kTellThreads = 256;
@@ -229,7 +229,7 @@ struct Instance {
 struct Shared {
   static constexpr int kMostWarps = kMostTellThreads / 32;
 
-  double* sums;  // (Sums::kCount, kMostWarps)
+  double* sums;  // (Sums::kCount, kMostWarps), zeros where there is no warp
   double* step;  // (3,) delta and what Accumulation has for a norm of 1
   // The population, if it is ranked here.
   double* loss;        // (lambda,) in the direction that is minimized, without NaN
@@ -331,66 +331,38 @@ __device__ void rank(const Job& job, std::int64_t p, const Shared& shared) {
   }
 }
 
-// A population of no more than kLanes samples, each in a lane, as each warp ranks it for itself.
-struct Few {
-  double weight;    // of sample `lane`; 0 if there is none
+// A population of two, as each thread ranks it for itself.
+struct Pair {
   int first;        // the sample of the smallest loss
   double smallest;  // that loss
+  double weight;    // of sample 0; that of sample 1 is the negative
 
-  __device__ Few(const Job& job, std::int64_t p) {
-    const int lane = static_cast<int>(threadIdx.x % 32);
-    const int lambda = static_cast<int>(job.shape.population);
-    const double loss = lane < lambda ? loss_at(job, p * lambda + lane) : HUGE_VAL;
-    double losses[kLanes];
-    int position = 0;
-#pragma unroll
-    for (int j = 0; j < kLanes; ++j) {
-      if (j >= lambda) break;
-      losses[j] = __shfl_sync(kWarp, loss, j);
-      position += losses[j] < loss || (losses[j] == loss && j < lane);
-    }
-    first = __ffs(static_cast<int>(__ballot_sync(kWarp, lane < lambda && position == 0))) - 1;
-    smallest = __shfl_sync(kWarp, loss, first);
-
-    int positions[kLanes];
-    double next = loss;
-#pragma unroll
-    for (int j = 0; j < kLanes; ++j) {
-      if (j >= lambda) break;
-      positions[j] = __shfl_sync(kWarp, position, j);
-      if (positions[j] == position + 1) next = losses[j];
-    }
-    const unsigned int tied = __ballot_sync(kWarp, position + 1 < lambda && losses_tie(loss, next));
-    const int selected = static_cast<int>(selected_count(lambda));
-    const int balance = (position < selected) - (position >= lambda - selected);
-    weight = lane < lambda ? job.weight * balance : 0.0;
-    if (tied == 0) return;
-    unsigned int joined = 0;  // bit r: ranks r and r + 1 tie
-#pragma unroll
-    for (int j = 0; j < kLanes; ++j) {
-      if (j >= lambda) break;
-      joined |= (tied >> j & 1u) << positions[j];
-    }
-    const int begin = 32 - __clz(static_cast<int>(~joined & ((1u << position) - 1u)));
-    const int end = position + __ffs(static_cast<int>(~joined >> position));
-    const double utility = shared_utility(begin, end, lambda, job.reward);
-    weight = lane < lambda ? utility / static_cast<double>(lambda) : 0.0;
+  __device__ Pair(const Job& job, std::int64_t p) {
+    const double loss = loss_at(job, 2 * p), other = loss_at(job, 2 * p + 1);
+    first = other < loss;
+    smallest = first == 0 ? loss : other;
+    const bool tie = losses_tie(smallest, first == 0 ? other : loss);
+    weight = tie ? 0.0 : first == 0 ? job.weight : -job.weight;
   }
 };
 
+constexpr unsigned int kNone = kLanes;  // a category that does not exist
+
 // A categorical variable in the lanes of a group: what core/categorical.h does, with a category in
 // each lane. Lanes without one have zeros; all lanes of a warp take part.
-template <bool few>
+template <bool pair>
 struct Row {
-  // What `kHeld` samples chose is loaded before it is known which of them have a weight.
-  static constexpr int kHeld = few ? kLanes : 8 * kLanes;
-  static constexpr unsigned int kNone = kLanes;  // a category that does not exist
+  // What so many samples chose is loaded before it is known which of them have a weight: a pair in
+  // every lane, otherwise the next sample in the next lane.
+  static constexpr int kHeld = pair ? 2 : 8 * kLanes;
+  static constexpr int kHeldInLane = pair ? kHeld : kHeld / kLanes;
 
   int lane, size;  // size: 0 without a variable, or with one of more categories than lanes
   int variable, begin;
   double theta, s, margin;
-  double scale, inverse;  // the root of theta, and what the gradient is multiplied by
-  std::int64_t chosen[kHeld / kLanes];
+  double scale, inverse;   // the root of theta, and what the gradient is multiplied by
+  double inverse_of_last;  // of the last category, in all lanes
+  std::int64_t chosen[kHeldInLane];
   double gradient, root;
   bool moves;
 
@@ -412,46 +384,46 @@ struct Row {
   // What else does not, once loaded.
   __device__ void prepare() {
     const double floored = theta > kProbabilityFloor ? theta : kProbabilityFloor;
-    scale = std::sqrt(floored);
+    inverse = reciprocal_root(floored);
+    scale = floored * inverse;
     // The last category has no component of its own: its quotient is what the others share.
-    inverse = 1.0 / (is_last() ? -(floored + scale) : scale);
+    if (is_last()) inverse = -reciprocal(floored + scale);
+    inverse_of_last = __shfl_sync(kWarp, inverse, size - 1, kLanes);
   }
 
-  // Of the samples from `base` on, sample base + kLanes i + lane.
+  // Of the samples from `base` on.
   __device__ void load_chosen(const Job& job, const Instance& instance, int base) {
     const int lambda = static_cast<int>(job.shape.population);
     const int n = static_cast<int>(job.shape.categorical);
 #pragma unroll
-    for (int i = 0; i < kHeld / kLanes; ++i) {
-      const int sample = base + kLanes * i + lane;
-      if (fits() && sample < lambda) {
-        chosen[i] = instance.categorical[sample * n + variable];
-      }
+    for (int i = 0; i < kHeldInLane; ++i) {
+      const int sample = pair ? i : base + kLanes * i + lane;
+      if (fits() && sample < lambda) chosen[i] = instance.categorical[sample * n + variable];
     }
   }
-  // All of these in four bits each. Python checks categories as far as it can without host-device
-  // synchronization.
+  // Python checks categories as far as it can without host-device synchronization.
+  __device__ bool exists(std::int64_t category) const {
+    return static_cast<std::uint64_t>(category) < static_cast<std::uint64_t>(size);
+  }
+  // What is held, in four bits each.
   __device__ unsigned int packed() const {
     unsigned int all = 0;
 #pragma unroll
-    for (int i = 0; i < kHeld / kLanes; ++i) {
-      const bool exists = static_cast<std::uint64_t>(chosen[i]) < static_cast<std::uint64_t>(size);
-      all |= (exists ? static_cast<unsigned int>(chosen[i]) : kNone) << 4 * i;
+    for (int i = 0; i < kHeldInLane; ++i) {
+      all |= (exists(chosen[i]) ? static_cast<unsigned int>(chosen[i]) : kNone) << 4 * i;
     }
     return all;
   }
 
   // categorical_gradient and categorical_fisher_root.
-  __device__ void differentiate(const Job& job, const Few& population) {
-    const unsigned int held = packed();
-    unsigned int seen = 0;
-    gradient = 0.0;
-#pragma unroll
-    for (int k = 0; k < kLanes; ++k) {
-      if (k >= job.shape.population) break;
-      add(__shfl_sync(kWarp, held, k, kLanes), __shfl_sync(kWarp, population.weight, k), seen);
-    }
-    finish(job, seen);
+  __device__ void differentiate(const Pair& population) {
+    const double weight = population.weight;
+    moves = exists(chosen[0]) && exists(chosen[1]) && chosen[0] != chosen[1] && weight != 0.0;
+    const auto of = [&](int category) {
+      return !moves ? 0.0 : category == chosen[0] ? weight : category == chosen[1] ? -weight : 0.0;
+    };
+    gradient = of(lane);
+    set_root(of(size - 1));
   }
   __device__ void differentiate(const Job& job, const Instance& instance, const Shared& shared) {
     const int count = *shared.count;
@@ -485,9 +457,12 @@ struct Row {
     const bool counts = differ && std::fabs(gradient) > job.canceled;
     gradient = counts ? gradient : 0.0;
     moves = (__ballot_sync(kWarp, counts) >> (threadIdx.x % 32 - lane)) % (1u << kLanes) != 0;
-    const double quotient = gradient * inverse;
-    const double shared = __shfl_sync(kWarp, quotient, size - 1, kLanes);
-    root = moves && lane + 1 < size ? quotient + scale * shared : 0.0;
+    set_root(__shfl_sync(kWarp, gradient, size - 1, kLanes));
+  }
+  __device__ void set_root(double gradient_of_last) {
+    root = moves && lane + 1 < size
+               ? gradient * inverse + scale * (gradient_of_last * inverse_of_last)
+               : 0.0;
   }
 
   __device__ void accumulate(const Accumulation& accumulate, const Instance& instance) const {
@@ -503,10 +478,10 @@ struct Row {
     double room = category ? moved - margin : 0.0;
     sum_lanes<kLanes>(sum, room);
     const bool above = room > 0.0;
-    if (above) moved -= (sum - 1.0) / room * (moved - margin);
+    if (above) moved -= (sum - 1.0) * reciprocal(room) * (moved - margin);
     double sum_above = category ? moved : 0.0;
     sum_lanes<kLanes>(sum_above);
-    const double scale = 1.0 / (above ? sum_above : static_cast<double>(size));
+    const double scale = reciprocal(above ? sum_above : static_cast<double>(size));
     moved = above ? moved * scale : scale;
     if (category) instance.theta[begin + lane] = moved;
   }
@@ -580,13 +555,16 @@ __device__ void move_gaussian(const Job& job, const Instance& instance, std::int
 
 // The sum of one of Sums over an instance, from what the warps of a single block, or the blocks,
 // have of it; for all lanes of the warp that calls.
-__device__ double total(const Instance& instance, const Shared& shared, int warps, int which) {
+__device__ double total(const Instance& instance, const Shared& shared, int which) {
   double sum = 0.0;
   if (gridDim.x == 1) {
     const double* of_warp = shared.sums + which * Shared::kMostWarps;
-#pragma unroll 4
-    for (int warp = 0; warp < warps; ++warp) sum += of_warp[warp];
-    return sum;
+    double parts[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      parts[i] = (of_warp[i] + of_warp[i + 4]) + (of_warp[i + 8] + of_warp[i + 12]);
+    }
+    return (parts[0] + parts[1]) + (parts[2] + parts[3]);
   }
   const double* of_block = instance.sums + which * gridDim.x;
 #pragma unroll 4
@@ -598,20 +576,20 @@ __device__ double total(const Instance& instance, const Shared& shared, int warp
 }
 
 // `lanes`, of each categorical variable: kLanes, where no thread has more than one variable, or 1.
-// `few`: all variables and samples are in lanes.
-template <int lanes, bool few>
+// `pair`: all variables are in lanes, and there are two samples.
+template <int lanes, bool pair>
 __global__ void __launch_bounds__(lanes > 1 ? kMostTellThreads + kClerkThreads : kTellThreads,
                                   lanes > 1 ? 1 : 4) tell_kernel(Job job) {
-  const Shared shared(few ? 0 : job.shape.population);
+  const Shared shared(pair ? 0 : job.shape.population);
   const Instance instance(job, blockIdx.y, shared.memory);
   using Index = std::conditional_t<(lanes > 1), int, std::int64_t>;
   const Index n = static_cast<Index>(job.shape.categorical);
-  const Index m = few ? 0 : static_cast<Index>(job.shape.gaussian);
+  const Index m = pair ? 0 : static_cast<Index>(job.shape.gaussian);
   const Index items = n * lanes + m;
   const bool clerk = threadIdx.x / 32 == blockDim.x / 32 - 1;  // its last warp
   const bool works = lanes == 1 || !clerk;
   const Index workers = static_cast<Index>(blockDim.x - (lanes > 1 ? kClerkThreads : 0));
-  const int warps = static_cast<int>(workers / 32);
+  const unsigned int warps = static_cast<unsigned int>(workers / 32);
   const Index first =
       works ? static_cast<Index>(blockIdx.x) * workers + static_cast<Index>(threadIdx.x) : items;
   const Index stride = static_cast<Index>(gridDim.x) * workers;
@@ -628,9 +606,14 @@ __global__ void __launch_bounds__(lanes > 1 ? kMostTellThreads + kClerkThreads :
     adapted.gamma = instance.step[0];
     adapted.Delta = instance.step[1];
   }
-  Row<few> row{};
+  Row<pair> row{};
   if (lanes > 1 && first < n * lanes) row.load(job, instance, variable(first));
 
+  if (clerk && threadIdx.x % 32 >= warps && threadIdx.x % 32 < Shared::kMostWarps) {
+    for (int which = 0; which < Sums::kCount; ++which) {
+      shared.sums[which * Shared::kMostWarps + threadIdx.x % 32] = 0.0;
+    }
+  }
   Sums sums;
   double smallest = 0.0, beta = 0.0;
   int first_sample = 0;
@@ -642,14 +625,14 @@ __global__ void __launch_bounds__(lanes > 1 ? kMostTellThreads + kClerkThreads :
     shared.step[1] = normalized.keep;
     shared.step[2] = normalized.add;
   };
-  if constexpr (few) {
+  if constexpr (pair) {
     if (clerk) set_pace();
-    const Few population(job, blockIdx.y);
+    const Pair population(job, blockIdx.y);
     smallest = population.smallest;
     first_sample = population.first;
     if (works) {
       row.prepare();
-      row.differentiate(job, population);
+      row.differentiate(population);
     }
   } else {
     rank(job, blockIdx.y, shared);
@@ -689,7 +672,7 @@ __global__ void __launch_bounds__(lanes > 1 ? kMostTellThreads + kClerkThreads :
     if (threadIdx.x < Sums::kCount) {
       const double* of_warp = shared.sums + threadIdx.x * Shared::kMostWarps;
       double sum = 0.0;
-      for (int warp = 0; warp < warps; ++warp) sum += of_warp[warp];
+      for (unsigned int warp = 0; warp < warps; ++warp) sum += of_warp[warp];
       instance.sums[threadIdx.x * gridDim.x + blockIdx.x] = sum;
     }
     if (threadIdx.x < 32) __syncwarp();
@@ -702,9 +685,9 @@ __global__ void __launch_bounds__(lanes > 1 ? kMostTellThreads + kClerkThreads :
     __syncthreads();
   }
 
-  const double squared_norm = total(instance, shared, warps, 0);
+  const double squared_norm = total(instance, shared, 0);
   const bool moved = squared_norm > 0.0 && squared_norm < HUGE_VAL;
-  const double inverse = rsqrt(squared_norm);
+  const double inverse = reciprocal_root(squared_norm);
   const double epsilon = moved ? shared.step[0] * inverse : 0.0;  // eq. (14)
   Accumulation accumulate(0.0, 1.0);
   accumulate.keep = shared.step[1];
@@ -715,7 +698,7 @@ __global__ void __launch_bounds__(lanes > 1 ? kMostTellThreads + kClerkThreads :
       row.move(epsilon, instance);
     }
 #pragma unroll 1
-    for (Index item = first; item < items && !few; item += stride) {  // eq. (13), eq. (19)
+    for (Index item = first; item < items && !pair; item += stride) {  // eq. (13), eq. (19)
       const Index v = variable(item);
       if (v >= n) {
         move_gaussian(job, instance, v - n, epsilon, accumulate);
@@ -738,8 +721,8 @@ __global__ void __launch_bounds__(lanes > 1 ? kMostTellThreads + kClerkThreads :
   if (clerk && blockIdx.x == 0) {
     const std::int64_t generation = instance.counters[kGeneration];
     const std::int64_t evaluations = instance.counters[kEvaluations];
-    const double both = total(instance, shared, warps, 1);
-    const double squared_s = total(instance, shared, warps, 2);
+    const double both = total(instance, shared, 1);
+    const double squared_s = total(instance, shared, 2);
     if (threadIdx.x % 32 == 0) {
       if (moved) {
         // ||keep s + add F^(1/2) G||^2, with no need to wait for the sum of what all others
@@ -764,10 +747,10 @@ __global__ void __launch_bounds__(lanes > 1 ? kMostTellThreads + kClerkThreads :
   if (shares && before == gridDim.x - 1) *arrivals = 0;
 }
 
-// Whether all variables and samples are in lanes.
-bool is_few(const OptimizerShape& shape) {
+// Whether all variables have few enough categories for lanes, and there are two samples.
+bool is_pair(const OptimizerShape& shape) {
   return shape.gaussian == 0 && shape.largest > 0 && shape.largest <= kLanes &&
-         shape.population <= kLanes;
+         shape.population == 2;
 }
 
 std::int64_t threads_in_lanes(const OptimizerShape& shape) {
@@ -782,12 +765,12 @@ std::int64_t blocks_in_lanes(const OptimizerShape& shape) {
 }
 
 auto kernel_in_lanes(const OptimizerShape& shape) {
-  return is_few(shape) ? tell_kernel<kLanes, true> : tell_kernel<kLanes, false>;
+  return is_pair(shape) ? tell_kernel<kLanes, true> : tell_kernel<kLanes, false>;
 }
 
 // Doubles of an instance, if its blocks are `blocks`.
 std::int64_t intermediate_results(const OptimizerShape& shape, std::int64_t blocks) {
-  if (blocks == blocks_in_lanes(shape) && is_few(shape)) return 0;
+  if (blocks == blocks_in_lanes(shape) && is_pair(shape)) return 0;
   return shape.theta_size + shape.n_theta() + 2 * shape.gaussian;
 }
 

@@ -223,8 +223,6 @@ T __ldcg(const T* address) {
   return *address;
 }
 inline int __popc(unsigned int bits) { return std::popcount(bits); }
-inline int __clz(int bits) { return std::countl_zero(static_cast<unsigned>(bits)); }
-inline double rsqrt(double x) { return 1.0 / std::sqrt(x); }
 template <class T>
 T __ldg(const T* address) {
   asng::cuda_on_cpu::check_global(address);
