@@ -28,7 +28,7 @@ struct Draw {
   const std::int64_t* offsets;
   std::int64_t* categorical;
   double* gaussian;
-  std::int64_t alike;
+  std::int64_t alike;  // see OptimizerShape
 };
 
 struct Drawing {
@@ -162,7 +162,7 @@ struct Job {
   Workspace workspace;
   double reward, canceled;  // see core/utility.h
   double weight;            // of a sample that is rewarded and does not tie: reward / lambda
-  std::int64_t alike;
+  std::int64_t alike;       // see OptimizerShape
 };
 
 // Over all components of the natural gradient and of s.
@@ -725,12 +725,12 @@ __global__ void __launch_bounds__(lanes > 1 ? kMostTellThreads + kClerkThreads :
     const double squared_s = total(instance, shared, 2);
     if (threadIdx.x % 32 == 0) {
       if (moved) {
-        // ||keep s + add F^(1/2) G||^2, with no need to wait for the sum of what all others
-        // compute.
+        // ||s||^2 after the update, from sums that were there before it.
+        const double keep = accumulate.keep;
+        const double squared_add = shared.step[2] * shared.step[2];  // of a norm of 1
         adapted.adapt(job.settings, beta,
-                      accumulate.keep * accumulate.keep * squared_s +
-                          2.0 * accumulate.keep * accumulate.add * both +
-                          accumulate.add * accumulate.add * squared_norm);  // eq. (20), eq. (21)
+                      keep * keep * squared_s + 2.0 * keep * accumulate.add * both +
+                          squared_add);  // eq. (20), eq. (21)
         instance.step[0] = adapted.gamma;
         instance.step[1] = adapted.Delta;
         instance.counters[kMoved] = generation + 1;

@@ -313,6 +313,12 @@ TEST_CASE("CUDA: optimizer agrees where variables in lanes fill several blocks")
       check_agreement({sizes, 30}, 2, lambda, 10);
     }
     check_agreement({repeated(1000, 5)}, 1, 64, 3);
+    // Two samples of categorical variables alone have a kernel of their own.
+    CHECK(tell_blocks({2, 2, 80, 0, 360, 8}) == 3);
+    std::vector<std::int64_t> small;
+    for (std::int64_t i = 0; i < 80; ++i) small.push_back(1 + i % 8);
+    check_agreement({repeated(150, 5)}, 1, 2, 40);
+    check_agreement({small}, 2, 2, 40);
   }
 }
 
