@@ -15,116 +15,117 @@ from torch import Tensor
 from asng_ext import _host
 from asng_ext.ops import _libraries
 
-State = tuple[Tensor, Tensor, Tensor, Tensor]  # counters, theta, mean, variance
 COUNTERS = ("asked", "generation", "evaluations", "moved")
 
 
-def _optimizer(p: int, state: State, offsets: Tensor, population: int, **settings: object):  # type: ignore[no-untyped-def]
-    """Instance ``p`` on the host."""
-    counters, *parameters = state
-    zeros = [0.0] * state[2].shape[1]
-    common = {
-        "sizes": offsets.diff().tolist(),
-        "margin": [0.0] * (len(offsets) - 1),
-        **dict.fromkeys(("low", "high", "std_min"), zeros),
-        "variance_ratio_min": 0.0,
-        "population_size": population,
-        "seed": int(counters[p, 0]) % 2**64,
-    }
-    step = {name: settings.pop(name, 1.0) for name in ("alpha", "delta_init", "delta_max")}
-    optimizer = _host.ASNG({**common, **settings}, **step)  # type: ignore[typeddict-item, arg-type]
-    for name, values in zip(("theta", "mean", "variance"), parameters, strict=True):
-        setattr(optimizer, name, values[p].numpy())
-    for name in COUNTERS:
-        setattr(optimizer, name, int(counters[p, _host.COUNTERS.index(name)]))
-    return optimizer
+class _Parts:
+    """Views of what is in the two tensors, see csrc/ops/library.cpp."""
 
+    def __init__(self, state: Tensor, space: Tensor, n: int) -> None:
+        m = (len(space) - 1 - 4 * n) // 2
+        offsets, self.margin, bounds = space.split([m + 1, m, 4 * n])
+        self.sizes = offsets.view(torch.int64).diff().tolist()
+        self.bounds = bounds.view(4, n)
+        count, width = len(_host.COUNTERS), sum(self.sizes)
+        sizes = [count, 2, 1, width, n, n, width - m + 2 * n, m, n]
+        counters, self.step, self.best_loss, *parameters, best, self.best_numerical = state.split(
+            sizes, dim=1
+        )
+        self.parameters, self.s = parameters[:3], parameters[3]
+        self.counters, self.best_categorical = counters.view(torch.int64), best.view(torch.int64)
 
-def _write_back(optimizer: _host.ASNG, p: int, state: State) -> None:
-    counters, *parameters = state
-    for name, values in zip(("theta", "mean", "variance"), parameters, strict=True):
-        values[p] = torch.from_numpy(getattr(optimizer, name))
-    for name in COUNTERS:
-        counters[p, _host.COUNTERS.index(name)] = getattr(optimizer, name)
+    def optimizer(self, p: int, population: int, **settings: object) -> _host.ASNG:
+        """Instance ``p`` on the host."""
+        low, high, std_min, _ = self.bounds.tolist()
+        common = {
+            "sizes": self.sizes,
+            "margin": self.margin.tolist(),
+            "low": low,
+            "high": high,
+            "std_min": std_min,
+            "variance_ratio_min": 0.0,
+            "population_size": population,
+            "seed": int(self.counters[p, 0]) % 2**64,
+        }
+        step = {name: settings.pop(name, 1.0) for name in ("alpha", "delta_init", "delta_max")}
+        optimizer = _host.ASNG({**common, **settings}, **step)  # type: ignore[typeddict-item, arg-type]
+        for name, values in zip(("theta", "mean", "variance"), self.parameters, strict=True):
+            setattr(optimizer, name, values[p].numpy())
+        for name in COUNTERS:
+            setattr(optimizer, name, int(self.counters[p, _host.COUNTERS.index(name)]))
+        return optimizer
+
+    def write_back(self, optimizer: _host.ASNG, p: int) -> None:
+        for name, values in zip(("theta", "mean", "variance"), self.parameters, strict=True):
+            values[p] = torch.from_numpy(getattr(optimizer, name))
+        for name in COUNTERS:
+            self.counters[p, _host.COUNTERS.index(name)] = getattr(optimizer, name)
 
 
 def _ask(
-    counters: Tensor, theta: Tensor, mean: Tensor, variance: Tensor, offsets: Tensor, lam: int
-) -> tuple[Tensor, Tensor]:
-    if theta.dim() == 1:
-        one = _ask(*(t[None] for t in (counters, theta, mean, variance)), offsets, lam)
-        return one[0][0], one[1][0]
-    state = (counters, theta, mean, variance)
+    state: Tensor, space: Tensor, n: int, largest: int, lam: int
+) -> tuple[Tensor, Tensor | None]:
+    if state.dim() == 1:
+        one = _ask(state[None], space, n, largest, lam)
+        return one[0][0], None if one[1] is None else one[1][0]
+    parts = _Parts(state, space, n)
     drawn = []
-    for p in range(len(theta)):
-        optimizer = _optimizer(p, state, offsets, lam)
+    for p in range(len(state)):
+        optimizer = parts.optimizer(p, lam)
         drawn.append([torch.from_numpy(values) for values in optimizer.ask()])
-        counters[p, _host.COUNTERS.index("asked")] = optimizer.asked
+        parts.counters[p, _host.COUNTERS.index("asked")] = optimizer.asked
     categorical, numerical = (torch.stack(values) for values in zip(*drawn, strict=True))
-    return categorical, numerical
+    return categorical, numerical if n else None
 
 
 def _tell(
-    counters: Tensor,
-    theta: Tensor,
-    mean: Tensor,
-    variance: Tensor,
-    s: Tensor,
-    step: Tensor,
-    best_loss: Tensor,
-    best_categorical: Tensor,
-    best_numerical: Tensor,
+    state: Tensor,
+    space: Tensor,
+    n: int,
+    largest: int,
     categorical: Tensor,
-    numerical: Tensor,
+    numerical: Tensor | None,
     losses: Tensor,
-    offsets: Tensor,
-    margin: Tensor,
-    bounds: Tensor,
     alpha: float,
     delta_init: float,
     delta_max: float,
     variance_ratio_min: float,
     maximize: bool,
 ) -> Tensor:
-    if theta.dim() == 1:
-        state = (counters, theta, mean, variance, s, step)
-        rows = (*state, best_loss, best_categorical, best_numerical, categorical, numerical, losses)
-        settings = (alpha, delta_init, delta_max, variance_ratio_min, maximize)
-        return _tell(*(t[None] for t in rows), offsets, margin, bounds, *settings)[0]
-    state = (counters, theta, mean, variance)
-    low, high, std_min, _ = bounds.tolist()
+    if state.dim() == 1:
+        told = (categorical[None], None if numerical is None else numerical[None], losses[None])
+        settings = (alpha, delta_init, delta_max, variance_ratio_min)
+        return _tell(state[None], space, n, largest, *told, *settings, maximize)[0]
+    if numerical is None:
+        numerical = categorical.new_empty(*categorical.shape[:-1], 0, dtype=torch.float64)
+    parts = _Parts(state, space, n)
     generation_of_best = _host.COUNTERS.index("best")
-    moved = torch.empty(len(theta), dtype=torch.bool)
+    moved = torch.empty(len(state), dtype=torch.bool)
     for p, given in enumerate(-losses if maximize else losses):
-        optimizer = _optimizer(
+        optimizer = parts.optimizer(
             p,
-            state,
-            offsets,
             len(given),
-            margin=margin.tolist(),
-            low=low,
-            high=high,
-            std_min=std_min,
             variance_ratio_min=variance_ratio_min,
             alpha=alpha,
             delta_init=delta_init,
             delta_max=delta_max,
         )
-        optimizer.s = s[p].numpy()
-        optimizer.gamma, optimizer.Delta = step[p].tolist()
-        if best_loss[p] < math.inf:
-            best = (best_categorical[p].tolist(), best_numerical[p].tolist())
-            optimizer.best = (float(best_loss[p]), int(counters[p, generation_of_best]), *best)
+        optimizer.s = parts.s[p].numpy()
+        optimizer.gamma, optimizer.Delta = parts.step[p].tolist()
+        if parts.best_loss[p] < math.inf:
+            best = (parts.best_categorical[p].tolist(), parts.best_numerical[p].tolist())
+            generation = int(parts.counters[p, generation_of_best])
+            optimizer.best = (float(parts.best_loss[p]), generation, *best)
         ranked = torch.where(given.isfinite(), given, math.inf).double().numpy()
         samples = categorical[p].numpy(), numerical[p].numpy()
         moved[p] = optimizer.tell(*samples, ranked, False)
-        _write_back(optimizer, p, state)
-        s[p] = torch.from_numpy(optimizer.s)
-        step[p] = torch.tensor([optimizer.gamma, optimizer.Delta], dtype=torch.float64)
+        parts.write_back(optimizer, p)
+        parts.s[p] = torch.from_numpy(optimizer.s)
+        parts.step[p] = torch.tensor([optimizer.gamma, optimizer.Delta], dtype=torch.float64)
         if optimizer.best:
-            best_loss[p], counters[p, generation_of_best] = optimizer.best[:2]
-            best_categorical[p] = torch.tensor(optimizer.best[2], dtype=torch.int64)
-            best_numerical[p] = torch.tensor(optimizer.best[3], dtype=torch.float64)
+            parts.best_loss[p], parts.counters[p, generation_of_best] = optimizer.best[:2]
+            parts.best_categorical[p] = torch.tensor(optimizer.best[2], dtype=torch.int64)
+            parts.best_numerical[p] = torch.tensor(optimizer.best[3], dtype=torch.float64)
     return moved
 
 

@@ -74,6 +74,8 @@ class ASNGTensors:
         step: (P, 2) float64, γ and Δ.
         best_loss: (P,) float64, the smallest loss so far (negated with ``maximize``), or inf.
         best_categorical, best_numerical: (P, n_cat) int64 and (P, n_num) float64, its sample.
+
+    All of these are views of one tensor.
     """
 
     def __init__(
@@ -87,32 +89,34 @@ class ASNGTensors:
         device: torch.device,
     ) -> None:
         _libraries.require()
-        self._ask = torch.ops.asng._asng_ask.default
-        self._tell = torch.ops.asng._asng_tell.default
+        # Without the call in Python around them, which takes as long as a check of a tensor.
+        self._ask = torch.ops.asng._asng_ask.default._op
+        self._tell = torch.ops.asng._asng_tell.default._op
         self.population_size = common["population_size"]
         self.settings = (alpha, delta_init, delta_max, common["variance_ratio_min"])
         # They start as the optimizer on the CPU does.
         start = _host.ASNG(common, alpha=alpha, delta_init=delta_init, delta_max=delta_max)
-        count = len(seeds)
-        counters = torch.zeros((count, len(COLUMNS)), dtype=torch.int64)
-        counters[:, COLUMNS["seed"]] = torch.tensor([as_int64(seed) for seed in seeds])
-
-        def rows(values: Any, dtype: torch.dtype = torch.float64) -> Tensor:
-            return torch.tensor(values, dtype=dtype).repeat(count, 1).to(device)
-
-        self.counters = counters.to(device)
-        self.theta, self.mean, self.variance, self.s = map(
-            rows, (start.theta, start.mean, start.variance, start.s)
-        )
-        self.step = rows([start.gamma, start.Delta])
         sizes, low, high = (np.array(common[k]) for k in ("sizes", "low", "high"))
-        self.best_loss = torch.full((count,), math.inf, dtype=torch.float64, device=device)
-        self.best_categorical = rows(0 * sizes, torch.int64)
-        self.best_numerical = rows(0 * low)
-        self._offsets = rows([0, *np.cumsum(sizes)], torch.int64)[0]
-        self._margin = rows(common["margin"])[0]
-        bounds = [low, high, np.array(common["std_min"]), (high - low) / 2]
-        self._bounds = torch.tensor(np.array(bounds), dtype=torch.float64).to(device)
+        self._gaussian, self._largest = len(low), int(sizes.max(initial=0))
+        # What every call needs is in two tensors, because each that is handed over takes time; in
+        # the order of csrc/ops/library.cpp. The bits of an integer 0 are those of 0.0.
+        parts: list[Any] = [
+            *(np.zeros(len(COLUMNS)), [start.gamma, start.Delta], [math.inf], start.theta),
+            *(start.mean, start.variance, start.s, np.zeros(len(sizes)), np.zeros(len(low))),
+        ]
+        row = torch.from_numpy(np.concatenate(parts, dtype=np.float64))
+        state = row.repeat(len(seeds), 1)
+        state.view(torch.int64)[:, COLUMNS["seed"]] = torch.tensor([as_int64(s) for s in seeds])
+        self._state = state.to(device)
+        # What samples have for numbers where there are none.
+        self.no_numbers = self._state.new_empty(len(seeds), self.population_size, 0)
+        columns = torch.split(self._state, [len(part) for part in parts], dim=1)
+        self.counters, self.best_categorical = (columns[i].view(torch.int64) for i in (0, 7))
+        self.step, best_loss, self.theta, self.mean, self.variance, self.s = columns[1:7]
+        self.best_loss, self.best_numerical = best_loss[:, 0], columns[8]
+        offsets = np.array([0, *np.cumsum(sizes)], dtype=np.int64).view(np.float64)
+        space = [offsets, common["margin"], low, high, common["std_min"], (high - low) / 2]
+        self._space = torch.from_numpy(np.concatenate(space, dtype=np.float64)).to(device)
 
     def row(self, p: int) -> ASNGTensors:
         """One of the optimizers, whose tensors are rows of these."""
@@ -123,15 +127,10 @@ class ASNGTensors:
 
     def ask(self) -> tuple[Tensor, Tensor]:
         """Draws (P, λ, n_cat) int64 categories and (P, λ, n_num) float64 numbers."""
-        samples: tuple[Tensor, Tensor] = self._ask(
-            self.counters,
-            self.theta,
-            self.mean,
-            self.variance,
-            self._offsets,
-            self.population_size,
+        categorical, numerical = self._ask(
+            self._state, self._space, self._gaussian, self._largest, self.population_size
         )
-        return samples
+        return categorical, self.no_numbers if numerical is None else numerical
 
     def tell(
         self, categorical: Tensor, numerical: Tensor, losses: Tensor, maximize: bool = False
@@ -141,21 +140,13 @@ class ASNGTensors:
         Losses that are not finite rank last and tie. Returns (P,) bool: whether anything moved.
         """
         moved: Tensor = self._tell(
-            self.counters,
-            self.theta,
-            self.mean,
-            self.variance,
-            self.s,
-            self.step,
-            self.best_loss,
-            self.best_categorical,
-            self.best_numerical,
+            self._state,
+            self._space,
+            self._gaussian,
+            self._largest,
             categorical,
-            numerical,
+            numerical if self._gaussian else None,
             losses,
-            self._offsets,
-            self._margin,
-            self._bounds,
             *self.settings,
             maximize,
         )
@@ -163,7 +154,7 @@ class ASNGTensors:
 
 
 _ROWS = (
-    *("counters", "theta", "mean", "variance", "s", "step"),
+    *("_state", "no_numbers", "counters", "theta", "mean", "variance", "s", "step"),
     *("best_loss", "best_categorical", "best_numerical"),
 )
 
@@ -233,6 +224,7 @@ class ASNGEngine:
         )
         self._optimizer = self.tensors.row(0)
         self._device = self.tensors.theta.device
+        self._index = self.tensors.theta.get_device()  # quicker to compare
         self._columns = len(common["sizes"]), len(common["low"])
         self.margin: FloatArray = np.array(common["margin"], dtype=np.float64)
         self.n_theta = self.tensors.s.shape[1]
@@ -277,6 +269,13 @@ class ASNGEngine:
 
     def losses(self, losses: Any) -> Tensor:
         """Losses as (λ,) float64, or float32 if they are, on the device."""
+        if (
+            type(losses) is Tensor
+            and losses.dtype in (torch.float32, torch.float64)
+            and losses.dim() == 1
+            and not losses.requires_grad
+        ):
+            return self._here(losses, losses.dtype)
         if isinstance(losses, (list, tuple)) and any(isinstance(x, Tensor) for x in losses):
             losses = self._stacked(losses)
         if not isinstance(losses, Tensor):
@@ -327,20 +326,23 @@ class ASNGEngine:
         self, name: str, values: Any, shape: tuple[int, int], dtype: torch.dtype
     ) -> Tensor:
         """The optimizer's own are as they should be, and soon looked over."""
-        tensor = values if isinstance(values, Tensor) else torch.as_tensor(values)
+        if values is self._optimizer.no_numbers:
+            return values  # type: ignore[no-any-return]
+        if type(values) is not Tensor:
+            values = torch.as_tensor(values)
         if (
-            tensor.dtype is not dtype
+            values.dtype is not dtype
             and dtype is torch.int64
-            and (tensor.is_floating_point() or tensor.is_complex())
+            and (values.is_floating_point() or values.is_complex())
         ):
-            raise TypeError(f"samples.{name} must hold integers, got {tensor.dtype}")
-        if tensor.shape != shape:
-            raise ValueError(f"samples.{name} must have shape {shape}, got {tuple(tensor.shape)}")
-        return self._here(tensor, dtype)
+            raise TypeError(f"samples.{name} must hold integers, got {values.dtype}")
+        if values.shape != shape:
+            raise ValueError(f"samples.{name} must have shape {shape}, got {tuple(values.shape)}")
+        return self._here(values, dtype)
 
     def _here(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-        device = self._device
-        if tensor.dtype is not dtype or tensor.device != device:
+        if tensor.dtype is not dtype or tensor.get_device() != self._index:
+            device = self._device
             # Towards the host a copy without synchronization would be read too early.
             tensor = tensor.to(device, dtype, non_blocking=device.type == "cuda")
         return tensor.contiguous()

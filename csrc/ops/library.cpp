@@ -124,29 +124,33 @@ STABLE_TORCH_LIBRARY(asng, m) {
 
   // The optimizer on a device: P optimizers of one space with m categorical and n Gaussian
   // variables advance together. Floating point is float64; nothing is read back from the device.
-  // A single one may do without the dimension P: theta (Θ,), best_loss (), losses (λ,) and so on.
-  //   counters (P, kCounters) int64  see core/counters.h; those of launches are zeros
-  //   theta (P, Θ)               the probabilities; those of variable i are theta[:, o_i:o_{i+1}]
-  //   mean, variance (P, n)
-  //   offsets (m + 1,) int64     o
-  // Draws `population` samples and counts it: (P, λ, m) int64 categories, (P, λ, n) numbers.
+  // A single optimizer's tensors may lack the dimension P.
+  //   state (P, …)    one after another, integers as the bits of int64 numbers:
+  //     (kCounters,)    see csrc/core/counters.h
+  //     (2,)            γ and Δ
+  //     ()              the smallest loss, negated if larger is better
+  //     (Θ,)            the probabilities; those of variable i begin at o_i
+  //     (n,), (n,)      means and variances
+  //     (n_θ,)          s, the accumulated natural gradient
+  //     (m,), (n,)      the sample of the smallest loss, integers and numbers
+  //   space (…)       one after another:
+  //     (m + 1,)        o, integers
+  //     (m,)            lower bounds of the probabilities
+  //     (4, n)          low, high, least and largest standard deviation
+  //   gaussian        n
+  //   largest         the largest number of categories of a variable
+  // Draws `population` samples and counts it: (P, λ, m) int64 categories, (P, λ, n) numbers. Where
+  // n is 0 there is no tensor of numbers, neither here nor below.
   m.def(
-      "_asng_ask(Tensor(a!) counters, Tensor theta, Tensor mean, Tensor variance, Tensor offsets, "
-      "int population) -> (Tensor, Tensor)");
-  // Updates the distributions from λ samples each, of whichever draw.
-  //   s (P, n_θ), step (P, 2)    the accumulated natural gradient; γ and Δ
-  //   best_loss (P,), best_categorical (P, m) int64, best_numerical (P, n)
-  //                              the sample of the smallest loss, negated if larger is better
-  //   losses (P, λ)              float64 or float32; what is not finite ranks last and ties
-  //   margin (m,)                lower bounds of the probabilities
-  //   bounds (4, n)              low, high, least and largest standard deviation
-  // Returns (P,) bool: whether anything moved.
+      "_asng_ask(Tensor(a!) state, Tensor space, int gaussian, int largest, int population) "
+      "-> (Tensor, Tensor?)");
+  // Updates the distributions from λ samples each, of whichever draw, with (P, λ) float64 or
+  // float32 losses; what is not finite ranks last and ties. Returns (P,) bool: whether anything
+  // moved.
   m.def(
-      "_asng_tell(Tensor(a!) counters, Tensor(b!) theta, Tensor(c!) mean, Tensor(d!) variance, "
-      "Tensor(e!) s, Tensor(f!) step, Tensor(g!) best_loss, Tensor(h!) best_categorical, "
-      "Tensor(i!) best_numerical, Tensor categorical, Tensor numerical, Tensor losses, "
-      "Tensor offsets, Tensor margin, Tensor bounds, float alpha, float delta_init, "
-      "float delta_max, float variance_ratio_min, bool maximize) -> Tensor");
+      "_asng_tell(Tensor(a!) state, Tensor space, int gaussian, int largest, Tensor categorical, "
+      "Tensor? numerical, Tensor losses, float alpha, float delta_init, float delta_max, "
+      "float variance_ratio_min, bool maximize) -> Tensor");
 
   // Layers of convolutional autoencoders. Feature maps are (B, H, W, C), contiguous and not padded.
   // A weight is (C', C, k, k), k 3 or 5: the encoder's convolution makes C' channels of C, the

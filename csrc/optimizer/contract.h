@@ -34,45 +34,46 @@ inline int32_t code_of(ScalarType dtype) {
                                        : aoti_torch_dtype_bool();
 }
 
+// The optimizers' state and their space, which have a tensor each because every tensor that Python
+// hands over costs as much as a small update.
 struct AsngState {
   static constexpr int64_t kMostInstances = 65535;  // as many rows as a grid has
 
-  const Tensor &counters, &theta, &mean, &variance, &offsets;
+  const Tensor& state;
   DeviceType device;
-  int32_t device_code;  // in the C interface
-  int64_t rows;         // P; 0 where a single instance has no dimension for it
-  int64_t instances, categorical, gaussian, theta_size;
+  int32_t device_code, device_index;  // in the C interface
+  int64_t rows;                       // P; 0 where a single instance has no dimension for it
+  int64_t instances, categorical, gaussian, theta_size, largest;
 
-  AsngState(const Tensor& counters, const Tensor& theta, const Tensor& mean, const Tensor& variance,
-            const Tensor& offsets, DeviceType device)
-      : counters(counters),
-        theta(theta),
-        mean(mean),
-        variance(variance),
-        offsets(offsets),
-        device(device) {
+  AsngState(const Tensor& state, const Tensor& space, int64_t gaussian, int64_t largest,
+            DeviceType device)
+      : state(state), device(device), gaussian(gaussian), largest(largest) {
     device_code =
         device == DeviceType::CUDA ? aoti_torch_device_type_cuda() : aoti_torch_device_type_cpu();
-    const int64_t dim = theta.dim();
-    STD_TORCH_CHECK((dim == 1 || dim == 2) && mean.dim() == dim && offsets.dim() == 1,
-                    "theta and mean must have 2 dimensions, or 1 for a single instance, and "
-                    "offsets 1, got ",
-                    dim, ", ", mean.dim(), " and ", offsets.dim());
-    rows = dim == 2 ? theta.size(0) : 0;
+    device_index = state.get_device_index();
+    const int64_t dim = state.dim();
+    STD_TORCH_CHECK((dim == 1 || dim == 2) && space.dim() == 1,
+                    "state must have 2 dimensions, or 1 for a single instance, and space 1, got ",
+                    dim, " and ", space.dim());
+    rows = dim == 2 ? state.size(0) : 0;
     instances = dim == 2 ? rows : 1;
-    theta_size = theta.size(dim - 1);
-    gaussian = mean.size(dim - 1);
-    categorical = offsets.size(0) - 1;
-    STD_TORCH_CHECK(instances > 0 && instances <= kMostInstances, "theta must have from 1 to ",
+    STD_TORCH_CHECK(instances > 0 && instances <= kMostInstances, "state must have from 1 to ",
                     kMostInstances, " rows, got ", instances);
-    STD_TORCH_CHECK(categorical >= 0 && categorical + gaussian > 0,
-                    "offsets and mean must be of at least one variable, got ", offsets.size(0),
-                    " offsets and ", gaussian, " means");
-    check_rows(counters, "counters", ScalarType::Long, {kCounters});
-    check_rows(theta, "theta", ScalarType::Double, {theta_size});
-    check_rows(mean, "mean", ScalarType::Double, {gaussian});
-    check_rows(variance, "variance", ScalarType::Double, {gaussian});
-    check_shape(offsets, "offsets", ScalarType::Long, {0, {categorical + 1}});
+    const int64_t width = state.size(dim - 1), length = space.size(0);
+    STD_TORCH_CHECK(gaussian >= 0 && gaussian <= length, "gaussian must be from 0 to ", length,
+                    ", got ", gaussian);
+    categorical = (length - 1 - 4 * gaussian) / 2;
+    theta_size = (width - kCounters - 3 - 5 * gaussian) / 2;
+    STD_TORCH_CHECK(categorical >= 0 && categorical + gaussian > 0 && theta_size >= categorical &&
+                        length == 1 + 2 * categorical + 4 * gaussian &&
+                        width == kCounters + 3 + 2 * theta_size + 5 * gaussian,
+                    "state and space must be of at least one variable, and of the same space, got ",
+                    width, " and ", length, " numbers with ", gaussian, " Gaussian variables");
+    STD_TORCH_CHECK(largest >= 0 && largest <= theta_size && theta_size <= categorical * largest,
+                    "largest must be what a variable has at most of ", theta_size,
+                    " categories, got ", largest);
+    check_rows(state, "state", ScalarType::Double, {width});
+    check_shape(space, "space", ScalarType::Double, {0, {length}});
   }
 
   void check_population(int64_t population, int64_t least) const {
@@ -88,13 +89,17 @@ struct AsngState {
   void check_shape(const Tensor& t, const char* name, ScalarType dtype,
                    const InstanceShape& shape) const {
     const auto sizes = t.sizes();
-    int32_t code = 0, type = 0;
+    int32_t code = 0, type = 0, index = 0;
     STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(t.get(), &code));
     STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(t.get(), &type));
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(t.get(), &index));
     const bool right = sizes.size() == shape.count &&
                        std::equal(sizes.begin(), sizes.end(), shape.sizes.begin()) &&
-                       code == code_of(dtype) && type == device_code && t.is_contiguous();
-    if (!right) check(t, name, dtype, shape.vector(), device);
+                       code == code_of(dtype) && type == device_code && index == device_index &&
+                       t.is_contiguous();
+    if (right) return;
+    check(t, name, dtype, shape.vector(), device);
+    check_device(t, name, state);
   }
 
   int64_t n_theta() const { return theta_size - categorical + 2 * gaussian; }
@@ -111,38 +116,29 @@ struct AsngState {
     AtenTensorHandle handle = nullptr;
     STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
         static_cast<int64_t>(shape.count), shape.sizes.data(), strides.data(), code_of(dtype),
-        device_code, theta.get_device_index(), &handle));
+        device_code, device_index, &handle));
     return Tensor(handle);
   }
 };
 
-// The best sample so far of each instance.
-struct AsngBest {
-  const Tensor &loss, &categorical, &numerical;
-};
-
 // The evaluated samples; returns how many each instance has.
-inline int64_t check_evaluations(const AsngState& state, const Tensor& s, const Tensor& step,
-                                 const AsngBest& best, const Tensor& categorical,
-                                 const Tensor& numerical, const Tensor& losses,
-                                 const Tensor& margin, const Tensor& bounds) {
-  const int64_t dim = state.theta.dim();
-  STD_TORCH_CHECK(losses.dim() == dim, "losses must have ", dim, " dimensions, as theta has, got ",
+inline int64_t check_evaluations(const AsngState& state, const Tensor& categorical,
+                                 const OptionalTensor& numerical, const Tensor& losses) {
+  const int64_t dim = state.state.dim();
+  STD_TORCH_CHECK(losses.dim() == dim, "losses must have ", dim, " dimensions, as state has, got ",
                   losses.dim());
   const int64_t population = losses.size(dim - 1);
   state.check_population(population, 2);
-  state.check_rows(s, "s", ScalarType::Double, {state.n_theta()});
-  state.check_rows(step, "step", ScalarType::Double, {2});
-  state.check_rows(best.loss, "best_loss", ScalarType::Double, {});
-  state.check_rows(best.categorical, "best_categorical", ScalarType::Long, {state.categorical});
-  state.check_rows(best.numerical, "best_numerical", ScalarType::Double, {state.gaussian});
   state.check_rows(categorical, "categorical", ScalarType::Long, {population, state.categorical});
-  state.check_rows(numerical, "numerical", ScalarType::Double, {population, state.gaussian});
+  STD_TORCH_CHECK(numerical.has_value() == (state.gaussian > 0), "numerical must be ",
+                  state.gaussian > 0 ? "a tensor" : "None", " with ", state.gaussian,
+                  " Gaussian variables");
+  if (numerical) {
+    state.check_rows(*numerical, "numerical", ScalarType::Double, {population, state.gaussian});
+  }
   // Networks have losses in single precision, and a conversion would be one more launch.
   const bool single = losses.scalar_type() == ScalarType::Float;
   state.check_rows(losses, "losses", single ? ScalarType::Float : ScalarType::Double, {population});
-  state.check_shape(margin, "margin", ScalarType::Double, {0, {state.categorical}});
-  state.check_shape(bounds, "bounds", ScalarType::Double, {0, {4, state.gaussian}});
   return population;
 }
 

@@ -17,22 +17,33 @@ struct OptimizerShape {
   std::int64_t population;  // lambda: samples that are drawn, or evaluated
   std::int64_t categorical, gaussian;
   std::int64_t theta_size;
+  std::int64_t largest = 0;  // number of categories of a variable; 0 if that is not known
 
+  // The number of categories of every variable, if it is known to be the same; otherwise 0.
+  std::int64_t alike() const { return largest * categorical == theta_size ? largest : 0; }
   ASNG_HD std::int64_t n_theta() const { return theta_size - categorical + 2 * gaussian; }
 };
 
-// Row-major; P rows each.
+// A row for each instance.
+template <class T>
+struct Rows {
+  T* first = nullptr;
+  std::int64_t stride = 0;  // from a row to the next
+
+  ASNG_HD T* operator[](std::int64_t p) const { return first + p * stride; }
+};
+
 struct OptimizerState {
-  std::int64_t* counters;  // (P, kCounters)
-  double* theta;           // (P, theta_size)
-  double* mean;            // (P, gaussian)
-  double* variance;        // (P, gaussian)
-  double* s;               // (P, n_theta)
-  double* step;            // (P, 2) gamma and Delta
+  Rows<std::int64_t> counters;  // (P, kCounters)
+  Rows<double> theta;           // (P, theta_size)
+  Rows<double> mean;            // (P, gaussian)
+  Rows<double> variance;        // (P, gaussian)
+  Rows<double> s;               // (P, n_theta)
+  Rows<double> step;            // (P, 2) gamma and Delta
   // The sample of the smallest loss, in the direction that is minimized.
-  double* best_loss;               // (P,) infinite before there is one
-  std::int64_t* best_categorical;  // (P, categorical)
-  double* best_gaussian;           // (P, gaussian)
+  Rows<double> best_loss;               // (P, 1) infinite before there is one
+  Rows<std::int64_t> best_categorical;  // (P, categorical)
+  Rows<double> best_gaussian;           // (P, gaussian)
 };
 
 // Draws (P, lambda, categorical) categories and (P, lambda, gaussian) numbers. Categorical variable

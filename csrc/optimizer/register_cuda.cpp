@@ -10,66 +10,86 @@ namespace asng::cuda {
 namespace {
 
 OptimizerShape shape_of(const AsngState& state, int64_t population) {
-  return {state.instances, population, state.categorical, state.gaussian, state.theta_size};
+  return {state.instances, population,       state.categorical,
+          state.gaussian,  state.theta_size, state.largest};
 }
 
-// What drawing needs; the rest stays null.
-OptimizerState pointers(const AsngState& state) {
-  OptimizerState result{};
-  result.counters = state.counters.mutable_data_ptr<int64_t>();
-  result.theta = state.theta.mutable_data_ptr<double>();
-  result.mean = state.mean.mutable_data_ptr<double>();
-  result.variance = state.variance.mutable_data_ptr<double>();
+// What follows one after another in a row of the state.
+OptimizerState parts_of(const AsngState& state) {
+  double* next = state.state.mutable_data_ptr<double>();
+  const int64_t width = state.state.size(state.state.dim() - 1);
+  const auto part = [&](int64_t size) {
+    const Rows<double> rows{next, width};
+    next += size;
+    return rows;
+  };
+  const auto integers = [&](int64_t size) {
+    return Rows<int64_t>{reinterpret_cast<int64_t*>(part(size).first), width};
+  };
+  OptimizerState result;
+  result.counters = integers(kCounters);
+  result.step = part(2);
+  result.best_loss = part(1);
+  result.theta = part(state.theta_size);
+  result.mean = part(state.gaussian);
+  result.variance = part(state.gaussian);
+  result.s = part(state.n_theta());
+  result.best_categorical = integers(state.categorical);
+  result.best_gaussian = part(state.gaussian);
   return result;
 }
 
-std::tuple<Tensor, Tensor> asng_ask(Tensor counters, Tensor theta, Tensor mean, Tensor variance,
-                                    Tensor offsets, int64_t population) {
-  const AsngState state(counters, theta, mean, variance, offsets, kDevice);
-  state.check_population(population, 1);
-  Tensor categorical = state.empty_rows({population, state.categorical}, ScalarType::Long);
-  Tensor numerical = state.empty_rows({population, state.gaussian}, ScalarType::Double);
-  const DeviceStreamGuard current(theta);
-  ask(shape_of(state, population), pointers(state), offsets.const_data_ptr<int64_t>(),
-      categorical.mutable_data_ptr<int64_t>(), numerical.mutable_data_ptr<double>(),
-      current.stream());
+struct Space {
+  const int64_t* offsets;
+  const double *margin, *bounds;
+
+  Space(const AsngState& state, const Tensor& space) {
+    const double* all = space.const_data_ptr<double>();
+    offsets = reinterpret_cast<const int64_t*>(all);
+    margin = all + state.categorical + 1;
+    bounds = margin + state.categorical;
+  }
+};
+
+std::tuple<Tensor, OptionalTensor> asng_ask(Tensor state, Tensor space, int64_t gaussian,
+                                            int64_t largest, int64_t population) {
+  const AsngState all(state, space, gaussian, largest, kDevice);
+  all.check_population(population, 1);
+  Tensor categorical = all.empty_rows({population, all.categorical}, ScalarType::Long);
+  OptionalTensor numerical;
+  if (gaussian > 0) numerical = all.empty_rows({population, gaussian}, ScalarType::Double);
+  const DeviceStreamGuard current(state);
+  ask(shape_of(all, population), parts_of(all), Space(all, space).offsets,
+      categorical.mutable_data_ptr<int64_t>(),
+      numerical ? numerical->mutable_data_ptr<double>() : nullptr, current.stream());
   return {categorical, numerical};
 }
 
-Tensor asng_tell(Tensor counters, Tensor theta, Tensor mean, Tensor variance, Tensor s, Tensor step,
-                 Tensor best_loss, Tensor best_categorical, Tensor best_numerical,
-                 Tensor categorical, Tensor numerical, Tensor losses, Tensor offsets, Tensor margin,
-                 Tensor bounds, double alpha, double delta_init, double delta_max,
-                 double variance_ratio_min, bool maximize) {
-  const AsngState state(counters, theta, mean, variance, offsets, kDevice);
-  const int64_t population =
-      check_evaluations(state, s, step, {best_loss, best_categorical, best_numerical}, categorical,
-                        numerical, losses, margin, bounds);
-  const DeviceStreamGuard current(theta);
-  const OptimizerShape shape = shape_of(state, population);
+Tensor asng_tell(Tensor state, Tensor space, int64_t gaussian, int64_t largest, Tensor categorical,
+                 OptionalTensor numerical, Tensor losses, double alpha, double delta_init,
+                 double delta_max, double variance_ratio_min, bool maximize) {
+  const AsngState all(state, space, gaussian, largest, kDevice);
+  const int64_t population = check_evaluations(all, categorical, numerical, losses);
+  const DeviceStreamGuard current(state);
+  const OptimizerShape shape = shape_of(all, population);
   const int64_t blocks = tell_blocks(shape);
   const int64_t per_instance = Workspace::size_for(shape, blocks);
   std::optional<const Tensor> memory;
-  if (per_instance > 0) memory.emplace(state.empty_rows({per_instance}, ScalarType::Double));
-  Tensor moved = state.empty_rows({}, ScalarType::Bool);
+  if (per_instance > 0) memory.emplace(all.empty_rows({per_instance}, ScalarType::Double));
+  Tensor moved = all.empty_rows({}, ScalarType::Bool);
   const bool single = losses.scalar_type() == ScalarType::Float;
+  const Space of(all, space);
   const Evaluations evaluations = {categorical.const_data_ptr<int64_t>(),
-                                   numerical.const_data_ptr<double>(),
+                                   numerical ? numerical->const_data_ptr<double>() : nullptr,
                                    single ? nullptr : losses.const_data_ptr<double>(),
                                    maximize,
-                                   offsets.const_data_ptr<int64_t>(),
-                                   margin.const_data_ptr<double>(),
-                                   bounds.const_data_ptr<double>(),
+                                   of.offsets,
+                                   of.margin,
+                                   of.bounds,
                                    variance_ratio_min,
                                    moved.mutable_data_ptr<bool>(),
                                    single ? losses.const_data_ptr<float>() : nullptr};
-  OptimizerState all = pointers(state);
-  all.s = s.mutable_data_ptr<double>();
-  all.step = step.mutable_data_ptr<double>();
-  all.best_loss = best_loss.mutable_data_ptr<double>();
-  all.best_categorical = best_categorical.mutable_data_ptr<int64_t>();
-  all.best_gaussian = best_numerical.mutable_data_ptr<double>();
-  tell(shape, all, evaluations, step_size_settings(state, alpha, delta_init, delta_max),
+  tell(shape, parts_of(all), evaluations, step_size_settings(all, alpha, delta_init, delta_max),
        {memory ? memory->mutable_data_ptr<double>() : nullptr, per_instance}, blocks,
        current.stream());
   return moved;

@@ -8,6 +8,7 @@
 // both: a device's limits are on the sum, and so what a launch asks for is all that counts.
 #pragma once
 
+#include <cmath>
 #include <cstddef>
 #include <cstring>
 #include <stdexcept>
@@ -134,6 +135,9 @@ template <class T>
 const T* kept(const T* pointer) {
   return pointer;
 }
+
+inline double reciprocal(double x) { return 1.0 / x; }
+inline double reciprocal_root(double x) { return 1.0 / std::sqrt(x); }
 
 inline int opaque(int value) { return value; }
 template <class T>
@@ -325,6 +329,21 @@ template <class T>
 __device__ __forceinline__ const T* kept(const T* pointer) {
   asm volatile("" : "+l"(pointer));
   return pointer;
+}
+
+// 1/x and 1/√x, to an ulp or so, if both are normal numbers above 0: without the ways around those
+// that are not, between which nothing else can be computed.
+__device__ __forceinline__ double reciprocal(double x) {
+  double y;
+  asm("rcp.approx.ftz.f64 %0, %1;" : "=d"(y) : "d"(x));
+  const double error = fma(-x, y, 1.0);  // so small that its cube is nothing
+  return fma(y, fma(error, error, error), y);
+}
+__device__ __forceinline__ double reciprocal_root(double x) {
+  double y;
+  asm("rsqrt.approx.ftz.f64 %0, %1;" : "=d"(y) : "d"(x));
+  const double error = fma(-x * y, y, 1.0);
+  return fma(y * error, fma(0.375, error, 0.5), y);
 }
 
 // The value as one of which nothing is known: what follows from it is computed here, and not kept

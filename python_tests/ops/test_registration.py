@@ -102,17 +102,16 @@ def _examples() -> dict[str, tuple[Any, ...]]:
     examples["_sgd_step"] = (*tensors, torch.tensor(0.1), 0.9, 1e-4, 5.0)
     examples["_add_means"] = (torch.zeros(4), [draw(3), torch.ones(())], 1)
 
-    counters, offsets = torch.zeros(2, 8, dtype=torch.int64), torch.tensor([0, 2, 5])
-    theta = torch.tensor([[0.5, 0.5, 0.2, 0.2, 0.6]]).double().repeat(2, 1)
-    state = (counters, theta, torch.zeros(2, 1).double(), torch.ones(2, 1).double())
-    categorical, numerical = o._asng_ask(*state, offsets, 2)
-    limits = (torch.full((2,), 0.1).double(), torch.tensor([[-1.0], [1.0], [0.1], [1.0]]).double())
-    examples["_asng_ask"] = (*state, offsets, 2)
-    best = (torch.full((2,), torch.inf).double(), categorical[:, 0], numerical[:, 0])
-    examples["_asng_tell"] = (
-        *(*state, torch.zeros(2, 5).double(), torch.tensor([[0.0, 1.0]] * 2).double(), *best),
-        *(categorical, numerical, draw(2, 2), offsets, *limits, 1.5, 1.0, 1e9, 0.5, False),
-    )
+    # Two optimizers of variables with 2 and 3 categories and a Gaussian one.
+    theta, s = [0.5, 0.5, 0.2, 0.2, 0.6], [0.0] * 5
+    row = [*[0.0] * 8, 0.0, 1.0, torch.inf, *theta, 0.0, 1.0, *s, *[0.0] * 3]
+    offsets = torch.tensor([0, 2, 5]).view(torch.float64)
+    space = torch.cat([offsets, torch.tensor([0.1, 0.1, -1.0, 1.0, 0.1, 1.0]).double()])
+    asng = (torch.tensor([row] * 2, dtype=torch.float64), space, 1, 3)
+    categorical, numerical = o._asng_ask(*asng, 2)
+    examples["_asng_ask"] = (*asng, 2)
+    settings = (1.5, 1.0, 1e9, 0.5, False)
+    examples["_asng_tell"] = (*asng, categorical, numerical, draw(2, 2), *settings)
     return examples
 
 
@@ -222,9 +221,8 @@ def _check_size(name: str, value: int) -> None:
 @pytest.mark.grid(only=True)
 def test_samples_of_no_variable_are_an_error() -> None:
     """They need no memory, however many."""
-    state = (torch.zeros(1, 5, dtype=torch.int64), *torch.zeros(3, 1, 0, dtype=torch.float64))
     with pytest.raises(RuntimeError, match="at least one variable"):
-        torch.ops.asng._asng_ask(*state, torch.zeros(1, dtype=torch.int64), 2**62)
+        torch.ops.asng._asng_ask(*(torch.zeros(n).double() for n in (11, 1)), 0, 0, 2**62)
 
 
 @pytest.mark.parametrize("name", _own([n for n in EXAMPLES if _has_derivative(n)]))

@@ -201,7 +201,7 @@ def test_a_row_of_a_batch_is_one_of_its_optimizers(name: str, device: str) -> No
             assert torch.equal(getattr(batch, field), getattr(other, field)), field
     if GRID:
         with pytest.raises(
-            RuntimeError, match="losses must have 1 dimensions, as theta has, got 2"
+            RuntimeError, match="losses must have 1 dimensions, as state has, got 2"
         ):
             rows[0].tell(*own, losses)
 
@@ -305,26 +305,39 @@ def test_the_population_has_a_limit_on_a_device() -> None:
 
 def test_the_operators_change_what_their_schemas_say() -> None:
     tensors = on_tensors(MIXED, "cpu", population_size=3, seed=1)._engine.tensors
-    state = (tensors.counters, tensors.theta, tensors.mean, tensors.variance)
-    torch.library.opcheck(
-        torch.ops.asng._asng_ask.default, (*state, tensors._offsets, 3), test_utils="test_schema"
-    )
+    ask, tell = torch.ops.asng._asng_ask, torch.ops.asng._asng_tell
+    own = (tensors._state, tensors._space, 3, 7)
+    torch.library.opcheck(ask.default, (*own, 3), test_utils="test_schema")
     told = (*tensors.ask(), torch.tensor([[1.0, 2.0, 3.0]], dtype=torch.float64))
-    space = (tensors._offsets, tensors._margin, tensors._bounds)
-    best = (tensors.best_loss, tensors.best_categorical, tensors.best_numerical)
-    arguments = (*state, tensors.s, tensors.step, *best, *told, *space, *tensors.settings, False)
-    torch.library.opcheck(torch.ops.asng._asng_tell.default, arguments, test_utils="test_schema")
+    settings = (*tensors.settings, False)
+    torch.library.opcheck(tell.default, (*own, *told, *settings), test_utils="test_schema")
     wrong = torch.full_like(told[0], 9) * torch.tensor([0, 0, 1])
     if not GRID:
         with pytest.raises(ValueError, match=r"must be in \[0, 7\), got 9"):
             tensors.tell(wrong, *told[1:])
         return
     with pytest.raises(RuntimeError, match="losses must have dtype Double"):
-        torch.ops.asng._asng_tell(*arguments[:11], told[2].half(), *arguments[12:])
-    with pytest.raises(RuntimeError, match=r"margin must have shape \(3\), got \(1\)"):
-        torch.ops.asng._asng_tell(*arguments[:13], torch.ones(1).double(), *arguments[14:])
-    with pytest.raises(RuntimeError, match=r"counters must have shape \(2, 8\)"):
-        torch.ops.asng._asng_ask(*state[:1], tensors.theta.repeat(2, 1), *state[2:], space[0], 3)
+        tell(*own, *told[:2], told[2].half(), *settings)
+    with pytest.raises(
+        RuntimeError, match=r"numerical must have shape \(1, 3, 3\), got \(1, 3, 2\)"
+    ):
+        tell(*own, told[0], told[1][..., :2].contiguous(), told[2], *settings)
+    with pytest.raises(RuntimeError, match="state must have dtype Double"):
+        ask(tensors._state.view(torch.int64), *own[1:], 3)
+    with pytest.raises(RuntimeError, match="state must be contiguous"):
+        ask(tensors._state.repeat(1, 2)[:, ::2], *own[1:], 3)
+    with pytest.raises(RuntimeError, match="numerical must be a tensor with 3 Gaussian variables"):
+        tell(*own, told[0], None, told[2], *settings)
+    for state, space, gaussian in (
+        (own[0], own[1][1:], 3),
+        (own[0][:, 1:].contiguous(), own[1], 3),
+        (own[0], own[1], 2),
+    ):
+        with pytest.raises(RuntimeError, match="state and space must be of at least one variable"):
+            ask(state, space, gaussian, 7, 3)
+    for largest in (3, 12):  # of 11 categories of 3 variables
+        with pytest.raises(RuntimeError, match="largest must be"):
+            ask(*own[:3], largest, 3)
     # A device does not check categories, and the variable stays as it is.
     before = tensors.theta.clone()
     tensors.tell(wrong, *told[1:])

@@ -61,6 +61,7 @@ std::vector<std::int64_t> repeated(std::int64_t count, std::int64_t size) {
 // P optimizers on the host, and the same P on the grid.
 struct Pair {
   std::int64_t instances, lambda;
+  std::int64_t largest = 0;  // number of categories; 0 does not tell the grid
   std::vector<Asng> host;
   std::vector<std::int64_t> counters, offsets{0}, categorical;
   std::vector<double> theta, mean, variance, s, step, margin, bounds, gaussian;
@@ -88,7 +89,10 @@ struct Pair {
     settings = host[0].settings();
     best_categorical.assign(static_cast<std::size_t>(instances * layout.n_categorical()), -1);
     best_gaussian.assign(static_cast<std::size_t>(instances * layout.n_gaussian()), kNan);
-    for (std::int64_t size : layout.sizes) offsets.push_back(offsets.back() + size);
+    for (std::int64_t size : layout.sizes) {
+      offsets.push_back(offsets.back() + size);
+      largest = std::max(largest, size);
+    }
     for (const std::vector<double>* row :
          {&layout.low, &layout.high, &layout.std_min, &layout.std_max}) {
       append(bounds, *row);
@@ -101,18 +105,20 @@ struct Pair {
 
   OptimizerShape shape() const {
     const Layout& layout = host[0].layout();
-    return {instances, lambda, layout.n_categorical(), layout.n_gaussian(), layout.theta_size};
+    return {instances,         lambda, layout.n_categorical(), layout.n_gaussian(),
+            layout.theta_size, largest};
   }
   OptimizerState state() {
-    return {counters.data(),
-            theta.data(),
-            mean.data(),
-            variance.data(),
-            s.data(),
-            step.data(),
-            best_loss.data(),
-            best_categorical.data(),
-            best_gaussian.data()};
+    const OptimizerShape shape = this->shape();
+    return {{counters.data(), kCounters},
+            {theta.data(), shape.theta_size},
+            {mean.data(), shape.gaussian},
+            {variance.data(), shape.gaussian},
+            {s.data(), shape.n_theta()},
+            {step.data(), 2},
+            {best_loss.data(), 1},
+            {best_categorical.data(), shape.categorical},
+            {best_gaussian.data(), shape.gaussian}};
   }
 
   // Draws on both; returns whether they drew the same.
@@ -236,8 +242,10 @@ std::vector<double> losses_of(const Pair& pair, std::uint64_t generation) {
 
 // Runs both for some generations; ends with the first in which they part.
 void check_agreement(const Space& space, std::int64_t instances, std::int64_t lambda,
-                     int generations, double delta_init = 1.0, double Delta_max = kInfinity) {
+                     int generations, double delta_init = 1.0, double Delta_max = kInfinity,
+                     bool tells_largest = true) {
   Pair pair(space, instances, lambda, delta_init, Delta_max);
+  if (!tells_largest) pair.largest = 0;
   for (int g = 0; g < (kSanitized ? std::min(generations, 10) : generations); ++g) {
     INFO("generation ", g, ", ", instances, " instances, lambda ", lambda);
     REQUIRE(pair.ask());
@@ -249,8 +257,13 @@ void check_agreement(const Space& space, std::int64_t instances, std::int64_t la
 }  // namespace
 
 TEST_CASE("CUDA: optimizer agrees on categorical spaces") {
-  for (std::int64_t lambda : {2, 3, 4, 7, 16, 64}) {
+  for (std::int64_t lambda : {2, 3, 4, 7, 8, 9, 16, 64, 150}) {
     check_agreement({repeated(30, 5)}, 1, lambda, lambda < 16 ? 300 : 60);
+  }
+  for (std::int64_t lambda : {2, 5}) {
+    check_agreement({repeated(30, 5)}, 1, lambda, 100, 1.0, kInfinity, false);
+    check_agreement({repeated(64, 8)}, 1, lambda, 100);  // no warp without variables
+    check_agreement({{2, 7, 1, 3, 8, 2, 2}}, 3, lambda, 300);
   }
   check_agreement({{2, 7, 1, 3, 12, 2, 2}}, 3, 2, 400);
   check_agreement({{1, 1, 40}}, 2, 5, 200);
@@ -300,6 +313,12 @@ TEST_CASE("CUDA: optimizer agrees where variables in lanes fill several blocks")
       check_agreement({sizes, 30}, 2, lambda, 10);
     }
     check_agreement({repeated(1000, 5)}, 1, 64, 3);
+    // Two samples of categorical variables alone have a kernel of their own.
+    CHECK(tell_blocks({2, 2, 80, 0, 360, 8}) == 3);
+    std::vector<std::int64_t> small;
+    for (std::int64_t i = 0; i < 80; ++i) small.push_back(1 + i % 8);
+    check_agreement({repeated(150, 5)}, 1, 2, 40);
+    check_agreement({small}, 2, 2, 40);
   }
 }
 
