@@ -107,6 +107,12 @@ def _fuses(x: Tensor, weight: Tensor, stride: int, size: Sequence[int]) -> bool:
     return stride == 1 or (weight.shape[2] == 5 and math.prod(size) >= _SMALLEST_HALVED)
 
 
+def _fuses_chain(x: Tensor) -> bool:
+    """Whether one operator takes the whole autoencoder."""
+    on_gpu = x.device.type == "cuda" and cae_ops.cuda_available()
+    return on_gpu and not torch.compiler.is_exporting()
+
+
 class _Autoencoder(nn.Module):
     """What the supernet and the derived network share: the forward pass through the layers."""
 
@@ -140,6 +146,8 @@ class _Autoencoder(nn.Module):
     def _run_layers(
         self, x: Tensor, layers: Sequence[CaeLayer], sizes: Sequence[tuple[int, int]]
     ) -> Tensor:
+        if _fuses_chain(x):
+            return self._run_chain(x, layers)
         encoded: list[Tensor | None] = []
         for layer in layers:
             weight = self._weight(self.encoder, layer, layer.channels, x.shape[1])
@@ -149,6 +157,18 @@ class _Autoencoder(nn.Module):
             weight = self._weight(self.decoder, layer, x.shape[1], layer.channels)
             x = _decode(x, weight, encoded.pop(), layer.stride, size)
         return _decode(x, self._output_weight(x.shape[1]), None, 1, x.shape[2:], relu=False)
+
+    def _run_chain(self, x: Tensor, layers: Sequence[CaeLayer]) -> Tensor:
+        encoder, decoder = [], []
+        channels = [layer.channels for layer in layers]
+        # The innermost decoder layer reads the last encoder layer.
+        for layer, before, inside in zip(
+            layers, [x.shape[1], *channels], [*channels[1:], *channels[-1:]]
+        ):
+            encoder.append(self._weight(self.encoder, layer, layer.channels, before))
+            decoder.append(self._weight(self.decoder, layer, inside, layer.channels))
+        output = self._output_weight(channels[0] if layers else x.shape[1])
+        return cae_ops.chain(x, encoder, decoder, output, [layer.stride for layer in layers])
 
 
 class CaeSupernet(_Autoencoder):

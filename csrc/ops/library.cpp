@@ -171,6 +171,20 @@ STABLE_TORCH_LIBRARY(asng, m) {
   // be of their type: adds `skipped` to y, contiguous, then ReLU, in place.
   m.def("_cae_finish(Tensor(a!) y, Tensor? skipped, bool relu) -> ()");
 
+  // On CUDA devices alone: a whole autoencoder of images x (B, H, W, C), n layers and the
+  // convolution that gives the image. Feature maps and weights as above, any odd k up to 31; each
+  // row of a weight is contiguous.
+  //   weights (2n + 1)           in the order of their use: those of the encoder, those of the
+  //                              decoder, which lead back, and (C₁, C, k, k) of the last
+  //   strides (n)                of the encoder's layers; with 1 a layer has a skip
+  // ReLU follows all but the last one. Returns (B, H, W, C), and what the backward pass needs,
+  // which is empty if not `save`.
+  m.def("cae_chain(Tensor x, Tensor[] weights, int[] strides, bool save) -> (Tensor, Tensor)");
+  // Gradients of x (empty unless wanted) and of the weights, contiguous.
+  m.def(
+      "_cae_chain_backward(Tensor grad, Tensor saved, Tensor[] weights, int[] strides, "
+      "bool x_needs_grad) -> (Tensor, Tensor[])");
+
   // Gives memory that the operators keep for the next call back to the system; returns the bytes.
   m.def("_release_cached() -> int");
   // Instruction set in use: 0 baseline, 1 AVX2, 2 AVX-512.
