@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from asng_ext._checks import check_positive
 from asng_ext.nn.autoencoder_space import CaeLayer, CaeSpace, fitting_layers
-from asng_ext.nn.sliceable_weight import SliceableWeight
+from asng_ext.nn.sliceable_weight import SliceableWeight, prepare_to_read
 from asng_ext.ops import autoencoder as cae_ops
 
 __all__ = ["CaeNetwork", "CaeSupernet", "base_layers"]
@@ -128,12 +128,16 @@ class _Autoencoder(nn.Module):
     def _output_weight(self, rows: int) -> Tensor:
         """(rows, in_channels, 3, 3)."""
 
+    def _prepare(self, layers: Sequence[CaeLayer]) -> None:
+        """Is called before the weights of these layers, and the output's, are read."""
+
     def _restore(self, x: Tensor, layers: Sequence[CaeLayer]) -> Tensor:
         if x.ndim != 4 or x.shape[1] != self.in_channels or 0 in x.shape:
             raise ValueError(
                 f"x must be (N, {self.in_channels}, H, W) and have pixels, got {tuple(x.shape)}"
             )
         layers, sizes = fitting_layers(layers, *x.shape[2:])
+        self._prepare(layers)
         x = x.contiguous(memory_format=torch.channels_last)
         on_cpu = torch.is_autocast_enabled("cpu") and x.device.type == "cpu"
         if on_cpu and cae_ops.available() and not torch.cpu._is_amx_tile_supported():
@@ -227,6 +231,12 @@ class CaeSupernet(_Autoencoder):
             ValueError: If `x` has another shape or a layer is none of the space.
         """
         return self._restore(x, layers)
+
+    def _prepare(self, layers: Sequence[CaeLayer]) -> None:
+        keys = [_key(layer.index, layer.kernel, layer.skip) for layer in layers]
+        both: tuple[Any, Any] = (self.encoder, self.decoder)
+        weights = [part[key] for part in both for key in keys if key in part]
+        prepare_to_read([*weights, self.output])
 
     def _output_weight(self, rows: int) -> Tensor:
         return self.output.leading_slice(rows, self.in_channels)

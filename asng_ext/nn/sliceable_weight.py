@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["SliceableWeight", "WeightBank"]
+__all__ = ["SliceableWeight", "WeightBank", "prepare_to_read"]
 
 
 class SliceableWeight(nn.Module):
@@ -21,11 +21,12 @@ class SliceableWeight(nn.Module):
     def __init__(self, rows: int, columns: int, kernel: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(rows, columns, kernel, kernel))
-        self._before_reading: Callable[[], None] | None = None
+        self._before_reading: Callable[[Sequence[SliceableWeight]], None] | None = None
         self._leaves: list[Tensor] = []
 
-    def attach(self, before_reading: Callable[[], None]) -> None:
-        """Hands out leaf tensors from now on, and calls `before_reading` before each."""
+    def attach(self, before_reading: Callable[[Sequence[SliceableWeight]], None]) -> None:
+        """Hands out leaf tensors from now on, and calls `before_reading` with those weights that
+        will be read, before each."""
         self.materialized()  # no deferred update gets lost
         self._before_reading = before_reading
         self._leaves = []
@@ -52,7 +53,7 @@ class SliceableWeight(nn.Module):
     def materialized(self) -> Tensor:
         """The whole weight, detached, with all deferred updates made."""
         if self._before_reading is not None:
-            self._before_reading()
+            self._before_reading([self])
         return self.weight.detach()
 
     def take_gradients(self) -> list[Tensor]:
@@ -60,6 +61,12 @@ class SliceableWeight(nn.Module):
         gradients = [leaf.grad for leaf in self._leaves if leaf.grad is not None]
         self._leaves = []
         return gradients
+
+
+def prepare_to_read(weights: Sequence[SliceableWeight]) -> None:
+    """Says that these weights, of one model, will be read: what was deferred is made at once."""
+    if weights and weights[0]._before_reading is not None:
+        weights[0]._before_reading(weights)
 
 
 WeightBank = SliceableWeight

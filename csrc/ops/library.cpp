@@ -118,6 +118,16 @@ STABLE_TORCH_LIBRARY(asng, m) {
   m.def(
       "_sgd_step(Tensor(a!)[] weights, Tensor[] gradients, Tensor(b!)[] velocities, "
       "Tensor learning_rate, float momentum, float weight_decay, float max_norm) -> ()");
+  // The same, without weight decay, where leading slices of the weights' rows and columns are in
+  // use: a gradient is that of a slice of the velocity's, which is that of a slice of the weight.
+  m.def(
+      "_active_sgd_step(Tensor(a!)[] weights, Tensor[] gradients, Tensor(b!)[] velocities, "
+      "float learning_rate, float momentum, float max_norm) -> ()");
+  // Of each weight, what steps without a gradient come to: weight - distance·velocity, and
+  // factor·velocity.
+  m.def(
+      "_active_sgd_catch_up(Tensor(a!)[] weights, Tensor(b!)[] velocities, float[] distances, "
+      "float[] factors) -> ()");
   // Adds the mean of each metric to totals; then, unless `watched` is -1, 1 if no number of that
   // metric is finite; then 1.
   m.def("_add_means(Tensor(a!) totals, Tensor[] metrics, int watched) -> ()");
