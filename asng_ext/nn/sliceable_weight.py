@@ -59,7 +59,7 @@ class SliceableWeight(nn.Module):
     def take_gradients(self) -> list[Tensor]:
         """Gradients of the slices read since the last call, and forgets the slices."""
         gradients = [leaf.grad for leaf in self._leaves if leaf.grad is not None]
-        self._leaves = []
+        self._leaves.clear()
         return gradients
 
 

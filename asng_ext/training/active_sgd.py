@@ -68,6 +68,8 @@ class ActiveSGD(torch.optim.Optimizer):
         """Up to which step each weight is up to date."""
         self._rates: list[float] = []
         """Learning rate of each step since all weights were up to date."""
+        self._read: set[int] = set()
+        """Which weights were read since the last step."""
         self._index = {weight: i for i, weight in enumerate(self._weights)}
         for weight in self._weights:
             weight.attach(self._catch_up)
@@ -77,14 +79,13 @@ class ActiveSGD(torch.optim.Optimizer):
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forgets gradients; slices that are read belong to one step."""
-        for weight in self._weights:
-            weight.take_gradients()
+        self._take_slices()
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One step of the weights that have a gradient; that of the others is deferred."""
-        slices = [weight.take_gradients() for weight in self._weights]
-        gradients = {i: _sum_of_slices(taken) for i, taken in enumerate(slices) if taken}
+        slices = self._take_slices()
+        gradients = {i: _sum_of_slices(taken) for i, taken in slices.items() if taken}
         group = self.param_groups[0]
         self._rates.append(float(group["lr"]))
         moving = [self._weights[i].weight.detach() for i in gradients]
@@ -94,6 +95,12 @@ class ActiveSGD(torch.optim.Optimizer):
             self._move_one_by_one(gradients)
         for i in gradients:
             self._current[i] = len(self._rates)
+
+    def _take_slices(self) -> dict[int, list[Tensor]]:
+        """Gradients of the slices that were read, in the order of the weights."""
+        slices = {i: self._weights[i].take_gradients() for i in sorted(self._read)}
+        self._read.clear()
+        return slices
 
     def _move_together(self, weights: Sequence[Tensor], gradients: Mapping[int, Tensor]) -> None:
         """One step of weights that are up to date but for it, on a CUDA device."""
@@ -132,12 +139,13 @@ class ActiveSGD(torch.optim.Optimizer):
         _leading(velocity, gradient).add_(gradient)
         _leading(weight, velocity).add_(velocity, alpha=-rate)
 
-    @torch.no_grad()
     def _catch_up(self, weights: Sequence[SliceableWeight]) -> None:
         """Makes the deferred steps of weights."""
         last = len(self._rates)
         moving: dict[int, tuple[float, float]] = {}
-        for i in (self._index[weight] for weight in weights):
+        read = [self._index[weight] for weight in weights]
+        self._read.update(read)
+        for i in read:
             first, self._current[i] = self._current[i], last
             if first != last and self._velocity[i] is not None:
                 moving[i] = self._deferred(first)
