@@ -12,7 +12,7 @@ An iteration trains the weights with two architectures and evaluates two more, a
 the start of a search; times are means over the same ones for all. cuDNN's own search for the
 fastest algorithm, which begins anew for every shape, is off without ``--search-algorithms``.
 
-Run with ``python bench/gpu_inpainting.py [--device cpu] [--quick] [--layers] [--json PATH]``.
+Run with ``python bench/gpu_inpainting.py [--device cpu] [--quick] [--layers] [--kernels]``.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gc
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +28,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from gpu_kernels import kernel_table
 from gpu_timing import PRECISIONS, Run, allow_tf32, arguments, compare, describe
 from inpainting_search_step import SPACES, iteration, make_run, some_iterations, stepper
 from table import Row, finish, made_row, save
@@ -198,15 +200,19 @@ def plain_run(kind: str, space: CaeSpace, target: Tensor) -> Callable[[Any], Non
     return run
 
 
+def halved(kind: str) -> str:
+    """With or without autocast."""
+    return kind if kind == "bfloat16" else "float32"
+
+
 def iteration_rows(
     kind: str, name: str, space: CaeSpace, target: Tensor, count: int, quick: bool
 ) -> Iterator[Row]:
     """Whole iterations in a precision against the baselines, and on a GPU peak memory."""
     device = target.device
     iterations = some_iterations(space, count)
-    halved = "bfloat16" if kind == "bfloat16" else "float32"
-    ours = partial(make_run, halved, space, target)
-    baselines = {"plain": partial(plain_run, halved, space, target)}
+    ours = partial(make_run, halved(kind), space, target)
+    baselines = {"plain": partial(plain_run, halved(kind), space, target)}
     if kind == "TF32":
         baselines["2019"] = partial(make_run, "2019", space, target)
     for baseline, make in baselines.items():
@@ -255,8 +261,27 @@ def _peak(device: torch.device) -> float:
     return torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else 0.0
 
 
+def show_kernels(kind: str, name: str, space: CaeSpace, target: Tensor, count: int) -> None:
+    """Which kernels one of our iterations launches, and what that takes the host."""
+    iterations = some_iterations(space, count)
+    all_of_them = _over(make_run(kind, space, target), iterations)
+    for _ in range(2):
+        all_of_them()
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    all_of_them()
+    host = (time.perf_counter() - start) / count
+    torch.cuda.synchronize()
+    both = (time.perf_counter() - start) / count
+    print(f"{name}, {kind}: {host * 1e3:.2f} ms on the host, {both * 1e3:.2f} ms in all")
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+        all_of_them()
+        torch.cuda.synchronize()
+    kernel_table(profiler, count)
+
+
 def all_rows(
-    device: torch.device, quick: bool, kinds: Sequence[str], layers: bool
+    device: torch.device, quick: bool, kinds: Sequence[str], layers: bool, kernels: bool
 ) -> Iterator[Row]:
     """The most telling ones first."""
     size, batch, count = (16, 2, 1) if quick else (64, 16, 5)
@@ -266,6 +291,8 @@ def all_rows(
         with allow_tf32(kind != "float32"):
             for name, space in (QUICK_SPACES if quick else SPACES).items():
                 yield from iteration_rows(kind, name, space, target, count, quick)
+                if kernels:
+                    show_kernels(halved(kind), name, space, target, count)
     if layers:
         for layer in LAYERS[::3] if quick else LAYERS:
             small = Layer(layer.transposed, layer.kernel, layer.stride, 8, 6, 9)
@@ -275,6 +302,7 @@ def all_rows(
 def main(argv: Sequence[str] | None = None) -> None:
     def add_options(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--layers", action="store_true", help="single layers, too")
+        parser.add_argument("--kernels", action="store_true", help="print our kernels, too")
         parser.add_argument(
             "--precisions", nargs="+", choices=PRECISIONS, default=("TF32", "bfloat16", "float32")
         )
@@ -289,7 +317,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = torch.device(args.device)
     print(describe(device))
     rows: list[Row] = []
-    for row in all_rows(device, args.quick, args.precisions, args.layers):
+    for row in all_rows(
+        device, args.quick, args.precisions, args.layers, args.kernels and device.type == "cuda"
+    ):
         rows.append(row)
         save(rows, args.json)
     finish(rows, args.json)

@@ -37,15 +37,15 @@ class SliceableWeight(nn.Module):
         Raises:
             ValueError: If the weight is smaller.
         """
-        most = self.weight.shape[:2]
+        weight = self.weight  # modules take their time to find it
+        most = tuple(weight.shape[:2])
         if not (0 < rows <= most[0] and 0 < columns <= most[1]):
-            raise ValueError(
-                f"rows and columns must be from 1 to {tuple(most)}, got {(rows, columns)}"
-            )
+            raise ValueError(f"rows and columns must be from 1 to {most}, got {(rows, columns)}")
         if self._before_reading is None:
-            return self.weight[:rows, :columns]
-        leaf = self.materialized()[:rows, :columns]
-        if torch.is_grad_enabled() and self.weight.requires_grad:
+            return weight[:rows, :columns]
+        self._before_reading([self])
+        leaf = weight.detach()[:rows, :columns]
+        if torch.is_grad_enabled() and weight.requires_grad:
             leaf.requires_grad_()
             self._leaves.append(leaf)
         return leaf

@@ -146,9 +146,50 @@ def chain(
         weight if _has_contiguous_rows(weight) else weight.contiguous()
         for weight in (*encoder, *reversed(decoder), output)
     ]
-    args = (_to_nhwc(x), weights, list(strides), torch.is_grad_enabled())
-    out: Tensor = call("cae_chain", *args)[0]
+    images, save = _to_nhwc(x), torch.is_grad_enabled()
+    out: Tensor
+    if torch.compiler.is_compiling():
+        out = call("cae_chain", images, weights, list(strides), save)[0]
+    else:
+        # The same in a third of the time that PyTorch's way takes with a list of weights.
+        out = _Chain.apply(  # type: ignore[no-untyped-call]
+            _as_under_autocast(images), list(strides), save, *weights
+        )
     return out.permute(0, 3, 1, 2)
+
+
+def _as_under_autocast(x: Tensor) -> Tensor:
+    """Feature maps in the type to which autocast, where it is enabled, brings them."""
+    device_type = x.device.type
+    if not torch.is_autocast_enabled(device_type) or x.dtype == torch.float64:
+        return x
+    return x.to(_feature_map_dtype(device_type, torch.get_autocast_dtype(device_type)))
+
+
+class _Chain(torch.autograd.Function):
+    """See `chain`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, strides: list[int], save: bool, *weights: Tensor) -> Tensor:
+        ctx.set_materialize_grads(False)
+        ctx.strides = strides
+        out: Tensor
+        with torch._C._AutoDispatchBelowAutograd():
+            out, saved = torch.ops.asng.cae_chain(x, list(weights), strides, save)
+        ctx.save_for_backward(saved, *weights)
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
+        saved, *weights = ctx.saved_tensors
+        needed = ctx.needs_input_grad
+        if grad is None:
+            return (None,) * len(needed)
+        args = (grad.contiguous(), saved, weights, ctx.strides, needed[0])
+        grad_x, grads = call_backward("cae_chain", *args)
+        found = (grad_x, None, None, *grads)
+        return tuple(g if need else None for g, need in zip(found, needed))
 
 
 def _has_contiguous_rows(weight: Tensor) -> bool:

@@ -685,6 +685,20 @@ class TestChain:
             arguments = (grad.detach(), saved.detach(), plain, strides, needs_grad)
             torch.library.opcheck(operators._cae_chain_backward, arguments)
 
+    def test_compiled(self, device: str) -> None:
+        case = chain_sample([6, 5], [3, 1], [1, 2])
+        compiled = torch.compile(fused_chain, backend="aot_eager", fullgraph=True)
+        expected = run_chain(fused_chain, case, device)
+        assert_same(run_chain(compiled, case, device), expected, 0.0)
+
+    def test_differentiable_once(self, device: str) -> None:
+        x, encoder, decoder, output, strides = chain_sample([6], [3], [1])
+        weights = [w.to(device).requires_grad_() for w in (*encoder, *decoder, output)]
+        out = fused_chain(x.to(device), *weights, strides=strides)
+        (grad,) = torch.autograd.grad(out.square().sum(), weights[0], create_graph=True)
+        with pytest.raises(RuntimeError, match="once_differentiable"):
+            grad.sum().backward()
+
     def test_nothing_is_kept_without_gradients(self, device: str) -> None:
         x, encoder, decoder, output, strides = chain_sample([6, 5], [3, 3], [1, 2])
         weights = [w.to(device) for w in (*encoder, *decoder, output)]
