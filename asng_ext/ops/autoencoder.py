@@ -21,7 +21,6 @@ channels-last; results are.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -176,18 +175,16 @@ class _Chain(torch.autograd.Function):
         out: Tensor
         with torch._C._AutoDispatchBelowAutograd():
             out, saved = torch.ops.asng.cae_chain(x, list(weights), strides, save)
-        ctx.save_for_backward(saved, *weights)
+        ctx.save_for_backward(*saved, *weights)
         return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
-        saved, *weights = ctx.saved_tensors
         needed = ctx.needs_input_grad
         if grad is None:
             return (None,) * len(needed)
-        args = (grad.contiguous(), saved, weights, ctx.strides, needed[0])
-        grad_x, grads = call_backward("cae_chain", *args)
+        grad_x, grads = _chain_backward(ctx, grad.contiguous())
         found = (grad_x, None, None, *grads)
         return tuple(g if need else None for g, need in zip(found, needed))
 
@@ -284,39 +281,37 @@ def _decode_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 
 def _chain_fake(
     x: Tensor, weights: Sequence[Tensor], strides: Sequence[int], save: bool
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, list[Tensor]]:
     """What is kept are all feature maps but the result, and the weights, with padding."""
-    batch, height, width, channels = x.shape
-    size, last = [height, width], _rounded_up(channels, 8)
-    maps = [batch * height * width * last]  # the image, then the encoder's
-    values, inside = 0, last
+    batch, *size, channels = x.shape
+    sizes, padded = [size], [_rounded_up(channels, 8)]
     for weight, stride in zip(weights, strides):
-        before, size = math.prod(size), [-(-side // stride) for side in size]
-        outer, inside = inside, _rounded_up(weight.shape[0], 32)
-        maps.append(batch * math.prod(size) * inside)
-        # The decoder's layer gives as many channels, in the size before.
-        values += batch * before * inside + weight.shape[2] ** 2 * outer * inside
-    for weight in weights[len(strides) : -1]:
-        outer = _rounded_up(weight.shape[1], 32)
-        values += weight.shape[2] ** 2 * outer * inside
-        inside = outer
-    values += sum(maps) + weights[-1].shape[2] ** 2 * last * inside
-    return x.new_empty(x.shape), x.new_empty((values if save else 0,))
+        sizes.append([-(-side // stride) for side in sizes[-1]])
+        padded.append(_rounded_up(weight.shape[0], 32))
+    # The decoder's layers lead back, in the size before each layer.
+    sizes += sizes[-2::-1]
+    padded += padded[:0:-1]
+    kept = [(batch, *size, width) for size, width in zip(sizes, padded)]
+    between = zip(weights, padded, [*padded[1:], padded[0]])
+    kept.append((sum(weight.shape[2] ** 2 * a * b for weight, a, b in between),))
+    return x.new_empty(x.shape), [x.new_empty(shape) for shape in kept if save]
 
 
 def _rounded_up(count: int, block: int) -> int:
     return -(-count // block) * block
 
 
-def _chain_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _chain_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, list[Tensor]]) -> None:
     _, weights, ctx.strides, ctx.save = inputs
-    ctx.save_for_backward(output[1], *weights)
+    ctx.save_for_backward(*output[1], *weights)
 
 
 def _chain_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    saved, *weights = ctx.saved_tensors
+    # Of 2n + 1 convolutions all inputs are kept, and one array.
+    kept = 2 * len(ctx.strides) + 2
+    tensors = list(ctx.saved_tensors)
     grads: tuple[Any, ...] = call_backward(
-        "cae_chain", grad, saved, weights, ctx.strides, ctx.needs_input_grad[0]
+        *("cae_chain", grad, tensors[:kept], tensors[kept:], ctx.strides, ctx.needs_input_grad[0])
     )
     return grads
 

@@ -187,12 +187,12 @@ STABLE_TORCH_LIBRARY(asng, m) {
   //   weights (2n + 1)           in the order of their use: those of the encoder, those of the
   //                              decoder, which lead back, and (C₁, C, k, k) of the last
   //   strides (n)                of the encoder's layers; with 1 a layer has a skip
-  // ReLU follows all but the last one. Returns (B, H, W, C), and what the backward pass needs,
-  // which is empty if not `save`.
-  m.def("cae_chain(Tensor x, Tensor[] weights, int[] strides, bool save) -> (Tensor, Tensor)");
+  // ReLU follows all but the last one. Returns (B, H, W, C), and if `save` what the backward pass
+  // needs: the feature maps (B, H', W', P), beginning with x, and, flat, all weights, with padding.
+  m.def("cae_chain(Tensor x, Tensor[] weights, int[] strides, bool save) -> (Tensor, Tensor[])");
   // Gradients of x (empty unless wanted) and of the weights, contiguous.
   m.def(
-      "_cae_chain_backward(Tensor grad, Tensor saved, Tensor[] weights, int[] strides, "
+      "_cae_chain_backward(Tensor grad, Tensor[] saved, Tensor[] weights, int[] strides, "
       "bool x_needs_grad) -> (Tensor, Tensor[])");
 
   // Gives memory that the operators keep for the next call back to the system; returns the bytes.

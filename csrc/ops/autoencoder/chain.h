@@ -15,7 +15,6 @@ namespace asng {
 
 struct ChainMap {
   int64_t height = 0, width = 0, channels = 0, padded = 0;
-  int64_t offset = 0;  // in what is saved
 };
 
 struct ChainWeight {
@@ -29,7 +28,7 @@ struct ChainStep {
   int64_t stride = 1;
   int64_t from = 0, to = 0, added = -1;
   int64_t padded_rows = 0, padded_columns = 0;
-  int64_t offset = 0;  // of the padded weight, in what is saved
+  int64_t offset = 0;  // of the padded weight among all of them
 };
 
 struct Chain {
@@ -41,8 +40,7 @@ struct Chain {
   // The image, what the encoder's layers give, what the decoder's give, and the result.
   std::vector<ChainMap> maps;
   std::vector<ChainStep> steps;
-  // Of all feature maps but the result, and of the padded weights.
-  int64_t saved_values = 0;
+  int64_t padded_values = 0;  // of all weights
 
   // Layers with a stride of 1 have a skip. Weights are in the order in which they are used.
   Chain(int64_t batch, int64_t height, int64_t width, int64_t channels,
@@ -67,7 +65,6 @@ struct Chain {
                        .added = strides[i] == 1 ? i + 1 : -1});
     }
     const int64_t from = static_cast<int64_t>(maps.size()) - 1;
-    for (const ChainMap& map : maps) saved_values = map.offset + values(map);
     add_map(height, width, channels, kImageBlock);
     steps.push_back({.transposed = true, .relu = false, .from = from, .to = from + 1});
     for (std::size_t i = 0; i < steps.size(); ++i) {
@@ -75,8 +72,8 @@ struct Chain {
       const int64_t before = maps[step.from].padded, after = maps[step.to].padded;
       step.padded_rows = step.transposed ? before : after;
       step.padded_columns = step.transposed ? after : before;
-      step.offset = saved_values;
-      saved_values +=
+      step.offset = padded_values;
+      padded_values +=
           step.padded_rows * step.padded_columns * weights[i].kernel * weights[i].kernel;
     }
   }
@@ -86,9 +83,7 @@ struct Chain {
 
  private:
   void add_map(int64_t height, int64_t width, int64_t channels, int64_t block) {
-    const int64_t offset = maps.empty() ? 0 : maps.back().offset + values(maps.back());
-    const int64_t padded = (channels + block - 1) / block * block;
-    maps.push_back({height, width, channels, padded, offset});
+    maps.push_back({height, width, channels, (channels + block - 1) / block * block});
   }
 };
 

@@ -66,30 +66,25 @@ __device__ __forceinline__ void finish(T& y, const T& added, const T& mask) {
 
 // The first `packs` packs, then one by one what is left of `count` numbers.
 template <class T, bool kAdds, End kEnd>
-__global__ __launch_bounds__(kThreads) void finish_kernel(T* to, const T* from, const T* added,
-                                                          const T* mask, int64_t packs,
-                                                          int64_t count) {
+__global__ __launch_bounds__(kThreads) void finish_kernel(T* y, const T* added, const T* mask,
+                                                          int64_t packs, int64_t count) {
   const int64_t first = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads;
-  const auto at = [](const T* array, int64_t i) {
-    return reinterpret_cast<const Pack<T>*>(array)[i];
-  };
+  auto* wide = reinterpret_cast<Pack<T>*>(y);
+  auto* wide_added = reinterpret_cast<const Pack<T>*>(added);
+  auto* wide_mask = reinterpret_cast<const Pack<T>*>(mask);
   for (int64_t i = first; i < packs; i += stride) {
-    Pack<T> value = at(from, i);
-    const Pack<T> other = kAdds ? at(added, i) : value;
-    const Pack<T> sign = kEnd == End::kMask ? at(mask, i) : value;
+    Pack<T> value = wide[i];
+    const Pack<T> other = kAdds ? wide_added[i] : value;
+    const Pack<T> sign = kEnd == End::kMask ? wide_mask[i] : value;
 #pragma unroll
     for (int k = 0; k < Pack<T>::kSize; ++k) {
       finish<kAdds, kEnd>(value.v[k], other.v[k], sign.v[k]);
     }
-    reinterpret_cast<Pack<T>*>(to)[i] = value;
+    wide[i] = value;
   }
   for (int64_t i = packs * Pack<T>::kSize + first; i < count; i += stride) {
-    T value = from[i];
-    const T other = kAdds ? added[i] : value;
-    const T sign = kEnd == End::kMask ? mask[i] : value;
-    finish<kAdds, kEnd>(value, other, sign);
-    to[i] = value;
+    finish<kAdds, kEnd>(y[i], kAdds ? added[i] : y[i], kEnd == End::kMask ? mask[i] : y[i]);
   }
 }
 
@@ -97,13 +92,12 @@ bool is_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointe
 
 template <class T, bool kAdds, End kEnd>
 void start(const LayerEnd& end, CudaStream stream) {
-  const bool aligned =
-      is_aligned(end.to) && is_aligned(end.from) && is_aligned(end.added) && is_aligned(end.mask);
+  const bool aligned = is_aligned(end.y) && is_aligned(end.added) && is_aligned(end.mask);
   const int64_t packs = aligned ? end.count / Pack<T>::kSize : 0;
   const int64_t work = std::max(packs, end.count - packs * Pack<T>::kSize);
   launch(finish_kernel<T, kAdds, kEnd>, blocks_for(work), kThreads, 0, stream,
-         static_cast<T*>(end.to), static_cast<const T*>(end.from), static_cast<const T*>(end.added),
-         static_cast<const T*>(end.mask), packs, end.count);
+         static_cast<T*>(end.y), static_cast<const T*>(end.added), static_cast<const T*>(end.mask),
+         packs, end.count);
 }
 
 template <class T, bool kAdds>
@@ -112,7 +106,7 @@ void start(const LayerEnd& end, CudaStream stream) {
     start<T, kAdds, End::kMask>(end, stream);
   } else if (end.relu) {
     start<T, kAdds, End::kRelu>(end, stream);
-  } else {
+  } else if constexpr (kAdds) {
     start<T, kAdds, End::kNothing>(end, stream);
   }
 }

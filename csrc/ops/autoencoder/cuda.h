@@ -12,12 +12,11 @@ namespace asng::cuda {
 
 enum class Float { kFloat32, kFloat64, kBFloat16, kHalf };
 
-// to ← from + added, unless `added` is null, then ReLU if `relu`, or 0 where `mask`, if there is
-// one, is not above 0 (it has no ReLU as well). `count` numbers of a type, `to` may be `from`. Half
-// precision is computed in float32 and rounded once. NaN passes, as in PyTorch.
+// y ← y + added, unless that is null; then 0 where `mask`, unless that is null, is 0 or less; or
+// else ReLU if `relu`. `count` numbers of a type. Half precision is computed in float32 and rounded
+// once. NaN passes, as in PyTorch.
 struct LayerEnd {
-  void* to;
-  const void* from;
+  void* y;
   const void* added;
   const void* mask;
   bool relu;

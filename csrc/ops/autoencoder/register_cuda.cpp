@@ -36,9 +36,8 @@ void cae_finish(Tensor y, OptionalTensor skipped, bool relu) {
     check_like(*skipped, "skipped", y.scalar_type(), {sizes.begin(), sizes.end()}, y);
   }
   const DeviceStreamGuard current(y);
-  void* const values = y.data_ptr();
   const void* const added = skipped.has_value() ? skipped->data_ptr() : nullptr;
-  finish_layer(type, {values, values, added, nullptr, relu, y.numel()}, current.stream());
+  finish_layer(type, {y.data_ptr(), added, nullptr, relu, y.numel()}, current.stream());
 }
 
 // (sizes), with strides of their own, from `offset` on in what `t` begins.
@@ -69,30 +68,28 @@ class ChainCall {
 
   const Chain& chain() const { return chain_; }
 
-  std::vector<int64_t> image_sizes() const {
-    const ChainMap& map = chain_.maps[0];
-    return {chain_.batch, map.height, map.width, map.channels};
+  // Of a feature map as it is saved, or of an image.
+  std::vector<int64_t> sizes(const ChainMap& map, int64_t channels) const {
+    return {chain_.batch, map.height, map.width, channels};
   }
 
-  void pad(const Tensor& saved, const std::vector<Tensor>& weights, CudaStream stream) const {
-    std::vector<int64_t> pitches, offsets;
-    for (size_t i = 0; i < weights.size(); ++i) {
-      pitches.push_back(weights[i].stride(0));
-      offsets.push_back(chain_.steps[i].offset);
-    }
-    pad_weights(
-        weight_type_, type_,
-        padded_weights(weights, pitches, std::vector<Tensor>(weights.size(), saved), offsets),
-        stream);
+  // All weights with padding, in one array.
+  Tensor pad(const Tensor& like, const std::vector<Tensor>& weights, CudaStream stream) const {
+    Tensor all = new_tensor(like, {chain_.padded_values});
+    const int64_t size = type_ == Float::kFloat64 ? 8 : type_ == Float::kFloat32 ? 4 : 2;
+    std::vector<void*> padded;
+    for (const ChainStep& step : chain_.steps)
+      padded.push_back(data<char>(all) + step.offset * size);
+    pad_weights(weight_type_, type_, padded_weights(weights, padded), stream);
+    return all;
   }
 
+  // The other way, of tensors of their own.
   void crop(const std::vector<Tensor>& padded, const std::vector<Tensor>& weights,
             CudaStream stream) const {
-    std::vector<int64_t> pitches;
-    for (const Tensor& weight : weights) pitches.push_back(weight.stride(0));
-    crop_weights(weight_type_, type_,
-                 padded_weights(weights, pitches, padded, std::vector<int64_t>(weights.size(), 0)),
-                 stream);
+    std::vector<void*> pointers;
+    for (const Tensor& t : padded) pointers.push_back(t.data_ptr());
+    crop_weights(weight_type_, type_, padded_weights(weights, pointers), stream);
   }
 
   // Images, or their gradients, to the number of channels in which all is computed, and back.
@@ -102,25 +99,28 @@ class ChainCall {
                     chain_.pixels(chain_.maps[0]), stream);
   }
 
-  // to ← from + added and so on, see LayerEnd; all of a map's size.
-  void finish(const ChainMap& map, const Tensor& to, const Tensor& from, const Tensor* added,
-              const Tensor* mask, bool relu, CudaStream stream) const {
+  // y ← y + added and so on, see LayerEnd; all of a map's size.
+  void finish(const ChainMap& map, const Tensor& y, const Tensor* added, const Tensor* mask,
+              bool relu, CudaStream stream) const {
     const auto pointer = [](const Tensor* t) { return t == nullptr ? nullptr : t->data_ptr(); };
-    finish_layer(
-        type_,
-        {to.data_ptr(), from.data_ptr(), pointer(added), pointer(mask), relu, chain_.values(map)},
-        stream);
+    finish_layer(type_, {y.data_ptr(), pointer(added), pointer(mask), relu, chain_.values(map)},
+                 stream);
   }
 
-  Tensor map(const Tensor& saved, int64_t i) const {
-    const ChainMap& map = chain_.maps[i];
-    return channels_last(saved, map.offset, chain_.batch, map.padded, map.height, map.width);
+  // A feature map for PyTorch, of one that lies as (B, H, W, P), and the other way.
+  Tensor as_images(const ChainMap& map, const Tensor& t) const {
+    return channels_last(t, 0, chain_.batch, map.padded, map.height, map.width);
+  }
+  Tensor as_saved(const ChainMap& map, const Tensor& t) const {
+    const int64_t row = map.width * map.padded;
+    return view(t, 0, {chain_.batch, map.height, map.width, map.padded},
+                {map.height * row, row, map.padded, 1});
   }
 
-  Tensor padded_weight(const Tensor& saved, size_t i) const {
+  Tensor padded_weight(const Tensor& all, size_t i) const {
     const ChainStep& step = chain_.steps[i];
     const int64_t kernel = chain_.weights[i].kernel;
-    return channels_last(saved, step.offset, step.padded_rows, step.padded_columns, kernel, kernel);
+    return channels_last(all, step.offset, step.padded_rows, step.padded_columns, kernel, kernel);
   }
 
   // Arguments of convolutions: stride, padding, dilation, transposed, output padding, groups.
@@ -231,24 +231,17 @@ class ChainCall {
   }
 
   std::vector<PaddedWeight> padded_weights(const std::vector<Tensor>& weights,
-                                           const std::vector<int64_t>& pitches,
-                                           const std::vector<Tensor>& padded,
-                                           const std::vector<int64_t>& offsets) const {
+                                           const std::vector<void*>& padded) const {
     std::vector<PaddedWeight> all;
     for (size_t i = 0; i < weights.size(); ++i) {
       const ChainWeight& shape = chain_.weights[i];
       const ChainStep& step = chain_.steps[i];
-      char* const begin = static_cast<char*>(padded[i].data_ptr());
-      all.push_back({weights[i].data_ptr(), pitches[i], begin + offsets[i] * element_size(),
+      all.push_back({weights[i].data_ptr(), weights[i].stride(0), padded[i],
                      static_cast<int>(shape.rows), static_cast<int>(shape.columns),
                      static_cast<int>(shape.kernel * shape.kernel),
                      static_cast<int>(step.padded_rows), static_cast<int>(step.padded_columns)});
     }
     return all;
-  }
-
-  int64_t element_size() const {
-    return type_ == Float::kFloat64 ? 8 : type_ == Float::kFloat32 ? 4 : 2;
   }
 
   // What PyTorch gave, channels-last without gaps, as it is unless that was not its choice.
@@ -272,76 +265,91 @@ class ChainCall {
   Float type_, weight_type_;
 };
 
-std::tuple<Tensor, Tensor> cae_chain(Tensor x, std::vector<Tensor> weights,
-                                     std::vector<int64_t> strides, bool save) {
+std::tuple<Tensor, std::vector<Tensor>> cae_chain(Tensor x, std::vector<Tensor> weights,
+                                                  std::vector<int64_t> strides, bool save) {
   const ChainCall call(x, "x", weights, strides);
   const Chain& chain = call.chain();
   const DeviceStreamGuard current(x);
   const CudaStream stream = current.stream();
-  const Tensor saved = new_tensor(x, {chain.saved_values});
-  std::vector<Tensor> maps;
-  for (size_t i = 0; i + 1 < chain.maps.size(); ++i) maps.push_back(call.map(saved, i));
-  call.pad(saved, weights, stream);
-  call.change(x, maps[0], chain.maps[0].channels, chain.maps[0].padded, stream);
-  Tensor out = new_like(x);
+  const ChainMap& image = chain.maps[0];
+  const Tensor padded = call.pad(x, weights, stream);
+  const Tensor first = new_tensor(x, call.sizes(image, image.padded));
+  call.change(x, first, image.channels, image.padded, stream);
+  std::vector<Tensor> maps = {call.as_images(image, first)};
+  std::vector<bool> is_skipped(chain.maps.size(), false);
+  for (const ChainStep& step : chain.steps) {
+    if (step.added >= 0) is_skipped[step.added] = true;
+  }
   for (size_t i = 0; i < chain.steps.size(); ++i) {
     const ChainStep& step = chain.steps[i];
-    const Tensor y = call.convolution(i, maps[step.from], call.padded_weight(saved, i));
-    const ChainMap& map = chain.maps[step.to];
-    if (i + 1 < chain.steps.size()) {
-      const Tensor* added = step.added < 0 ? nullptr : &maps[step.added];
-      call.finish(map, maps[step.to], y, added, nullptr, step.relu, stream);
-    } else {
-      call.change(y, out, map.padded, map.channels, stream);
-    }
+    maps.push_back(call.convolution(i, maps[step.from], call.padded_weight(padded, i)));
+    const Tensor* added = step.added < 0 ? nullptr : &maps[step.added];
+    if (step.relu) call.finish(chain.maps[step.to], maps.back(), added, nullptr, true, stream);
+    if (save) continue;
+    // The memory of what is read no more is free for what comes next.
+    if (!is_skipped[step.from]) maps[step.from] = x;
+    if (step.added >= 0) maps[step.added] = x;
   }
-  return {out, save ? saved : new_tensor(x, {0})};
+  Tensor out = new_like(x);
+  call.change(maps.back(), out, image.padded, image.channels, stream);
+  std::vector<Tensor> saved;
+  if (save) {
+    for (size_t i = 0; i + 1 < maps.size(); ++i) {
+      saved.push_back(call.as_saved(chain.maps[i], maps[i]));
+    }
+    saved.push_back(padded);
+  }
+  return {out, saved};
 }
 
-std::tuple<Tensor, std::vector<Tensor>> cae_chain_backward(Tensor grad, Tensor saved,
+std::tuple<Tensor, std::vector<Tensor>> cae_chain_backward(Tensor grad, std::vector<Tensor> saved,
                                                            std::vector<Tensor> weights,
                                                            std::vector<int64_t> strides,
                                                            bool x_needs_grad) {
   const ChainCall call(grad, "grad", weights, strides);
   const Chain& chain = call.chain();
-  check_like(saved, "saved", grad.scalar_type(), {chain.saved_values}, grad);
+  STD_TORCH_CHECK(saved.size() == chain.maps.size(), "saved must have ", chain.maps.size(),
+                  " tensors, got ", saved.size());
+  std::vector<Tensor> maps;
+  for (size_t i = 0; i + 1 < saved.size(); ++i) {
+    const ChainMap& map = chain.maps[i];
+    check_like(saved[i], "saved", grad.scalar_type(), call.sizes(map, map.padded), grad);
+    maps.push_back(call.as_images(map, saved[i]));
+  }
+  const Tensor& all_padded = saved.back();
+  check_like(all_padded, "saved", grad.scalar_type(), {chain.padded_values}, grad);
   const DeviceStreamGuard current(grad);
   const CudaStream stream = current.stream();
   // Of each map: its gradient by the convolution that reads it, and by the layer it was added to.
   std::vector<Tensor> grads(chain.maps.size(), grad), skipped(chain.maps.size(), grad);
   std::vector<bool> is_skipped(chain.maps.size(), false);
-  std::vector<Tensor> padded(weights.size(), grad);
+  std::vector<Tensor> grad_padded(weights.size(), grad);
   const ChainMap& image = chain.maps[0];
-  const std::vector<int64_t> sizes = {chain.batch, image.height, image.width, image.padded};
-  Tensor last = new_tensor(grad, sizes);
+  const Tensor last = new_tensor(grad, call.sizes(image, image.padded));
   call.change(grad, last, image.channels, image.padded, stream);
-  grads.back() = channels_last(last, 0, chain.batch, image.padded, image.height, image.width);
+  grads.back() = call.as_images(image, last);
   for (size_t i = chain.steps.size(); i-- > 0;) {
     const ChainStep& step = chain.steps[i];
-    const Tensor& from_reader = grads[step.to];
+    const Tensor& of_output = grads[step.to];
     if (step.relu) {
-      const Tensor mask = call.map(saved, step.to);
       const Tensor* added = is_skipped[step.to] ? &skipped[step.to] : nullptr;
-      call.finish(chain.maps[step.to], from_reader, from_reader, added, &mask, false, stream);
+      call.finish(chain.maps[step.to], of_output, added, &maps[step.to], false, stream);
     }
     if (step.added >= 0) {
-      skipped[step.added] = from_reader;
+      skipped[step.added] = of_output;
       is_skipped[step.added] = true;
     }
     const bool needed = step.from > 0 || x_needs_grad;
-    std::tie(grads[step.from], padded[i]) = call.convolution_backward(
-        i, from_reader, call.map(saved, step.from), call.padded_weight(saved, i), needed);
-    // They are read no more: their memory is free for what comes next.
+    std::tie(grads[step.from], grad_padded[i]) = call.convolution_backward(
+        i, of_output, maps[step.from], call.padded_weight(all_padded, i), needed);
+    // The memory of what is read no more is free for what comes next.
     grads[step.to] = grad;
     skipped[step.to] = grad;
   }
   std::vector<Tensor> grad_weights;
-  for (const Tensor& weight : weights) {
-    const auto shape = weight.sizes();
-    grad_weights.push_back(new_tensor(weight, {shape.begin(), shape.end()}));
-  }
-  call.crop(padded, grad_weights, stream);
-  Tensor grad_x = new_tensor(grad, x_needs_grad ? call.image_sizes() : std::vector<int64_t>{0});
+  for (const Tensor& weight : weights) grad_weights.push_back(new_like(weight));
+  call.crop(grad_padded, grad_weights, stream);
+  Tensor grad_x = x_needs_grad ? new_like(grad) : new_tensor(grad, {0});
   if (x_needs_grad) call.change(grads[0], grad_x, image.padded, image.channels, stream);
   return {grad_x, grad_weights};
 }
