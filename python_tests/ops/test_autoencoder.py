@@ -568,6 +568,11 @@ def run_chain(function: Callable[..., Tensor], case: Chain, device: str = "cpu")
 class TestChain:
     """A whole autoencoder as one operator, against convolutions of PyTorch on the CPU."""
 
+    @pytest.fixture(autouse=True)
+    def _deterministic(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Not all of cuDNN's algorithms give the same bits again."""
+        monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+
     @pytest.mark.parametrize(
         ("channels", "kernels", "strides"),
         [
@@ -854,6 +859,23 @@ class TestSupernet:
                     out = cae_ops.encode(leaves[0], leaves[2], stride)
                     back = cae_ops.decode(leaves[1] + out, leaves[2], leaves[0], stride, size)
                 torch.autograd.grad(back.float().sum(), leaves)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+
+    @pytest.mark.cuda
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_no_synchronization_in_a_search(self, dtype: torch.dtype) -> None:
+        space = CaeIntSpace(layers=4, low=2, high=40)
+        supernet = CaeSupernet(space).cuda()
+        sgd = ActiveSGD(supernet, 0.05, 0.9, 0.5)
+        x = torch.rand(2, 3, 9, 8, device="cuda")
+        for seed in range(6):
+            torch.cuda.set_sync_debug_mode("default" if seed < 2 else "error")
+            try:
+                with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
+                    out = supernet(x, random_layers(space, seed % 2))
+                (out.float() - x).square().mean().backward()
+                sgd.step()
             finally:
                 torch.cuda.set_sync_debug_mode("default")
 
