@@ -1,24 +1,26 @@
-"""Times the inpainting search (Section 3.3) on a GPU: its layers, and whole iterations.
+"""Times the inpainting search (Section 3.3) on a GPU: whole iterations, and single layers.
 
 Against two baselines on the same GPU:
 
-* ``2019``: all 256 channels of a layer computed in memory order NCHW, those that the architecture
-  lacks multiplied by 0, SGD over all weights; in float32.
 * ``plain``: just the active channels, as slices of the weight, channels-last, in eager PyTorch; in
   iterations with autograd's gradients of whole weights and SGD over all weights.
+* ``2019``: all 256 channels of a layer computed in memory order NCHW, those that the architecture
+  lacks multiplied by 0, SGD over all weights; in TF32 alone, which PyTorch's convolutions take by
+  default.
 
-Float32 convolutions take TF32 as PyTorch's settings have it, by default they do. cuDNN's own search
-for the fastest algorithm is off: it would begin anew for the shapes of every new architecture. An
-iteration trains the weights with two architectures and evaluates two more, as they are drawn at the
-start of a search; times are means over the same ones for all.
+An iteration trains the weights with two architectures and evaluates two more, as they are drawn at
+the start of a search; times are means over the same ones for all. cuDNN's own search for the
+fastest algorithm, which begins anew for every shape, is off without ``--search-algorithms``.
 
-Run with ``python bench/gpu_inpainting.py [--device cpu] [--quick] [--json PATH]``.
+Run with ``python bench/gpu_inpainting.py [--device cpu] [--quick] [--layers] [--kernels]``.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import gc
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -26,26 +28,30 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from gpu_timing import Run, arguments, compare, describe
+from gpu_kernels import kernel_table
+from gpu_timing import PRECISIONS, Run, allow_tf32, arguments, compare, describe
 from inpainting_search_step import SPACES, iteration, make_run, some_iterations, stepper
 from table import Row, finish, made_row, save
 from torch import Tensor
 
-from asng_ext.nn import CaeCatSpace, CaeSpace, CaeSupernet, autoencoder
+from asng_ext.nn import CaeCatSpace, CaeIntSpace, CaeSpace, CaeSupernet, autoencoder
 
 WIDEST = 256
-QUICK_SPACES: dict[str, CaeSpace] = {"cat": CaeCatSpace(4, channels=(4, 8))}
+QUICK_SPACES: dict[str, CaeSpace] = {
+    "cat": CaeCatSpace(4, channels=(4, 8)),
+    "int": CaeIntSpace(4, low=4, high=8),
+}
 
 
 @contextlib.contextmanager
 def plain_layers() -> Iterator[None]:
     """The supernet's layers in eager PyTorch."""
-    before = autoencoder._fuses
-    autoencoder._fuses = lambda *_: False
+    before = autoencoder._fuses, autoencoder._fuses_chain
+    autoencoder._fuses = autoencoder._fuses_chain = lambda *_: False
     try:
         yield
     finally:
-        autoencoder._fuses = before
+        autoencoder._fuses, autoencoder._fuses_chain = before
 
 
 @dataclass(frozen=True)
@@ -194,35 +200,42 @@ def plain_run(kind: str, space: CaeSpace, target: Tensor) -> Callable[[Any], Non
     return run
 
 
+def halved(kind: str) -> str:
+    """With or without autocast."""
+    return kind if kind == "bfloat16" else "float32"
+
+
 def iteration_rows(
-    name: str, space: CaeSpace, target: Tensor, count: int, quick: bool
-) -> list[Row]:
-    """Whole iterations in both precisions against both baselines; peak memory on a GPU."""
+    kind: str, name: str, space: CaeSpace, target: Tensor, count: int, quick: bool
+) -> Iterator[Row]:
+    """Whole iterations in a precision against the baselines, and on a GPU peak memory."""
     device = target.device
     iterations = some_iterations(space, count)
-    rows: list[Row] = []
-    for kind in ("float32", "bfloat16"):
-        ours = partial(make_run, kind, space, target)
-        baselines = {
-            "plain": partial(plain_run, kind, space, target),
-            "2019": partial(make_run, "2019", space, target),
-        }
-        for baseline, make in baselines.items():
-            peaks, runs = [], []
-            for start in (ours, make):
-                before = _begin_peak(device)
-                runs.append(_over(start(), iterations))
-                runs[-1]()
-                peaks.append(_peak(device) - before)
-            case = f"{name}, {baseline}"
-            title = f"inpainting iteration, {kind}"
-            rows.append(
-                compare(title, case, *runs, device, quick=quick, unit="ms", calls=len(iterations))
-            )
-            del runs
-            if device.type == "cuda":
-                rows.append(made_row(f"peak memory, {kind}", case, *peaks, "MiB"))
-    return rows
+    ours = partial(make_run, halved(kind), space, target)
+    baselines = {"plain": partial(plain_run, halved(kind), space, target)}
+    if kind == "TF32":
+        baselines["2019"] = partial(make_run, "2019", space, target)
+    for baseline, make in baselines.items():
+        peaks, runs = [], []
+        for start in (ours, make):
+            before = _begin_peak(device)
+            runs.append(_over(start(), iterations))
+            runs[-1]()
+            peaks.append(_peak(device) - before)
+        case = f"{name}, {baseline}"
+        yield compare(
+            f"inpainting iteration, {kind}",
+            case,
+            *runs,
+            device,
+            quick=quick,
+            unit="ms",
+            calls=len(iterations),
+            rounds=5,
+        )
+        del runs
+        if device.type == "cuda":
+            yield made_row(f"peak memory, {kind}", case, *peaks, "MiB")
 
 
 def _over(run: Callable[[Any], None], iterations: Sequence[Any]) -> Run:
@@ -248,20 +261,66 @@ def _peak(device: torch.device) -> float:
     return torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else 0.0
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    args = arguments(__doc__, argv)
-    device = torch.device(args.device)
-    print(describe(device))
-    size, batch, count = (16, 2, 1) if args.quick else (64, 16, 5)
+def show_kernels(kind: str, name: str, space: CaeSpace, target: Tensor, count: int) -> None:
+    """Which kernels one of our iterations launches, and what that takes the host."""
+    iterations = some_iterations(space, count)
+    all_of_them = _over(make_run(kind, space, target), iterations)
+    for _ in range(2):
+        all_of_them()
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    all_of_them()
+    host = (time.perf_counter() - start) / count
+    torch.cuda.synchronize()
+    both = (time.perf_counter() - start) / count
+    print(f"{name}, {kind}: {host * 1e3:.2f} ms on the host, {both * 1e3:.2f} ms in all")
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+        all_of_them()
+        torch.cuda.synchronize()
+    kernel_table(profiler, count)
+
+
+def all_rows(
+    device: torch.device, quick: bool, kinds: Sequence[str], layers: bool, kernels: bool
+) -> Iterator[Row]:
+    """The most telling ones first."""
+    size, batch, count = (16, 2, 1) if quick else (64, 16, 5)
     generator = torch.Generator().manual_seed(0)
     target = torch.rand(batch, 3, size, size, generator=generator).to(device)
+    for kind in kinds:
+        with allow_tf32(kind != "float32"):
+            for name, space in (QUICK_SPACES if quick else SPACES).items():
+                yield from iteration_rows(kind, name, space, target, count, quick)
+                if kernels:
+                    show_kernels(halved(kind), name, space, target, count)
+    if layers:
+        for layer in LAYERS[::3] if quick else LAYERS:
+            small = Layer(layer.transposed, layer.kernel, layer.stride, 8, 6, 9)
+            yield from layer_rows(small if quick else layer, batch, device, quick)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    def add_options(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--layers", action="store_true", help="single layers, too")
+        parser.add_argument("--kernels", action="store_true", help="print our kernels, too")
+        parser.add_argument(
+            "--precisions", nargs="+", choices=PRECISIONS, default=("TF32", "bfloat16", "float32")
+        )
+        parser.add_argument(
+            "--search-algorithms",
+            action="store_true",
+            help="cuDNN tries all algorithms of a shape, for ours and the baselines",
+        )
+
+    args = arguments(__doc__, argv, add_options)
+    torch.backends.cudnn.benchmark = args.search_algorithms
+    device = torch.device(args.device)
+    print(describe(device))
     rows: list[Row] = []
-    for name, space in (QUICK_SPACES if args.quick else SPACES).items():
-        rows += iteration_rows(name, space, target, count, args.quick)
-        save(rows, args.json)
-    for layer in LAYERS[::3] if args.quick else LAYERS:
-        small = Layer(layer.transposed, layer.kernel, layer.stride, 8, 6, 9)
-        rows += layer_rows(small if args.quick else layer, batch, device, args.quick)
+    for row in all_rows(
+        device, args.quick, args.precisions, args.layers, args.kernels and device.type == "cuda"
+    ):
+        rows.append(row)
         save(rows, args.json)
     finish(rows, args.json)
 

@@ -53,6 +53,31 @@ def short(name: str) -> str:
     return re.sub(r"\((?!anonymous).*$", "", name).replace("asng::cuda::", "")[:90]
 
 
+def kernel_table(profiler: Any, count: int) -> list[dict[str, Any]]:
+    """The kernels of `count` iterations, printed and returned, those that take longest first."""
+    totals: dict[str, tuple[int, float]] = {}
+    for event in profiler.events():
+        if event.device_type != torch.autograd.DeviceType.CUDA:
+            continue
+        launches, time = totals.get(short(event.name), (0, 0.0))
+        totals[short(event.name)] = launches + 1, time + event.device_time_total
+    rows = [
+        {
+            "kernel": name,
+            "launches": launches / count,
+            "us": round(time / count, 1),
+            "mean_us": round(time / launches, 2),
+        }
+        for name, (launches, time) in sorted(totals.items(), key=lambda item: -item[1][1])
+    ]
+    print(f"{'µs':>8} {'launches':>8} {'mean µs':>8}  kernel, in an iteration")
+    for row in rows:
+        print(f"{row['us']:8} {row['launches']:8} {row['mean_us']:8}  {row['kernel']}")
+    launches_in_all = sum(launches for launches, _ in totals.values()) / count
+    print(f"{sum(time for _, time in totals.values()) / count:8.0f} {launches_in_all:8} in all")
+    return rows
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
     parser.add_argument("--json", metavar="PATH", help="write the table as JSON")
@@ -77,26 +102,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         search(task, optimizer, replace(PAPER, epochs=2), seed=0, stream=sys.stdout)
     if args.trace:
         task.profiler.export_chrome_trace(args.trace)
-    totals: dict[str, tuple[int, float]] = {}
-    for event in task.profiler.events():
-        if event.device_type != torch.autograd.DeviceType.CUDA:
-            continue
-        count, time = totals.get(short(event.name), (0, 0.0))
-        totals[short(event.name)] = count + 1, time + event.device_time_total
-    rows = [
-        {
-            "kernel": name,
-            "launches": count / COUNT,
-            "us": round(time / COUNT, 1),
-            "mean_us": round(time / count, 2),
-        }
-        for name, (count, time) in sorted(totals.items(), key=lambda item: -item[1][1])
-    ]
-    print(f"{'µs':>8} {'launches':>8} {'mean µs':>8}  kernel, in an iteration")
-    for row in rows:
-        print(f"{row['us']:8} {row['launches']:8} {row['mean_us']:8}  {row['kernel']}")
-    launches = sum(count for count, _ in totals.values()) / COUNT
-    print(f"{sum(time for _, time in totals.values()) / COUNT:8.0f} {launches:8} in all")
+    rows = kernel_table(task.profiler, COUNT)
     if args.json:
         Path(args.json).write_text(json.dumps({"device": describe(device), "kernels": rows}))
 

@@ -19,9 +19,11 @@ from gpu_timing import PRECISIONS, allow_tf32, precision
 import asng_ext as asng
 from asng_ext import _host, ops
 from asng_ext.engine.search import search
+from asng_ext.nn import CaeIntSpace, CaeLayer, CaeSupernet
 from asng_ext.ops import autoencoder as cae_ops
 from asng_ext.runs.config import SearchConfig
 from asng_ext.tasks.classification import ClassificationConfig, ClassificationTask
+from asng_ext.training.active_sgd import ActiveSGD
 
 
 def finite(*tensors: torch.Tensor) -> None:
@@ -57,6 +59,23 @@ def autoencoder(dtype: torch.dtype, device: str) -> None:
         small = cae_ops.encode(x, weight[:, :3], stride)
         out = cae_ops.decode(small, weight[:, :3], x, stride, (7, 5))
         finite(out, *torch.autograd.grad(out.square().sum(), [x, weight]))
+
+
+def whole_autoencoders(dtype: torch.dtype) -> None:
+    """All layers in one operator, with kernels of every size, and SGD on what is in use."""
+    space = CaeIntSpace(layers=3, low=2, high=40)
+    supernet = CaeSupernet(space).cuda()
+    sgd = ActiveSGD(supernet, 0.1, 0.9, 1.0)
+    x = torch.rand(2, 3, 7, 5, device="cuda")
+    for width in (2, 33, 40):
+        layers = [CaeLayer(i, 2 * i + 1, width - i % 2, i != 1) for i in range(3)]
+        for part in (layers, layers[1:], []):
+            with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
+                out = supernet(x, part)
+            (out.float() - x).square().mean().backward()
+            sgd.step()
+            finite(out)
+    finite(*supernet.state_dict().values())
 
 
 def optimizer(device: str) -> None:
@@ -105,6 +124,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     autoencoder(torch.float32, device)
     if device == "cuda":
         autoencoder(torch.bfloat16, device)
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            whole_autoencoders(dtype)
     optimizer(device)
     print("all finite")
 

@@ -50,10 +50,15 @@ def image_type(name: str) -> torch.dtype:
     return torch.bfloat16 if name == "bfloat16" else torch.float32
 
 
-def arguments(description: str | None, argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line that these benchmarks have in common."""
+def arguments(
+    description: str | None,
+    argv: Sequence[str] | None = None,
+    add_options: Callable[[argparse.ArgumentParser], None] = lambda _: None,
+) -> argparse.Namespace:
+    """The command line that these benchmarks have in common, and what one has beside it."""
     parser = options(description, quick="few rounds, small cases")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
+    add_options(parser)
     args = parser.parse_args(argv)
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("there is no CUDA device; --device cpu --quick shows that the benchmark works")
@@ -136,13 +141,14 @@ def compare(
     quick: bool,
     unit: str = "us",
     calls: int = 1,
+    rounds: int = 11,
 ) -> Row:
     """Times both alternately; medians, and the median of the rounds' ratios.
 
     Args:
         calls: How often each function does what is timed.
     """
-    rounds, at_least = (3, 2.0) if quick else (11, 20.0)
+    rounds, at_least = (3, 2.0) if quick else (rounds, 20.0)
     scale = {"us": 1e3, "ms": 1.0}[unit] / calls
     counts = [repeats_for(run, device, at_least) for run in (ours, baseline)]
     pairs = [

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from asng_ext._checks import check_positive
 from asng_ext.nn.autoencoder_space import CaeLayer, CaeSpace, fitting_layers
-from asng_ext.nn.sliceable_weight import SliceableWeight
+from asng_ext.nn.sliceable_weight import SliceableWeight, prepare_to_read
 from asng_ext.ops import autoencoder as cae_ops
 
 __all__ = ["CaeNetwork", "CaeSupernet", "base_layers"]
@@ -107,6 +107,12 @@ def _fuses(x: Tensor, weight: Tensor, stride: int, size: Sequence[int]) -> bool:
     return stride == 1 or (weight.shape[2] == 5 and math.prod(size) >= _SMALLEST_HALVED)
 
 
+def _fuses_chain(x: Tensor) -> bool:
+    """Whether one operator takes the whole autoencoder."""
+    on_gpu = x.device.type == "cuda" and cae_ops.cuda_available()
+    return on_gpu and not torch.compiler.is_exporting()
+
+
 class _Autoencoder(nn.Module):
     """What the supernet and the derived network share: the forward pass through the layers."""
 
@@ -122,12 +128,16 @@ class _Autoencoder(nn.Module):
     def _output_weight(self, rows: int) -> Tensor:
         """(rows, in_channels, 3, 3)."""
 
+    def _prepare(self, layers: Sequence[CaeLayer]) -> None:
+        """Is called before the weights of these layers, and the output's, are read."""
+
     def _restore(self, x: Tensor, layers: Sequence[CaeLayer]) -> Tensor:
         if x.ndim != 4 or x.shape[1] != self.in_channels or 0 in x.shape:
             raise ValueError(
                 f"x must be (N, {self.in_channels}, H, W) and have pixels, got {tuple(x.shape)}"
             )
         layers, sizes = fitting_layers(layers, *x.shape[2:])
+        self._prepare(layers)
         x = x.contiguous(memory_format=torch.channels_last)
         on_cpu = torch.is_autocast_enabled("cpu") and x.device.type == "cpu"
         if on_cpu and cae_ops.available() and not torch.cpu._is_amx_tile_supported():
@@ -140,6 +150,8 @@ class _Autoencoder(nn.Module):
     def _run_layers(
         self, x: Tensor, layers: Sequence[CaeLayer], sizes: Sequence[tuple[int, int]]
     ) -> Tensor:
+        if _fuses_chain(x):
+            return self._run_chain(x, layers)
         encoded: list[Tensor | None] = []
         for layer in layers:
             weight = self._weight(self.encoder, layer, layer.channels, x.shape[1])
@@ -149,6 +161,18 @@ class _Autoencoder(nn.Module):
             weight = self._weight(self.decoder, layer, x.shape[1], layer.channels)
             x = _decode(x, weight, encoded.pop(), layer.stride, size)
         return _decode(x, self._output_weight(x.shape[1]), None, 1, x.shape[2:], relu=False)
+
+    def _run_chain(self, x: Tensor, layers: Sequence[CaeLayer]) -> Tensor:
+        encoder, decoder = [], []
+        channels = [layer.channels for layer in layers]
+        # The innermost decoder layer reads the last encoder layer.
+        for layer, before, inside in zip(
+            layers, [x.shape[1], *channels], [*channels[1:], *channels[-1:]]
+        ):
+            encoder.append(self._weight(self.encoder, layer, layer.channels, before))
+            decoder.append(self._weight(self.decoder, layer, inside, layer.channels))
+        output = self._output_weight(channels[0] if layers else x.shape[1])
+        return cae_ops.chain(x, encoder, decoder, output, [layer.stride for layer in layers])
 
 
 class CaeSupernet(_Autoencoder):
@@ -207,6 +231,12 @@ class CaeSupernet(_Autoencoder):
             ValueError: If `x` has another shape or a layer is none of the space.
         """
         return self._restore(x, layers)
+
+    def _prepare(self, layers: Sequence[CaeLayer]) -> None:
+        keys = [_key(layer.index, layer.kernel, layer.skip) for layer in layers]
+        both: tuple[Any, Any] = (self.encoder, self.decoder)
+        weights = [part[key] for part in both for key in keys if key in part]
+        prepare_to_read([*weights, self.output])
 
     def _output_weight(self, rows: int) -> Tensor:
         return self.output.leading_slice(rows, self.in_channels)

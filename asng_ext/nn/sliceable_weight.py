@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["SliceableWeight", "WeightBank"]
+__all__ = ["SliceableWeight", "WeightBank", "prepare_to_read"]
 
 
 class SliceableWeight(nn.Module):
@@ -21,11 +21,12 @@ class SliceableWeight(nn.Module):
     def __init__(self, rows: int, columns: int, kernel: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(rows, columns, kernel, kernel))
-        self._before_reading: Callable[[], None] | None = None
+        self._before_reading: Callable[[Sequence[SliceableWeight]], None] | None = None
         self._leaves: list[Tensor] = []
 
-    def attach(self, before_reading: Callable[[], None]) -> None:
-        """Hands out leaf tensors from now on, and calls `before_reading` before each."""
+    def attach(self, before_reading: Callable[[Sequence[SliceableWeight]], None]) -> None:
+        """Hands out leaf tensors from now on, and calls `before_reading` with those weights that
+        will be read, before each."""
         self.materialized()  # no deferred update gets lost
         self._before_reading = before_reading
         self._leaves = []
@@ -36,15 +37,15 @@ class SliceableWeight(nn.Module):
         Raises:
             ValueError: If the weight is smaller.
         """
-        most = self.weight.shape[:2]
+        weight = self.weight  # modules take their time to find it
+        most = tuple(weight.shape[:2])
         if not (0 < rows <= most[0] and 0 < columns <= most[1]):
-            raise ValueError(
-                f"rows and columns must be from 1 to {tuple(most)}, got {(rows, columns)}"
-            )
+            raise ValueError(f"rows and columns must be from 1 to {most}, got {(rows, columns)}")
         if self._before_reading is None:
-            return self.weight[:rows, :columns]
-        leaf = self.materialized()[:rows, :columns]
-        if torch.is_grad_enabled() and self.weight.requires_grad:
+            return weight[:rows, :columns]
+        self._before_reading([self])
+        leaf = weight.detach()[:rows, :columns]
+        if torch.is_grad_enabled() and weight.requires_grad:
             leaf.requires_grad_()
             self._leaves.append(leaf)
         return leaf
@@ -52,14 +53,20 @@ class SliceableWeight(nn.Module):
     def materialized(self) -> Tensor:
         """The whole weight, detached, with all deferred updates made."""
         if self._before_reading is not None:
-            self._before_reading()
+            self._before_reading([self])
         return self.weight.detach()
 
     def take_gradients(self) -> list[Tensor]:
         """Gradients of the slices read since the last call, and forgets the slices."""
         gradients = [leaf.grad for leaf in self._leaves if leaf.grad is not None]
-        self._leaves = []
+        self._leaves.clear()
         return gradients
+
+
+def prepare_to_read(weights: Sequence[SliceableWeight]) -> None:
+    """Says that these weights, of one model, will be read: what was deferred is made at once."""
+    if weights and weights[0]._before_reading is not None:
+        weights[0]._before_reading(weights)
 
 
 WeightBank = SliceableWeight

@@ -9,18 +9,22 @@ moves it, which is a geometric series:
 
 so all n steps are deferred, and made at once when the weight is read the next time. And where no
 gradient has ever been, momentum is 0: only the leading slice that was used so far has any.
+
+On a CUDA device all weights of an architecture move in a launch or two.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from asng_ext.nn.sliceable_weight import SliceableWeight
+from asng_ext.ops import _libraries
+from asng_ext.ops.active_sgd import active_sgd_catch_up, active_sgd_step
 
 __all__ = ["ActiveSGD", "is_sliceable"]
 
@@ -64,32 +68,64 @@ class ActiveSGD(torch.optim.Optimizer):
         """Up to which step each weight is up to date."""
         self._rates: list[float] = []
         """Learning rate of each step since all weights were up to date."""
-        for i, weight in enumerate(self._weights):
-            weight.attach(partial(self._catch_up, i))
+        self._read: set[int] = set()
+        """Which weights were read since the last step."""
+        self._index = {weight: i for i, weight in enumerate(self._weights)}
+        for weight in self._weights:
+            weight.attach(self._catch_up)
         model.register_state_dict_pre_hook(  # type: ignore[no-untyped-call]
             lambda *_: self.materialize()
         )
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forgets gradients; slices that are read belong to one step."""
-        for weight in self._weights:
-            weight.take_gradients()
+        self._take_slices()
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One step of the weights that have a gradient; that of the others is deferred."""
-        slices = [weight.take_gradients() for weight in self._weights]
-        gradients = {i: _sum_of_slices(taken) for i, taken in enumerate(slices) if taken}
+        slices = self._take_slices()
+        gradients = {i: _sum_of_slices(taken) for i, taken in slices.items() if taken}
+        group = self.param_groups[0]
+        self._rates.append(float(group["lr"]))
+        moving = [self._weights[i].weight.detach() for i in gradients]
+        if group["momentum"] > 0 and _fits_operators(moving, list(gradients.values())):
+            self._move_together(moving, gradients)
+        else:
+            self._move_one_by_one(gradients)
+        for i in gradients:
+            self._current[i] = len(self._rates)
+
+    def _take_slices(self) -> dict[int, list[Tensor]]:
+        """Gradients of the slices that were read, in the order of the weights."""
+        slices = {i: self._weights[i].take_gradients() for i in sorted(self._read)}
+        self._read.clear()
+        return slices
+
+    def _move_together(self, weights: Sequence[Tensor], gradients: Mapping[int, Tensor]) -> None:
+        """One step of weights that are up to date but for it, on a CUDA device."""
+        velocities = [_grown(self._velocity[i], gradient) for i, gradient in gradients.items()]
+        for i, velocity in zip(gradients, velocities):
+            self._velocity[i] = velocity
+        group = self.param_groups[0]
+        active_sgd_step(
+            weights,
+            list(gradients.values()),
+            velocities,
+            group["lr"],
+            group["momentum"],
+            math.inf if self.max_norm is None else self.max_norm,
+        )
+
+    def _move_one_by_one(self, gradients: Mapping[int, Tensor]) -> None:
         if self.max_norm is not None and gradients:
             # As `torch.nn.utils.clip_grad_norm_` does, which takes no gradients.
             parts = list(gradients.values())
             scale = self.max_norm / (nn.utils.get_total_norm(parts) + 1e-6)
             torch._foreach_mul_(parts, scale.clamp(max=1.0))
         group = self.param_groups[0]
-        self._rates.append(float(group["lr"]))
         for i, gradient in gradients.items():
             self._move(i, gradient, group["lr"], group["momentum"])
-            self._current[i] = len(self._rates)
 
     def _move(self, i: int, gradient: Tensor, rate: float, momentum: float) -> None:
         """One step of a weight that is up to date but for it."""
@@ -103,28 +139,42 @@ class ActiveSGD(torch.optim.Optimizer):
         _leading(velocity, gradient).add_(gradient)
         _leading(weight, velocity).add_(velocity, alpha=-rate)
 
-    @torch.no_grad()
-    def _catch_up(self, i: int) -> None:
-        """Makes the deferred steps of a weight."""
-        first, last = self._current[i], len(self._rates)
-        self._current[i] = last
-        velocity = self._velocity[i]
-        if first == last or velocity is None:
+    def _catch_up(self, weights: Sequence[SliceableWeight]) -> None:
+        """Makes the deferred steps of weights."""
+        last = len(self._rates)
+        moving: dict[int, tuple[float, float]] = {}
+        read = [self._index[weight] for weight in weights]
+        self._read.update(read)
+        for i in read:
+            first, self._current[i] = self._current[i], last
+            if first != last and self._velocity[i] is not None:
+                moving[i] = self._deferred(first)
+        if not moving:
             return
+        own = [self._weights[i].weight.detach() for i in moving]
+        velocities = [velocity for i in moving if (velocity := self._velocity[i]) is not None]
+        distances, factors = zip(*moving.values())
+        if _fits_operators(own, velocities):
+            active_sgd_catch_up(own, velocities, distances, factors)
+            return
+        for weight, velocity, distance, factor in zip(own, velocities, distances, factors):
+            _leading(weight, velocity).add_(velocity, alpha=-distance)
+            velocity.mul_(factor)
+
+    def _deferred(self, first: int) -> tuple[float, float]:
+        """What the steps since `first` multiply a velocity by, to move a weight and to go on."""
         momentum = float(self.param_groups[0]["momentum"])
         distance, power = 0.0, 1.0
-        for rate in self._rates[first:last]:
+        for rate in self._rates[first:]:
             power *= momentum
             if power < _NEGLIGIBLE:
                 break
             distance += rate * power
-        _leading(self._weights[i].weight.detach(), velocity).add_(velocity, alpha=-distance)
-        velocity.mul_(momentum ** (last - first))
+        return distance, momentum ** (len(self._rates) - first)
 
     def materialize(self) -> None:
         """Makes all deferred steps."""
-        for i in range(len(self._weights)):
-            self._catch_up(i)
+        self._catch_up(self._weights)
         self._forget_steps()
 
     def _forget_steps(self) -> None:
@@ -174,6 +224,16 @@ def is_sliceable(model: nn.Module) -> bool:
 
 def _sliceable_weights(model: nn.Module) -> list[SliceableWeight]:
     return [module for module in model.modules() if isinstance(module, SliceableWeight)]
+
+
+def _fits_operators(weights: Sequence[Tensor], slices: Sequence[Tensor]) -> bool:
+    """Whether the operators for CUDA devices take weights with these slices."""
+    if not weights or not _libraries.has_cuda_kernels(weights[0].device):
+        return False
+    dtype = weights[0].dtype
+    return dtype in (torch.float32, torch.float64) and all(
+        t.is_contiguous() and t.dtype == dtype for t in (*weights, *slices)
+    )
 
 
 def _leading(whole: Tensor, part: Tensor) -> Tensor:

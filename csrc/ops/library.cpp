@@ -118,6 +118,16 @@ STABLE_TORCH_LIBRARY(asng, m) {
   m.def(
       "_sgd_step(Tensor(a!)[] weights, Tensor[] gradients, Tensor(b!)[] velocities, "
       "Tensor learning_rate, float momentum, float weight_decay, float max_norm) -> ()");
+  // The same, without weight decay, where leading slices of the weights' rows and columns are in
+  // use: a gradient is that of a slice of the velocity's, which is that of a slice of the weight.
+  m.def(
+      "_active_sgd_step(Tensor(a!)[] weights, Tensor[] gradients, Tensor(b!)[] velocities, "
+      "float learning_rate, float momentum, float max_norm) -> ()");
+  // Of each weight, what steps without a gradient come to: weight - distance·velocity, and
+  // factor·velocity.
+  m.def(
+      "_active_sgd_catch_up(Tensor(a!)[] weights, Tensor(b!)[] velocities, float[] distances, "
+      "float[] factors) -> ()");
   // Adds the mean of each metric to totals; then, unless `watched` is -1, 1 if no number of that
   // metric is finite; then 1.
   m.def("_add_means(Tensor(a!) totals, Tensor[] metrics, int watched) -> ()");
@@ -174,6 +184,20 @@ STABLE_TORCH_LIBRARY(asng, m) {
   // On CUDA devices alone, where feature maps may be bfloat16 or float16, too, and weights need not
   // be of their type: adds `skipped` to y, contiguous, then ReLU, in place.
   m.def("_cae_finish(Tensor(a!) y, Tensor? skipped, bool relu) -> ()");
+
+  // On CUDA devices alone: a whole autoencoder of images x (B, H, W, C), n layers and the
+  // convolution that gives the image. Feature maps and weights as above, any odd k up to 31; each
+  // row of a weight is contiguous.
+  //   weights (2n + 1)           in the order of their use: those of the encoder, those of the
+  //                              decoder, which lead back, and (C₁, C, k, k) of the last
+  //   strides (n)                of the encoder's layers; with 1 a layer has a skip
+  // ReLU follows all but the last one. Returns (B, H, W, C), and if `save` what the backward pass
+  // needs: the feature maps (B, H', W', P), beginning with x, and, flat, all weights, with padding.
+  m.def("cae_chain(Tensor x, Tensor[] weights, int[] strides, bool save) -> (Tensor, Tensor[])");
+  // Gradients of x (empty unless wanted) and of the weights, contiguous.
+  m.def(
+      "_cae_chain_backward(Tensor grad, Tensor[] saved, Tensor[] weights, int[] strides, "
+      "bool x_needs_grad) -> (Tensor, Tensor[])");
 
   // Gives memory that the operators keep for the next call back to the system; returns the bytes.
   m.def("_release_cached() -> int");

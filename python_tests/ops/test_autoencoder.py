@@ -7,18 +7,20 @@ tensors of the CPU.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from autoencoder_samples import Case, assert_same, plain_decode, plain_encode, run, sample
-from devices import CUDA, CUDA_DEVICES
+from devices import CUDA, CUDA_DEVICES, GRID
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from asng_ext.nn import CaeCatSpace, CaeIntSpace, CaeSpace, CaeSupernet
 from asng_ext.nn import autoencoder as layers
 from asng_ext.ops import autoencoder as cae_ops
+from asng_ext.training.active_sgd import ActiveSGD
 
 pytestmark = pytest.mark.operators
 
@@ -505,6 +507,243 @@ class TestFinish:
         torch.library.opcheck(finish, (y, None, True))
 
 
+Chain = tuple[Tensor, list[Tensor], list[Tensor], Tensor, list[int]]
+
+
+def chain_sample(
+    channels: list[int],
+    kernels: list[int],
+    strides: list[int],
+    size: tuple[int, int] = (7, 6),
+    batch: int = 2,
+    images: int = 3,
+) -> Chain:
+    """Images and weights, which are leading slices of larger ones that end in NaN."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    def weight(rows: int, columns: int, kernel: int) -> Tensor:
+        whole = torch.full((rows + 2, columns + 1, kernel, kernel), torch.nan).double()
+        fan_in = max(rows, columns) * kernel**2
+        whole[:rows, :columns] = draw(rows, columns, kernel, kernel) / fan_in**0.5
+        return whole[:rows, :columns]
+
+    inside = [*channels[1:], *channels[-1:]]
+    encoder = [weight(*pair) for pair in zip(channels, [images, *channels], kernels)]
+    decoder = [weight(*pair) for pair in zip(inside, channels, kernels)]
+    output = weight((channels or [images])[0], images, 3)
+    return draw(batch, images, *size), encoder, decoder, output, strides
+
+
+def plain_chain(x: Tensor, *weights: Tensor, strides: list[int]) -> Tensor:
+    """In PyTorch, by the layers' definition."""
+    count = len(strides)
+    encoder, decoder, output = weights[:count], weights[count:-1], weights[-1]
+    maps = [x]
+    for weight, stride in zip(encoder, strides):
+        maps.append(plain_encode(maps[-1], weight, stride))
+    y = maps[-1]
+    for i in reversed(range(count)):
+        skipped = maps[i + 1] if strides[i] == 1 else None
+        y = plain_decode(y, decoder[i], skipped, strides[i], tuple(maps[i].shape[2:]))
+    return plain_decode(y, output, None, 1, tuple(x.shape[2:]), relu=False)
+
+
+def fused_chain(x: Tensor, *weights: Tensor, strides: list[int]) -> Tensor:
+    count = len(strides)
+    return cae_ops.chain(x, weights[:count], weights[count:-1], weights[-1], strides)
+
+
+def run_chain(function: Callable[..., Tensor], case: Chain, device: str = "cpu") -> list[Tensor]:
+    """Output, and gradients of images and of all weights."""
+    x, encoder, decoder, output, strides = case
+    given: list[Tensor | None] = [t.to(device) for t in (x, *encoder, *decoder, output)]
+    return run(partial(function, strides=strides), given)
+
+
+@pytest.mark.grid
+@pytest.mark.parametrize("device", CUDA_DEVICES)
+class TestChain:
+    """A whole autoencoder as one operator, against convolutions of PyTorch on the CPU."""
+
+    @pytest.fixture(autouse=True)
+    def _deterministic(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Not all of cuDNN's algorithms give the same bits again."""
+        monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+
+    @pytest.mark.parametrize(
+        ("channels", "kernels", "strides"),
+        [
+            ([], [], []),
+            ([5], [3], [1]),
+            ([33], [5], [2]),
+            ([3, 40, 7], [1, 5, 3], [1, 2, 1]),
+            ([4, 5, 6, 7], [3, 1, 5, 1], [2, 2, 1, 2]),
+            ([9, 8, 31, 32], [5, 3, 3, 1], [1, 1, 1, 1]),
+        ],
+    )
+    @pytest.mark.parametrize(("size", "batch"), [((7, 6), 2), ((1, 9), 1), ((13, 10), 3)])
+    def test_reference(
+        self,
+        channels: list[int],
+        kernels: list[int],
+        strides: list[int],
+        size: tuple[int, int],
+        batch: int,
+        device: str,
+    ) -> None:
+        case = chain_sample(channels, kernels, strides, size, batch)
+        got = run_chain(fused_chain, case, device)
+        assert got[0].is_contiguous(memory_format=torch.channels_last)
+        assert all(grad.is_contiguous() for grad in got[2:])
+        assert_same(on_cpu(got), run_chain(plain_chain, case))
+        again = run_chain(fused_chain, case, device)
+        assert all(torch.equal(a, b) for a, b in zip(got, again, strict=True))
+
+    @pytest.mark.parametrize("images", [1, 8, 9])
+    def test_images_of_any_number_of_channels(self, images: int, device: str) -> None:
+        case = chain_sample([6, 5], [3, 3], [1, 2], images=images)
+        assert_same(on_cpu(run_chain(fused_chain, case, device)), run_chain(plain_chain, case))
+
+    def test_weights_of_any_strides(self, device: str) -> None:
+        case = chain_sample([6, 5], [3, 1], [2, 1])
+        x, encoder, decoder, output, strides = case
+        turned = [w.contiguous(memory_format=torch.channels_last) for w in (*encoder, *decoder)]
+        other = x.contiguous(), turned[:2], turned[2:], output.mT.contiguous().mT, strides
+        expected = run_chain(fused_chain, case, device)
+        assert_same(run_chain(fused_chain, other, device), expected, 0.0)
+
+    def test_images_that_need_no_gradient(self, device: str) -> None:
+        x, encoder, decoder, output, strides = chain_sample([6, 5], [3, 3], [1, 2])
+        results = []
+        for needs_grad in (True, False):
+            weights = [w.to(device).requires_grad_() for w in (*encoder, *decoder, output)]
+            images = x.to(device).requires_grad_(needs_grad)
+            fused_chain(images, *weights, strides=strides).square().sum().backward()
+            results.append([w.grad for w in weights])
+        assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
+
+    @pytest.mark.parametrize("dtype", [torch.float32, *HALF])
+    def test_precision(self, dtype: torch.dtype, device: str) -> None:
+        """In half precision under autocast, where weights and their gradients are float32."""
+        case = chain_sample([40, 24, 33], [3, 1, 5], [1, 2, 1], (12, 9))
+        x, encoder, decoder, output, strides = case
+        expected = run_chain(plain_chain, case)
+        single = (x.float(), *([w.float() for w in part] for part in (encoder, decoder)))
+        given = (*single, output.float(), strides)
+        with torch.autocast(device, dtype, enabled=dtype in HALF):
+            # The rule for CUDA is not the CPU's, which computes in float32.
+            half = (given[0].to(dtype), *given[1:])
+            got = run_chain(fused_chain, half if device == "cuda" else given, device)
+        assert got[0].dtype == (dtype if device == "cuda" else torch.float32)
+        for a, b in zip(got[2:], expected[2:], strict=True):
+            assert a.dtype == torch.float32
+            assert (a.cpu() - b).norm() < 0.25 * b.norm()
+
+    @pytest.mark.parametrize("dtype", HALF)
+    @pytest.mark.parametrize("weight_dtype", ["float32", "half"])
+    def test_half_precision_of_the_operator(
+        self, dtype: torch.dtype, weight_dtype: str, device: str
+    ) -> None:
+        x, encoder, decoder, output, strides = chain_sample([40, 24, 33], [3, 1, 5], [1, 2, 1])
+        kind = torch.float32 if weight_dtype == "float32" else dtype
+        weights = [w.to(device, kind) for w in (*encoder, *reversed(decoder), output)]
+        images = x.to(device, dtype).permute(0, 2, 3, 1).contiguous()
+        out, saved = torch.ops.asng.cae_chain(images, weights, strides, True)
+        plain = [w.to(dtype).double().cpu() for w in weights]
+        order = (*plain[:3], *plain[5:2:-1], plain[6])
+        rounded = images.cpu().permute(0, 3, 1, 2).double()
+        leaves = [t.requires_grad_() for t in (rounded, *order)]
+        expected = plain_chain(*leaves, strides=strides)
+        error = (out.cpu().permute(0, 3, 1, 2) - expected).norm() / expected.norm()
+        assert all(t.dtype == dtype for t in (out, *saved))
+        assert error < 0.05
+        grad_x, grads = torch.ops.asng._cae_chain_backward(out, saved, weights, strides, True)
+        probe = out.cpu().permute(0, 3, 1, 2).double()
+        want = torch.autograd.grad((expected * probe).sum(), leaves)
+        got = [grad_x.permute(0, 3, 1, 2), *grads[:3], *grads[5:2:-1], grads[6]]
+        for a, b in zip(got, want, strict=True):
+            assert (a.cpu().double() - b).norm() < 0.25 * b.norm()  # signs of ReLU turn
+        assert all(grad.dtype == kind for grad in grads)
+
+    def test_gradcheck(self, device: str) -> None:
+        case = chain_sample([2, 1], [3, 1], [1, 2], (3, 2), 1, images=1)
+        x, encoder, decoder, output, strides = case
+        leaves = [t.to(device).clone().requires_grad_() for t in (x, *encoder, *decoder, output)]
+        assert torch.autograd.gradcheck(partial(fused_chain, strides=strides), leaves)
+
+    def test_opcheck(self, device: str) -> None:
+        x, encoder, decoder, output, strides = chain_sample([2, 33], [3, 1], [1, 2], (2, 2), 1)
+        weights = [w.to(device).requires_grad_() for w in (*encoder, *reversed(decoder), output)]
+        images = x.to(device).permute(0, 2, 3, 1).contiguous().requires_grad_()
+        operators = torch.ops.asng
+        for save in (True, False):
+            # Without, there is no derivative.
+            leaves = [t if save else t.detach() for t in (images, *weights)]
+            arguments = (leaves[0], leaves[1:], strides, save)
+            torch.library.opcheck(operators.cae_chain, arguments)
+        grad, saved = operators.cae_chain(images.detach(), weights, strides, True)
+        plain = [w.detach() for w in weights]
+        for needs_grad in (True, False):
+            arguments = (grad.detach(), [t.detach() for t in saved], plain, strides, needs_grad)
+            torch.library.opcheck(operators._cae_chain_backward, arguments)
+
+    def test_compiled(self, device: str) -> None:
+        case = chain_sample([6, 5], [3, 1], [1, 2])
+        compiled = torch.compile(fused_chain, backend="aot_eager", fullgraph=True)
+        expected = run_chain(fused_chain, case, device)
+        assert_same(run_chain(compiled, case, device), expected, 0.0)
+
+    def test_differentiable_once(self, device: str) -> None:
+        x, encoder, decoder, output, strides = chain_sample([6], [3], [1])
+        weights = [w.to(device).requires_grad_() for w in (*encoder, *decoder, output)]
+        out = fused_chain(x.to(device), *weights, strides=strides)
+        (grad,) = torch.autograd.grad(out.square().sum(), weights[0], create_graph=True)
+        with pytest.raises(RuntimeError, match="once_differentiable"):
+            grad.sum().backward()
+
+    def test_nothing_is_kept_without_gradients(self, device: str) -> None:
+        x, encoder, decoder, output, strides = chain_sample([6, 5], [3, 3], [1, 2])
+        weights = [w.to(device) for w in (*encoder, *decoder, output)]
+        with torch.no_grad():
+            out = fused_chain(x.to(device), *weights, strides=strides)
+        again = fused_chain(x.to(device), *weights, strides=strides)
+        assert torch.equal(out, again)
+        images = x.to(device).permute(0, 2, 3, 1).contiguous()
+        order = [*weights[:2], weights[3], weights[2], weights[4]]
+        assert torch.ops.asng.cae_chain(images, order, strides, False)[1] == []
+
+    def test_errors(self, device: str) -> None:
+        x, encoder, decoder, output, strides = chain_sample([6, 5], [3, 3], [1, 2])
+        weights = [w.to(device) for w in (*encoder, *decoder, output)]
+        images = x.to(device)
+
+        def call(given: list[Tensor], steps: list[int], x: Tensor = images) -> Any:
+            return lambda: fused_chain(x, *given, strides=steps)
+
+        wide = torch.zeros(6, 6, 33, 33, dtype=torch.float64, device=device)
+        wrong: Wrong = [
+            (call(weights, [1, 3]), RuntimeError, "strides must be 1 or 2, got 3"),
+            (call(weights, [1]), RuntimeError, "must be 3 weights for 1 strides, got 5"),
+            (call(weights, strides, images[:, :2]), RuntimeError, "weight 0 must have 2 columns"),
+            (call(weights, strides, images[:0]), RuntimeError, "must have 4 dimensions and not be"),
+            (call(weights, strides, images.float()), RuntimeError, "must have the dtype of x"),
+            (
+                call([*weights[:3], weights[3][:, :4], weights[4]], strides),
+                RuntimeError,
+                "weight 2 must have 5 columns, got 4",
+            ),
+            (
+                call([*weights[:2], wide, *weights[3:]], strides),
+                RuntimeError,
+                "kernels of an odd side of at most 31",
+            ),
+        ]
+        raise_all(wrong)
+
+
 class TestSupernet:
     """Where and how supernets call the layers."""
 
@@ -516,24 +755,56 @@ class TestSupernet:
     def test_like_the_plain_one(
         self, space: CaeSpace, cuda_way: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """All layers but those with 1×1 kernels take this way."""
+        """Layer by layer, all but those with 1×1 kernels, and, where there are its kernels, as one
+        operator."""
         torch.manual_seed(0)
-        plain = CaeSupernet(space).double()
-        ours = CaeSupernet(space).double().to(cuda_way)
-        ours.load_state_dict(plain.state_dict())
-        x = torch.rand(2, 3, 13, 10, dtype=torch.float64)
-        for seed in range(8):
+        supernet = CaeSupernet(space).double()
+        fused = [False, True] if GRID or cuda_way == "cuda" else [False]
+        for seed in range(20):
             chain = random_layers(space, seed)
+            size = torch.randint(1, 20, (2,), generator=torch.Generator().manual_seed(seed))
+            x = torch.rand(1 + seed % 3, 3, *size.tolist(), dtype=torch.float64)
             results = []
-            for supernet, fuses in ((plain, False), (ours, True)):
-                if cuda_way == "cpu":
-                    monkeypatch.setattr(layers, "_fuses", _any_kernel if fuses else _never)
-                supernet.zero_grad()
-                out = supernet(x.to(next(supernet.parameters()).device), chain)
+            for layerwise, whole, device in (
+                (_never, _never, "cpu"),
+                *((_any_kernel, _always if fuses else _never, cuda_way) for fuses in fused),
+            ):
+                monkeypatch.setattr(layers, "_fuses", layerwise)
+                monkeypatch.setattr(layers, "_fuses_chain", whole)
+                supernet.to(device).zero_grad()
+                out = supernet(x.to(device), chain)
                 out.square().mean().backward()
                 grads = [p.grad.cpu() for p in supernet.parameters() if p.grad is not None]
                 results.append([out.detach().cpu(), *grads])
-            torch.testing.assert_close(*results, rtol=1e-9, atol=1e-12)
+            for got in results[1:]:
+                torch.testing.assert_close(got, results[0], rtol=1e-9, atol=1e-12)
+
+    @pytest.mark.parametrize("device", CUDA_DEVICES)
+    @pytest.mark.grid
+    def test_a_search_with_whole_autoencoders(
+        self, device: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """SGD on the slices in use gives the weights that it gives layer by layer."""
+        space = CaeIntSpace(layers=5, low=2, high=40)
+        x = torch.rand(2, 3, 9, 8, dtype=torch.float64, device=device)
+        weights = []
+        for whole in (_never, _always):
+            monkeypatch.setattr(layers, "_fuses_chain", whole)
+            monkeypatch.setattr(layers, "_fuses", _never)
+            torch.manual_seed(0)
+            supernet = CaeSupernet(space).double().to(device)
+            sgd = ActiveSGD(supernet, 0.05, 0.9, 0.5)
+            for step in range(8):
+                losses = [
+                    (supernet(x, random_layers(space, 2 * step + i)) - x).square().mean()
+                    for i in range(2)
+                ]
+                torch.stack(losses).mean().backward()
+                sgd.step()
+                with torch.no_grad():
+                    supernet(x, random_layers(space, 50 + step))
+            weights.append([w.clone() for w in supernet.state_dict().values()])
+        torch.testing.assert_close(weights[1], weights[0], rtol=1e-9, atol=1e-12)
 
     @pytest.mark.parametrize("available", [True, False])
     def test_where_it_takes_this_way(
@@ -549,6 +820,8 @@ class TestSupernet:
                     for stride in (1, 2):
                         fuses = layers._fuses(x, weight, stride, x.shape[2:])
                         assert fuses == (available and kernel != 1)
+                assert layers._fuses_chain(x) == available
+            assert not layers._fuses_chain(x.cpu())
 
     @pytest.mark.usefixtures("twins")
     @pytest.mark.grid
@@ -589,6 +862,23 @@ class TestSupernet:
             finally:
                 torch.cuda.set_sync_debug_mode("default")
 
+    @pytest.mark.cuda
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_no_synchronization_in_a_search(self, dtype: torch.dtype) -> None:
+        space = CaeIntSpace(layers=4, low=2, high=40)
+        supernet = CaeSupernet(space).cuda()
+        sgd = ActiveSGD(supernet, 0.05, 0.9, 0.5)
+        x = torch.rand(2, 3, 9, 8, device="cuda")
+        for seed in range(6):
+            torch.cuda.set_sync_debug_mode("default" if seed < 2 else "error")
+            try:
+                with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
+                    out = supernet(x, random_layers(space, seed % 2))
+                (out.float() - x).square().mean().backward()
+                sgd.step()
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+
 
 def random_layers(space: CaeSpace, seed: int) -> Any:
     generator = torch.Generator().manual_seed(seed)
@@ -603,6 +893,10 @@ def random_layers(space: CaeSpace, seed: int) -> Any:
 
 def _never(*_: Any) -> bool:
     return False
+
+
+def _always(*_: Any) -> bool:
+    return True
 
 
 def _any_kernel(x: Tensor, weight: Tensor, *_: Any) -> bool:

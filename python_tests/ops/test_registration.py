@@ -89,6 +89,12 @@ def _examples() -> dict[str, tuple[Any, ...]]:
     examples["cae_decode"] = (y, weight, x, 2, 4, 4, True)
     examples["_cae_decode_backward"] = (x, x, y, weight, 2, True)
     examples["_cae_finish"] = (x, draw(*x.shape), True)
+    weights = [weight, draw(5, 5, 3, 3), draw(5, 3, 3, 3)]
+    # Images, two feature maps and the weights, padded to 8 and 32 channels.
+    kept = [draw(2, 4, 4, 8), draw(2, 2, 2, 32), draw(2, 4, 4, 32)]
+    kept.append(draw(9 * (32 * 8 + 32 * 32 + 32 * 8)))
+    examples["cae_chain"] = (x, weights, [2], True)
+    examples["_cae_chain_backward"] = (draw(*x.shape), kept, weights, [2], True)
 
     pixels, labels = torch.zeros(4, 3, 5, 2, dtype=torch.uint8), torch.tensor([0, 1, 2, 0])
     plan = (torch.tensor([3, 0]), torch.ones(2, 5, dtype=torch.int64))
@@ -100,6 +106,16 @@ def _examples() -> dict[str, tuple[Any, ...]]:
     examples["_head_backward"] = (draw(2), images[0], draw(6 * 19), *layer)
     tensors = [[draw(2, 3), draw(4)] for _ in range(3)]
     examples["_sgd_step"] = (*tensors, torch.tensor(0.1), 0.9, 1e-4, 5.0)
+    slices = [[draw(3, 4), draw(2, 1, 3)] for _ in range(2)]
+    examples["_active_sgd_step"] = (
+        slices[0],
+        [draw(2, 3), draw(1, 1, 3)],
+        slices[1],
+        0.1,
+        0.9,
+        5.0,
+    )
+    examples["_active_sgd_catch_up"] = (*slices, [0.1, 0.2], [0.9, 0.8])
     examples["_add_means"] = (torch.zeros(4), [draw(3), torch.ones(())], 1)
 
     # Two optimizers of variables with 2 and 3 categories and a Gaussian one.
@@ -179,14 +195,7 @@ def test_a_tensor_on_another_device_is_an_error(name: str) -> None:
 
 @pytest.mark.parametrize("name", [n for n in EXAMPLES if _has_fake(n)])
 def test_results_without_values_have_the_same_shapes(name: str) -> None:
-    args = tuple(
-        [t.to("meta") for t in a]
-        if isinstance(a, list)
-        else a.to("meta")
-        if isinstance(a, Tensor)
-        else a
-        for a in EXAMPLES[name]
-    )
+    args = _mapped(EXAMPLES[name], lambda t: t.to("meta"))
     results = _run(name, args)
     assert all(t.device.type == "meta" for t in results)
     if _has_kernel(name, "CPU"):

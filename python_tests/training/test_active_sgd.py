@@ -66,6 +66,7 @@ def train_actively(
         sgd.step()
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("momentum", [0.0, 0.9, 1.0])
 @pytest.mark.parametrize("max_norm", [0.05, 1e9])
 def test_equals_dense_sgd(supernet: CaeSupernet, momentum: float, max_norm: float) -> None:
@@ -84,6 +85,7 @@ def test_equals_dense_sgd(supernet: CaeSupernet, momentum: float, max_norm: floa
             torch.testing.assert_close(loss(supernet, [x_chain]), loss(dense, [x_chain]))
 
 
+@pytest.mark.grid
 def test_a_reader_sees_every_step(supernet: CaeSupernet) -> None:
     """Evaluations between the steps, as the search makes them, change nothing."""
     dense = copy.deepcopy(supernet)
@@ -121,6 +123,7 @@ def test_work_is_that_of_what_is_active(supernet: CaeSupernet) -> None:
     }
 
 
+@pytest.mark.grid
 def test_resuming_is_exact(supernet: CaeSupernet) -> None:
     chains, rates = some_chains(12), [0.05] * 12
     through = copy.deepcopy(supernet)

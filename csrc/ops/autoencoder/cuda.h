@@ -1,8 +1,9 @@
-// What finishes a layer of an autoencoder after its convolution, which is PyTorch's: see
-// asng_ext/ops/autoencoder.py.
+// What autoencoders need on CUDA devices beside convolutions, which are PyTorch's: see
+// register_cuda.cpp and asng_ext/ops/autoencoder.py.
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "platform/bfloat16.h"
 #include "platform/cuda_stream.h"
@@ -11,9 +12,39 @@ namespace asng::cuda {
 
 enum class Float { kFloat32, kFloat64, kBFloat16, kHalf };
 
-// y ← y + skipped, unless that is null, then ReLU if `relu`; `count` numbers of a type. Half
-// precision is computed in float32 and rounded once. NaN passes, as in PyTorch.
-void finish_layer(Float type, void* y, const void* skipped, bool relu, int64_t count,
+// y ← y + added, unless that is null; then 0 where `mask`, unless that is null, is 0 or less; or
+// else ReLU if `relu`. `count` numbers of a type. Half precision is computed in float32 and rounded
+// once. NaN passes, as in PyTorch.
+struct LayerEnd {
+  void* y;
+  const void* added;
+  const void* mask;
+  bool relu;
+  int64_t count;
+};
+void finish_layer(Float type, const LayerEnd& end, CudaStream stream);
+
+// Other numbers of channels: to (pixels, to_channels) has the first ones of from (pixels,
+// from_channels), and then zeros.
+void change_channels(Float type, const void* from, int64_t from_channels, void* to,
+                     int64_t to_channels, int64_t pixels, CudaStream stream);
+
+// A weight (rows, columns, taps), whose rows lie `pitch` values apart, and the same, padded with
+// zeros, as (padded_rows, taps, padded_columns).
+struct PaddedWeight {
+  void* weight;
+  int64_t pitch;
+  void* padded;
+  int rows, columns, taps, padded_rows, padded_columns;
+};
+// The most taps that kernels take.
+constexpr int kMostTaps = 31 * 31;
+
+// Writes the padded weights, of a chain in one launch or two.
+void pad_weights(Float type, Float padded_type, const std::vector<PaddedWeight>& weights,
+                 CudaStream stream);
+// The other way: writes the weights.
+void crop_weights(Float type, Float padded_type, const std::vector<PaddedWeight>& weights,
                   CudaStream stream);
 
 }  // namespace asng::cuda

@@ -1,5 +1,5 @@
-// The end of an autoencoder's layer, on a grid that runs on the CPU, and the half precision that
-// the grid has.
+// The kernels of autoencoders, on a grid that runs on the CPU, and the half precision that the grid
+// has.
 #include "ops/autoencoder/cuda.h"
 
 #include <doctest/doctest.h>
@@ -62,8 +62,8 @@ void check_finish(int64_t count, int64_t offset, bool skip, bool relu) {
     if (relu && sum <= 0) sum = 0;
     expected.push_back(i >= offset && i < offset + count ? Type<T>::from(sum) : y.back());
   }
-  finish_layer(Type<T>::kName, y.data() + offset, skip ? skipped.data() + offset : nullptr, relu,
-               count, nullptr);
+  const T* const added = skip ? skipped.data() + offset : nullptr;
+  finish_layer(Type<T>::kName, {y.data() + offset, added, nullptr, relu, count}, nullptr);
   for (int64_t i = 0; i < size; ++i) {
     CHECK(same(Type<T>::value(y[i]), Type<T>::value(expected[i])));
   }
@@ -82,6 +82,96 @@ void check_type() {
   }
 }
 
+// Where the mask is not above 0 there is no gradient.
+template <class T>
+void check_mask(int64_t count, bool adds) {
+  std::vector<T> y, added, mask, expected;
+  for (int64_t i = 0; i < count; ++i) {
+    const double a = static_cast<double>(i % 17) - 8, b = static_cast<double>(i % 5) / 4;
+    const double sign = i % 7 == 0 ? kNan : static_cast<double>(i % 3) - 1;
+    y.push_back(Type<T>::from(a));
+    added.push_back(Type<T>::from(b));
+    mask.push_back(Type<T>::from(sign));
+    expected.push_back(Type<T>::from(sign <= 0 ? 0 : adds ? a + b : a));
+  }
+  finish_layer(Type<T>::kName, {y.data(), adds ? added.data() : nullptr, mask.data(), false, count},
+               nullptr);
+  for (int64_t i = 0; i < count; ++i) {
+    CHECK(same(Type<T>::value(y[i]), Type<T>::value(expected[i])));
+  }
+}
+
+// Arrays are as large as they must be, so that a sanitizer sees what goes beyond.
+template <class T>
+void check_channels(int64_t from_channels, int64_t to_channels, int64_t pixels) {
+  std::vector<T> from, to(pixels * to_channels, Type<T>::from(kNan));
+  for (int64_t i = 0; i < pixels * from_channels; ++i) {
+    from.push_back(Type<T>::from(static_cast<double>(i % 251) + 1));
+  }
+  change_channels(Type<T>::kName, from.data(), from_channels, to.data(), to_channels, pixels,
+                  nullptr);
+  for (int64_t i = 0; i < pixels * to_channels; ++i) {
+    const int64_t pixel = i / to_channels, channel = i % to_channels;
+    const double expected =
+        channel < from_channels ? Type<T>::value(from[pixel * from_channels + channel]) : 0;
+    CHECK(Type<T>::value(to[i]) == expected);
+  }
+}
+
+// Weights of several shapes there and back; between rows lies what is to stay as it is.
+template <class W, class T>
+void check_weights(int copies) {
+  struct Shape {
+    int rows, columns, taps, padded_rows, padded_columns;
+  };
+  std::vector<Shape> shapes;
+  for (int i = 0; i < copies; ++i) {
+    shapes.insert(shapes.end(), {{3, 5, 9, 4, 8}, {2, 2, 1, 2, 2}, {1, 200, 25, 3, 224}});
+  }
+  constexpr int kGap = 3;
+  std::vector<std::vector<W>> plain, back;
+  std::vector<std::vector<T>> padded;
+  std::vector<PaddedWeight> there, again;
+  for (const Shape& shape : shapes) {
+    const int64_t pitch = shape.columns * shape.taps + kGap;
+    plain.emplace_back(shape.rows * pitch - kGap);
+    for (size_t i = 0; i < plain.back().size(); ++i) {
+      plain.back()[i] = Type<W>::from(static_cast<double>(i % 101) - 50);
+    }
+    back.emplace_back(plain.back().size(), Type<W>::from(kNan));
+    padded.emplace_back(shape.padded_rows * shape.taps * shape.padded_columns, Type<T>::from(kNan));
+    there.push_back({plain.back().data(), pitch, padded.back().data(), shape.rows, shape.columns,
+                     shape.taps, shape.padded_rows, shape.padded_columns});
+    again.push_back(there.back());
+    again.back().weight = back.back().data();
+  }
+  pad_weights(Type<W>::kName, Type<T>::kName, there, nullptr);
+  crop_weights(Type<W>::kName, Type<T>::kName, again, nullptr);
+  for (size_t i = 0; i < shapes.size(); ++i) {
+    const Shape& shape = shapes[i];
+    const int run = shape.columns * shape.taps;
+    const auto value = [&](int row, int column, int tap) {
+      return Type<W>::value(plain[i][row * (run + kGap) + column * shape.taps + tap]);
+    };
+    bool right = true;
+    for (int row = 0; row < shape.padded_rows; ++row) {
+      for (int tap = 0; tap < shape.taps; ++tap) {
+        for (int column = 0; column < shape.padded_columns; ++column) {
+          const bool inside = row < shape.rows && column < shape.columns;
+          const int at = (row * shape.taps + tap) * shape.padded_columns + column;
+          right &= Type<T>::value(padded[i][at]) == (inside ? value(row, column, tap) : 0);
+        }
+      }
+    }
+    for (size_t k = 0; k < back[i].size(); ++k) {
+      const double got = Type<W>::value(back[i][k]);
+      right &= static_cast<int>(k % (run + kGap)) < run ? got == Type<W>::value(plain[i][k])
+                                                        : std::isnan(got);
+    }
+    CHECK(right);
+  }
+}
+
 }  // namespace
 
 TEST_CASE("CUDA: layers are finished in every precision") {
@@ -89,6 +179,36 @@ TEST_CASE("CUDA: layers are finished in every precision") {
   check_type<double>();
   check_type<__nv_bfloat16>();
   check_type<__half>();
+}
+
+TEST_CASE("CUDA: gradients are masked in every precision") {
+  for (int64_t count : {1, 8, 19, 4001}) {
+    for (bool adds : {false, true}) {
+      check_mask<float>(count, adds);
+      check_mask<double>(count, adds);
+      check_mask<__nv_bfloat16>(count, adds);
+      check_mask<__half>(count, adds);
+    }
+  }
+}
+
+TEST_CASE("CUDA: images get other numbers of channels") {
+  for (int64_t pixels : {1, 7, 30'000}) {
+    check_channels<float>(3, 8, pixels);
+    check_channels<__nv_bfloat16>(8, 3, pixels);
+    check_channels<double>(1, 1, pixels);
+    check_channels<__half>(5, 16, pixels);
+  }
+}
+
+TEST_CASE("CUDA: weights are padded and cropped in every precision") {
+  check_weights<float, float>(1);
+  check_weights<double, double>(1);
+  check_weights<float, __nv_bfloat16>(1);
+  check_weights<float, __half>(1);
+  check_weights<__half, __half>(1);
+  // More than fit into a launch.
+  check_weights<__nv_bfloat16, __nv_bfloat16>(25);
 }
 
 TEST_CASE("CUDA: half precision on the CPU rounds to the nearest") {
