@@ -228,8 +228,13 @@ class Experiment:
         limits = self.search_config.limits()
         if not limits:
             return None
-        with cpu_threads(self.search_config.threads):
-            costs = {name: self.task.cost(name, latencies) for name in limits}
+        costs = {}
+        for name, limit in limits.items():
+            try:
+                with cpu_threads(self.search_config.threads):
+                    costs[name] = self.task.cost(name, latencies)
+            except ValueError as error:
+                raise ValueError(f"penalty {name}={limit:g}: {error}") from error
         return Penalty(costs, limits)
 
     def _costs_of(
