@@ -430,11 +430,13 @@ def _from_file(args: argparse.Namespace) -> Mapping[str, Any]:
 
 
 def _search(args: argparse.Namespace) -> None:
+    if args.sweep_retrain and not args.penalty_sweep:
+        raise ValueError("--sweep-retrain is for a sweep, and needs --penalty-sweep")
+    if args.out and not args.penalty_sweep:
+        RunFolder.check_unused(args.out)  # before the data are measured
     config = _config(tasks.get(args.task), args, args.preset, _from_file(args))
     if args.penalty_sweep:
         _sweep(args, config)
-    elif args.sweep_retrain:
-        raise ValueError("--sweep-retrain is for a sweep, and needs --penalty-sweep")
     else:
         _finish_search(_create(args, args.task, config))
 

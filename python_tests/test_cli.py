@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import small_classification as small
+import small_runs
 
 from asng_ext import cli, tasks
 from asng_ext.data import MASKS
@@ -231,6 +232,17 @@ def test_a_full_folder_is_not_overwritten(
     before = (searched / "config.toml").read_bytes()
     assert asng("search", "classification", *small.OPTIONS, "--out", searched) == 2
     assert "not empty" in capsys.readouterr().err
+    # Data, which may take long to read, are not looked at.
+    assert asng("search", "classification", "--data", searched / "none", "--out", searched) == 2
+    assert capsys.readouterr().err == (
+        f"asng: error: run folder {searched} exists and is not empty; choose another, or continue "
+        f"the run that is in it with `asng resume {searched}`\n"
+    )
+    with pytest.raises(FileExistsError, match="not empty"):
+        small_runs.classification(searched, data=str(searched / "none"))
+    file = searched / "config.toml"
+    assert asng("search", "classification", *small.OPTIONS, "--out", file) == 2
+    assert f"run folder {file} exists" in capsys.readouterr().err
     assert (searched / "config.toml").read_bytes() == before
 
 

@@ -107,6 +107,8 @@ class Experiment:
             FileExistsError, BlockingIOError: As :meth:`RunFolder.create` does.
             ValueError: If the architecture is not one of the task's space.
         """
+        if not another_name:
+            RunFolder.check_unused(path)  # data may take long to read
         experiment = cls(RunFolder(path), config, stream)
         start: dict[str, Any] = {}
         latencies = latencies or Latencies(experiment.device)
