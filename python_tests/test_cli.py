@@ -625,6 +625,21 @@ def test_options_of_earlier_versions(
     assert cli._with_new_names([]) == []
 
 
+def test_options_of_retraining_are_those_of_the_search_as_well() -> None:
+    parse = cli._parser().parse_args
+    for item in dataclasses.fields(RetrainConfig):
+        name = item.metadata["option"] or f"retrain-{item.name.replace('_', '-')}"
+        choices = item.metadata["choices"]
+        if isinstance(item.default, bool):
+            options = {True: [f"--{name}"], False: [f"--no-{name}"]}
+        else:
+            value = choices[-1] if choices else item.default
+            options = {value: [f"--{name}", str(value)]}
+        for value, words in options.items():
+            for command in (["search", "classification"], ["retrain", "run"]):
+                assert vars(parse([*command, *words]))[f"retrain.{item.name}"] == value
+
+
 def test_a_precision_for_each_phase() -> None:
     both = ["--search-precision=bfloat16", "--retrain-precision=float32"]
     args = cli._parser().parse_args(["search", "classification", *both])
