@@ -279,7 +279,7 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument(
                 "--device", default=argparse.SUPPRESS, help="cpu or cuda (default: the run's)"
             )
-    _add_section(retrain, "retrain", RetrainConfig)
+    _add_section(retrain, "retrain", RetrainConfig, hidden_prefix="retrain-")
     for kind in map(tasks.get, tasks.names()):
         _add_section(
             retrain, "task", kind.config, title=f"{kind.name}: network", for_retraining=True
@@ -306,13 +306,14 @@ def _add_section(
     section: type[Any],
     *,
     prefix: str = "",
+    hidden_prefix: str = "",
     title: str | None = None,
     for_retraining: bool = False,
     kind: TaskKind | None = None,
 ) -> None:
     """An option for every setting of a section, or every one for retraining; its destination is
     "section.setting". Tasks may have settings of the same name: the option is there once.
-    The help says what the presets of ``kind`` have."""
+    The help says what the presets of ``kind`` have, and nothing of names with ``hidden_prefix``."""
     group = parser.add_argument_group(f"{title or name} settings")
     types = get_type_hints(section)
     for item in dataclasses.fields(section):
@@ -324,23 +325,21 @@ def _add_section(
         help = item.metadata["help"]
         if kind is not None and item.name != "data":
             help += f" ({_of_presets(kind, title or name, item)})"
-        options: dict[str, Any] = {
-            "dest": f"{name}.{item.name}",
-            "default": argparse.SUPPRESS,
-            "help": help.replace("%", "%%"),
-        }
         choices = item.metadata["choices"]
         if (name, item.name) == ("search", "optimizer"):
             choices = optimizers.names()
+        options: dict[str, Any] = {"dest": f"{name}.{item.name}", "default": argparse.SUPPRESS}
         if types[item.name] is bool:
-            group.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
+            options |= {"action": argparse.BooleanOptionalAction}
         elif item.metadata["several"]:
-            group.add_argument(flag, nargs="+", action=_Joined, metavar="NAME=VALUE", **options)
+            options |= {"nargs": "+", "action": _Joined, "metavar": "NAME=VALUE"}
         elif choices:
-            group.add_argument(flag, choices=choices, **options)
+            options |= {"choices": choices}
         else:
-            metavar = item.name.split("_")[-1].upper()
-            group.add_argument(flag, type=types[item.name], metavar=metavar, **options)
+            options |= {"type": types[item.name], "metavar": item.name.split("_")[-1].upper()}
+        group.add_argument(flag, help=help.replace("%", "%%"), **options)
+        if hidden_prefix and not item.metadata["option"]:
+            group.add_argument(f"--{hidden_prefix}{flag[2:]}", help=argparse.SUPPRESS, **options)
 
 
 def _of_presets(kind: TaskKind, section: str, item: dataclasses.Field[Any]) -> str:
@@ -430,11 +429,13 @@ def _from_file(args: argparse.Namespace) -> Mapping[str, Any]:
 
 
 def _search(args: argparse.Namespace) -> None:
+    if args.sweep_retrain and not args.penalty_sweep:
+        raise ValueError("--sweep-retrain is for a sweep, and needs --penalty-sweep")
+    if args.out and not args.penalty_sweep:
+        RunFolder.check_unused(args.out)  # before the data are measured
     config = _config(tasks.get(args.task), args, args.preset, _from_file(args))
     if args.penalty_sweep:
         _sweep(args, config)
-    elif args.sweep_retrain:
-        raise ValueError("--sweep-retrain is for a sweep, and needs --penalty-sweep")
     else:
         _finish_search(_create(args, args.task, config))
 

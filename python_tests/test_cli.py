@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import small_classification as small
+import small_runs
 
 from asng_ext import cli, tasks
 from asng_ext.data import MASKS
@@ -231,6 +232,17 @@ def test_a_full_folder_is_not_overwritten(
     before = (searched / "config.toml").read_bytes()
     assert asng("search", "classification", *small.OPTIONS, "--out", searched) == 2
     assert "not empty" in capsys.readouterr().err
+    # Data, which may take long to read, are not looked at.
+    assert asng("search", "classification", "--data", searched / "none", "--out", searched) == 2
+    assert capsys.readouterr().err == (
+        f"asng: error: run folder {searched} exists and is not empty; choose another, or continue "
+        f"the run that is in it with `asng resume {searched}`\n"
+    )
+    with pytest.raises(FileExistsError, match="not empty"):
+        small_runs.classification(searched, data=str(searched / "none"))
+    file = searched / "config.toml"
+    assert asng("search", "classification", *small.OPTIONS, "--out", file) == 2
+    assert f"run folder {file} exists" in capsys.readouterr().err
     assert (searched / "config.toml").read_bytes() == before
 
 
@@ -611,6 +623,21 @@ def test_options_of_earlier_versions(
         assert capsys.readouterr().err == note
     assert cli._with_new_names(["evaluate", old]) == ["evaluate", old]
     assert cli._with_new_names([]) == []
+
+
+def test_options_of_retraining_are_those_of_the_search_as_well() -> None:
+    parse = cli._parser().parse_args
+    for item in dataclasses.fields(RetrainConfig):
+        name = item.metadata["option"] or f"retrain-{item.name.replace('_', '-')}"
+        choices = item.metadata["choices"]
+        if isinstance(item.default, bool):
+            options = {True: [f"--{name}"], False: [f"--no-{name}"]}
+        else:
+            value = choices[-1] if choices else item.default
+            options = {value: [f"--{name}", str(value)]}
+        for value, words in options.items():
+            for command in (["search", "classification"], ["retrain", "run"]):
+                assert vars(parse([*command, *words]))[f"retrain.{item.name}"] == value
 
 
 def test_a_precision_for_each_phase() -> None:

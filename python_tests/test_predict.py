@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 import subprocess
 import sys
+import zlib
+from itertools import starmap
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -32,6 +35,20 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def restorer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return finished(small_runs.inpainting(tmp_path_factory.mktemp("runs") / "restorer"))
+
+
+@pytest.fixture(scope="module")
+def color_classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    generator = np.random.default_rng(0)
+    images = {
+        f"x_{part}": generator.integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
+        for part, count in (("train", 520), ("test", 20))
+    }
+    labels = {name.replace("x", "y"): np.arange(len(x)) % 5 for name, x in images.items()}
+    np.savez(folder / "noise.npz", **images, **labels)
+    data = str(folder / "noise.npz")
+    return finished(small_runs.classification(folder / "classifier", data=data))
 
 
 def write_digits(folder: Path, count: int) -> torch.Tensor:
@@ -140,6 +157,74 @@ def test_gray_and_color_are_what_the_network_takes(tmp_path: Path) -> None:
         assert (read_image(deep, (4, 4), channels) == 100).all()
     with pytest.raises(ValueError, match="channels must be 1 or 3, got 4"):
         read_image(color, (4, 4), 4)
+
+
+def write_deep(path: Path, values: tuple[int, ...], kind: int) -> None:
+    """A PNG of 8×8 pixels of these 16-bit values, which Pillow cannot write in color: of PNG's kind
+    0 gray, 2 color, 4 and 6 the same with transparency."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        number = zlib.crc32(name + data)
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", number)
+
+    row = b"\0" + struct.pack(f">{len(values)}H", *values) * 8
+    header = struct.pack(">IIBBBBB", 8, 8, 16, kind, 0, 0, 0)
+    chunks = {b"IHDR": header, b"IDAT": zlib.compress(row * 8), b"IEND": b""}
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(starmap(chunk, chunks.items())))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_of_any_kind_are_classified(
+    channels: int, tmp_path: Path, request: pytest.FixtureRequest, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """In gray, in color, of 1 bit, of 16 bits, with a palette, transparent, smaller than those of
+    the network: without a warning, as what they show. They show one color, so that scaling does not
+    change it; transparency does not count."""
+    run = request.getfixturevalue("classifier" if channels == 1 else "color_classifier")
+    color, gray = (200, 30, 90), 88  # ITU-R 601: 0.299, 0.587, 0.114
+    folder = tmp_path / "images" / "more"
+    folder.mkdir(parents=True)
+
+    def save(name: str, mode: str, value: Any, size: tuple[int, int] = (8, 8), **how: Any) -> None:
+        Image.new(mode, size, value).save(folder / f"{name}.png", **how)
+
+    save("color", "RGB", color)
+    save("color-cut-out", "RGB", color, transparency=color)
+    save("color-small", "RGB", color, (3, 2))
+    save("color-transparent", "RGBA", (*color, 10))
+    palette = Image.new("P", (9, 9), 1)
+    palette.putpalette([1, 2, 3, *color, 4, 5, 6])
+    palette.save(folder / "color-palette.png")
+    palette.save(folder / "color-palette-cut-out.png", transparency=1)
+    palette.save(folder / "color-palette-transparent.png", transparency=bytes([50, 100, 150]))
+    deep = tuple(256 * value + 255 for value in color)
+    write_deep(folder / "color-deep.png", deep, 2)
+    write_deep(folder / "color-deep-transparent.png", (*deep, 9), 6)
+    save("gray", "L", gray)
+    save("gray-small", "L", gray, (1, 1))
+    save("gray-cut-out", "L", gray, transparency=gray)
+    save("gray-transparent", "LA", (gray, 0))
+    save("gray-deep", "I;16", 256 * gray + 255)
+    write_deep(folder / "gray-deep-transparent.png", (256 * gray + 255, 9), 4)
+    save("white", "1", 1)
+
+    network = cast(ImageClassifier, asng.load_network(run))
+    assert network.in_channels == channels
+    capfd.readouterr()
+    assert cli.main(["predict", str(run), str(tmp_path / "images"), "--json", "--top=10"]) == 0
+    printed = capfd.readouterr()
+    assert printed.err == ""
+    lines = [json.loads(line) for line in printed.out.splitlines()]
+    assert [line["image"] for line in lines] == sorted(map(str, folder.iterdir()))
+    shown = {"color": color if channels == 3 else [gray], "gray": [gray] * 3, "white": [255] * 3}
+    for line in lines:
+        values = shown[Path(line["image"]).stem.partition("-")[0]][:channels]
+        image = torch.tensor(values, dtype=torch.uint8)[:, None, None].expand(channels, 8, 8)
+        with torch.no_grad():
+            expected = network(image[None]).softmax(dim=1)[0].tolist()
+        assert line["probabilities"] == pytest.approx(
+            dict(zip(network.class_names, expected)), abs=1e-6
+        )
 
 
 def test_unreadable_images_are_named_and_the_others_classified(

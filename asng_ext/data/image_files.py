@@ -172,7 +172,9 @@ def fitted(image: Any, image_size: tuple[int, int], channels: int) -> NDArray[np
     (height, width, channels)."""
     pillow = require("PIL.Image", "Pillow", "scaling images needs")
     height, width = image_size
-    part = in_channels(image.crop(_central_part(image.size, image_size)), channels)
+    part = image.crop(_central_part(image.size, image_size))
+    part.info.pop("transparency", None)  # there is none left, of which Pillow might warn
+    part = in_channels(part, channels)
     pixels = np.asarray(part.resize((width, height), pillow.Resampling.BILINEAR), dtype=np.uint8)
     return pixels.reshape(height, width, channels)
 

@@ -53,7 +53,7 @@ class DataShape(NamedTuple):
         """From the images in "train", and perhaps "validation" and "test"."""
         train, validation = counts["train"], counts.get("validation", 0)
         if "test" not in counts:
-            train -= train // 5
+            train = train * 4 // 5
         searched = min(train, validation) if validation else train // 2
         return cls(train + validation, searched, size, channels)
 

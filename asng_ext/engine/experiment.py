@@ -107,6 +107,8 @@ class Experiment:
             FileExistsError, BlockingIOError: As :meth:`RunFolder.create` does.
             ValueError: If the architecture is not one of the task's space.
         """
+        if not another_name:
+            RunFolder.check_unused(path)  # data may take long to read
         experiment = cls(RunFolder(path), config, stream)
         start: dict[str, Any] = {}
         latencies = latencies or Latencies(experiment.device)
@@ -228,8 +230,13 @@ class Experiment:
         limits = self.search_config.limits()
         if not limits:
             return None
-        with cpu_threads(self.search_config.threads):
-            costs = {name: self.task.cost(name, latencies) for name in limits}
+        costs = {}
+        for name, limit in limits.items():
+            try:
+                with cpu_threads(self.search_config.threads):
+                    costs[name] = self.task.cost(name, latencies)
+            except ValueError as error:
+                raise ValueError(f"penalty {name}={limit:g}: {error}") from error
         return Penalty(costs, limits)
 
     def _costs_of(

@@ -107,7 +107,8 @@ class Optimizer(ABC):
         generation_limit: ``should_stop`` after this many ``tell``; None for no limit.
         evaluation_limit: ``should_stop`` where one more population would make more than this many
             evaluated samples; None for no limit.
-        device: Where the state lives: "cpu", or a CUDA device for an optimizer that says so.
+        device: Where the state lives: "cpu", or a CUDA device for an optimizer that says so, if no
+            variable of the space is conditional.
 
     Raises:
         TypeError, ValueError: If an argument is of the wrong kind or out of its range, or the
@@ -173,7 +174,8 @@ class Optimizer(ABC):
         self.device = self._check_device(device)
         if space.active_if and self.device != "cpu":
             raise ValueError(
-                f'device must be "cpu" for a space with conditional variables, got {self.device!r}'
+                'device must be "cpu" for a space with conditional variables (active_if), '
+                f"got {self.device!r}"
             )
         self.space = space
         self.population_size = int(population_size)

@@ -18,8 +18,8 @@ from asng_ext.runs.lock import LOCK_FILE, FolderLock
 __all__ = ["RunFolder"]
 
 _NOT_EMPTY = (
-    "run folder {} exists and is not empty; choose another, or continue the run that is in it "
-    "with `asng resume`"
+    "run folder {0} exists and is not empty; choose another, or continue the run that is in it "
+    "with `asng resume {0}`"
 )
 
 
@@ -73,18 +73,24 @@ class RunFolder:
             elif not path.exists():
                 path.mkdir(parents=True, exist_ok=True)
         run = cls(path)
-        if not path.is_dir() or run._holds_something():
-            raise FileExistsError(_NOT_EMPTY.format(path))
+        cls.check_unused(path)
         with run.lock():
-            if run._holds_something():  # since then
-                raise FileExistsError(_NOT_EMPTY.format(path))
+            cls.check_unused(path)  # since then
             if config is not None:
                 run.write_config(config)
         return run
 
-    def _holds_something(self) -> bool:
-        names = [entry.name for entry in self.path.iterdir()]
-        return any(name != LOCK_FILE and not LEFTOVER.fullmatch(name) for name in names)
+    @staticmethod
+    def check_unused(path: Path | str) -> None:
+        """Raises FileExistsError if there is something where a run is to be created."""
+        path = Path(path)
+        if path.is_dir():
+            names = (entry.name for entry in path.iterdir())
+            used = any(name != LOCK_FILE and not LEFTOVER.fullmatch(name) for name in names)
+        else:
+            used = path.exists()
+        if used:
+            raise FileExistsError(_NOT_EMPTY.format(path))
 
     @classmethod
     def open(cls, path: Path | str) -> RunFolder:

@@ -345,7 +345,7 @@ class ClassificationTask(ImageTask[ClassificationConfig]):
         """What final networks cost, without the auxiliary head; latency of one image."""
         if not self.config.final_channels:
             raise ValueError(
-                "penalty needs final_channels: with 0 each architecture is made as wide as "
+                "limits need final_channels: with 0 each architecture is made as wide as "
                 "parameter_limit allows, so that none is smaller than others"
             )
         return cell_costs(

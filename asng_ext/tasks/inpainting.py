@@ -199,7 +199,7 @@ class InpaintingTask(ImageTask[InpaintingConfig]):
         """What networks cost; there are no latencies."""
         if self.config.network != "found":
             raise ValueError(
-                f"penalty needs network=found, as {self.config.network} is retrained whatever is "
+                f"limits need network=found, as {self.config.network} is retrained whatever is "
                 "found"
             )
         return CaeCost(

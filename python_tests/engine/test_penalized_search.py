@@ -219,7 +219,7 @@ class _Notes:
 @pytest.mark.parametrize(
     ("penalty", "task", "words"),
     [
-        ("parameters=1e6", {"final_channels": 0}, "penalty needs final_channels"),
+        ("parameters=1e6", {"final_channels": 0}, "parameters=1e.06: limits need final_channels"),
         ("weights=1e6", {}, "kind must be one of parameters, flops, latency, got 'weights'"),
         ("parameters", {}, "penalty must be of NAME=VALUE, each name once, got 'parameters'"),
         ("flops=1,flops=2", {}, "each name once, got 'flops=2'"),
@@ -242,8 +242,12 @@ def test_what_a_task_does_not_count_is_named(tmp_path: Path) -> None:
     pytest.importorskip("skimage")
     config = small_runs.inpainting(tmp_path / "free").config
     for penalty, task, words in (
-        ("latency=3", {}, "kind must be parameters or flops for autoencoders"),
-        ("flops=3", {"network": "base"}, "penalty needs network=found"),
+        (
+            "latency=3",
+            {},
+            "penalty latency=3: kind must be parameters or flops for autoencoders, got 'latency'",
+        ),
+        ("flops=3", {"network": "base"}, "penalty flops=3: limits need network=found"),
     ):
         changed = {
             **config,

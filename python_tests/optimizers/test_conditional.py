@@ -274,6 +274,15 @@ def test_conditions_that_make_no_sense(active_if: Any, error: Any, words: str) -
         SearchSpace(VARIABLES, active_if=active_if)
 
 
+def test_they_are_refused_on_a_cuda_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where there is none."""
+    monkeypatch.setattr(asng.ASNG, "_check_device", lambda self, device: "cuda:0")
+    words = r'device must be "cpu" for .* conditional variables \(active_if\), got \'cuda:0\''
+    for fixed in (None, {"shape": (1, 1)}):
+        with pytest.raises(ValueError, match=words):
+            asng.ASNG(SPACE, device="cuda", fixed=fixed)
+
+
 def test_costs_of_what_a_sample_lacks_are_refused() -> None:
     with pytest.raises(ValueError, match=r"'nesterov', which is conditional.*'kind' is one of"):
         CostTable(SPACE, [Term(1, {"nesterov": True})])
