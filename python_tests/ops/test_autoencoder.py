@@ -774,7 +774,7 @@ class TestSupernet:
                 supernet.to(device).zero_grad()
                 out = supernet(x.to(device), chain)
                 out.square().mean().backward()
-                grads = [p.grad.cpu() for p in supernet.parameters() if p.grad is not None]
+                grads = [p.grad.cpu().clone() for p in supernet.parameters() if p.grad is not None]
                 results.append([out.detach().cpu(), *grads])
             for got in results[1:]:
                 torch.testing.assert_close(got, results[0], rtol=1e-9, atol=1e-12)

@@ -249,8 +249,9 @@ void check_path(const Example<CellShape>& e) {
 }
 
 TEST_CASE("CUDA: chains and edges that occur twice in one launch") {
-  for (unsigned kind = 0; kind < 2; ++kind) {
-    auto e = wide_cell(16, 2, 4, 8, 8, kind % 2 == 1, 20 + kind);
+  // With one image a block goes on to a stage right after the one whose output that reads.
+  for (unsigned kind = 0; kind < 3; ++kind) {
+    auto e = wide_cell(16, 2, kind == 2 ? 1 : 4, 8, 8, kind % 2 == 1, 20 + kind);
     for (size_t i = 0; i < e.inputs.size(); ++i) {
       e.inputs[i] = static_cast<int32_t>(i / 2 % 5 + 1);
       e.operations[i] = static_cast<int32_t>((i / 2 + kind) % kOperationCount);
