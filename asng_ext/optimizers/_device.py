@@ -89,9 +89,10 @@ class ASNGTensors:
         device: torch.device,
     ) -> None:
         _libraries.require()
-        # Without the call in Python around them, which takes as long as a check of a tensor.
-        self._ask = torch.ops.asng._asng_ask.default._op
-        self._tell = torch.ops.asng._asng_tell.default._op
+        ask, tell = torch.ops.asng._asng_ask.default, torch.ops.asng._asng_tell.default
+        # Without the call in Python around them, if there is one, which takes as long as a check of
+        # a tensor.
+        self._ask, self._tell = getattr(ask, "_op", ask), getattr(tell, "_op", tell)
         self.population_size = common["population_size"]
         self.settings = (alpha, delta_init, delta_max, common["variance_ratio_min"])
         # They start as the optimizer on the CPU does.
