@@ -106,6 +106,24 @@ def register_fake(name: str, fake: Callable[..., Any]) -> None:
     torch.library.register_fake(f"asng::{name}", checked)
 
 
+def as_under_autocast(x: Tensor, rule: Cast) -> Tensor:
+    """What an argument becomes under autocast, where that is enabled: for what is called without
+    the dispatcher."""
+    device_type = x.device.type
+    if not torch.is_autocast_enabled(device_type):
+        return x
+    cast: Tensor = _cast(x, rule(device_type, torch.get_autocast_dtype(device_type)))
+    return cast
+
+
+def _cast(value: Any, dtype: torch.dtype | None) -> Any:
+    if isinstance(value, list):
+        return [_cast(item, dtype) for item in value]
+    if dtype is None or not isinstance(value, Tensor) or not value.is_floating_point():
+        return value
+    return value if value.dtype == torch.float64 else value.to(dtype)
+
+
 def register_autocast(
     name: str,
     casts: Mapping[int, Cast],
@@ -119,13 +137,6 @@ def register_autocast(
     """
     operator = getattr(torch.ops.asng, name).default
 
-    def cast(value: Any, dtype: torch.dtype | None) -> Any:
-        if isinstance(value, list):
-            return [cast(item, dtype) for item in value]
-        if dtype is None or not isinstance(value, Tensor) or not value.is_floating_point():
-            return value
-        return value if value.dtype == torch.float64 else value.to(dtype)
-
     def register(device_type: str) -> None:
         key = f"Autocast{device_type.upper()}"
         keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
@@ -134,7 +145,7 @@ def register_autocast(
             dtype = torch.get_autocast_dtype(device_type)
             given = list(args)
             for i, rule in casts.items():
-                given[i] = cast(given[i], rule(device_type, dtype))
+                given[i] = _cast(given[i], rule(device_type, dtype))
             with torch._C._ExcludeDispatchKeyGuard(keys):
                 return operator(*given)
 

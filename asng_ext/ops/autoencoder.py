@@ -34,6 +34,7 @@ from asng_ext.ops._libraries import available, cuda_available
 from asng_ext.ops._registration import (
     LIBRARY,
     Cast,
+    as_under_autocast,
     call,
     call_backward,
     check_tensor,
@@ -152,17 +153,9 @@ def chain(
     else:
         # The same in a third of the time that PyTorch's way takes with a list of weights.
         out = _Chain.apply(  # type: ignore[no-untyped-call]
-            _as_under_autocast(images), list(strides), save, *weights
+            as_under_autocast(images, _feature_map_dtype), list(strides), save, *weights
         )
     return out.permute(0, 3, 1, 2)
-
-
-def _as_under_autocast(x: Tensor) -> Tensor:
-    """Feature maps in the type to which autocast, where it is enabled, brings them."""
-    device_type = x.device.type
-    if not torch.is_autocast_enabled(device_type) or x.dtype == torch.float64:
-        return x
-    return x.to(_feature_map_dtype(device_type, torch.get_autocast_dtype(device_type)))
 
 
 class _Chain(torch.autograd.Function):

@@ -25,7 +25,13 @@ from asng_ext.ops._feature_maps import (
     padded_channels,
 )
 from asng_ext.ops._libraries import available
-from asng_ext.ops._registration import call, call_backward, register_fake, register_operator
+from asng_ext.ops._registration import (
+    as_under_autocast,
+    call,
+    call_backward,
+    register_fake,
+    register_operator,
+)
 
 __all__ = ["CellWeights", "cell", "cell_passing_on", "cells", "runs_stacks"]
 
@@ -98,19 +104,11 @@ def cell_passing_on(
     adds = _libraries.has_cuda_kernels(prev.device) and torch.is_grad_enabled()
     if not adds or torch.compiler.is_compiling():
         return cell(*args), prev
-    prev_prev, prev = map(_as_under_autocast, (prev_prev, prev))
+    prev_prev, prev = (as_under_autocast(x, cast_feature_maps) for x in (prev_prev, prev))
     out, passed_on = _PassingOn.apply(  # type: ignore[no-untyped-call]
         prev_prev, prev, inputs, operations, prev_prev_is_larger, allows_tf32(), *weights
     )
     return out, passed_on
-
-
-def _as_under_autocast(x: Tensor) -> Tensor:
-    """Feature maps in the type to which autocast, where it is enabled, brings them."""
-    device_type = x.device.type
-    if not torch.is_autocast_enabled(device_type) or x.dtype == torch.float64:
-        return x
-    return x.to(cast_feature_maps(device_type, torch.get_autocast_dtype(device_type)))
 
 
 class _PassingOn(torch.autograd.Function):

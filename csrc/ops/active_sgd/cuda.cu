@@ -5,8 +5,8 @@
 #include <cmath>
 #include <limits>
 
-#include "kernels/cuda/block_sum.h"
 #include "ops/active_sgd/cuda.h"
+#include "ops/sgd/clip.h"
 #include "platform/cuda.h"
 
 namespace asng::cuda {
@@ -81,11 +81,7 @@ template <class T>
 __global__ __launch_bounds__(kThreads) void active_step_kernel(const ActiveTable<T> table,
                                                                const ActiveSgdSettings settings,
                                                                const double* parts, int count) {
-  double squares = 0;
-  for (int i = threadIdx.x; i < count; i += kThreads) squares += parts[i];
-  const double scale = settings.max_norm / (sqrt(block_sum<kThreads>(squares)) + 1e-6);
-  // A norm of NaN makes everything NaN.
-  const T clip = static_cast<T>(scale > 1 ? 1 : scale);
+  const T clip = static_cast<T>(clip_factor<kThreads>(parts, count, settings.max_norm));
   const T momentum = static_cast<T>(settings.momentum);
   const T rate = static_cast<T>(settings.learning_rate);
   unsigned row = blockIdx.x;

@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "kernels/cuda/block_sum.h"
+#include "ops/sgd/clip.h"
 #include "ops/sgd/cuda.h"
 
 namespace asng::cuda {
@@ -121,16 +121,7 @@ __global__ __launch_bounds__(kThreads) void update_kernel(const Table<T> table,
   load_chunk<T>(chunk.tensor.weight, chunk.size, weight);
   load_chunk<T>(chunk.tensor.velocity, chunk.size, velocity);
   const T rate = static_cast<T>(*settings.learning_rate);
-  double squares = 0;
-  for (int first = threadIdx.x; first < count; first += 4 * kThreads) {
-#pragma unroll
-    for (int i = first; i < first + 4 * kThreads; i += kThreads) {
-      squares += i < count ? parts[i] : 0;
-    }
-  }
-  const double scale = settings.max_norm / (sqrt(block_sum<kThreads>(squares)) + 1e-6);
-  // A norm of NaN makes everything NaN.
-  const T clip = static_cast<T>(scale > 1 ? 1 : scale);
+  const T clip = static_cast<T>(clip_factor<kThreads>(parts, count, settings.max_norm));
   const T decay = static_cast<T>(settings.weight_decay);
   const T momentum = static_cast<T>(settings.momentum);
 #pragma unroll
