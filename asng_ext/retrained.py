@@ -295,7 +295,7 @@ def read_architecture(run_or_file: Path | str) -> tuple[Path, dict[str, Any]]:
         if not path.exists():
             raise FileNotFoundError(
                 f"{path} is missing: the search has not finished; continue it with "
-                f"`asng resume {run.path}`"
+                f"`{run.resume_command}`"
             )
     content = RunFolder(path.parent).read_json(path.name)
     if not isinstance(content.get("architecture"), dict):

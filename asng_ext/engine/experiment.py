@@ -360,7 +360,7 @@ class Experiment:
 
     def _found(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """What architecture.json holds, and the architecture in it."""
-        path, resume = self.run.file(_ARCHITECTURE), f"`asng resume {self.run.path}`"
+        path, resume = self.run.file(_ARCHITECTURE), f"`{self.run.resume_command}`"
         if not path.exists():
             raise FileNotFoundError(
                 f"{path} is missing: the search has not finished; continue it with {resume}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -18,8 +19,8 @@ from asng_ext.runs.lock import LOCK_FILE, FolderLock
 __all__ = ["RunFolder"]
 
 _NOT_EMPTY = (
-    "run folder {0} exists and is not empty; choose another, or continue the run that is in it "
-    "with `asng resume {0}`"
+    "run folder {} exists and is not empty; choose another, or continue the run that is in it "
+    "with `{}`"
 )
 
 
@@ -80,6 +81,11 @@ class RunFolder:
                 run.write_config(config)
         return run
 
+    @property
+    def resume_command(self) -> str:
+        """What continues the run, for a shell."""
+        return shlex.join(["asng", "resume", str(self.path)])
+
     @staticmethod
     def check_unused(path: Path | str) -> None:
         """Raises FileExistsError if there is something where a run is to be created."""
@@ -90,7 +96,7 @@ class RunFolder:
         else:
             used = path.exists()
         if used:
-            raise FileExistsError(_NOT_EMPTY.format(path))
+            raise FileExistsError(_NOT_EMPTY.format(path, RunFolder(path).resume_command))
 
     @classmethod
     def open(cls, path: Path | str) -> RunFolder:

@@ -55,7 +55,7 @@ def report(run: RunFolder) -> str:
         lines.append(_line("in use", f"by {user}"))
         lines.append(_command("next", f"asng show {folder}, once that has ended"))
     elif found is None:
-        lines.append(_command("next", f"asng resume {folder}"))
+        lines.append(_command("next", run.resume_command))
     elif not network or not retrained:
         lines.append(_command("next", f"asng retrain {folder}"))
     else:

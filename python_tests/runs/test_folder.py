@@ -136,6 +136,16 @@ def test_metrics_are_those_that_are_known_or_those_in_the_file(tmp_path: Path) -
     assert path.read_text().splitlines()[0] == "epoch,loss,test"
 
 
+def test_command_that_resumes_is_for_a_shell(tmp_path: Path) -> None:
+    path = tmp_path / "a run"
+    RunFolder.create(path, {})
+    (path / "search.csv").touch()
+    command = f"asng resume '{path}'"
+    assert RunFolder(path).resume_command == command
+    with pytest.raises(FileExistsError, match=re.escape(f"with `{command}`")):
+        RunFolder.check_unused(path)
+
+
 def test_run_folder(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"config\.toml"):
         RunFolder.open(tmp_path)
