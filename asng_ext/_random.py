@@ -5,14 +5,22 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import count
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["DrawsFrom", "GlobalGenerators", "drawn", "draws_of", "seeded_generator"]
+__all__ = [
+    "DrawsFrom",
+    "GlobalGenerators",
+    "ModuleGenerators",
+    "drawn",
+    "draws_of",
+    "seeded_generator",
+]
 
 Batch = TypeVar("Batch")
 
@@ -81,6 +89,30 @@ class GlobalGenerators:
         self._devices = [torch.device("cpu")] + [device] * (device.type == "cuda")
         self._own = [seeded_generator(seed, purpose, each).get_state() for each in self._devices]
         self._before: list[Tensor] = []
+        # Where they were before those batches whose making drew from them.
+        self._of_batches: dict[int, list[Tensor]] = {}
+        self._saved: list[Tensor] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where they are, and where they were before those batches whose making drew from them."""
+        return {"states": list(self._own), "of_batches": dict(self._of_batches)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """For new ones: :func:`drawn` makes the batches so far once more, and then goes on."""
+        self._saved, self._of_batches = list(state["states"]), dict(state["of_batches"])
+
+    def make(self, number: int, batches: Iterator[Batch]) -> Batch:
+        """The next batch of an epoch; StopIteration if there is none."""
+        before = self._own = self._of_batches.get(number, self._own)
+        with self:
+            batch = next(batches)
+        if not all(map(torch.equal, before, self._own)):
+            self._of_batches[number] = before
+        return batch
+
+    def go_on(self) -> None:
+        """From where the state was read that was loaded, if one was."""
+        self._own, self._saved = self._saved or self._own, None
 
     def __enter__(self) -> None:
         self._turn.acquire()
@@ -103,28 +135,93 @@ class GlobalGenerators:
         return before
 
 
-def draws_of(
-    seed: int, purpose: str, device: torch.device, *, own_generators: bool
-) -> contextlib.AbstractContextManager[None]:
+class OwnGenerators(contextlib.nullcontext[None]):
+    """Instead of :class:`GlobalGenerators`, for what draws from none of them: nothing is borrowed,
+    and there is no state."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Nothing to load."""
+
+    def make(self, number: int, batches: Iterator[Batch]) -> Batch:
+        """The next batch of an epoch; StopIteration if there is none."""
+        return next(batches)
+
+    def go_on(self) -> None:
+        """Nothing to go on from."""
+
+
+Draws = GlobalGenerators | OwnGenerators
+
+
+class ModuleGenerators:
+    """The generators that modules of a model have as attributes, such as that of drop-path.
+
+    Args:
+        model: Its modules are asked when a state is read or set.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+
+    def _all(self) -> dict[str, torch.Generator]:
+        return {
+            f"{name}.{attribute}": value
+            for name, module in self._model.named_modules()
+            for attribute, value in vars(module).items()
+            if isinstance(value, torch.Generator)
+        }
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Where they are, by name."""
+        return {name: generator.get_state() for name, generator in self._all().items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Sets what :meth:`state_dict` gave; KeyError for another model."""
+        generators = self._all()
+        for name, value in state.items():
+            generators[name].set_state(value)
+
+
+def draws_of(seed: int, purpose: str, device: torch.device, *, own_generators: bool) -> Draws:
     """What each step of an epoch runs in, so that its draws are a function of (seed, purpose).
 
     That makes an epoch the same whatever ran before it: a resumed run is the run. A task that has
     ``own_generators`` needs nothing; for any other, PyTorch's global generators are borrowed:
     dropout and most of what users write draw from them.
     """
-    return contextlib.nullcontext() if own_generators else GlobalGenerators(seed, purpose, device)
+    return OwnGenerators() if own_generators else GlobalGenerators(seed, purpose, device)
 
 
 def drawn(
-    draws: contextlib.AbstractContextManager[None], batches_of: Callable[[], Iterable[Batch]]
+    draws: Draws, batches_of: Callable[[], Iterable[Batch]], done: int = 0
 ) -> Iterator[Batch]:
-    """The batches of an epoch, made within ``draws``; what is done with them is not."""
+    """The batches of an epoch, made within ``draws``; what is done with them is not.
+
+    Args:
+        draws: New ones of the epoch, with the state that they had after the steps that are done.
+        batches_of: Gives the batches of the whole epoch.
+        done: Steps that are done. Their batches are made, since those that follow may depend on
+            what they draw, and are not given.
+
+    Raises:
+        ValueError: If there are fewer.
+    """
     with draws:
         batches = iter(batches_of())
-    while True:
-        with draws:
-            try:
-                batch = next(batches)
-            except StopIteration:
-                return
-        yield batch
+    for number in count():
+        if number == done:
+            draws.go_on()
+        try:
+            batch = draws.make(number, batches)
+        except StopIteration:
+            if number < done:
+                raise ValueError(
+                    f"batches of the epoch must be as many as before, {done} or more, got {number}"
+                ) from None
+            return
+        if number >= done:
+            yield batch

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TextIO, get_type_hints
 
 from asng_ext import __version__, optimizers, tasks
 from asng_ext._checks import check_one_process, check_positive
+from asng_ext._signals import Interrupted, interrupted_by_signals
 from asng_ext._terminal import STDERR, say, tell
 from asng_ext._threads import spin_briefly
 from asng_ext.runs.config import RetrainConfig, SearchConfig, load_toml
@@ -48,7 +49,8 @@ _ERRORS = (ValueError, TypeError, OSError, ImportError, FloatingPointError)
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit status.
 
-    A command continues when the terminal is closed, and when what it prints is not read.
+    A command continues when what it prints is not read. A search and a retraining end by signals,
+    and by closing the terminal, after their step; other commands continue without a terminal.
     """
     spin_briefly()  # before torch is imported
     arguments = _with_new_names(list(sys.argv[1:] if argv is None else argv))
@@ -63,7 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             tell("", end="")  # raises if what --help printed cannot be written
             raise
         check_one_process()
-        with _without_hangup(), _plain_warnings():
+        is_loop = args.run in (_demo, _search, _resume, _retrain)
+        with interrupted_by_signals() if is_loop else _without_hangup(), _plain_warnings():
             args.run(args)
         return 0
     except _ERRORS as error:
@@ -76,10 +79,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         say(STDERR, f"asng: error: {words}; a smaller batch_size needs less\n")
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         resume = getattr(args, "resume", arguments)
         say(STDERR, f"\nasng: interrupted; to continue: {shlex.join(['asng', *resume])}\n")
-        return 130
+        return 128 + (error.number if isinstance(error, Interrupted) else signal.SIGINT)
     finally:
         for stream in (sys.stdout, sys.stderr):
             _discard_unwritten(stream)
@@ -153,8 +156,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="asng",
         description="Neural architecture search by adaptive stochastic natural gradient (ASNG).",
-        epilog="Closing the terminal does not end a command; Ctrl-C does, and says how to continue "
-        "it.",
+        epilog="Ctrl-C, closing the terminal, SIGTERM and SIGUSR1 end a search or retraining after "
+        "its iteration, and it says how to continue; nohup keeps it from ending with the terminal.",
     )
     parser.add_argument("--version", action="version", version=f"asng-ext {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")

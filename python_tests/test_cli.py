@@ -10,8 +10,10 @@ import pty
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -523,6 +525,30 @@ sys.exit(main())
     os.close(screen)
     assert process.wait(timeout=60) == 0
     assert len(read_rows(tmp_path / "toy.csv")) == 2 * 3 * 2 * 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_a_search_with_the_command_that_goes_on(
+    number: signal.Signals, searched: Path, tmp_path: Path
+) -> None:
+    """In a process of its own, and the run continues to what it would have been."""
+    folder = tmp_path / "a run"
+    command = ["search", "classification", *small.OPTIONS, "--seed=3", "--checkpoint-minutes=1e-9"]
+    code = "import sys; from asng_ext.cli import main; sys.exit(main())"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, *command, "--out", str(folder)],
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        while not (folder / "search.pt").exists() and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(number)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    (continuing,) = re.findall(r"^asng: interrupted; to continue: asng (.*)$", said, re.M)
+    assert asng(*shlex.split(continuing)) == 0
+    assert (folder / "search.csv").read_bytes() == (searched / "search.csv").read_bytes()
 
 
 @pytest.mark.parametrize(

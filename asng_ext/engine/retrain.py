@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from asng_ext import __version__
-from asng_ext._random import DrawsFrom, drawn, draws_of
+from asng_ext._random import DrawsFrom, ModuleGenerators, drawn, draws_of
+from asng_ext._signals import Stop, asked_to_stop
 from asng_ext._terminal import STDERR, Progress
 from asng_ext._threads import cpu_threads
 from asng_ext.runs.checkpoints import Epochs, Part
@@ -41,13 +42,16 @@ def retrain(
 ) -> tuple[nn.Module, dict[str, float]]:
     """Trains the network of an architecture and tests it.
 
+    Signals do to it what they do to :func:`asng_ext.engine.search.search`.
+
     Args:
         task: Data, network and loss.
         values: The architecture by names.
         config: Settings.
         seed: Decides the initial weights and whatever else is random in the network.
         run: Where to write metrics, events, checkpoints, and in the end the weights (network.pt)
-            and test metrics (results.json). If it holds a checkpoint, training continues from it.
+            and test metrics (results.json). If it holds a checkpoint, training continues from it,
+            bit for bit and from a step within an epoch, too.
         stream: Where progress is shown; None for nowhere.
 
     Returns:
@@ -60,13 +64,16 @@ def retrain(
         CheckpointMismatchError: If the checkpoint in ``run`` is of other settings or another
             architecture, or damaged, and the one before, too.
         BlockingIOError: If another process uses ``run``.
+        Interrupted: If a signal has ended it; it is a KeyboardInterrupt.
 
     Warns:
         UserWarning: As :class:`asng_ext.runs.checkpoints.Epochs` does.
     """
     check_members("task", task, RetrainTask)
-    with run.lock() if run else contextlib.nullcontext(), cpu_threads(config.threads):
-        return _retrain(task, values, config, seed, run, stream)
+    locked = run.lock() if run else contextlib.nullcontext()
+    stopping = asked_to_stop() if run else contextlib.nullcontext(Stop())
+    with locked, stopping as stop, cpu_threads(config.threads):
+        return _retrain(task, values, config, seed, run, stream, stop)
 
 
 def _retrain(
@@ -76,6 +83,7 @@ def _retrain(
     seed: int,
     run: RunFolder | None,
     stream: TextIO | None,
+    stop: Stop,
 ) -> tuple[nn.Module, dict[str, float]]:
     with DrawsFrom(seed, "network"):
         network = task.network(values)
@@ -94,22 +102,35 @@ def _retrain(
         },
         device,
         same={"architecture": dict(values)},
+        minutes=config.checkpoint_minutes,
+        stop=stop,
     )
     # Compiled after the weights are in place; state dicts are those of the plain network.
     runner = cast(nn.Module, torch.compile(network)) if config.compile else network
     schedule = cosine if config.schedule == "cosine" else multi_step_decay
     steps = task.retrain_steps
-    progress = Progress("retrain", config.epochs * steps, epochs.done * steps, stream)
+    total, done = config.epochs * steps, epochs.done * steps + epochs.steps_done
+    progress = Progress("retrain", total, done, stream)
     shown = {"train": "train", "test": "test"}
     tested: dict[str, float] = {}
     for epoch in range(epochs.done, config.epochs):
-        rate = config.learning_rate
         task.begin_epoch(network, epoch, config.epochs)
         means = Means()
         network.train()
         draws = draws_of(seed, f"retrain epoch {epoch}", device, own_generators=task.own_generators)
-        for step, batch in enumerate(drawn(draws, partial(task.train_batches, epoch))):
-            rate = schedule(config.learning_rate, epoch * steps + step, config.epochs * steps)
+        epochs.begin(
+            {
+                "means": Part(means.state_dict, partial(means.load_state_dict, device=device)),
+                "generators": Part.of(ModuleGenerators(network)),
+                "draws": Part.of(draws),
+            },
+        )
+        batches = drawn(draws, partial(task.train_batches, epoch), epochs.steps_done)
+        # There may be no step left to do.
+        rate = schedule(config.learning_rate, epoch * steps + max(0, epochs.steps_done - 1), total)
+        set_learning_rate(weight_optimizer, rate)
+        for step, batch in enumerate(batches, epochs.steps_done):
+            rate = schedule(config.learning_rate, epoch * steps + step, total)
             set_learning_rate(weight_optimizer, rate)
             weight_optimizer.zero_grad()
             with draws:
@@ -119,6 +140,7 @@ def _retrain(
             nn.utils.clip_grad_norm_(network.parameters(), config.gradient_clip)
             weight_optimizer.step()
             means.add({"loss": loss, **further}, "train_")
+            epochs.stepped(steps, partial(_check, epoch, means, network))
             if progress.due():
                 progress.draw(epoch * steps + step + 1, shown_metrics(means.read(), task, shown))
         row = {"epoch": float(epoch + 1), **means.read(), "learning_rate": rate}
@@ -147,3 +169,7 @@ def _retrain(
         with autocast(config.precision, device):
             run.write_json("results.json", {**tested, **task.details(network)})
     return network, tested
+
+
+def _check(epoch: int, means: Means, network: nn.Module) -> None:
+    raise_if_diverged({"epoch": epoch + 1.0, **means.read()}, network)

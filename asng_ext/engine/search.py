@@ -11,7 +11,8 @@ from typing import Any, TextIO
 import torch
 from torch import Tensor, nn
 
-from asng_ext._random import DrawsFrom, drawn, draws_of
+from asng_ext._random import DrawsFrom, ModuleGenerators, drawn, draws_of
+from asng_ext._signals import Stop, asked_to_stop
 from asng_ext._terminal import STDERR, Progress
 from asng_ext._threads import cpu_threads
 from asng_ext.optimizers import Penalty
@@ -68,6 +69,9 @@ def search(
 ) -> SearchResult:
     """Searches an architecture while training the weights of the supernet.
 
+    With a ``run``, a signal that asks the process to end (SIGINT, SIGTERM, SIGHUP, SIGUSR1) ends it
+    after a checkpoint of the step it came in; the same signal again, at once.
+
     Each step draws λ architectures and trains the weights on their mean loss over one batch
     (eq. (9)), then draws λ more and moves the distribution by their losses on another batch
     (eq. (12)), without gradients and without a trace in batch normalization. All λ see the same
@@ -85,7 +89,8 @@ def search(
         config: Settings of the loop.
         seed: Decides the initial weights and whatever else is random in the supernet.
         run: Where to write metrics, events and checkpoints. If it holds a checkpoint, the search
-            continues from there, bit for bit as if it had not been interrupted.
+            continues from there, bit for bit as if it had not been interrupted: from an iteration
+            within an epoch, too.
         stream: Where progress is shown; None for nowhere.
         graphs: What captures steps; by default CUDA graphs where the supernet is on a GPU, and
             nothing elsewhere.
@@ -102,6 +107,7 @@ def search(
         CheckpointMismatchError: If the checkpoint in ``run`` is of a search with other settings or
             another optimizer, or damaged.
         BlockingIOError: If another process uses ``run``.
+        Interrupted: If a signal has ended it; it is a KeyboardInterrupt.
 
     Warns:
         UserWarning: If the checkpoint was computed with another number of threads, instruction set,
@@ -111,8 +117,10 @@ def search(
     check_members("optimizer", optimizer, Optimizer)
     if config.penalty and penalty is None:
         raise ValueError(f"penalty must be given, with the limits {config.penalty}")
-    with run.lock() if run else contextlib.nullcontext(), cpu_threads(config.threads):
-        return _search(task, optimizer, config, seed, run, stream, graphs, penalty)
+    locked = run.lock() if run else contextlib.nullcontext()
+    stopping = asked_to_stop() if run else contextlib.nullcontext(Stop())
+    with locked, stopping as stop, cpu_threads(config.threads):
+        return _search(task, optimizer, config, seed, run, stream, graphs, penalty, stop)
 
 
 def _search(
@@ -124,6 +132,7 @@ def _search(
     stream: TextIO | None,
     graphs: GraphBackend | None,
     penalty: Penalty | None,
+    stop: Stop,
 ) -> SearchResult:
     with DrawsFrom(seed, "supernet"):
         supernet = task.supernet()
@@ -159,12 +168,19 @@ def _search(
             **{name: getattr(SearchConfig, name) for name in _ADDED},
             "penalty_of": None,
         },
+        minutes=config.checkpoint_minutes,
+        stop=stop,
     )
     steps = task.search_steps
     # To show what was measured, the host synchronizes with the device.
     interval = 0.25 if device.type == "cpu" else 10.0
-    progress = Progress("search", config.epochs * steps, epochs.done * steps, stream, interval)
+    total, done = config.epochs * steps, epochs.done * steps + epochs.steps_done
+    progress = Progress("search", total, done, stream, interval)
     means = Means()
+    within = {
+        "means": Part(means.state_dict, partial(means.load_state_dict, device=device)),
+        "generators": Part.of(ModuleGenerators(supernet)),
+    }
     iteration: Callable[[Any], None] = _Iteration(task, supernet, sgd, optimizer, means, penalty)
     if graphs is not None and config.graphs:
         if blocker is None:
@@ -173,13 +189,18 @@ def _search(
             progress.note(_NO_GRAPHS + blocker)
     for epoch in range(epochs.done, config.epochs):
         means.reset()
-        rate = config.learning_rate
         draws = draws_of(seed, f"search epoch {epoch}", device, own_generators=task.own_generators)
-        for step, pair in enumerate(drawn(draws, partial(_pairs, task, epoch))):
-            rate = cosine(config.learning_rate, epoch * steps + step, config.epochs * steps)
+        epochs.begin({**within, "draws": Part.of(draws)})
+        pairs = drawn(draws, partial(_pairs, task, epoch), epochs.steps_done)
+        # There may be no step left to do.
+        rate = cosine(config.learning_rate, epoch * steps + max(0, epochs.steps_done - 1), total)
+        set_learning_rate(sgd, rate)
+        for step, pair in enumerate(pairs, epochs.steps_done):
+            rate = cosine(config.learning_rate, epoch * steps + step, total)
             set_learning_rate(sgd, rate)
             with draws:
                 iteration(pair)
+            epochs.stepped(steps, partial(_check, epoch, means, supernet))
             if progress.due():
                 progress.draw(epoch * steps + step + 1, _shown(means.read(), task, optimizer))
         row = {"epoch": float(epoch + 1), **means.read()}
@@ -204,6 +225,10 @@ def _search(
         progress.line((epoch + 1) * steps, _shown(row, task, optimizer))
     epochs.close()
     return SearchResult(_recommended(optimizer, penalty), supernet, epochs.rows)
+
+
+def _check(epoch: int, means: Means, supernet: nn.Module) -> None:
+    raise_if_diverged({"epoch": epoch + 1.0, **means.read()}, supernet)
 
 
 _ADDED = ("init", "init_probability", "fixed", "penalty")

@@ -1,9 +1,10 @@
-"""The epochs of a loop that are done, and the checkpoint from which it continues."""
+"""The epochs of a loop that are done, and the checkpoints from which it continues."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 
 from asng_ext import ops
 from asng_ext._checks import check_integer
+from asng_ext._signals import Stop
 from asng_ext.ops import _libraries
 from asng_ext.runs.folder import RunFolder
 from asng_ext.runs.metrics import Distributions, Events, MetricsTable
@@ -31,10 +33,18 @@ class Part(NamedTuple):
     state_dict: Callable[[], Mapping[str, Any]]
     load_state_dict: Callable[[Any], object]
 
+    @classmethod
+    def of(cls, value: Any) -> Part:
+        """That of something that has both methods."""
+        return cls(value.state_dict, value.load_state_dict)
+
 
 class Epochs:
     """The epochs of a loop that are done: their metrics, and in a run folder the checkpoint, the
     table and the events. If there is a checkpoint in it, the parts are set to what it holds.
+
+    A checkpoint is written after each epoch, and within one after a step, which changes nothing of
+    what the steps compute. Table and events are of whole epochs.
 
     Args:
         run: The folder; None to keep the metrics only.
@@ -45,10 +55,13 @@ class Epochs:
         device: Where the loop computes.
         same: Further entries of the checkpoint, which must be the same.
         assumed: What a checkpoint that lacks a value of ``identity`` is taken to say.
+        minutes: Between checkpoints within an epoch; 0 for none but where ``stop`` asks for it.
+        stop: Says when to write the last one.
 
     Attributes:
         rows: The metrics of each epoch.
         done: How many epochs are done.
+        steps_done: How many steps of the next epoch are done.
         identity: Those plain values as they are after saving.
 
     Raises:
@@ -72,11 +85,20 @@ class Epochs:
         *,
         same: Mapping[str, Any] | None = None,
         assumed: Mapping[str, Any] | None = None,
+        minutes: float = 0.0,
+        stop: Stop | None = None,
     ) -> None:
         # A checkpoint of other than plain values could not be read again.
         self.identity: dict[str, Any] = json.loads(json.dumps(identity))
         self.rows: list[dict[str, float]] = []
         self.done = 0
+        self.steps_done = 0
+        self._minutes = minutes
+        self._stop = stop or Stop()
+        self._written = time.monotonic()
+        self._within: Mapping[str, Any] = {}
+        self._within_parts: Mapping[str, Part] = {}
+        self._path = Path()
         self._run = run
         self._loop = loop
         self._parts = parts
@@ -90,7 +112,9 @@ class Epochs:
         except ValueError as error:
             raise CheckpointMismatchError(str(error)) from error
         self.rows = self._table.rows
-        self._events = Events(run.file("events") / loop) if self.done < total else None
+        self._events = None
+        if self.done < total:
+            self._events = Events(run.file("events") / loop, after=self.done)
 
     def _resume(
         self, run: RunFolder, total: int, assumed: Mapping[str, Any]
@@ -112,11 +136,55 @@ class Epochs:
             )
         with fitting(path):
             self.done, rows = _epochs_of(state, total)
+            self._path, self._within = path, state.get("within", {})
+            self.steps_done = self._within.get("steps_done", 0)
             for name, part in self._parts.items():
                 part.load_state_dict(state[name])
             if self.done < total:
                 _warn_if_computed_otherwise(path, state, self._device)
         return rows
+
+    def begin(self, parts: Mapping[str, Part]) -> None:
+        """Begins an epoch, or continues it.
+
+        Args:
+            parts: What the loop changes within it, and begins it with anew. Those in the checkpoint
+                are set to what it holds.
+
+        Raises:
+            CheckpointMismatchError: If the checkpoint does not fit.
+        """
+        within, self._within, self._within_parts = self._within, {}, parts
+        if not within:
+            return
+        try:
+            with fitting(self._path):
+                check_integer("steps_done", self.steps_done, 1, 2**63)
+                for name, part in parts.items():
+                    part.load_state_dict(within[name])
+        except ValueError as error:
+            raise CheckpointMismatchError(str(error)) from error
+
+    def stepped(self, steps: int, check: Callable[[], object]) -> None:
+        """Says that a step is done, and writes a checkpoint if it is time for one.
+
+        Args:
+            steps: Of the epoch.
+            check: Is called before; raises an error if there is nothing to write.
+
+        Raises:
+            Interrupted: If a signal has come.
+        """
+        self.steps_done += 1
+        asked = self._stop.number is not None
+        if self._run is not None and (asked or (self.steps_done < steps and self._is_due())):
+            check()
+            within = {name: part.state_dict() for name, part in self._within_parts.items()}
+            self._save({"within": {"steps_done": self.steps_done, **within}})
+        self._stop.raise_if_asked()
+
+    def _is_due(self) -> bool:
+        return 0 < 60 * self._minutes <= time.monotonic() - self._written
 
     def add(
         self,
@@ -124,11 +192,24 @@ class Epochs:
         distributions: Callable[[], Distributions] | None = None,
     ) -> None:
         """Adds the metrics of an epoch that is done, and writes the files. ``distributions`` are
-        asked for only where there are events to write them to."""
+        asked for only where there are events to write them to.
+
+        Raises:
+            Interrupted: If a signal has come.
+        """
         self.rows.append(row)
         self.done += 1
-        if self._run is None:
-            return
+        self.steps_done = 0
+        if self._run is not None:
+            # If it ends before the checkpoint is there, they are written again, and count once.
+            if self._events:
+                self._events.add(row, distributions)
+            self._save({})
+            self._table.write()
+        self._stop.raise_if_asked()
+
+    def _save(self, more: Mapping[str, Any]) -> None:
+        assert self._run is not None
         state = {
             "epochs_done": self.done,
             "rows": self.rows,
@@ -136,11 +217,10 @@ class Epochs:
             "computed_by": _computed_by(self._device),
             **self._same,
             **{name: part.state_dict() for name, part in self._parts.items()},
+            **more,
         }
         self._run.save(f"{self._loop}.pt", state, keep_previous=True)
-        self._table.write()
-        if self._events:
-            self._events.add(row, distributions)
+        self._written = time.monotonic()
 
     def close(self) -> None:
         """Ends the events."""
@@ -174,7 +254,8 @@ def _differences(
 def _epochs_of(state: Mapping[str, Any], epochs: int) -> tuple[int, list[dict[str, float]] | None]:
     """How many epochs are done, and their metrics; None if the checkpoint does not hold these."""
     done = state["epochs_done"]
-    check_integer("epochs_done", done, 1, epochs + 1)
+    within = "within" in state
+    check_integer("epochs_done", done, 0 if within else 1, epochs + (not within))
     if "rows" not in state:
         return done, None
     rows = [{str(name): float(value) for name, value in row.items()} for row in state["rows"]]

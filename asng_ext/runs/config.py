@@ -120,6 +120,11 @@ _MOST_EPOCHS = 1_000_000
 _MOST_IMAGES = 1_000_000
 
 
+def _checkpoint_minutes_setting() -> Any:
+    what = "minutes between checkpoints within epochs; 0 for those at their ends alone"
+    return setting(5.0, what, low=0, high=1e6, runtime_only=True)
+
+
 @dataclass(frozen=True)
 class SearchConfig(Checked):
     """Settings of the search loop; the defaults are those of Section 3.2."""
@@ -164,6 +169,7 @@ class SearchConfig(Checked):
         low=0,
         high=_MOST_EPOCHS,
     )
+    checkpoint_minutes: float = _checkpoint_minutes_setting()
     graphs: bool = setting(
         True,
         "replay steps as CUDA graphs, on a GPU and where they can be captured",
@@ -210,6 +216,7 @@ class RetrainConfig(Checked):
     test_every: int = setting(
         1, "epochs between tests; the last is always tested", low=1, high=_MOST_EPOCHS
     )
+    checkpoint_minutes: float = _checkpoint_minutes_setting()
 
 
 def pairs(setting: str, text: str) -> dict[str, str]:

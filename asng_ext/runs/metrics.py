@@ -72,15 +72,19 @@ class Events:
 
     Args:
         path: Their folder.
+        after: Epochs whose events stay: those of later ones that are in the folder do not count.
+            None for all.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, after: int | None = None) -> None:
         self._writer: Any = None
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             return
-        self._writer = SummaryWriter(str(path))
+        begun_before = after is not None and path.is_dir() and any(path.iterdir())
+        purged = after + 1 if begun_before and after is not None else None
+        self._writer = SummaryWriter(str(path), purge_step=purged)
 
     def add(
         self, row: Mapping[str, float], distributions: Callable[[], Distributions] | None = None

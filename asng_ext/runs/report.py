@@ -72,7 +72,8 @@ def _progress(run: RunFolder, config: Mapping[str, Any], loop: str) -> tuple[boo
         raise ValueError(f"{run.file('config.toml')} must say how many epochs [{loop}] has")
     rows = MetricsTable(run.file(f"{loop}.csv"), keep=total).rows
     if not rows:
-        return False, "not begun"
+        begun = run.file(f"{loop}.pt").exists()
+        return False, f"in the first of {total} epochs" if begun else "not begun"
     metrics = {name: value for name, value in rows[-1].items() if name != "epoch"}
     return len(rows) == total, f"{len(rows)} of {total} epochs; {_numbers(metrics, '', '.4g')}"
 

@@ -167,7 +167,8 @@ class SearchTask(_TaskOfALoop, Protocol):
         """A new supernet with random weights, on the task's device."""
 
     def weight_batches(self, epoch: int) -> Iterable[Batch]:
-        """Batches that train the weights; a function of the epoch alone."""
+        """Batches that train the weights; a function of the epoch alone. To continue within an
+        epoch, all are made again, and those that were used are left out."""
 
     def theta_batches(self, epoch: int) -> Iterable[Batch]:
         """As many batches of other data that move the distribution."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -132,6 +133,14 @@ class Means:
         if one is None:
             one = self._one[device] = torch.ones((), device=device)
         return one
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has been summed up."""
+        return {"sums": [(list(names), total) for names, total in self._sums.items()]}
+
+    def load_state_dict(self, state: Mapping[str, Any], device: torch.device | None = None) -> None:
+        """Goes on from what :meth:`state_dict` gave, on a device."""
+        self._sums = {tuple(names): total.to(device) for names, total in state["sums"]}
 
     def reset(self) -> None:
         """Begins again."""
