@@ -7,7 +7,8 @@ import errno
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import IO
 
@@ -41,14 +42,14 @@ def with_remedy(path: Path) -> Iterator[None]:
 
 
 def write_atomically(
-    path: Path, write: Callable[[IO[bytes]], object], *, previous: Path | None = None
+    path: Path, write: Callable[[IO[bytes]], object], *, previous: Sequence[Path] = ()
 ) -> None:
     """Creates or replaces a file at once: what was there stays until all is written.
 
     Args:
         path: The file.
         write: Writes it.
-        previous: Where to keep what was there.
+        previous: Where to keep what was there, where to keep what was there before, and so on.
 
     Raises:
         OSError: If that cannot be done. Names the file, and what was there is there still.
@@ -60,8 +61,11 @@ def write_atomically(
                 write(file)
                 file.flush()
                 os.fsync(file.fileno())
-            if previous is not None and path.exists():
-                _keep(path, previous)
+            if previous and path.exists():
+                for newer, older in reversed(list(pairwise(previous))):
+                    if newer.exists():
+                        os.replace(newer, older)
+                _keep(path, previous[0])
             os.replace(temporary, path)
         finally:
             with contextlib.suppress(OSError):

@@ -204,6 +204,11 @@ def _parser() -> argparse.ArgumentParser:
             "of its own in RUN, and a table of them all",
         )
         task.add_argument(
+            "--resume-if-exists",
+            action="store_true",
+            help="continue the search that is in the folder of --out, if there is one",
+        )
+        task.add_argument(
             "--sweep-retrain", action="store_true", help="retrain each network of the sweep"
         )
         _add_section(task, "task", kind.config, title=kind.name, kind=kind)
@@ -211,7 +216,11 @@ def _parser() -> argparse.ArgumentParser:
         _add_section(task, "retrain", RetrainConfig, prefix="retrain-", kind=kind)
         task.set_defaults(run=_search)
 
-    resume = commands.add_parser("resume", help="continue an interrupted search")
+    resume = commands.add_parser(
+        "resume",
+        help="continue an interrupted search",
+        description="Settings that are not given are those in the run's config.toml.",
+    )
     retrain = commands.add_parser(
         "retrain",
         help="train the architecture of a run from scratch, or continue to",
@@ -278,18 +287,27 @@ def _parser() -> argparse.ArgumentParser:
     ):
         command.add_argument("folder", metavar="RUN", help="run folder")
         command.set_defaults(run=run)
-        if command in (retrain, evaluate):
+        if command in (resume, retrain):
+            command.add_argument(
+                "--resume-from",
+                metavar="FILE",
+                default=None,
+                help="checkpoint to continue from, such as RUN/search.prev.pt (the newest)",
+            )
+        if command in (resume, retrain, evaluate):
             command.add_argument(
                 "--device", default=argparse.SUPPRESS, help="cpu or cuda (default: the run's)"
             )
+    _add_section(resume, "search", SearchConfig, runtime_only=True)
     _add_section(retrain, "retrain", RetrainConfig, hidden_prefix="retrain-")
     for kind in map(tasks.get, tasks.names()):
         _add_section(
             retrain, "task", kind.config, title=f"{kind.name}: network", for_retraining=True
         )
-    evaluate.add_argument(
-        "--data", dest="task.data", default=argparse.SUPPRESS, help="data set, if it moved"
-    )
+    for command in (resume, evaluate):
+        command.add_argument(
+            "--data", dest="task.data", default=argparse.SUPPRESS, help="data set, if it moved"
+        )
 
     toy_study.add_parser(commands)
     return parser
@@ -312,9 +330,11 @@ def _add_section(
     hidden_prefix: str = "",
     title: str | None = None,
     for_retraining: bool = False,
+    runtime_only: bool = False,
     kind: TaskKind | None = None,
 ) -> None:
-    """An option for every setting of a section, or every one for retraining; its destination is
+    """An option for every setting of a section, or every one for retraining or without influence on
+    results; its destination is
     "section.setting". Tasks may have settings of the same name: the option is there once.
     The help says what the presets of ``kind`` have, and nothing of names with ``hidden_prefix``."""
     group = parser.add_argument_group(f"{title or name} settings")
@@ -322,6 +342,8 @@ def _add_section(
     for item in dataclasses.fields(section):
         flag = f"--{item.metadata['option'] or prefix + item.name.replace('_', '-')}"
         if for_retraining and not item.metadata["for_retraining"]:
+            continue
+        if runtime_only and not item.metadata["runtime_only"]:
             continue
         if flag in parser._option_string_actions:
             continue
@@ -434,13 +456,27 @@ def _from_file(args: argparse.Namespace) -> Mapping[str, Any]:
 def _search(args: argparse.Namespace) -> None:
     if args.sweep_retrain and not args.penalty_sweep:
         raise ValueError("--sweep-retrain is for a sweep, and needs --penalty-sweep")
-    if args.out and not args.penalty_sweep:
+    if args.resume_if_exists and not args.out:
+        raise ValueError("--resume-if-exists needs --out, the folder of the run")
+    exists = args.resume_if_exists and (Path(args.out) / "config.toml").is_file()
+    if args.out and not args.penalty_sweep and not exists:
         RunFolder.check_unused(args.out)  # before the data are measured
     config = _config(tasks.get(args.task), args, args.preset, _from_file(args))
-    if args.penalty_sweep:
+    if args.penalty_sweep:  # it continues what there is
         _sweep(args, config)
+    elif exists:
+        _finish_search(_again(args, config))
     else:
         _finish_search(_create(args, args.task, config))
+
+
+def _again(args: argparse.Namespace, config: Mapping[str, Any]) -> Experiment:
+    """The run that is in the folder, with the settings given for the search."""
+    from asng_ext.engine.experiment import Experiment
+
+    run = RunFolder.open(args.out)
+    args.resume = ["resume", str(run.path)]
+    return Experiment(run, {**config, "retrain": run.read_config().get("retrain", {})})
 
 
 def _sweep(args: argparse.Namespace, config: Mapping[str, Any]) -> None:
@@ -464,11 +500,26 @@ def _demo(args: argparse.Namespace) -> None:
 
 
 def _resume(args: argparse.Namespace) -> None:
-    _finish_search(_open(args))
+    experiment = _open(args)
+    # An interrupted one continues from the checkpoint that it writes.
+    args.resume = _without("--resume-from", args.arguments)
+    _finish_search(experiment, args.resume_from)
 
 
-def _finish_search(experiment: Experiment) -> None:
-    experiment.search()
+def _without(option: str, arguments: Sequence[str]) -> list[str]:
+    """The arguments without an option and its value."""
+    kept, values = [], iter(arguments)
+    for argument in values:
+        name, equals, _ = argument.partition("=")
+        if not (option.startswith(name) and len(name) > len("--re")):  # it may be abbreviated
+            kept.append(argument)
+        elif not equals:
+            next(values, None)
+    return kept
+
+
+def _finish_search(experiment: Experiment, resume_from: str | None = None) -> None:
+    experiment.search(*filter(None, [resume_from]))
     tell(f"architecture: {experiment.run.file('architecture.json')}")
     tell(f"retrain it:   {shlex.join(['asng', 'retrain', str(experiment.run.path)])}")
 
@@ -515,7 +566,8 @@ def _retrain(args: argparse.Namespace) -> None:
         raise ValueError("--config and --seed are for a new run, and need --architecture")
     else:
         experiment = _open(args)
-    _report(experiment, experiment.retrain())
+        args.resume = _without("--resume-from", args.arguments)
+    _report(experiment, experiment.retrain(*filter(None, [args.resume_from])))
 
 
 def _evaluate(args: argparse.Namespace) -> None:

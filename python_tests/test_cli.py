@@ -167,6 +167,55 @@ def test_resume_of_a_finished_search_changes_nothing(searched: Path) -> None:
     assert before == after
 
 
+def test_what_may_change_on_resume(
+    searched: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(searched, folder)
+    config = RunFolder(folder).read_config()
+    options = ["--no-graphs", "--threads=1", "--keep=3", "--checkpoint-minutes=2"]
+    older = f"--resume-from={folder / 'search.prev.pt'}"
+    assert asng("resume", folder, "--data=digits", "--device=cpu", older, *options) == 0
+    changed = RunFolder(folder).read_config()
+    kept = {"graphs": False, "threads": 1, "keep": 3, "checkpoint_minutes": 2.0}
+    assert changed == {**config, "search": {**config["search"], **kept}}
+    assert (folder / "search.csv").read_bytes() == (searched / "search.csv").read_bytes()
+    before = (folder / "config.toml").read_bytes()
+    missing = folder / "missing.pt"
+    assert asng("resume", folder, "--keep=9", "--resume-from", missing) == 2
+    assert f"there is no {missing}" in capsys.readouterr().err
+    assert (folder / "config.toml").read_bytes() == before
+    with pytest.raises(SystemExit):
+        asng("resume", folder, "--epochs=3")
+
+
+def test_a_command_line_continues_as_without_its_checkpoint() -> None:
+    for option in (["--resume-from", "a.pt"], ["--resume-from=a.pt"], ["--resume", "a.pt"]):
+        arguments = ["resume", *option, "run", "--keep=3"]
+        assert cli._without("--resume-from", arguments) == ["resume", "run", "--keep=3"]
+
+
+def test_resume_if_exists(
+    searched: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    command = ["search", "classification", *small.OPTIONS, "--seed=3", "--resume-if-exists"]
+    assert asng(*command) == 2
+    assert "--resume-if-exists needs --out" in capsys.readouterr().err
+    assert asng(*command, "--out", folder) == 0
+    assert (folder / "search.csv").read_bytes() == (searched / "search.csv").read_bytes()
+    files = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    assert asng(*command, "--out", folder, "--learning-rate=0.5") == 2
+    assert "begun with other settings: learning_rate was" in capsys.readouterr().err
+    assert files == {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    assert asng(*command, "--out", folder, "--threads=1") == 0
+    assert RunFolder(folder).read_config()["search"]["threads"] == 1
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").touch()
+    assert asng(*command, "--out", tmp_path / "other") == 2
+    assert "is not empty" in capsys.readouterr().err
+
+
 def test_same_seed_same_files(searched: Path, tmp_path: Path) -> None:
     again = tmp_path / "again"
     config = RunFolder.open(searched).read_config()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import runpy
 import subprocess
@@ -10,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import small_classification as small
 import torch
 
 import asng_ext as asng
@@ -42,6 +44,39 @@ def check(name: str, printed: str) -> None:
     found = re.findall(pattern, printed)
     assert len(found) == 1
     assert float(found[0]) >= least
+
+
+@pytest.mark.slow
+def test_a_job_that_is_queued_again_goes_on(tmp_path: Path) -> None:
+    """The script for SLURM, with an srun that tells the first step that its time is nearly over."""
+    programs = {
+        "asng": f'exec {sys.executable} -c "from asng_ext.cli import main; exit(main())" "$@"',
+        "scontrol": f'echo "$@" >> {tmp_path / "queued"}',
+        "srun": f"""
+            [ -e {tmp_path / "queued"} ] && exec "$@"
+            "$@" &
+            while [ ! -e {tmp_path / "run" / "search.pt"} ]; do sleep 0.05; done
+            kill -USR1 $!
+            wait $!
+        """,
+    }
+    (tmp_path / "bin").mkdir()
+    for name, body in programs.items():
+        path = tmp_path / "bin" / name
+        path.write_text(f"#!/bin/bash\n{body}\n")
+        path.chmod(0o755)
+    environment = os.environ | {
+        "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+        "SLURM_JOB_ID": "7",
+    }
+    command = ["bash", FOLDER / "slurm_search.sh", "digits", tmp_path / "run", *small.OPTIONS[1:]]
+    for status in (138, 0):
+        job = subprocess.run(
+            [*command, "--checkpoint-minutes=1e-9"], env=environment, capture_output=True, text=True
+        )
+        assert job.returncode == status, job.stderr
+        assert (tmp_path / "queued").read_text() == "requeue 7\n"
+    assert (tmp_path / "run" / "results.json").exists()
 
 
 def test_every_example_is_run() -> None:

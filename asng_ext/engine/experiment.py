@@ -6,7 +6,7 @@ import contextlib
 import copy
 import inspect
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
@@ -160,10 +160,14 @@ class Experiment:
             config["device"] = device
         return cls(run, config, stream)
 
-    def search(self) -> dict[str, Any]:
+    def search(self, resume_from: Path | str | None = None) -> dict[str, Any]:
         """Searches, or continues to; returns the architecture by names.
 
-        Writes search.csv, search.pt, architecture.json and pictures.
+        Writes search.csv, search.pt, architecture.json and pictures, and config.toml if settings
+        have changed since.
+
+        Args:
+            resume_from: A checkpoint of this search to continue from, instead of the newest one.
 
         Raises:
             ValueError: If the run was begun with an architecture.
@@ -175,7 +179,7 @@ class Experiment:
             )
         kept = self.run.file(_START).exists()
         optimizer = self.optimizer(self.run.read_json(_START) if kept else self._read_start())
-        with self.run.lock():
+        with self.run.lock(), self._settings_kept():
             penalty = self.penalty()
             result = search(
                 self.task,
@@ -185,6 +189,7 @@ class Experiment:
                 run=self.run,
                 stream=self.stream,
                 penalty=penalty,
+                resume_from=Path(resume_from) if resume_from is not None else None,
             )
             # A user's optimizer may have no distribution that could be shown.
             known = isinstance(optimizer, optimizers.Optimizer)
@@ -376,19 +381,32 @@ class Experiment:
             self.task.space.encode(values)
         return content, values
 
-    def retrain(self) -> dict[str, float]:
+    @contextlib.contextmanager
+    def _settings_kept(self) -> Iterator[None]:
+        """What is done in this context is done with the settings that config.toml says."""
+        before = self.run.read_config() if self.run.file("config.toml").exists() else None
+        # Written first, so that what is interrupted continues with the settings it began with.
+        if before is not None and _checked(before)[0] != self.config:
+            self.run.write_config(self.config)
+        try:
+            yield
+        except CheckpointMismatchError:  # nothing has been trained
+            if before is not None:
+                self.run.write_config(before)
+            raise
+
+    def retrain(self, resume_from: Path | str | None = None) -> dict[str, float]:
         """Retrains the architecture, or continues to; returns its test metrics.
 
         Writes config.toml with the settings used, retrain.csv, retrain.pt, network.pt,
         results.json, the size of the network into architecture.json, and a picture.
+
+        Args:
+            resume_from: A checkpoint of this training to continue from, instead of the newest one.
         """
         with self.run.lock():
             content, values = self._found()
-            before = self.run.read_config()
-            # Written first, so that an interrupted retraining continues with the settings it began
-            # with.
-            self.run.write_config(self.config)
-            try:
+            with self._settings_kept():
                 network, tested = retrain(
                     self.task,
                     values,
@@ -396,10 +414,8 @@ class Experiment:
                     seed=self.seed,
                     run=self.run,
                     stream=self.stream,
+                    resume_from=Path(resume_from) if resume_from is not None else None,
                 )
-            except CheckpointMismatchError:  # nothing has been trained
-                self.run.write_config(before)
-                raise
             # The settings of the network may have changed since the search.
             self.run.write_json(
                 _ARCHITECTURE, {**content, "network": dict(self.task.summary(values))}

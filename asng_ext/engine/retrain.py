@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any, TextIO, cast
 
 import torch
@@ -39,6 +40,7 @@ def retrain(
     seed: int,
     run: RunFolder | None = None,
     stream: TextIO | None = STDERR,
+    resume_from: Path | None = None,
 ) -> tuple[nn.Module, dict[str, float]]:
     """Trains the network of an architecture and tests it.
 
@@ -53,6 +55,7 @@ def retrain(
             and test metrics (results.json). If it holds a checkpoint, training continues from it,
             bit for bit and from a step within an epoch, too.
         stream: Where progress is shown; None for nowhere.
+        resume_from: A checkpoint of this training to continue from, instead of the newest one.
 
     Returns:
         The network and its test metrics.
@@ -73,7 +76,7 @@ def retrain(
     locked = run.lock() if run else contextlib.nullcontext()
     stopping = asked_to_stop() if run else contextlib.nullcontext(Stop())
     with locked, stopping as stop, cpu_threads(config.threads):
-        return _retrain(task, values, config, seed, run, stream, stop)
+        return _retrain(task, values, config, seed, run, stream, stop, resume_from)
 
 
 def _retrain(
@@ -84,6 +87,7 @@ def _retrain(
     run: RunFolder | None,
     stream: TextIO | None,
     stop: Stop,
+    resume_from: Path | None,
 ) -> tuple[nn.Module, dict[str, float]]:
     with DrawsFrom(seed, "network"):
         network = task.network(values)
@@ -103,7 +107,9 @@ def _retrain(
         device,
         same={"architecture": dict(values)},
         minutes=config.checkpoint_minutes,
+        keep=config.keep,
         stop=stop,
+        resume_from=resume_from,
     )
     # Compiled after the weights are in place; state dicts are those of the plain network.
     runner = cast(nn.Module, torch.compile(network)) if config.compile else network

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, TextIO
 
 import torch
@@ -66,6 +67,7 @@ def search(
     stream: TextIO | None = STDERR,
     graphs: GraphBackend | None = None,
     penalty: Penalty | None = None,
+    resume_from: Path | None = None,
 ) -> SearchResult:
     """Searches an architecture while training the weights of the supernet.
 
@@ -98,6 +100,7 @@ def search(
             within, and the architecture is the most likely one within them. Metrics are, in
             addition, the mean costs of the samples that move the distribution, "theta_" and the
             name, and how many are within all limits, "theta_within_limits".
+        resume_from: A checkpoint of this search to continue from, instead of the newest one.
 
     Raises:
         FloatingPointError: If the training loss or a weight becomes NaN or infinite, or no loss of
@@ -120,7 +123,9 @@ def search(
     locked = run.lock() if run else contextlib.nullcontext()
     stopping = asked_to_stop() if run else contextlib.nullcontext(Stop())
     with locked, stopping as stop, cpu_threads(config.threads):
-        return _search(task, optimizer, config, seed, run, stream, graphs, penalty, stop)
+        return _search(
+            task, optimizer, config, seed, run, stream, graphs, penalty, stop, resume_from
+        )
 
 
 def _search(
@@ -133,6 +138,7 @@ def _search(
     graphs: GraphBackend | None,
     penalty: Penalty | None,
     stop: Stop,
+    resume_from: Path | None,
 ) -> SearchResult:
     with DrawsFrom(seed, "supernet"):
         supernet = task.supernet()
@@ -169,7 +175,9 @@ def _search(
             "penalty_of": None,
         },
         minutes=config.checkpoint_minutes,
+        keep=config.keep,
         stop=stop,
+        resume_from=resume_from,
     )
     steps = task.search_steps
     # To show what was measured, the host synchronizes with the device.

@@ -56,7 +56,9 @@ class Epochs:
         same: Further entries of the checkpoint, which must be the same.
         assumed: What a checkpoint that lacks a value of ``identity`` is taken to say.
         minutes: Between checkpoints within an epoch; 0 for none but where ``stop`` asks for it.
+        keep: How many checkpoints to keep.
         stop: Says when to write the last one.
+        resume_from: The checkpoint to continue from instead of the newest one in the folder.
 
     Attributes:
         rows: The metrics of each epoch.
@@ -66,7 +68,7 @@ class Epochs:
 
     Raises:
         CheckpointMismatchError: If the checkpoint is of another identity or does not fit the parts,
-            or is damaged, and the one before, too.
+            or is damaged, and those before, too.
 
     Warns:
         UserWarning: If the checkpoint was computed with another number of threads, instruction set,
@@ -86,7 +88,9 @@ class Epochs:
         same: Mapping[str, Any] | None = None,
         assumed: Mapping[str, Any] | None = None,
         minutes: float = 0.0,
+        keep: int = 2,
         stop: Stop | None = None,
+        resume_from: Path | None = None,
     ) -> None:
         # A checkpoint of other than plain values could not be read again.
         self.identity: dict[str, Any] = json.loads(json.dumps(identity))
@@ -94,6 +98,7 @@ class Epochs:
         self.done = 0
         self.steps_done = 0
         self._minutes = minutes
+        self._keep = keep
         self._stop = stop or Stop()
         self._written = time.monotonic()
         self._within: Mapping[str, Any] = {}
@@ -107,7 +112,7 @@ class Epochs:
         if run is None:
             return
         try:
-            rows = self._resume(run, total, assumed or {})
+            rows = self._resume(run, total, assumed or {}, resume_from)
             self._table = MetricsTable(run.file(f"{loop}.csv"), self.done, rows)
         except ValueError as error:
             raise CheckpointMismatchError(str(error)) from error
@@ -117,14 +122,20 @@ class Epochs:
             self._events = Events(run.file("events") / loop, after=self.done)
 
     def _resume(
-        self, run: RunFolder, total: int, assumed: Mapping[str, Any]
+        self, run: RunFolder, total: int, assumed: Mapping[str, Any], chosen: Path | None
     ) -> list[dict[str, float]] | None:
         """Loads the checkpoint, if there is one; returns its metrics, None for those in the
         table."""
-        checkpoint = run.load_checkpoint(f"{self._loop}.pt")
-        if checkpoint is None:
-            return None
-        path, state = checkpoint
+        if chosen is None:
+            checkpoint = run.load_checkpoint(f"{self._loop}.pt")
+            if checkpoint is None:
+                return None
+            path, state = checkpoint
+        else:
+            content = RunFolder(chosen.parent).load(chosen.name)
+            if content is None:
+                raise ValueError(f"resume_from must be a checkpoint, and there is no {chosen}")
+            path, state = chosen, content
         with fitting(path):
             changed = _differences(path, state, self.identity, assumed)
             others = [name for name, value in self._same.items() if state[name] != value]
@@ -219,7 +230,7 @@ class Epochs:
             **{name: part.state_dict() for name, part in self._parts.items()},
             **more,
         }
-        self._run.save(f"{self._loop}.pt", state, keep_previous=True)
+        self._run.save(f"{self._loop}.pt", state, keep=self._keep)
         self._written = time.monotonic()
 
     def close(self) -> None:

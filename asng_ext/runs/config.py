@@ -125,6 +125,11 @@ def _checkpoint_minutes_setting() -> Any:
     return setting(5.0, what, low=0, high=1e6, runtime_only=True)
 
 
+def _keep_setting() -> Any:
+    what = "how many checkpoints to keep"
+    return setting(2, what, low=1, high=1000, runtime_only=True)
+
+
 @dataclass(frozen=True)
 class SearchConfig(Checked):
     """Settings of the search loop; the defaults are those of Section 3.2."""
@@ -170,6 +175,7 @@ class SearchConfig(Checked):
         high=_MOST_EPOCHS,
     )
     checkpoint_minutes: float = _checkpoint_minutes_setting()
+    keep: int = _keep_setting()
     graphs: bool = setting(
         True,
         "replay steps as CUDA graphs, on a GPU and where they can be captured",
@@ -217,6 +223,7 @@ class RetrainConfig(Checked):
         1, "epochs between tests; the last is always tested", low=1, high=_MOST_EPOCHS
     )
     checkpoint_minutes: float = _checkpoint_minutes_setting()
+    keep: int = _keep_setting()
 
 
 def pairs(setting: str, text: str) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shlex
 import warnings
 import zipfile
@@ -31,7 +32,8 @@ class RunFolder:
     config.toml                 every setting
     search.csv, retrain.csv     metrics per epoch
     search.pt, retrain.pt       checkpoints, to continue after an interruption
-    search.prev.pt, …           the checkpoints before, should those be damaged
+    search.prev.pt, …           the checkpoints before, should those be damaged; search.prev2.pt and
+                                so on if more are kept
     architecture.json           the architecture found, by names
     init.json                   where the search starts, if the settings say
     latency.json                milliseconds of parts of networks, if their sum is limited
@@ -159,13 +161,14 @@ class RunFolder:
             raise ValueError(f"{path} must hold a JSON object, got {type(content).__name__}")
         return content
 
-    def save(self, name: str, content: Mapping[str, Any], *, keep_previous: bool = False) -> None:
+    def save(self, name: str, content: Mapping[str, Any], *, keep: int = 1) -> None:
         """Writes tensors and plain values with torch.save.
 
         Args:
             name: The file's.
             content: What to write.
-            keep_previous: Whether to keep what was there, as "NAME.prev.pt".
+            keep: How many to keep, with those that were there before as "NAME.prev.pt",
+                "NAME.prev2.pt" and so on.
         """
 
         import torch  # takes seconds, and only files of tensors need it
@@ -178,7 +181,7 @@ class RunFolder:
                     raise error.__context__ from None
                 raise
 
-        previous = self.file(_previous(name)) if keep_previous else None
+        previous = [self.file(_previous(name, number)) for number in range(1, keep)]
         write_atomically(self.file(name), write, previous=previous)
 
     def load(self, name: str) -> dict[str, Any] | None:
@@ -209,31 +212,42 @@ class RunFolder:
         return content
 
     def load_checkpoint(self, name: str) -> tuple[Path, dict[str, Any]] | None:
-        """Reads a checkpoint, or, with a warning, the one before if it is damaged.
+        """Reads a checkpoint, or, with a warning, the newest one before that is not damaged.
 
         Returns:
             The file and what it holds; None if there is none.
 
         Raises:
-            ValueError: If both are damaged.
+            ValueError: If all are damaged.
         """
-        path, previous = self.file(name), self.file(_previous(name))
+        path = self.file(name)
         try:
             content = self.load(name)
         except ValueError as error:
-            try:
-                before = self.load(previous.name)
-            except ValueError:
-                before = None
-            if before is None:
-                raise ValueError(
-                    f"{error}; there is no checkpoint before it that could be used: remove "
-                    f"{path} to begin anew"
-                ) from None
-            warnings.warn(f"{error}; continuing from {previous.name}", stacklevel=2)
-            os.replace(previous, path)  # or the next checkpoint would put the damaged one there
-            return path, before
+            for previous in self._all_previous(name):
+                try:
+                    before = self.load(previous.name)
+                except ValueError:
+                    continue
+                if before is not None:
+                    warnings.warn(f"{error}; continuing from {previous.name}", stacklevel=2)
+                    # Or the next checkpoint would put the damaged one there.
+                    os.replace(previous, path)
+                    return path, before
+            raise ValueError(
+                f"{error}; there is no checkpoint before it that could be used: remove {path} to "
+                "begin anew"
+            ) from None
         return None if content is None else (path, content)
+
+    def _all_previous(self, name: str) -> list[Path]:
+        """The checkpoints before one, newest first."""
+        found = []
+        pattern = re.compile(re.escape(Path(name).stem) + r"\.prev(\d*)\.pt")
+        for entry in self.path.iterdir():
+            if match := pattern.fullmatch(entry.name):
+                found.append((int(match[1] or 1), entry))
+        return [entry for _, entry in sorted(found)]
 
 
 def _make_new(path: Path) -> Path:
@@ -248,5 +262,5 @@ def _make_new(path: Path) -> Path:
             named = path.with_name(f"{path.name}-{number}")
 
 
-def _previous(name: str) -> str:
-    return str(Path(name).with_suffix(".prev.pt"))
+def _previous(name: str, number: int) -> str:
+    return str(Path(name).with_suffix(f".prev{number if number > 1 else ''}.pt"))

@@ -79,16 +79,19 @@ TASKS: dict[str, Callable[[], Any]] = {"cells": small.task, "drawing": Drawing}
 LOOPS = {"search": ("losses", small.SEARCH), "retrain": ("training_loss", small.RETRAIN)}
 
 
-def run_loop(loop: str, task: Any, run: RunFolder, **settings: Any) -> Any:
+def run_loop(
+    loop: str, task: Any, run: RunFolder, resume_from: Path | None = None, **settings: Any
+) -> Any:
     """Searches or retrains, from what is in the folder; returns all that comes of it."""
+    named: dict[str, Any] = {"seed": 3, "run": run, "stream": None, "resume_from": resume_from}
     optimizer = asng.ASNG(task.space, population_size=2, seed=0)
     if loop == "search":
         config = replace(small.SEARCH, **settings)
-        result = search(task, optimizer, config, seed=3, run=run, stream=None)
+        result = search(task, optimizer, config, **named)
         return dict(result.supernet.state_dict()), result.rows, optimizer.state_dict()
     config = replace(small.RETRAIN, **settings)
     values = dict(optimizer.ask()[0])
-    network, tested = retrain(task, values, config, seed=3, run=run, stream=None)
+    network, tested = retrain(task, values, config, **named)
     return dict(network.state_dict()), tested
 
 
@@ -190,6 +193,31 @@ def test_tensorboard_has_each_epoch_once(tmp_path: Path) -> None:
     events.Reload()
     shown = [(each.step, each.value) for each in events.Scalars("train_loss")]
     assert shown == [(row["epoch"], pytest.approx(row["train_loss"])) for row in rows]
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_resuming_from_an_older_checkpoint(loop: str, tmp_path: Path) -> None:
+    """All that are kept lead to the same end, and one that is not there changes nothing."""
+    run = RunFolder.create(tmp_path / "run")
+    settings = {"checkpoint_minutes": EVERY_STEP, "keep": 6}
+    expected = run_loop(loop, Drawing(), run, **settings)
+    last = run.load(f"{loop}.pt")
+    older = [run.file(f"{loop}.prev{number}.pt") for number in ("", 2, 3, 4, 5)]
+    saved = tmp_path / "saved"
+    saved.mkdir()
+    for number, path in enumerate(older):
+        path.rename(saved / f"{number}.pt")
+    for path in sorted(saved.iterdir()):
+        assert not small.equal(RunFolder(saved).load(path.name), last)
+        assert small.equal(run_loop(loop, Drawing(), run, path, **settings), expected)
+        assert small.equal(run.load(f"{loop}.pt"), last)
+    before = run.file(f"{loop}.pt").read_bytes()
+    with pytest.raises(CheckpointMismatchError, match=r"resume_from must be .*nowhere\.pt"):
+        run_loop(loop, Drawing(), run, tmp_path / "nowhere.pt")
+    (saved / "0.pt").write_bytes(b"damaged")
+    with pytest.raises(CheckpointMismatchError, match=r"0\.pt is not a complete checkpoint"):
+        run_loop(loop, Drawing(), run, saved / "0.pt")
+    assert run.file(f"{loop}.pt").read_bytes() == before
 
 
 def test_a_diverged_step_leaves_the_checkpoint_before(tmp_path: Path) -> None:

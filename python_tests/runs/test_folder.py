@@ -63,7 +63,7 @@ def _write(text: bytes, file: IO[bytes]) -> None:
 def test_what_was_there_is_kept_under_another_name(tmp_path: Path) -> None:
     path, previous = tmp_path / "file", tmp_path / "previous"
     for text in (b"one", b"two", b"three"):
-        write_atomically(path, partial(_write, text), previous=previous)
+        write_atomically(path, partial(_write, text), previous=[previous])
     assert (path.read_text(), previous.read_text()) == ("three", "two")
     assert len(list(tmp_path.iterdir())) == 2
 
@@ -87,7 +87,7 @@ def test_what_cannot_be_written_is_named_with_a_remedy(
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", refuse)
         with pytest.raises(OSError, match=re.escape(remedy)) as caught:
-            run.save("search.pt", {"n": 2}, keep_previous=True)
+            run.save("search.pt", {"n": 2}, keep=2)
     assert caught.value.filename == str(run.file("search.pt"))
     assert run.load("search.pt") == {"n": 1}
     assert [entry.name for entry in run.path.iterdir()] == ["search.pt"]
@@ -264,7 +264,7 @@ def test_no_bit_of_a_checkpoint_changes_unnoticed(tmp_path: Path) -> None:
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path: Path) -> None:
     run = RunFolder.create(tmp_path / "run")
     for number in (1, 2):
-        run.save("search.pt", {"n": number}, keep_previous=True)
+        run.save("search.pt", {"n": number}, keep=2)
     path = run.file("search.pt")
     assert run.load_checkpoint("search.pt") == (path, {"n": 2})
     path.write_bytes(path.read_bytes()[:-5])
@@ -278,6 +278,20 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path: Path) -> Non
     path.mkdir()
     with pytest.raises(IsADirectoryError, match="move the folder away"):
         run.load_checkpoint("search.pt")
+
+
+def test_as_many_checkpoints_are_kept_as_are_wanted(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path / "run")
+    for number in range(7):
+        run.save("search.pt", {"n": number}, keep=4)
+    names = ["search.pt", "search.prev.pt", "search.prev2.pt", "search.prev3.pt"]
+    assert sorted(path.name for path in run.path.iterdir()) == sorted(names)
+    assert [run.load(name) for name in names] == [{"n": 6 - i} for i in range(4)]
+    for name in names[:2]:
+        run.file(name).write_bytes(b"damaged")
+    with pytest.warns(UserWarning, match=r"search\.pt is not .* from search\.prev2\.pt") as warned:
+        assert run.load_checkpoint("search.pt") == (run.file("search.pt"), {"n": 4})
+    assert len(warned) == 1
 
 
 @pytest.mark.parametrize(
@@ -391,6 +405,7 @@ def test_neutral_settings_are_not_lasting() -> None:
     assert set(asdict(config)) - set(affecting_results(config)) == {
         "checkpoint_minutes",
         "graphs",
+        "keep",
         "threads",
     }
     assert affecting_results(replace(config, graphs=False, threads=3)) == affecting_results(config)
