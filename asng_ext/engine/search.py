@@ -28,6 +28,7 @@ from asng_ext.tasks.protocol import (
     check_members,
     shown_metrics,
 )
+from asng_ext.training.active_sgd import ActiveSGD
 from asng_ext.training.batch_norm import frozen_batch_norm
 from asng_ext.training.cuda_graphs import CudaGraphs, GraphBackend, Replayed
 from asng_ext.training.metrics import Means, raise_if_diverged
@@ -198,7 +199,8 @@ def _search(
     for epoch in range(epochs.done, config.epochs):
         means.reset()
         draws = draws_of(seed, f"search epoch {epoch}", device, own_generators=task.own_generators)
-        epochs.begin({**within, "draws": Part.of(draws)})
+        as_it_is = sgd.as_it_is if isinstance(sgd, ActiveSGD) else contextlib.nullcontext
+        epochs.begin({**within, "draws": Part.of(draws)}, as_it_is)
         pairs = drawn(draws, partial(_pairs, task, epoch), epochs.steps_done)
         # There may be no step left to do.
         rate = cosine(config.learning_rate, epoch * steps + max(0, epochs.steps_done - 1), total)

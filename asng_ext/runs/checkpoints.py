@@ -103,6 +103,7 @@ class Epochs:
         self._written = time.monotonic()
         self._within: Mapping[str, Any] = {}
         self._within_parts: Mapping[str, Part] = {}
+        self._reading: Callable[[], contextlib.AbstractContextManager[None]]
         self._path = Path()
         self._run = run
         self._loop = loop
@@ -155,17 +156,23 @@ class Epochs:
                 _warn_if_computed_otherwise(path, state, self._device)
         return rows
 
-    def begin(self, parts: Mapping[str, Part]) -> None:
+    def begin(
+        self,
+        parts: Mapping[str, Part],
+        reading: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+    ) -> None:
         """Begins an epoch, or continues it.
 
         Args:
             parts: What the loop changes within it, and begins it with anew. Those in the checkpoint
                 are set to what it holds.
+            reading: What the states of all parts are read in within the epoch.
 
         Raises:
             CheckpointMismatchError: If the checkpoint does not fit.
         """
         within, self._within, self._within_parts = self._within, {}, parts
+        self._reading = reading
         if not within:
             return
         try:
@@ -191,7 +198,8 @@ class Epochs:
         if self._run is not None and (asked or (self.steps_done < steps and self._is_due())):
             check()
             within = {name: part.state_dict() for name, part in self._within_parts.items()}
-            self._save({"within": {"steps_done": self.steps_done, **within}})
+            with self._reading():
+                self._save({"within": {"steps_done": self.steps_done, **within}})
         self._stop.raise_if_asked()
 
     def _is_due(self) -> bool:

@@ -15,8 +15,9 @@ On a CUDA device all weights of an architecture move in a launch or two.
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -70,6 +71,8 @@ class ActiveSGD(torch.optim.Optimizer):
         """Learning rate of each step since all weights were up to date."""
         self._read: set[int] = set()
         """Which weights were read since the last step."""
+        self._stays = False
+        """Whether states are read without making deferred steps."""
         self._index = {weight: i for i, weight in enumerate(self._weights)}
         for weight in self._weights:
             weight.attach(self._catch_up)
@@ -172,8 +175,20 @@ class ActiveSGD(torch.optim.Optimizer):
             distance += rate * power
         return distance, momentum ** (len(self._rates) - first)
 
+    @contextlib.contextmanager
+    def as_it_is(self) -> Iterator[None]:
+        """In this context the states of the optimizer and its model are read without making
+        deferred steps, which in two parts would be rounded otherwise than in one."""
+        self._stays = True
+        try:
+            yield
+        finally:
+            self._stays = False
+
     def materialize(self) -> None:
         """Makes all deferred steps."""
+        if self._stays:
+            return
         self._catch_up(self._weights)
         self._forget_steps()
 
@@ -182,10 +197,14 @@ class ActiveSGD(torch.optim.Optimizer):
         self._current = [0] * len(self._weights)
 
     def state_dict(self) -> dict[str, Any]:
-        """Settings and momentum, with all steps made; loads with `weights_only=True`."""
+        """Settings and momentum, with all steps made but in `as_it_is`; loads with
+        `weights_only=True`."""
         self.materialize()
         groups = [{k: v for k, v in group.items() if k != "params"} for group in self.param_groups]
-        return {"groups": groups, "velocity": list(self._velocity)}
+        state = {"groups": groups, "velocity": list(self._velocity)}
+        if self._stays:
+            state["deferred"] = {"rates": list(self._rates), "current": list(self._current)}
+        return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes over a state of `state_dict`; the model's weights are to be those of then.
@@ -214,6 +233,9 @@ class ActiveSGD(torch.optim.Optimizer):
             for weight, velocity in zip(self._weights, velocities)
         ]
         self._forget_steps()
+        if "deferred" in state:
+            self._rates = [float(rate) for rate in state["deferred"]["rates"]]
+            self._current = [int(step) for step in state["deferred"]["current"]]
 
 
 def is_sliceable(model: nn.Module) -> bool:

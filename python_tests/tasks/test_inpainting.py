@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import signal
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -18,6 +20,7 @@ from recording_graphs import Recorder, RecordingGraphs
 
 import asng_ext as asng
 from asng_ext import tasks
+from asng_ext._signals import Interrupted
 from asng_ext.data import draw_masks, unlabeled
 from asng_ext.engine.experiment import Experiment
 from asng_ext.engine.retrain import retrain
@@ -281,6 +284,57 @@ def test_interrupted_searches_are_the_same(space: str, tmp_path: Path) -> None:
     assert resumed.architecture == through.architecture
     assert small.equal(resumed.supernet.state_dict(), through.supernet.state_dict())
     assert resumed.rows == through.rows
+
+
+@pytest.mark.parametrize("loop", ["search", "retrain"])
+def test_what_a_signal_ended_within_an_epoch_is_the_same(loop: str, tmp_path: Path) -> None:
+    """Masks go on, and writing makes no step of idle weights earlier, which would be rounded
+    otherwise."""
+
+    def run(some: InpaintingTask, folder: RunFolder, minutes: float = 0.0) -> Any:
+        optimizer = asng.ASNG(some.space, population_size=2, seed=0)
+        if loop == "search":
+            result = search(
+                some,
+                optimizer,
+                replace(SEARCH, checkpoint_minutes=minutes),
+                seed=0,
+                run=folder,
+                stream=None,
+            )
+            return dict(result.supernet.state_dict()), result.rows
+        values = dict(optimizer.ask()[0])
+        network, tested = retrain(
+            some,
+            values,
+            replace(RETRAIN, checkpoint_minutes=minutes),
+            seed=0,
+            run=folder,
+            stream=None,
+        )
+        return dict(network.state_dict()), tested
+
+    through = run(task(steps_per_epoch=3), RunFolder.create(tmp_path / "through"))
+    often = run(task(steps_per_epoch=3), RunFolder.create(tmp_path / "often"), minutes=1e-9)
+    assert small.equal(often, through)
+    folder = RunFolder.create(tmp_path / "interrupted")
+    some = task(steps_per_epoch=3)
+    name = "losses" if loop == "search" else "training_loss"
+    original = getattr(some, name)
+
+    def with_signal(*arguments: Any) -> Any:
+        if torch.is_grad_enabled():  # once a step: the same signal again would end the process
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(*arguments)
+
+    setattr(some, name, with_signal)
+    for step in (1, 2):
+        with pytest.raises(Interrupted):
+            run(some, folder)
+        state = folder.load(f"{loop}.pt")
+        assert state is not None
+        assert state["within"]["steps_done"] == step
+    assert small.equal(run(task(steps_per_epoch=3), folder), through)
 
 
 def test_the_supernet_learns(tmp_path: Path) -> None:
