@@ -4,19 +4,53 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-__all__ = ["check_integer", "check_number", "check_one_process", "check_positive"]
+__all__ = [
+    "brief",
+    "check_integer",
+    "check_mapping",
+    "check_number",
+    "check_one_process",
+    "check_positive",
+    "check_truth_value",
+    "is_integer",
+    "is_number",
+    "listed",
+]
+
+_LONGEST = 200
+
+
+def brief(value: object) -> str:
+    """A value for a message: its ``repr`` on one line, cut where that is long."""
+    try:
+        text = repr(value)
+    except Exception:  # of an object that is broken, or an integer of thousands of digits
+        return f"{type(value).__name__} without a repr"
+    text = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
+    return " ".join(text.splitlines())
+
+
+def is_integer(value: object) -> bool:
+    """Whether it is an integer, of NumPy too; truth values, times and arrays are none."""
+    return isinstance(value, (int, np.integer)) and not isinstance(value, (bool, np.timedelta64))
+
+
+def is_number(value: object) -> bool:
+    """Whether it is a real number, of NumPy too; truth values, times and arrays are none."""
+    return is_integer(value) or isinstance(value, (float, np.floating))
 
 
 def check_integer(name: str, value: Any, low: int, end: int) -> None:
     """TypeError unless an integer, ValueError unless in [low, end)."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
+    if not is_integer(value):
+        raise TypeError(f"{name} must be an integer, got {brief(value)}")
     if not low <= value < end:
-        raise ValueError(f"{name} must be at least {low} and below {end}, got {value}")
+        raise ValueError(f"{name} must be at least {low} and below {end}, got {brief(int(value))}")
 
 
 def check_number(
@@ -26,25 +60,62 @@ def check_number(
     *,
     least: float = -math.inf,
     below: float = math.inf,
+    most: float = math.inf,
+    infinite: bool = False,
 ) -> None:
-    """TypeError unless a number, ValueError unless finite, above ``above``, at least ``least`` and
-    below ``below``."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    if math.isfinite(value) and value > above and least <= value < below:
+    """TypeError unless a number, ValueError unless finite, above ``above``, at least ``least``,
+    below ``below`` and at most ``most``; with ``infinite`` it may be infinite."""
+    if not is_number(value):
+        raise TypeError(f"{name} must be a number, got {brief(value)}")
+    try:
+        number = float(value)
+    except OverflowError:  # an integer that no float can hold
+        number = math.nan
+    if (infinite and value == math.inf) or (
+        math.isfinite(number) and number > above and least <= number < below and number <= most
+    ):
         return
     bounds = [
         f"{word} {bound:g}"
-        for word, bound in (("above", above), ("at least", least), ("below", below))
+        for word, bound in (
+            ("above", above),
+            ("at least", least),
+            ("below", below),
+            ("at most", most),
+        )
         if math.isfinite(bound)
     ]
-    raise ValueError(f"{name} must be finite{''.join(' and ' + b for b in bounds)}, got {value}")
+    wanted = " and ".join(([] if infinite else ["finite"]) + bounds)
+    given = brief(value.item() if isinstance(value, np.generic) else value)
+    raise ValueError(f"{name} must be {wanted}, got {given}")
 
 
 def check_positive(name: str, value: object) -> None:
     """ValueError unless a positive integer."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be a positive integer, got {value!r}")
+        raise ValueError(f"{name} must be a positive integer, got {brief(value)}")
+
+
+def check_truth_value(name: str, value: object) -> None:
+    """TypeError unless True or False."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be True or False, got {brief(value)}")
+
+
+def check_mapping(name: str, value: object) -> None:
+    """TypeError unless a mapping."""
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{name} must be a mapping, got {brief(value)}")
+
+
+def listed(name: str, values: Any, of: str) -> list[Any]:
+    """The elements of a sequence, iterator or array; TypeError of what has none, and of a text."""
+    try:
+        if isinstance(values, (str, bytes, Mapping)):
+            raise TypeError
+        return list(values)
+    except TypeError:
+        raise TypeError(f"{name} must be a sequence of {of}, got {brief(values)}") from None
 
 
 def check_one_process() -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
+
+from asng_ext._checks import brief, check_mapping, check_number, listed
 
 if TYPE_CHECKING:
     from asng_ext.optimizers import Theta
@@ -51,14 +52,20 @@ class CostTable:
     """
 
     def __init__(self, space: SearchSpace, terms: Iterable[Term] = (), base: float = 0.0) -> None:
-        _check_finite("base", base)
+        if not hasattr(space, "categorical"):
+            raise TypeError(f"space must be a SearchSpace, got {brief(space)}")
+        check_number("base", base)
         self.space = space
         self.base = float(base)
-        self.terms = tuple(terms)
+        self.terms = tuple(listed("terms", terms, "Term"))
         names = list(space.categorical)
         rows: list[list[tuple[int, int, bool]]] = []
         for term in self.terms:
-            _check_finite("the cost of a term", term.cost)
+            if not isinstance(term, Term):
+                raise TypeError(f"terms must be a sequence of Term, got {brief(term)} in it")
+            check_number("the cost of a term", term.cost)
+            check_mapping("where of a term", term.where)
+            check_mapping("unless of a term", term.unless)
             row = []
             for equal, conditions in ((True, term.where), (False, term.unless)):
                 for name, value in conditions.items():
@@ -96,10 +103,15 @@ class CostTable:
             costs: By variable, the cost of each of its choices: by choice, where those that are
                 left out cost nothing, or all in order.
             base: What all architectures cost.
+
+        Raises:
+            ValueError, TypeError: As the constructor does.
         """
         terms = []
+        check_mapping("costs", costs)
         for name, of_choice in costs.items():
             if not isinstance(of_choice, Mapping):
+                of_choice = listed(f"costs of {name!r}", of_choice, "numbers")
                 values = space.categorical[name].values if name in space.categorical else ()
                 if len(values) != len(of_choice):
                     raise ValueError(
@@ -111,7 +123,20 @@ class CostTable:
         return cls(space, terms, base)
 
     def __call__(self, samples: Samples) -> Any:
-        """(λ,) float64 costs of samples, where they are."""
+        """(λ,) float64 costs of samples, where they are.
+
+        Raises:
+            ValueError, TypeError: If they are not samples with the choices of the table's space.
+        """
+        if not hasattr(samples, "space"):
+            raise TypeError(f"samples must be Samples, got {brief(samples)}")
+        if samples.space is not self.space:
+            choices = [dict(zip(s.categorical, s.sizes)) for s in (self.space, samples.space)]
+            if list(choices[0].items()) != list(choices[1].items()):
+                raise ValueError(
+                    f"samples must have the choices of the table's space, {brief(choices[0])}, "
+                    f"got {brief(choices[1])}"
+                )
         indices = samples.categorical
         columns, values, equal, costs = self._beside(indices)
         holds = ((indices[:, columns] == values) == equal).all(-1)
@@ -134,7 +159,16 @@ class CostTable:
 
         Args:
             theta: As :attr:`Optimizer.theta` gives it.
+
+        Raises:
+            ValueError: If it is none of the table's space.
         """
+        shape = getattr(getattr(theta, "categorical", None), "shape", None)
+        wanted = len(self.space.sizes), max(self.space.sizes, default=0)
+        if shape != wanted:
+            raise ValueError(
+                f"theta must have probabilities of shape {wanted}, got {shape or brief(theta)}"
+            )
         columns, values, equal, costs = self._arrays
         likely = theta.categorical[columns, values]
         likely = np.where(equal, likely, np.where(values < 0, 1.0, 1 - likely))
@@ -144,8 +178,3 @@ class CostTable:
         """A text that is the same where the table is."""
         content = [self.base, *(array.tolist() for array in self._arrays)]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
-
-
-def _check_finite(name: str, value: float) -> None:
-    if not math.isfinite(value):
-        raise ValueError(f"{name} must be finite, got {value}")

@@ -14,6 +14,17 @@ from typing import Any, overload
 import numpy as np
 import numpy.typing as npt
 
+from asng_ext._checks import (
+    brief,
+    check_integer,
+    check_mapping,
+    check_number,
+    check_truth_value,
+    is_integer,
+    is_number,
+    listed,
+)
+
 __all__ = ["Categorical", "Integer", "Real", "Samples", "SearchSpace", "Variable"]
 
 IntArray = npt.NDArray[np.int64]
@@ -22,6 +33,9 @@ BoolArray = npt.NDArray[np.bool_]
 
 MOST_CHOICES = 2**24
 """Of one categorical variable."""
+
+# Squares and cubes of sigma^2 occur in the Fisher information, hence the limit.
+_MOST_BOUND = 10**30
 
 
 @dataclass(frozen=True)
@@ -54,7 +68,8 @@ class Categorical:
             values = list(values)
         if isinstance(values, (str, bytes)) or not isinstance(values, Sequence):
             raise TypeError(
-                f"values must be a list or tuple of choices, a range or an array, got {values!r}"
+                "values must be a list or tuple of choices, a range or an array, "
+                f"got {brief(values)}"
             )
         if not values:
             raise ValueError("values must hold at least one choice, got none")
@@ -63,9 +78,12 @@ class Categorical:
         except OverflowError:  # a very long range
             count = MOST_CHOICES + 1
         if count > MOST_CHOICES:
-            raise ValueError(f"values must hold at most {MOST_CHOICES} choices, got {values!r:.40}")
-        if isinstance(labels, str) or not all(isinstance(label, str) for label in labels):
-            raise TypeError(f"labels must be a list or tuple of strings, got {labels!r}")
+            raise ValueError(
+                f"values must hold at most {MOST_CHOICES} choices, got {brief(values)}"
+            )
+        labels = listed("labels", labels, "strings")
+        if not all(isinstance(label, str) for label in labels):
+            raise TypeError(f"labels must be a list or tuple of strings, got {brief(labels)}")
         if labels and len(labels) != count:
             raise ValueError(f"labels must hold one for each of {count} values, got {len(labels)}")
         if not isinstance(values, range):
@@ -82,12 +100,12 @@ class Categorical:
     def index(self, value: Any) -> int:
         """The position of ``value`` among the choices (ValueError if it is none of them)."""
         for position, choice in enumerate(self.values):
-            if choice is value or (type(choice) is type(value) and choice == value):
+            if choice is value or (type(choice) is type(value) and _equal(choice, value)):
                 return position
         for position, choice in enumerate(self.values):
-            if choice == value:
+            if _equal(choice, value):
                 return position
-        raise ValueError(f"must be one of {list(self.values)}, got {value!r}")
+        raise ValueError(f"must be one of {brief(list(self.values))}, got {brief(value)}")
 
 
 @dataclass(frozen=True)
@@ -119,11 +137,8 @@ class Integer:
     def __post_init__(self) -> None:
         for name in ("low", "high", "step"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-                raise TypeError(f"{name} must be an integer, got {value!r}")
+            check_integer(name, value, 1 if name == "step" else -_MOST_BOUND, _MOST_BOUND + 1)
             object.__setattr__(self, name, int(value))
-        if self.step < 1:
-            raise ValueError(f"step must be at least 1, got {self.step}")
         _check_bounds(self)
         beyond = (self.high - self.low) % self.step
         if beyond:
@@ -166,8 +181,8 @@ class Integer:
 
     def encode(self, value: Any) -> float:
         """The draw that stands for ``value`` (TypeError, ValueError if it is none of the range)."""
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-            raise TypeError(f"must be an integer, got {value!r}")
+        if not is_integer(value):
+            raise TypeError(f"must be an integer, got {brief(value)}")
         _check_range(self, value)
         if (int(value) - self.low) % self.step:
             raise ValueError(f"must be {self.low} plus a multiple of {self.step}, got {value}")
@@ -204,8 +219,9 @@ class Real:
     def __post_init__(self) -> None:
         for name in ("low", "high", "resolution"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
-                raise TypeError(f"{name} must be a number, got {value!r}")
+            if not (name == "resolution" and is_number(value) and value != value):
+                most = math.inf if name == "resolution" else float(_MOST_BOUND)
+                check_number(name, value, least=-most, most=most)
             object.__setattr__(self, name, float(value))
         _check_bounds(self)
         width = self.bounds[1] - self.bounds[0]
@@ -245,8 +261,8 @@ class Real:
 
     def encode(self, value: Any) -> float:
         """The draw that stands for ``value`` (TypeError, ValueError if it is none of the range)."""
-        if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
-            raise TypeError(f"must be a number, got {value!r}")
+        if not is_number(value):
+            raise TypeError(f"must be a number, got {brief(value)}")
         _check_range(self, value)
         return math.log(value) if self.log else float(value)
 
@@ -272,6 +288,15 @@ def _duplicate(choices: Sequence[Any]) -> tuple[int, int] | None:
         if first != i:
             return first, i
     return None
+
+
+def _equal(choice: Any, value: Any) -> bool:
+    """Whether a value is a choice; an array of answers is no answer."""
+    try:
+        answer = choice == value
+    except (TypeError, ValueError, RuntimeError):
+        return False
+    return isinstance(answer, (bool, np.bool_)) and bool(answer)
 
 
 def _same(one: Any, other: Any) -> bool:
@@ -318,12 +343,8 @@ def _bounds(variable: Integer | Real) -> tuple[float, float]:
 
 def _check_bounds(variable: Integer | Real) -> None:
     low, high, log = variable.low, variable.high, variable.log
-    if not isinstance(log, (bool, np.bool_)):
-        raise TypeError(f"log must be True or False, got {log!r}")
+    check_truth_value("log", log)
     object.__setattr__(variable, "log", bool(log))
-    # Squares and cubes of sigma^2 occur in the Fisher information, hence the limits.
-    if not (math.isfinite(low) and math.isfinite(high) and max(abs(low), abs(high)) <= 1e30):
-        raise ValueError(f"low and high must be finite and at most 1e30, got {low} and {high}")
     if low > high:
         raise ValueError(f"low must be at most high, got low={low} and high={high}")
     if log and low <= 0:
@@ -339,7 +360,7 @@ def _check_bounds(variable: Integer | Real) -> None:
 
 def _check_range(variable: Integer | Real, value: Any) -> None:
     if not variable.low <= value <= variable.high:
-        raise ValueError(f"must be in [{variable.low}, {variable.high}], got {value}")
+        raise ValueError(f"must be in [{variable.low}, {variable.high}], got {brief(value)}")
 
 
 class SearchSpace(Mapping[str, Variable]):
@@ -383,10 +404,10 @@ class SearchSpace(Mapping[str, Variable]):
             raise ValueError("variables must hold at least one variable, got none")
         for name, variable in variables.items():
             if not isinstance(name, str):
-                raise TypeError(f"the name of a variable must be a string, got {name!r}")
+                raise TypeError(f"the name of a variable must be a string, got {brief(name)}")
             if not isinstance(variable, (Categorical, Integer, Real)):
                 raise TypeError(
-                    f"variable {name!r} must be Categorical, Integer or Real, got {variable!r}"
+                    f"variable {name!r} must be Categorical, Integer or Real, got {brief(variable)}"
                 )
         self._variables = dict(variables)
         self.categorical: dict[str, Categorical] = {}
@@ -407,7 +428,7 @@ class SearchSpace(Mapping[str, Variable]):
         """For each conditional variable names, columns and indices of the choices that it needs;
         those come first on which others depend."""
         if not isinstance(active_if, Mapping):
-            raise TypeError(f"active_if must map names to conditions, got {active_if!r}")
+            raise TypeError(f"active_if must map names to conditions, got {brief(active_if)}")
         columns = {name: column for column, name in enumerate(self.categorical)}
         found: dict[str, list[tuple[str, int, list[int]]]] = {}
         for name, conditions in active_if.items():
@@ -416,7 +437,7 @@ class SearchSpace(Mapping[str, Variable]):
             if not isinstance(conditions, Mapping) or not conditions:
                 raise TypeError(
                     f"active_if[{name!r}] must map names to values, at least one, "
-                    f"got {conditions!r}"
+                    f"got {brief(conditions)}"
                 )
             needed = []
             for other, values in conditions.items():
@@ -425,14 +446,15 @@ class SearchSpace(Mapping[str, Variable]):
                         f"active_if[{name!r}] must name categorical variables, got {other!r}"
                     )
                 choices = self.categorical[other]
-                try:  # a choice may itself be a tuple
-                    indices = [choices.index(values)]
+                try:
+                    try:  # a choice may itself be a tuple
+                        indices = [choices.index(values)]
+                    except ValueError:
+                        if not isinstance(values, (list, tuple, range)) or not values:
+                            raise
+                        indices = sorted({choices.index(value) for value in values})
                 except ValueError as error:
-                    if not isinstance(values, (list, tuple, range)) or not values:
-                        raise ValueError(
-                            f"active_if[{name!r}]: value of {other!r} {error}"
-                        ) from None
-                    indices = sorted({int(self.position(other, value)) for value in values})
+                    raise ValueError(f"active_if[{name!r}]: value of {other!r} {error}") from None
                 needed.append((other, columns[other], indices))
             found[name] = needed
             self.active_if[name] = {
@@ -461,12 +483,25 @@ class SearchSpace(Mapping[str, Variable]):
             reals: (low, high) of each real variable.
         """
         variables: list[Variable] = []
-        for size in categories:
-            if isinstance(size, bool) or not isinstance(size, (int, np.integer)) or size < 1:
-                raise ValueError(f"categories must be integers of at least 1, got {size!r}")
+        for size in listed("categories", categories, "integers"):
+            if not is_integer(size) or not 1 <= size <= MOST_CHOICES:
+                raise ValueError(
+                    f"categories must be integers from 1 to {MOST_CHOICES}, got {brief(size)}"
+                )
             variables.append(Categorical(range(int(size))))
-        variables += [Integer(low, high) for low, high in integers]
-        variables += [Real(low, high) for low, high in reals]
+        kinds: tuple[tuple[str, Any, type[Integer | Real]], ...] = (
+            ("integers", integers, Integer),
+            ("reals", reals, Real),
+        )
+        for name, ranges, kind in kinds:
+            for pair in listed(name, ranges, "pairs (low, high)"):
+                bounds = listed(name, pair, "pairs (low, high)")
+                if len(bounds) != 2:
+                    raise ValueError(f"{name} must be pairs (low, high), got {brief(pair)}")
+                try:
+                    variables.append(kind(*bounds))
+                except (TypeError, ValueError) as error:
+                    raise type(error)(f"{name}: {error}") from None
         return cls({f"x{i}": variable for i, variable in enumerate(variables)})
 
     def __getitem__(self, name: str) -> Variable:
@@ -545,24 +580,37 @@ class SearchSpace(Mapping[str, Variable]):
             categorical: (n_cat,) category indices.
             numerical: (n_num,) raw draws.
         """
-        for name, got, wanted in (
-            ("categorical", len(categorical), len(self.categorical)),
-            ("numerical", len(numerical), len(self.numerical)),
+        for name, row, wanted in (
+            ("categorical", categorical, len(self.categorical)),
+            ("numerical", numerical, len(self.numerical)),
         ):
-            if got != wanted:
-                raise ValueError(f"{name} must have {wanted} elements, got {got}")
+            if not isinstance(row, (list, tuple, np.ndarray)):
+                raise TypeError(f"{name} must be a sequence of numbers, got {brief(row)}")
+            if len(row) != wanted:
+                raise ValueError(f"{name} must have {wanted} elements, got {len(row)}")
         indices, draws = iter(categorical), iter(numerical)
         values: dict[str, Any] = {}
         for name in self._variables:
             variable = self.numerical.get(name)
             if variable is not None:
-                values[name] = variable.decode(float(next(draws)))
+                draw = next(draws)
+                if type(draw) is not float:
+                    check_number(f"numerical draw of {name!r}", draw)
+                    draw = float(draw)
+                if draw != draw:
+                    raise ValueError(f"numerical draw of {name!r} must be a number, got {draw}")
+                values[name] = variable.decode(draw)
                 continue
             choices = self.categorical[name].values
-            index = int(next(indices))
+            index = next(indices)
+            if type(index) is not int and not is_integer(index):
+                raise TypeError(
+                    f"categorical index of {name!r} must be an integer, got {brief(index)}"
+                )
             if not 0 <= index < len(choices):
                 raise ValueError(
-                    f"categorical index of {name!r} must be in [0, {len(choices)}), got {index}"
+                    f"categorical index of {name!r} must be in [0, {len(choices)}), "
+                    f"got {brief(index)}"
                 )
             values[name] = choices[index]
         return {name: values[name] for name in self._active(values)} if self._conditions else values
@@ -614,6 +662,7 @@ class SearchSpace(Mapping[str, Variable]):
             ValueError: If a name is missing or unknown, or a value is outside its variable.
             TypeError: If a number is expected and something else came.
         """
+        check_mapping("values", values)
         unknown, missing = set(values) - set(self), set(self) - set(values)
         if missing and self._conditions and not unknown:
             for name in set(self.categorical) & set(values):
@@ -622,7 +671,7 @@ class SearchSpace(Mapping[str, Variable]):
         if unknown or missing:
             raise ValueError(
                 f"values must name the variables of the space; missing: {sorted(missing)}, "
-                f"unknown: {sorted(unknown, key=str)}"
+                f"unknown: {sorted(unknown, key=str)}, got {brief(list(values))}"
             )
         indices: list[int] = []
         numbers: list[float] = []
@@ -644,6 +693,8 @@ class SearchSpace(Mapping[str, Variable]):
             ValueError: If the value is outside the variable.
             TypeError: If a number is expected and something else came.
         """
+        if not isinstance(name, str) or name not in self._variables:
+            raise ValueError(f"name must be one of {brief(list(self))}, got {brief(name)}")
         variable = self._variables[name]
         try:
             if isinstance(variable, Categorical):
@@ -654,9 +705,21 @@ class SearchSpace(Mapping[str, Variable]):
         return draw if name in self.numerical else 0
 
     def samples(self, rows: Sequence[Mapping[str, Any]]) -> Samples:
-        """Samples made from dicts, for telling an optimizer about candidates of one's own."""
+        """Samples made from dicts, for telling an optimizer about candidates of one's own.
+
+        Raises:
+            ValueError, TypeError: If there is none, or one is not a mapping as :meth:`encode` takes
+                it.
+        """
+        return self.samples_called("rows", rows)
+
+    def samples_called(self, argument: str, rows: Any) -> Samples:
+        """As :meth:`samples`, of an argument of that name."""
+        rows = listed(argument, rows, "mappings from names to values")
         if not rows:
-            raise ValueError("rows must hold at least one sample, got none")
+            raise ValueError(f"{argument} must hold at least one sample, got none")
+        for i, row in enumerate(rows):
+            check_mapping(f"{argument}[{i}]", row)
         encoded = [self.encode(row) for row in rows]
         return Samples(self, np.stack([c for c, _ in encoded]), np.stack([n for _, n in encoded]))
 
@@ -692,12 +755,18 @@ class Samples(Sequence[dict[str, Any]]):
 
     def __getitem__(self, index: int | slice | Sequence[int]) -> dict[str, Any] | Samples:
         """One sample as a dict, or several (a slice or a list of positions) as Samples."""
-        if isinstance(index, (int, np.integer)):
+        if is_integer(index):
             return self.space.decode(
                 self.categorical[index].tolist(), self.numerical[index].tolist()
             )
-        chosen = index if isinstance(index, slice) else list(index)
-        return Samples(self.space, self.categorical[chosen], self.numerical[chosen])
+        chosen = index if isinstance(index, slice) else listed("index", index, "positions")
+        try:
+            return Samples(self.space, self.categorical[chosen], self.numerical[chosen])
+        except IndexError as error:
+            raise IndexError(
+                f"index must be a position among {len(self)} samples, a slice or a list of "
+                f"positions, got {brief(index)}: {error}"
+            ) from None
 
     def __repr__(self) -> str:
         return f"Samples({list(self)!r})"

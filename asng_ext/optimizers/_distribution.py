@@ -6,8 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
-
+from asng_ext._checks import brief, is_number
 from asng_ext.space import FloatArray
 
 __all__ = ["Margin", "Theta", "margins"]
@@ -51,12 +50,12 @@ def margins(sizes: Sequence[int], margin: Margin = "paper") -> list[float]:
                 bound = (1 - 0.73 ** (1 / choices)) / (size - 1)
             result.append(bound)
         return result
-    if isinstance(margin, bool) or not isinstance(margin, (int, float, np.number)):
-        raise TypeError(f'margin must be "paper", "catcma" or a number, got {margin!r}')
+    if not is_number(margin):
+        raise TypeError(f'margin must be "paper", "catcma" or a number, got {brief(margin)}')
     limit = 1 / max(sizes, default=1)
     if not 0 <= margin < limit:
         raise ValueError(
             f"margin must be at least 0 and below 1/K = {limit:.6g} for the variable with most "
-            f"categories, got {margin}"
+            f"categories, got {brief(margin)}"
         )
     return [float(margin) if size > 1 else 0.0 for size in sizes]

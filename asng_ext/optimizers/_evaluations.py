@@ -9,30 +9,36 @@ import numpy as np
 import numpy.typing as npt
 
 from asng_ext import _host
+from asng_ext._checks import brief
 from asng_ext.optimizers._distribution import Theta
 from asng_ext.space import Samples, SearchSpace
 
 __all__ = ["as_array", "check_space", "checked_theta", "checked_values"]
 
 
-def as_array(losses: Any) -> npt.NDArray[np.float64]:
+def as_array(losses: Any, name: str = "losses") -> npt.NDArray[np.float64]:
     """Losses as float64: anything NumPy reads, and tensors of any floating type and device, with
-    or without a gradient, also in a list."""
-    if hasattr(losses, "detach"):  # a tensor; bfloat16 and CUDA ones are unknown to NumPy
-        losses = losses.detach().double().cpu().numpy()
+    or without a gradient, also in a list. ``name`` is for the message of an error."""
+    numbers = losses
     try:
-        if isinstance(losses, (list, tuple)):
-            losses = _host.numbers(list(losses))
-        array = np.asarray(losses, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise TypeError(
-            f"losses must be a sequence of numbers, got {type(losses).__name__}"
-        ) from None
+        if hasattr(losses, "detach"):  # a tensor; bfloat16 and CUDA ones are unknown to NumPy
+            if losses.is_complex():
+                raise TypeError
+            numbers = losses.detach().double().cpu().numpy()
+        elif isinstance(losses, (list, tuple)):
+            numbers = _host.numbers(list(losses))
+        array = np.asarray(numbers)
+        if array.dtype.kind == "O" and array.ndim == 1:
+            array = np.asarray(_host.numbers(array.tolist()))
+        if array.dtype.kind not in "biuf":
+            raise TypeError
+    except (TypeError, ValueError, OverflowError, NotImplementedError):  # the last of torch's meta
+        raise TypeError(f"{name} must be a sequence of numbers, got {brief(losses)}") from None
     if array.ndim == 0:
-        raise TypeError(f"losses must be a sequence of numbers, got {losses!r}")
+        raise TypeError(f"{name} must be a sequence of numbers, got {brief(losses)}")
     if array.ndim != 1:
-        raise ValueError(f"losses must have shape (λ,), got {array.shape}")
-    return np.ascontiguousarray(array)
+        raise ValueError(f"{name} must have shape (λ,), got {array.shape}")
+    return np.ascontiguousarray(array, dtype=np.float64)
 
 
 def check_space(samples: Samples, space: SearchSpace) -> None:
@@ -46,7 +52,7 @@ def check_space(samples: Samples, space: SearchSpace) -> None:
 def checked_values(argument: str, values: Mapping[str, Any], space: SearchSpace) -> dict[str, Any]:
     """A copy of values of some variables by name (TypeError, ValueError if the space lacks any)."""
     if not isinstance(values, Mapping):
-        raise TypeError(f"{argument} must map names to values, got {values!r}")
+        raise TypeError(f"{argument} must map names to values, got {brief(values)}")
     unknown = sorted(set(values) - set(space), key=str)
     if unknown:
         raise ValueError(f"{argument} must name variables of the space, which lacks {unknown}")
@@ -63,7 +69,7 @@ def checked_theta(argument: str, theta: Theta, space: SearchSpace) -> Theta:
     try:
         copied = Theta(*(np.array(part, dtype=np.float64) for part in theta))
     except (TypeError, ValueError):
-        raise TypeError(f"{argument} must hold arrays of numbers, got {theta!r:.60}") from None
+        raise TypeError(f"{argument} must hold arrays of numbers, got {brief(theta)}") from None
     sizes = space.sizes
     shapes = (len(sizes), max(sizes, default=0)), (2, len(space.numerical))
     for name, part, shape in zip(theta._fields, copied, shapes, strict=True):

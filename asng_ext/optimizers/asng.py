@@ -71,21 +71,22 @@ class ASNG(Optimizer):
         **common: Unpack[CommonSettings],
     ) -> None:
         if delta_init is None:
-            delta_init = "auto" if population_size == "auto" else 1.0
+            default = isinstance(population_size, str) and population_size == "auto"
+            delta_init = "auto" if default else 1.0
+        auto = [isinstance(x, str) and x == "auto" for x in (population_size, delta_init)]
         if variance_ratio_min is None:
-            variance_ratio_min = 0.5 if "auto" in (population_size, delta_init) else 0.0
+            variance_ratio_min = 0.5 if any(auto) else 0.0
         super().__init__(
             space,
-            population_size=8 if population_size == "auto" else population_size,  # type: ignore[arg-type]
+            population_size=8 if auto[0] else population_size,  # type: ignore[arg-type]
             **common,
         )
         check_number("alpha", alpha, 0.0)
-        if delta_init == "auto":
+        if auto[1]:
             delta_init = min(1.0, math.sqrt(self.n_theta) / 5)
         check_number("delta_init", delta_init, 0.0)
         check_number("variance_ratio_min", variance_ratio_min, least=0.0, below=1.0)
-        if not (delta_max >= 1):
-            raise ValueError(f"delta_max must be at least 1, got {delta_max}")
+        check_number("delta_max", delta_max, least=1.0, infinite=True)
         self.alpha = float(alpha)
         self.delta_init = float(delta_init)
         self.delta_max = float(delta_max)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, TypeVar, cast
 import numpy as np
 
 from asng_ext import _host
-from asng_ext._checks import check_integer, check_number
+from asng_ext._checks import brief, check_integer, check_number, check_truth_value, listed
 from asng_ext.optimizers._distribution import Margin, Theta, margins
 from asng_ext.optimizers._evaluations import as_array, check_space, checked_theta, checked_values
 from asng_ext.optimizers._fixed import Fixed
@@ -153,13 +153,11 @@ class Optimizer(ABC):
             self.init = checked_theta("init", init, space)
         elif init is not None:
             self.init = checked_values("init", init, space)
-        check_number("init_probability", init_probability, 0.0)
-        if init_probability > 1:
-            raise ValueError(f"init_probability must be at most 1, got {init_probability}")
+        check_number("init_probability", init_probability, 0.0, most=1.0)
         self.init_probability = float(init_probability)
         check_integer("population_size", population_size, 2, _host.MOST_SAMPLES + 1)
-        if not 0 <= convergence_limit <= 1:
-            raise ValueError(f"convergence_limit must be in [0, 1], got {convergence_limit}")
+        check_truth_value("maximize", maximize)
+        check_number("convergence_limit", convergence_limit, least=0.0, most=1.0)
         check_integer("patience", patience, 0, 2**63)
         for name, limit, least in (
             ("stall_limit", stall_limit, 1),
@@ -250,7 +248,7 @@ class Optimizer(ABC):
     def _check_device(self, device: Any) -> str:
         """The device's name (ValueError if the optimizer cannot live there)."""
         if str(device) != "cpu":
-            raise ValueError(f'device must be "cpu", got {str(device)!r}')
+            raise ValueError(f'device must be "cpu", got {brief(device)}')
         return "cpu"
 
     def _losses(self, losses: Any) -> Any:
@@ -289,7 +287,7 @@ class Optimizer(ABC):
         """
         losses = self._losses(losses)
         if not isinstance(samples, Samples):
-            samples = self.space.samples(list(samples))
+            samples = self.space.samples_called("samples", samples)
         categorical, numerical = samples.categorical, samples.numerical
         # The length of a tensor costs several times as much.
         count = len(losses) if type(losses) is list else losses.shape[0]
@@ -308,8 +306,10 @@ class Optimizer(ABC):
                 engine = cast(_host.Optimizer, self._engine)  # no other has conditional variables
                 return engine.tell(categorical, numerical, losses, self.maximize, *has)
             return self._engine.tell(categorical, numerical, losses, self.maximize)
-        except TypeError as error:
-            raise TypeError(f"losses and samples must be numbers: {error}") from None
+        except (TypeError, OverflowError) as error:
+            raise (TypeError if isinstance(error, TypeError) else ValueError)(
+                f"losses and samples must be numbers: {error}; got losses {brief(losses)}"
+            ) from None
 
     @property
     def capturable(self) -> bool:
@@ -593,11 +593,13 @@ class Optimizer(ABC):
         least, most = self._array_bounds()[name]
         try:
             array = np.asarray(values, dtype=np.float64)
-        except (TypeError, ValueError):
-            raise TypeError(f"state[{name!r}] must hold numbers, got {values!r:.60}") from None
+        except (TypeError, ValueError, OverflowError):
+            raise TypeError(f"state[{name!r}] must hold numbers, got {brief(values)}") from None
         shape = getattr(self._engine, name).shape
         if array.shape != shape or not np.isfinite(array).all():
-            raise ValueError(f"state[{name!r}] must hold {math.prod(shape)} finite numbers")
+            raise ValueError(
+                f"state[{name!r}] must hold {math.prod(shape)} finite numbers, got {brief(values)}"
+            )
         wrong = np.flatnonzero((array < least) | (array > most))
         if wrong.size:
             i = wrong[0]
@@ -645,10 +647,14 @@ class Optimizer(ABC):
         if best is None:
             return None
         if not isinstance(best, Mapping) or set(best) != set(BEST_KEYS):
-            raise ValueError(f"state['best'] must be None or hold {list(BEST_KEYS)}, got {best!r}")
+            raise ValueError(
+                f"state['best'] must be None or hold {list(BEST_KEYS)}, got {brief(best)}"
+            )
         loss, generation, categorical, numerical = (best[key] for key in BEST_KEYS)
         check_number("state['best']['loss']", loss)
         check_integer("state['best']['generation']", generation, 1, 2**63)
+        categorical = listed("state['best']['categorical']", categorical, "integers")
+        numerical = listed("state['best']['numerical']", numerical, "numbers")
         for index in categorical:
             check_integer("state['best']['categorical']", index, 0, 2**63)
         for number in numerical:

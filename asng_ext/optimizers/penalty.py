@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from asng_ext._checks import check_number
+from asng_ext._checks import brief, check_mapping, check_number, check_truth_value
 from asng_ext.costs import Cost
 from asng_ext.optimizers._distribution import Theta
 from asng_ext.optimizers._evaluations import as_array
@@ -51,13 +51,19 @@ class Penalty:
     def __init__(
         self, costs: Mapping[str, Cost], limits: Mapping[str, float], *, maximize: bool = False
     ) -> None:
+        check_mapping("costs", costs)
+        check_mapping("limits", limits)
+        check_truth_value("maximize", maximize)
         if not limits:
             raise ValueError("limits must hold at least one, got none")
         if set(costs) != set(limits):
             raise ValueError(
-                f"costs and limits must have the same names, got {sorted(costs)} and "
-                f"{sorted(limits)}"
+                f"costs and limits must have the same names, got {sorted(costs, key=str)} and "
+                f"{sorted(limits, key=str)}"
             )
+        for name, cost in costs.items():
+            if not callable(cost):
+                raise TypeError(f"costs[{name!r}] must be a function of samples, got {brief(cost)}")
         for name, limit in limits.items():
             check_number(f"limits[{name!r}]", limit, 0.0)
         self.costs = dict(costs)
@@ -79,7 +85,8 @@ class Penalty:
             (λ,) float64, an array or a tensor on the device of ``losses``.
 
         Raises:
-            ValueError: If the numbers of costs, samples and losses differ.
+            ValueError, TypeError: If the numbers of costs, samples and losses differ, or costs or
+                losses are no numbers.
         """
         return self.ranked(samples, losses)[0]
 
@@ -91,6 +98,8 @@ class Penalty:
         losses = losses.detach().double() if tensor else as_array(losses)
         costs = self.costs_of(samples, losses if tensor else None)
         excess = self.excess_of(costs)
+        if losses.ndim != 1:
+            raise ValueError(f"losses must have shape (λ,), got {tuple(losses.shape)}")
         if excess.shape != losses.shape:
             raise ValueError(
                 f"costs must be one for each of {losses.shape[0]} losses, got {excess.shape[0]}"
@@ -113,7 +122,7 @@ class Penalty:
         """
         found = {name: cost(samples) for name, cost in self.costs.items()}
         if beside is None:
-            return {name: as_array(cost) for name, cost in found.items()}
+            return {name: as_array(cost, f"costs[{name!r}]") for name, cost in found.items()}
         import torch
 
         return {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from asng_ext._checks import brief
 from asng_ext.optimizers.asng import ASNG
 from asng_ext.optimizers.natural_adam import NaturalAdam
 from asng_ext.optimizers.sng import SNG
@@ -55,6 +56,6 @@ def make(
     Raises:
         ValueError, TypeError: If there is no such name, or as the optimizer says.
     """
-    if name not in REGISTRY:
-        raise ValueError(f"name must be one of {names()}, got {name!r}")
+    if not isinstance(name, str) or name not in REGISTRY:
+        raise ValueError(f"name must be one of {names()}, got {brief(name)}")
     return REGISTRY[name](space, seed=seed, population_size=population_size, **settings)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from asng_ext._similarity import psnr
 from asng_ext.plots._picture import DPI, INK, FilePath, picture, show_image
-from asng_ext.training.metrics import psnr
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -201,6 +201,7 @@ class ToyProblem:
     def __init__(self, settings: ToySettings, seed: int = 0, run: int = 0) -> None:
         check_integer("seed", seed, 0, 2**64)
         check_integer("run", run, 0, 2**64)
+        _check_settings(settings)
         self.settings = settings
         shape = settings.variables, settings.categories
         self._key = _host.toy_key(seed, run)
@@ -329,8 +330,7 @@ def simulate(
 
 def native_settings(settings: ToySettings, optimizer: ToyOptimizer) -> dict[str, Any]:
     """All settings in the form in which the compiled code takes them."""
-    if not isinstance(settings, ToySettings):
-        raise TypeError(f"settings must be ToySettings, got {type(settings).__name__}")
+    _check_settings(settings)
     if not isinstance(optimizer, ToyOptimizer):
         raise TypeError(f"optimizer must be a ToyOptimizer, got {type(optimizer).__name__}")
     return {
@@ -344,3 +344,8 @@ def native_settings(settings: ToySettings, optimizer: ToyOptimizer) -> dict[str,
         "beta2": optimizer.beta2,
         "margin": margins([settings.categories] * settings.variables)[0],
     }
+
+
+def _check_settings(settings: object) -> None:
+    if not isinstance(settings, ToySettings):
+        raise TypeError(f"settings must be ToySettings, got {type(settings).__name__}")
