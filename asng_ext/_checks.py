@@ -16,6 +16,7 @@ __all__ = [
     "check_number",
     "check_one_process",
     "check_positive",
+    "check_size",
     "check_truth_value",
     "is_integer",
     "is_number",
@@ -31,8 +32,9 @@ def brief(value: object) -> str:
         text = repr(value)
     except Exception:  # of an object that is broken, or an integer of thousands of digits
         return f"{type(value).__name__} without a repr"
-    text = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
-    return " ".join(text.splitlines())
+    if "\n" in text:
+        text = " ".join(text.split())
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
 
 
 def is_integer(value: object) -> bool:
@@ -94,6 +96,13 @@ def check_positive(name: str, value: object) -> None:
     """ValueError unless a positive integer."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name} must be a positive integer, got {brief(value)}")
+
+
+def check_size(name: str, value: Any) -> None:
+    """TypeError or ValueError unless two positive integers, (height, width)."""
+    sides = listed(name, value, "two integers, (height, width)")
+    if len(sides) != 2 or not all(is_integer(side) and side > 0 for side in sides):
+        raise ValueError(f"{name} must be positive integers (height, width), got {brief(value)}")
 
 
 def check_truth_value(name: str, value: object) -> None:

@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             args.run(args)
         return 0
     except _ERRORS as error:
-        say(STDERR, f"asng: error: {error}\n")
+        say(STDERR, f"asng: error: {' '.join(str(error).split())}\n")
         return 2
     except (MemoryError, RuntimeError) as error:
         words = str(error).partition("\n")[0] or "out of memory"
@@ -136,7 +136,12 @@ def _plain_warnings() -> Iterator[None]:
 
 
 class _Parser(argparse.ArgumentParser):
-    """It does not mind that nobody reads its help; some versions of Python raise an error."""
+    """It says in one line what is wrong, and does not mind that nobody reads its help; some
+    versions of Python raise an error."""
+
+    def error(self, message: str) -> Any:
+        words = " ".join(message.split())
+        self.exit(2, f"{self.prog}: error: {words}; `{self.prog} --help` says more\n")
 
     def _print_message(self, message: str, file: Any = None) -> None:
         with contextlib.suppress(BrokenPipeError):

@@ -33,8 +33,8 @@ def complaint(row: Wrong, folder: Path) -> str | None:
         return f"changed the subject: {words}"
     if row.argument not in words:
         return f"does not name the argument: {kind}: {words}"
-    said = words.rpartition("got ")[1:] if "got " in words else ("", words)
-    if not any(text in "".join(said) for text in texts or shown(value)):
+    said = words[words.rfind("got ") :] if "got " in words and row.argument else words
+    if not any(text in said for text in texts or shown(value)):
         return f"does not show the value: {kind}: {words}"
     if len(words) > 1000:
         return f"is {len(words)} characters long: {words:.100}"

@@ -7,6 +7,8 @@ import operator
 
 import torch
 
+from asng_ext._checks import brief
+
 
 def private_generator(seed: int, *purpose: str | int) -> torch.Generator:
     """A CPU generator whose draws depend on `seed` and `purpose` alone.
@@ -23,6 +25,15 @@ def private_generator(seed: int, *purpose: str | int) -> torch.Generator:
 
 def check_seed(seed: object) -> int:
     """`seed` as a plain int; TypeError for anything that is not an integer."""
-    if isinstance(seed, bool) or not hasattr(seed, "__index__"):
-        raise TypeError(f"seed must be an integer, got {seed!r}")
-    return operator.index(seed)
+    try:
+        if isinstance(seed, bool):
+            raise TypeError
+        return operator.index(seed)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"seed must be an integer, got {brief(seed)}") from None
+
+
+def check_generator(generator: object) -> None:
+    """TypeError unless it is PyTorch's."""
+    if not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator must be a torch.Generator, got {brief(generator)}")

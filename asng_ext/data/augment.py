@@ -12,6 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from asng_ext._checks import brief
+
+from ._seeding import check_generator
+
 
 @dataclass(frozen=True)
 class Augmentation:
@@ -81,6 +85,7 @@ def augment(
     """
     augmentation = Augmentation(crop_padding=crop_padding, flip=flip, cutout=cutout)
     _check_images(images)
+    check_generator(generator)
     count, _, height, width = images.shape
     draws = draw_augmentations(count, height, width, augmentation, generator=generator)
     # Without non_blocking the host would synchronize with the device.
@@ -262,6 +267,8 @@ def _scaling(
     if mean is None or std is None:
         raise ValueError("mean and std go together, got only one of them")
     for name, constant in (("mean", mean), ("std", std)):
+        if not isinstance(constant, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {brief(constant)}")
         if constant.shape != (channels,):
             raise ValueError(
                 f"{name} must have shape ({channels},), one value per channel, "

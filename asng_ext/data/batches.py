@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from asng_ext import ops
+from asng_ext._checks import brief, is_integer
 from asng_ext.ops import _libraries
 
 from ._seeding import check_seed, private_generator
@@ -80,6 +81,11 @@ class BatchStream:
         self.batch_size = min(_checked_batch_size(batch_size), len(self.indices))
         self.seed = check_seed(seed)
         self.name = name
+        if augmentation is not None and not isinstance(augmentation, Augmentation):
+            raise TypeError(f"augmentation must be an Augmentation, got {brief(augmentation)}")
+        for what, values in (("mean", mean), ("std", std)):
+            if not isinstance(values, Tensor):
+                raise TypeError(f"{what} must be a tensor, got {brief(values)}")
         self.augmentation = augmentation
         _, height, width, channels = image_set.images.shape
         for what in ("cutout", "crop_padding"):
@@ -114,6 +120,9 @@ class BatchStream:
 
     def plans(self, epoch: int, start: int = 0) -> Iterator[BatchPlan]:
         """What `make` makes the batches of `epoch(epoch, start)` of; raises what that does."""
+        for name, value in (("epoch", epoch), ("start", start)):
+            if not is_integer(value):
+                raise TypeError(f"{name} must be an integer, got {brief(value)}")
         if epoch < 0:
             raise ValueError(f"epoch must be 0 or more, got {epoch}")
         if not 0 <= start <= len(self):

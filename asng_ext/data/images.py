@@ -12,6 +12,7 @@ from typing import Any, TextIO
 import torch
 from torch import Tensor
 
+from asng_ext._checks import brief, is_integer, listed
 from asng_ext._terminal import STDERR
 
 from ._seeding import private_generator
@@ -53,6 +54,12 @@ class ImageSet:
         return cls(tensor, labels, tuple(class_names), mapped)
 
     def __post_init__(self) -> None:
+        for name in ("images", "labels"):
+            if not isinstance(getattr(self, name), Tensor):
+                raise TypeError(f"{name} must be a tensor, got {brief(getattr(self, name))}")
+        names = listed("class_names", self.class_names, "strings")
+        if not all(isinstance(name, str) for name in names):
+            raise TypeError(f"class_names must be strings, got {brief(names)}")
         if self.images.dtype != torch.uint8 or self.labels.dtype != torch.int64:
             raise TypeError(
                 "images must be uint8 and labels int64, "
@@ -406,6 +413,8 @@ def split_halves(n: int, seed: int) -> tuple[Tensor, Tensor]:
     Returns two int64 tensors of ascending indices, of n - n//2 and n//2 elements. They depend on
     (n, seed) alone. Raises ValueError if n < 2, since both halves need an element.
     """
+    if not is_integer(n):
+        raise TypeError(f"n must be an integer, got {brief(n)}")
     if n < 2:
         raise ValueError(f"n must be 2 or more to be divided in two, got {n}")
     order = torch.randperm(n, generator=private_generator(seed, "split halves"))

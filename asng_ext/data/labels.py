@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from asng_ext._checks import brief, listed
+
 from .image_files import named
 
 __all__ = ["Labels", "check_class_names", "check_classes"]
@@ -65,7 +67,7 @@ class Labels:
 
 def check_class_names(names: Sequence[str]) -> tuple[str, ...]:
     """The names as a tuple; TypeError unless strings, ValueError unless different ones."""
-    names = tuple(names)
+    names = tuple(listed("class_names", names, "strings"))
     if not all(isinstance(name, str) for name in names):
         raise TypeError(f"class_names must be strings, got {names!r:.200}")
     if len(set(names)) < len(names):
@@ -92,7 +94,10 @@ def check_classes(labels: Any, names: Sequence[str]) -> None:
 
 def _flat(name: str, labels: Any) -> NDArray[Any]:
     """(N,), int64 or strings."""
-    array = np.asarray(labels)
+    try:
+        array = np.asarray(labels)
+    except (ValueError, TypeError):  # of several lengths; on torch's meta device
+        raise ValueError(f"{name} must be (N,), one per image, got {brief(labels)}") from None
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
     if array.ndim != 1 or not len(array):

@@ -5,6 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from asng_ext._checks import brief, is_integer
+
+from ._seeding import check_generator
+
 __all__ = ["MASKS", "draw_masks"]
 
 MASKS = ("center", "pixel", "half")
@@ -34,6 +38,10 @@ def draw_masks(
     """
     if kind not in MASKS:
         raise ValueError(f"mask must be one of {', '.join(MASKS)}, got {kind!r}")
+    for name, value in (("count", count), ("height", height), ("width", width)):
+        if not is_integer(value):
+            raise TypeError(f"{name} must be an integer, got {brief(value)}")
+    check_generator(generator)
     if min(count, height, width) < 1:
         raise ValueError(
             "count, height and width must be 1 or more, "

@@ -12,8 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from asng_ext._checks import brief, check_integer
+
 from .augment import Augmentation, augmentation_for
-from .image_files import scaled
+from .image_files import LARGEST_IMAGE, scaled
 from .images import ImageData, ImageSet, stratified
 from .labels import Labels, check_classes
 from .pixel_cache import RESIDENT, MappedImages, written
@@ -98,6 +100,8 @@ def divided(
         ImageSet.of(images, torch.from_numpy(labels), tuple(names))
         for images, labels in (train, test)
     ]
+    if augmentation is not None and not isinstance(augmentation, Augmentation):
+        raise TypeError(f"augmentation must be an Augmentation, got {brief(augmentation)}")
     if augmentation is None:
         _, height, width, channels = sets[0].images.shape
         augmentation = augmentation_for((height, width), channels)
@@ -137,6 +141,7 @@ def data_from_arrays(
     augmentation: Augmentation | None = None,
 ) -> ImageData:
     """See `ImageData.from_arrays`."""
+    check_integer("image_size", image_size, 0, LARGEST_IMAGE + 1)
     meaning = Labels(labels, class_names)
     parts = {"": (images, labels), "validation ": validation, "test ": test}
     read = {
@@ -181,7 +186,9 @@ def _labeled(name: str, part: tuple[Any, Any], meaning: Labels, image_size: int)
     try:
         images, labels = part
     except (TypeError, ValueError):
-        raise TypeError(f"{name.strip()} must be a pair of images and labels") from None
+        raise TypeError(
+            f"{name.strip()} must be a pair of images and labels, got {brief(part)}"
+        ) from None
     pixels = as_bytes(f"{name}images", images)
     indices = meaning.indices(f"{name}labels", labels)
     if len(pixels) != len(indices):
@@ -195,7 +202,10 @@ def _labeled(name: str, part: tuple[Any, Any], meaning: Labels, image_size: int)
 
 def as_bytes(name: str, images: Any) -> NDArray[np.uint8]:
     """(N, H, W, C) uint8 of images in any form that `ImageData.from_arrays` takes."""
-    array = images.detach().cpu().numpy() if isinstance(images, Tensor) else np.asarray(images)
+    try:
+        array = images.detach().cpu().numpy() if isinstance(images, Tensor) else np.asarray(images)
+    except (ValueError, NotImplementedError):  # of several lengths; on torch's meta device
+        raise ValueError(f"{name} must be an array, got {brief(images)}") from None
     if array.dtype.kind not in "iuf":
         hint = "; scale images to one size first" if array.dtype.kind == "O" else ""
         raise TypeError(

@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TextIO
 
+from asng_ext._checks import brief, check_integer
 from asng_ext._terminal import STDERR, say
 
 from .cifar10 import holds_cifar10, load_cifar10
 from .class_folder import folder_shape
 from .datasets import dataset_shape, load_huggingface
 from .digits import load_digits
+from .image_files import LARGEST_IMAGE
 from .images import ImageData
 from .mnist5k import MNIST5K_SIZE, load_mnist5k
 from .own import DataShape, npz_shape
@@ -51,6 +53,9 @@ def load_images(
             scaled.
         ImportError: If a package that they need is missing.
     """
+    if not isinstance(source, str):
+        raise TypeError(f"source must be a string, got {brief(source)}")
+    check_integer("image_size", image_size, 0, LARGEST_IMAGE + 1)
     _check_there(source)
     if not is_own(source):
         if image_size:

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from asng_ext._checks import check_positive
-from asng_ext.nn.autoencoder_space import CaeLayer, CaeSpace, fitting_layers
+from asng_ext._checks import brief, check_positive, check_size, is_integer
+from asng_ext.nn.autoencoder_space import CaeLayer, CaeSpace, checked_layers, fitting_layers
 from asng_ext.nn.sliceable_weight import SliceableWeight, prepare_to_read
 from asng_ext.ops import autoencoder as cae_ops
 
@@ -36,6 +36,9 @@ def base_layers(depth: int, channels: int = 64, kernel: int = 3) -> tuple[CaeLay
     Raises:
         ValueError: If an argument is below 1, or the kernel is even.
     """
+    for name, value in (("depth", depth), ("channels", channels), ("kernel", kernel)):
+        if not is_integer(value):
+            raise TypeError(f"{name} must be an integer, got {brief(value)}")
     if depth < 1 or channels < 1 or kernel < 1 or kernel % 2 == 0:
         raise ValueError(
             "depth and channels must be 1 or more and kernel odd, "
@@ -197,6 +200,8 @@ class CaeSupernet(_Autoencoder):
 
     def __init__(self, space: CaeSpace, in_channels: int = 3) -> None:
         super().__init__()
+        if not isinstance(space, CaeSpace):
+            raise TypeError(f"space must be a CaeSpace, got {brief(space)}")
         check_positive("in_channels", in_channels)
         self.space = space
         self.in_channels = in_channels
@@ -275,8 +280,8 @@ class CaeNetwork(_Autoencoder):
     ) -> None:
         super().__init__()
         check_positive("in_channels", in_channels)
-        if min(image_size) < 1:
-            raise ValueError(f"image_size must be positive, got {image_size}")
+        check_size("image_size", image_size)
+        layers = checked_layers(layers)
         self.in_channels = in_channels
         self.image_size = tuple(image_size)
         self.layers = fitting_layers(layers, *image_size)[0]

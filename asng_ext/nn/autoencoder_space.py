@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from asng_ext._checks import check_positive
+from asng_ext._checks import brief, check_mapping, check_positive, is_integer, listed
 from asng_ext.space import Categorical, Integer, SearchSpace, Variable
 
 __all__ = ["CaeCatSpace", "CaeIntSpace", "CaeLayer", "CaeSpace", "fitting_layers"]
@@ -40,6 +40,18 @@ class CaeLayer:
 
     def __str__(self) -> str:
         return f"{self.kernel}×{self.kernel}, {self.channels}" + (", skip" if self.skip else "")
+
+
+def checked_layers(layers: Any) -> list[CaeLayer]:
+    """The layers as a list; TypeError unless they are some."""
+    checked: list[CaeLayer] = listed("layers", layers, "CaeLayer")
+    for layer in checked:
+        if not isinstance(layer, CaeLayer):
+            raise TypeError(f"layers must be a sequence of CaeLayer, got {brief(layer)} in it")
+        for name in ("index", "kernel", "channels"):
+            if not is_integer(value := getattr(layer, name)):
+                raise TypeError(f"{name} of layers must be an integer, got {brief(value)}")
+    return checked
 
 
 def fitting_layers(
@@ -84,7 +96,7 @@ class CaeSpace(ABC):
     def __post_init__(self) -> None:
         for name in ("layers", "levels_back"):
             check_positive(name, getattr(self, name))
-        object.__setattr__(self, "kernels", tuple(self.kernels))
+        object.__setattr__(self, "kernels", tuple(listed("kernels", self.kernels, "integers")))
         for kernel in self.kernels:
             check_positive("kernels", kernel)
         if (
@@ -152,6 +164,7 @@ class CaeSpace(ABC):
             ValueError: If a variable that counts is missing or has a value it cannot take.
             TypeError: If a number is expected and the value is none.
         """
+        check_mapping("values", values)
         layers: list[CaeLayer] = []
         index = self._source(values, "output")
         while index is not None:
@@ -173,7 +186,7 @@ class CaeSpace(ABC):
             named = self._layer_values(unused) | {"input": self.inputs(i)[-1]}
             values |= {f"layer{i}/{name}": value for name, value in named.items()}
         source = IMAGE
-        for layer in layers:
+        for layer in checked_layers(layers):
             if not 0 <= layer.index < self.layers:
                 raise ValueError(f"index must be in 0..{self.layers - 1}, got {layer.index}")
             self._check_source(source, layer.index)
@@ -220,7 +233,7 @@ class CaeCatSpace(CaeSpace):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "channels", tuple(self.channels))
+        object.__setattr__(self, "channels", tuple(listed("channels", self.channels, "integers")))
         for count in self.channels:
             check_positive("channels", count)
         if not self.channels or len(set(self.channels)) < len(self.channels):

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from asng_ext._checks import check_positive
+from asng_ext._checks import brief, check_mapping, check_positive, listed
 from asng_ext.nn.operations import (
     OPERATIONS,
     PAPER_OPERATIONS,
@@ -95,11 +95,12 @@ class CellSpace:
 
     def __post_init__(self) -> None:
         check_positive("nodes", self.nodes)
-        names = tuple(self.operations)
-        if not names or len(set(names)) < len(names) or not set(names) <= set(OPERATIONS):
+        names = tuple(listed("operations", self.operations, "names"))
+        known = all(isinstance(name, str) and name in OPERATIONS for name in names)
+        if not names or not known or len(set(names)) < len(names):
             raise ValueError(
                 f"operations must be different ones of {', '.join(OPERATIONS)}, got "
-                f"{', '.join(map(repr, names)) or 'none'}"
+                f"{', '.join(map(brief, names)) or 'none'}"
             )
         object.__setattr__(self, "operations", names)
 
@@ -152,7 +153,7 @@ class CellSpace:
 
     def _index(self, position: int, value: object, categories: int) -> int:
         try:
-            index = operator.index(cast(SupportsIndex, value))
+            index = -1 if isinstance(value, bool) else operator.index(cast(SupportsIndex, value))
         except TypeError:
             index = -1
         if not 0 <= index < categories:
@@ -191,6 +192,7 @@ class CellSpace:
         Raises:
             ValueError: A variable is missing or unknown, or has a value that it cannot take.
         """
+        check_mapping("names", names)
         indices: list[int] = self.search_space().encode(names)[0].tolist()
         return indices
 

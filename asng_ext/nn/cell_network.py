@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from asng_ext._checks import brief, check_number, is_integer, is_number
 from asng_ext.nn.cell import Architecture, Cell, CellArchitecture, CellSpace, Population
 from asng_ext.nn.operations import Norm, batch_statistics_norm, plain_norm
 
@@ -41,6 +42,11 @@ class _AuxiliaryHead(nn.Module):
         return logits
 
 
+def _check_space(space: object) -> None:
+    if not isinstance(space, CellSpace):
+        raise TypeError(f"space must be a CellSpace, got {brief(space)}")
+
+
 class _CellStack(nn.Module):
     """Stem, cells and classifier: what the supernet and the derived network have in common."""
 
@@ -61,19 +67,23 @@ class _CellStack(nn.Module):
         _architectures: tuple[CellArchitecture, CellArchitecture] | None = None,
     ) -> None:
         super().__init__()
-        if cells < 3:
-            raise ValueError(
-                f"cells must be at least 3, so that both kinds of cells occur, got {cells}"
-            )
-        self.space = space
-        self.settings = {
-            "nodes": space.nodes,
+        _check_space(space)
+        counts = {
             "classes": classes,
             "cells": cells,
             "channels": channels,
             "in_channels": in_channels,
             "stem_multiplier": stem_multiplier,
         }
+        for name, value in {**counts, "image_size": image_size}.items():
+            if not is_integer(value):
+                raise TypeError(f"{name} must be an integer, got {brief(value)}")
+        if cells < 3:
+            raise ValueError(
+                f"cells must be at least 3, so that both kinds of cells occur, got {cells}"
+            )
+        self.space = space
+        self.settings = {"nodes": space.nodes, **counts}
         for name, value in {**self.settings, "image_size": image_size}.items():
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
@@ -267,6 +277,7 @@ class CellNetwork(_CellStack):
         image_size: int = 32,
         drop_path_rate: float = 0.0,
     ) -> None:
+        _check_space(space)
         architectures = space.parse(architecture)
         super().__init__(
             space,
@@ -296,6 +307,8 @@ class CellNetwork(_CellStack):
 
     @drop_path_rate.setter
     def drop_path_rate(self, rate: float) -> None:
+        if not is_number(rate):
+            raise TypeError(f"drop_path_rate must be a number, got {brief(rate)}")
         if not 0 <= rate < 1:
             raise ValueError(f"drop_path_rate must be at least 0 and less than 1, got {rate}")
         self._drop_path_rate = float(rate)
@@ -390,6 +403,8 @@ def widest_channels(
         ValueError: Even one channel makes more weights, or another argument is not one that
             `CellNetwork` takes.
     """
+
+    check_number("limit", limit)
 
     def count(channels: int) -> int:
         with torch.device("meta"):  # shapes without memory

@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
+from asng_ext._checks import brief, check_mapping, listed
 from asng_ext.space import Categorical, SearchSpace, without_addresses
 
 __all__ = ["Choice", "derive", "search_space", "set_architecture", "subnet"]
@@ -46,7 +47,8 @@ class Choice(nn.Module):
         if not isinstance(name, str) or not name:
             raise ValueError(f"name must be a non-empty string, got {name!r}")
         if not isinstance(candidates, Mapping):
-            candidates = {str(i): module for i, module in enumerate(candidates)}
+            named = listed(f"candidates of choice {name!r}", candidates, "modules")
+            candidates = {str(i): module for i, module in enumerate(named)}
         if not candidates:
             raise ValueError(f"candidates of choice {name!r} must not be empty")
         self.name = name
@@ -55,7 +57,7 @@ class Choice(nn.Module):
             if not isinstance(module, nn.Module):
                 raise TypeError(
                     f"candidate {key!r} of choice {name!r} must be a torch.nn.Module, "
-                    f"got {type(module).__name__}"
+                    f"got {brief(module)}"
                 )
             try:
                 self.candidates[key] = module
@@ -129,6 +131,8 @@ def _in_backward() -> bool:
 
 
 def _choices(model: nn.Module) -> Iterator[Choice]:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {brief(model)}")
     return (module for module in model.modules() if isinstance(module, Choice))
 
 
@@ -220,6 +224,7 @@ def _reached(module: nn.Module, values: Mapping[str, object], found: set[str]) -
 
 def _check(model: nn.Module, values: Mapping[str, object]) -> None:
     variables = _variables(model)
+    check_mapping("values", values)
     missing, unknown = variables.keys() - values.keys(), values.keys() - variables.keys()
     if missing and not unknown:  # of choices in candidates that are not selected
         missing &= _reached(model, values, set())

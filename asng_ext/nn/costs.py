@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
-from asng_ext._checks import check_number
+from asng_ext._checks import check_mapping, check_number, check_size
 from asng_ext.costs import CostTable, Term
 from asng_ext.nn.autoencoder import OUTPUT_KERNEL
 from asng_ext.nn.autoencoder_space import CaeSpace, fitting_layers
@@ -81,6 +81,7 @@ class Latencies:
     ) -> None:
         self.device = torch.device(device)
         self.measured: dict[str, float] = {}
+        check_mapping("measured", {} if measured is None else measured)
         for name, value in (measured or {}).items():
             check_number(f"measured[{name!r}]", value, 0.0)
             self.measured[name] = float(value)
@@ -207,6 +208,7 @@ def cell_costs(
         ValueError: If an argument is not one that `CellNetwork` takes.
     """
     measure = _measure(kind, latencies)
+    check_size("image_size", image_size)
     base = 0.0
     edges: dict[tuple[str, int, Edge], float] = {}
     inputs: dict[tuple[str, int], float] = {}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from asng_ext import _host, ops
+from asng_ext._checks import brief, is_integer
 from asng_ext.ops import _libraries, reference
 
 __all__ = ["MixedNode"]
@@ -34,6 +35,9 @@ class MixedNode(nn.Module):
 
     def __init__(self, channels: int, inputs: int, stride: int = 1) -> None:
         super().__init__()
+        for name, value in (("channels", channels), ("inputs", inputs), ("stride", stride)):
+            if not is_integer(value):
+                raise TypeError(f"{name} must be an integer, got {brief(value)}")
         if stride not in (1, 2):
             raise ValueError(f"stride must be 1 or 2, got {stride!r}")
         if channels < stride:
