@@ -488,22 +488,27 @@ class Optimizer(ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that decides what comes next, as plain numbers, strings and lists: it can be
-        saved by ``torch.save`` (and loaded with ``weights_only=True``), JSON or pickle."""
+        saved by ``torch.save`` (and loaded with ``weights_only=True``), JSON or pickle. It is of
+        one moment, also where other threads ask and tell meanwhile."""
         engine = self._engine
-        return {
-            "version": STATE_VERSION,
-            "optimizer": type(self).__name__,
-            "space": list(self._reduced.description),
-            **self._settings(),
-            "seed": self.seed,
-            "asked": int(engine.asked),
-            "generation": self.generation,
-            "evaluations": self.evaluations,
-            "moved": int(engine.moved),
-            "best": self._best_state(),
-            **{name: getattr(engine, name).tolist() for name in self._arrays()},
-            **self._own_numbers(),
-        }
+        while True:
+            moment = engine.asked, engine.generation
+            state = {
+                "version": STATE_VERSION,
+                "optimizer": type(self).__name__,
+                "space": list(self._reduced.description),
+                **self._settings(),
+                "seed": self.seed,
+                "asked": int(engine.asked),
+                "generation": self.generation,
+                "evaluations": self.evaluations,
+                "moved": int(engine.moved),
+                "best": self._best_state(),
+                **{name: getattr(engine, name).tolist() for name in self._arrays()},
+                **self._own_numbers(),
+            }
+            if (engine.asked, engine.generation) == moment:  # or another thread has moved it
+                return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues, bit for bit, where the optimizer that gave ``state`` was.
