@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,15 @@ class RefusedError(ValueError):
 def asng(folder: Path, *arguments: str) -> None:
     """Runs a command in a folder; what it refuses with status 2 and one line is an error."""
     out, err = io.StringIO(), io.StringIO()
-    with contextlib.chdir(folder), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             status: Any = cli.main(list(arguments))
-        except SystemExit as stop:
-            status = stop.code
+    except SystemExit as stop:
+        status = stop.code
+    finally:
+        os.chdir(before)
     said = err.getvalue()
     if status == 2 and not out.getvalue() and said.count("\n") == 1 and said.endswith("\n"):
         raise RefusedError(said)
