@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,7 +48,9 @@ def refused(
 
 
 def _brief(value: Any) -> str:
-    text = f"{type(value).__name__} {value!r:.24}"
+    # Names of tests are the same in all processes; addresses are not.
+    written = re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+    text = f"{type(value).__name__} {written:.24}"
     return "".join(c if c.isascii() and c.isprintable() else "?" for c in text).replace("\\", "?")
 
 
