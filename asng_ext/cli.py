@@ -303,7 +303,7 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument(
                 "--device", default=argparse.SUPPRESS, help="cpu or cuda (default: the run's)"
             )
-    _add_section(resume, "search", SearchConfig, runtime_only=True)
+    _add_section(resume, "search", SearchConfig, for_resuming=True)
     _add_section(retrain, "retrain", RetrainConfig, hidden_prefix="retrain-")
     for kind in map(tasks.get, tasks.names()):
         _add_section(
@@ -335,11 +335,11 @@ def _add_section(
     hidden_prefix: str = "",
     title: str | None = None,
     for_retraining: bool = False,
-    runtime_only: bool = False,
+    for_resuming: bool = False,
     kind: TaskKind | None = None,
 ) -> None:
-    """An option for every setting of a section, or every one for retraining or without influence on
-    results; its destination is
+    """An option for every setting of a section, or every one for retraining or that may change on
+    resume; its destination is
     "section.setting". Tasks may have settings of the same name: the option is there once.
     The help says what the presets of ``kind`` have, and nothing of names with ``hidden_prefix``."""
     group = parser.add_argument_group(f"{title or name} settings")
@@ -348,7 +348,7 @@ def _add_section(
         flag = f"--{item.metadata['option'] or prefix + item.name.replace('_', '-')}"
         if for_retraining and not item.metadata["for_retraining"]:
             continue
-        if runtime_only and not item.metadata["runtime_only"]:
+        if for_resuming and not (item.metadata["runtime_only"] or item.metadata["may_grow"]):
             continue
         if flag in parser._option_string_actions:
             continue

@@ -214,7 +214,7 @@ def load_network(run_or_file: Path | str) -> ImageClassifier | ImageRestorer:
     content = RunFolder(path.parent).load(path.name)
     if content is None:
         raise FileNotFoundError(f"{path} is missing; give a run folder or its network.pt")
-    if "epochs_done" in content:
+    if "computed_by" in content or "epochs_done" in content:
         raise ValueError(
             f"{path} is a checkpoint, to continue from; give the run folder or its network.pt"
         )

@@ -82,7 +82,7 @@ def test_a_refused_retraining_changes_nothing(
     (folder / "retrain.pt").unlink(missing_ok=True)
     assert asng("retrain", folder, "--epochs", 1) == 0
     before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
-    for refused in (["--epochs", 2], ["--epochs", 1, "--final-channels", 7, "--cutout", 2]):
+    for refused in (["--batch-size", 9], ["--epochs", 1, "--final-channels", 7, "--cutout", 2]):
         assert asng("retrain", folder, *refused) == 2
         assert "was begun with" in capsys.readouterr().err
         after = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
@@ -186,7 +186,14 @@ def test_what_may_change_on_resume(
     assert f"there is no {missing}" in capsys.readouterr().err
     assert (folder / "config.toml").read_bytes() == before
     with pytest.raises(SystemExit):
-        asng("resume", folder, "--epochs=3")
+        asng("resume", folder, "--batch-size=3")
+    assert asng("resume", folder, "--epochs=1") == 2
+    assert "epochs was 2 and is 1" in capsys.readouterr().err
+    assert (folder / "config.toml").read_bytes() == before
+    assert asng("resume", folder, "--epochs=3", "--check-every=7", "--on-divergence=retry") == 0
+    assert "continues to 3" in capsys.readouterr().err
+    assert RunFolder(folder).read_config()["search"]["epochs"] == 3
+    assert len((folder / "search.csv").read_text().splitlines()) == 4
 
 
 def test_a_command_line_continues_as_without_its_checkpoint() -> None:

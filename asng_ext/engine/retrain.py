@@ -14,13 +14,14 @@ from torch import nn
 from asng_ext import __version__
 from asng_ext._random import DrawsFrom, ModuleGenerators, drawn, draws_of
 from asng_ext._signals import Stop, asked_to_stop
-from asng_ext._terminal import STDERR, Progress
+from asng_ext._terminal import STDERR, Progress, say
 from asng_ext._threads import cpu_threads
 from asng_ext.runs.checkpoints import Epochs, Part
 from asng_ext.runs.config import RetrainConfig, affecting_results
 from asng_ext.runs.folder import RunFolder
 from asng_ext.tasks.protocol import RetrainTask, check_members, shown_metrics
-from asng_ext.training.metrics import Means, raise_if_diverged
+from asng_ext.training.divergence import Halvings, raise_if_diverged, with_retries
+from asng_ext.training.metrics import Means
 from asng_ext.training.precision import autocast
 from asng_ext.training.schedules import cosine, multi_step_decay
 from asng_ext.training.weight_optimizers import (
@@ -61,8 +62,9 @@ def retrain(
         The network and its test metrics.
 
     Raises:
-        FloatingPointError: If the training loss or a weight becomes NaN or infinite. The checkpoint
-            before stays.
+        DivergedError: If the training loss, a weight or a gradient becomes NaN or infinite. The
+            checkpoint before stays. With ``config.on_divergence`` "retry" and a ``run`` training
+            first continues from there at half the learning rate, at most three times.
         TypeError: If the task lacks a member of its protocol.
         CheckpointMismatchError: If the checkpoint in ``run`` is of other settings or another
             architecture, or damaged, and the one before, too.
@@ -75,8 +77,14 @@ def retrain(
     check_members("task", task, RetrainTask)
     locked = run.lock() if run else contextlib.nullcontext()
     stopping = asked_to_stop() if run else contextlib.nullcontext(Stop())
+
+    def loop(halvings: Halvings, source: Path | None) -> tuple[nn.Module, dict[str, float]]:
+        return _retrain(task, values, config, seed, run, stream, stop, source, halvings)
+
     with locked, stopping as stop, cpu_threads(config.threads):
-        return _retrain(task, values, config, seed, run, stream, stop, resume_from)
+        if run is None or config.on_divergence == "stop":
+            return loop(Halvings(), resume_from)
+        return with_retries(loop, run.file("retrain.pt"), resume_from, partial(say, stream))
 
 
 def _retrain(
@@ -88,6 +96,7 @@ def _retrain(
     stream: TextIO | None,
     stop: Stop,
     resume_from: Path | None,
+    halvings: Halvings,
 ) -> tuple[nn.Module, dict[str, float]]:
     with DrawsFrom(seed, "network"):
         network = task.network(values)
@@ -96,18 +105,19 @@ def _retrain(
     epochs = Epochs(
         run,
         "retrain",
-        config.epochs,
         {"seed": seed, **affecting_results(config), **task.identity("retrain")},
         {
             "network": Part(network.state_dict, network.load_state_dict),
             "optimizer": Part(
                 weight_optimizer.state_dict, partial(restore_weight_optimizer, weight_optimizer)
             ),
+            "halvings": Part.of(halvings, assumed={"count": 0}),
         },
         device,
         same={"architecture": dict(values)},
         minutes=config.checkpoint_minutes,
         keep=config.keep,
+        check_every=config.check_every,
         stop=stop,
         resume_from=resume_from,
     )
@@ -122,6 +132,7 @@ def _retrain(
     for epoch in range(epochs.done, config.epochs):
         task.begin_epoch(network, epoch, config.epochs)
         means = Means()
+        check = partial(_check, means, network, epoch)
         network.train()
         draws = draws_of(seed, f"retrain epoch {epoch}", device, own_generators=task.own_generators)
         epochs.begin(
@@ -132,11 +143,12 @@ def _retrain(
             },
         )
         batches = drawn(draws, partial(task.train_batches, epoch), epochs.steps_done)
+        highest = config.learning_rate * halvings.factor
         # There may be no step left to do.
-        rate = schedule(config.learning_rate, epoch * steps + max(0, epochs.steps_done - 1), total)
+        rate = schedule(highest, epoch * steps + max(0, epochs.steps_done - 1), total)
         set_learning_rate(weight_optimizer, rate)
         for step, batch in enumerate(batches, epochs.steps_done):
-            rate = schedule(config.learning_rate, epoch * steps + step, total)
+            rate = schedule(highest, epoch * steps + step, total)
             set_learning_rate(weight_optimizer, rate)
             weight_optimizer.zero_grad()
             with draws:
@@ -146,11 +158,10 @@ def _retrain(
             nn.utils.clip_grad_norm_(network.parameters(), config.gradient_clip)
             weight_optimizer.step()
             means.add({"loss": loss, **further}, "train_")
-            epochs.stepped(steps, partial(_check, epoch, means, network))
+            epochs.stepped(steps, check)
             if progress.due():
                 progress.draw(epoch * steps + step + 1, shown_metrics(means.read(), task, shown))
         row = {"epoch": float(epoch + 1), **means.read(), "learning_rate": rate}
-        raise_if_diverged(row, network)
         if (epoch + 1) % config.test_every == 0 or epoch + 1 == config.epochs:
             with autocast(config.precision, device):
                 tested = task.test(network)
@@ -177,5 +188,5 @@ def _retrain(
     return network, tested
 
 
-def _check(epoch: int, means: Means, network: nn.Module) -> None:
-    raise_if_diverged({"epoch": epoch + 1.0, **means.read()}, network)
+def _check(means: Means, network: nn.Module, epoch: int, first: int, last: int) -> None:
+    raise_if_diverged(epoch, first, last, means.read(), network)

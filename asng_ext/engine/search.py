@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from asng_ext._random import DrawsFrom, ModuleGenerators, drawn, draws_of
 from asng_ext._signals import Stop, asked_to_stop
-from asng_ext._terminal import STDERR, Progress
+from asng_ext._terminal import STDERR, Progress, say
 from asng_ext._threads import cpu_threads
 from asng_ext.optimizers import Penalty
 from asng_ext.runs.checkpoints import Epochs, Part
@@ -31,7 +32,8 @@ from asng_ext.tasks.protocol import (
 from asng_ext.training.active_sgd import ActiveSGD
 from asng_ext.training.batch_norm import frozen_batch_norm
 from asng_ext.training.cuda_graphs import CudaGraphs, GraphBackend, Replayed
-from asng_ext.training.metrics import Means, raise_if_diverged
+from asng_ext.training.divergence import Halvings, raise_if_diverged, with_retries
+from asng_ext.training.metrics import Means
 from asng_ext.training.schedules import cosine
 from asng_ext.training.weight_optimizers import (
     CapturableSGD,
@@ -82,7 +84,8 @@ def search(
 
     On a GPU both steps together are replayed as one CUDA graph if the task and the optimizer are
     ``capturable``: all they do for a step, they do on the device, and the host reads no number.
-    Then nothing within an epoch synchronizes with the device but the live line. Otherwise, and with
+    Then nothing within an epoch synchronizes with the device but the live line and, each
+    ``check_every`` steps, the look whether the training has diverged. Otherwise, and with
     ``config.graphs`` off, steps run as usual; the numbers are the same.
 
     Args:
@@ -104,8 +107,10 @@ def search(
         resume_from: A checkpoint of this search to continue from, instead of the newest one.
 
     Raises:
-        FloatingPointError: If the training loss or a weight becomes NaN or infinite, or no loss of
-            an epoch that was to move the distribution is finite. The checkpoint before stays.
+        DivergedError: If the training loss, a weight or a gradient becomes NaN or infinite. The
+            checkpoint before stays. With ``config.on_divergence`` "retry" and a ``run`` the search
+            first continues from there at half the learning rate, at most three times.
+        FloatingPointError: If no loss of an epoch that was to move the distribution is finite.
         TypeError: If the task or the optimizer lacks a member of its protocol.
         ValueError: If the settings have limits and there is no ``penalty``.
         CheckpointMismatchError: If the checkpoint in ``run`` is of a search with other settings or
@@ -123,10 +128,21 @@ def search(
         raise ValueError(f"penalty must be given, with the limits {config.penalty}")
     locked = run.lock() if run else contextlib.nullcontext()
     stopping = asked_to_stop() if run else contextlib.nullcontext(Stop())
-    with locked, stopping as stop, cpu_threads(config.threads):
+
+    def loop(halvings: Halvings, source: Path | None) -> SearchResult:
         return _search(
-            task, optimizer, config, seed, run, stream, graphs, penalty, stop, resume_from
+            task, optimizer, config, seed, run, stream, graphs, penalty, stop, source, halvings
         )
+
+    def begin_anew(why: str) -> None:
+        say(stream, why)
+        optimizer.load_state_dict(begun)
+
+    with locked, stopping as stop, cpu_threads(config.threads):
+        if run is None or config.on_divergence == "stop":
+            return loop(Halvings(), resume_from)
+        begun = copy.deepcopy(optimizer.state_dict())
+        return with_retries(loop, run.file("search.pt"), resume_from, begin_anew)
 
 
 def _search(
@@ -140,6 +156,7 @@ def _search(
     penalty: Penalty | None,
     stop: Stop,
     resume_from: Path | None,
+    halvings: Halvings,
 ) -> SearchResult:
     with DrawsFrom(seed, "supernet"):
         supernet = task.supernet()
@@ -154,7 +171,6 @@ def _search(
     epochs = Epochs(
         run,
         "search",
-        config.epochs,
         {
             "seed": seed,
             **affecting_results(config),
@@ -167,6 +183,7 @@ def _search(
             "supernet": Part(supernet.state_dict, supernet.load_state_dict),
             "sgd": Part(sgd.state_dict, partial(restore_weight_optimizer, sgd)),
             "optimizer": Part(optimizer.state_dict, optimizer.load_state_dict),
+            "halvings": Part.of(halvings, assumed={"count": 0}),
         },
         device,
         assumed={
@@ -177,6 +194,7 @@ def _search(
         },
         minutes=config.checkpoint_minutes,
         keep=config.keep,
+        check_every=config.check_every,
         stop=stop,
         resume_from=resume_from,
     )
@@ -198,19 +216,21 @@ def _search(
             progress.note(_NO_GRAPHS + blocker)
     for epoch in range(epochs.done, config.epochs):
         means.reset()
+        check = partial(_check, means, optimizer, supernet, epoch)
         draws = draws_of(seed, f"search epoch {epoch}", device, own_generators=task.own_generators)
         as_it_is = sgd.as_it_is if isinstance(sgd, ActiveSGD) else contextlib.nullcontext
         epochs.begin({**within, "draws": Part.of(draws)}, as_it_is)
         pairs = drawn(draws, partial(_pairs, task, epoch), epochs.steps_done)
+        highest = config.learning_rate * halvings.factor
         # There may be no step left to do.
-        rate = cosine(config.learning_rate, epoch * steps + max(0, epochs.steps_done - 1), total)
+        rate = cosine(highest, epoch * steps + max(0, epochs.steps_done - 1), total)
         set_learning_rate(sgd, rate)
         for step, pair in enumerate(pairs, epochs.steps_done):
-            rate = cosine(config.learning_rate, epoch * steps + step, total)
+            rate = cosine(highest, epoch * steps + step, total)
             set_learning_rate(sgd, rate)
             with draws:
                 iteration(pair)
-            epochs.stepped(steps, partial(_check, epoch, means, supernet))
+            epochs.stepped(steps, check)
             if progress.due():
                 progress.draw(epoch * steps + step + 1, _shown(means.read(), task, optimizer))
         row = {"epoch": float(epoch + 1), **means.read()}
@@ -225,7 +245,6 @@ def _search(
             "delta": optimizer.delta,
             "learning_rate": rate,
         }
-        raise_if_diverged(row, supernet)
         if config.test_every and (
             (epoch + 1) % config.test_every == 0 or epoch + 1 == config.epochs
         ):
@@ -237,8 +256,11 @@ def _search(
     return SearchResult(_recommended(optimizer, penalty), supernet, epochs.rows)
 
 
-def _check(epoch: int, means: Means, supernet: nn.Module) -> None:
-    raise_if_diverged({"epoch": epoch + 1.0, **means.read()}, supernet)
+def _check(
+    means: Means, optimizer: Optimizer, supernet: nn.Module, epoch: int, first: int, last: int
+) -> None:
+    row = {**means.read(), "convergence": optimizer.convergence}
+    raise_if_diverged(epoch, first, last, row, supernet)
 
 
 _ADDED = ("init", "init_probability", "fixed", "penalty")

@@ -28,15 +28,21 @@ class CheckpointMismatchError(ValueError):
 
 
 class Part(NamedTuple):
-    """Something that a loop changes: how its state is read and set."""
+    """Something that a loop changes: how its state is read and set.
+
+    Attributes:
+        assumed: The state that a checkpoint of an earlier version, which lacks it, stands for; None
+            if it must have one.
+    """
 
     state_dict: Callable[[], Mapping[str, Any]]
     load_state_dict: Callable[[Any], object]
+    assumed: Mapping[str, Any] | None = None
 
     @classmethod
-    def of(cls, value: Any) -> Part:
+    def of(cls, value: Any, assumed: Mapping[str, Any] | None = None) -> Part:
         """That of something that has both methods."""
-        return cls(value.state_dict, value.load_state_dict)
+        return cls(value.state_dict, value.load_state_dict, assumed)
 
 
 class Epochs:
@@ -49,14 +55,16 @@ class Epochs:
     Args:
         run: The folder; None to keep the metrics only.
         loop: "search" or "retrain": names the files.
-        total: Epochs of the loop.
-        identity: Plain values by name, all of which decide the results.
+        identity: Plain values by name, all of which decide the results. One is "epochs", how many
+            the loop has: those of a checkpoint may be fewer.
         parts: What the loop changes, by the names in the checkpoint.
         device: Where the loop computes.
         same: Further entries of the checkpoint, which must be the same.
         assumed: What a checkpoint that lacks a value of ``identity`` is taken to say.
         minutes: Between checkpoints within an epoch; 0 for none but where ``stop`` asks for it.
         keep: How many checkpoints to keep.
+        check_every: Steps after which it is looked whether the loop has diverged, as after the last
+            one of an epoch and before each checkpoint.
         stop: Says when to write the last one.
         resume_from: The checkpoint to continue from instead of the newest one in the folder.
 
@@ -71,16 +79,15 @@ class Epochs:
             or is damaged, and those before, too.
 
     Warns:
-        UserWarning: If the checkpoint was computed with another number of threads, instruction set,
-            device or PyTorch, does not hold what earlier versions did not save, or is damaged, and
-            the one before is used.
+        UserWarning: If the loop has more epochs now, or if the checkpoint was computed with another
+            number of threads, instruction set, device or PyTorch, does not hold what earlier
+            versions did not save, or is damaged, and the one before is used.
     """
 
     def __init__(
         self,
         run: RunFolder | None,
         loop: str,
-        total: int,
         identity: Mapping[str, Any],
         parts: Mapping[str, Part],
         device: torch.device,
@@ -89,16 +96,20 @@ class Epochs:
         assumed: Mapping[str, Any] | None = None,
         minutes: float = 0.0,
         keep: int = 2,
+        check_every: int = 100,
         stop: Stop | None = None,
         resume_from: Path | None = None,
     ) -> None:
         # A checkpoint of other than plain values could not be read again.
         self.identity: dict[str, Any] = json.loads(json.dumps(identity))
+        total = self.identity["epochs"]
         self.rows: list[dict[str, float]] = []
         self.done = 0
         self.steps_done = 0
         self._minutes = minutes
         self._keep = keep
+        self._check_every = check_every
+        self._checked = 0  # steps of the epoch
         self._stop = stop or Stop()
         self._written = time.monotonic()
         self._within: Mapping[str, Any] = {}
@@ -147,11 +158,13 @@ class Epochs:
                 f"or remove {path} to begin anew"
             )
         with fitting(path):
-            self.done, rows = _epochs_of(state, total)
             self._path, self._within = path, state.get("within", {})
+            self.done, rows = _epochs_of(state, total)
             self.steps_done = self._within.get("steps_done", 0)
             for name, part in self._parts.items():
-                part.load_state_dict(state[name])
+                given = state if part.assumed is None else {name: part.assumed, **state}
+                part.load_state_dict(given[name])
+            _warn_if_longer(path, state, total)
             if self.done < total:
                 _warn_if_computed_otherwise(path, state, self._device)
         return rows
@@ -173,6 +186,7 @@ class Epochs:
         """
         within, self._within, self._within_parts = self._within, {}, parts
         self._reading = reading
+        self._checked = self.steps_done
         if not within:
             return
         try:
@@ -183,23 +197,29 @@ class Epochs:
         except ValueError as error:
             raise CheckpointMismatchError(str(error)) from error
 
-    def stepped(self, steps: int, check: Callable[[], object]) -> None:
+    def stepped(self, steps: int, check: Callable[[int, int], object]) -> None:
         """Says that a step is done, and writes a checkpoint if it is time for one.
 
         Args:
             steps: Of the epoch.
-            check: Is called before; raises an error if there is nothing to write.
+            check: Raises an error if the loop has diverged, in steps from the first to the last,
+                which are its arguments.
 
         Raises:
             Interrupted: If a signal has come.
         """
         self.steps_done += 1
         asked = self._stop.number is not None
-        if self._run is not None and (asked or (self.steps_done < steps and self._is_due())):
-            check()
+        ends = self.steps_done == steps
+        writes = self._run is not None and (asked or (not ends and self._is_due()))
+        if writes or ends or self.steps_done % self._check_every == 0:
+            check(self._checked + 1, self.steps_done)
+            self._checked = self.steps_done
+        if writes:
             within = {name: part.state_dict() for name, part in self._within_parts.items()}
             with self._reading():
-                self._save({"within": {"steps_done": self.steps_done, **within}})
+                done = {"epochs_done": self.done, "steps_done": self.steps_done}
+                self._save({"within": {**done, **within}})
         self._stop.raise_if_asked()
 
     def _is_due(self) -> bool:
@@ -223,14 +243,13 @@ class Epochs:
             # If it ends before the checkpoint is there, they are written again, and count once.
             if self._events:
                 self._events.add(row, distributions)
-            self._save({})
+            self._save({"epochs_done": self.done})
             self._table.write()
         self._stop.raise_if_asked()
 
     def _save(self, more: Mapping[str, Any]) -> None:
         assert self._run is not None
         state = {
-            "epochs_done": self.done,
             "rows": self.rows,
             "identity": self.identity,
             "computed_by": _computed_by(self._device),
@@ -266,14 +285,18 @@ def _differences(
     return ", ".join(
         f"{name} was {saved[name]!r} and is {value!r}"
         for name, value in now.items()
-        if name in saved and saved[name] != value
+        if name in saved
+        and saved[name] != value
+        # A loop may go on for longer.
+        and not (name == "epochs" and 0 < saved[name] < value)
     )
 
 
 def _epochs_of(state: Mapping[str, Any], epochs: int) -> tuple[int, list[dict[str, float]] | None]:
     """How many epochs are done, and their metrics; None if the checkpoint does not hold these."""
-    done = state["epochs_done"]
     within = "within" in state
+    # Elsewhere, so that earlier versions do not take the epoch for one that has not begun.
+    done = (state["within"] if within else state)["epochs_done"]
     check_integer("epochs_done", done, 0 if within else 1, epochs + (not within))
     if "rows" not in state:
         return done, None
@@ -306,6 +329,17 @@ def _computed_by(device: torch.device) -> dict[str, Any]:
         "instruction set of the operators": ops.capability() if _libraries.available() else "none",
         "threads": torch.get_num_threads(),
     }
+
+
+def _warn_if_longer(path: Path, state: Mapping[str, Any], total: int) -> None:
+    """A warning if the loop that continues a checkpoint has more epochs than the one before."""
+    before = state.get("identity", {}).get("epochs", total)
+    if before < total:
+        warnings.warn(
+            f"{path} is of {before} epochs and continues to {total}, from here on with the "
+            "learning rates of so many",
+            stacklevel=2,
+        )
 
 
 def _warn_if_computed_otherwise(path: Path, state: Mapping[str, Any], device: torch.device) -> None:

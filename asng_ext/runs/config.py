@@ -42,6 +42,7 @@ def setting(
     choices: tuple[str, ...] | None = None,
     for_retraining: bool = False,
     runtime_only: bool = False,
+    may_grow: bool = False,
     only: str | None = None,
     option: str | None = None,
     several: bool = False,
@@ -58,6 +59,7 @@ def setting(
             concerns the retrained network only, or where the data are.
         runtime_only: Whether results do not depend on it but for rounding, so that it may change
             when a run is continued.
+        may_grow: Whether it may be raised when a run is continued.
         only: The loop, "search" or "retrain", on whose results alone it has an influence; None for
             both.
         option: Its option on the command line, if that is not called as the setting is.
@@ -130,12 +132,29 @@ def _keep_setting() -> Any:
     return setting(2, what, low=1, high=1000, runtime_only=True)
 
 
+def _check_every_setting() -> Any:
+    what = "steps between looks whether losses, gradients and weights are finite"
+    return setting(100, what, low=1, high=1e9, runtime_only=True)
+
+
+def _on_divergence_setting() -> Any:
+    what = (
+        "when they are not: stop, or retry from the last checkpoint at half the learning rate, at "
+        "most three times"
+    )
+    return setting("stop", what, choices=("stop", "retry"), runtime_only=True)
+
+
 @dataclass(frozen=True)
 class SearchConfig(Checked):
     """Settings of the search loop; the defaults are those of Section 3.2."""
 
     epochs: int = setting(
-        100, "passes over the half of the data that trains weights", low=1, high=_MOST_EPOCHS
+        100,
+        "passes over the half of the data that trains weights",
+        low=1,
+        high=_MOST_EPOCHS,
+        may_grow=True,
     )
     batch_size: int = setting(64, "images per step", low=1, high=_MOST_IMAGES)
     learning_rate: float = setting(
@@ -176,6 +195,8 @@ class SearchConfig(Checked):
     )
     checkpoint_minutes: float = _checkpoint_minutes_setting()
     keep: int = _keep_setting()
+    check_every: int = _check_every_setting()
+    on_divergence: str = _on_divergence_setting()
     graphs: bool = setting(
         True,
         "replay steps as CUDA graphs, on a GPU and where they can be captured",
@@ -204,7 +225,9 @@ class SearchConfig(Checked):
 class RetrainConfig(Checked):
     """Settings of the retraining loop; the defaults are those of Section 3.2."""
 
-    epochs: int = setting(600, "passes over all training data", low=1, high=_MOST_EPOCHS)
+    epochs: int = setting(
+        600, "passes over all training data", low=1, high=_MOST_EPOCHS, may_grow=True
+    )
     batch_size: int = setting(80, "images per step", low=1, high=_MOST_IMAGES)
     optimizer: str = setting("sgd", "what trains the weights", choices=("sgd", "adam"))
     schedule: str = setting(
@@ -224,6 +247,8 @@ class RetrainConfig(Checked):
     )
     checkpoint_minutes: float = _checkpoint_minutes_setting()
     keep: int = _keep_setting()
+    check_every: int = _check_every_setting()
+    on_divergence: str = _on_divergence_setting()
 
 
 def pairs(setting: str, text: str) -> dict[str, str]:

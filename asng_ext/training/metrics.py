@@ -1,20 +1,19 @@
-"""What is measured: PSNR and SSIM of batches of images, means over the steps of an epoch, and
-whether a training has diverged. All but the last is computed on the device."""
+"""What is measured: PSNR and SSIM of batches of images, and means over the steps of an epoch; all
+is computed on the device."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from asng_ext._similarity import SSIM_WINDOW, psnr, ssim
 from asng_ext.ops import _libraries
 from asng_ext.ops.means import add_means
 
-__all__ = ["SSIM_WINDOW", "Means", "psnr", "raise_if_diverged", "ssim"]
+__all__ = ["SSIM_WINDOW", "Means", "psnr", "ssim"]
 
 
 class Means:
@@ -88,24 +87,3 @@ class Means:
                 sums[name] = sums.get(name, 0.0) + value
                 steps[name] = steps.get(name, 0.0) + count
         return {name: total / steps[name] for name, total in sums.items() if steps[name]}
-
-
-def raise_if_diverged(row: Mapping[str, float], model: nn.Module) -> None:
-    """FloatingPointError if a training has diverged: before its last checkpoint is replaced.
-
-    Args:
-        row: Metrics of an epoch, none of which but "train_loss" and "convergence" must be finite.
-        model: Its weights must be, too: the last step may have made them infinite.
-    """
-    diverged = [
-        name for name in ("train_loss", "convergence") if not math.isfinite(row.get(name, 0))
-    ]
-    weights = [weight for weight in model.parameters() if weight.numel()]
-    largest = nn.utils.get_total_norm(weights, math.inf)
-    if not diverged and not math.isfinite(largest):
-        diverged = ["a weight"]
-    if diverged:
-        raise FloatingPointError(
-            f"training diverged in epoch {row['epoch']:.0f}: {' and '.join(diverged)} is NaN or "
-            "infinite; lower learning_rate"
-        )

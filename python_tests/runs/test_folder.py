@@ -403,9 +403,11 @@ def test_means_are_of_as_many_steps_as_are_replayed() -> None:
 def test_neutral_settings_are_not_lasting() -> None:
     config = SearchConfig()
     assert set(asdict(config)) - set(affecting_results(config)) == {
+        "check_every",
         "checkpoint_minutes",
         "graphs",
         "keep",
+        "on_divergence",
         "threads",
     }
     assert affecting_results(replace(config, graphs=False, threads=3)) == affecting_results(config)

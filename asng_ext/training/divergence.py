@@ -1,0 +1,117 @@
+"""Whether a training has diverged, and how it may continue."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+from asng_ext._checks import check_integer
+
+__all__ = ["DivergedError", "Halvings", "raise_if_diverged", "with_retries"]
+
+Result = TypeVar("Result")
+
+
+class DivergedError(FloatingPointError):
+    """A loss, a gradient or a weight has become NaN or infinite."""
+
+
+def raise_if_diverged(
+    epoch: int, first: int, last: int, row: Mapping[str, float], model: nn.Module
+) -> None:
+    """DivergedError if a training has diverged; synchronizes with the device, once if it has not.
+
+    Args:
+        epoch: Of the training, from 0.
+        first, last: Its steps, from 1, in which it must have happened.
+        row: Metrics of the epoch so far, none of which but "train_loss" and "convergence" must be
+            finite.
+        model: Its weights and their gradients must be, too: the last step may have spoiled them.
+    """
+    wrong = [
+        f"{name} is {row[name]}"
+        for name in ("train_loss", "convergence")
+        if not math.isfinite(row.get(name, 0))
+    ]
+    kinds: dict[str, dict[str, Tensor]] = {
+        "weight": {name: weight.detach() for name, weight in model.named_parameters()},
+        "gradient of": {n: w.grad for n, w in model.named_parameters() if w.grad is not None},
+    }
+    numbers = [each for kind in kinds.values() for each in kind.values() if each.numel()]
+    if wrong or not math.isfinite(nn.utils.get_total_norm(numbers, math.inf)):
+        for kind, tensors in kinds.items():
+            bad = [name for name, values in tensors.items() if not values.isfinite().all()]
+            more = f" and {len(bad) - 1} more of {len(tensors)}" if len(bad) > 1 else ""
+            wrong += [f"{kind} {bad[0]}{more} is not finite"] if bad else []
+    if wrong:
+        steps = f"steps {first} to {last}" if first < last else f"step {last}"
+        raise DivergedError(
+            f"training diverged in epoch {epoch + 1}, {steps}: {', '.join(wrong)}; "
+            "begin anew with a lower learning_rate, or continue with --on-divergence retry"
+        )
+
+
+class Halvings:
+    """How often a training that diverged has halved its learning rate: part of its checkpoints.
+
+    Attributes:
+        count: How often.
+    """
+
+    MOST = 3
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    @property
+    def factor(self) -> float:
+        """What learning rates are multiplied by."""
+        return 0.5**self.count
+
+    def state_dict(self) -> dict[str, int]:
+        """What :meth:`load_state_dict` takes."""
+        return {"count": self.count}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes the count of a checkpoint, unless it has halved more often since."""
+        count = state["count"]
+        check_integer("count", count, 0, self.MOST + 1)
+        self.count = max(self.count, count)
+
+
+def with_retries(
+    loop: Callable[[Halvings, Path | None], Result],
+    checkpoint: Path,
+    resume_from: Path | None,
+    begin_anew: Callable[[str], object],
+) -> Result:
+    """Runs a loop that continues from its last checkpoint; if it diverges, again, at half the
+    learning rate, at most three times.
+
+    Args:
+        loop: Trains, from that checkpoint or the newest, with learning rates times those halvings.
+        checkpoint: The newest one.
+        resume_from: The one to begin with, instead of the newest, until the loop has written one.
+        begin_anew: Is called before the loop runs again, with what has happened.
+    """
+    halvings, before = Halvings(), _version(checkpoint)
+    while True:
+        try:
+            written = _version(checkpoint) != before
+            return loop(halvings, None if written else resume_from)
+        except DivergedError as error:
+            if halvings.count >= Halvings.MOST:
+                raise
+            halvings.count += 1
+            begin_anew(
+                f"{error}. Continuing from the last checkpoint, at {halvings.factor:g} of the "
+                "learning rate\n"
+            )
+
+
+def _version(path: Path) -> int:
+    return path.stat().st_mtime_ns if path.exists() else 0
