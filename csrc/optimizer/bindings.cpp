@@ -12,6 +12,7 @@
 #include <initializer_list>
 #include <limits>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <span>
 #include <stdexcept>
@@ -169,11 +170,44 @@ std::unique_ptr<Kind> make(const py::dict& common, Own... own) {
                                 common["seed"].cast<std::uint64_t>(), own...);
 }
 
+// Whoever reads or changes an optimizer has its turn. Other threads of Python run while one waits
+// for it, and while a population of so many numbers is drawn or evaluated that it takes long.
+class Turn {
+ public:
+  explicit Turn(Optimizer& optimizer, std::int64_t numbers = 0)
+      : lock_(optimizer.turn(), std::try_to_lock) {
+    if (!lock_.owns_lock()) {
+      const py::gil_scoped_release others;
+      lock_.lock();
+    }
+    if (numbers >= kMany) {
+      others_.emplace();
+    }
+  }
+  ~Turn() { lock_.unlock(); }  // before it waits for the GIL
+
+ private:
+  // They take about 20 us.
+  static constexpr std::int64_t kMany = 5000;
+
+  std::optional<py::gil_scoped_release> others_;
+  std::unique_lock<std::mutex> lock_;
+};
+
+std::int64_t numbers_of(const Layout& layout, std::int64_t lambda) {
+  return lambda * (layout.n_categorical() + layout.n_gaussian()) + layout.theta_size;
+}
+
 py::tuple ask(Optimizer& optimizer) {
   const Layout& layout = optimizer.layout();
   py::array_t<std::int64_t> categorical({optimizer.lambda(), layout.n_categorical()});
   py::array_t<double> gaussian({optimizer.lambda(), layout.n_gaussian()});
-  optimizer.ask(categorical.mutable_data(), gaussian.mutable_data());
+  std::int64_t* const categories = categorical.mutable_data();
+  double* const numbers = gaussian.mutable_data();
+  {
+    const Turn turn(optimizer, numbers_of(layout, optimizer.lambda()));
+    optimizer.ask(categories, numbers);
+  }
   return py::make_tuple(std::move(categorical), std::move(gaussian));
 }
 
@@ -243,6 +277,7 @@ bool tell_some(Optimizer& optimizer, const py::array& categorical, const py::arr
     population.has_categorical = has_categorical->data();
     population.has_gaussian = has_gaussian->data();
   }
+  const Turn turn(optimizer, numbers_of(layout, lambda));
   return optimizer.tell(population);
 }
 
@@ -253,6 +288,7 @@ bool tell(Optimizer& optimizer, const py::array& categorical, const py::array& g
 
 // (loss, generation, categories, numbers) or None.
 py::object best(Optimizer& optimizer) {
+  const Turn turn(optimizer);
   const Best& best = optimizer.state().best;
   if (std::isinf(best.loss)) {
     return py::none();
@@ -267,6 +303,7 @@ void set_best(Optimizer& optimizer, const py::object& value) {
         std::tuple<double, std::uint64_t, std::vector<std::int64_t>, std::vector<double>>>();
     std::tie(best.loss, best.generation, best.categorical, best.gaussian) = parts;
   }
+  const Turn turn(optimizer);
   optimizer.state().best = std::move(best);
 }
 
@@ -275,8 +312,13 @@ template <typename Class, typename Field>
 void def_array(Class& bound, const char* name, Field field) {
   using Self = typename Class::type;
   bound.def_property(
-      name, [=](Self& self) { return copy(field(self)); },
+      name,
+      [=](Self& self) {
+        const Turn turn(self);
+        return copy(field(self));
+      },
       [=](Self& self, const Array<double>& values) {
+        const Turn turn(self);
         std::vector<double>& target = field(self);
         if (static_cast<std::size_t>(values.size()) != target.size()) {
           throw std::invalid_argument(std::string(name) + " must have " +
@@ -292,8 +334,15 @@ void def_number(Class& bound, const char* name, Field field) {
   using Self = typename Class::type;
   using Number = std::remove_reference_t<decltype(field(std::declval<Self&>()))>;
   bound.def_property(
-      name, [=](Self& self) { return field(self); },
-      [=](Self& self, Number value) { field(self) = value; });
+      name,
+      [=](Self& self) {
+        const Turn turn(self);
+        return Number(field(self));
+      },
+      [=](Self& self, Number value) {
+        const Turn turn(self);
+        field(self) = value;
+      });
 }
 
 // The categories of one-hot samples of whatever numeric type the caller keeps them in.
@@ -441,7 +490,10 @@ PYBIND11_MODULE(_host, module) {
   adaptive
       .def(py::init(&make<Asng, double, double, double>), py::arg("common"), py::arg("alpha"),
            py::arg("delta_init"), py::arg("delta_max"))
-      .def_property_readonly("delta", [](Asng& self) { return self.step.delta(self.settings()); });
+      .def_property_readonly("delta", [](Asng& self) {
+        const Turn turn(self);
+        return self.step.delta(self.settings());
+      });
   def_array(adaptive, "s", [](Asng& self) -> auto& { return self.s; });
   def_number(adaptive, "gamma", [](Asng& self) -> auto& { return self.step.gamma; });
   def_number(adaptive, "Delta", [](Asng& self) -> auto& { return self.step.Delta; });

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <limits>
+#include <mutex>
 #include <span>
 #include <vector>
 
@@ -147,12 +148,12 @@ class Optimizer {
   const std::vector<double>& margin() const { return margin_; }
   std::int64_t lambda() const { return lambda_; }
   State& state() { return state_; }
+  // For callers in several threads.
+  std::mutex& turn() { return turn_; }
 
  protected:
   // Probabilities start uniform, Gaussians in the middle of their range with half of it as sigma.
   Optimizer(Layout layout, std::vector<double> margin, std::int64_t lambda, std::uint64_t seed);
-  Optimizer(const Optimizer&) = default;
-  Optimizer(Optimizer&&) = default;
 
   // Moves the distribution by the natural gradient that `update` holds, of Fisher norm `norm`.
   virtual void move(Update& update, const Parameters& parameters, double norm) = 0;
@@ -166,6 +167,7 @@ class Optimizer {
   std::int64_t lambda_;
   State state_;
   Update update_;
+  std::mutex turn_;
 };
 
 // Algorithm 1: steps of length delta, which adapts.
