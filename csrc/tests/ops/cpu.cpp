@@ -3,6 +3,10 @@
 
 #include <doctest/doctest.h>
 
+#include <chrono>
+#include <cstdlib>
+#include <string>
+
 #include "tests/ops/example.h"
 
 namespace asng::test {
@@ -117,6 +121,40 @@ TEST_CASE("cells of five nodes give the same bits on any threads") {
 TEST_CASE("stacks of cells give the same bits on any threads") {
   for (const int64_t archs : {1, 2, 3}) {
     for (const bool shared : {false, true}) check(stack_example(archs, shared));
+  }
+}
+
+// For as long as ASNG_FUZZ_SECONDS says; the sanitizers look for memory that is not theirs.
+TEST_CASE("cells and stems of any shape give the same bits on any threads") {
+  using Clock = std::chrono::steady_clock;
+  const char* const given = std::getenv("ASNG_FUZZ_SECONDS");
+  const std::chrono::duration<double> seconds(given == nullptr ? 1.0 : std::stod(given));
+  const Clock::time_point begin = Clock::now();
+  for (unsigned seed = 0; Clock::now() - begin < seconds; ++seed) {
+    CAPTURE(seed);
+    Draw draw(seed);
+    // Mostly few channels, and at times more than the registers of a multiplication hold.
+    const auto channels = [&] { return 1 + draw.below(draw.below(4) == 0 ? 100 : 24); };
+    CellShape s;
+    s.archs = 1 + draw.below(4);
+    s.nodes = 1 + draw.below(5);
+    s.images = 1 + draw.below(6);
+    s.channels = channels();
+    s.reduction = draw.below(2) == 1;
+    s.prev_prev_is_larger = draw.below(2) == 1;
+    s.prev_prev = {draw.below(2) == 1 ? 1 : s.archs, channels()};
+    s.prev = {draw.below(2) == 1 ? 1 : s.archs, channels(), 0, 1 + draw.below(18),
+              1 + draw.below(18)};
+    const Example<CellShape> cell = cell_example(s, seed);
+    const auto stem = stem_example(1 + draw.below(4), 1 + draw.below(18), 1 + draw.below(18),
+                                   1 + draw.below(6), channels());
+    if (seed % 2 == 0) {
+      check_bits<float>(cell);
+      check_bits<float>(stem);
+    } else {
+      check_bits<double>(cell);
+      check_bits<double>(stem);
+    }
   }
 }
 
