@@ -243,7 +243,7 @@ __device__ void compute_stage(const Job<V>& job, const Stage<V>& stage, int imag
   const bool reduces = stage.reduces;
   const int S = stage.stride, kind = stage.separable, extent = reduces ? 1 : window_extent(kind);
   const int strip = reduces ? job.layout.reduction_rows : job.layout.rows[kind][S - 1];
-  const int columns = reach(s.out_width, S, extent);
+  const int columns = row_pixels(C, reach(s.out_width, S, extent));
   float* second = matrix + (strip * s.out_width + 15) / 16 * 16 * kRow<C>;
   const V* x = stage.x + static_cast<int64_t>(image) * stage.height * stage.width * C;
   for (int top = 0; top < s.out_height; top += strip) {
@@ -538,8 +538,8 @@ bool make_layout(const DagShape& s, Layout& l) {
       if (o.form != Form::kSeparable) continue;
       const int separable = operation_info(static_cast<int>(&o - kOperations)).separable;
       l.rows[separable][stride - 1] = choose([&](int rows) {
-        return matrix(rows) +
-               reach(rows, stride, o.extent()) * reach(s.out_width, stride, o.extent()) * pixel;
+        const int columns = row_pixels(c, reach(s.out_width, stride, o.extent()));
+        return matrix(rows) + (reach(rows, stride, o.extent()) * columns + kBehindStrip) * pixel;
       });
     }
   }

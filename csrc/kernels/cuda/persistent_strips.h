@@ -96,54 +96,60 @@ __device__ void start_weight_copy(const float* from, int rows, float* to) {
   }
 }
 
+// Pixels from one row of a strip to the next, of which the first `count` are needed: such that
+// tiles of a depthwise convolution that half a warp has each do not meet in a bank.
+ASNG_HD constexpr int row_pixels(int channels, int count) {
+  return channels == 16 ? count + (6 - count % 4) % 4 : count;
+}
+
+// What the last tile of a row reads behind the strip, in pixels, where the row ends before the
+// tile.
+inline constexpr int kBehindStrip = 8;
+
 // The depthwise convolution of `rows` rows of `width` pixels, a multiple of 4, to rows of a matrix.
-// `taps` is (kernel elements, C). A thread computes a run of pixels in kRows rows of the same
-// channels, such that small images have a run for each; the last may be one row too many.
+// `taps` is (kernel elements, C). A thread has one channel, so that its tile may be large where
+// there are enough threads for the others: what is read of shared memory takes the time. The last
+// tiles may be one row too many.
 template <int C, int K, int S, int D, bool kRounded>
 __device__ void depthwise_strip(const float* source, int columns, const float* taps, int rows,
                                 int width, float* to) {
-  constexpr bool kTwice = C == 16 && S == 1 && D == 1;
-  constexpr int kRows = kTwice ? 2 : 1, kRun = C == 64 ? 2 : 4;
+  constexpr int kRows = S == 1 && D == 1 ? 2 : 1, kRun = C == 64 ? 4 : 8;
   constexpr int kSpan = (kRun - 1) * S + (K - 1) * D + 1;
-  const int c = threadIdx.x % kQuads<C> * 4, across = width / kRun;
-  const int runs = (rows + kRows - 1) / kRows * across;
-  for (int run = threadIdx.x / kQuads<C>; run < runs; run += kStep<C>) {
-    const int down = run / across, y = down * kRows, x = (run - down * across) * kRun;
-    Vec4<float> sums[kRows][kRun] = {};
-    const float* from = source + (y * S * columns + x * S) * kPixel<C> + c;
+  const int c = threadIdx.x % C, across = (width + kRun - 1) / kRun;
+  const int down = (rows + kRows - 1) / kRows;
+  for (int tile = threadIdx.x / C; tile < across * down; tile += kCellThreads / C) {
+    const int right = tile / down, x = right * kRun, y = (tile - right * down) * kRows;
+    float sums[kRows][kRun] = {};
+    const float* from = source + (y * columns + x) * S * kPixel<C> + c;
     // A line of taps is loaded once, for the first row and on the next line for the second.
-    Vec4<float> line_taps[K] = {};
+    float line_taps[K] = {};
 #pragma unroll 1
     for (int line = 0; line < K + kRows - 1; ++line) {
-      Vec4<float> v[kSpan];
+      float v[kSpan];
 #pragma unroll
-      for (int i = 0; i < kSpan; ++i) {
-        v[i] = load_vec4(from + (line * D * columns + i) * kPixel<C>);
-      }
-      const auto add = [&](Vec4<float>(&to)[kRun]) {
+      for (int i = 0; i < kSpan; ++i) v[i] = from[(line * D * columns + i) * kPixel<C>];
+      const auto add = [&](float (&to)[kRun]) {
 #pragma unroll
         for (int k = 0; k < K; ++k) {
 #pragma unroll
-          for (int p = 0; p < kRun; ++p) add_product(to[p], v[p * S + k * D], line_taps[k]);
+          for (int p = 0; p < kRun; ++p) to[p] += v[p * S + k * D] * line_taps[k];
         }
       };
-      if (kTwice && line > 0) add(sums[kRows - 1]);
-      if (kTwice && line == K) break;
+      if (kRows == 2 && line > 0) add(sums[kRows - 1]);
+      if (kRows == 2 && line == K) break;
 #pragma unroll
-      for (int k = 0; k < K; ++k) line_taps[k] = load_vec4(taps + (line * K + k) * C + c);
+      for (int k = 0; k < K; ++k) line_taps[k] = taps[(line * K + k) * C + c];
       add(sums[0]);
     }
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
+      float* row = to + ((y + r) * width + x) * kRow<C> + c;
 #pragma unroll
       for (int p = 0; p < kRun; ++p) {
-        if constexpr (kRounded) {
-#pragma unroll
-          for (int i = 0; i < 4; ++i) {
-            sums[r][p].v[i] = __uint_as_float(to_tf32(sums[r][p].v[i]));
-          }
+        const float sum = sums[r][p];
+        if (x + p / 4 * 4 < width) {
+          row[p * kRow<C>] = kRounded ? __uint_as_float(to_tf32(sum)) : sum;
         }
-        store_vec4(to + ((y + r) * width + x + p) * kRow<C> + c, sums[r][p]);
       }
     }
   }
@@ -189,12 +195,8 @@ struct PixelMatmul<C, true> {
            threadIdx.x % 4 * 4;
   }
   static __device__ int sums_row() { return threadIdx.x / 32 / kGroups; }
-  // Adds up over the threads that have the same channels; true in one of them.
-  static __device__ bool add_up(float& sum) {
-#pragma unroll
-    for (int other = 4; other < 32; other *= 2) sum += __shfl_xor_sync(~0u, sum, other);
-    return threadIdx.x % 32 < 4;
-  }
+  // Threads of a warp that are a multiple of this apart have the same channels.
+  static constexpr int kSame = 4;
 
   // Calls emit(pair, pixel, value) for each pixel, with four channels from channel(pair) on.
   template <int kSources, class Emit>
@@ -266,15 +268,10 @@ struct PixelMatmul<C, true> {
 
 template <int C>
 struct PixelMatmul<C, false> {
-  static constexpr int kPairs = 1, kSums = kCellWarps;
+  static constexpr int kPairs = 1, kSums = kCellWarps, kSame = kQuads<C>;
 
   static __device__ int channel(int) { return threadIdx.x % kQuads<C> * 4; }
   static __device__ int sums_row() { return threadIdx.x / 32; }
-  static __device__ bool add_up(float& sum) {
-#pragma unroll
-    for (int other = kQuads<C>; other < 32; other *= 2) sum += __shfl_xor_sync(~0u, sum, other);
-    return threadIdx.x % 32 < kQuads<C>;
-  }
 
   // `pixels` is a multiple of 4.
   template <int kSources, class Emit>
@@ -309,17 +306,29 @@ struct PixelSums {
   __device__ void add_up(float* red, double* totals) {
 #pragma unroll
     for (int pair = 0; pair < Matmul::kPairs; ++pair) {
-      bool one = false;
+      float values[8];
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        Matmul::add_up(sum[pair].v[i]);
-        one = Matmul::add_up(products[pair].v[i]);
+        values[i] = sum[pair].v[i];
+        values[4 + i] = products[pair].v[i];
       }
-      if (one) {
-        float* row = red + Matmul::sums_row() * 2 * C + Matmul::channel(pair);
-        store_vec4(row, sum[pair]);
-        store_vec4(row + C, products[pair]);
+      // Of two threads each hands half of its values to the other.
+      int count = 8, first = 0;
+#pragma unroll
+      for (int other = 16; other >= Matmul::kSame; other /= 2) {
+        const bool upper = (threadIdx.x & other) != 0;
+        count /= 2;
+#pragma unroll
+        for (int i = 0; i < count; ++i) {
+          const float own = upper ? values[count + i] : values[i];
+          const float others = upper ? values[i] : values[count + i];
+          values[i] = own + __shfl_xor_sync(~0u, others, other);
+        }
+        first += upper ? count : 0;
       }
+      float* row = red + Matmul::sums_row() * 2 * C + Matmul::channel(pair);
+#pragma unroll
+      for (int i = 0; i < count; ++i) row[(first + i) / 4 * C + (first + i) % 4] = values[i];
     }
     __syncthreads();
     for (int j = threadIdx.x; j < 2 * C; j += kCellThreads) {
