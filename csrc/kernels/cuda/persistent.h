@@ -30,8 +30,9 @@ __device__ int stage_count(const Dag<V>& dag, const PlannedEdge& edge) {
 }
 
 // When the stages of an architecture's edges are computed, and its nodes. Phases are what lies
-// between two exchanges; in each come first the nodes that are ready, then stages. In order; those
-// of phase p begin at before[p].
+// between two exchanges; in each come first the nodes that are ready and read in it, then stages,
+// and while the exchange goes on the other nodes that are ready. In order; those of phase p begin
+// at before[p].
 struct alignas(16) Schedule {
   PlannedEdge edges[kMostEdges];
   int stage_count[kMostEdges];
@@ -41,6 +42,7 @@ struct alignas(16) Schedule {
   int stages_before[kMostPhases + 1], nodes_before[kMostPhases + 1];
   int stages[2 * kMostEdges];  // 2·edge + stage
   int nodes[kMostNodes];
+  bool waits[kMostNodes];  // node: nothing reads it in the phase in which it is ready
 };
 
 // Fills in the schedule, which lies in shared memory; for all threads of the block.
@@ -91,7 +93,16 @@ __device__ void make_schedule(const Dag<V>& dag, int arch, Schedule& s) {
   if (t < 2 * edges && exists(t)) s.stages[stages_until(phase_of(t), t)] = t;
   const int node = t - 64, phase = t - 128;
   if (node >= 0 && node < shape.nodes) {
-    s.nodes[nodes_until(s.ready[shape.inputs + node], node)] = node;
+    const int state = shape.inputs + node;
+    bool waits = true;
+    for (int i = (node + 1) * kCellEdges; i < edges; ++i) {
+      const bool reads = s.edges[i].input == state && s.edges[i].multiplicity != 0;
+      const bool later =
+          s.stage_count[i] == 0 && s.ready[shape.inputs + i / kCellEdges] > s.ready[state];
+      waits &= !reads || later;
+    }
+    s.waits[node] = waits;
+    s.nodes[nodes_until(s.ready[state], node)] = node;
   }
   if (phase >= 0 && phase <= s.phases) {
     s.stages_before[phase] = stages_until(phase, 0);

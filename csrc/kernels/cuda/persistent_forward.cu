@@ -1,6 +1,7 @@
 // A cell, forward, in one launch: see persistent.h. First come the projections of its inputs, then
 // its nodes, in each phase first those whose edges are all there, then the next stage of every edge
-// whose input is, and last the projection of its output.
+// whose input is, and last the projection of its output. A node that nothing reads yet is computed
+// while blocks wait for each other.
 #include "kernels/cuda/launchers.h"
 #include "kernels/cuda/norm.h"
 #include "kernels/cuda/persistent_projection.h"
@@ -56,7 +57,7 @@ struct Stage {
 template <class V>
 struct Term {
   const V* x;
-  const float* norm;
+  int norm;          // its place in shared memory, or -1
   uint32_t* maxima;  // null: not kept
   Form form;         // an identity also stands for what has been normalized
   int multiplicity, height, width, stride;
@@ -150,8 +151,11 @@ __device__ void make_plan(const Job<V>& job, float* norms, Plan<V>& plan) {
     const State<V> from = state(edge.input);
     const int last = schedule.stage_count[which] - 1;
     const bool keeps = job.keeps_maxima && edge.form == Form::kMaxPool;
+    const int place = last >= 0               ? kProjections + which * 2 + last
+                      : edge.input < s.inputs ? edge.input
+                                              : -1;
     plan.terms[which] = {last < 0 ? from.x : dag.stage(arch, node, e, last),
-                         last < 0 ? from.norm : of_stages + (which * 2 + last) * 2 * C,
+                         place < 0 ? -1 : job.layout.norms + place * 2 * C,
                          keeps ? dag.maxima(arch, node, e) : nullptr,
                          last < 0 ? edge.form : Form::kIdentity,
                          edge.multiplicity,
@@ -289,11 +293,53 @@ __device__ void compute_stage(const Job<V>& job, const Stage<V>& stage, int imag
   sums.add_up(shared + job.layout.red, totals);
 }
 
+// Starts to copy four values to shared memory, or stores as many equal ones.
+__device__ __forceinline__ void start_copy(const float* from, float* to) { copy_async16(to, from); }
+__device__ __forceinline__ void start_copy(const BFloat16* from, BFloat16* to) {
+  copy_async8(to, from);
+}
+__device__ __forceinline__ void fill_four(float value, float* to) {
+  store_vec4(to, fill_vec4(value));
+}
+__device__ __forceinline__ void fill_four(float value, BFloat16* to) {
+  *reinterpret_cast<uint2*>(to) = to_halves(fill_vec4(value));
+}
+
+// Starts to copy rows [top, top + rows) of an image as they are, with `margin` pixels around it
+// that are `beyond`.
+template <int C, class V>
+__device__ __forceinline__ void start_image(const V* x, float beyond, int height, int width,
+                                            int top, int rows, int columns, int margin, V* to) {
+  const int c = threadIdx.x % kQuads<C> * 4, slot = threadIdx.x / kQuads<C>;
+  const int begin = max(top, 0), end = min(top + rows, height), count = (end - begin) * width;
+  const unsigned per_row = ~0u / width + 1;
+  x += begin * width * C + c;
+  V* inside = to + ((begin - top) * columns + margin) * kPixel<C> + c;
+#pragma unroll 4
+  for (int pixel = slot; pixel < count; pixel += kStep<C>) {
+    const int row = static_cast<int>(multiply_high(pixel, per_row));
+    start_copy(x + pixel * C, inside + (row * columns + pixel - row * width) * kPixel<C>);
+  }
+  // Whole rows above and below, and what is left of a row.
+  const int above = (begin - top) * columns, below = (top + rows - end) * columns;
+#pragma unroll 1
+  for (int i = slot; i < above + below; i += kStep<C>) {
+    fill_four(beyond, to + (i < above ? i : i + (end - begin) * columns) * kPixel<C> + c);
+  }
+  const int sides = columns - width;
+#pragma unroll 1
+  for (int i = slot; i < (end - begin) * sides; i += kStep<C>) {
+    const int row = i / sides, place = i - row * sides;
+    const int at = above + row * columns + (place < margin ? place : place + width);
+    fill_four(beyond, to + at * kPixel<C> + c);
+  }
+}
+
 // A pool of four pixels in a row, from a strip in shared memory, where `from` is the first pixel of
-// the first window. Beyond the edge are zeros for an average and −∞ for a maximum; of equal maxima
-// the first counts, and NaN wins; where their places are not asked for, they are zeros.
-template <int C, int S, bool kMax, bool kPlaces>
-__device__ void pool_run(const float* from, int columns, Vec4<float> (&values)[4],
+// the first window: the sums of windows, or their maxima. Beyond the edge are zeros or −∞; of equal
+// maxima the first counts, and NaN wins; where their places are not asked for, they are zeros.
+template <int C, int S, bool kMax, bool kPlaces, class V>
+__device__ void pool_run(const V* from, int columns, Vec4<float> (&values)[4],
                          unsigned (&places)[4]) {
   constexpr int kSpan = 3 * S + kPoolKernel;
   int place[4][4] = {};
@@ -326,46 +372,37 @@ __device__ void pool_run(const float* from, int columns, Vec4<float> (&values)[4
 #pragma unroll
   for (int p = 0; p < 4; ++p) {
     places[p] = place[p][0] | place[p][1] << 8 | place[p][2] << 16 | place[p][3] << 24;
-#pragma unroll
-    for (int i = 0; !kMax && i < 4; ++i) values[p].v[i] /= static_cast<float>(kPoolPixels);
   }
 }
 
-// The sum of a node's edges, for one image.
+// The sum of a node's edges, for one image. Images come to shared memory as they are, all at the
+// same time: a normalization has a positive scale, so the sum or the maximum of a window can be
+// taken before it.
 template <int C, class V>
 __device__ void combine(const Job<V>& job, const Term<V>* terms, V* out, int image, float* shared) {
   const DagShape& s = job.cell.dag.shape;
   const Layout& l = job.layout;
   const int c = threadIdx.x % kQuads<C> * 4, across = s.out_width / 4;
   const int strip = min(l.pool_rows[0], l.pool_rows[1]);
-  bool pools[kCellEdges];
-#pragma unroll
-  for (int e = 0; e < kCellEdges; ++e) {
-    pools[e] = terms[e].multiplicity != 0 &&
-               (terms[e].form == Form::kAveragePool || terms[e].form == Form::kMaxPool);
-  }
   for (int top = 0; top < s.out_height; top += strip) {
     const int rows = min(strip, s.out_height - top);
-    float* at = shared + l.taps;
-    const float* strips[kCellEdges];
+    int at = l.taps, second = at;
     __syncthreads();
 #pragma unroll 1
     for (int e = 0; e < kCellEdges; ++e) {
       const Term<V>& term = terms[e];
-      strips[e] = at;
-      if (term.multiplicity == 0) continue;
-      const V* x = term.x + static_cast<int64_t>(image) * term.height * term.width * C;
-      if (pools[e]) {
-        const int columns = reach(s.out_width, term.stride, kPoolKernel);
-        const int source_rows = reach(rows, term.stride, kPoolKernel);
-        fill_image<C>(x, term.norm, -INFINITY, term.form == Form::kMaxPool ? -INFINITY : 0.0f,
-                      term.height, term.width, top * term.stride - 1, 1, source_rows, columns, at);
-        at += source_rows * columns * kPixel<C>;
-      } else if (term.form == Form::kIdentity) {
-        const int values = rows * s.out_width * C * static_cast<int>(sizeof(V) / 2) / 2;
-        start_copy(reinterpret_cast<const float*>(x + top * s.out_width * C), values, at);
-        at += values;
-      }
+      second = e == 0 ? second : at;
+      if (term.multiplicity == 0 || term.form == Form::kNone) continue;
+      // A normalized edge and an identity are pools of one pixel.
+      const bool pools = term.form != Form::kIdentity;
+      const int extent = pools ? kPoolKernel : 1, stride = pools ? term.stride : 1;
+      const int columns = reach(s.out_width, stride, extent);
+      const int source_rows = reach(rows, stride, extent);
+      start_image<C>(in_global(term.x) + static_cast<int64_t>(image) * term.height * term.width * C,
+                     term.form == Form::kMaxPool ? -INFINITY : 0.0f, term.height, term.width,
+                     top * stride - extent / 2, source_rows, columns, extent / 2,
+                     reinterpret_cast<V*>(shared + at));
+      at += source_rows * columns * kPixel<C> * static_cast<int>(sizeof(V) / 2) / 2;
     }
     wait_for_copies();
     __syncthreads();
@@ -377,24 +414,38 @@ __device__ void combine(const Job<V>& job, const Term<V>* terms, V* out, int ima
 #pragma unroll 1
       for (int e = 0; e < kCellEdges; ++e) {
         const Term<V>& term = terms[e];
-        const Vec4<float> times = fill_vec4(static_cast<float>(term.multiplicity));
-        if (term.form == Form::kNone && term.multiplicity != 0) {
+        if (term.multiplicity == 0) continue;
+        if (term.form == Form::kNone) {
 #pragma unroll
           for (int p = 0; p < 4; ++p) {
 #pragma unroll
             for (int i = 0; i < 4; ++i) sums[p].v[i] = c + i < s.channels ? nanf("") : 0.0f;
           }
+          continue;
         }
-        if (term.form == Form::kIdentity && term.multiplicity != 0) {
-          const V* from = reinterpret_cast<const V*>(strips[e]) + (down * s.out_width + x) * C + c;
+        const V* strip_of_edge = reinterpret_cast<const V*>(shared + (e == 0 ? l.taps : second));
+        const float times = static_cast<float>(term.multiplicity);
+        Vec4<float> scale = fill_vec4(times), shift = fill_vec4(0.0f);
+        if (term.norm >= 0) {
+          scale = load_vec4(shared + term.norm + c);
+          shift = load_vec4(shared + term.norm + C + c);
 #pragma unroll
-          for (int p = 0; p < 4; ++p) {
-            add_product(sums[p], affine_vec4(load_vec4(from + p * C), term.norm, C, c), times);
+          for (int i = 0; i < 4; ++i) {
+            scale.v[i] *= times;
+            shift.v[i] *= times;
           }
         }
-        if (!pools[e]) continue;
+        if (term.form == Form::kIdentity) {
+          const V* from = strip_of_edge + (down * s.out_width + x) * kPixel<C> + c;
+#pragma unroll
+          for (int p = 0; p < 4; ++p) {
+            sums[p] += shift;
+            add_product(sums[p], load_vec4(from + p * kPixel<C>), scale);
+          }
+          continue;
+        }
         const int S = term.stride, columns = reach(s.out_width, S, kPoolKernel);
-        const float* window = strips[e] + (down * S * columns + x * S) * kPixel<C> + c;
+        const V* window = strip_of_edge + (down * columns + x) * S * kPixel<C> + c;
         Vec4<float> values[4];
         unsigned places[4];
         const auto pool = [&](auto is_max, auto with_places) {
@@ -402,9 +453,25 @@ __device__ void combine(const Job<V>& job, const Term<V>* terms, V* out, int ima
           S == 2 ? pool_run<C, 2, kMax, kPlaces>(window, columns, values, places)
                  : pool_run<C, 1, kMax, kPlaces>(window, columns, values, places);
         };
-        if (term.form != Form::kMaxPool) {
+        if (term.form == Form::kAveragePool) {
           pool(std::false_type(), std::false_type());
-        } else if (term.maxima != nullptr) {
+          // Of the pixels beyond the edge there is no shift.
+          const int y = (top + down) * S;
+          const float of_rows =
+              static_cast<float>(3 - (y == 0) - (y + 1 >= term.height)) * (1.0f / kPoolPixels);
+#pragma unroll
+          for (int i = 0; i < 4; ++i) scale.v[i] *= 1.0f / kPoolPixels;
+#pragma unroll
+          for (int p = 0; p < 4; ++p) {
+            const int column = (x + p) * S;
+            const float share =
+                of_rows * static_cast<float>(3 - (column == 0) - (column + 1 >= term.width));
+            add_product(sums[p], values[p], scale);
+            add_product(sums[p], shift, fill_vec4(share));
+          }
+          continue;
+        }
+        if (term.maxima != nullptr) {
           pool(std::true_type(), std::true_type());
         } else {
           pool(std::true_type(), std::false_type());
@@ -412,7 +479,8 @@ __device__ void combine(const Job<V>& job, const Term<V>* terms, V* out, int ima
 #pragma unroll
         for (int p = 0; p < 4; ++p) {
           if (term.maxima != nullptr) term.maxima[(first + p * C) / 4] = places[p];
-          add_product(sums[p], values[p], times);
+          sums[p] += shift;
+          add_product(sums[p], values[p], scale);
         }
       }
 #pragma unroll
@@ -450,25 +518,31 @@ __global__ __launch_bounds__(kCellThreads, 1) void cell_forward_kernel(const Job
       begin = schedule.stages_before[phase];
       end = schedule.stages_before[phase + 1];
     }
-    for (int image = blockIdx.x; image < s.images; image += gridDim.x) {
-      for (int i = of_nodes ? schedule.nodes_before[phase] : 0;
-           i < (of_nodes ? schedule.nodes_before[phase + 1] : 0); ++i) {
-        const int node = schedule.nodes[i];
-        combine<C>(job, plan.terms + node * kCellEdges,
-                   dag.nodes + (static_cast<int64_t>(node) * s.archs + arch) * s.out_size(), image,
-                   shared);
-      }
-      for (int i = begin; i < end; ++i) {
-        double* to = totals + (i - begin) * 2 * C;
-        if (of_nodes) {
-          compute_stage<C, kTensorCores>(job, plan.stages[i], image, to, shared);
-        } else {
-          project<C, kTensorCores>(job, i, image, to, shared);
+#pragma unroll 1
+    for (int part = 0; part < 2; ++part) {
+      for (int image = blockIdx.x; image < s.images; image += gridDim.x) {
+        for (int i = of_nodes ? schedule.nodes_before[phase] : 0;
+             i < (of_nodes ? schedule.nodes_before[phase + 1] : 0); ++i) {
+          const int node = schedule.nodes[i];
+          if (schedule.waits[node] != (part == 1)) continue;
+          combine<C>(job, plan.terms + node * kCellEdges,
+                     dag.nodes + (static_cast<int64_t>(node) * s.archs + arch) * s.out_size(),
+                     image, shared);
+        }
+        for (int i = begin; i < (part == 0 ? end : begin); ++i) {
+          double* to = totals + (i - begin) * 2 * C;
+          if (of_nodes) {
+            compute_stage<C, kTensorCores>(job, plan.stages[i], image, to, shared);
+          } else {
+            project<C, kTensorCores>(job, i, image, to, shared);
+          }
         }
       }
+      if (part == 0 && begin < end) {
+        hand_over_sums<C>(job.handover, earlier, end - begin, totals);
+      }
     }
-    if (begin < end) hand_over_sums<C>(job.handover, earlier, end - begin, totals);
-    // Until those of other blocks are there.
+    // Until the sums of other blocks are there.
     if (of_inputs) make_plan<C>(job, shared + job.layout.norms, plan);
     if (begin == end) continue;
     const double share = 1 / (static_cast<double>(s.images) *
