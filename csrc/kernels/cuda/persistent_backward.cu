@@ -9,8 +9,9 @@
 //   the gradient of the depthwise output, gz · weight, in the place of gz;
 //   from that, in one pass, the gradients of the depthwise weight and of the input.
 // Then come the states of which all readers are done, and what they pass on through identities and
-// pools. What a stage reads is on its way to shared memory while the one before it ends, and while
-// states are completed and blocks meet.
+// pools. A stage whose gradients complete no state in its round is computed while blocks wait for
+// each other. What a stage reads is on its way to shared memory while the one before it ends, and
+// while states are completed and blocks meet.
 #include <climits>
 
 #include "kernels/cuda/gemm.h"
@@ -70,6 +71,7 @@ struct Stage {
   unsigned per_row, per_element;  // 2³² / width and elements, rounded up
   int item;                       // whose sums are those of what the stage writes, or -1
   bool writes;                    // rather than adds to what is there
+  bool waits;                     // until the sums of its round are handed over
   bool reduces;                   // is a factorized reduction
 };
 
@@ -980,6 +982,9 @@ __device__ void make_plan(const Job<V>& job, float* shared, Plan<V>& plan) {
     return plan.edges[i].multiplicity != 0 && plan.edges[i].form != Form::kNone;
   };
   const auto round_of = [&](int i) { return plan.complete[s.inputs + node_of(i)]; };
+  const auto waits = [&](int i, int which) {
+    return which == 0 && plan.complete[plan.edges[i].input] > round_of(i) + plan.stage_count[i];
+  };
   if (t < 32) {
     // Lanes are edges and, at the same time, states.
     const int own_input = t < edges && reads(t) ? plan.edges[t].input : -1;
@@ -1010,7 +1015,7 @@ __device__ void make_plan(const Job<V>& job, float* shared, Plan<V>& plan) {
                              (plan.normalized[input] | plan.passing[input]) != 0;
   if (is_stage) {
     const int round = round_of(i) + plan.stage_count[i] - which;
-    plan.stage_list.keys[t] = round * kKeys + which * kMostEdges + i;
+    plan.stage_list.keys[t] = round * kKeys + (waits(i, which) ? 2 : which) * kMostEdges + i;
     plan.item_list.keys[t] = (round - 1) * kKeys + t;
   }
   if (is_input_item) plan.item_list.keys[t] = plan.complete[input] * kKeys + t;
@@ -1081,6 +1086,7 @@ __device__ void make_plan(const Job<V>& job, float* shared, Plan<V>& plan) {
         elements == 0 ? 0 : ~0u / elements + 1,
         first ? -1 : item_of(2 * i, round_of(i) + 1),
         writes,
+        waits(i, which),
         dag.factorized(edge)};
     plan.items[plan.item_list.ranks[t]] = {shared + coefficients_place(i),
                                            last ? static_cast<double>(edge.multiplicity) : 1.0,
@@ -1190,7 +1196,27 @@ __global__ __launch_bounds__(kCellThreads, 1) void nodes_backward_kernel(const J
         if (state.items[e] >= 0) prefetch_image(state.z[e], state.height * state.width * C);
       }
     }
-    for (int i = plan.stage_list.before[round]; i < plan.stage_list.before[round + 1]; ++i) {
+    const int first_item = plan.item_list.before[round];
+    const int items = plan.item_list.before[round + 1] - first_item;
+    const int end = plan.stage_list.before[round + 1];
+    bool handed_over = false;
+    for (int i = plan.stage_list.before[round];; ++i) {
+      if (!handed_over && (i == end || plan.stages[i].waits)) {
+        handed_over = true;
+#pragma unroll 1
+        for (int j = first_completion; j < completions; ++j) {
+          for (int image = first_image; image < s.images; image += gridDim.x) {
+            __syncthreads();
+            if (kStrided && plan.completions[j].stride == 2) {
+              complete_state<C, 2, V>(j, image);
+            } else {
+              complete_state<C, 1, V>(j, image);
+            }
+          }
+        }
+        if (items > 0) hand_over_sums<C>(job.handover, first_item, items, totals);
+      }
+      if (i == end) break;
       const Stage<V>& stage = plan.stages[i];
       for (int image = first_image; image < s.images; image += gridDim.x) {
         if (!l.ahead) {
@@ -1208,33 +1234,20 @@ __global__ __launch_bounds__(kCellThreads, 1) void nodes_backward_kernel(const J
         }
       }
     }
-#pragma unroll 1
-    for (int i = first_completion; i < completions; ++i) {
-      for (int image = first_image; image < s.images; image += gridDim.x) {
-        __syncthreads();
-        if (kStrided && plan.completions[i].stride == 2) {
-          complete_state<C, 2, V>(i, image);
-        } else {
-          complete_state<C, 1, V>(i, image);
-        }
-      }
-    }
-    const int first_item = plan.item_list.before[round];
-    const int items = plan.item_list.before[round + 1] - first_item;
     if (items == 0) break;
-    meet<C>(job.handover, first_item, items, totals, reinterpret_cast<double*>(shared + l.scratch),
-            [&](int number, int c, double sum, double dots) {
-              // rstd · (g − mean(g) − x̂ · mean(g·x̂)) with x̂ = z·scale + shift.
-              const Item& item = plan.items[first_item + number];
-              const float* norm = shared + item.norm;
-              const double scale = static_cast<double>(norm[c]), outer = scale * item.factor;
-              const double mean = sum * item.share, dot = dots * item.share;
-              if (item.once && blockIdx.x != 0) return;
-              item.coefficients[c] = static_cast<float>(outer);
-              item.coefficients[C + c] = static_cast<float>(-outer * dot * scale);
-              item.coefficients[2 * C + c] =
-                  static_cast<float>(-outer * (mean + dot * static_cast<double>(norm[C + c])));
-            });
+    add_up_sums<C>(job.handover, first_item, items, reinterpret_cast<double*>(shared + l.scratch),
+                   [&](int number, int c, double sum, double dots) {
+                     // rstd · (g − mean(g) − x̂ · mean(g·x̂)) with x̂ = z·scale + shift.
+                     const Item& item = plan.items[first_item + number];
+                     const float* norm = shared + item.norm;
+                     const double scale = static_cast<double>(norm[c]), outer = scale * item.factor;
+                     const double mean = sum * item.share, dot = dots * item.share;
+                     if (item.once && blockIdx.x != 0) return;
+                     item.coefficients[c] = static_cast<float>(outer);
+                     item.coefficients[C + c] = static_cast<float>(-outer * dot * scale);
+                     item.coefficients[2 * C + c] = static_cast<float>(
+                         -outer * (mean + dot * static_cast<double>(norm[C + c])));
+                   });
   }
 }
 
