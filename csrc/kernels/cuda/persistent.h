@@ -200,12 +200,16 @@ __device__ void add_up_sums(const Handover& handover, int earlier, int items, do
           },
           words);
 #pragma unroll
-      for (int i = 0; i < kItems * kAtOnce; ++i) {
-        double (&sum)[4] = sums[i % kItems];
-        sum[0] += from_word(words[i].x);
-        sum[1] += from_word(words[i].y);
-        sum[2] += from_word(words[i].z);
-        sum[3] += from_word(words[i].w);
+      for (int item = 0; item < kItems; ++item) {
+        if (first + item >= items) break;
+        double (&sum)[4] = sums[item];
+#pragma unroll
+        for (int i = item; i < kItems * kAtOnce; i += kItems) {
+          sum[0] += from_word(words[i].x);
+          sum[1] += from_word(words[i].y);
+          sum[2] += from_word(words[i].z);
+          sum[3] += from_word(words[i].w);
+        }
       }
     }
 #pragma unroll
