@@ -70,6 +70,7 @@ struct Plan {
   Term<V> terms[kMostEdges];
   Norm projections[kProjections];
   bool needed[kProjections];
+  bool read[kMostNodes];  // by another node, so that it is no part of the output
 };
 
 // Source columns and rows that `count` outputs see.
@@ -106,6 +107,10 @@ __device__ void plan_projections(const Job<V>& job, float* norms, Plan<V>& plan)
       needed |= counts && dag.used[a * s.states() + t] != 0;
     }
     plan.needed[t] = needed;
+  }
+  const int node = t - 32;
+  if (node >= 0 && node < s.nodes) {
+    plan.read[node] = dag.used[arch * s.states() + s.inputs + node] != 0;
   }
   __syncthreads();
 }
@@ -169,7 +174,8 @@ __device__ void make_plan(const Job<V>& job, float* norms, Plan<V>& plan) {
 // A projection of an image, up to the sums for its normalization, which are added to `totals`
 // (2·C).
 template <int C, bool kTensorCores, class V>
-__device__ void project(const Job<V>& job, int which, int image, double* totals, float* shared) {
+__device__ void project(const Job<V>& job, const Plan<V>& plan, int which, int image,
+                        double* totals, float* shared) {
   const CellJob<V>& cell = job.cell;
   const Dag<V>& dag = cell.dag;
   const DagShape& s = dag.shape;
@@ -187,7 +193,7 @@ __device__ void project(const Job<V>& job, int which, int image, double* totals,
           State<V>{input.x + image_of_arch * size, nullptr, input.height, input.width},
           input.padded, i);
       if (!input.factorized) from.stride = 1;
-    } else if (dag.used[arch * s.states() + s.inputs + i] == 0) {
+    } else if (!plan.read[i]) {
       from.x = dag.state(arch, s.inputs + i).x + static_cast<int64_t>(image) * height * width * C;
       from.channels = C;
       from.first = i * C;
@@ -250,12 +256,12 @@ __device__ void compute_stage(const Job<V>& job, const Stage<V>& stage, int imag
   const int columns = row_pixels(C, reach(s.out_width, S, extent));
   float* second = matrix + (strip * s.out_width + 15) / 16 * 16 * kRow<C>;
   const V* x = stage.x + static_cast<int64_t>(image) * stage.height * stage.width * C;
+  V* z = stage.z + static_cast<int64_t>(image) * s.out_height * s.out_width * C;
   for (int top = 0; top < s.out_height; top += strip) {
     const int rows = min(strip, s.out_height - top);
-    const int64_t first = (static_cast<int64_t>(image) * s.out_height + top) * s.out_width;
     const auto emit = [&](int pair, int pixel, const Vec4<float>& value) {
-      const Vec4<float> kept =
-          store_rounded(stage.z + (first + pixel) * C + Matmul::channel(pair), value);
+      const int at = (top * s.out_width + pixel) * C + Matmul::channel(pair);
+      const Vec4<float> kept = store_rounded(z + at, value);
       sums.add(pair, kept, kept);
     };
     __syncthreads();
@@ -275,8 +281,8 @@ __device__ void compute_stage(const Job<V>& job, const Stage<V>& stage, int imag
                               emit);
       continue;
     }
-    fill_image<C>(x, stage.norm, 0.0f, 0.0f, stage.height, stage.width, top * S - extent / 2,
-                  extent / 2, reach((rows + 1) / 2 * 2, S, extent), columns, second);
+    fill_image<C>(x, stage.norm, stage.height, stage.width, top * S - extent / 2, extent / 2,
+                  reach((rows + 1) / 2 * 2, S, extent), columns, second);
     wait_for_copies();
     __syncthreads();
     with_window(kind, [&](auto w) {
@@ -384,6 +390,8 @@ __device__ void combine(const Job<V>& job, const Term<V>* terms, V* out, int ima
   const Layout& l = job.layout;
   const int c = threadIdx.x % kQuads<C> * 4, across = s.out_width / 4;
   const int strip = min(l.pool_rows[0], l.pool_rows[1]);
+  const int64_t image_size = s.out_height * s.out_width * C;
+  out += image * image_size;
   for (int top = 0; top < s.out_height; top += strip) {
     const int rows = min(strip, s.out_height - top);
     int at = l.taps, second = at;
@@ -408,8 +416,7 @@ __device__ void combine(const Job<V>& job, const Term<V>* terms, V* out, int ima
     __syncthreads();
     for (int run = threadIdx.x / kQuads<C>; run < rows * across; run += kStep<C>) {
       const int down = run / across, x = (run - down * across) * 4;
-      const int64_t first =
-          ((static_cast<int64_t>(image) * s.out_height + top + down) * s.out_width + x) * C + c;
+      const int first = ((top + down) * s.out_width + x) * C + c;
       Vec4<float> sums[4] = {};
 #pragma unroll 1
       for (int e = 0; e < kCellEdges; ++e) {
@@ -471,14 +478,16 @@ __device__ void combine(const Job<V>& job, const Term<V>* terms, V* out, int ima
           }
           continue;
         }
-        if (term.maxima != nullptr) {
+        uint32_t* maxima = in_global(term.maxima);
+        if (maxima != nullptr) {
+          maxima += image * image_size / 4;
           pool(std::true_type(), std::true_type());
         } else {
           pool(std::true_type(), std::false_type());
         }
 #pragma unroll
         for (int p = 0; p < 4; ++p) {
-          if (term.maxima != nullptr) term.maxima[(first + p * C) / 4] = places[p];
+          if (maxima != nullptr) maxima[(first + p * C) / 4] = places[p];
           sums[p] += shift;
           add_product(sums[p], values[p], scale);
         }
@@ -534,7 +543,7 @@ __global__ __launch_bounds__(kCellThreads, 1) void cell_forward_kernel(const Job
           if (of_nodes) {
             compute_stage<C, kTensorCores>(job, plan.stages[i], image, to, shared);
           } else {
-            project<C, kTensorCores>(job, i, image, to, shared);
+            project<C, kTensorCores>(job, plan, i, image, to, shared);
           }
         }
       }

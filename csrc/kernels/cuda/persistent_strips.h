@@ -21,14 +21,12 @@ inline constexpr int kQuads = C / 4;
 template <int C>
 inline constexpr int kStep = kCellThreads / kQuads<C>;
 
-// Rows [top, top + rows) of an image, (height, width, C) from `x` on, between margins: `margin`
-// pixels on the left, and `columns` in all. Values are normalized unless `norm` is null, and those
-// below `least` become that; what is beyond the edge is `beyond`. Not inlined: a kernel whose code
-// is large waits for it.
+// Rows [top, top + rows) of an image, (height, width, C) from `x` on, normalized unless `norm` is
+// null, after ReLU, between margins of zeros: `margin` pixels on the left, and `columns` in all.
+// Not inlined, so that it has registers for itself.
 template <int C, class V>
-__device__ __noinline__ void fill_image(const V* x, const float* norm, float least, float beyond,
-                                        int height, int width, int top, int margin, int rows,
-                                        int columns, float* to) {
+__device__ __noinline__ void fill_image(const V* x, const float* norm, int height, int width,
+                                        int top, int margin, int rows, int columns, float* to) {
   constexpr int kFlight = C == 16 ? 8 : 4;  // loads on their way at once
   const int c = threadIdx.x % kQuads<C> * 4, slot = threadIdx.x / kQuads<C>;
   const int begin = max(top, 0), end = min(top + rows, height), count = (end - begin) * width;
@@ -38,7 +36,7 @@ __device__ __noinline__ void fill_image(const V* x, const float* norm, float lea
     scale = load_vec4(norm + c);
     shift = load_vec4(norm + C + c);
   }
-  x += static_cast<int64_t>(begin) * width * C + c;
+  x = in_global(x) + begin * width * C + c;
   float* inside = to + ((begin - top) * columns + margin) * kPixel<C> + c;
   int first = slot;
   do {
@@ -51,7 +49,7 @@ __device__ __noinline__ void fill_image(const V* x, const float* norm, float lea
     if (first == slot) {
       // While they are on their way, the margins: whole rows above and below, and what is left of
       // a row.
-      const Vec4<float> outside = fill_vec4(beyond);
+      const Vec4<float> outside = fill_vec4(0.0f);
       const int above = (begin - top) * columns, below = (top + rows - end) * columns;
       for (int i = slot; i < above + below; i += kStep<C>) {
         const int at = i < above ? i : i + (end - begin) * columns;
@@ -71,7 +69,7 @@ __device__ __noinline__ void fill_image(const V* x, const float* norm, float lea
       Vec4<float> value = shift;
       add_product(value, values[i], scale);
 #pragma unroll
-      for (int j = 0; j < 4; ++j) value.v[j] = max_or_nan(value.v[j], least);
+      for (int j = 0; j < 4; ++j) value.v[j] = max_or_nan(value.v[j], 0.0f);
       const int row = static_cast<int>(multiply_high(pixel, per_row));
       store_vec4(inside + (row * columns + pixel - row * width) * kPixel<C>, value);
     }
