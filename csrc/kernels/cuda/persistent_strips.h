@@ -329,11 +329,13 @@ struct PixelSums {
       for (int i = 0; i < count; ++i) row[(first + i) / 4 * C + (first + i) % 4] = values[i];
     }
     __syncthreads();
-    for (int j = threadIdx.x; j < 2 * C; j += kCellThreads) {
-      float total = 0;
-      for (int row = 0; row < Matmul::kSums; ++row) total += red[row * 2 * C + j];
-      totals[j] += static_cast<double>(total);
-    }
+    static_assert(2 * C <= kCellThreads);
+    const int j = threadIdx.x;
+    if (j >= 2 * C) return;
+    float total = 0;
+#pragma unroll
+    for (int row = 0; row < Matmul::kSums; ++row) total += red[row * 2 * C + j];
+    totals[j] += static_cast<double>(total);
   }
 };
 
