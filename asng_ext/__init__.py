@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from asng_ext import compat as compat
     from asng_ext import data as data
     from asng_ext import nn as nn
+    from asng_ext.driver import drive as drive
     from asng_ext.retrained import load_architecture as load_architecture
     from asng_ext.retrained import load_network as load_network
 
@@ -45,6 +46,7 @@ __all__ = [
     "__version__",
     "compat",
     "data",
+    "drive",
     "load_architecture",
     "load_network",
     "nn",
@@ -55,6 +57,8 @@ def __getattr__(name: str) -> Any:
     # Loaded on first use: an optimizer alone does not need torch.
     if name in ("compat", "data", "nn"):
         return import_module(f"asng_ext.{name}")
+    if name == "drive":
+        return import_module("asng_ext.driver").drive
     if name in ("load_architecture", "load_network"):
         return getattr(import_module("asng_ext.retrained"), name)
     raise AttributeError(f"module 'asng_ext' has no attribute {name!r}")

@@ -12,7 +12,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import IO
 
-__all__ = ["LEFTOVER", "read_text", "remove_leftovers", "with_remedy", "write_atomically"]
+__all__ = [
+    "LEFTOVER",
+    "read_text",
+    "remove_leftovers",
+    "sync_folder",
+    "with_remedy",
+    "write_atomically",
+]
 
 LEFTOVER = re.compile(r"\..+\.(toml|csv|json|pt|png|pt2|onnx|safetensors)\.\d+\.tmp")
 """Names under which :func:`write_atomically` writes the files of a run."""
@@ -70,7 +77,7 @@ def write_atomically(
         finally:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
 
 
 def remove_leftovers(path: Path) -> None:
@@ -101,7 +108,7 @@ def _keep(path: Path, previous: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Makes renamed files survive a power cut, where the file system can do that for a folder."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)

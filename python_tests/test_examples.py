@@ -101,14 +101,18 @@ def test_examples(
     check(name, capsys.readouterr().out)
 
 
-@pytest.mark.parametrize("backend", ["futures", "joblib", "dask", "ray"])
-def test_parallel_evaluations(backend: str) -> None:
+@pytest.mark.parametrize("backend", ["processes", "joblib", "dask", "ray"])
+def test_parallel_evaluations(backend: str, tmp_path: Path) -> None:
     """In a process of its own, as workers start from its main module."""
     if backend in NEEDED:
         pytest.importorskip(NEEDED[backend])
     script = str(FOLDER / "parallel_evaluations.py")
     result = subprocess.run(
-        [sys.executable, script, backend], capture_output=True, text=True, timeout=300
+        [sys.executable, script, backend],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert result.returncode == 0, result.stderr
     check("parallel_evaluations", result.stdout)

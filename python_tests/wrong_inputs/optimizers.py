@@ -5,13 +5,24 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from asng_ext import ASNG, SNG, Categorical, CostTable, NaturalAdam, Penalty, SearchSpace, Theta
+from asng_ext import (
+    ASNG,
+    SNG,
+    Categorical,
+    CostTable,
+    NaturalAdam,
+    Penalty,
+    SearchSpace,
+    Theta,
+    drive,
+)
 from asng_ext.costs import Term
 from asng_ext.optimizers import make, register
 from asng_ext.toy.problem import ToyOptimizer, ToyProblem, ToySettings, simulate
@@ -319,4 +330,46 @@ TOY: list[Wrong] = [
     *refused("simulate", lambda _, v: simulate(_FEW, ToyOptimizer(), threads=v), "threads", [*NOT_INTEGERS, 0, 10**30]),
 ]  # fmt: skip
 
-TABLES = {"settings": SETTINGS, "told": TOLD, "states": STATES, "costs": COSTS, "toy": TOY}
+
+def _evaluate(sample: dict[str, Any]) -> float:
+    return 0.0
+
+
+def _driven(name: str, values: list[Any]) -> list[Wrong]:
+    return refused("drive", lambda o, v: drive(o, _evaluate, **{name: v}), name, values, _started)
+
+
+def _in_folder(names: list[Any]) -> list[Wrong]:
+    def call(folder: Path, name: Any) -> object:
+        return drive(_started(folder), _evaluate, journal=folder / name)
+
+    return refused("drive-in-folder", call, "", names, lambda folder: folder)
+
+
+DRIVEN: list[Wrong] = [
+    *refused("drive", lambda _, v: drive(v, _evaluate), "optimizer", [None, 3, "ASNG", ASNG, SPACE, {}]),
+    *refused("drive", lambda o, v: drive(o, v), "evaluate",
+             [None, 3, "loss", [1.0], {}, lambda sample: 0.0], _started),
+    *_driven("workers", [*NOT_INTEGERS, 0, -1, 10**400, [2]]),
+    *refused("drive", lambda o, v: drive(o, _evaluate, workers=lambda: v), "workers",
+             [*NOT_INTEGERS, None, -1], _started),
+    *_driven("executor", [3, "ray", True, {}, [ThreadPoolExecutor], ThreadPoolExecutor, ProcessPoolExecutor]),
+    *refused("drive", lambda o, v: drive(o, _evaluate, executor=ThreadPoolExecutor(1), workers=v),
+             "workers", [None], _started),
+    *_driven("timeout", [*NOT_NUMBERS, *NOT_FINITE, 0, -1]),
+    *_driven("retries", [*NOT_INTEGERS, -1, None, 10**400]),
+    *_driven("failure_limit", [*NOT_INTEGERS, -1, 0, 10**400]),
+    *_driven("synchronous", [*NOT_TRUTH_VALUES, None]),
+    *_driven("report", [3, "print", {}]),
+    *_driven("journal", [3, 1.5, ["journal"], {}, True, b"journal", Given("a\0b", "a\\x00b")]),
+    *_in_folder([Given(".", "Is a directory"), "no/journal", "a" * 300]),
+]  # fmt: skip
+
+TABLES = {
+    "settings": SETTINGS,
+    "told": TOLD,
+    "states": STATES,
+    "costs": COSTS,
+    "toy": TOY,
+    "driven": DRIVEN,
+}
