@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -160,6 +162,26 @@ def test_a_process_that_dies_takes_no_other_with_it(tmp_path: Path, retries: int
         failed = op == "a" or (op == "c" and retries == 0)
         assert math.isnan(each.loss) == failed
         assert ("its worker has died" in (each.failure or "")) == failed
+
+
+def test_workers_that_are_killed_from_outside_are_replaced(tmp_path: Path) -> None:
+    """Idle ones and busy ones, all at once, twice."""
+    evaluate = slow.InFolder(tmp_path, 0.01)
+    killed: set[int] = set()
+
+    def report(evaluation: Evaluation) -> None:
+        alive = evaluate.processes() - killed
+        if len(killed) < 4 and len(alive) == 2:
+            for process in alive:
+                os.kill(process, signal.SIGKILL)
+            killed.update(alive)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = asng.drive(slow.make(), evaluate, workers=2, retries=2, report=report)
+    assert len(killed) == 4
+    assert len(found) == 40
+    assert not [each for each in found if each.failure]
 
 
 def test_what_takes_too_long_is_ended(tmp_path: Path) -> None:
