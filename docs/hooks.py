@@ -11,7 +11,7 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[1]
 OUTSIDE = ["README.md", "CONTRIBUTING.md", "CITATION.cff"]
-OUTSIDE += [f"examples/*.{kind}" for kind in ("py", "json", "ipynb")]
+OUTSIDE += [f"examples/*.{kind}" for kind in ("py", "json", "ipynb", "sh")]
 
 ROLE = re.compile(r":\w+:(`[^`]*`)")
 GROUP = re.compile(r"^( +)(\w+(?:, \w+)+)(: .*(?:\n\1 +.*)*)$", re.M)

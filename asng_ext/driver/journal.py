@@ -24,7 +24,7 @@ __all__ = ["Journal"]
 
 VERSION = 1
 _KEY = "asng_ext journal"
-_START = json.dumps({_KEY: VERSION}).encode()[:-1]
+_START = json.dumps({_KEY: VERSION}).encode()[:-1] + b","
 _open: set[Path] = set()
 """Journals of this process, against which it has no lock. To open one again would end its lock."""
 
