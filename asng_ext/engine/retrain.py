@@ -161,6 +161,7 @@ def _retrain(
             epochs.stepped(steps, check)
             if progress.due():
                 progress.draw(epoch * steps + step + 1, shown_metrics(means.read(), task, shown))
+        epochs.check(check)
         row = {"epoch": float(epoch + 1), **means.read(), "learning_rate": rate}
         if (epoch + 1) % config.test_every == 0 or epoch + 1 == config.epochs:
             with autocast(config.precision, device):

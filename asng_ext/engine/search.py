@@ -233,6 +233,7 @@ def _search(
             epochs.stepped(steps, check)
             if progress.due():
                 progress.draw(epoch * steps + step + 1, _shown(means.read(), task, optimizer))
+        epochs.check(check)
         row = {"epoch": float(epoch + 1), **means.read()}
         if row.pop("theta_without_loss") == 1:
             raise FloatingPointError(

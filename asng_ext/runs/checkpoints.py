@@ -210,17 +210,22 @@ class Epochs:
         """
         self.steps_done += 1
         asked = self._stop.number is not None
-        ends = self.steps_done == steps
-        writes = self._run is not None and (asked or (not ends and self._is_due()))
-        if writes or ends or self.steps_done % self._check_every == 0:
-            check(self._checked + 1, self.steps_done)
-            self._checked = self.steps_done
+        due = self.steps_done < steps and self._is_due()
+        writes = self._run is not None and (asked or due)
+        if writes or self.steps_done % self._check_every == 0:
+            self.check(check)
         if writes:
             within = {name: part.state_dict() for name, part in self._within_parts.items()}
             with self._reading():
                 done = {"epochs_done": self.done, "steps_done": self.steps_done}
                 self._save({"within": {**done, **within}})
         self._stop.raise_if_asked()
+
+    def check(self, check: Callable[[int, int], object]) -> None:
+        """Calls what :meth:`stepped` takes, for the steps since it was called last."""
+        if self._checked < self.steps_done:
+            check(self._checked + 1, self.steps_done)
+            self._checked = self.steps_done
 
     def _is_due(self) -> bool:
         return 0 < 60 * self._minutes <= time.monotonic() - self._written
