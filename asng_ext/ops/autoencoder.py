@@ -11,7 +11,10 @@ not a copy of it; skip and ReLU take one pass, in place; one call gives both gra
 
 On CUDA devices `chain` is a whole autoencoder in one operator: the host spends little time on a
 convolution, channels are padded with zeros to few widths, which tensor cores take, and all weights
-are brought into the order in which convolutions read them in one launch.
+are brought into the order in which convolutions read them in two launches. In bfloat16, and in
+float32 with TF32, its convolutions are kernels of our own, with skip and ReLU in them; else they
+are PyTorch's. The environment variable `ASNG_CUDA_CONVOLUTIONS` chooses: `auto`, which is the
+default, `own` or `cudnn`.
 
 All have first derivatives and run under `torch.compile` and `torch.autocast`. On the CPU they take
 float32 or float64, and compute in float32 under autocast; on CUDA devices they take bfloat16 and
@@ -30,6 +33,7 @@ from torch import Tensor
 from torch.library import Library
 
 from asng_ext.ops import _libraries
+from asng_ext.ops._feature_maps import allows_tf32
 from asng_ext.ops._libraries import available, cuda_available
 from asng_ext.ops._registration import (
     LIBRARY,
@@ -146,14 +150,14 @@ def chain(
         weight if _has_contiguous_rows(weight) else weight.contiguous()
         for weight in (*encoder, *reversed(decoder), output)
     ]
-    images, save = _to_nhwc(x), torch.is_grad_enabled()
+    images, save, tf32 = _to_nhwc(x), torch.is_grad_enabled(), allows_tf32()
     out: Tensor
     if torch.compiler.is_compiling():
-        out = call("cae_chain", images, weights, list(strides), save)[0]
+        out = call("cae_chain", images, weights, list(strides), save, tf32)[0]
     else:
         # The same in a third of the time that PyTorch's way takes with a list of weights.
         out = _Chain.apply(  # type: ignore[no-untyped-call]
-            as_under_autocast(images, _feature_map_dtype), list(strides), save, *weights
+            as_under_autocast(images, _feature_map_dtype), list(strides), save, tf32, *weights
         )
     return out.permute(0, 3, 1, 2)
 
@@ -162,12 +166,14 @@ class _Chain(torch.autograd.Function):
     """See `chain`."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, strides: list[int], save: bool, *weights: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, strides: list[int], save: bool, tf32: bool, *weights: Tensor
+    ) -> Tensor:
         ctx.set_materialize_grads(False)
-        ctx.strides = strides
+        ctx.strides, ctx.tf32 = strides, tf32
         out: Tensor
         with torch._C._AutoDispatchBelowAutograd():
-            out, saved = torch.ops.asng.cae_chain(x, list(weights), strides, save)
+            out, saved = torch.ops.asng.cae_chain(x, list(weights), strides, save, tf32)
         ctx.save_for_backward(*saved, *weights)
         return out
 
@@ -178,7 +184,7 @@ class _Chain(torch.autograd.Function):
         if grad is None:
             return (None,) * len(needed)
         grad_x, grads = _chain_backward(ctx, grad.contiguous())
-        found = (grad_x, None, None, *grads)
+        found = (grad_x, None, None, None, *grads)
         return tuple(g if need else None for g, need in zip(found, needed))
 
 
@@ -273,9 +279,9 @@ def _decode_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 
 
 def _chain_fake(
-    x: Tensor, weights: Sequence[Tensor], strides: Sequence[int], save: bool
+    x: Tensor, weights: Sequence[Tensor], strides: Sequence[int], save: bool, *_: Any
 ) -> tuple[Tensor, list[Tensor]]:
-    """What is kept are all feature maps but the result, and the weights, with padding."""
+    """What is kept are all feature maps but the result."""
     batch, *size, channels = x.shape
     sizes, padded = [size], [_rounded_up(channels, 8)]
     for weight, stride in zip(weights, strides):
@@ -285,8 +291,6 @@ def _chain_fake(
     sizes += sizes[-2::-1]
     padded += padded[:0:-1]
     kept = [(batch, *size, width) for size, width in zip(sizes, padded)]
-    between = zip(weights, padded, [*padded[1:], padded[0]])
-    kept.append((sum(weight.shape[2] ** 2 * a * b for weight, a, b in between),))
     return x.new_empty(x.shape), [x.new_empty(shape) for shape in kept if save]
 
 
@@ -295,16 +299,17 @@ def _rounded_up(count: int, block: int) -> int:
 
 
 def _chain_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, list[Tensor]]) -> None:
-    _, weights, ctx.strides, ctx.save = inputs
+    _, weights, ctx.strides, ctx.save, ctx.tf32 = inputs
     ctx.save_for_backward(*output[1], *weights)
 
 
 def _chain_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    # Of 2n + 1 convolutions all inputs are kept, and one array.
-    kept = 2 * len(ctx.strides) + 2
+    # Of 2n + 1 convolutions all inputs are kept.
+    kept = 2 * len(ctx.strides) + 1
     tensors = list(ctx.saved_tensors)
+    flags = (ctx.needs_input_grad[0], ctx.tf32)
     grads: tuple[Any, ...] = call_backward(
-        *("cae_chain", grad, tensors[:kept], tensors[kept:], ctx.strides, ctx.needs_input_grad[0])
+        "cae_chain", grad, tensors[:kept], tensors[kept:], ctx.strides, *flags
     )
     return grads
 

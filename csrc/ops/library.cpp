@@ -192,12 +192,14 @@ STABLE_TORCH_LIBRARY(asng, m) {
   //                              decoder, which lead back, and (C₁, C, k, k) of the last
   //   strides (n)                of the encoder's layers; with 1 a layer has a skip
   // ReLU follows all but the last one. Returns (B, H, W, C), and if `save` what the backward pass
-  // needs: the feature maps (B, H', W', P), beginning with x, and, flat, all weights, with padding.
-  m.def("cae_chain(Tensor x, Tensor[] weights, int[] strides, bool save) -> (Tensor, Tensor[])");
+  // needs: the feature maps (B, H', W', P), beginning with x.
+  m.def(
+      "cae_chain(Tensor x, Tensor[] weights, int[] strides, bool save, bool tf32) "
+      "-> (Tensor, Tensor[])");
   // Gradients of x (empty unless wanted) and of the weights, contiguous.
   m.def(
       "_cae_chain_backward(Tensor grad, Tensor[] saved, Tensor[] weights, int[] strides, "
-      "bool x_needs_grad) -> (Tensor, Tensor[])");
+      "bool x_needs_grad, bool tf32) -> (Tensor, Tensor[])");
 
   // Gives memory that the operators keep for the next call back to the system; returns the bytes.
   m.def("_release_cached() -> int");

@@ -154,7 +154,15 @@ void copy_async(void* to, const void* from) {
 }
 inline void copy_async8(void* to, const void* from) { copy_async<8>(to, from); }
 inline void copy_async16(void* to, const void* from) { copy_async<16>(to, from); }
+inline void copy_async16(void* to, const void* from, bool there) {
+  if (there) return copy_async<16>(to, from);
+  cuda_on_cpu::check_shared(to);
+  std::memset(to, 0, 16);
+}
 inline void wait_for_copies() {}
+inline void close_copies() {}
+template <int kOpen>
+void wait_for_closed_copies() {}
 inline void prefetch(const void*) {}
 
 inline unsigned multiply_high(unsigned a, unsigned b) {
@@ -381,8 +389,24 @@ __device__ __forceinline__ void copy_async16(void* to, const void* from) {
                "l"(__cvta_generic_to_global(from))
                : "memory");
 }
+// Or zeros, unless the source is there; then nothing is read from it.
+__device__ __forceinline__ void copy_async16(void* to, const void* from, bool there) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(
+                   static_cast<unsigned>(__cvta_generic_to_shared(to))),
+               "l"(__cvta_generic_to_global(from)), "r"(there ? 16 : 0)
+               : "memory");
+}
 __device__ __forceinline__ void wait_for_copies() {
   asm volatile("cp.async.wait_all;" ::: "memory");
+}
+// Makes a group of the copies that this thread has started since the last one, and waits for all
+// groups but the last kOpen ones.
+__device__ __forceinline__ void close_copies() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
+template <int kOpen>
+__device__ __forceinline__ void wait_for_closed_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kOpen) : "memory");
 }
 
 // Starts to bring the line of global memory to the second-level cache.
@@ -403,6 +427,32 @@ __device__ __forceinline__ void mma_tf32(float (&c)[4], const unsigned (&a)[4],
       "{%8, %9}, {%0, %1, %2, %3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+// The same of 16×16 and 16×8 values in bfloat16, two of which a word holds, the first one in its
+// lower half: where in TF32 a lane has column t of a, or row t of b, it has 2·t and 2·t + 1, and
+// where it has t + 4, 2·t + 8 and 2·t + 9.
+__device__ __forceinline__ void mma_bfloat16(float (&c)[4], const unsigned (&a)[4],
+                                             const unsigned (&b)[2]) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+// Four matrices of 8 rows of 16 bytes in shared memory: row r of matrix i begins where lane 8·i + r
+// says. Lane 4·g + t gets word t of row g of each.
+__device__ __forceinline__ void load_matrices(unsigned (&to)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+               : "r"(static_cast<unsigned>(__cvta_generic_to_shared(row)))
+               : "memory");
+}
+// Of 8×8 values of 16 bits, turned: the lane gets those of rows 2·t and 2·t + 1 in column g.
+__device__ __forceinline__ void load_turned_matrices(unsigned (&to)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+               : "r"(static_cast<unsigned>(__cvta_generic_to_shared(row)))
+               : "memory");
 }
 // To the nearest with 10 bits of mantissa, ties away from zero.
 __device__ __forceinline__ unsigned to_tf32(float x) {

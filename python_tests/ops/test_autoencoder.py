@@ -651,7 +651,7 @@ class TestChain:
         kind = torch.float32 if weight_dtype == "float32" else dtype
         weights = [w.to(device, kind) for w in (*encoder, *reversed(decoder), output)]
         images = x.to(device, dtype).permute(0, 2, 3, 1).contiguous()
-        out, saved = torch.ops.asng.cae_chain(images, weights, strides, True)
+        out, saved = torch.ops.asng.cae_chain(images, weights, strides, True, False)
         plain = [w.to(dtype).double().cpu() for w in weights]
         order = (*plain[:3], *plain[5:2:-1], plain[6])
         rounded = images.cpu().permute(0, 3, 1, 2).double()
@@ -660,7 +660,9 @@ class TestChain:
         error = (out.cpu().permute(0, 3, 1, 2) - expected).norm() / expected.norm()
         assert all(t.dtype == dtype for t in (out, *saved))
         assert error < 0.05
-        grad_x, grads = torch.ops.asng._cae_chain_backward(out, saved, weights, strides, True)
+        grad_x, grads = torch.ops.asng._cae_chain_backward(
+            out, saved, weights, strides, True, False
+        )
         probe = out.cpu().permute(0, 3, 1, 2).double()
         want = torch.autograd.grad((expected * probe).sum(), leaves)
         got = [grad_x.permute(0, 3, 1, 2), *grads[:3], *grads[5:2:-1], grads[6]]
@@ -682,12 +684,19 @@ class TestChain:
         for save in (True, False):
             # Without, there is no derivative.
             leaves = [t if save else t.detach() for t in (images, *weights)]
-            arguments = (leaves[0], leaves[1:], strides, save)
+            arguments = (leaves[0], leaves[1:], strides, save, False)
             torch.library.opcheck(operators.cae_chain, arguments)
-        grad, saved = operators.cae_chain(images.detach(), weights, strides, True)
+        grad, saved = operators.cae_chain(images.detach(), weights, strides, True, False)
         plain = [w.detach() for w in weights]
         for needs_grad in (True, False):
-            arguments = (grad.detach(), [t.detach() for t in saved], plain, strides, needs_grad)
+            arguments = (
+                grad.detach(),
+                [t.detach() for t in saved],
+                plain,
+                strides,
+                needs_grad,
+                True,
+            )
             torch.library.opcheck(operators._cae_chain_backward, arguments)
 
     def test_compiled(self, device: str) -> None:
@@ -713,7 +722,7 @@ class TestChain:
         assert torch.equal(out, again)
         images = x.to(device).permute(0, 2, 3, 1).contiguous()
         order = [*weights[:2], weights[3], weights[2], weights[4]]
-        assert torch.ops.asng.cae_chain(images, order, strides, False)[1] == []
+        assert torch.ops.asng.cae_chain(images, order, strides, False, False)[1] == []
 
     def test_errors(self, device: str) -> None:
         x, encoder, decoder, output, strides = chain_sample([6, 5], [3, 3], [1, 2])
@@ -742,6 +751,127 @@ class TestChain:
             ),
         ]
         raise_all(wrong)
+
+
+class _Rounded(torch.autograd.Function):
+    """Rounds numbers in float64 to another precision, and their gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dtype: torch.dtype, forward: bool, backward: bool) -> Tensor:
+        ctx.dtype, ctx.backward = dtype, backward
+        return rounded(x, dtype) if forward else x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        return rounded(grad, ctx.dtype) if ctx.backward else grad, None, None, None
+
+
+def rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """To TF32, if that is float32."""
+    if dtype != torch.float32:
+        return x.to(dtype).double()
+    bits = x.float().view(torch.int32)
+    return ((bits + 0x1000) & ~0x1FFF).view(torch.float32).double()
+
+
+def rounded_chain(x: Tensor, *weights: Tensor, strides: list[int], dtype: torch.dtype) -> Tensor:
+    """In float64, but for what is rounded: weights, and maps and their gradients as they are
+    stored."""
+    count = len(strides)
+    near = [_Rounded.apply(weight, dtype, True, False) for weight in weights]  # type: ignore[no-untyped-call]
+    encoder, decoder, output = near[:count], near[count:-1], near[-1]
+
+    def store(y: Tensor) -> Tensor:
+        return _Rounded.apply(y, dtype, True, True)  # type: ignore[no-any-return, no-untyped-call]
+
+    maps = [_Rounded.apply(x, dtype, True, False)]  # type: ignore[no-untyped-call]
+    for weight, stride in zip(encoder, strides):
+        maps.append(store(plain_encode(maps[-1], weight, stride)))
+    y = maps[-1]
+    for i in reversed(range(count)):
+        skipped = maps[i + 1] if strides[i] == 1 else None
+        y = store(plain_decode(y, decoder[i], skipped, strides[i], tuple(maps[i].shape[2:])))
+    out = plain_decode(y, output, None, 1, tuple(x.shape[2:]), relu=False)
+    return _Rounded.apply(out, dtype, False, True)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def error(got: Tensor, expected: Tensor) -> float:
+    return float((got.cpu().double() - expected).norm() / (expected.norm() + 1e-30))
+
+
+@pytest.mark.grid
+@pytest.mark.parametrize("device", CUDA_DEVICES)
+@pytest.mark.usefixtures("tf32")
+class TestTensorCores:
+    """Chains whose convolutions are kernels of our own."""
+
+    @pytest.fixture(autouse=True)
+    def _own(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("ASNG_CUDA_CONVOLUTIONS", "own")
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    @pytest.mark.parametrize(
+        "space",
+        [
+            CaeCatSpace(layers=6, channels=(8, 40, 64)),
+            CaeIntSpace(layers=6, low=2, high=100),
+            CaeCatSpace(layers=2, kernels=(1, 7), channels=(72,)),
+        ],
+        ids=["cat", "int", "wide"],
+    )
+    def test_random_architectures(self, space: CaeSpace, dtype: torch.dtype, device: str) -> None:
+        for seed in range(5 if space.layers > 2 else 2):
+            chain = random_layers(space, seed)
+            generator = torch.Generator().manual_seed(seed)
+            size = torch.randint(1, 10, (2,), generator=generator).tolist()
+            case = chain_sample(
+                [layer.channels for layer in chain],
+                [layer.kernel for layer in chain],
+                [layer.stride for layer in chain],
+                (size[0], size[1]),
+                1 + seed % 3,
+                1 + seed % 4,
+            )
+            given = self._as(case, dtype)
+            expected = run_chain(partial(rounded_chain, dtype=dtype), case)
+            results = [run_chain(fused_chain, given, device) for _ in range(2)]
+            assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
+            for got, want in zip(results[0], expected, strict=True):
+                # Where a sum is halfway between two numbers it may be rounded to either, and where
+                # it is next to nothing ReLU may take it for either.
+                assert error(got, want) < (2e-3 if dtype == torch.float32 else 2e-2)
+
+    def test_both_ways(self, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        case = chain_sample([40, 24, 33], [3, 1, 5], [1, 2, 1], (12, 9))
+        expected = run_chain(plain_chain, case)
+        outputs = []
+        for way in ("own", "cudnn", "auto"):
+            monkeypatch.setenv("ASNG_CUDA_CONVOLUTIONS", way)
+            outputs.append(run_chain(fused_chain, self._as(case, torch.float32), device)[0])
+            assert error(outputs[-1], expected[0]) < 3e-3
+        assert not torch.equal(outputs[0], outputs[1])
+
+    def test_what_they_are_not_for(self, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        case = chain_sample([4], [3], [1])
+        with pytest.raises(RuntimeError, match="own, which is not for other precisions"):
+            run_chain(fused_chain, case, device)
+        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+        with pytest.raises(RuntimeError, match="own, which is not for other precisions"):
+            run_chain(fused_chain, self._as(case, torch.float32), device)
+        monkeypatch.setenv("ASNG_CUDA_CONVOLUTIONS", "fast")
+        with pytest.raises(RuntimeError, match="must be cudnn, own or auto, got fast"):
+            run_chain(fused_chain, case, device)
+
+    @staticmethod
+    def _as(case: Chain, dtype: torch.dtype) -> Chain:
+        x, encoder, decoder, output, strides = case
+        return (
+            x.to(dtype),
+            [w.to(dtype) for w in encoder],
+            [w.to(dtype) for w in decoder],
+            output.to(dtype),
+            strides,
+        )
 
 
 class TestSupernet:

@@ -90,11 +90,10 @@ def _examples() -> dict[str, tuple[Any, ...]]:
     examples["_cae_decode_backward"] = (x, x, y, weight, 2, True)
     examples["_cae_finish"] = (x, draw(*x.shape), True)
     weights = [weight, draw(5, 5, 3, 3), draw(5, 3, 3, 3)]
-    # Images, two feature maps and the weights, padded to 8 and 32 channels.
+    # Images and two feature maps, padded to 8 and 32 channels.
     kept = [draw(2, 4, 4, 8), draw(2, 2, 2, 32), draw(2, 4, 4, 32)]
-    kept.append(draw(9 * (32 * 8 + 32 * 32 + 32 * 8)))
-    examples["cae_chain"] = (x, weights, [2], True)
-    examples["_cae_chain_backward"] = (draw(*x.shape), kept, weights, [2], True)
+    examples["cae_chain"] = (x, weights, [2], True, True)
+    examples["_cae_chain_backward"] = (draw(*x.shape), kept, weights, [2], True, True)
 
     pixels, labels = torch.zeros(4, 3, 5, 2, dtype=torch.uint8), torch.tensor([0, 1, 2, 0])
     plan = (torch.tensor([3, 0]), torch.ones(2, 5, dtype=torch.int64))

@@ -2,6 +2,7 @@
 // all weights of an autoencoder, to the order in which convolutions read them and back.
 #include <algorithm>
 #include <cstdint>
+#include <stdexcept>
 #include <type_traits>
 
 #include "ops/autoencoder/cuda.h"
@@ -32,6 +33,15 @@ __device__ __forceinline__ void narrow(double x, double& to) { to = x; }
 __device__ __forceinline__ void narrow(float x, __nv_bfloat16& to) { to = __float2bfloat16(x); }
 __device__ __forceinline__ void narrow(float x, __half& to) { to = __float2half(x); }
 
+// The same, and to TF32 if `rounds`.
+template <class Value, class T>
+__device__ __forceinline__ void narrow(Value x, bool rounds, T& to) {
+  if constexpr (std::is_same_v<T, float>) {
+    if (rounds) x = __uint_as_float(to_tf32(x));
+  }
+  narrow(x, to);
+}
+
 // Calls f with a value of the type.
 template <class F>
 void with_float(Float type, F f) {
@@ -56,18 +66,19 @@ unsigned int blocks_for(int64_t work) {
 enum class End { kNothing, kRelu, kMask };
 
 template <bool kAdds, End kEnd, class T>
-__device__ __forceinline__ void finish(T& y, const T& added, const T& mask) {
+__device__ __forceinline__ void finish(T& y, const T& added, const T& mask, bool rounds) {
   auto value = widen(y);
   if constexpr (kAdds) value += widen(added);
   if constexpr (kEnd == End::kRelu) value = value <= 0 ? decltype(value)(0) : value;
   if constexpr (kEnd == End::kMask) value = widen(mask) <= 0 ? decltype(value)(0) : value;
-  narrow(value, y);
+  narrow(value, rounds, y);
 }
 
 // The first `packs` packs, then one by one what is left of `count` numbers.
 template <class T, bool kAdds, End kEnd>
 __global__ __launch_bounds__(kThreads) void finish_kernel(T* y, const T* added, const T* mask,
-                                                          int64_t packs, int64_t count) {
+                                                          int64_t packs, int64_t count,
+                                                          bool rounds) {
   const int64_t first = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads;
   auto* wide = reinterpret_cast<Pack<T>*>(y);
@@ -79,12 +90,12 @@ __global__ __launch_bounds__(kThreads) void finish_kernel(T* y, const T* added, 
     const Pack<T> sign = kEnd == End::kMask ? wide_mask[i] : value;
 #pragma unroll
     for (int k = 0; k < Pack<T>::kSize; ++k) {
-      finish<kAdds, kEnd>(value.v[k], other.v[k], sign.v[k]);
+      finish<kAdds, kEnd>(value.v[k], other.v[k], sign.v[k], rounds);
     }
     wide[i] = value;
   }
   for (int64_t i = packs * Pack<T>::kSize + first; i < count; i += stride) {
-    finish<kAdds, kEnd>(y[i], kAdds ? added[i] : y[i], kEnd == End::kMask ? mask[i] : y[i]);
+    finish<kAdds, kEnd>(y[i], kAdds ? added[i] : y[i], kEnd == End::kMask ? mask[i] : y[i], rounds);
   }
 }
 
@@ -97,7 +108,7 @@ void start(const LayerEnd& end, CudaStream stream) {
   const int64_t work = std::max(packs, end.count - packs * Pack<T>::kSize);
   launch(finish_kernel<T, kAdds, kEnd>, blocks_for(work), kThreads, 0, stream,
          static_cast<T*>(end.y), static_cast<const T*>(end.added), static_cast<const T*>(end.mask),
-         packs, end.count);
+         packs, end.count, end.rounds);
 }
 
 template <class T, bool kAdds>
@@ -114,24 +125,26 @@ void start(const LayerEnd& end, CudaStream stream) {
 template <class T>
 __global__ __launch_bounds__(kThreads) void change_channels_kernel(const T* from, int from_channels,
                                                                    T* to, int to_channels,
-                                                                   int64_t count) {
+                                                                   int64_t count, bool rounds) {
   const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < count;
        i += stride) {
     const int64_t pixel = i / to_channels;
     const int channel = static_cast<int>(i - pixel * to_channels);
     T value = {};
-    if (channel < from_channels) value = from[pixel * from_channels + channel];
+    if (channel < from_channels)
+      narrow(widen(from[pixel * from_channels + channel]), rounds, value);
     to[i] = value;
   }
 }
 
 // Parameters of a kernel are 4 KiB at most.
-constexpr int kMostWeights = 64;
+constexpr int kMostWeights = 56;
 struct WeightTable {
   PaddedWeight weights[kMostWeights];
-  unsigned first_row[kMostWeights + 1];  // of each weight; behind the last, the number of all
+  unsigned first_block[kMostWeights + 1];  // of each weight; behind the last, the number of all
   int count = 0;
+  bool rounds = false;
 };
 static_assert(sizeof(WeightTable) < 4000);
 
@@ -140,14 +153,17 @@ static_assert(sizeof(WeightTable) < 4000);
 constexpr int kTile = 4096;
 static_assert(kTile > kMostTaps);
 
+// Parts of a sum that are loaded at the same time.
+constexpr int kPartsAtOnce = 8;
+
 // A block is a row: of the padded weight, or of the weight, if kCrops.
 template <bool kCrops, class W, class T>
 __global__ __launch_bounds__(kThreads) void weights_kernel(const WeightTable table) {
   __shared__ std::conditional_t<std::is_same_v<W, double>, double, float> tile[kTile];
   int i = 0;
-  while (blockIdx.x >= table.first_row[i + 1]) ++i;
+  while (blockIdx.x >= table.first_block[i + 1]) ++i;
   const PaddedWeight& weight = table.weights[i];
-  const int row = static_cast<int>(blockIdx.x - table.first_row[i]), taps = weight.taps;
+  const int row = static_cast<int>(blockIdx.x - table.first_block[i]), taps = weight.taps;
   const int columns = row < weight.rows ? weight.columns : 0;
   const int64_t padded_columns = weight.padded_columns;
   const int wide = kTile / taps;
@@ -158,9 +174,15 @@ __global__ __launch_bounds__(kThreads) void weights_kernel(const WeightTable tab
     const int all = min(wide, weight.padded_columns - first);
     const int real = max(0, min(all, columns - first));
     if constexpr (kCrops) {
+      const int64_t part = weight.padded_rows * taps * padded_columns;
       for (int k = threadIdx.x; k < real * taps; k += kThreads) {
         const int tap = k / real, column = k - tap * real;
-        tile[column * taps + tap] = widen(padded[tap * padded_columns + first + column]);
+        const T* from = padded + tap * padded_columns + first + column;
+        auto sum = widen(*from);
+        // In this order, but with several loads under way.
+#pragma unroll kPartsAtOnce
+        for (int p = 1; p < weight.parts; ++p) sum += widen(from[p * part]);
+        tile[column * taps + tap] = sum;
       }
     } else {
       for (int k = threadIdx.x; k < real * taps; k += kThreads) {
@@ -175,7 +197,7 @@ __global__ __launch_bounds__(kThreads) void weights_kernel(const WeightTable tab
     } else {
       for (int k = threadIdx.x; k < all * taps; k += kThreads) {
         const int tap = k / all, column = k - tap * all;
-        narrow(column < real ? tile[column * taps + tap] : 0,
+        narrow(column < real ? tile[column * taps + tap] : 0, table.rounds,
                padded[tap * padded_columns + first + column]);
       }
     }
@@ -183,33 +205,91 @@ __global__ __launch_bounds__(kThreads) void weights_kernel(const WeightTable tab
   }
 }
 
-template <bool kCrops, class W, class T>
-void start_weights(const std::vector<PaddedWeight>& weights, CudaStream stream) {
-  for (size_t first = 0; first < weights.size(); first += kMostWeights) {
-    WeightTable table;
-    table.first_row[0] = 0;
-    for (size_t i = first; i < std::min(weights.size(), first + kMostWeights); ++i) {
-      const int rows = kCrops ? weights[i].rows : weights[i].padded_rows;
-      table.weights[table.count] = weights[i];
-      table.first_row[table.count + 1] = table.first_row[table.count] + static_cast<unsigned>(rows);
-      ++table.count;
-    }
-    launch(weights_kernel<kCrops, W, T>, table.first_row[table.count], kThreads, 0, stream, table);
+// Of turned weights a block takes a tile of rows and of columns with all their taps.
+constexpr int kTurnedTile = 8192;
+__host__ __device__ constexpr int turned_rows(int taps) { return taps < 256 ? 32 : 8; }
+__host__ __device__ constexpr int turned_columns(int taps) {
+  return (kTurnedTile / turned_rows(taps) - 1) / taps;
+}
+static_assert(turned_columns(kMostTaps) > 0);
+
+template <class W, class T>
+__global__ __launch_bounds__(kThreads) void turn_weights_kernel(const WeightTable table) {
+  __shared__ float tile[kTurnedTile];
+  int i = 0;
+  while (blockIdx.x >= table.first_block[i + 1]) ++i;
+  const PaddedWeight& weight = table.weights[i];
+  const int taps = weight.taps, high = turned_rows(taps), wide = turned_columns(taps);
+  const int pitch = wide * taps | 1;  // odd: rows begin in banks of their own
+  const int block = static_cast<int>(blockIdx.x - table.first_block[i]);
+  const int across = (weight.padded_columns + wide - 1) / wide;
+  const int first_row = block / across * high, first_column = block % across * wide;
+  const W* plain = static_cast<const W*>(weight.weight);
+  for (int k = threadIdx.x; k < high * wide * taps; k += kThreads) {
+    const int r = k / (wide * taps), in_row = k - r * wide * taps;
+    const bool real = first_row + r < weight.rows && first_column + in_row / taps < weight.columns;
+    tile[r * pitch + in_row] =
+        real ? widen(plain[(first_row + r) * weight.pitch + first_column * taps + in_row]) : 0;
+  }
+  __syncthreads();
+  T* padded = static_cast<T*>(weight.padded);
+  for (int k = threadIdx.x; k < high * wide * taps; k += kThreads) {
+    const int in_row = k / high, r = k - in_row * high;
+    if (first_row + r >= weight.padded_rows ||
+        first_column + in_row / taps >= weight.padded_columns)
+      continue;
+    const int64_t to = static_cast<int64_t>(first_column * taps + in_row) * weight.padded_rows;
+    narrow(tile[r * pitch + in_row], table.rounds, padded[to + first_row + r]);
   }
 }
 
-// Padded weights have the type of weights, or half precision where that is float32.
-template <bool kCrops>
-void start_weights(Float type, Float padded_type, const std::vector<PaddedWeight>& weights,
-                   CudaStream stream) {
-  with_float(padded_type, [&](auto to) {
-    using T = decltype(to);
-    if (type == padded_type) {
-      start_weights<kCrops, T, T>(weights, stream);
-    } else if constexpr (sizeof(T) == 2) {
-      start_weights<kCrops, float, T>(weights, stream);
+// A table of some weights and of the blocks that each has, for each launch.
+template <class Blocks, class Launch>
+void each_table(const std::vector<PaddedWeight>& weights, Blocks blocks, bool rounds,
+                Launch launch_table) {
+  for (size_t first = 0; first < weights.size(); first += kMostWeights) {
+    WeightTable table;
+    table.rounds = rounds;
+    table.first_block[0] = 0;
+    for (size_t i = first; i < std::min(weights.size(), first + kMostWeights); ++i) {
+      table.weights[table.count] = weights[i];
+      table.first_block[table.count + 1] =
+          table.first_block[table.count] + static_cast<unsigned>(blocks(weights[i]));
+      ++table.count;
     }
-  });
+    launch_table(table, table.first_block[table.count]);
+  }
+}
+
+template <class W, class T>
+void start_padding(const std::vector<PaddedWeight>& weights, bool rounds, CudaStream stream) {
+  std::vector<PaddedWeight> plain, turned;
+  for (const PaddedWeight& weight : weights) (weight.turned ? turned : plain).push_back(weight);
+  each_table(
+      plain, [](const PaddedWeight& weight) { return weight.padded_rows; }, rounds,
+      [&](const WeightTable& table, unsigned blocks) {
+        launch(weights_kernel<false, W, T>, blocks, kThreads, 0, stream, table);
+      });
+  const auto tiles = [](const PaddedWeight& weight) {
+    const int high = turned_rows(weight.taps), wide = turned_columns(weight.taps);
+    return ((weight.padded_rows + high - 1) / high) * ((weight.padded_columns + wide - 1) / wide);
+  };
+  if constexpr (!std::is_same_v<T, double>) {
+    each_table(turned, tiles, rounds, [&](const WeightTable& table, unsigned blocks) {
+      launch(turn_weights_kernel<W, T>, blocks, kThreads, 0, stream, table);
+    });
+  } else if (!turned.empty()) {
+    throw std::runtime_error("weights in float64 are not turned");
+  }
+}
+
+template <class W, class T>
+void start_cropping(const std::vector<PaddedWeight>& weights, CudaStream stream) {
+  each_table(
+      weights, [](const PaddedWeight& weight) { return weight.rows; }, false,
+      [&](const WeightTable& table, unsigned blocks) {
+        launch(weights_kernel<true, W, T>, blocks, kThreads, 0, stream, table);
+      });
 }
 
 }  // namespace
@@ -223,25 +303,43 @@ void finish_layer(Float type, const LayerEnd& end, CudaStream stream) {
 }
 
 void change_channels(Float type, const void* from, int64_t from_channels, void* to,
-                     int64_t to_channels, int64_t pixels, CudaStream stream) {
+                     int64_t to_channels, int64_t pixels, bool rounds, CudaStream stream) {
   const int64_t count = pixels * to_channels;
   if (count == 0) return;
   with_float(type, [&](auto value) {
     using T = decltype(value);
     launch(change_channels_kernel<T>, blocks_for(count), kThreads, 0, stream,
            static_cast<const T*>(from), static_cast<int>(from_channels), static_cast<T*>(to),
-           static_cast<int>(to_channels), count);
+           static_cast<int>(to_channels), count, rounds);
   });
 }
 
+// Padded weights have the type of weights, or half precision where that is float32.
 void pad_weights(Float type, Float padded_type, const std::vector<PaddedWeight>& weights,
-                 CudaStream stream) {
-  start_weights<false>(type, padded_type, weights, stream);
+                 bool rounds, CudaStream stream) {
+  with_float(padded_type, [&](auto to) {
+    using T = decltype(to);
+    if (type == padded_type) {
+      start_padding<T, T>(weights, rounds, stream);
+    } else if constexpr (sizeof(T) == 2) {
+      start_padding<float, T>(weights, rounds, stream);
+    }
+  });
 }
 
+// Either one may be float32 and the other half precision.
 void crop_weights(Float type, Float padded_type, const std::vector<PaddedWeight>& weights,
                   CudaStream stream) {
-  start_weights<true>(type, padded_type, weights, stream);
+  with_float(type, [&](auto to) {
+    using W = decltype(to);
+    with_float(padded_type, [&](auto from) {
+      using T = decltype(from);
+      if constexpr (std::is_same_v<W, T> || (std::is_same_v<W, float> && sizeof(T) == 2) ||
+                    (std::is_same_v<T, float> && sizeof(W) == 2)) {
+        start_cropping<W, T>(weights, stream);
+      }
+    });
+  });
 }
 
 }  // namespace asng::cuda

@@ -1,12 +1,15 @@
 // What the layers of autoencoders need on CUDA devices beside PyTorch's convolutions, see
-// asng_ext/ops/autoencoder.py; and whole autoencoders, which call these convolutions from here:
-// that takes the host a fraction of the time.
+// asng_ext/ops/autoencoder.py; and whole autoencoders, whose convolutions are those of
+// convolution.h or PyTorch's, see cuda_path.h. To call the latter from here takes the host a
+// fraction of the time.
 
 #include <array>
 #include <tuple>
 
 #include "ops/autoencoder/chain.h"
+#include "ops/autoencoder/convolution.h"
 #include "ops/autoencoder/cuda.h"
+#include "ops/autoencoder/cuda_path.h"
 #include "platform/cuda_tensors.h"
 
 namespace asng::cuda {
@@ -61,10 +64,13 @@ class ChainCall {
  public:
   // `images` are those given, or what has their shape and dtype.
   ChainCall(const Tensor& images, const char* name, const std::vector<Tensor>& weights,
-            const std::vector<int64_t>& strides)
+            const std::vector<int64_t>& strides, bool tf32)
       : chain_(checked_chain(images, name, weights, strides)),
         type_(float_of(images, name)),
-        weight_type_(float_of(weights[0], "weights")) {}
+        weight_type_(float_of(weights[0], "weights")),
+        choice_(convolutions_choice()),
+        tf32_(tf32),
+        rounds_(tf32 && type_ == Float::kFloat32 && choice_ != Convolutions::kCudnn) {}
 
   const Chain& chain() const { return chain_; }
 
@@ -72,52 +78,165 @@ class ChainCall {
   std::vector<int64_t> sizes(const ChainMap& map, int64_t channels) const {
     return {chain_.batch, map.height, map.width, channels};
   }
-
-  // All weights with padding, in one array.
-  Tensor pad(const Tensor& like, const std::vector<Tensor>& weights, CudaStream stream) const {
-    Tensor all = new_tensor(like, {chain_.padded_values});
-    const int64_t size = type_ == Float::kFloat64 ? 8 : type_ == Float::kFloat32 ? 4 : 2;
-    std::vector<void*> padded;
-    for (const ChainStep& step : chain_.steps)
-      padded.push_back(data<char>(all) + step.offset * size);
-    pad_weights(weight_type_, type_, padded_weights(weights, padded), stream);
-    return all;
+  Tensor new_map(const Tensor& like, int64_t i) const {
+    const ChainMap& map = chain_.maps[i];
+    return new_tensor(like, sizes(map, map.padded));
   }
 
-  // The other way, of tensors of their own.
-  void crop(const std::vector<Tensor>& padded, const std::vector<Tensor>& weights,
-            CudaStream stream) const {
-    std::vector<void*> pointers;
-    for (const Tensor& t : padded) pointers.push_back(t.data_ptr());
-    crop_weights(weight_type_, type_, padded_weights(weights, pointers), stream);
+  // Whether a convolution is ours: a step's, the gradient of its input, or that of its weight.
+  bool is_own_step(size_t i) const {
+    return is_own(
+        i, chain_.steps[i].transposed ? ConvolutionPass::kTranspose : ConvolutionPass::kConvolve);
+  }
+  bool is_own_gradient(size_t i) const {
+    return is_own(
+        i, chain_.steps[i].transposed ? ConvolutionPass::kConvolve : ConvolutionPass::kTranspose);
+  }
+  bool is_own_weight_gradient(size_t i) const {
+    return is_own(i, ConvolutionPass::kWeightGradient);
+  }
+
+  // All weights with padding, in one array, in the order in which the steps read them, or the
+  // gradients of their inputs. Our transposed convolutions read turned ones.
+  Tensor pad(const Tensor& like, const std::vector<Tensor>& weights, bool for_gradients,
+             CudaStream stream) const {
+    Tensor all = new_tensor(like, {chain_.padded_values});
+    const int64_t size = type_ == Float::kFloat64 ? 8 : type_ == Float::kFloat32 ? 4 : 2;
+    std::vector<PaddedWeight> padded;
+    for (size_t i = 0; i < weights.size(); ++i) {
+      const ChainStep& step = chain_.steps[i];
+      padded.push_back(padded_weight(weights[i], i, data<char>(all) + step.offset * size));
+      padded.back().turned = for_gradients ? !step.transposed && is_own_gradient(i)
+                                           : step.transposed && is_own_step(i);
+    }
+    pad_weights(weight_type_, type_, padded, rounds_, stream);
+    return all;
   }
 
   // Images, or their gradients, to the number of channels in which all is computed, and back.
   void change(const Tensor& from, const Tensor& to, int64_t from_channels, int64_t to_channels,
-              CudaStream stream) const {
+              bool rounds, CudaStream stream) const {
     change_channels(type_, from.data_ptr(), from_channels, to.data_ptr(), to_channels,
-                    chain_.pixels(chain_.maps[0]), stream);
+                    chain_.pixels(chain_.maps[0]), rounds && rounds_, stream);
+  }
+
+  // The map that a step leads to, of the one from which it leads.
+  Tensor step(size_t i, const Tensor& x, const Tensor& padded, const Tensor* added,
+              CudaStream stream) const {
+    const ChainStep& step = chain_.steps[i];
+    if (is_own_step(i)) {
+      Tensor y = new_map(x, step.to);
+      convolve(i, x, padded, y, added, nullptr, step.relu, step.transposed, stream);
+      return y;
+    }
+    Tensor y = convolution(i, as_images(step.from, x), library_weight(padded, i));
+    if (step.relu) finish(step.to, y, added, nullptr, true, stream);
+    return as_saved(step.to, y);
+  }
+
+  // The gradient of what it leads from: with what was `added` to that elsewhere, and none where
+  // that is the result of ReLU, the mask, and not above 0.
+  Tensor input_gradient(size_t i, const Tensor& grad, const Tensor& x, const Tensor& padded,
+                        const Tensor* added, const Tensor* mask, CudaStream stream) const {
+    const ChainStep& step = chain_.steps[i];
+    if (is_own_gradient(i)) {
+      Tensor grad_x = new_map(grad, step.from);
+      convolve(i, grad, padded, grad_x, added, mask, false, !step.transposed, stream);
+      return grad_x;
+    }
+    const Tensor grad_x =
+        std::get<0>(convolution_backward(i, as_images(step.to, grad), as_images(step.from, x),
+                                         library_weight(padded, i), {true, false, false}));
+    if (added != nullptr || mask != nullptr) {
+      finish(step.from, grad_x, added, mask, false, stream);
+    }
+    return as_saved(step.from, grad_x);
+  }
+
+  // Writes the gradient of a step's weight.
+  void weight_gradient(size_t i, const Tensor& grad, const Tensor& x, const Tensor& padded,
+                       const Tensor& grad_weight, CudaStream stream) const {
+    const ChainStep& step = chain_.steps[i];
+    if (!is_own_weight_gradient(i)) {
+      const Tensor found =
+          std::get<1>(convolution_backward(i, as_images(step.to, grad), as_images(step.from, x),
+                                           library_weight(padded, i), {false, true, false}));
+      crop_weights(weight_type_, type_, {padded_weight(grad_weight, i, found.data_ptr())}, stream);
+      return;
+    }
+    const ConvolutionShape shape = this->shape(i);
+    const Tiling tiling = weight_gradient_tiling(type_, shape);
+    const int64_t kernel = chain_.weights[i].kernel;
+    const int64_t values = step.padded_rows * step.padded_columns * kernel * kernel;
+    const int64_t size = tiling.parts * values;
+    const Tensor parts = torch::stable::new_empty(grad, {&size, 1}, ScalarType::Float);
+    const Tensor &small = step.transposed ? x : grad, &large = step.transposed ? grad : x;
+    cuda::weight_gradient(type_, shape, small.data_ptr(), large.data_ptr(), data<float>(parts),
+                          tiling, stream);
+    PaddedWeight weight = padded_weight(grad_weight, i, parts.data_ptr());
+    weight.parts = tiling.parts;
+    crop_weights(weight_type_, Float::kFloat32, {weight}, stream);
+  }
+
+ private:
+  bool is_own(size_t i, ConvolutionPass pass) const {
+    return cuda::is_own(choice_, type_, tf32_, shape(i), pass);
+  }
+
+  ConvolutionShape shape(size_t i) const {
+    const ChainStep& step = chain_.steps[i];
+    const ChainMap& large = chain_.maps[step.transposed ? step.to : step.from];
+    return {.batch = chain_.batch,
+            .height = large.height,
+            .width = large.width,
+            .channels = step.padded_columns,
+            .small_channels = step.padded_rows,
+            .kernel = chain_.weights[i].kernel,
+            .stride = step.stride};
+  }
+
+  static const void* pointer(const Tensor* t) { return t == nullptr ? nullptr : t->data_ptr(); }
+
+  void convolve(size_t i, const Tensor& x, const Tensor& padded, const Tensor& y,
+                const Tensor* added, const Tensor* mask, bool relu, bool transposed,
+                CudaStream stream) const {
+    const char* weight =
+        data<char>(padded) + chain_.steps[i].offset * (type_ == Float::kFloat32 ? 4 : 2);
+    cuda::convolve(type_, shape(i),
+                   {.x = x.data_ptr(),
+                    .weight = weight,
+                    .y = y.data_ptr(),
+                    .added = pointer(added),
+                    .mask = pointer(mask),
+                    .transposed = transposed,
+                    .relu = relu,
+                    .rounds = rounds_},
+                   convolution_tiling(type_, transposed, shape(i)), stream);
   }
 
   // y ← y + added and so on, see LayerEnd; all of a map's size.
-  void finish(const ChainMap& map, const Tensor& y, const Tensor* added, const Tensor* mask,
-              bool relu, CudaStream stream) const {
-    const auto pointer = [](const Tensor* t) { return t == nullptr ? nullptr : t->data_ptr(); };
-    finish_layer(type_, {y.data_ptr(), pointer(added), pointer(mask), relu, chain_.values(map)},
+  void finish(int64_t map, const Tensor& y, const Tensor* added, const Tensor* mask, bool relu,
+              CudaStream stream) const {
+    finish_layer(type_,
+                 {y.data_ptr(), pointer(added), pointer(mask), relu,
+                  chain_.values(chain_.maps[map]), rounds_},
                  stream);
   }
 
   // A feature map for PyTorch, of one that lies as (B, H, W, P), and the other way.
-  Tensor as_images(const ChainMap& map, const Tensor& t) const {
+  Tensor as_images(int64_t i, const Tensor& t) const {
+    const ChainMap& map = chain_.maps[i];
     return channels_last(t, 0, chain_.batch, map.padded, map.height, map.width);
   }
-  Tensor as_saved(const ChainMap& map, const Tensor& t) const {
+  Tensor as_saved(int64_t i, const Tensor& t) const {
+    const ChainMap& map = chain_.maps[i];
     const int64_t row = map.width * map.padded;
     return view(t, 0, {chain_.batch, map.height, map.width, map.padded},
                 {map.height * row, row, map.padded, 1});
   }
 
-  Tensor padded_weight(const Tensor& all, size_t i) const {
+  // A padded weight that is not turned, for PyTorch.
+  Tensor library_weight(const Tensor& all, size_t i) const {
     const ChainStep& step = chain_.steps[i];
     const int64_t kernel = chain_.weights[i].kernel;
     return channels_last(all, step.offset, step.padded_rows, step.padded_columns, kernel, kernel);
@@ -151,13 +270,13 @@ class ChainCall {
     return dense(torch::stable::detail::to<Tensor>(stack[0]), chain_.maps[chain_.steps[i].to]);
   }
 
-  // Gradients of x, if it needs one, and of the weight.
+  // Gradients of x and of the weight, as far as they are needed.
   std::tuple<Tensor, Tensor> convolution_backward(size_t i, const Tensor& grad, const Tensor& x,
-                                                  const Tensor& weight, bool x_needs_grad) const {
+                                                  const Tensor& weight,
+                                                  const std::array<bool, 3>& needed) const {
     using torch::stable::detail::from;
     std::array<StableIValue, 11> stack = {from(grad), from(x), from(weight), from(std::nullopt)};
     options(i, &stack[4]);
-    const std::array<bool, 3> needed = {x_needs_grad, true, false};
     stack[10] = from(torch::headeronly::HeaderOnlyArrayRef<bool>(needed.data(), needed.size()));
     STABLE_TORCH_ERROR_CODE_CHECK(
         torch_call_dispatcher("aten::convolution_backward", "", stack.data(), TORCH_ABI_VERSION));
@@ -165,12 +284,14 @@ class ChainCall {
     Tensor grad_weight = torch::stable::detail::to<Tensor>(stack[1]);
     torch::stable::detail::to<Tensor>(stack[2]);  // nothing, but it has to be freed
     const ChainStep& step = chain_.steps[i];
-    if (x_needs_grad) grad_x = dense(grad_x, chain_.maps[step.from]);
     const int64_t kernel = chain_.weights[i].kernel;
-    return {grad_x, dense(grad_weight, step.padded_rows, step.padded_columns, kernel, kernel)};
+    if (needed[0]) grad_x = dense(grad_x, chain_.maps[step.from]);
+    if (needed[1]) {
+      grad_weight = dense(grad_weight, step.padded_rows, step.padded_columns, kernel, kernel);
+    }
+    return {grad_x, grad_weight};
   }
 
- private:
   static Chain checked_chain(const Tensor& images, const char* name,
                              const std::vector<Tensor>& weights,
                              const std::vector<int64_t>& strides) {
@@ -230,18 +351,17 @@ class ChainCall {
     return chain;
   }
 
-  std::vector<PaddedWeight> padded_weights(const std::vector<Tensor>& weights,
-                                           const std::vector<void*>& padded) const {
-    std::vector<PaddedWeight> all;
-    for (size_t i = 0; i < weights.size(); ++i) {
-      const ChainWeight& shape = chain_.weights[i];
-      const ChainStep& step = chain_.steps[i];
-      all.push_back({weights[i].data_ptr(), weights[i].stride(0), padded[i],
-                     static_cast<int>(shape.rows), static_cast<int>(shape.columns),
-                     static_cast<int>(shape.kernel * shape.kernel),
-                     static_cast<int>(step.padded_rows), static_cast<int>(step.padded_columns)});
-    }
-    return all;
+  PaddedWeight padded_weight(const Tensor& weight, size_t i, void* padded) const {
+    const ChainWeight& shape = chain_.weights[i];
+    const ChainStep& step = chain_.steps[i];
+    return {weight.data_ptr(),
+            weight.stride(0),
+            padded,
+            static_cast<int>(shape.rows),
+            static_cast<int>(shape.columns),
+            static_cast<int>(shape.kernel * shape.kernel),
+            static_cast<int>(step.padded_rows),
+            static_cast<int>(step.padded_columns)};
   }
 
   // What PyTorch gave, channels-last without gaps, as it is unless that was not its choice.
@@ -263,94 +383,85 @@ class ChainCall {
 
   Chain chain_;
   Float type_, weight_type_;
+  Convolutions choice_;
+  bool tf32_;
+  bool rounds_;  // maps, gradients and weights to TF32 where they are written
 };
 
 std::tuple<Tensor, std::vector<Tensor>> cae_chain(Tensor x, std::vector<Tensor> weights,
-                                                  std::vector<int64_t> strides, bool save) {
-  const ChainCall call(x, "x", weights, strides);
+                                                  std::vector<int64_t> strides, bool save,
+                                                  bool tf32) {
+  const ChainCall call(x, "x", weights, strides, tf32);
   const Chain& chain = call.chain();
   const DeviceStreamGuard current(x);
   const CudaStream stream = current.stream();
   const ChainMap& image = chain.maps[0];
-  const Tensor padded = call.pad(x, weights, stream);
-  const Tensor first = new_tensor(x, call.sizes(image, image.padded));
-  call.change(x, first, image.channels, image.padded, stream);
-  std::vector<Tensor> maps = {call.as_images(image, first)};
+  const Tensor padded = call.pad(x, weights, false, stream);
+  std::vector<Tensor> maps = {call.new_map(x, 0)};
+  call.change(x, maps[0], image.channels, image.padded, true, stream);
   std::vector<bool> is_skipped(chain.maps.size(), false);
   for (const ChainStep& step : chain.steps) {
     if (step.added >= 0) is_skipped[step.added] = true;
   }
   for (size_t i = 0; i < chain.steps.size(); ++i) {
     const ChainStep& step = chain.steps[i];
-    maps.push_back(call.convolution(i, maps[step.from], call.padded_weight(padded, i)));
     const Tensor* added = step.added < 0 ? nullptr : &maps[step.added];
-    if (step.relu) call.finish(chain.maps[step.to], maps.back(), added, nullptr, true, stream);
+    maps.push_back(call.step(i, maps[step.from], padded, added, stream));
     if (save) continue;
     // The memory of what is read no more is free for what comes next.
     if (!is_skipped[step.from]) maps[step.from] = x;
     if (step.added >= 0) maps[step.added] = x;
   }
   Tensor out = new_like(x);
-  call.change(maps.back(), out, image.padded, image.channels, stream);
-  std::vector<Tensor> saved;
-  if (save) {
-    for (size_t i = 0; i + 1 < maps.size(); ++i) {
-      saved.push_back(call.as_saved(chain.maps[i], maps[i]));
-    }
-    saved.push_back(padded);
-  }
-  return {out, saved};
+  call.change(maps.back(), out, image.padded, image.channels, false, stream);
+  maps.pop_back();
+  return {out, save ? maps : std::vector<Tensor>()};
 }
 
 std::tuple<Tensor, std::vector<Tensor>> cae_chain_backward(Tensor grad, std::vector<Tensor> saved,
                                                            std::vector<Tensor> weights,
                                                            std::vector<int64_t> strides,
-                                                           bool x_needs_grad) {
-  const ChainCall call(grad, "grad", weights, strides);
+                                                           bool x_needs_grad, bool tf32) {
+  const ChainCall call(grad, "grad", weights, strides, tf32);
   const Chain& chain = call.chain();
-  STD_TORCH_CHECK(saved.size() == chain.maps.size(), "saved must have ", chain.maps.size(),
+  STD_TORCH_CHECK(saved.size() + 1 == chain.maps.size(), "saved must have ", chain.maps.size() - 1,
                   " tensors, got ", saved.size());
-  std::vector<Tensor> maps;
-  for (size_t i = 0; i + 1 < saved.size(); ++i) {
+  for (size_t i = 0; i < saved.size(); ++i) {
     const ChainMap& map = chain.maps[i];
     check_like(saved[i], "saved", grad.scalar_type(), call.sizes(map, map.padded), grad);
-    maps.push_back(call.as_images(map, saved[i]));
   }
-  const Tensor& all_padded = saved.back();
-  check_like(all_padded, "saved", grad.scalar_type(), {chain.padded_values}, grad);
   const DeviceStreamGuard current(grad);
   const CudaStream stream = current.stream();
-  // Of each map: its gradient by the convolution that reads it, and by the layer it was added to.
+  const Tensor padded = call.pad(grad, weights, true, stream);
+  // Of each map: its gradient, and what that is by the layer to which the map was added.
   std::vector<Tensor> grads(chain.maps.size(), grad), skipped(chain.maps.size(), grad);
   std::vector<bool> is_skipped(chain.maps.size(), false);
-  std::vector<Tensor> grad_padded(weights.size(), grad);
+  std::vector<Tensor> grad_weights;
+  for (const Tensor& weight : weights) grad_weights.push_back(new_like(weight));
   const ChainMap& image = chain.maps[0];
-  const Tensor last = new_tensor(grad, call.sizes(image, image.padded));
-  call.change(grad, last, image.channels, image.padded, stream);
-  grads.back() = call.as_images(image, last);
+  grads.back() = call.new_map(grad, 0);
+  call.change(grad, grads.back(), image.channels, image.padded, true, stream);
   for (size_t i = chain.steps.size(); i-- > 0;) {
     const ChainStep& step = chain.steps[i];
     const Tensor& of_output = grads[step.to];
-    if (step.relu) {
-      const Tensor* added = is_skipped[step.to] ? &skipped[step.to] : nullptr;
-      call.finish(chain.maps[step.to], of_output, added, &maps[step.to], false, stream);
-    }
+    const Tensor& x = saved[step.from];
     if (step.added >= 0) {
       skipped[step.added] = of_output;
       is_skipped[step.added] = true;
     }
-    const bool needed = step.from > 0 || x_needs_grad;
-    std::tie(grads[step.from], grad_padded[i]) = call.convolution_backward(
-        i, of_output, maps[step.from], call.padded_weight(all_padded, i), needed);
+    call.weight_gradient(i, of_output, x, padded, grad_weights[i], stream);
+    if (step.from > 0 || x_needs_grad) {
+      // All maps but the image are results of ReLU.
+      grads[step.from] = call.input_gradient(i, of_output, x, padded,
+                                             is_skipped[step.from] ? &skipped[step.from] : nullptr,
+                                             step.from > 0 ? &x : nullptr, stream);
+    }
     // The memory of what is read no more is free for what comes next.
     grads[step.to] = grad;
-    skipped[step.to] = grad;
+    skipped[step.from] = grad;
   }
-  std::vector<Tensor> grad_weights;
-  for (const Tensor& weight : weights) grad_weights.push_back(new_like(weight));
-  call.crop(grad_padded, grad_weights, stream);
   Tensor grad_x = x_needs_grad ? new_like(grad) : new_tensor(grad, {0});
-  if (x_needs_grad) call.change(grads[0], grad_x, image.padded, image.channels, stream);
+  if (x_needs_grad) call.change(grads[0], grad_x, image.padded, image.channels, false, stream);
   return {grad_x, grad_weights};
 }
 

@@ -108,7 +108,7 @@ void check_channels(int64_t from_channels, int64_t to_channels, int64_t pixels) 
   for (int64_t i = 0; i < pixels * from_channels; ++i) {
     from.push_back(Type<T>::from(static_cast<double>(i % 251) + 1));
   }
-  change_channels(Type<T>::kName, from.data(), from_channels, to.data(), to_channels, pixels,
+  change_channels(Type<T>::kName, from.data(), from_channels, to.data(), to_channels, pixels, false,
                   nullptr);
   for (int64_t i = 0; i < pixels * to_channels; ++i) {
     const int64_t pixel = i / to_channels, channel = i % to_channels;
@@ -145,7 +145,7 @@ void check_weights(int copies) {
     again.push_back(there.back());
     again.back().weight = back.back().data();
   }
-  pad_weights(Type<W>::kName, Type<T>::kName, there, nullptr);
+  pad_weights(Type<W>::kName, Type<T>::kName, there, false, nullptr);
   crop_weights(Type<W>::kName, Type<T>::kName, again, nullptr);
   for (size_t i = 0; i < shapes.size(); ++i) {
     const Shape& shape = shapes[i];

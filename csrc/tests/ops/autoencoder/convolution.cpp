@@ -1,0 +1,310 @@
+// Convolutions on tensor cores and their gradients, on a grid that runs on the CPU, against sums
+// in float64.
+#include "ops/autoencoder/convolution.h"
+
+#include <doctest/doctest.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "ops/autoencoder/cuda_path.h"
+#include "platform/cuda.h"
+
+namespace {
+
+using namespace asng::cuda;
+
+template <class T>
+struct Type;
+template <>
+struct Type<float> {
+  static constexpr Float kName = Float::kFloat32;
+  static float from(double x) { return __uint_as_float(to_tf32(static_cast<float>(x))); }
+  static double value(float x) { return x; }
+};
+template <>
+struct Type<__nv_bfloat16> {
+  static constexpr Float kName = Float::kBFloat16;
+  static __nv_bfloat16 from(double x) { return __float2bfloat16(static_cast<float>(x)); }
+  static double value(__nv_bfloat16 x) { return __bfloat162float(x); }
+};
+
+template <class T>
+using Values = std::vector<T>;
+
+// Everything a layer has, as large as it must be, so that a sanitizer sees what goes beyond.
+template <class T>
+struct Layer {
+  ConvolutionShape shape;
+  Values<T> large, small, weight, turned;
+
+  Layer(ConvolutionShape shape, unsigned seed) : shape(shape) {
+    std::mt19937 random(seed);
+    std::uniform_real_distribution<double> draw(-1, 1);
+    const auto fill = [&](Values<T>& values, int64_t count) {
+      for (int64_t i = 0; i < count; ++i) values.push_back(Type<T>::from(draw(random)));
+    };
+    fill(large, large_size());
+    fill(small, small_size());
+    const int64_t taps = shape.kernel * shape.kernel;
+    fill(weight, shape.small_channels * taps * shape.channels);
+    for (int64_t c = 0; c < shape.channels; ++c) {
+      for (int64_t tap = 0; tap < taps; ++tap) {
+        for (int64_t r = 0; r < shape.small_channels; ++r) {
+          turned.push_back(weight[(r * taps + tap) * shape.channels + c]);
+        }
+      }
+    }
+  }
+
+  int64_t large_size() const { return shape.batch * shape.height * shape.width * shape.channels; }
+  int64_t small_size() const {
+    return shape.batch * shape.small_height() * shape.small_width() * shape.small_channels;
+  }
+
+  // Calls f(pixel of the smaller map, tap, pixel of the larger one) for all that belong together.
+  template <class F>
+  void each(F f) const {
+    const int64_t high = shape.small_height(), wide = shape.small_width(), k = shape.kernel;
+    for (int64_t b = 0; b < shape.batch; ++b) {
+      for (int64_t y = 0; y < high; ++y) {
+        for (int64_t x = 0; x < wide; ++x) {
+          for (int64_t tap = 0; tap < k * k; ++tap) {
+            const int64_t at_y = y * shape.stride + tap / k - k / 2;
+            const int64_t at_x = x * shape.stride + tap % k - k / 2;
+            if (at_y < 0 || at_y >= shape.height || at_x < 0 || at_x >= shape.width) continue;
+            f((b * high + y) * wide + x, tap, (b * shape.height + at_y) * shape.width + at_x);
+          }
+        }
+      }
+    }
+  }
+
+  double product(const Values<T>& values, int64_t pixel, int64_t channels, int64_t c) const {
+    return Type<T>::value(values[pixel * channels + c]);
+  }
+  double weight_at(int64_t r, int64_t tap, int64_t c) const {
+    return Type<T>::value(weight[(r * shape.kernel * shape.kernel + tap) * shape.channels + c]);
+  }
+
+  Values<double> convolved(bool transposed) const {
+    Values<double> sums(transposed ? large_size() : small_size());
+    each([&](int64_t p, int64_t tap, int64_t q) {
+      for (int64_t r = 0; r < shape.small_channels; ++r) {
+        for (int64_t c = 0; c < shape.channels; ++c) {
+          const double w = weight_at(r, tap, c);
+          if (transposed) {
+            sums[q * shape.channels + c] += w * product(small, p, shape.small_channels, r);
+          } else {
+            sums[p * shape.small_channels + r] += w * product(large, q, shape.channels, c);
+          }
+        }
+      }
+    });
+    return sums;
+  }
+  Values<double> gradient() const {
+    Values<double> sums(weight.size());
+    const int64_t taps = shape.kernel * shape.kernel;
+    each([&](int64_t p, int64_t tap, int64_t q) {
+      for (int64_t r = 0; r < shape.small_channels; ++r) {
+        for (int64_t c = 0; c < shape.channels; ++c) {
+          sums[(r * taps + tap) * shape.channels + c] +=
+              product(small, p, shape.small_channels, r) * product(large, q, shape.channels, c);
+        }
+      }
+    });
+    return sums;
+  }
+};
+
+// What is done to a result.
+struct End {
+  bool adds, masks, relu, rounds;
+};
+constexpr End kEnds[] = {{false, false, false, false},
+                         {true, false, true, true},
+                         {false, false, true, true},
+                         {true, true, false, true}};
+
+template <class T>
+void check_convolution(const Layer<T>& layer, bool transposed, End end, Tiling tiling) {
+  const Values<double> sums = layer.convolved(transposed);
+  // Maps of the result's size, in which signs differ.
+  Values<T> y(sums.size(), Type<T>::from(NAN)), added, mask;
+  for (size_t i = 0; i < sums.size(); ++i) {
+    added.push_back(Type<T>::from(static_cast<double>(i % 17) / 4 - 2));
+    mask.push_back(Type<T>::from(i % 11 == 3 ? NAN : static_cast<double>(i % 3) - 1));
+  }
+  convolve(Type<T>::kName, layer.shape,
+           {.x = transposed ? layer.small.data() : layer.large.data(),
+            .weight = transposed ? layer.turned.data() : layer.weight.data(),
+            .y = y.data(),
+            .added = end.adds ? added.data() : nullptr,
+            .mask = end.masks ? mask.data() : nullptr,
+            .transposed = transposed,
+            .relu = end.relu,
+            .rounds = end.rounds},
+           tiling, nullptr);
+  double worst = 0;
+  bool rounded = true;
+  for (size_t i = 0; i < sums.size(); ++i) {
+    double expected = sums[i] + (end.adds ? Type<T>::value(added[i]) : 0);
+    if (end.relu && expected < 0) expected = 0;
+    if (end.masks && Type<T>::value(mask[i]) <= 0) expected = 0;
+    const double got = Type<T>::value(y[i]);
+    worst = std::isnan(got) ? INFINITY
+                            : std::max(worst, std::abs(got - expected) / (1 + std::abs(expected)));
+    if (end.rounds) rounded &= Type<T>::value(Type<T>::from(got)) == got;
+  }
+  CHECK(worst < (sizeof(T) == 2 ? 0x1p-8 : end.rounds ? 0x1p-11 : 1e-4));
+  CHECK(rounded);
+}
+
+template <class T>
+void check_gradient(const Layer<T>& layer, Tiling tiling) {
+  const Values<double> expected = layer.gradient();
+  Values<float> parts(tiling.parts * expected.size(), NAN), again = parts;
+  for (Values<float>* to : {&parts, &again}) {
+    weight_gradient(Type<T>::kName, layer.shape, layer.small.data(), layer.large.data(), to->data(),
+                    tiling, nullptr);
+  }
+  CHECK(parts == again);
+  double worst = 0;
+  for (size_t i = 0; i < expected.size(); ++i) {
+    double sum = 0;
+    for (int p = 0; p < tiling.parts; ++p) sum += parts[p * expected.size() + i];
+    worst = std::isnan(sum)
+                ? INFINITY
+                : std::max(worst, std::abs(sum - expected[i]) / (1 + std::abs(expected[i])));
+  }
+  CHECK(worst < 1e-4);
+}
+
+// Parts of about so many, as many as there may be.
+int parts_of(const ConvolutionShape& shape, int of_part, int deep) {
+  const auto pixels = static_cast<int>(shape.batch * shape.small_height() * shape.small_width());
+  const int chunks = (pixels + deep - 1) / deep;
+  return (chunks + of_part - 1) / of_part;
+}
+
+template <class T>
+void check_tiles() {
+  // Channels that no tile divides, stages that begin in the middle of a tap, and few pixels.
+  const Layer<T> layer({.batch = 2,
+                        .height = 9,
+                        .width = 8,
+                        .channels = 40,
+                        .small_channels = 136,
+                        .kernel = 3,
+                        .stride = 1},
+                       1);
+  for (int tile = 0; tile < tile_count(); ++tile) {
+    CAPTURE(tile);
+    check_convolution<T>(layer, false, kEnds[1], {tile, 1});
+    check_convolution<T>(layer, true, kEnds[3], {tile, 1});
+    const int columns = tile_size(tile).second;
+    if (columns == 96 || columns == 32) continue;  // those do not sum over pixels
+    for (int of_part : {1, 2, 100}) {
+      check_gradient<T>(layer, {tile, parts_of(layer.shape, of_part, 128 / sizeof(T))});
+    }
+  }
+  CHECK_THROWS(convolve(Type<T>::kName, layer.shape, {}, {tile_count(), 1}, nullptr));
+  CHECK_THROWS(
+      weight_gradient(Type<T>::kName, layer.shape, nullptr, nullptr, nullptr, {0, 1000}, nullptr));
+}
+
+template <class T>
+void check_shapes() {
+  unsigned seed = 0;
+  for (int64_t kernel : {1, 3, 5, 7}) {
+    for (int64_t stride : {1, 2}) {
+      for (auto [height, width] : {std::pair<int64_t, int64_t>{1, 1}, {1, 9}, {6, 1}, {7, 10}}) {
+        ConvolutionShape shape = {.batch = 1 + seed % 3,
+                                  .height = height,
+                                  .width = width,
+                                  .channels = seed % 2 == 0 ? 8 : 32,
+                                  .small_channels = seed % 3 == 0 ? 64 : 32,
+                                  .kernel = kernel,
+                                  .stride = stride};
+        const Layer<T> layer(shape, ++seed);
+        CAPTURE(kernel);
+        CAPTURE(stride);
+        CAPTURE(height);
+        for (bool transposed : {false, true}) {
+          check_convolution<T>(layer, transposed, kEnds[seed % 4],
+                               convolution_tiling(Type<T>::kName, transposed, shape));
+        }
+        check_gradient<T>(layer, weight_gradient_tiling(Type<T>::kName, shape));
+      }
+    }
+  }
+}
+
+}  // namespace
+
+TEST_CASE("CUDA: convolutions of every tile") {
+  check_tiles<float>();
+  check_tiles<__nv_bfloat16>();
+}
+
+TEST_CASE("CUDA: convolutions of every shape") {
+  check_shapes<float>();
+  check_shapes<__nv_bfloat16>();
+}
+
+TEST_CASE("CUDA: tiles for large convolutions") {
+  const ConvolutionShape wide = {.batch = 16,
+                                 .height = 64,
+                                 .width = 64,
+                                 .channels = 256,
+                                 .small_channels = 256,
+                                 .kernel = 5,
+                                 .stride = 1};
+  CHECK(tile_size(convolution_tiling(Float::kFloat32, false, wide).tile) == std::pair(256, 128));
+  ConvolutionShape narrow = wide;
+  narrow.channels = 8;
+  CHECK(tile_size(convolution_tiling(Float::kFloat32, true, narrow).tile).second == 32);
+  // Of a 1×1 kernel there is one tile or few, so many parts.
+  narrow.channels = narrow.small_channels = 64;
+  narrow.kernel = 1;
+  CHECK(weight_gradient_tiling(Float::kBFloat16, narrow).parts > 2);
+}
+
+TEST_CASE("CUDA: whose convolutions") {
+  const ConvolutionShape shape = {.batch = 1,
+                                  .height = 2,
+                                  .width = 2,
+                                  .channels = 8,
+                                  .small_channels = 8,
+                                  .kernel = 1,
+                                  .stride = 1};
+  ConvolutionShape huge = shape;
+  huge.height = 100'000;
+  CHECK(convolution_fits(shape));
+  CHECK(!convolution_fits(huge));
+  const auto own = [&](Convolutions choice, Float type, bool tf32, const ConvolutionShape& of) {
+    return is_own(choice, type, tf32, of, ConvolutionPass::kConvolve);
+  };
+  CHECK(!own(Convolutions::kCudnn, Float::kBFloat16, true, shape));
+  CHECK(own(Convolutions::kOwn, Float::kBFloat16, false, shape));
+  CHECK(own(Convolutions::kOwn, Float::kFloat32, true, shape));
+  CHECK(!own(Convolutions::kAuto, Float::kFloat32, false, shape));
+  CHECK(!own(Convolutions::kAuto, Float::kFloat64, true, shape));
+  CHECK(!own(Convolutions::kAuto, Float::kBFloat16, true, huge));
+  CHECK_THROWS_WITH(own(Convolutions::kOwn, Float::kFloat32, false, shape),
+                    "ASNG_CUDA_CONVOLUTIONS is own, which is not for other precisions than TF32 "
+                    "and bfloat16");
+  CHECK_THROWS(own(Convolutions::kOwn, Float::kBFloat16, false, huge));
+  setenv("ASNG_CUDA_CONVOLUTIONS", "fast", 1);
+  CHECK_THROWS_WITH(convolutions_choice(),
+                    "ASNG_CUDA_CONVOLUTIONS must be cudnn, own or auto, got fast");
+  setenv("ASNG_CUDA_CONVOLUTIONS", "own", 1);
+  CHECK(convolutions_choice() == Convolutions::kOwn);
+  unsetenv("ASNG_CUDA_CONVOLUTIONS");
+  CHECK(convolutions_choice() == Convolutions::kAuto);
+}
