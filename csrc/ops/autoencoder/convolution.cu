@@ -391,64 +391,41 @@ struct WeightGradientCall {
 template <class T>
 struct PixelFactors;
 
-// Lane 4·g + t reads four neighbors of pixels t and t + 4. So row n of tile i of two is the group's
-// row 4·n + 2·i, or 4·(n - 8) + 2·i + 1, and column n of tile j of four is column 4·n + j.
+// Lane 4·g + t reads pixels t and t + 4: of the tile's rows two neighbors, so that row n of a
+// product is the tile's row 2·n, or 2·(n - 8) + 1.
 template <>
 struct PixelFactors<float> {
   // Of piece p of pixel q.
   __device__ static __forceinline__ int swizzled(int q, int p) { return p ^ q % 4 * 2; }
+  __device__ static __forceinline__ int row(int g, int half) { return 2 * g + half; }
 
+  // Number n of a pixel.
   template <int kWidth>
-  __device__ static __forceinline__ float4 read(const char* at, int q, int p) {
-    return *reinterpret_cast<const float4*>(at + q * kWidth * 4 + swizzled(q, p) * kPiece);
+  __device__ static __forceinline__ const float* at(const char* stage, int q, int n) {
+    return reinterpret_cast<const float*>(stage + q * kWidth * 4 + swizzled(q, n / 4) * kPiece) +
+           n % 4;
   }
   template <class S>
   __device__ static __forceinline__ void read(Factors<float, S>& factors, const char* stage,
                                               int warp_row, int warp_column, int k) {
     const int lane = threadIdx.x % 32, q = k * 8 + lane % 4, g = lane / 4;
 #pragma unroll
-    for (int i = 0; i < S::kDown / 2; ++i) {
-      const int p = (warp_row + i * kGroup) / 4 + g;
-      const float4 low = read<S::kRows>(stage, q, p), high = read<S::kRows>(stage, q + 4, p);
-      const unsigned first[4] = {__float_as_uint(low.x), __float_as_uint(low.y),
-                                 __float_as_uint(high.x), __float_as_uint(high.y)};
-      const unsigned second[4] = {__float_as_uint(low.z), __float_as_uint(low.w),
-                                  __float_as_uint(high.z), __float_as_uint(high.w)};
+    for (int i = 0; i < S::kDown; ++i) {
 #pragma unroll
-      for (int n = 0; n < 4; ++n) {
-        factors.left[2 * i][n] = first[n];
-        factors.left[2 * i + 1][n] = second[n];
+      for (int half = 0; half < 2; ++half) {
+        const float2 two = *reinterpret_cast<const float2*>(
+            at<S::kRows>(stage, q + 4 * half, warp_row + i * 16 + 2 * g));
+        factors.left[i][2 * half] = __float_as_uint(two.x);
+        factors.left[i][2 * half + 1] = __float_as_uint(two.y);
       }
     }
     stage += S::kRows * kDepthBytes;
 #pragma unroll
-    for (int j = 0; j < S::kGroups; ++j) {
-      const int p = (warp_column + j * kGroup) / 4 + g;
-      const float4 low = read<S::kColumns>(stage, q, p), high = read<S::kColumns>(stage, q + 4, p);
-      const float lows[4] = {low.x, low.y, low.z, low.w},
-                  highs[4] = {high.x, high.y, high.z, high.w};
+    for (int j = 0; j < 4 * S::kGroups; ++j) {
 #pragma unroll
-      for (int n = 0; n < 4; ++n) {
-        factors.right[4 * j + n][0] = __float_as_uint(lows[n]);
-        factors.right[4 * j + n][1] = __float_as_uint(highs[n]);
-      }
-    }
-  }
-
-  // Calls f(row, column, four neighbors).
-  template <class S, class F>
-  __device__ static __forceinline__ void each(const Sums<float, S>& sums, F f) {
-    const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-#pragma unroll
-    for (int i = 0; i < S::kDown; ++i) {
-#pragma unroll
-      for (int j = 0; j < S::kGroups; ++j) {
-#pragma unroll
-        for (int k = 0; k < 4; ++k) {
-          const float four[4] = {sums.of[i][4 * j][k], sums.of[i][4 * j + 1][k],
-                                 sums.of[i][4 * j + 2][k], sums.of[i][4 * j + 3][k]};
-          f(i / 2 * kGroup + 4 * g + i % 2 * 2 + k / 2, j * kGroup + 8 * t + k % 2 * 4, four);
-        }
+      for (int half = 0; half < 2; ++half) {
+        factors.right[j][half] =
+            __float_as_uint(*at<S::kColumns>(stage, q + 4 * half, warp_column + j * 8 + g));
       }
     }
   }
@@ -457,6 +434,7 @@ struct PixelFactors<float> {
 template <>
 struct PixelFactors<__nv_bfloat16> {
   __device__ static __forceinline__ int swizzled(int q, int p) { return p ^ q % 8; }
+  __device__ static __forceinline__ int row(int g, int half) { return g + 8 * half; }
 
   template <class S>
   __device__ static __forceinline__ void read(Factors<__nv_bfloat16, S>& factors, const char* stage,
@@ -481,31 +459,7 @@ struct PixelFactors<__nv_bfloat16> {
       factors.right[2 * j + 1][1] = both[3];
     }
   }
-
-  // Calls f(row, column, two neighbors).
-  template <class S, class F>
-  __device__ static __forceinline__ void each(const Sums<__nv_bfloat16, S>& sums, F f) {
-    const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-#pragma unroll
-    for (int i = 0; i < S::kDown; ++i) {
-#pragma unroll
-      for (int j = 0; j < 4 * S::kGroups; ++j) {
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const float two[2] = {sums.of[i][j][2 * half], sums.of[i][j][2 * half + 1]};
-          f(16 * i + g + 8 * half, 8 * j + 2 * t, two);
-        }
-      }
-    }
-  }
 };
-
-__device__ __forceinline__ void write_neighbors(float* to, const float (&values)[4]) {
-  write_at_once(to, make_float4(values[0], values[1], values[2], values[3]));
-}
-__device__ __forceinline__ void write_neighbors(float* to, const float (&values)[2]) {
-  write_at_once(to, make_uint2(__float_as_uint(values[0]), __float_as_uint(values[1])));
-}
 
 // Rows of the product are channels of the smaller map, columns are taps and channels of the larger
 // one, and the depth are pixels. A part of the pixels is a block's.
@@ -531,13 +485,14 @@ __global__ __launch_bounds__(S::kThreads, S::kBlocks) void weight_gradient_kerne
   const int first_chunk = part * call.chunks_of_part;
   const int chunks = min(call.chunks_of_part, call.chunks - first_chunk);
 
-  // This thread copies one piece of some pixels of either map.
-  const int piece = threadIdx.x % kRowPieces, pixel = threadIdx.x / kRowPieces;
+  // This thread copies one piece of some neighboring pixels of either map.
+  const int piece = threadIdx.x % kRowPieces, pixel = threadIdx.x / kRowPieces * kRowSteps;
   const int channel = first_row + piece * kWide;
   const bool is_row = channel < call.small_channels;
   int at = first_chunk * kDeep + pixel;
   // The tap of the piece of the larger map is the same for all pixels.
-  const int other_piece = threadIdx.x % kColumnPieces, other_pixel = threadIdx.x / kColumnPieces;
+  const int other_piece = threadIdx.x % kColumnPieces;
+  const int other_pixel = threadIdx.x / kColumnPieces * kColumnSteps;
   const int column = first_column + other_piece * kWide, tap = column / call.channels;
   const bool is_column = column < columns;
   const int tap_y = tap / call.kernel - call.kernel / 2;
@@ -546,42 +501,43 @@ __global__ __launch_bounds__(S::kThreads, S::kBlocks) void weight_gradient_kerne
   const int large_image = call.large_height * call.large_width * call.channels;
   int other_at = first_chunk * kDeep + other_pixel;
   const int in_image = other_at % image;
-  int y = in_image / call.width * call.stride + tap_y,
-      x = in_image % call.width * call.stride + tap_x;
+  int y = in_image / call.width * call.stride + tap_y;
+  int x = in_image % call.width * call.stride + tap_x;
   int start = other_at / image * large_image + column - tap * call.channels;
   const int row_step = call.width * call.stride, image_step = call.height * call.stride;
+  const auto to_next_row = [&] {
+    const bool over = x >= row_step + tap_x;
+    x -= over ? row_step : 0;
+    y += over ? call.stride : 0;
+    const bool all_over = y >= image_step + tap_y;
+    y -= all_over ? image_step : 0;
+    start += all_over ? large_image : 0;
+  };
   const auto load = [&](char* stage) {
 #pragma unroll
     for (int i = 0; i < kRowSteps; ++i) {
-      const bool there = is_row && at < call.pixels;
-      const int q = pixel + i * kRowsAtOnce;
-      copy_async16(
-          stage + q * S::kRows * static_cast<int>(sizeof(T)) + Read::swizzled(q, piece) * kPiece,
-          small_map + (there ? at * call.small_channels + channel : 0), there);
-      at += kRowsAtOnce;
+      const bool there = is_row && at + i < call.pixels;
+      copy_async16(stage + (pixel + i) * S::kRows * static_cast<int>(sizeof(T)) +
+                       Read::swizzled(pixel + i, piece) * kPiece,
+                   small_map + (there ? (at + i) * call.small_channels + channel : 0), there);
     }
+    at += kDeep;
     stage += S::kRows * kDepthBytes;
 #pragma unroll
     for (int i = 0; i < kColumnSteps; ++i) {
-      const bool there = is_column && other_at < call.pixels &&
+      const bool there = is_column && other_at + i < call.pixels &&
                          static_cast<unsigned>(y) < static_cast<unsigned>(call.large_height) &&
                          static_cast<unsigned>(x) < static_cast<unsigned>(call.large_width);
-      const int q = other_pixel + i * kColumnsAtOnce;
-      copy_async16(stage + q * S::kColumns * static_cast<int>(sizeof(T)) +
-                       Read::swizzled(q, other_piece) * kPiece,
+      copy_async16(stage + (other_pixel + i) * S::kColumns * static_cast<int>(sizeof(T)) +
+                       Read::swizzled(other_pixel + i, other_piece) * kPiece,
                    large_map + (there ? start + (y * call.large_width + x) * call.channels : 0),
                    there);
-      other_at += kColumnsAtOnce;
-      x += kColumnsAtOnce * call.stride;
-      while (x >= row_step + tap_x) {
-        x -= row_step;
-        y += call.stride;
-        if (y >= image_step + tap_y) {
-          y -= image_step;
-          start += large_image;
-        }
-      }
+      x += call.stride;
+      to_next_row();
     }
+    other_at += kDeep;
+    x += (kDeep - kColumnSteps) * call.stride;
+    while (x >= row_step + tap_x) to_next_row();
   };
 
   const int warp = threadIdx.x / 32;
@@ -603,13 +559,20 @@ __global__ __launch_bounds__(S::kThreads, S::kBlocks) void weight_gradient_kerne
   run_ring<S>(chunks, shared, load, use);
 
   float* const to = call.parts + static_cast<int64_t>(part) * call.small_channels * columns;
-  Read::each(sums, [&](int r, int c, const auto& neighbors) {
-    r += first_row + warp_row;
-    c += first_column + warp_column;
-    if (r < call.small_channels && c < columns) {
-      write_neighbors(to + static_cast<int64_t>(r) * columns + c, neighbors);
+  const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+#pragma unroll
+  for (int i = 0; i < 2 * S::kDown; ++i) {
+    const int r = first_row + warp_row + i / 2 * 16 + Read::row(g, i % 2);
+#pragma unroll
+    for (int j = 0; j < 4 * S::kGroups; ++j) {
+      const int c = first_column + warp_column + j * 8 + 2 * t;
+      if (r >= call.small_channels || c >= columns) continue;
+      const float (&four)[4] = sums.of[i / 2][j];
+      write_at_once(
+          to + static_cast<int64_t>(r) * columns + c,
+          make_uint2(__float_as_uint(four[i % 2 * 2]), __float_as_uint(four[i % 2 * 2 + 1])));
     }
-  });
+  }
 }
 
 int up(int64_t a, int64_t b) { return static_cast<int>((a + b - 1) / b); }
