@@ -175,7 +175,9 @@ struct ConvolutionCall {
   int batch, in_height, in_width, in_channels, out_height, out_width, out_channels;
   int kernel, step, spread, tap_step;
   bool relu, rounds;
-  int column_tiles, classes;
+  float* sums;  // of parts, unless there is one alone
+  int64_t values;
+  int parts, row_tiles, column_tiles, classes;
   PixelClass of_class[kMostParities];
 };
 
@@ -224,6 +226,47 @@ __device__ __forceinline__ void store_eight(__nv_bfloat16* to, const float (&fro
                                pair_of(from[4], from[5]), pair_of(from[6], from[7])));
 }
 
+// What is done to eight neighboring sums, from number `at` of the result on.
+template <class T>
+__device__ __forceinline__ void finish_eight(const ConvolutionCall& call, int at,
+                                             float (&value)[8]) {
+  if (call.added != nullptr) {
+    float other[8];
+    load_eight(static_cast<const T*>(call.added) + at, other);
+#pragma unroll
+    for (int k = 0; k < 8; ++k) value[k] += other[k];
+  }
+  if (call.relu) {
+#pragma unroll
+    for (int k = 0; k < 8; ++k) value[k] = value[k] <= 0 ? 0 : value[k];
+  }
+  if (call.mask != nullptr) {
+    float sign[8];
+    load_eight(static_cast<const T*>(call.mask) + at, sign);
+#pragma unroll
+    for (int k = 0; k < 8; ++k) value[k] = sign[k] <= 0 ? 0 : value[k];
+  }
+  store_eight(static_cast<T*>(call.y) + at, value, call.rounds);
+}
+
+// Adds the parts of all sums.
+constexpr int kAddingThreads = 256;
+template <class T>
+__global__ __launch_bounds__(kAddingThreads) void add_parts_kernel(const ConvolutionCall call) {
+  const int64_t at = (static_cast<int64_t>(blockIdx.x) * kAddingThreads + threadIdx.x) * 8;
+  if (at >= call.values) return;
+  float value[8];
+  load_eight(call.sums + at, value);
+#pragma unroll 4
+  for (int p = 1; p < call.parts; ++p) {
+    float other[8];
+    load_eight(call.sums + p * call.values + at, other);
+#pragma unroll
+    for (int k = 0; k < 8; ++k) value[k] += other[k];
+  }
+  finish_eight<T>(call, static_cast<int>(at), value);
+}
+
 // Rows of the product are pixels of the result, columns its channels, and the depth are the taps
 // and the channels of what is read: a row of a stage is 128 bytes of a pixel, or of a channel's
 // weights. Column n of tile j of a group is the group's column 4·n + j, so that a lane has eight
@@ -237,8 +280,11 @@ __global__ __launch_bounds__(S::kThreads,
   char* const shared = dynamic_shared<char>();
   const T* const x = static_cast<const T*>(call.x);
   const T* const weight = static_cast<const T*>(call.weight);
-  const int tile = static_cast<int>(blockIdx.x) / call.column_tiles;
-  const int first_column = (static_cast<int>(blockIdx.x) - tile * call.column_tiles) * S::kColumns;
+  const int tiles = call.row_tiles * call.column_tiles;
+  const int part = static_cast<int>(blockIdx.x) / tiles;
+  const int of_part = static_cast<int>(blockIdx.x) - part * tiles;
+  const int tile = of_part / call.column_tiles;
+  const int first_column = (of_part - tile * call.column_tiles) * S::kColumns;
   int which = 0;
   while (which + 1 < call.classes && tile >= call.of_class[which + 1].first_tile) ++which;
   const PixelClass& pixels = call.of_class[which];
@@ -261,8 +307,14 @@ __global__ __launch_bounds__(S::kThreads,
   }
   const int weight_row = call.kernel * call.kernel * channels;
   const int weight_offset = (first_column + row) * weight_row;
+  const int depth = pixels.taps_y * pixels.taps_x * channels;
+  const int all_chunks = (depth + kDeep - 1) / kDeep;
+  const int chunks_of_part = (all_chunks + call.parts - 1) / call.parts;
+  const int first_chunk = part * chunks_of_part;
   // Of which tap, and from which channel on.
-  int channel = piece * kWide, tap_y = 0, tap_x = 0;
+  const int first = first_chunk * kDeep, skipped = first / channels;
+  int tap_y = pixels.taps_x == 0 ? 0 : skipped / pixels.taps_x;
+  int tap_x = skipped - tap_y * pixels.taps_x, channel = first - skipped * channels + piece * kWide;
   const auto to_next_tap = [&] {
     while (channel >= channels) {
       channel -= channels;
@@ -336,11 +388,8 @@ __global__ __launch_bounds__(S::kThreads,
       factors[k % 2].add_to(sums);
     }
   };
-  const int depth = pixels.taps_y * pixels.taps_x * channels;
-  run_ring<S>((depth + kDeep - 1) / kDeep, shared, load, use);
+  run_ring<S>(min(chunks_of_part, all_chunks - first_chunk), shared, load, use);
 
-  const T* const added = static_cast<const T*>(call.added);
-  const T* const mask = static_cast<const T*>(call.mask);
 #pragma unroll
   for (int i = 0; i < 2 * S::kDown; ++i) {
     const int at = first_row + warp_row + i * 8 + lane / 4;
@@ -356,23 +405,11 @@ __global__ __launch_bounds__(S::kThreads,
       float value[8];
 #pragma unroll
       for (int k = 0; k < 8; ++k) value[k] = sums.of[i / 2][4 * j + k % 4][i % 2 * 2 + k / 4];
-      if (added != nullptr) {
-        float other[8];
-        load_eight(added + to + column, other);
-#pragma unroll
-        for (int k = 0; k < 8; ++k) value[k] += other[k];
+      if (call.sums != nullptr) {
+        store_eight(call.sums + part * call.values + to + column, value, false);
+      } else {
+        finish_eight<T>(call, to + column, value);
       }
-      if (call.relu) {
-#pragma unroll
-        for (int k = 0; k < 8; ++k) value[k] = value[k] <= 0 ? 0 : value[k];
-      }
-      if (mask != nullptr) {
-        float sign[8];
-        load_eight(mask + to + column, sign);
-#pragma unroll
-        for (int k = 0; k < 8; ++k) value[k] = sign[k] <= 0 ? 0 : value[k];
-      }
-      store_eight(static_cast<T*>(call.y) + to + column, value, call.rounds);
     }
   }
 }
@@ -640,9 +677,23 @@ ConvolutionCall call_of(const ConvolutionShape& shape, bool transposed) {
   return call;
 }
 
-// What a tile's products take for a depth of 128 bytes, where all multiprocessors are busy, in
-// units of the fastest one's products.
-double tile_time(const TileSpeed& tile) { return tile.rows * tile.columns / tile.speed; }
+int64_t values_of(const ConvolutionCall& call) {
+  return static_cast<int64_t>(call.batch) * call.out_height * call.out_width * call.out_channels;
+}
+
+// Predictions, in µs. A multiprocessor multiplies and adds for so many numbers of a tile and 128
+// bytes of depth, whatever the type, and this is what it takes to write a float to memory and read
+// it again, and to launch another kernel.
+constexpr double kPerNumber = 3.7e-5, kPerPart = 2e-6, kLaunch = 3;
+// A block alone on its multiprocessor is as fast as so many of them together, and some chunks pass
+// before its first product is ready.
+constexpr double kAlone = 1.6, kFirstChunks = 3;
+
+double blocks_time(const TileSpeed& tile, int64_t blocks, int chunks, int multiprocessors) {
+  const double in_a_row =
+      std::max<double>(up(blocks, multiprocessors), tile.blocks > 1 ? kAlone : 1);
+  return in_a_row * (chunks + kFirstChunks) * kPerNumber * tile.rows * tile.columns / tile.speed;
+}
 
 }  // namespace
 
@@ -660,10 +711,13 @@ bool convolution_fits(const ConvolutionShape& shape) {
          weight <= kMost;
 }
 
-Tiling convolution_tiling(Float, bool transposed, const ConvolutionShape& shape) {
+Tiling convolution_tiling(Float type, bool transposed, const ConvolutionShape& shape) {
+  constexpr int kMostParts = 16;
   ConvolutionCall call = call_of(shape, transposed);
-  const int64_t multiprocessors = multiprocessor_count();
+  const int64_t values = values_of(call);
+  const int deep = kDepthBytes / (type == Float::kFloat32 ? 4 : 2);
   const std::size_t shared = largest_shared_bytes();
+  const int multiprocessors = multiprocessor_count();
   Tiling best;
   double best_time = std::numeric_limits<double>::infinity();
   for (int i = 0; i < kTileCount; ++i) {
@@ -671,10 +725,19 @@ Tiling convolution_tiling(Float, bool transposed, const ConvolutionShape& shape)
     if (tile.shared_bytes > static_cast<int64_t>(shared)) continue;
     const int64_t tiles = static_cast<int64_t>(add_classes(shape, transposed, tile.rows, call)) *
                           up(call.out_channels, tile.columns);
-    const double time = up(tiles, multiprocessors) * tile_time(tile);
-    if (time < best_time) {
-      best_time = time;
-      best.tile = i;
+    int chunks = 0;
+    for (int k = 0; k < call.classes; ++k) {
+      const PixelClass& of = call.of_class[k];
+      chunks = std::max(chunks, up(of.taps_y * of.taps_x * call.in_channels, deep));
+    }
+    for (int parts = 1; parts <= std::min(kMostParts, std::max(chunks, 1)); ++parts) {
+      const double more = parts == 1 ? 0 : kLaunch + kPerPart * static_cast<double>(parts * values);
+      const double time =
+          blocks_time(tile, tiles * parts, up(chunks, parts), multiprocessors) + more;
+      if (time < best_time) {
+        best_time = time;
+        best = {i, parts};
+      }
     }
   }
   return best;
@@ -690,28 +753,33 @@ void convolve(Float type, const ConvolutionShape& shape, const Convolution& conv
   call.mask = convolution.mask;
   call.relu = convolution.relu;
   call.rounds = convolution.rounds;
+  call.values = values_of(call);
+  call.parts = tiling.parts;
+  call.sums = tiling.parts > 1 ? convolution.parts : nullptr;
   with_tile(tiling.tile, [&](auto tile) {
     using S = decltype(tile);
     call.column_tiles = up(call.out_channels, S::kColumns);
-    const int tiles = add_classes(shape, convolution.transposed, S::kRows, call);
+    call.row_tiles = add_classes(shape, convolution.transposed, S::kRows, call);
     with_factor(type, [&](auto value) {
-      launch(convolution_kernel<decltype(value), S>,
-             static_cast<unsigned>(tiles * call.column_tiles), S::kThreads, S::kSharedBytes, stream,
-             call);
+      using T = decltype(value);
+      launch(convolution_kernel<T, S>,
+             static_cast<unsigned>(call.row_tiles * call.column_tiles * call.parts), S::kThreads,
+             S::kSharedBytes, stream, call);
+      if (call.parts == 1) return;
+      launch(add_parts_kernel<T>, static_cast<unsigned>(up(call.values, 8 * kAddingThreads)),
+             kAddingThreads, 0, stream, call);
     });
   });
 }
 
 Tiling weight_gradient_tiling(Float type, const ConvolutionShape& shape) {
-  const int64_t multiprocessors = multiprocessor_count();
   const std::size_t shared = largest_shared_bytes();
+  const int multiprocessors = multiprocessor_count();
   const int64_t columns = shape.kernel * shape.kernel * shape.channels;
   const int64_t pixels = shape.batch * shape.small_height() * shape.small_width();
   const int chunks = up(pixels, kDepthBytes / (type == Float::kFloat32 ? 4 : 2));
   constexpr int kMostParts = 64;
-  // What it takes to write a part and to read it again, in the unit of tile_time(): of two numbers.
-  const double part_time = 6.0 * static_cast<double>(columns * shape.small_channels) /
-                           static_cast<double>(multiprocessors);
+  const double part_time = kPerPart * static_cast<double>(columns * shape.small_channels);
   Tiling best;
   double best_time = std::numeric_limits<double>::infinity();
   for (int i = 0; i < kTileCount; ++i) {
@@ -721,9 +789,8 @@ Tiling weight_gradient_tiling(Float type, const ConvolutionShape& shape) {
         static_cast<int64_t>(up(shape.small_channels, tile.rows)) * up(columns, tile.columns);
     for (int wanted = 1; wanted <= std::min(kMostParts, chunks); ++wanted) {
       const int of_part = up(chunks, wanted), parts = up(chunks, of_part);
-      // A few chunks pass before the first product is ready.
       const double time =
-          up(tiles * parts, multiprocessors) * (of_part + 3) * tile_time(tile) + parts * part_time;
+          blocks_time(tile, tiles * parts, of_part, multiprocessors) + parts * part_time;
       if (time < best_time) {
         best_time = time;
         best = {i, parts};

@@ -27,7 +27,7 @@ struct ConvolutionShape {
 bool convolution_fits(const ConvolutionShape& shape);
 
 // Which blocks compute a result: index of a tile's shape among those that there are, and into how
-// many parts a sum over pixels is divided.
+// many parts sums are divided, of which each is a block's.
 struct Tiling {
   int tile = 0, parts = 1;
 };
@@ -37,7 +37,8 @@ std::pair<int, int> tile_size(int tile);
 
 // From a map to another, and what is done to the result: `added` is added, unless that is null; it
 // is 0 where `mask`, unless that is null, is 0 or less, and where it is less than 0 itself if
-// `relu`. Float32 is rounded to TF32 if `rounds`.
+// `relu`. Float32 is rounded to TF32 if `rounds`. If the tiling has several parts, there is a
+// second launch, which adds them in their order; `parts` has room for as many results in float32.
 struct Convolution {
   const void* x;
   // From the larger to the smaller map (small_channels, k, k, channels), or transposed, from the
@@ -47,6 +48,7 @@ struct Convolution {
   const void* added;
   const void* mask;
   bool transposed, relu, rounds;
+  float* parts = nullptr;
 };
 Tiling convolution_tiling(Float type, bool transposed, const ConvolutionShape& shape);
 void convolve(Float type, const ConvolutionShape& shape, const Convolution& convolution,

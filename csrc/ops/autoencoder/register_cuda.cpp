@@ -202,6 +202,9 @@ class ChainCall {
                 CudaStream stream) const {
     const char* weight =
         data<char>(padded) + chain_.steps[i].offset * (type_ == Float::kFloat32 ? 4 : 2);
+    const Tiling tiling = convolution_tiling(type_, transposed, shape(i));
+    const int64_t sums = tiling.parts == 1 ? 0 : tiling.parts * y.numel();
+    const Tensor parts = torch::stable::new_empty(x, {&sums, 1}, ScalarType::Float);
     cuda::convolve(type_, shape(i),
                    {.x = x.data_ptr(),
                     .weight = weight,
@@ -210,8 +213,9 @@ class ChainCall {
                     .mask = pointer(mask),
                     .transposed = transposed,
                     .relu = relu,
-                    .rounds = rounds_},
-                   convolution_tiling(type_, transposed, shape(i)), stream);
+                    .rounds = rounds_,
+                    .parts = data<float>(parts)},
+                   tiling, stream);
   }
 
   // y ← y + added and so on, see LayerEnd; all of a map's size.

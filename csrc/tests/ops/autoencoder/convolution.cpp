@@ -140,6 +140,7 @@ void check_convolution(const Layer<T>& layer, bool transposed, End end, Tiling t
     added.push_back(Type<T>::from(static_cast<double>(i % 17) / 4 - 2));
     mask.push_back(Type<T>::from(i % 11 == 3 ? NAN : static_cast<double>(i % 3) - 1));
   }
+  Values<float> parts(tiling.parts * y.size(), NAN);
   convolve(Type<T>::kName, layer.shape,
            {.x = transposed ? layer.small.data() : layer.large.data(),
             .weight = transposed ? layer.turned.data() : layer.weight.data(),
@@ -148,7 +149,8 @@ void check_convolution(const Layer<T>& layer, bool transposed, End end, Tiling t
             .mask = end.masks ? mask.data() : nullptr,
             .transposed = transposed,
             .relu = end.relu,
-            .rounds = end.rounds},
+            .rounds = end.rounds,
+            .parts = parts.data()},
            tiling, nullptr);
   double worst = 0;
   bool rounded = true;
@@ -206,7 +208,7 @@ void check_tiles() {
   for (int tile = 0; tile < tile_count(); ++tile) {
     CAPTURE(tile);
     check_convolution<T>(layer, false, kEnds[1], {tile, 1});
-    check_convolution<T>(layer, true, kEnds[3], {tile, 1});
+    check_convolution<T>(layer, true, kEnds[3], {tile, 1 + tile});
     const int columns = tile_size(tile).second;
     if (columns == 96 || columns == 32) continue;  // those do not sum over pixels
     for (int of_part : {1, 2, 100}) {
@@ -239,6 +241,8 @@ void check_shapes() {
           check_convolution<T>(layer, transposed, kEnds[seed % 4],
                                convolution_tiling(Type<T>::kName, transposed, shape));
         }
+        // Of some pixels of a transposed one there are few taps or none.
+        check_convolution<T>(layer, true, kEnds[seed % 4], {4, 2});
         check_gradient<T>(layer, weight_gradient_tiling(Type<T>::kName, shape));
       }
     }
@@ -266,6 +270,11 @@ TEST_CASE("CUDA: tiles for large convolutions") {
                                  .kernel = 5,
                                  .stride = 1};
   CHECK(tile_size(convolution_tiling(Float::kFloat32, false, wide).tile) == std::pair(256, 128));
+  // Of few pixels there are few tiles, so several parts.
+  ConvolutionShape low = wide;
+  low.height = low.width = 8;
+  CHECK(convolution_tiling(Float::kFloat32, false, wide).parts == 1);
+  CHECK(convolution_tiling(Float::kFloat32, false, low).parts > 1);
   ConvolutionShape narrow = wide;
   narrow.channels = 8;
   CHECK(tile_size(convolution_tiling(Float::kFloat32, true, narrow).tile).second == 32);
