@@ -4,6 +4,7 @@
 // fraction of the time.
 
 #include <array>
+#include <optional>
 #include <tuple>
 
 #include "ops/autoencoder/chain.h"
@@ -203,8 +204,11 @@ class ChainCall {
     const char* weight =
         data<char>(padded) + chain_.steps[i].offset * (type_ == Float::kFloat32 ? 4 : 2);
     const Tiling tiling = convolution_tiling(type_, transposed, shape(i));
-    const int64_t sums = tiling.parts == 1 ? 0 : tiling.parts * y.numel();
-    const Tensor parts = torch::stable::new_empty(x, {&sums, 1}, ScalarType::Float);
+    std::optional<Tensor> parts;
+    if (tiling.parts > 1) {
+      const int64_t size = tiling.parts * y.numel();
+      parts = torch::stable::new_empty(x, {&size, 1}, ScalarType::Float);
+    }
     cuda::convolve(type_, shape(i),
                    {.x = x.data_ptr(),
                     .weight = weight,
@@ -214,7 +218,7 @@ class ChainCall {
                     .transposed = transposed,
                     .relu = relu,
                     .rounds = rounds_,
-                    .parts = data<float>(parts)},
+                    .parts = parts.has_value() ? data<float>(*parts) : nullptr},
                    tiling, stream);
   }
 
