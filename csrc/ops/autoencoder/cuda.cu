@@ -150,13 +150,13 @@ static_assert(sizeof(WeightTable) < 4000);
 
 // A tile of a row, as (channels, taps), is turned in shared memory, so that both arrays are
 // accessed in the order in which they lie. An odd number of taps has no bank conflicts.
-constexpr int kTile = 4096;
+constexpr int kTile = 1024;
 static_assert(kTile > kMostTaps);
 
 // Parts of a sum that are loaded at the same time.
-constexpr int kPartsAtOnce = 8;
+constexpr int kPartsAtOnce = 4;
 
-// A block is a row: of the padded weight, or of the weight, if kCrops.
+// A block takes some tiles of a row: of the padded weight, or of the weight, if kCrops.
 template <bool kCrops, class W, class T>
 __global__ __launch_bounds__(kThreads) void weights_kernel(const WeightTable table) {
   __shared__ std::conditional_t<std::is_same_v<W, double>, double, float> tile[kTile];
@@ -169,7 +169,9 @@ __global__ __launch_bounds__(kThreads) void weights_kernel(const WeightTable tab
   const int wide = kTile / taps;
   W* plain = static_cast<W*>(weight.weight) + row * weight.pitch;
   T* padded = static_cast<T*>(weight.padded) + row * taps * padded_columns;
-  for (int first = 0; first < (kCrops ? columns : weight.padded_columns); first += wide) {
+  for (int first = static_cast<int>(blockIdx.y) * wide;
+       first < (kCrops ? columns : weight.padded_columns);
+       first += static_cast<int>(gridDim.y) * wide) {
     // Columns of this tile, and as many of them as there are in both.
     const int all = min(wide, weight.padded_columns - first);
     const int real = max(0, min(all, columns - first));
@@ -178,10 +180,18 @@ __global__ __launch_bounds__(kThreads) void weights_kernel(const WeightTable tab
       for (int k = threadIdx.x; k < real * taps; k += kThreads) {
         const int tap = k / real, column = k - tap * real;
         const T* from = padded + tap * padded_columns + first + column;
-        auto sum = widen(*from);
-        // In this order, but with several loads under way.
-#pragma unroll kPartsAtOnce
-        for (int p = 1; p < weight.parts; ++p) sum += widen(from[p * part]);
+        decltype(widen(*from)) sum = 0;
+        // In their order, but with several loads under way.
+        for (int first_part = 0; first_part < weight.parts; first_part += kPartsAtOnce) {
+          decltype(sum) some[kPartsAtOnce];
+#pragma unroll
+          for (int p = 0; p < kPartsAtOnce; ++p) {
+            const bool there = first_part + p < weight.parts;
+            some[p] = there ? widen(from[(first_part + p) * part]) : 0;
+          }
+#pragma unroll
+          for (int p = 0; p < kPartsAtOnce; ++p) sum += some[p];
+        }
         tile[column * taps + tap] = sum;
       }
     } else {
@@ -261,6 +271,16 @@ void each_table(const std::vector<PaddedWeight>& weights, Blocks blocks, bool ro
   }
 }
 
+// Of a row, but no more than leave all blocks some work.
+unsigned most_tiles(const std::vector<PaddedWeight>& weights) {
+  int most = 1;
+  for (const PaddedWeight& weight : weights) {
+    const int wide = kTile / weight.taps;
+    most = std::max(most, (weight.padded_columns + wide - 1) / wide);
+  }
+  return static_cast<unsigned>(std::min(most, 8));
+}
+
 template <class W, class T>
 void start_padding(const std::vector<PaddedWeight>& weights, bool rounds, CudaStream stream) {
   std::vector<PaddedWeight> plain, turned;
@@ -268,7 +288,8 @@ void start_padding(const std::vector<PaddedWeight>& weights, bool rounds, CudaSt
   each_table(
       plain, [](const PaddedWeight& weight) { return weight.padded_rows; }, rounds,
       [&](const WeightTable& table, unsigned blocks) {
-        launch(weights_kernel<false, W, T>, blocks, kThreads, 0, stream, table);
+        launch(weights_kernel<false, W, T>, {blocks, most_tiles(plain)}, kThreads, 0, stream,
+               table);
       });
   const auto tiles = [](const PaddedWeight& weight) {
     const int high = turned_rows(weight.taps), wide = turned_columns(weight.taps);
@@ -288,7 +309,8 @@ void start_cropping(const std::vector<PaddedWeight>& weights, CudaStream stream)
   each_table(
       weights, [](const PaddedWeight& weight) { return weight.rows; }, false,
       [&](const WeightTable& table, unsigned blocks) {
-        launch(weights_kernel<true, W, T>, blocks, kThreads, 0, stream, table);
+        launch(weights_kernel<true, W, T>, {blocks, most_tiles(weights)}, kThreads, 0, stream,
+               table);
       });
 }
 

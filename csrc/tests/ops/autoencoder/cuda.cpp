@@ -118,6 +118,75 @@ void check_channels(int64_t from_channels, int64_t to_channels, int64_t pixels) 
   }
 }
 
+// A gradient of 1, 2 and so on in several parts, of which each half is as large as the one before.
+void check_parts(int parts) {
+  constexpr int kRows = 3, kColumns = 50, kTaps = 25, kWide = 64, kHigh = 4;
+  constexpr int kValues = kHigh * kTaps * kWide;
+  std::vector<float> padded(parts * kValues, 0.0f), weight(kRows * kColumns * kTaps, NAN);
+  std::vector<__nv_bfloat16> half(weight.size());
+  double sum = 0;
+  for (int p = 0; p < parts; ++p) {
+    sum += std::ldexp(1.0, -p);
+    for (int row = 0; row < kRows; ++row) {
+      for (int tap = 0; tap < kTaps; ++tap) {
+        for (int column = 0; column < kColumns; ++column) {
+          padded[p * kValues + (row * kTaps + tap) * kWide + column] =
+              static_cast<float>(std::ldexp((row * kColumns + column) * kTaps + tap, -p));
+        }
+      }
+    }
+  }
+  PaddedWeight given = {
+      weight.data(), kColumns * kTaps, padded.data(), kRows, kColumns, kTaps, kHigh, kWide};
+  given.parts = parts;
+  crop_weights(Float::kFloat32, Float::kFloat32, {given}, nullptr);
+  given.weight = half.data();
+  crop_weights(Float::kBFloat16, Float::kFloat32, {given}, nullptr);
+  bool right = true;
+  for (size_t i = 0; i < weight.size(); ++i) {
+    const double expected = sum * static_cast<double>(i);
+    right &= std::abs(weight[i] - expected) <= 1e-6 * expected;
+    right &= std::abs(Type<__nv_bfloat16>::value(half[i]) - expected) <= 4e-3 * expected;
+  }
+  CHECK(right);
+}
+
+// Turned weights of several shapes, and rounded to TF32 if `rounds`.
+template <class T>
+void check_turned(bool rounds) {
+  struct Shape {
+    int rows, columns, taps, padded_rows, padded_columns;
+  };
+  for (const Shape& shape :
+       {Shape{3, 5, 9, 32, 8}, {40, 2, 1, 64, 32}, {9, 37, 25, 32, 64}, {2, 3, 289, 32, 8}}) {
+    constexpr int kGap = 3;
+    const int64_t pitch = shape.columns * shape.taps + kGap;
+    std::vector<float> plain(shape.rows * pitch - kGap);
+    for (size_t i = 0; i < plain.size(); ++i) {
+      plain[i] = 1 + static_cast<float>(i % 101) / 8192;
+    }
+    std::vector<T> turned(shape.padded_rows * shape.taps * shape.padded_columns,
+                          Type<T>::from(kNan));
+    pad_weights(Float::kFloat32, Type<T>::kName,
+                {{plain.data(), pitch, turned.data(), shape.rows, shape.columns, shape.taps,
+                  shape.padded_rows, shape.padded_columns, true}},
+                rounds, nullptr);
+    bool right = true;
+    for (int64_t i = 0; i < static_cast<int64_t>(turned.size()); ++i) {
+      const int64_t row = i % shape.padded_rows, rest = i / shape.padded_rows;
+      const int64_t tap = rest % shape.taps, column = rest / shape.taps;
+      double expected = 0;
+      if (row < shape.rows && column < shape.columns) {
+        float value = plain[row * pitch + column * shape.taps + tap];
+        if (rounds) value = std::floor(value * 1024 + 0.5f) / 1024;
+        expected = Type<T>::value(Type<T>::from(value));
+      }
+      right &= Type<T>::value(turned[i]) == expected;
+    }
+    CHECK(right);
+  }
+}
+
 // Weights of several shapes there and back; between rows lies what is to stay as it is.
 template <class W, class T>
 void check_weights(int copies) {
@@ -209,6 +278,16 @@ TEST_CASE("CUDA: weights are padded and cropped in every precision") {
   check_weights<__half, __half>(1);
   // More than fit into a launch.
   check_weights<__nv_bfloat16, __nv_bfloat16>(25);
+}
+
+TEST_CASE("CUDA: parts of gradients are added") {
+  for (int parts : {1, 2, 4, 7, 20}) check_parts(parts);
+}
+
+TEST_CASE("CUDA: weights are turned") {
+  check_turned<float>(false);
+  check_turned<float>(true);
+  check_turned<__nv_bfloat16>(false);
 }
 
 TEST_CASE("CUDA: half precision on the CPU rounds to the nearest") {
