@@ -35,6 +35,7 @@ from table import Row, finish, made_row, save
 from torch import Tensor
 
 from asng_ext.nn import CaeCatSpace, CaeIntSpace, CaeSpace, CaeSupernet, autoencoder
+from asng_ext.ops import autoencoder as cae_ops
 
 WIDEST = 256
 QUICK_SPACES: dict[str, CaeSpace] = {
@@ -289,6 +290,9 @@ def all_rows(
     target = torch.rand(batch, 3, size, size, generator=generator).to(device)
     for kind in kinds:
         with allow_tf32(kind != "float32"):
+            if device.type == "cuda":
+                dtype = torch.bfloat16 if kind == "bfloat16" else torch.float32
+                print(f"{kind}: {cae_ops.convolutions(dtype)}")
             for name, space in (QUICK_SPACES if quick else SPACES).items():
                 yield from iteration_rows(kind, name, space, target, count, quick)
                 if kernels:

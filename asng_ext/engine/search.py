@@ -208,6 +208,8 @@ def _search(
         "means": Part(means.state_dict, partial(means.load_state_dict, device=device)),
         "generators": Part.of(ModuleGenerators(supernet)),
     }
+    if task.kernels:
+        progress.note(task.kernels)
     iteration: Callable[[Any], None] = _Iteration(task, supernet, sgd, optimizer, means, penalty)
     if graphs is not None and config.graphs:
         if blocker is None:

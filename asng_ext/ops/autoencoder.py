@@ -24,6 +24,7 @@ channels-last; results are.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -46,11 +47,20 @@ from asng_ext.ops._registration import (
     register_operator,
 )
 
-__all__ = ["KERNELS", "available", "chain", "cuda_available", "decode", "encode"]
+__all__ = [
+    "KERNELS",
+    "available",
+    "chain",
+    "convolutions",
+    "cuda_available",
+    "decode",
+    "encode",
+]
 
 KERNELS = (3, 5)
 """Sides of kernels that the operators have."""
 
+_CHOICE = "ASNG_CUDA_CONVOLUTIONS"
 _WIDE = (torch.float32, torch.float64)
 _HALF = (torch.bfloat16, torch.float16)
 
@@ -160,6 +170,18 @@ def chain(
             as_under_autocast(images, _feature_map_dtype), list(strides), save, tf32, *weights
         )
     return out.permute(0, 3, 1, 2)
+
+
+def convolutions(dtype: torch.dtype) -> str:
+    """Whose convolutions `chain` takes for feature maps of a dtype, and why, in words."""
+    choice = os.environ.get(_CHOICE) or "auto"
+    if choice == "cudnn":
+        return f"convolutions are cuDNN's, as {_CHOICE} says"
+    if dtype == torch.bfloat16:
+        return "convolutions are kernels of our own, in bfloat16"
+    if dtype == torch.float32 and allows_tf32():
+        return "convolutions are kernels of our own, in TF32"
+    return "convolutions are cuDNN's: those of our own are for TF32 and bfloat16"
 
 
 class _Chain(torch.autograd.Function):

@@ -30,6 +30,7 @@ from asng_ext.nn import (
     count_flops,
     parameter_count,
 )
+from asng_ext.ops import autoencoder as cae_ops
 from asng_ext.retrained import ImageRestorer
 from asng_ext.space import Samples, SearchSpace
 from asng_ext.tasks.images import ImageTask
@@ -115,6 +116,14 @@ class InpaintingTask(ImageTask[InpaintingConfig]):
     def space(self) -> SearchSpace:
         """The variables of every layer, and the output's input."""
         return self.cae_space.search_space()
+
+    @property
+    def kernels(self) -> str:  # type: ignore[override]
+        """Whose convolutions run on a GPU."""
+        if self.device.type != "cuda" or not cae_ops.cuda_available():
+            return ""
+        half = self.config.precision == "bfloat16"
+        return cae_ops.convolutions(torch.bfloat16 if half else torch.float32)
 
     def supernet(self) -> CaeSupernet:
         """The supernet; it computes channels last."""

@@ -88,6 +88,8 @@ class TaskDefaults:
             device whatever the numbers are, takes samples that are there, and draws only from
             PyTorch's global generators.
         capture_blocker: Why not, in words that follow the name of the task.
+        kernels: What computes the supernet, where there is a choice, in words that the search
+            shows.
         shown_metrics: The metrics that the loops show beside the loss, and how they are called
             there: {"psnr": "PSNR"}.
     """
@@ -95,6 +97,7 @@ class TaskDefaults:
     own_generators: bool = False
     capturable: bool = False
     capture_blocker: str = "works on the host (it is not capturable)"
+    kernels: str = ""
     shown_metrics: Mapping[str, str] = MappingProxyType({})
 
     def identity(self, loop: str) -> dict[str, Any]:
@@ -154,6 +157,9 @@ class SearchTask(_TaskOfALoop, Protocol):
 
     @property
     def capture_blocker(self) -> str: ...
+
+    @property
+    def kernels(self) -> str: ...
 
     @property
     def space(self) -> SearchSpace:

@@ -851,6 +851,15 @@ class TestTensorCores:
             assert error(outputs[-1], expected[0]) < 3e-3
         assert not torch.equal(outputs[0], outputs[1])
 
+    def test_which_they_are_in_words(self, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert cae_ops.convolutions(torch.float32).endswith("of our own, in TF32")
+        assert cae_ops.convolutions(torch.bfloat16).endswith("of our own, in bfloat16")
+        assert "are cuDNN's: those" in cae_ops.convolutions(torch.float64)
+        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+        assert "are cuDNN's: those" in cae_ops.convolutions(torch.float32)
+        monkeypatch.setenv("ASNG_CUDA_CONVOLUTIONS", "cudnn")
+        assert "as ASNG_CUDA_CONVOLUTIONS says" in cae_ops.convolutions(torch.bfloat16)
+
     def test_what_they_are_not_for(self, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
         case = chain_sample([4], [3], [1])
         with pytest.raises(RuntimeError, match="own, which is not for other precisions"):
