@@ -174,6 +174,9 @@ struct ConvolutionCall {
   const void *added, *mask;
   int batch, in_height, in_width, in_channels, out_height, out_width, out_channels;
   int kernel, step, spread, tap_step;
+  // Weights of channel n of the result begin at n % 8 times the first number plus n / 8 times the
+  // second one.
+  int weights_pitch, eight_pitch;
   bool relu, rounds;
   float* sums;  // of parts, unless there is one alone
   int64_t values;
@@ -251,6 +254,7 @@ __device__ __forceinline__ void finish_eight(const ConvolutionCall& call, int at
 
 // Adds the parts of all sums.
 constexpr int kAddingThreads = 256;
+constexpr int kTapChannels = 8;
 template <class T>
 __global__ __launch_bounds__(kAddingThreads) void add_parts_kernel(const ConvolutionCall call) {
   const int64_t at = (static_cast<int64_t>(blockIdx.x) * kAddingThreads + threadIdx.x) * 8;
@@ -265,6 +269,34 @@ __global__ __launch_bounds__(kAddingThreads) void add_parts_kernel(const Convolu
     for (int k = 0; k < 8; ++k) value[k] += other[k];
   }
   finish_eight<T>(call, static_cast<int>(at), value);
+}
+
+// Adds for each pixel of the result what comes to it by each tap, of sums (pixels, taps, 8). The
+// call is that of the convolution, whose stride is 1.
+template <class T>
+__global__ __launch_bounds__(kAddingThreads) void add_taps_kernel(const ConvolutionCall call) {
+  const int at = static_cast<int>(blockIdx.x) * kAddingThreads + static_cast<int>(threadIdx.x);
+  if (at >= call.values / kTapChannels) return;
+  const int down = at / call.out_width, x = at - down * call.out_width;
+  const int y = down % call.out_height, padding = call.kernel / 2;
+  const int taps = call.kernel * call.kernel;
+  float value[8] = {};
+  for (int tap_y = 0; tap_y < call.kernel; ++tap_y) {
+    const int below = padding - tap_y;
+    if (y + below < 0 || y + below >= call.out_height) continue;
+#pragma unroll 3
+    for (int tap_x = 0; tap_x < call.kernel; ++tap_x) {
+      const int beside = padding - tap_x;
+      if (x + beside < 0 || x + beside >= call.out_width) continue;
+      const int64_t from = static_cast<int64_t>(at + below * call.out_width + beside) * taps +
+                           tap_y * call.kernel + tap_x;
+      float other[8];
+      load_eight(call.sums + from * kTapChannels, other);
+#pragma unroll
+      for (int k = 0; k < 8; ++k) value[k] += other[k];
+    }
+  }
+  finish_eight<T>(call, at * kTapChannels, value);
 }
 
 // Rows of the product are pixels of the result, columns its channels, and the depth are the taps
@@ -305,8 +337,8 @@ __global__ __launch_bounds__(S::kThreads,
     offset[i] = (b * call.in_height + y0) * in_row + x0 * channels;
     place[i] = at < rows ? y0 * 65536 + (x0 & 0xffff) : -0x7fff * 65536;
   }
-  const int weight_row = call.kernel * call.kernel * channels;
-  const int weight_offset = (first_column + row) * weight_row;
+  const int weight_offset =
+      row % 8 * call.weights_pitch + (first_column + row) / 8 * call.eight_pitch;
   const int depth = pixels.taps_y * pixels.taps_x * channels;
   const int all_chunks = (depth + kDeep - 1) / kDeep;
   const int chunks_of_part = (all_chunks + call.parts - 1) / call.parts;
@@ -347,7 +379,7 @@ __global__ __launch_bounds__(S::kThreads,
       const bool there = is_tap && first_column + column < call.out_channels;
       copy_async16(
           stage + (S::kRows + column) * kDepthBytes + (piece ^ column / 4 % kPieces) * kPiece,
-          weight + (there ? from_weight + i * kAtOnce * weight_row : 0), there);
+          weight + (there ? from_weight + i * (kAtOnce / 8) * call.eight_pitch : 0), there);
     }
     channel += kDeep;
     to_next_tap();
@@ -674,7 +706,18 @@ ConvolutionCall call_of(const ConvolutionShape& shape, bool transposed) {
     call.spread = stride;
     call.tap_step = -stride;
   }
+  call.weights_pitch = call.kernel * call.kernel * call.in_channels;
+  call.eight_pitch = 8 * call.weights_pitch;
   return call;
+}
+
+// Of a transposed convolution to 8 channels with stride 1, the products for all taps: as a 1×1
+// convolution to 8 channels for each of them.
+ConvolutionShape tap_shape(ConvolutionShape shape) {
+  std::swap(shape.channels, shape.small_channels);
+  shape.small_channels *= shape.kernel * shape.kernel;
+  shape.kernel = 1;
+  return shape;
 }
 
 int64_t values_of(const ConvolutionCall& call) {
@@ -711,15 +754,21 @@ bool convolution_fits(const ConvolutionShape& shape) {
          weight <= kMost;
 }
 
-Tiling convolution_tiling(Float type, bool transposed, const ConvolutionShape& shape) {
+namespace {
+
+struct Plan {
+  Tiling tiling;
+  double time = std::numeric_limits<double>::infinity();
+};
+
+Plan fastest(Float type, bool transposed, const ConvolutionShape& shape) {
   constexpr int kMostParts = 16;
   ConvolutionCall call = call_of(shape, transposed);
   const int64_t values = values_of(call);
   const int deep = kDepthBytes / (type == Float::kFloat32 ? 4 : 2);
   const std::size_t shared = largest_shared_bytes();
   const int multiprocessors = multiprocessor_count();
-  Tiling best;
-  double best_time = std::numeric_limits<double>::infinity();
+  Plan best;
   for (int i = 0; i < kTileCount; ++i) {
     const TileSpeed& tile = kTiles[i];
     if (tile.shared_bytes > static_cast<int64_t>(shared)) continue;
@@ -734,40 +783,75 @@ Tiling convolution_tiling(Float type, bool transposed, const ConvolutionShape& s
       const double more = parts == 1 ? 0 : kLaunch + kPerPart * static_cast<double>(parts * values);
       const double time =
           blocks_time(tile, tiles * parts, up(chunks, parts), multiprocessors) + more;
-      if (time < best_time) {
-        best_time = time;
-        best = {i, parts};
-      }
+      if (time < best.time) best = {{i, parts}, time};
     }
   }
   return best;
 }
 
+}  // namespace
+
+Tiling convolution_tiling(Float type, bool transposed, const ConvolutionShape& shape) {
+  const Plan direct = fastest(type, transposed, shape);
+  if (!transposed || shape.stride != 1 || shape.channels != kTapChannels || shape.kernel == 1 ||
+      !convolution_fits(tap_shape(shape))) {
+    return direct.tiling;
+  }
+  Plan by_taps = fastest(type, false, tap_shape(shape));
+  if (by_taps.tiling.parts > 1) return direct.tiling;
+  by_taps.tiling.by_taps = true;
+  by_taps.time += kLaunch + kPerPart * static_cast<double>(
+                                           convolution_parts(transposed, shape, by_taps.tiling));
+  return direct.time < by_taps.time ? direct.tiling : by_taps.tiling;
+}
+
+int64_t convolution_parts(bool transposed, const ConvolutionShape& shape, Tiling tiling) {
+  const int64_t values = values_of(call_of(shape, transposed));
+  if (tiling.by_taps) return values * shape.kernel * shape.kernel;
+  return tiling.parts > 1 ? tiling.parts * values : 0;
+}
+
 void convolve(Float type, const ConvolutionShape& shape, const Convolution& convolution,
               Tiling tiling, CudaStream stream) {
-  ConvolutionCall call = call_of(shape, convolution.transposed);
-  call.x = convolution.x;
-  call.weight = convolution.weight;
-  call.y = convolution.y;
-  call.added = convolution.added;
-  call.mask = convolution.mask;
-  call.relu = convolution.relu;
-  call.rounds = convolution.rounds;
-  call.values = values_of(call);
-  call.parts = tiling.parts;
-  call.sums = tiling.parts > 1 ? convolution.parts : nullptr;
+  ConvolutionCall end = call_of(shape, convolution.transposed);
+  end.x = convolution.x;
+  end.weight = convolution.weight;
+  end.y = convolution.y;
+  end.added = convolution.added;
+  end.mask = convolution.mask;
+  end.relu = convolution.relu;
+  end.rounds = convolution.rounds;
+  end.values = values_of(end);
+  end.parts = tiling.parts;
+  end.sums = tiling.parts > 1 || tiling.by_taps ? convolution.parts : nullptr;
+  ConvolutionCall call = end;
+  if (tiling.by_taps) {
+    call = call_of(tap_shape(shape), false);
+    call.x = convolution.x;
+    call.weight = convolution.weight;
+    call.sums = convolution.parts;
+    call.parts = 1;
+    call.weights_pitch = end.weights_pitch;
+    call.eight_pitch = call.in_channels;
+  }
   with_tile(tiling.tile, [&](auto tile) {
     using S = decltype(tile);
     call.column_tiles = up(call.out_channels, S::kColumns);
-    call.row_tiles = add_classes(shape, convolution.transposed, S::kRows, call);
+    call.row_tiles = tiling.by_taps ? add_classes(tap_shape(shape), false, S::kRows, call)
+                                    : add_classes(shape, convolution.transposed, S::kRows, call);
     with_factor(type, [&](auto value) {
       using T = decltype(value);
       launch(convolution_kernel<T, S>,
              static_cast<unsigned>(call.row_tiles * call.column_tiles * call.parts), S::kThreads,
              S::kSharedBytes, stream, call);
-      if (call.parts == 1) return;
-      launch(add_parts_kernel<T>, static_cast<unsigned>(up(call.values, 8 * kAddingThreads)),
-             kAddingThreads, 0, stream, call);
+      if (tiling.by_taps) {
+        launch(add_taps_kernel<T>,
+               static_cast<unsigned>(up(end.values, kTapChannels * kAddingThreads)), kAddingThreads,
+               0, stream, end);
+      } else if (tiling.parts > 1) {
+        launch(add_parts_kernel<T>, static_cast<unsigned>(up(end.values, 8 * kAddingThreads)),
+               kAddingThreads, 0, stream, end);
+      }
     });
   });
 }

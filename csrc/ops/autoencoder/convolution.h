@@ -30,6 +30,9 @@ bool convolution_fits(const ConvolutionShape& shape);
 // many parts sums are divided, of which each is a block's.
 struct Tiling {
   int tile = 0, parts = 1;
+  // Of a transposed convolution to 8 channels: for each tap a product of its own, whose columns are
+  // those of all taps, and sums over taps thereafter. So maps are read once.
+  bool by_taps = false;
 };
 int tile_count();
 // (rows, columns) of a block.
@@ -37,8 +40,9 @@ std::pair<int, int> tile_size(int tile);
 
 // From a map to another, and what is done to the result: `added` is added, unless that is null; it
 // is 0 where `mask`, unless that is null, is 0 or less, and where it is less than 0 itself if
-// `relu`. Float32 is rounded to TF32 if `rounds`. If the tiling has several parts, there is a
-// second launch, which adds them in their order; `parts` has room for as many results in float32.
+// `relu`. Float32 is rounded to TF32 if `rounds`. If the tiling has several parts, or is by
+// taps, there is a second launch, which adds them in their order; `parts` has room for
+// convolution_parts() floats.
 struct Convolution {
   const void* x;
   // From the larger to the smaller map (small_channels, k, k, channels), or transposed, from the
@@ -51,6 +55,7 @@ struct Convolution {
   float* parts = nullptr;
 };
 Tiling convolution_tiling(Float type, bool transposed, const ConvolutionShape& shape);
+int64_t convolution_parts(bool transposed, const ConvolutionShape& shape, Tiling tiling);
 void convolve(Float type, const ConvolutionShape& shape, const Convolution& convolution,
               Tiling tiling, CudaStream stream);
 

@@ -205,8 +205,7 @@ class ChainCall {
         data<char>(padded) + chain_.steps[i].offset * (type_ == Float::kFloat32 ? 4 : 2);
     const Tiling tiling = convolution_tiling(type_, transposed, shape(i));
     std::optional<Tensor> parts;
-    if (tiling.parts > 1) {
-      const int64_t size = tiling.parts * y.numel();
+    if (const int64_t size = convolution_parts(transposed, shape(i), tiling); size > 0) {
       parts = torch::stable::new_empty(x, {&size, 1}, ScalarType::Float);
     }
     cuda::convolve(type_, shape(i),

@@ -140,7 +140,7 @@ void check_convolution(const Layer<T>& layer, bool transposed, End end, Tiling t
     added.push_back(Type<T>::from(static_cast<double>(i % 17) / 4 - 2));
     mask.push_back(Type<T>::from(i % 11 == 3 ? NAN : static_cast<double>(i % 3) - 1));
   }
-  Values<float> parts(tiling.parts * y.size(), NAN);
+  Values<float> parts(convolution_parts(transposed, layer.shape, tiling), NAN);
   convolve(Type<T>::kName, layer.shape,
            {.x = transposed ? layer.small.data() : layer.large.data(),
             .weight = transposed ? layer.turned.data() : layer.weight.data(),
@@ -244,6 +244,9 @@ void check_shapes() {
         // Of some pixels of a transposed one there are few taps or none.
         check_convolution<T>(layer, true, kEnds[seed % 4], {4, 2});
         check_gradient<T>(layer, weight_gradient_tiling(Type<T>::kName, shape));
+        if (shape.channels == 8 && stride == 1) {
+          check_convolution<T>(layer, true, kEnds[seed % 4], {.tile = 5, .by_taps = true});
+        }
       }
     }
   }
@@ -277,7 +280,8 @@ TEST_CASE("CUDA: tiles for large convolutions") {
   CHECK(convolution_tiling(Float::kFloat32, false, low).parts > 1);
   ConvolutionShape narrow = wide;
   narrow.channels = 8;
-  CHECK(tile_size(convolution_tiling(Float::kFloat32, true, narrow).tile).second == 32);
+  CHECK(convolution_tiling(Float::kFloat32, true, narrow).by_taps);
+  CHECK(!convolution_tiling(Float::kFloat32, false, narrow).by_taps);
   // Of a 1×1 kernel there is one tile or few, so many parts.
   narrow.channels = narrow.small_channels = 64;
   narrow.kernel = 1;
