@@ -5,7 +5,7 @@
 #pragma once
 
 #include <cstdint>
-#include <vector>
+#include <utility>
 
 #include "ops/autoencoder/cuda.h"
 
@@ -34,9 +34,11 @@ struct Tiling {
   // those of all taps, and sums over taps thereafter. So maps are read once.
   bool by_taps = false;
 };
-int tile_count();
+int convolution_tile_count();
+int gradient_tile_count();
 // (rows, columns) of a block.
-std::pair<int, int> tile_size(int tile);
+std::pair<int, int> convolution_tile_size(int tile);
+std::pair<int, int> gradient_tile_size(int tile);
 
 // From a map to another, and what is done to the result: `added` is added, unless that is null; it
 // is 0 where `mask`, unless that is null, is 0 or less, and where it is less than 0 itself if

@@ -1,0 +1,164 @@
+// What products on tensor cores have in common, see convolution.cu and weight_gradient.cu. A block
+// computes a tile of the result. What it multiplies passes through a ring of stages in shared
+// memory, which cp.async fills: each stage has 128 bytes, in depth, of every row and column of the
+// tile. Pieces of 16 bytes stand there in an order in which no two lanes that read at the same time
+// ask for the same bank.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <stdexcept>
+
+#include "ops/autoencoder/convolution.h"
+#include "platform/cuda.h"
+
+namespace asng::cuda {
+
+inline constexpr int kPiece = 16, kDepthBytes = 128, kPieces = kDepthBytes / kPiece;
+
+// The tile of a block, and how its warps divide it among them.
+template <int kTileRows, int kTileColumns, int kWarpsDown, int kWarpsAcross, int kDeepStages,
+          int kBlocksTogether>
+struct Tile {
+  static constexpr int kRows = kTileRows, kColumns = kTileColumns, kStages = kDeepStages;
+  static constexpr int kThreads = 32 * kWarpsDown * kWarpsAcross;
+  static constexpr int kBlocks = kBlocksTogether;  // on a multiprocessor
+  static constexpr int kAcross = kWarpsAcross;
+  static constexpr int kWarpRows = kRows / kWarpsDown, kWarpColumns = kColumns / kWarpsAcross;
+  // Products of a warp, which are 16×8 each.
+  static constexpr int kDown = kWarpRows / 16, kBeside = kWarpColumns / 8;
+  static_assert(kWarpColumns % 16 == 0 && kWarpRows % 16 == 0);
+};
+
+inline int up(int64_t a, int64_t b) { return static_cast<int>((a + b - 1) / b); }
+
+// What is known of a tile to predict times, in µs.
+struct TileSpeed {
+  int rows, columns, shared_bytes, blocks;
+  double speed;  // the fastest tile's is 1
+};
+// A multiprocessor multiplies and adds for so many numbers of a tile and 128 bytes of depth,
+// whatever the type, and this is what it takes to write a float to memory and read it again, and to
+// launch another kernel.
+inline constexpr double kPerNumber = 3.7e-5, kPerPart = 2e-6, kLaunch = 3;
+// A block alone on its multiprocessor is as fast as so many of them together, and some chunks pass
+// before its first product is ready.
+inline constexpr double kAlone = 1.6, kFirstChunks = 3;
+
+inline double blocks_time(const TileSpeed& tile, int64_t blocks, int chunks, int multiprocessors) {
+  const double in_a_row =
+      std::max<double>(up(blocks, multiprocessors), tile.blocks > 1 ? kAlone : 1);
+  return in_a_row * (chunks + kFirstChunks) * kPerNumber * tile.rows * tile.columns / tile.speed;
+}
+
+// Calls f with a value of the type of a factor.
+template <class F>
+void with_factor(Float type, F f) {
+  switch (type) {
+    case Float::kFloat32:
+      return f(float());
+    case Float::kBFloat16:
+      return f(__nv_bfloat16());
+    default:
+      throw std::runtime_error("convolutions are for float32 and bfloat16");
+  }
+}
+
+// Calls f with tile number `tile` of some.
+template <class First, class... Others, class F>
+void with_tile(int tile, F f) {
+  if (tile == 0) return f(First());
+  if constexpr (sizeof...(Others) > 0) {
+    with_tile<Others...>(tile - 1, f);
+  } else {
+    throw std::runtime_error("there is no such tile");
+  }
+}
+
+__device__ __forceinline__ void multiply(float, float (&c)[4], const unsigned (&a)[4],
+                                         const unsigned (&b)[2]) {
+  mma_tf32(c, a, b);
+}
+__device__ __forceinline__ void multiply(__nv_bfloat16, float (&c)[4], const unsigned (&a)[4],
+                                         const unsigned (&b)[2]) {
+  mma_bfloat16(c, a, b);
+}
+
+// A warp's sums, of products that stand below each other and side by side. Lane 4·g + t has rows g
+// and g + 8 of each, columns 2·t and 2·t + 1, as mma says.
+template <class T, class S>
+struct Sums {
+  float of[S::kDown][S::kBeside][4];
+
+  __device__ __forceinline__ void clear() {
+#pragma unroll
+    for (int i = 0; i < S::kDown; ++i) {
+#pragma unroll
+      for (int j = 0; j < S::kBeside; ++j) {
+#pragma unroll
+        for (int k = 0; k < 4; ++k) of[i][j][k] = 0;
+      }
+    }
+  }
+};
+template <class T, class S>
+struct Factors {
+  unsigned left[S::kDown][4], right[S::kBeside][2];
+
+  __device__ __forceinline__ void set_right(int pair, const unsigned (&both)[4]) {
+    right[2 * pair][0] = both[0];
+    right[2 * pair][1] = both[1];
+    right[2 * pair + 1][0] = both[2];
+    right[2 * pair + 1][1] = both[3];
+  }
+  __device__ __forceinline__ void add_to(Sums<T, S>& sums) const {
+#pragma unroll
+    for (int i = 0; i < S::kDown; ++i) {
+#pragma unroll
+      for (int j = 0; j < S::kBeside; ++j) multiply(T(), sums.of[i][j], left[i], right[j]);
+    }
+  }
+};
+
+// Adds the products of a stage: read(factors, k) reads those of 32 bytes of its depth. While they
+// are multiplied, the next ones are on their way, if registers are left for them.
+template <class T, class S, class Read>
+__device__ __forceinline__ void add_stage(Sums<T, S>& sums, Read read) {
+  constexpr int kSteps = kPieces / 2;
+  constexpr int kKept = S::kDown * S::kBeside <= 32 ? 2 : 1;
+  Factors<T, S> factors[kKept];
+  if (kKept > 1) read(factors[0], 0);
+#pragma unroll
+  for (int k = 0; k < kSteps; ++k) {
+    if (kKept == 1) {
+      read(factors[0], k);
+    } else if (k + 1 < kSteps) {
+      read(factors[(k + 1) % kKept], k + 1);
+    }
+    factors[k % kKept].add_to(sums);
+  }
+}
+
+// Keeps the ring going: load(stage) starts to copy the next chunk, and use(stage) multiplies one.
+template <int kStages, int kStageBytes, class Load, class Use>
+__device__ __forceinline__ void run_ring(int chunks, char* shared, Load load, Use use) {
+#pragma unroll
+  for (int c = 0; c < kStages - 1; ++c) {
+    if (c < chunks) load(shared + c * kStageBytes);
+    close_copies();
+  }
+  int filled = kStages - 1, used = 0;
+#pragma unroll 1
+  for (int c = 0; c < chunks; ++c) {
+    wait_for_closed_copies<kStages - 2>();
+    // This also says that all are done with the stage that is filled next.
+    __syncthreads();
+    if (c + kStages - 1 < chunks) load(shared + filled * kStageBytes);
+    close_copies();
+    use(shared + used * kStageBytes);
+    filled = filled == kStages - 1 ? 0 : filled + 1;
+    used = used == kStages - 1 ? 0 : used + 1;
+  }
+}
+
+}  // namespace asng::cuda
