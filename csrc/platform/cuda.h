@@ -38,6 +38,8 @@ constexpr std::size_t kPlainSharedBytes = 48 * 1024;
 
 namespace detail {
 
+enum class Launch { kPlain, kCooperative, kEarly };
+
 inline void allow_shared(const void* kernel, std::size_t bytes);
 
 }  // namespace detail
@@ -56,12 +58,13 @@ namespace detail {
 using cuda_on_cpu::opt_in;
 
 template <class... P>
-void start(bool cooperative, void (*kernel)(P...), std::tuple<P...>& values, dim3 grid, dim3 block,
+void start(Launch how, void (*kernel)(P...), std::tuple<P...>& values, dim3 grid, dim3 block,
            std::size_t shared_bytes, CudaStream) {
   cuda_on_cpu::run(
       reinterpret_cast<const void*>(kernel), grid, block, shared_bytes,
       [&] { std::apply(kernel, values); },
-      cooperative ? cuda_on_cpu::Blocks::kTogether : cuda_on_cpu::Blocks::kOneByOne);
+      how == Launch::kCooperative ? cuda_on_cpu::Blocks::kTogether
+                                  : cuda_on_cpu::Blocks::kOneByOne);
 }
 
 }  // namespace detail
@@ -71,6 +74,7 @@ int co_resident_blocks(void (*)(P...), unsigned int, std::size_t) {
   return 6;
 }
 
+inline void wait_for_earlier_kernels() {}
 inline void arrive(unsigned long long* counter) { ++*counter; }
 inline void wait_for(unsigned long long* counter, unsigned long long target,
                      cuda_on_cpu::Location where = cuda_on_cpu::Location::current()) {
@@ -178,6 +182,14 @@ inline void check(cudaError_t error, const char* what) {
   }
 }
 
+inline int device_attribute(cudaDeviceAttr attribute) {
+  int device = 0;
+  int value = 0;
+  check(cudaGetDevice(&device), "asking for the device");
+  check(cudaDeviceGetAttribute(&value, attribute, device), "asking for a device attribute");
+  return value;
+}
+
 template <class T>
 __device__ T* dynamic_shared() {
   extern __shared__ __align__(32) unsigned char asng_dynamic_shared[];
@@ -194,30 +206,37 @@ inline void opt_in(const void* kernel, std::size_t bytes) {
 }
 
 template <class... P>
-void start(bool cooperative, void (*kernel)(P...), std::tuple<P...>& values, dim3 grid, dim3 block,
+void start(Launch how, void (*kernel)(P...), std::tuple<P...>& values, dim3 grid, dim3 block,
            std::size_t shared_bytes, CudaStream stream) {
   std::apply(
       [&](auto&... value) {
         // One more, because an array must not be empty.
         void* pointers[] = {const_cast<void*>(static_cast<const void*>(&value))..., nullptr};
         const void* function = reinterpret_cast<const void*>(kernel);
-        check(cooperative ? cudaLaunchCooperativeKernel(function, grid, block, pointers,
-                                                        shared_bytes, stream)
-                          : cudaLaunchKernel(function, grid, block, pointers, shared_bytes, stream),
-              "a kernel launch");
+        if (how == Launch::kEarly && device_attribute(cudaDevAttrComputeCapabilityMajor) >= 9) {
+          cudaLaunchAttribute early = {};
+          early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+          early.val.programmaticStreamSerializationAllowed = 1;
+          cudaLaunchConfig_t config = {};
+          config.gridDim = grid;
+          config.blockDim = block;
+          config.dynamicSmemBytes = shared_bytes;
+          config.stream = stream;
+          config.attrs = &early;
+          config.numAttrs = 1;
+          check(cudaLaunchKernelExC(&config, function, pointers), "a kernel launch");
+          return;
+        }
+        check(
+            how == Launch::kCooperative
+                ? cudaLaunchCooperativeKernel(function, grid, block, pointers, shared_bytes, stream)
+                : cudaLaunchKernel(function, grid, block, pointers, shared_bytes, stream),
+            "a kernel launch");
       },
       values);
 }
 
 }  // namespace detail
-
-inline int device_attribute(cudaDeviceAttr attribute) {
-  int device = 0;
-  int value = 0;
-  check(cudaGetDevice(&device), "asking for the device");
-  check(cudaDeviceGetAttribute(&value, attribute, device), "asking for a device attribute");
-  return value;
-}
 
 inline int multiprocessor_count() { return device_attribute(cudaDevAttrMultiProcessorCount); }
 
@@ -235,6 +254,15 @@ int co_resident_blocks(void (*kernel)(P...), unsigned int threads, std::size_t s
                                                       static_cast<int>(threads), shared_bytes),
         "asking how many blocks fit");
   return per_multiprocessor * multiprocessor_count();
+}
+
+// In a kernel of launch_early(): waits until those queued before it are done. From there on the
+// next one may begin.
+__device__ __forceinline__ void wait_for_earlier_kernels() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
 }
 
 // Counts *counter up by one; what this thread wrote before, and what others of its block wrote
@@ -476,11 +504,11 @@ inline void allow_shared(const void* kernel, std::size_t bytes) {
 }
 
 template <class... P, class... A>
-void launch(bool cooperative, void (*kernel)(P...), dim3 grid, dim3 block, std::size_t shared_bytes,
+void launch(Launch how, void (*kernel)(P...), dim3 grid, dim3 block, std::size_t shared_bytes,
             CudaStream stream, A&&... arguments) {
   std::tuple<P...> values(std::forward<A>(arguments)...);
   allow_shared(reinterpret_cast<const void*>(kernel), shared_bytes);
-  start(cooperative, kernel, values, grid, block, shared_bytes, stream);
+  start(how, kernel, values, grid, block, shared_bytes, stream);
 }
 
 }  // namespace detail
@@ -490,7 +518,18 @@ void launch(bool cooperative, void (*kernel)(P...), dim3 grid, dim3 block, std::
 template <class... P, class... A>
 void launch(void (*kernel)(P...), dim3 grid, dim3 block, std::size_t shared_bytes,
             CudaStream stream, A&&... arguments) {
-  detail::launch(false, kernel, grid, block, shared_bytes, stream, std::forward<A>(arguments)...);
+  detail::launch(detail::Launch::kPlain, kernel, grid, block, shared_bytes, stream,
+                 std::forward<A>(arguments)...);
+}
+
+// The same for kernels whose blocks may begin while what is queued before them is not done yet, and
+// get ready. All their threads must call wait_for_earlier_kernels() before the first access to
+// memory.
+template <class... P, class... A>
+void launch_early(void (*kernel)(P...), dim3 grid, dim3 block, std::size_t shared_bytes,
+                  CudaStream stream, A&&... arguments) {
+  detail::launch(detail::Launch::kEarly, kernel, grid, block, shared_bytes, stream,
+                 std::forward<A>(arguments)...);
 }
 
 // The same for kernels whose blocks wait for each other: all of them run at the same time. There
@@ -498,7 +537,8 @@ void launch(void (*kernel)(P...), dim3 grid, dim3 block, std::size_t shared_byte
 template <class... P, class... A>
 void launch_cooperative(void (*kernel)(P...), dim3 grid, dim3 block, std::size_t shared_bytes,
                         CudaStream stream, A&&... arguments) {
-  detail::launch(true, kernel, grid, block, shared_bytes, stream, std::forward<A>(arguments)...);
+  detail::launch(detail::Launch::kCooperative, kernel, grid, block, shared_bytes, stream,
+                 std::forward<A>(arguments)...);
 }
 
 }  // namespace asng::cuda

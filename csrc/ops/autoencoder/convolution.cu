@@ -151,6 +151,7 @@ constexpr int kAddingThreads = 256;
 constexpr int kTapChannels = 8;
 template <class T>
 __global__ __launch_bounds__(kAddingThreads) void add_parts_kernel(const ConvolutionCall call) {
+  wait_for_earlier_kernels();
   const int64_t at = (static_cast<int64_t>(blockIdx.x) * kAddingThreads + threadIdx.x) * 8;
   if (at >= call.values) return;
   float value[8];
@@ -169,6 +170,7 @@ __global__ __launch_bounds__(kAddingThreads) void add_parts_kernel(const Convolu
 // call is that of the convolution, whose stride is 1.
 template <class T>
 __global__ __launch_bounds__(kAddingThreads) void add_taps_kernel(const ConvolutionCall call) {
+  wait_for_earlier_kernels();
   const int at = static_cast<int>(blockIdx.x) * kAddingThreads + static_cast<int>(threadIdx.x);
   if (at >= call.values / kTapChannels) return;
   const int down = at / call.out_width, x = at - down * call.out_width;
@@ -306,6 +308,7 @@ __global__ __launch_bounds__(S::kThreads,
   const auto use = [&](const char* stage) {
     add_stage<T, S>(sums, [&](Factors<T, S>& factors, int k) { read(factors, stage, k); });
   };
+  wait_for_earlier_kernels();
   run_ring<S::kStages, (S::kRows + S::kColumns) * kDepthBytes>(
       min(chunks_of_part, all_chunks - first_chunk), shared, load, use);
 
@@ -518,16 +521,16 @@ void convolve(Float type, const ConvolutionShape& shape, const Convolution& conv
                                     : add_classes(shape, convolution.transposed, S::kRows, call);
     with_factor(type, [&](auto value) {
       using T = decltype(value);
-      launch(convolution_kernel<T, S>,
-             static_cast<unsigned>(call.row_tiles * call.column_tiles * call.parts), S::kThreads,
-             shared_bytes<S>(), stream, call);
+      launch_early(convolution_kernel<T, S>,
+                   static_cast<unsigned>(call.row_tiles * call.column_tiles * call.parts),
+                   S::kThreads, shared_bytes<S>(), stream, call);
       if (tiling.by_taps) {
-        launch(add_taps_kernel<T>,
-               static_cast<unsigned>(up(end.values, kTapChannels * kAddingThreads)), kAddingThreads,
-               0, stream, end);
+        launch_early(add_taps_kernel<T>,
+                     static_cast<unsigned>(up(end.values, kTapChannels * kAddingThreads)),
+                     kAddingThreads, 0, stream, end);
       } else if (tiling.parts > 1) {
-        launch(add_parts_kernel<T>, static_cast<unsigned>(up(end.values, 8 * kAddingThreads)),
-               kAddingThreads, 0, stream, end);
+        launch_early(add_parts_kernel<T>, static_cast<unsigned>(up(end.values, 8 * kAddingThreads)),
+                     kAddingThreads, 0, stream, end);
       }
     });
   });

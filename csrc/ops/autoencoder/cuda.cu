@@ -126,6 +126,7 @@ template <class T>
 __global__ __launch_bounds__(kThreads) void change_channels_kernel(const T* from, int from_channels,
                                                                    T* to, int to_channels,
                                                                    int64_t count, bool rounds) {
+  wait_for_earlier_kernels();
   const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < count;
        i += stride) {
@@ -160,6 +161,7 @@ constexpr int kPartsAtOnce = 4;
 template <bool kCrops, class W, class T>
 __global__ __launch_bounds__(kThreads) void weights_kernel(const WeightTable table) {
   __shared__ std::conditional_t<std::is_same_v<W, double>, double, float> tile[kTile];
+  wait_for_earlier_kernels();
   int i = 0;
   while (blockIdx.x >= table.first_block[i + 1]) ++i;
   const PaddedWeight& weight = table.weights[i];
@@ -226,6 +228,7 @@ static_assert(turned_columns(kMostTaps) > 0);
 template <class W, class T>
 __global__ __launch_bounds__(kThreads) void turn_weights_kernel(const WeightTable table) {
   __shared__ float tile[kTurnedTile];
+  wait_for_earlier_kernels();
   int i = 0;
   while (blockIdx.x >= table.first_block[i + 1]) ++i;
   const PaddedWeight& weight = table.weights[i];
@@ -288,8 +291,8 @@ void start_padding(const std::vector<PaddedWeight>& weights, bool rounds, CudaSt
   each_table(
       plain, [](const PaddedWeight& weight) { return weight.padded_rows; }, rounds,
       [&](const WeightTable& table, unsigned blocks) {
-        launch(weights_kernel<false, W, T>, {blocks, most_tiles(plain)}, kThreads, 0, stream,
-               table);
+        launch_early(weights_kernel<false, W, T>, {blocks, most_tiles(plain)}, kThreads, 0, stream,
+                     table);
       });
   const auto tiles = [](const PaddedWeight& weight) {
     const int high = turned_rows(weight.taps), wide = turned_columns(weight.taps);
@@ -297,7 +300,7 @@ void start_padding(const std::vector<PaddedWeight>& weights, bool rounds, CudaSt
   };
   if constexpr (!std::is_same_v<T, double>) {
     each_table(turned, tiles, rounds, [&](const WeightTable& table, unsigned blocks) {
-      launch(turn_weights_kernel<W, T>, blocks, kThreads, 0, stream, table);
+      launch_early(turn_weights_kernel<W, T>, blocks, kThreads, 0, stream, table);
     });
   } else if (!turned.empty()) {
     throw std::runtime_error("weights in float64 are not turned");
@@ -309,8 +312,8 @@ void start_cropping(const std::vector<PaddedWeight>& weights, CudaStream stream)
   each_table(
       weights, [](const PaddedWeight& weight) { return weight.rows; }, false,
       [&](const WeightTable& table, unsigned blocks) {
-        launch(weights_kernel<true, W, T>, {blocks, most_tiles(weights)}, kThreads, 0, stream,
-               table);
+        launch_early(weights_kernel<true, W, T>, {blocks, most_tiles(weights)}, kThreads, 0, stream,
+                     table);
       });
 }
 
@@ -330,9 +333,9 @@ void change_channels(Float type, const void* from, int64_t from_channels, void* 
   if (count == 0) return;
   with_float(type, [&](auto value) {
     using T = decltype(value);
-    launch(change_channels_kernel<T>, blocks_for(count), kThreads, 0, stream,
-           static_cast<const T*>(from), static_cast<int>(from_channels), static_cast<T*>(to),
-           static_cast<int>(to_channels), count, rounds);
+    launch_early(change_channels_kernel<T>, blocks_for(count), kThreads, 0, stream,
+                 static_cast<const T*>(from), static_cast<int>(from_channels), static_cast<T*>(to),
+                 static_cast<int>(to_channels), count, rounds);
   });
 }
 

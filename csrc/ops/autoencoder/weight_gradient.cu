@@ -221,6 +221,7 @@ __global__ __launch_bounds__(S::kThreads, S::kBlocks) void weight_gradient_kerne
       Read::read(factors, stage, warp_row, warp_column, k);
     });
   };
+  wait_for_earlier_kernels();
   run_ring<S::kStages, stage_bytes<T, S>()>(chunks, shared, load, use);
 
   float* const to = call.parts + static_cast<int64_t>(part) * call.small_channels * columns;
@@ -301,9 +302,9 @@ void weight_gradient(Float type, const ConvolutionShape& shape, const void* smal
       using S = decltype(tile);
       call.row_tiles = up(call.small_channels, S::kRows);
       call.column_tiles = up(call.kernel * call.kernel * call.channels, S::kColumns);
-      launch(weight_gradient_kernel<T, S>,
-             static_cast<unsigned>(call.row_tiles * call.column_tiles * tiling.parts), S::kThreads,
-             S::kStages * stage_bytes<T, S>(), stream, call);
+      launch_early(weight_gradient_kernel<T, S>,
+                   static_cast<unsigned>(call.row_tiles * call.column_tiles * tiling.parts),
+                   S::kThreads, S::kStages * stage_bytes<T, S>(), stream, call);
     });
   });
 }
