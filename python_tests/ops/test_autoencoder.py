@@ -855,7 +855,7 @@ class TestTensorCores:
         assert cae_ops.convolutions(torch.float32).endswith("of our own, in TF32")
         assert cae_ops.convolutions(torch.bfloat16).endswith("of our own, in bfloat16")
         assert "are cuDNN's: those" in cae_ops.convolutions(torch.float64)
-        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+        torch.backends.cudnn.allow_tf32 = False
         assert "are cuDNN's: those" in cae_ops.convolutions(torch.float32)
         monkeypatch.setenv("ASNG_CUDA_CONVOLUTIONS", "cudnn")
         assert "as ASNG_CUDA_CONVOLUTIONS says" in cae_ops.convolutions(torch.bfloat16)
@@ -864,7 +864,7 @@ class TestTensorCores:
         case = chain_sample([4], [3], [1])
         with pytest.raises(RuntimeError, match="own, which is not for other precisions"):
             run_chain(fused_chain, case, device)
-        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+        torch.backends.cudnn.allow_tf32 = False
         with pytest.raises(RuntimeError, match="own, which is not for other precisions"):
             run_chain(fused_chain, self._as(case, torch.float32), device)
         monkeypatch.setenv("ASNG_CUDA_CONVOLUTIONS", "fast")
