@@ -12,9 +12,9 @@ not a copy of it; skip and ReLU take one pass, in place; one call gives both gra
 On CUDA devices `chain` is a whole autoencoder in one operator: the host spends little time on a
 convolution, channels are padded with zeros to few widths, which tensor cores take, and all weights
 are brought into the order in which convolutions read them in two launches. In bfloat16, and in
-float32 with TF32, its convolutions are kernels of our own, with skip and ReLU in them; else they
-are PyTorch's. The environment variable `ASNG_CUDA_CONVOLUTIONS` chooses: `auto`, which is the
-default, `own` or `cudnn`.
+float32 with TF32, its convolutions are kernels of our own, with skip and ReLU in them, but for
+large ones of which PyTorch's are faster; else they are PyTorch's. The environment variable
+`ASNG_CUDA_CONVOLUTIONS` chooses: `auto`, which is the default, `own` or `cudnn`.
 
 All have first derivatives and run under `torch.compile` and `torch.autocast`. On the CPU they take
 float32 or float64, and compute in float32 under autocast; on CUDA devices they take bfloat16 and
@@ -177,10 +177,13 @@ def convolutions(dtype: torch.dtype) -> str:
     choice = os.environ.get(_CHOICE) or "auto"
     if choice == "cudnn":
         return f"convolutions are cuDNN's, as {_CHOICE} says"
+    ours = "convolutions are kernels of our own"
+    if choice == "auto":
+        ours += ", or cuDNN's where those are faster"
     if dtype == torch.bfloat16:
-        return "convolutions are kernels of our own, in bfloat16"
+        return f"{ours}, in bfloat16"
     if dtype == torch.float32 and allows_tf32():
-        return "convolutions are kernels of our own, in TF32"
+        return f"{ours}, in TF32"
     return "convolutions are cuDNN's: those of our own are for TF32 and bfloat16"
 
 

@@ -11,6 +11,8 @@
 #include <cmath>
 #include <cstddef>
 #include <cstring>
+#include <map>
+#include <mutex>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -182,11 +184,21 @@ inline void check(cudaError_t error, const char* what) {
   }
 }
 
-inline int device_attribute(cudaDeviceAttr attribute) {
+inline int current_device() {
   int device = 0;
-  int value = 0;
   check(cudaGetDevice(&device), "asking for the device");
+  return device;
+}
+
+// A thread asks once for each.
+inline int device_attribute(cudaDeviceAttr attribute) {
+  static thread_local std::map<std::pair<int, cudaDeviceAttr>, int> known;
+  const int device = current_device();
+  const auto found = known.find({device, attribute});
+  if (found != known.end()) return found->second;
+  int value = 0;
   check(cudaDeviceGetAttribute(&value, attribute, device), "asking for a device attribute");
+  known[{device, attribute}] = value;
   return value;
 }
 
@@ -198,11 +210,18 @@ __device__ T* dynamic_shared() {
 
 namespace detail {
 
-// Allows the kernel that much dynamic shared memory on the current device.
+// Allows the kernel that much dynamic shared memory on the current device, unless it was allowed as
+// much before: asking takes longer than a launch.
 inline void opt_in(const void* kernel, std::size_t bytes) {
+  static std::mutex guard;
+  static std::map<std::pair<const void*, int>, std::size_t> allowed;
+  const std::lock_guard lock(guard);
+  std::size_t& before = allowed[{kernel, current_device()}];
+  if (bytes <= before) return;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                              static_cast<int>(bytes)),
         "asking for shared memory");
+  before = bytes;
 }
 
 template <class... P>

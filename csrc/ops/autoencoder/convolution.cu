@@ -33,9 +33,9 @@ constexpr TileSpeed tile_speed(double speed) {
   return {S::kRows, S::kColumns, shared_bytes<S>(), S::kBlocks, speed};
 }
 constexpr TileSpeed kTiles[] = {tile_speed<Tile256x128>(1.0), tile_speed<Tile256x160>(1.0),
-                                tile_speed<Tile256x96>(0.95), tile_speed<Tile128x128>(0.95),
-                                tile_speed<Tile128x96>(0.85), tile_speed<Tile128x64>(0.75),
-                                tile_speed<Tile64x64>(0.55),  tile_speed<Tile128x32>(0.45)};
+                                tile_speed<Tile256x96>(0.95), tile_speed<Tile128x128>(0.99),
+                                tile_speed<Tile128x96>(0.9),  tile_speed<Tile128x64>(0.83),
+                                tile_speed<Tile64x64>(0.66),  tile_speed<Tile128x32>(0.6)};
 constexpr int kTileCount = static_cast<int>(std::size(kTiles));
 template <class F>
 void with_convolution_tile(int tile, F f) {
@@ -442,7 +442,7 @@ struct Plan {
 };
 
 Plan fastest(Float type, bool transposed, const ConvolutionShape& shape) {
-  constexpr int kMostParts = 16;
+  constexpr int kMostParts = 16, kMostRounds = 4;
   ConvolutionCall call = call_of(shape, transposed);
   const int64_t values = values_of(call);
   const int deep = kDepthBytes / (type == Float::kFloat32 ? 4 : 2);
@@ -459,7 +459,10 @@ Plan fastest(Float type, bool transposed, const ConvolutionShape& shape) {
       const PixelClass& of = call.of_class[k];
       chunks = std::max(chunks, up(of.taps_y * of.taps_x * call.in_channels, deep));
     }
-    for (int parts = 1; parts <= std::min(kMostParts, std::max(chunks, 1)); ++parts) {
+    for (int rounds = 0; rounds <= kMostRounds; ++rounds) {
+      // One part, or as many as leave all multiprocessors work, once or several times.
+      const int blocks = rounds * multiprocessors / static_cast<int>(tiles);
+      const int parts = std::clamp(blocks, 1, std::min(kMostParts, std::max(chunks, 1)));
       const double more = parts == 1 ? 0 : kLaunch + kPerPart * static_cast<double>(parts * values);
       const double time =
           blocks_time(tile, tiles * parts, up(chunks, parts), multiprocessors) + more;

@@ -40,7 +40,7 @@ struct TileSpeed {
 // A multiprocessor multiplies and adds for so many numbers of a tile and 128 bytes of depth,
 // whatever the type, and this is what it takes to write a float to memory and read it again, and to
 // launch another kernel.
-inline constexpr double kPerNumber = 3.7e-5, kPerPart = 2e-6, kLaunch = 3;
+inline constexpr double kPerNumber = 4.1e-5, kPerPart = 2e-6, kLaunch = 3;
 // A block alone on its multiprocessor is as fast as so many of them together, and some chunks pass
 // before its first product is ready.
 inline constexpr double kAlone = 1.6, kFirstChunks = 3;

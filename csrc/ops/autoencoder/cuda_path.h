@@ -1,6 +1,7 @@
 // Who computes the convolutions of an autoencoder.
 #pragma once
 
+#include <algorithm>
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
@@ -29,8 +30,18 @@ inline Convolutions convolutions_choice() {
 // A result of a layer or of its mirror image.
 enum class ConvolutionPass { kConvolve, kTranspose, kWeightGradient };
 
-// Whether the faster convolution is ours, where both can be.
-inline bool own_is_faster(Float, const ConvolutionShape&, ConvolutionPass) { return true; }
+// Whether the faster convolution is ours, where both can be: as an H200 said, with what the host
+// takes for a call and what a pass for skip and ReLU takes behind cuDNN's. That has kernels for its
+// newest instructions in bfloat16, and in TF32 for transposed convolutions alone; they pay where
+// there is much to do in many channels.
+inline bool own_is_faster(Float type, const ConvolutionShape& shape, ConvolutionPass pass) {
+  const int64_t pixels = shape.batch * shape.small_height() * shape.small_width();
+  const double products = static_cast<double>(pixels * shape.kernel * shape.kernel) *
+                          static_cast<double>(shape.channels * shape.small_channels);
+  const bool wide = std::min(shape.channels, shape.small_channels) >= 128 && shape.kernel > 1;
+  if (type == Float::kBFloat16) return !wide || products < 2.5e10;
+  return pass != ConvolutionPass::kTranspose || !wide || products < 7.5e9;
+}
 
 // Whether a convolution is ours, with TF32 allowed or not.
 inline bool is_own(Convolutions choice, Float type, bool tf32, const ConvolutionShape& shape,

@@ -154,15 +154,20 @@ class ChainCall {
     return as_saved(step.from, grad_x);
   }
 
-  // Writes the gradient of a step's weight.
+  // Gradients of weights, with padding, that are to be cropped all at once.
+  struct PaddedGradients {
+    std::vector<Tensor> tensors;
+    std::vector<PaddedWeight> own, of_library;
+  };
+  // Adds that of a step's weight; `grad_weight` is where it belongs.
   void weight_gradient(size_t i, const Tensor& grad, const Tensor& x, const Tensor& padded,
-                       const Tensor& grad_weight, CudaStream stream) const {
+                       const Tensor& grad_weight, PaddedGradients& all, CudaStream stream) const {
     const ChainStep& step = chain_.steps[i];
     if (!is_own_weight_gradient(i)) {
-      const Tensor found =
+      all.tensors.push_back(
           std::get<1>(convolution_backward(i, as_images(step.to, grad), as_images(step.from, x),
-                                           library_weight(padded, i), {false, true, false}));
-      crop_weights(weight_type_, type_, {padded_weight(grad_weight, i, found.data_ptr())}, stream);
+                                           library_weight(padded, i), {false, true, false})));
+      all.of_library.push_back(padded_weight(grad_weight, i, all.tensors.back().data_ptr()));
       return;
     }
     const ConvolutionShape shape = this->shape(i);
@@ -170,13 +175,17 @@ class ChainCall {
     const int64_t kernel = chain_.weights[i].kernel;
     const int64_t values = step.padded_rows * step.padded_columns * kernel * kernel;
     const int64_t size = tiling.parts * values;
-    const Tensor parts = torch::stable::new_empty(grad, {&size, 1}, ScalarType::Float);
+    all.tensors.push_back(torch::stable::new_empty(grad, {&size, 1}, ScalarType::Float));
+    const Tensor& parts = all.tensors.back();
     const Tensor &small = step.transposed ? x : grad, &large = step.transposed ? grad : x;
     cuda::weight_gradient(type_, shape, small.data_ptr(), large.data_ptr(), data<float>(parts),
                           tiling, stream);
-    PaddedWeight weight = padded_weight(grad_weight, i, parts.data_ptr());
-    weight.parts = tiling.parts;
-    crop_weights(weight_type_, Float::kFloat32, {weight}, stream);
+    all.own.push_back(padded_weight(grad_weight, i, parts.data_ptr()));
+    all.own.back().parts = tiling.parts;
+  }
+  void crop(const PaddedGradients& all, CudaStream stream) const {
+    crop_weights(weight_type_, Float::kFloat32, all.own, stream);
+    crop_weights(weight_type_, type_, all.of_library, stream);
   }
 
  private:
@@ -443,6 +452,7 @@ std::tuple<Tensor, std::vector<Tensor>> cae_chain_backward(Tensor grad, std::vec
   // Of each map: its gradient, and what that is by the layer to which the map was added.
   std::vector<Tensor> grads(chain.maps.size(), grad), skipped(chain.maps.size(), grad);
   std::vector<bool> is_skipped(chain.maps.size(), false);
+  ChainCall::PaddedGradients gradients;
   std::vector<Tensor> grad_weights;
   for (const Tensor& weight : weights) grad_weights.push_back(new_like(weight));
   const ChainMap& image = chain.maps[0];
@@ -456,7 +466,7 @@ std::tuple<Tensor, std::vector<Tensor>> cae_chain_backward(Tensor grad, std::vec
       skipped[step.added] = of_output;
       is_skipped[step.added] = true;
     }
-    call.weight_gradient(i, of_output, x, padded, grad_weights[i], stream);
+    call.weight_gradient(i, of_output, x, padded, grad_weights[i], gradients, stream);
     if (step.from > 0 || x_needs_grad) {
       // All maps but the image are results of ReLU.
       grads[step.from] = call.input_gradient(i, of_output, x, padded,
@@ -467,6 +477,7 @@ std::tuple<Tensor, std::vector<Tensor>> cae_chain_backward(Tensor grad, std::vec
     grads[step.to] = grad;
     skipped[step.from] = grad;
   }
+  call.crop(gradients, stream);
   Tensor grad_x = x_needs_grad ? new_like(grad) : new_tensor(grad, {0});
   if (x_needs_grad) call.change(grads[0], grad_x, image.padded, image.channels, false, stream);
   return {grad_x, grad_weights};

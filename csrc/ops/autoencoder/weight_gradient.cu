@@ -34,9 +34,9 @@ template <class S>
 constexpr TileSpeed tile_speed(double speed) {
   return {S::kRows, S::kColumns, S::kStages * stage_bytes<__nv_bfloat16, S>(), S::kBlocks, speed};
 }
-constexpr TileSpeed kTiles[] = {tile_speed<Tile256x128>(1.0),  tile_speed<Tile160x256>(1.0),
-                                tile_speed<Tile96x256>(0.9),   tile_speed<Tile64x256>(0.8),
-                                tile_speed<Tile128x128>(0.95), tile_speed<Tile64x64>(0.55)};
+constexpr TileSpeed kTiles[] = {tile_speed<Tile256x128>(0.88), tile_speed<Tile160x256>(0.88),
+                                tile_speed<Tile96x256>(0.8),   tile_speed<Tile64x256>(0.7),
+                                tile_speed<Tile128x128>(0.86), tile_speed<Tile64x64>(0.5)};
 constexpr int kTileCount = static_cast<int>(std::size(kTiles));
 template <class F>
 void with_gradient_tile(int tile, F f) {
@@ -254,7 +254,7 @@ Tiling weight_gradient_tiling(Float type, const ConvolutionShape& shape) {
   const int64_t columns = shape.kernel * shape.kernel * shape.channels;
   const int64_t pixels = shape.batch * shape.small_height() * shape.small_width();
   const int chunks = up(pixels, kDepthBytes / (type == Float::kFloat32 ? 4 : 2));
-  constexpr int kMostParts = 64;
+  constexpr int kMostParts = 128, kMostRounds = 6;
   const double part_time = kPerPart * static_cast<double>(columns * shape.small_channels);
   Tiling best;
   double best_time = std::numeric_limits<double>::infinity();
@@ -263,7 +263,10 @@ Tiling weight_gradient_tiling(Float type, const ConvolutionShape& shape) {
     if (tile.shared_bytes > static_cast<int64_t>(shared)) continue;
     const int64_t tiles =
         static_cast<int64_t>(up(shape.small_channels, tile.rows)) * up(columns, tile.columns);
-    for (int wanted = 1; wanted <= std::min(kMostParts, chunks); ++wanted) {
+    // As many parts as leave all multiprocessors about as much work, once or several times.
+    for (int rounds = 1; rounds <= kMostRounds; ++rounds) {
+      const int blocks = rounds * multiprocessors / static_cast<int>(tiles);
+      const int wanted = std::clamp(blocks, 1, std::min(kMostParts, chunks));
       const int of_part = up(chunks, wanted), parts = up(chunks, of_part);
       const double time =
           blocks_time(tile, tiles * parts, of_part, multiprocessors) + parts * part_time;

@@ -278,6 +278,7 @@ TEST_CASE("CUDA: tiles for large convolutions") {
   // Of few pixels there are few tiles, so several parts.
   ConvolutionShape low = wide;
   low.height = low.width = 8;
+  low.batch = 1;
   CHECK(convolution_tiling(Float::kFloat32, false, wide).parts == 1);
   CHECK(convolution_tiling(Float::kFloat32, false, low).parts > 1);
   ConvolutionShape narrow = wide;
@@ -311,6 +312,20 @@ TEST_CASE("CUDA: whose convolutions") {
   CHECK(!own(Convolutions::kAuto, Float::kFloat32, false, shape));
   CHECK(!own(Convolutions::kAuto, Float::kFloat64, true, shape));
   CHECK(!own(Convolutions::kAuto, Float::kBFloat16, true, huge));
+  // Where there is much to do, cuDNN's are faster: in bfloat16 all, in TF32 transposed ones.
+  const ConvolutionShape large = {.batch = 16,
+                                  .height = 64,
+                                  .width = 64,
+                                  .channels = 256,
+                                  .small_channels = 256,
+                                  .kernel = 5,
+                                  .stride = 1};
+  CHECK(!own(Convolutions::kAuto, Float::kBFloat16, true, large));
+  CHECK(own(Convolutions::kAuto, Float::kFloat32, true, large));
+  CHECK(!is_own(Convolutions::kAuto, Float::kFloat32, true, large, ConvolutionPass::kTranspose));
+  CHECK(
+      is_own(Convolutions::kAuto, Float::kFloat32, true, large, ConvolutionPass::kWeightGradient));
+  CHECK(own(Convolutions::kOwn, Float::kBFloat16, true, large));
   CHECK_THROWS_WITH(own(Convolutions::kOwn, Float::kFloat32, false, shape),
                     "ASNG_CUDA_CONVOLUTIONS is own, which is not for other precisions than TF32 "
                     "and bfloat16");
