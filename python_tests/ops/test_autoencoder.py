@@ -847,8 +847,13 @@ class TestTensorCores:
         outputs = []
         for way in ("own", "cudnn", "auto"):
             monkeypatch.setenv("ASNG_CUDA_CONVOLUTIONS", way)
-            outputs.append(run_chain(fused_chain, self._as(case, torch.float32), device)[0])
-            assert error(outputs[-1], expected[0]) < 3e-3
+            got = run_chain(fused_chain, self._as(case, torch.float32), device)
+            outputs.append(got[0])
+            # The grid stands in for cuDNN with what does not round; signs of ReLU do not turn.
+            exact = way == "cudnn" and device == "cpu"
+            assert error(got[0], expected[0]) < (1e-5 if exact else 3e-3)
+            for a, b in zip(got[1:], expected[1:], strict=True):
+                assert error(a, b) < (1e-4 if exact else 0.25)
         assert not torch.equal(outputs[0], outputs[1])
 
     def test_which_they_are_in_words(self, device: str, monkeypatch: pytest.MonkeyPatch) -> None:

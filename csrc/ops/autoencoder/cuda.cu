@@ -251,7 +251,9 @@ __global__ __launch_bounds__(kThreads) void turn_weights_kernel(const WeightTabl
     if (first_row + r >= weight.padded_rows ||
         first_column + in_row / taps >= weight.padded_columns)
       continue;
-    const int64_t to = static_cast<int64_t>(first_column * taps + in_row) * weight.padded_rows;
+    const int tap = in_row % taps, flip = weight.flipped ? taps - 1 - 2 * tap : 0;
+    const int64_t to =
+        static_cast<int64_t>(first_column * taps + in_row + flip) * weight.padded_rows;
     narrow(tile[r * pitch + in_row], table.rounds, padded[to + first_row + r]);
   }
 }

@@ -38,7 +38,7 @@ struct PaddedWeight {
   int64_t pitch;
   void* padded;
   int rows, columns, taps, padded_rows, padded_columns;
-  bool turned = false;
+  bool turned = false, flipped = false;  // flipped: taps in reverse order, if turned
   int parts = 1;  // of a gradient, one behind the other, whose sum is to be cropped
 };
 // The most taps that kernels take.

@@ -32,15 +32,17 @@ enum class ConvolutionPass { kConvolve, kTranspose, kWeightGradient };
 
 // Whether the faster convolution is ours, where both can be: as an H200 said, with what the host
 // takes for a call and what a pass for skip and ReLU takes behind cuDNN's. That has kernels for its
-// newest instructions in bfloat16, and in TF32 for transposed convolutions alone; they pay where
-// there is much to do in many channels.
+// newest instructions in bfloat16, and in TF32 for transposed convolutions alone, as which those
+// with a stride of 1 are computed, too; they pay where there is much to do in many channels.
 inline bool own_is_faster(Float type, const ConvolutionShape& shape, ConvolutionPass pass) {
   const int64_t pixels = shape.batch * shape.small_height() * shape.small_width();
   const double products = static_cast<double>(pixels * shape.kernel * shape.kernel) *
                           static_cast<double>(shape.channels * shape.small_channels);
   const bool wide = std::min(shape.channels, shape.small_channels) >= 128 && shape.kernel > 1;
   if (type == Float::kBFloat16) return !wide || products < 2.5e10;
-  return pass != ConvolutionPass::kTranspose || !wide || products < 7.5e9;
+  const bool transposed = pass == ConvolutionPass::kTranspose ||
+                          (pass == ConvolutionPass::kConvolve && shape.stride == 1);
+  return !transposed || !wide || products < 7.5e9;
 }
 
 // Whether a convolution is ours, with TF32 allowed or not.

@@ -85,20 +85,15 @@ class ChainCall {
   }
 
   // Whether a convolution is ours: a step's, the gradient of its input, or that of its weight.
-  bool is_own_step(size_t i) const {
-    return is_own(
-        i, chain_.steps[i].transposed ? ConvolutionPass::kTranspose : ConvolutionPass::kConvolve);
-  }
-  bool is_own_gradient(size_t i) const {
-    return is_own(
-        i, chain_.steps[i].transposed ? ConvolutionPass::kConvolve : ConvolutionPass::kTranspose);
-  }
+  bool is_own_step(size_t i) const { return is_own(i, pass_of(i, false)); }
+  bool is_own_gradient(size_t i) const { return is_own(i, pass_of(i, true)); }
   bool is_own_weight_gradient(size_t i) const {
     return is_own(i, ConvolutionPass::kWeightGradient);
   }
 
   // All weights with padding, in one array, in the order in which the steps read them, or the
-  // gradients of their inputs. Our transposed convolutions read turned ones.
+  // gradients of their inputs. Our transposed convolutions read turned ones, and convolutions of
+  // cuDNN that are computed as transposed ones turned and flipped ones.
   Tensor pad(const Tensor& like, const std::vector<Tensor>& weights, bool for_gradients,
              CudaStream stream) const {
     Tensor all = new_tensor(like, {chain_.padded_values});
@@ -107,8 +102,10 @@ class ChainCall {
     for (size_t i = 0; i < weights.size(); ++i) {
       const ChainStep& step = chain_.steps[i];
       padded.push_back(padded_weight(weights[i], i, data<char>(all) + step.offset * size));
-      padded.back().turned = for_gradients ? !step.transposed && is_own_gradient(i)
-                                           : step.transposed && is_own_step(i);
+      const ConvolutionPass pass = pass_of(i, for_gradients);
+      padded.back().flipped = is_mirrored(i, pass);
+      padded.back().turned =
+          padded.back().flipped || (is_own(i, pass) && pass == ConvolutionPass::kTranspose);
     }
     pad_weights(weight_type_, type_, padded, rounds_, stream);
     return all;
@@ -130,7 +127,9 @@ class ChainCall {
       convolve(i, x, padded, y, added, nullptr, step.relu, step.transposed, stream);
       return y;
     }
-    Tensor y = convolution(i, as_images(step.from, x), library_weight(padded, i));
+    Tensor y = is_mirrored(i, pass_of(i, false))
+                   ? mirrored(i, as_images(step.from, x), padded, step.to)
+                   : convolution(i, as_images(step.from, x), library_weight(padded, i));
     if (step.relu) finish(step.to, y, added, nullptr, true, stream);
     return as_saved(step.to, y);
   }
@@ -145,9 +144,12 @@ class ChainCall {
       convolve(i, grad, padded, grad_x, added, mask, false, !step.transposed, stream);
       return grad_x;
     }
+    const Tensor of_output = as_images(step.to, grad);
     const Tensor grad_x =
-        std::get<0>(convolution_backward(i, as_images(step.to, grad), as_images(step.from, x),
-                                         library_weight(padded, i), {true, false, false}));
+        is_mirrored(i, pass_of(i, true))
+            ? mirrored(i, of_output, padded, step.from)
+            : std::get<0>(convolution_backward(i, of_output, as_images(step.from, x),
+                                               library_weight(padded, i), {true, false, false}));
     if (added != nullptr || mask != nullptr) {
       finish(step.from, grad_x, added, mask, false, stream);
     }
@@ -189,6 +191,19 @@ class ChainCall {
   }
 
  private:
+  // What a step computes, or the gradient of its input.
+  ConvolutionPass pass_of(size_t i, bool is_gradient) const {
+    return chain_.steps[i].transposed == is_gradient ? ConvolutionPass::kConvolve
+                                                     : ConvolutionPass::kTranspose;
+  }
+
+  // Of cuDNN's convolutions in TF32 transposed ones are up to twice as fast, and with a stride of 1
+  // each is also a transposed one, of the weight turned and flipped.
+  bool is_mirrored(size_t i, ConvolutionPass pass) const {
+    return pass == ConvolutionPass::kConvolve && type_ == Float::kFloat32 && tf32_ &&
+           chain_.steps[i].stride == 1 && !is_own(i, pass);
+  }
+
   bool is_own(size_t i, ConvolutionPass pass) const {
     return cuda::is_own(choice_, type_, tf32_, shape(i), pass);
   }
@@ -284,6 +299,22 @@ class ChainCall {
     STABLE_TORCH_ERROR_CODE_CHECK(
         torch_call_dispatcher("aten::convolution", "", stack.data(), TORCH_ABI_VERSION));
     return dense(torch::stable::detail::to<Tensor>(stack[0]), chain_.maps[chain_.steps[i].to]);
+  }
+
+  // See is_mirrored().
+  Tensor mirrored(size_t i, const Tensor& x, const Tensor& all, int64_t to) const {
+    using torch::stable::detail::from;
+    const ChainStep& step = chain_.steps[i];
+    const int64_t kernel = chain_.weights[i].kernel;
+    const Tensor weight =
+        channels_last(all, step.offset, step.padded_columns, step.padded_rows, kernel, kernel);
+    const std::vector<int64_t> one = {1, 1}, zero = {0, 0}, padding = {kernel / 2, kernel / 2};
+    std::array<StableIValue, 9> stack = {from(x),    from(weight),  from(std::nullopt),
+                                         from(one),  from(padding), from(one),
+                                         from(true), from(zero),    from(int64_t{1})};
+    STABLE_TORCH_ERROR_CODE_CHECK(
+        torch_call_dispatcher("aten::convolution", "", stack.data(), TORCH_ABI_VERSION));
+    return dense(torch::stable::detail::to<Tensor>(stack[0]), chain_.maps[to]);
   }
 
   // Gradients of x and of the weight, as far as they are needed.

@@ -321,11 +321,14 @@ TEST_CASE("CUDA: whose convolutions") {
                                   .kernel = 5,
                                   .stride = 1};
   CHECK(!own(Convolutions::kAuto, Float::kBFloat16, true, large));
-  CHECK(own(Convolutions::kAuto, Float::kFloat32, true, large));
+  CHECK(!own(Convolutions::kAuto, Float::kFloat32, true, large));
   CHECK(!is_own(Convolutions::kAuto, Float::kFloat32, true, large, ConvolutionPass::kTranspose));
   CHECK(
       is_own(Convolutions::kAuto, Float::kFloat32, true, large, ConvolutionPass::kWeightGradient));
   CHECK(own(Convolutions::kOwn, Float::kBFloat16, true, large));
+  ConvolutionShape halves = large;
+  halves.stride = 2;
+  CHECK(own(Convolutions::kAuto, Float::kFloat32, true, halves));
   CHECK_THROWS_WITH(own(Convolutions::kOwn, Float::kFloat32, false, shape),
                     "ASNG_CUDA_CONVOLUTIONS is own, which is not for other precisions than TF32 "
                     "and bfloat16");

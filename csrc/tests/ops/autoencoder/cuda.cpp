@@ -153,7 +153,7 @@ void check_parts(int parts) {
 
 // Turned weights of several shapes, and rounded to TF32 if `rounds`.
 template <class T>
-void check_turned(bool rounds) {
+void check_turned(bool rounds, bool flipped = false) {
   struct Shape {
     int rows, columns, taps, padded_rows, padded_columns;
   };
@@ -169,12 +169,13 @@ void check_turned(bool rounds) {
                           Type<T>::from(kNan));
     pad_weights(Float::kFloat32, Type<T>::kName,
                 {{plain.data(), pitch, turned.data(), shape.rows, shape.columns, shape.taps,
-                  shape.padded_rows, shape.padded_columns, true}},
+                  shape.padded_rows, shape.padded_columns, true, flipped}},
                 rounds, nullptr);
     bool right = true;
     for (int64_t i = 0; i < static_cast<int64_t>(turned.size()); ++i) {
       const int64_t row = i % shape.padded_rows, rest = i / shape.padded_rows;
-      const int64_t tap = rest % shape.taps, column = rest / shape.taps;
+      const int64_t tap = flipped ? shape.taps - 1 - rest % shape.taps : rest % shape.taps;
+      const int64_t column = rest / shape.taps;
       double expected = 0;
       if (row < shape.rows && column < shape.columns) {
         float value = plain[row * pitch + column * shape.taps + tap];
@@ -287,6 +288,7 @@ TEST_CASE("CUDA: parts of gradients are added") {
 TEST_CASE("CUDA: weights are turned") {
   check_turned<float>(false);
   check_turned<float>(true);
+  check_turned<float>(true, true);
   check_turned<__nv_bfloat16>(false);
 }
 
