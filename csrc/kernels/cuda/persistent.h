@@ -179,12 +179,6 @@ __device__ void add_up_sums(const Handover& handover, int earlier, int items, do
     if (t == 0) wait_for(handover.arrivals + blockIdx.y, handover.blocks);
     __syncthreads();
   }
-  // First a few words of each block: asking for all of them again and again would be in the way of
-  // the blocks that are still at work.
-  for (int block = t; block < handover.blocks; block += kCellThreads) {
-    uint4 words[1];
-    receive([&](int) { return handover.of_block(block) + earlier * 2 * C; }, words);
-  }
   __syncthreads();
   for (int first = 0; first < items; first += kItems) {
     double sums[kItems][4] = {};
