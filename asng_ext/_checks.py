@@ -132,6 +132,6 @@ def check_one_process() -> None:
     processes = os.environ.get("WORLD_SIZE", "")
     if processes.isdigit() and int(processes) > 1:
         raise ValueError(
-            f"a run on several processes is not supported, and WORLD_SIZE is {processes}: start "
-            "one process, without torchrun, and for several runs give each its own folder"
+            f"this is for one process, and WORLD_SIZE is {processes}: start it without torchrun; a "
+            "search or a retraining in Python takes the ranks of asng_ext.distributed.joined"
         )

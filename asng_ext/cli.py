@@ -24,6 +24,7 @@ from asng_ext._checks import check_one_process, check_positive
 from asng_ext._signals import Interrupted, interrupted_by_signals
 from asng_ext._terminal import STDERR, say, tell
 from asng_ext._threads import spin_briefly
+from asng_ext.distributed import ALONE, Ranks, RanksDifferError, joined
 from asng_ext.runs.config import RetrainConfig, SearchConfig, load_toml
 from asng_ext.runs.folder import RunFolder
 from asng_ext.runs.report import report
@@ -64,13 +65,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         except SystemExit:
             tell("", end="")  # raises if what --help printed cannot be written
             raise
-        check_one_process()
         is_loop = args.run in (_demo, _search, _resume, _retrain)
-        with interrupted_by_signals() if is_loop else _without_hangup(), _plain_warnings():
+        if not is_loop:
+            check_one_process()
+        with (
+            interrupted_by_signals() if is_loop else _without_hangup(),
+            joined() if is_loop else contextlib.nullcontext(ALONE) as args.ranks,
+            _spoken_by_first(args.ranks),
+            _plain_warnings(),
+        ):
             args.run(args)
         return 0
     except _ERRORS as error:
-        say(STDERR, f"asng: error: {' '.join(str(error).split())}\n")
+        ranks = getattr(args, "ranks", ALONE)
+        if ranks.first or not (isinstance(error, RanksDifferError) or hasattr(error, "of_first")):
+            who = "" if ranks.first else f"rank {ranks.rank}: "
+            say(STDERR, f"asng: error: {who}{' '.join(str(error).split())}\n")
         return 2
     except (MemoryError, RuntimeError) as error:
         words = str(error).partition("\n")[0] or "out of memory"
@@ -80,12 +90,36 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(STDERR, f"asng: error: {words}; a smaller batch_size needs less\n")
         return 2
     except KeyboardInterrupt as error:
-        resume = getattr(args, "resume", arguments)
-        say(STDERR, f"\nasng: interrupted; to continue: {shlex.join(['asng', *resume])}\n")
+        ranks = getattr(args, "ranks", ALONE)
+        if ranks.first:
+            command = [*_program(ranks), *getattr(args, "resume", arguments)]
+            say(STDERR, f"\nasng: interrupted; to continue: {shlex.join(command)}\n")
         return 128 + (error.number if isinstance(error, Interrupted) else signal.SIGINT)
     finally:
         for stream in (sys.stdout, sys.stderr):
             _discard_unwritten(stream)
+
+
+@contextlib.contextmanager
+def _spoken_by_first(ranks: Ranks) -> Iterator[None]:
+    """What ranks say is said once, by the first."""
+    if ranks.first:
+        yield
+        return
+    with (
+        open(os.devnull, "w") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+        contextlib.redirect_stderr(nowhere),
+    ):
+        yield
+
+
+def _program(ranks: Ranks) -> list[str]:
+    """What starts the command line again, on as many ranks."""
+    if ranks.size == 1:
+        return ["asng"]
+    of_machine = os.environ.get("LOCAL_WORLD_SIZE", str(ranks.size))
+    return ["torchrun", "--nproc-per-node", of_machine, "-m", "asng_ext"]
 
 
 def _with_new_names(arguments: list[str]) -> list[str]:
@@ -441,7 +475,7 @@ def _create(args: argparse.Namespace, name: str, config: Mapping[str, Any]) -> E
     if importlib.util.find_spec("tensorboard") is None:
         say(STDERR, "no events/ for TensorBoard: tensorboard is not installed\n")
     path = args.out or _dated(name)
-    experiment = Experiment.create(path, config, another_name=args.out is None)
+    experiment = Experiment.create(path, config, another_name=args.out is None, ranks=args.ranks)
     args.resume = ["resume", str(experiment.run.path)]
     return experiment
 
@@ -463,9 +497,21 @@ def _search(args: argparse.Namespace) -> None:
         raise ValueError("--sweep-retrain is for a sweep, and needs --penalty-sweep")
     if args.resume_if_exists and not args.out:
         raise ValueError("--resume-if-exists needs --out, the folder of the run")
-    exists = args.resume_if_exists and (Path(args.out) / "config.toml").is_file()
-    if args.out and not args.penalty_sweep and not exists:
-        RunFolder.check_unused(args.out)  # before the data are measured
+    if args.penalty_sweep and args.ranks.size > 1:
+        raise ValueError(
+            f"--penalty-sweep is for one process, got {args.ranks.size} ranks; start a search for "
+            "each limit instead"
+        )
+
+    def check_folder() -> bool:
+        """Whether there is a run to continue."""
+        if args.resume_if_exists and (Path(args.out) / "config.toml").is_file():
+            return True
+        if args.out and not args.penalty_sweep:
+            RunFolder.check_unused(args.out)  # before the data are measured
+        return False
+
+    exists = args.ranks.from_first(check_folder)
     config = _config(tasks.get(args.task), args, args.preset, _from_file(args))
     if args.penalty_sweep:  # it continues what there is
         _sweep(args, config)
@@ -479,9 +525,10 @@ def _again(args: argparse.Namespace, config: Mapping[str, Any]) -> Experiment:
     """The run that is in the folder, with the settings given for the search."""
     from asng_ext.engine.experiment import Experiment
 
-    run = RunFolder.open(args.out)
+    run = RunFolder(args.out)
     args.resume = ["resume", str(run.path)]
-    return Experiment(run, {**config, "retrain": run.read_config().get("retrain", {})})
+    before = args.ranks.from_first(run.read_config)
+    return Experiment(run, {**config, "retrain": before.get("retrain", {})}, ranks=args.ranks)
 
 
 def _sweep(args: argparse.Namespace, config: Mapping[str, Any]) -> None:
@@ -539,6 +586,7 @@ def _open(args: argparse.Namespace) -> Experiment:
         loops={name: given[name] for name in ("search", "retrain") if name in given},
         task=given.get("task"),
         device=getattr(args, "device", None),
+        ranks=args.ranks,
     )
 
 
@@ -559,7 +607,7 @@ def _begin_with_architecture(args: argparse.Namespace) -> Experiment:
     config = _config(kind, args, None, from_file)
     own = _table(from_file, task)
     config[task] |= {k: v for k, v in kind.settings_for(architecture).items() if k not in own}
-    experiment = Experiment.create(args.folder, config, architecture=architecture)
+    experiment = Experiment.create(args.folder, config, architecture=architecture, ranks=args.ranks)
     args.resume = ["retrain", str(experiment.run.path)]
     return experiment
 
@@ -665,6 +713,8 @@ def _tell_tested(tested: Mapping[str, float]) -> None:
 
 
 def _report(experiment: Experiment, tested: Mapping[str, float]) -> None:
+    if not experiment.ranks.first:
+        return
     _tell_tested(tested)
     tell(f"run folder: {experiment.run.path}")
     for path in sorted(experiment.run.path.iterdir()):

@@ -17,7 +17,8 @@ import asng_ext
 from asng_ext import tasks
 
 PACKAGE = Path(asng_ext.__file__).parent
-SOURCES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"]
+ENTRIES = {PACKAGE / "__init__.py", PACKAGE / "__main__.py"}
+SOURCES = [path for path in sorted(PACKAGE.rglob("*.py")) if path not in ENTRIES]
 MOST_FLOORS = 7
 
 

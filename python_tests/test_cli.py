@@ -405,7 +405,9 @@ def test_several_processes_are_refused_before_anything_is_written(
     monkeypatch.setenv("WORLD_SIZE", "2")
     folder = tmp_path / "run"
     assert asng("search", "classification", *small.OPTIONS, "--out", folder) == 2
-    assert "several processes is not supported" in capsys.readouterr().err
+    assert "RANK, MASTER_ADDR, MASTER_PORT must be set" in capsys.readouterr().err
+    assert asng("show", folder) == 2
+    assert "for one process, and WORLD_SIZE is 2" in capsys.readouterr().err
     with pytest.raises(ValueError, match="WORLD_SIZE is 2"):
         Experiment.create(folder, {"task": "classification"})
     assert not folder.exists()

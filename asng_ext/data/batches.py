@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 from itertools import count
 from typing import NamedTuple, cast
 
@@ -98,14 +99,15 @@ class BatchStream:
         # Where they are parts of others, as an operator takes them.
         self._images = image_set.images.contiguous()
         self._labels = image_set.labels.contiguous()
-        self._prepare = Augmenter(
+        self._augmenter = partial(
+            Augmenter,
             augmentation or NO_AUGMENTATION,
-            (self.batch_size, channels, height, width),
-            image_set.images.dtype,
-            image_set.device,
+            dtype=image_set.images.dtype,
+            device=image_set.device,
             mean=mean.to(image_set.device),
             std=std.to(image_set.device),
         )
+        self._prepare = self._augmenter(shape=(self.batch_size, channels, height, width))
 
     def __len__(self) -> int:
         """Batches per epoch."""
@@ -130,7 +132,8 @@ class BatchStream:
         return self._plans(epoch, start)
 
     def make(self, plan: BatchPlan, dtype: torch.dtype = torch.float32) -> Batch:
-        """The batch of a plan, with images in float32 or rounded to bfloat16."""
+        """The batch of a plan, or of some rows of one, with images in float32 or rounded to
+        bfloat16."""
         images, labels = self._images, self._labels
         if _libraries.has_cuda_kernels(images.device):
             return ops.batch.batch(
@@ -143,6 +146,8 @@ class BatchStream:
             )
         x = self.image_set.select(plan.indices).permute(0, 3, 1, 2)
         y = labels.index_select(0, plan.indices)
+        if self._prepare.shape != tuple(x.shape):  # a part of a batch
+            self._prepare = self._augmenter(shape=tuple(x.shape))
         return self._prepare(x, plan.draws).to(dtype), y
 
     def steps(self, start: int = 0) -> Iterator[Batch]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
+import os
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -20,6 +21,7 @@ from asng_ext._random import DrawsFrom
 from asng_ext._terminal import STDERR, say
 from asng_ext._threads import cpu_threads
 from asng_ext.costs import CostTable
+from asng_ext.distributed import ALONE, Ranks
 from asng_ext.engine.retrain import retrain
 from asng_ext.engine.search import search
 from asng_ext.nn import Latencies
@@ -51,19 +53,30 @@ class Experiment:
         config: All settings: "task", "seed", "device", and the sections "search", "retrain" and
             that of the task.
         stream: Where progress is shown; None for nowhere.
+        ranks: The processes that run it together, see :mod:`asng_ext.distributed`: all make and
+            call the same. Rank 0 alone reads and writes the folder, and shows progress.
 
     Raises:
         ValueError, TypeError: If a setting is unknown, of the wrong type or out of its limits, or
-            this is one of several processes that torchrun has started.
+            this is one of several processes that torchrun has started, and there are no ``ranks``.
+        RanksDifferError: If the settings are not the same on all ranks.
         FileNotFoundError: If the data are not where the settings say.
     """
 
     def __init__(
-        self, run: RunFolder, config: Mapping[str, Any], stream: TextIO | None = STDERR
+        self,
+        run: RunFolder,
+        config: Mapping[str, Any],
+        stream: TextIO | None = STDERR,
+        *,
+        ranks: Ranks = ALONE,
     ) -> None:
-        check_one_process()
+        if ranks.size == 1:
+            check_one_process()
         self.run = run
-        self.stream = stream
+        self.ranks = ranks
+        self.stream = stream if ranks.first else None
+        ranks.check_same(_flat({**config, "version": __version__}))
         self.config, sections = _checked(config)
         self.search_config: SearchConfig = sections["search"]
         self.retrain_config: RetrainConfig = sections["retrain"]
@@ -75,7 +88,8 @@ class Experiment:
             )
         kind = tasks.get(self.config["task"])
         kind.check(self.search_config)
-        self.device = _device(self.config["device"])
+        self._check_ranks()
+        self.device = _device(self.config["device"], ranks)
         self.task: Task = kind.make(
             sections[kind.name],
             search_batch_size=self.search_config.batch_size,
@@ -85,6 +99,16 @@ class Experiment:
         )
         check_members(f"task {kind.name!r}", self.task, Task)
         self._penalty: Penalty | None = None
+
+    def _check_ranks(self) -> None:
+        """Every rank must have something to do in both loops: found out before they begin."""
+        config, size = self.search_config, self.ranks.size
+        for what, most in (
+            ("population_size times batch_size", config.population_size * config.batch_size),
+            ("the batch_size of retraining", self.retrain_config.batch_size),
+        ):
+            if size > most:
+                raise ValueError(f"{what} must be at least {size}, one for each rank, got {most}")
 
     @classmethod
     def create(
@@ -96,6 +120,7 @@ class Experiment:
         another_name: bool = False,
         architecture: Mapping[str, Any] | None = None,
         latencies: Latencies | None = None,
+        ranks: Ranks = ALONE,
     ) -> Experiment:
         """An experiment in a new folder; nothing is written if a setting or the data are wrong.
 
@@ -108,27 +133,33 @@ class Experiment:
             ValueError: If the architecture is not one of the task's space.
         """
         if not another_name:
-            RunFolder.check_unused(path)  # data may take long to read
-        experiment = cls(RunFolder(path), config, stream)
+            ranks.from_first(lambda: RunFolder.check_unused(path))  # data may take long to read
+        experiment = cls(RunFolder(path), config, stream, ranks=ranks)
         start: dict[str, Any] = {}
         latencies = latencies or Latencies(experiment.device)
         if architecture is not None:
             experiment.task.space.encode(architecture)
         else:
-            start = experiment._read_start()
+            start = ranks.from_first(experiment._read_start)
             experiment.optimizer(start)  # which settings suit the space is found out first
             experiment._penalty = experiment._make_penalty(latencies)
-        experiment.run = run = RunFolder.create(path, experiment.config, another_name=another_name)
-        with run.lock():
-            if latencies.measured:
-                run.write_json(_LATENCIES, latencies.content())
-            if start:
-                run.write_json(_START, start)
-        if architecture is not None:
+
+        def write() -> Path:
+            experiment.run = run = RunFolder.create(
+                path, experiment.config, another_name=another_name
+            )
             with run.lock():
-                experiment._write_architecture(architecture, {_GIVEN: True})
-                if drawing(stream) is not None:
-                    experiment._draw_architecture()
+                if latencies.measured:
+                    run.write_json(_LATENCIES, latencies.content())
+                if start:
+                    run.write_json(_START, start)
+                if architecture is not None:
+                    experiment._write_architecture(architecture, {_GIVEN: True})
+                    if drawing(stream) is not None:
+                        experiment._draw_architecture()
+            return run.path
+
+        experiment.run = RunFolder(ranks.from_first(write))
         return experiment
 
     @classmethod
@@ -140,6 +171,7 @@ class Experiment:
         task: Mapping[str, Any] | None = None,
         device: str | None = None,
         stream: TextIO | None = STDERR,
+        ranks: Ranks = ALONE,
     ) -> Experiment:
         """The experiment of an existing run folder.
 
@@ -149,16 +181,16 @@ class Experiment:
             task: Settings that replace those of the task.
             device: Where to compute, if not where the run did.
             stream: Where progress is shown; None for nowhere.
+            ranks: The processes that run it together.
         """
-        run = RunFolder.open(path)
-        config = run.read_config()
+        config = ranks.from_first(lambda: RunFolder.open(path).read_config())
         given = {**(loops or {}), **({str(config.get("task")): task} if task else {})}
         for section, values in given.items():
             if isinstance(before := config.get(section, {}), Mapping):
                 config[section] = {**before, **values}
         if device is not None:
             config["device"] = device
-        return cls(run, config, stream)
+        return cls(RunFolder(path), config, stream, ranks=ranks)
 
     def search(self, resume_from: Path | str | None = None) -> dict[str, Any]:
         """Searches, or continues to; returns the architecture by names.
@@ -172,14 +204,8 @@ class Experiment:
         Raises:
             ValueError: If the run was begun with an architecture.
         """
-        if self.run.file(_ARCHITECTURE).exists() and self._is_given():
-            raise ValueError(
-                f"{self.run.path} was begun with an architecture and searches none; continue it "
-                f"with `asng retrain {self.run.path}`"
-            )
-        kept = self.run.file(_START).exists()
-        optimizer = self.optimizer(self.run.read_json(_START) if kept else self._read_start())
-        with self.run.lock(), self._settings_kept():
+        optimizer = self.optimizer(self.ranks.from_first(self._kept_start))
+        with self.ranks.held_by_first(self.run.lock), self._settings_kept():
             penalty = self.penalty()
             result = search(
                 self.task,
@@ -190,7 +216,10 @@ class Experiment:
                 stream=self.stream,
                 penalty=penalty,
                 resume_from=Path(resume_from) if resume_from is not None else None,
+                ranks=self.ranks,
             )
+            if not self.ranks.first:
+                return result.architecture
             # A user's optimizer may have no distribution that could be shown.
             known = isinstance(optimizer, optimizers.Optimizer)
             theta: Any = optimizer.theta.categorical if known else ()  # type: ignore[attr-defined]
@@ -206,16 +235,25 @@ class Experiment:
             self._write_events("search", len(result.rows))
         return result.architecture
 
+    def _kept_start(self) -> dict[str, Any]:
+        """Where the search starts: what init.json holds, or the setting init names."""
+        if self.run.file(_ARCHITECTURE).exists() and self._is_given():
+            raise ValueError(
+                f"{self.run.path} was begun with an architecture and searches none; continue it "
+                f"with `asng retrain {self.run.path}`"
+            )
+        return self.run.read_json(_START) if self.run.file(_START).exists() else self._read_start()
+
     def penalty(self) -> Penalty | None:
         """The limits of the settings with the costs of the task; None without limits.
 
         Latencies are those in latency.json; what is missing there is measured, and written.
         """
         if self._penalty is None and self.search_config.penalty:
-            latencies = self.latencies()
+            latencies = self.ranks.from_first(self.latencies)
             known = len(latencies.measured)
             self._penalty = self._make_penalty(latencies)
-            if len(latencies.measured) > known:
+            if len(latencies.measured) > known and self.ranks.first:
                 self.run.write_json(_LATENCIES, latencies.content())
         return self._penalty
 
@@ -235,14 +273,22 @@ class Experiment:
         limits = self.search_config.limits()
         if not limits:
             return None
-        costs = {}
+        if self.ranks.size > 1:  # all go by what rank 0 has measured
+            latencies.measured.update(
+                self.ranks.from_first(lambda: (self._costs(latencies), latencies.measured)[1])
+            )
+        return Penalty(self._costs(latencies), limits)
+
+    def _costs(self, latencies: Latencies) -> dict[str, Any]:
+        """What is limited, by name."""
+        limits, costs = self.search_config.limits(), {}
         for name, limit in limits.items():
             try:
                 with cpu_threads(self.search_config.threads):
                     costs[name] = self.task.cost(name, latencies)
             except ValueError as error:
                 raise ValueError(f"penalty {name}={limit:g}: {error}") from error
-        return Penalty(costs, limits)
+        return costs
 
     def _costs_of(
         self, values: Mapping[str, Any], penalty: Penalty, optimizer: Optimizer
@@ -384,6 +430,9 @@ class Experiment:
     @contextlib.contextmanager
     def _settings_kept(self) -> Iterator[None]:
         """What is done in this context is done with the settings that config.toml says."""
+        if not self.ranks.first:
+            yield
+            return
         before = self.run.read_config() if self.run.file("config.toml").exists() else None
         # Written first, so that what is interrupted continues with the settings it began with.
         if before is not None and _checked(before)[0] != self.config:
@@ -404,8 +453,8 @@ class Experiment:
         Args:
             resume_from: A checkpoint of this training to continue from, instead of the newest one.
         """
-        with self.run.lock():
-            content, values = self._found()
+        with self.ranks.held_by_first(self.run.lock):
+            content, values = self.ranks.from_first(self._found)
             with self._settings_kept():
                 network, tested = retrain(
                     self.task,
@@ -415,7 +464,10 @@ class Experiment:
                     run=self.run,
                     stream=self.stream,
                     resume_from=Path(resume_from) if resume_from is not None else None,
+                    ranks=self.ranks,
                 )
+            if not self.ranks.first:
+                return tested
             # The settings of the network may have changed since the search.
             self.run.write_json(
                 _ARCHITECTURE, {**content, "network": dict(self.task.summary(values))}
@@ -570,7 +622,8 @@ def _checked(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]
     return checked, sections
 
 
-def _device(name: Any) -> torch.device:
+def _device(name: Any, ranks: Ranks = ALONE) -> torch.device:
+    """The device of that name; where there are ranks, each has a GPU of its own."""
     device = None
     with contextlib.suppress(RuntimeError, TypeError):
         device = torch.device(name)
@@ -578,6 +631,15 @@ def _device(name: Any) -> torch.device:
         raise ValueError(f'device must be "cpu" or "cuda", got {name!r}')
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {name!r} asks for a GPU, but this PyTorch finds none")
+    if device.type == "cuda" and ranks.size > 1:
+        local, gpus = int(os.environ.get("LOCAL_RANK", -1)), torch.cuda.device_count()
+        if ":" in str(name) or not 0 <= local < gpus:
+            raise ValueError(
+                f'device must be "cuda" on several ranks, and LOCAL_RANK the number of one of the '
+                f"{gpus} GPUs, got {name!r} and {local} on rank {ranks.rank}"
+            )
+        device = torch.device("cuda", local)
+        torch.cuda.set_device(device)
     return device
 
 

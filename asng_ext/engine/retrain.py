@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -13,17 +12,26 @@ from torch import nn
 
 from asng_ext import __version__
 from asng_ext._random import DrawsFrom, ModuleGenerators, drawn, draws_of
-from asng_ext._signals import Stop, asked_to_stop
+from asng_ext._signals import Stop
 from asng_ext._terminal import STDERR, Progress, say
 from asng_ext._threads import cpu_threads
+from asng_ext.distributed import ALONE, Ranks
+from asng_ext.engine.ranks import draws_of_rank, run_of_first
 from asng_ext.runs.checkpoints import Epochs, Part
 from asng_ext.runs.config import RetrainConfig, affecting_results
 from asng_ext.runs.folder import RunFolder
 from asng_ext.tasks.protocol import RetrainTask, check_members, shown_metrics
-from asng_ext.training.divergence import Halvings, raise_if_diverged, with_retries
+from asng_ext.training.batch_norm import synced_batch_norm
+from asng_ext.training.divergence import (
+    Halvings,
+    raise_if_diverged,
+    version_of,
+    with_retries,
+)
 from asng_ext.training.metrics import Means
 from asng_ext.training.precision import autocast
 from asng_ext.training.schedules import cosine, multi_step_decay
+from asng_ext.training.spread import Spread
 from asng_ext.training.weight_optimizers import (
     make_weight_optimizer,
     restore_weight_optimizer,
@@ -42,6 +50,7 @@ def retrain(
     run: RunFolder | None = None,
     stream: TextIO | None = STDERR,
     resume_from: Path | None = None,
+    ranks: Ranks = ALONE,
 ) -> tuple[nn.Module, dict[str, float]]:
     """Trains the network of an architecture and tests it.
 
@@ -57,6 +66,8 @@ def retrain(
             bit for bit and from a step within an epoch, too.
         stream: Where progress is shown; None for nowhere.
         resume_from: A checkpoint of this training to continue from, instead of the newest one.
+        ranks: The processes that train together, all of which call this with the same arguments.
+            They divide the batches. Rank 0 alone reads and writes ``run`` and shows progress.
 
     Returns:
         The network and its test metrics.
@@ -70,21 +81,24 @@ def retrain(
             architecture, or damaged, and the one before, too.
         BlockingIOError: If another process uses ``run``.
         Interrupted: If a signal has ended it; it is a KeyboardInterrupt.
+        RanksDifferError: If what must be the same on all ranks is not.
+        ConnectionError: If another rank is gone.
 
     Warns:
         UserWarning: As :class:`asng_ext.runs.checkpoints.Epochs` does.
     """
     check_members("task", task, RetrainTask)
-    locked = run.lock() if run else contextlib.nullcontext()
-    stopping = asked_to_stop() if run else contextlib.nullcontext(Stop())
+    stream = stream if ranks.first else None
+    saves = ranks.from_first(lambda: run is not None)
+    with run_of_first(run, ranks) as (own, stop), cpu_threads(config.threads):
 
-    def loop(halvings: Halvings, source: Path | None) -> tuple[nn.Module, dict[str, float]]:
-        return _retrain(task, values, config, seed, run, stream, stop, source, halvings)
+        def loop(halvings: Halvings, source: Path | None) -> tuple[nn.Module, dict[str, float]]:
+            return _retrain(task, values, config, seed, own, stream, stop, source, ranks, halvings)
 
-    with locked, stopping as stop, cpu_threads(config.threads):
-        if run is None or config.on_divergence == "stop":
+        if not saves or config.on_divergence == "stop":
             return loop(Halvings(), resume_from)
-        return with_retries(loop, run.file("retrain.pt"), resume_from, partial(say, stream))
+        version = partial(ranks.from_first, partial(version_of, own, "retrain.pt"))
+        return with_retries(loop, version, resume_from, partial(say, stream))
 
 
 def _retrain(
@@ -96,12 +110,16 @@ def _retrain(
     stream: TextIO | None,
     stop: Stop,
     resume_from: Path | None,
+    ranks: Ranks,
     halvings: Halvings,
 ) -> tuple[nn.Module, dict[str, float]]:
     with DrawsFrom(seed, "network"):
         network = task.network(values)
+    if config.sync_batch_norm and ranks.size > 1:
+        synced_batch_norm(network, ranks)
     device = next(network.parameters()).device
     weight_optimizer = make_weight_optimizer(network, config)
+    spread = Spread(ranks, network, weight_optimizer, 1, task.part_of_batch)
     epochs = Epochs(
         run,
         "retrain",
@@ -115,11 +133,13 @@ def _retrain(
         },
         device,
         same={"architecture": dict(values)},
+        assumed={"sync_batch_norm": False},  # what earlier versions had
         minutes=config.checkpoint_minutes,
         keep=config.keep,
         check_every=config.check_every,
         stop=stop,
         resume_from=resume_from,
+        ranks=ranks,
     )
     # Compiled after the weights are in place; state dicts are those of the plain network.
     runner = cast(nn.Module, torch.compile(network)) if config.compile else network
@@ -151,10 +171,13 @@ def _retrain(
             rate = schedule(highest, epoch * steps + step, total)
             set_learning_rate(weight_optimizer, rate)
             weight_optimizer.zero_grad()
-            with draws:
+            spread.begin()
+            with draws_of_rank(draws, ranks, seed, f"retrain epoch {epoch} step {step}", device):
+                part, _ = spread.own(batch)
                 with autocast(config.precision, device):
-                    loss, further = task.training_loss(runner, batch)
-                loss.backward()  # type: ignore[no-untyped-call]
+                    loss, further = task.training_loss(runner, part)
+                loss.backward(spread.share_of_each(loss))  # type: ignore[no-untyped-call]
+            loss, further = spread.together(loss, further, trained=True)
             nn.utils.clip_grad_norm_(network.parameters(), config.gradient_clip)
             weight_optimizer.step()
             means.add({"loss": loss, **further}, "train_")

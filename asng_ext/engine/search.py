@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from asng_ext._random import DrawsFrom, ModuleGenerators, drawn, draws_of
-from asng_ext._signals import Stop, asked_to_stop
+from asng_ext._signals import Stop
 from asng_ext._terminal import STDERR, Progress, say
 from asng_ext._threads import cpu_threads
+from asng_ext.distributed import ALONE, Ranks
+from asng_ext.engine.ranks import draws_of_rank, run_of_first
 from asng_ext.optimizers import Penalty
 from asng_ext.runs.checkpoints import Epochs, Part
 from asng_ext.runs.config import SearchConfig, affecting_results
@@ -32,9 +34,15 @@ from asng_ext.tasks.protocol import (
 from asng_ext.training.active_sgd import ActiveSGD
 from asng_ext.training.batch_norm import frozen_batch_norm
 from asng_ext.training.cuda_graphs import CudaGraphs, GraphBackend, Replayed
-from asng_ext.training.divergence import Halvings, raise_if_diverged, with_retries
+from asng_ext.training.divergence import (
+    Halvings,
+    raise_if_diverged,
+    version_of,
+    with_retries,
+)
 from asng_ext.training.metrics import Means
 from asng_ext.training.schedules import cosine
+from asng_ext.training.spread import Spread
 from asng_ext.training.weight_optimizers import (
     CapturableSGD,
     make_weight_optimizer,
@@ -71,6 +79,7 @@ def search(
     graphs: GraphBackend | None = None,
     penalty: Penalty | None = None,
     resume_from: Path | None = None,
+    ranks: Ranks = ALONE,
 ) -> SearchResult:
     """Searches an architecture while training the weights of the supernet.
 
@@ -105,6 +114,9 @@ def search(
             addition, the mean costs of the samples that move the distribution, "theta_" and the
             name, and how many are within all limits, "theta_within_limits".
         resume_from: A checkpoint of this search to continue from, instead of the newest one.
+        ranks: The processes that search together, all of which call this with the same arguments.
+            They divide the samples, and where these are fewer, the batch. Rank 0 alone reads and
+            writes ``run`` and shows progress.
 
     Raises:
         DivergedError: If the training loss, a weight or a gradient becomes NaN or infinite. The
@@ -117,6 +129,8 @@ def search(
             another optimizer, or damaged.
         BlockingIOError: If another process uses ``run``.
         Interrupted: If a signal has ended it; it is a KeyboardInterrupt.
+        RanksDifferError: If what must be the same on all ranks is not.
+        ConnectionError: If another rank is gone.
 
     Warns:
         UserWarning: If the checkpoint was computed with another number of threads, instruction set,
@@ -126,23 +140,35 @@ def search(
     check_members("optimizer", optimizer, Optimizer)
     if config.penalty and penalty is None:
         raise ValueError(f"penalty must be given, with the limits {config.penalty}")
-    locked = run.lock() if run else contextlib.nullcontext()
-    stopping = asked_to_stop() if run else contextlib.nullcontext(Stop())
+    stream = stream if ranks.first else None
+    saves = ranks.from_first(lambda: run is not None)
+    with run_of_first(run, ranks) as (own, stop), cpu_threads(config.threads):
 
-    def loop(halvings: Halvings, source: Path | None) -> SearchResult:
-        return _search(
-            task, optimizer, config, seed, run, stream, graphs, penalty, stop, source, halvings
-        )
+        def loop(halvings: Halvings, source: Path | None) -> SearchResult:
+            return _search(
+                task,
+                optimizer,
+                config,
+                seed,
+                own,
+                stream,
+                graphs,
+                penalty,
+                stop,
+                source,
+                ranks,
+                halvings,
+            )
 
-    def begin_anew(why: str) -> None:
-        say(stream, why)
-        optimizer.load_state_dict(begun)
+        def begin_anew(why: str) -> None:
+            say(stream, why)
+            optimizer.load_state_dict(begun)
 
-    with locked, stopping as stop, cpu_threads(config.threads):
-        if run is None or config.on_divergence == "stop":
+        if not saves or config.on_divergence == "stop":
             return loop(Halvings(), resume_from)
         begun = copy.deepcopy(optimizer.state_dict())
-        return with_retries(loop, run.file("search.pt"), resume_from, begin_anew)
+        version = partial(ranks.from_first, partial(version_of, own, "search.pt"))
+        return with_retries(loop, version, resume_from, begin_anew)
 
 
 def _search(
@@ -156,6 +182,7 @@ def _search(
     penalty: Penalty | None,
     stop: Stop,
     resume_from: Path | None,
+    ranks: Ranks,
     halvings: Halvings,
 ) -> SearchResult:
     with DrawsFrom(seed, "supernet"):
@@ -168,6 +195,8 @@ def _search(
     # Also where graphs are off: the numbers are to be the same.
     sgd = make_weight_optimizer(supernet, config, capturable=graphs is not None and blocker is None)
     blocker = blocker or _capture_blocker("SGD", sgd, isinstance(sgd, CapturableSGD))
+    spread = Spread(ranks, supernet, sgd, optimizer.population_size, task.part_of_batch)
+    blocker = blocker or spread.capture_blocker(device)
     epochs = Epochs(
         run,
         "search",
@@ -197,6 +226,8 @@ def _search(
         check_every=config.check_every,
         stop=stop,
         resume_from=resume_from,
+        ranks=ranks,
+        replicated=partial(_replicated, optimizer),
     )
     steps = task.search_steps
     # To show what was measured, the host synchronizes with the device.
@@ -210,7 +241,9 @@ def _search(
     }
     if task.kernels:
         progress.note(task.kernels)
-    iteration: Callable[[Any], None] = _Iteration(task, supernet, sgd, optimizer, means, penalty)
+    iteration: Callable[[Any], None] = _Iteration(
+        task, supernet, sgd, optimizer, means, spread, penalty
+    )
     if graphs is not None and config.graphs:
         if blocker is None:
             iteration = Replayed(iteration, graphs, lambda why: progress.note(_NO_GRAPHS + why))
@@ -230,7 +263,7 @@ def _search(
         for step, pair in enumerate(pairs, epochs.steps_done):
             rate = cosine(highest, epoch * steps + step, total)
             set_learning_rate(sgd, rate)
-            with draws:
+            with draws_of_rank(draws, ranks, seed, f"search epoch {epoch} step {step}", device):
                 iteration(pair)
             epochs.stepped(steps, check)
             if progress.due():
@@ -264,6 +297,12 @@ def _check(
 ) -> None:
     row = {**means.read(), "convergence": optimizer.convergence}
     raise_if_diverged(epoch, first, last, row, supernet)
+
+
+def _replicated(optimizer: Optimizer) -> Any:
+    """What decides the samples that come next."""
+    theta = getattr(optimizer, "theta", None)  # a user's optimizer may call it otherwise
+    return optimizer.state_dict() if theta is None else (theta, optimizer.delta)
 
 
 _ADDED = ("init", "init_probability", "fixed", "penalty")
@@ -327,8 +366,8 @@ class _Iteration:
     sgd: torch.optim.Optimizer
     optimizer: Optimizer
     means: Means
+    spread: Spread
     penalty: Penalty | None = None
-    _shares: Tensor | None = None
 
     def __call__(self, batches: tuple[Batch, Batch]) -> None:
         for_weights, for_theta = batches
@@ -339,22 +378,19 @@ class _Iteration:
         self.supernet.train()
         samples = self.optimizer.ask()
         self.sgd.zero_grad(set_to_none=False)
-        losses, metrics = self.task.losses(self.supernet, batch, samples)
-        losses.backward(self._share_of_each(losses))  # type: ignore[no-untyped-call]  # eq. (9)
+        self.spread.begin()
+        losses, metrics = self.task.losses(self.supernet, *self.spread.own(batch, samples))
+        shares = self.spread.share_of_each(losses)
+        losses.backward(shares)  # type: ignore[no-untyped-call]  # eq. (9)
+        losses, metrics = self.spread.together(losses, metrics, trained=True)
         self.sgd.step()
         self.means.add({"loss": losses, **metrics}, "train_")
-
-    def _share_of_each(self, losses: Tensor) -> Tensor:
-        """The gradient of the mean of the losses."""
-        shares = self._shares
-        if shares is None or (shares.shape, shares.dtype) != (losses.shape, losses.dtype):
-            self._shares = shares = torch.ones_like(losses) / losses.numel()
-        return shares
 
     def _move_distribution(self, batch: Batch) -> None:
         samples = self.optimizer.ask()
         with torch.no_grad(), frozen_batch_norm(self.supernet):
-            losses, metrics = self.task.losses(self.supernet, batch, samples)
+            losses, metrics = self.task.losses(self.supernet, *self.spread.own(batch, samples))
+            losses, metrics = self.spread.together(losses, metrics, trained=False)
         ranked, costs = self.penalty.ranked(samples, losses) if self.penalty else (losses, {})
         self.optimizer.tell(samples, ranked)  # eq. (12) and what follows
         # A step without a finite loss moves nothing.

@@ -7,6 +7,7 @@ import json
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,11 +16,16 @@ import torch
 from asng_ext import ops
 from asng_ext._checks import check_integer
 from asng_ext._signals import Stop
+from asng_ext.distributed import ALONE, Ranks, RanksDifferError, fingerprint
 from asng_ext.ops import _libraries
 from asng_ext.runs.folder import RunFolder
 from asng_ext.runs.metrics import Distributions, Events, MetricsTable
 
 __all__ = ["CheckpointMismatchError", "Epochs", "Part", "fitting"]
+
+
+_STEPS_UNCHECKED = 100
+"""After so many steps of an epoch ranks compare all parts."""
 
 
 class CheckpointMismatchError(ValueError):
@@ -67,6 +73,9 @@ class Epochs:
             one of an epoch and before each checkpoint.
         stop: Says when to write the last one.
         resume_from: The checkpoint to continue from instead of the newest one in the folder.
+        ranks: Who runs the loop. Rank 0 alone has a ``run``, and reads the checkpoint for all.
+        replicated: Gives what must be the same on all ranks after each step; the parts must be
+            after some.
 
     Attributes:
         rows: The metrics of each epoch.
@@ -77,6 +86,7 @@ class Epochs:
     Raises:
         CheckpointMismatchError: If the checkpoint is of another identity or does not fit the parts,
             or is damaged, and those before, too.
+        RanksDifferError: If the identity is not the same on all ranks, or the parts.
 
     Warns:
         UserWarning: If the loop has more epochs now, or if the checkpoint was computed with another
@@ -99,6 +109,8 @@ class Epochs:
         check_every: int = 100,
         stop: Stop | None = None,
         resume_from: Path | None = None,
+        ranks: Ranks = ALONE,
+        replicated: Callable[[], Any] | None = None,
     ) -> None:
         # A checkpoint of other than plain values could not be read again.
         self.identity: dict[str, Any] = json.loads(json.dumps(identity))
@@ -121,41 +133,59 @@ class Epochs:
         self._parts = parts
         self._device = device
         self._same = dict(same or {})
-        if run is None:
-            return
+        self._ranks = ranks
+        self._replicated = replicated
+        self._saves = ranks.from_first(lambda: run is not None)
+        ranks.check_same({**self.identity, **self._same})
+        self._events: Events | None = None
         try:
-            rows = self._resume(run, total, assumed or {}, resume_from)
-            self._table = MetricsTable(run.file(f"{loop}.csv"), self.done, rows)
+            rows = self._resume(total, assumed or {}, resume_from)
+            self.rows = ranks.from_first(partial(self._open_files, total, rows))
+        except (CheckpointMismatchError, RanksDifferError):
+            raise
         except ValueError as error:
             raise CheckpointMismatchError(str(error)) from error
-        self.rows = self._table.rows
-        self._events = None
+        self._check_ranks()
+
+    def _open_files(
+        self, total: int, rows: list[dict[str, float]] | None
+    ) -> list[dict[str, float]]:
+        """The metrics so far."""
+        if self._run is None:
+            return []
+        self._table = MetricsTable(self._run.file(f"{self._loop}.csv"), self.done, rows)
         if self.done < total:
-            self._events = Events(run.file("events") / loop, after=self.done)
+            self._events = Events(self._run.file("events") / self._loop, after=self.done)
+        return self._table.rows
+
+    def _read(self, chosen: Path | None) -> tuple[Path, dict[str, Any]] | None:
+        """The checkpoint to continue from, if there is one."""
+        if chosen is None:
+            return self._run.load_checkpoint(f"{self._loop}.pt") if self._run else None
+        if self._run is None:
+            return None
+        content = RunFolder(chosen.parent).load(chosen.name)
+        if content is None:
+            raise ValueError(f"resume_from must be a checkpoint, and there is no {chosen}")
+        return chosen, content
 
     def _resume(
-        self, run: RunFolder, total: int, assumed: Mapping[str, Any], chosen: Path | None
+        self, total: int, assumed: Mapping[str, Any], chosen: Path | None
     ) -> list[dict[str, float]] | None:
         """Loads the checkpoint, if there is one; returns its metrics, None for those in the
         table."""
-        if chosen is None:
-            checkpoint = run.load_checkpoint(f"{self._loop}.pt")
-            if checkpoint is None:
-                return None
-            path, state = checkpoint
-        else:
-            content = RunFolder(chosen.parent).load(chosen.name)
-            if content is None:
-                raise ValueError(f"resume_from must be a checkpoint, and there is no {chosen}")
-            path, state = chosen, content
+        checkpoint = self._ranks.from_first(partial(self._read, chosen))
+        if checkpoint is None:
+            return None
+        path, state = checkpoint
         with fitting(path):
             changed = _differences(path, state, self.identity, assumed)
             others = [name for name, value in self._same.items() if state[name] != value]
         if changed or others:
             what = f"other settings: {changed}" if changed else f"another {others[0]}"
             raise ValueError(
-                f"the {self._loop} in {run.path} was begun with {what}; continue it with the same, "
-                f"or remove {path} to begin anew"
+                f"the {self._loop} in {path.parent} was begun with {what}; continue it with the "
+                f"same, or remove {path} to begin anew"
             )
         with fitting(path):
             self._path, self._within = path, state.get("within", {})
@@ -166,7 +196,7 @@ class Epochs:
                 part.load_state_dict(given[name])
             _warn_if_longer(path, state, total)
             if self.done < total:
-                _warn_if_computed_otherwise(path, state, self._device)
+                _warn_if_computed_otherwise(path, state, self._computed_by())
         return rows
 
     def begin(
@@ -206,19 +236,22 @@ class Epochs:
                 which are its arguments.
 
         Raises:
-            Interrupted: If a signal has come.
+            Interrupted: If a signal has come, to this process or another rank.
+            RanksDifferError: If what must be the same on all ranks is not.
         """
         self.steps_done += 1
-        asked = self._stop.number is not None
-        due = self.steps_done < steps and self._is_due()
-        writes = self._run is not None and (asked or due)
+        due = self._agreed(self._run is not None and self.steps_done < steps and self._is_due())
+        writes = due or (self._stop.number is not None and self._saves)
         if writes or self.steps_done % self._check_every == 0:
             self.check(check)
-        if writes:
+        if writes and self._run is not None:
             within = {name: part.state_dict() for name, part in self._within_parts.items()}
             with self._reading():
                 done = {"epochs_done": self.done, "steps_done": self.steps_done}
                 self._save({"within": {**done, **within}})
+        if self.steps_done % _STEPS_UNCHECKED == 0:
+            with self._reading():
+                self._check_ranks()
         self._stop.raise_if_asked()
 
     def check(self, check: Callable[[int, int], object]) -> None:
@@ -229,6 +262,22 @@ class Epochs:
 
     def _is_due(self) -> bool:
         return 0 < 60 * self._minutes <= time.monotonic() - self._written
+
+    def _agreed(self, due: bool) -> bool:
+        """Whether rank 0 says that a checkpoint is due; all know of a signal to one of them."""
+        if self._ranks.size == 1:
+            return due
+        state = fingerprint(self._replicated()) if self._replicated else 0
+        signal, due = self._ranks.agree(self._stop.number or 0, due, state)
+        self._stop.number = signal or None
+        return due
+
+    def _check_ranks(self) -> None:
+        """Raises RanksDifferError if a part is not the same on all ranks."""
+        if self._ranks.size > 1:
+            self._ranks.check_same(
+                {name: fingerprint(part.state_dict()) for name, part in self._parts.items()}
+            )
 
     def add(
         self,
@@ -244,6 +293,8 @@ class Epochs:
         self.rows.append(row)
         self.done += 1
         self.steps_done = 0
+        self._agreed(False)
+        self._check_ranks()  # reading states makes deferred steps, so on all ranks
         if self._run is not None:
             # If it ends before the checkpoint is there, they are written again, and count once.
             if self._events:
@@ -257,13 +308,17 @@ class Epochs:
         state = {
             "rows": self.rows,
             "identity": self.identity,
-            "computed_by": _computed_by(self._device),
+            "computed_by": self._computed_by(),
             **self._same,
             **{name: part.state_dict() for name, part in self._parts.items()},
             **more,
         }
         self._run.save(f"{self._loop}.pt", state, keep=self._keep)
         self._written = time.monotonic()
+
+    def _computed_by(self) -> dict[str, Any]:
+        several = {"ranks": self._ranks.size} if self._ranks.size > 1 else {}
+        return {**_computed_by(self._device), **several}
 
     def close(self) -> None:
         """Ends the events."""
@@ -347,11 +402,13 @@ def _warn_if_longer(path: Path, state: Mapping[str, Any], total: int) -> None:
         )
 
 
-def _warn_if_computed_otherwise(path: Path, state: Mapping[str, Any], device: torch.device) -> None:
+def _warn_if_computed_otherwise(path: Path, state: Mapping[str, Any], now: dict[str, Any]) -> None:
     """A warning if a checkpoint was computed by something else than what continues it."""
     if "computed_by" not in state:
         return  # an earlier version did not say
-    saved, now = dict(state["computed_by"]), _computed_by(device)
+    saved = dict(state["computed_by"])
+    if "ranks" in {**saved, **now}:
+        saved, now = {"ranks": 1, **saved}, {"ranks": 1, **now}
     changed = [
         f"{name} was {saved.get(name)} and is {now.get(name)}"
         for name in {**saved, **now}

@@ -241,6 +241,9 @@ class RetrainConfig(Checked):
     gradient_clip: float = setting(5.0, "largest Euclidean norm of the gradient", above=0, high=1e9)
     precision: str = precision_setting("retrained network", option="retrain-precision")
     compile: bool = setting(False, "compile the network with torch.compile")
+    sync_batch_norm: bool = setting(
+        False, "on several ranks, batch normalization by the statistics of the whole batch"
+    )
     threads: int = _threads_setting()
     test_every: int = setting(
         1, "epochs between tests; the last is always tested", low=1, high=_MOST_EPOCHS

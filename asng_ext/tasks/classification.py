@@ -39,11 +39,12 @@ from asng_ext.tasks.images import ImageTask
 from asng_ext.tasks.protocol import Metrics
 from asng_ext.tasks.settings import ClassificationConfig
 from asng_ext.training.precision import autocast
+from asng_ext.training.spread import BatchPart, rows_of_part
 
 __all__ = ["ClassificationConfig", "ClassificationTask", "load_data"]
 
 Labeled = tuple[Tensor, Tensor]
-"""(x, y): images and labels."""
+"""(x, y): images and labels. Of a part of a batch, in addition which rows it has of how many."""
 _TEST_BATCH = 500
 """Images that are tested at once; of more than 32×32 pixels as many fewer."""
 _SHOWN = 18
@@ -213,6 +214,26 @@ class ClassificationTask(ImageTask[ClassificationConfig]):
             losses, accuracy = run(x, y, samples.categorical, self._class_weights)
         return losses, {"accuracy": accuracy}
 
+    def part_of_batch(self, batch: Any, index: int, count: int) -> BatchPart:
+        """Some rows of a plan, or of images and labels. Where classes have weights, these decide
+        what the loss of the part counts."""
+        if isinstance(batch, BatchPlan):
+            rows = rows_of_part(len(batch.indices), index, count)
+            part: Any = BatchPlan(
+                batch.indices[rows], None if batch.draws is None else batch.draws[rows]
+            )
+            y, total = self.data.train.labels, len(batch.indices)
+            y = y.index_select(0, batch.indices) if self._class_weights is not None else y
+        else:
+            x, y = batch
+            total, rows = len(x), rows_of_part(len(x), index, count)
+            part = (x[rows], y[rows], rows.start, rows.stop, total)
+        share = (rows.stop - rows.start) / total
+        if self._class_weights is None:
+            return BatchPart(part, share)
+        weights = self._class_weights.index_select(0, y)
+        return BatchPart(part, share, weights[rows].sum() / weights.sum())
+
     def identity(self, loop: str) -> dict[str, Any]:
         """What results of a loop depend on, by name; of what earlier versions lacked, no more than
         is not as it was. The size of images is said by the data, flips by the augmentation."""
@@ -277,12 +298,13 @@ class ClassificationTask(ImageTask[ClassificationConfig]):
         network.drop_path_rate = self.config.drop_path * epoch / max(1, epochs - 1)
         network.generator = seeded_generator(self.seed, f"retrain epoch {epoch}", self.device)
 
-    def training_loss(self, network: nn.Module, batch: Labeled) -> tuple[Tensor, Metrics]:
+    def training_loss(self, network: nn.Module, batch: Any) -> tuple[Tensor, Metrics]:
         """Cross-entropy in nats, with the auxiliary head's share, and the accuracy."""
-        x, y = batch
+        x, y, *part = batch
+        first, last, total = part or (0, len(x), len(x))
         # Compiled or not, the network has the methods of a CellNetwork.
-        draws = cast(CellNetwork, network).draw_drop_path(len(x))
-        out = network(x, draws)
+        draws = cast(CellNetwork, network).draw_drop_path(total)
+        out = network(x, draws if draws is None else draws[:, first:last])
         weights = self._class_weights
         if isinstance(out, tuple):
             logits, auxiliary = out

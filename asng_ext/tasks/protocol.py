@@ -23,9 +23,11 @@ from torch import Tensor, nn
 from asng_ext.costs import Cost
 from asng_ext.nn import Latencies
 from asng_ext.space import Samples, SearchSpace
+from asng_ext.training.spread import BatchPart, part_of_batch
 
 __all__ = [
     "Batch",
+    "BatchPart",
     "Metrics",
     "Optimizer",
     "RetrainTask",
@@ -104,6 +106,10 @@ class TaskDefaults:
         """Nothing: results depend on the settings and the seed of the loop alone."""
         return {}
 
+    def part_of_batch(self, batch: Any, index: int, count: int) -> BatchPart:
+        """A part of the rows of all tensors in the batch."""
+        return part_of_batch(batch, index, count)
+
     def test_supernet(self, supernet: nn.Module, values: Mapping[str, Any]) -> dict[str, float]:
         """Nothing: there are no test data."""
         return {}
@@ -147,6 +153,12 @@ class _TaskOfALoop(Protocol):
         """Plain values by name on which the results of a loop, "search" or "retrain", depend beside
         the loop's own settings and its seed: a run continues only if they are the same. For
         "retrain" that is also all that the network needs beside the architecture."""
+        ...
+
+    def part_of_batch(self, batch: Any, index: int, count: int) -> BatchPart:
+        """Part number ``index`` of the ``count`` parts of a batch, for ranks that divide it. The
+        mean of the losses of all parts, weighted by their ``loss_share``, is the loss."""
+        ...
 
 
 class SearchTask(_TaskOfALoop, Protocol):

@@ -71,6 +71,8 @@ class ActiveSGD(torch.optim.Optimizer):
         """Learning rate of each step since all weights were up to date."""
         self._read: set[int] = set()
         """Which weights were read since the last step."""
+        self._given: dict[int, Tensor] | None = None
+        """The gradients of the next step, where they are not those of the slices."""
         self._stays = False
         """Whether states are read without making deferred steps."""
         self._index = {weight: i for i, weight in enumerate(self._weights)}
@@ -87,8 +89,8 @@ class ActiveSGD(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One step of the weights that have a gradient; that of the others is deferred."""
-        slices = self._take_slices()
-        gradients = {i: _sum_of_slices(taken) for i, taken in slices.items() if taken}
+        gradients = self.take_gradients() if self._given is None else self._given
+        self._given = None
         group = self.param_groups[0]
         self._rates.append(float(group["lr"]))
         moving = [self._weights[i].weight.detach() for i in gradients]
@@ -98,6 +100,26 @@ class ActiveSGD(torch.optim.Optimizer):
             self._move_one_by_one(gradients)
         for i in gradients:
             self._current[i] = len(self._rates)
+
+    @property
+    def read(self) -> frozenset[int]:
+        """The numbers of the weights that were read since the last step."""
+        return frozenset(self._read)
+
+    def prepare_to_read(self, numbers: Sequence[int]) -> None:
+        """Makes the deferred steps of weights, as reading them does."""
+        self._catch_up([self._weights[i] for i in numbers])
+
+    @torch.no_grad()
+    def take_gradients(self) -> dict[int, Tensor]:
+        """Those of the slices that were read, by the numbers of the weights; the next step would
+        have none, unless it is given some."""
+        slices = self._take_slices()
+        return {i: _sum_of_slices(taken) for i, taken in slices.items() if taken}
+
+    def give_gradients(self, gradients: Mapping[int, Tensor]) -> None:
+        """Those that the next step takes, of leading slices, by the numbers of the weights."""
+        self._given = dict(sorted(gradients.items()))
 
     def _take_slices(self) -> dict[int, list[Tensor]]:
         """Gradients of the slices that were read, in the order of the weights."""

@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from asng_ext._checks import check_integer
+from asng_ext.runs.folder import RunFolder
 
-__all__ = ["DivergedError", "Halvings", "raise_if_diverged", "with_retries"]
+__all__ = ["DivergedError", "Halvings", "raise_if_diverged", "version_of", "with_retries"]
 
 Result = TypeVar("Result")
 
@@ -85,7 +86,7 @@ class Halvings:
 
 def with_retries(
     loop: Callable[[Halvings, Path | None], Result],
-    checkpoint: Path,
+    version: Callable[[], int],
     resume_from: Path | None,
     begin_anew: Callable[[str], object],
 ) -> Result:
@@ -94,14 +95,14 @@ def with_retries(
 
     Args:
         loop: Trains, from that checkpoint or the newest, with learning rates times those halvings.
-        checkpoint: The newest one.
+        version: Says which checkpoint is the newest.
         resume_from: The one to begin with, instead of the newest, until the loop has written one.
         begin_anew: Is called before the loop runs again, with what has happened.
     """
-    halvings, before = Halvings(), _version(checkpoint)
+    halvings, before = Halvings(), version()
     while True:
         try:
-            written = _version(checkpoint) != before
+            written = version() != before
             return loop(halvings, None if written else resume_from)
         except DivergedError as error:
             if halvings.count >= Halvings.MOST:
@@ -113,5 +114,7 @@ def with_retries(
             )
 
 
-def _version(path: Path) -> int:
-    return path.stat().st_mtime_ns if path.exists() else 0
+def version_of(run: RunFolder | None, name: str) -> int:
+    """A number that changes whenever the file in the run is replaced; 0 for none."""
+    path = run.file(name) if run is not None else None
+    return path.stat().st_mtime_ns if path is not None and path.exists() else 0
