@@ -184,7 +184,7 @@ class Ranks:
                 )
                 raise RanksDifferError(f"{name} must be the same on all ranks, got {said}")
 
-    def backend_captures(self, device: torch.device) -> bool:
+    def exchange_is_capturable(self, device: torch.device) -> bool:
         """Whether exchanges between such devices can be part of a CUDA graph: NCCL's can."""
         if self.size == 1:
             return True

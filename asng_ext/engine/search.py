@@ -195,8 +195,7 @@ def _search(
     # Also where graphs are off: the numbers are to be the same.
     sgd = make_weight_optimizer(supernet, config, capturable=graphs is not None and blocker is None)
     blocker = blocker or _capture_blocker("SGD", sgd, isinstance(sgd, CapturableSGD))
-    spread = Spread(ranks, supernet, sgd, optimizer.population_size, task.part_of_batch)
-    blocker = blocker or spread.capture_blocker(device)
+    blocker = blocker or (None if ranks.exchange_is_capturable(device) else _NO_NCCL)
     epochs = Epochs(
         run,
         "search",
@@ -242,7 +241,7 @@ def _search(
     if task.kernels:
         progress.note(task.kernels)
     iteration: Callable[[Any], None] = _Iteration(
-        task, supernet, sgd, optimizer, means, spread, penalty
+        task, supernet, sgd, optimizer, means, penalty, ranks
     )
     if graphs is not None and config.graphs:
         if blocker is None:
@@ -344,6 +343,7 @@ def _pairs(task: SearchTask, epoch: int) -> Iterator[tuple[Batch, Batch]]:
 
 
 _NO_GRAPHS = "steps run without CUDA graphs: "
+_NO_NCCL = "ranks exchange gradients by another backend than NCCL"
 
 
 def _capture_blocker(
@@ -366,8 +366,12 @@ class _Iteration:
     sgd: torch.optim.Optimizer
     optimizer: Optimizer
     means: Means
-    spread: Spread
     penalty: Penalty | None = None
+    ranks: Ranks = ALONE
+
+    def __post_init__(self) -> None:
+        task, population = self.task, self.optimizer.population_size
+        self._spread = Spread(self.ranks, self.supernet, self.sgd, population, task.part_of_batch)
 
     def __call__(self, batches: tuple[Batch, Batch]) -> None:
         for_weights, for_theta = batches
@@ -378,19 +382,19 @@ class _Iteration:
         self.supernet.train()
         samples = self.optimizer.ask()
         self.sgd.zero_grad(set_to_none=False)
-        self.spread.begin()
-        losses, metrics = self.task.losses(self.supernet, *self.spread.own(batch, samples))
-        shares = self.spread.share_of_each(losses)
+        self._spread.begin()
+        losses, metrics = self.task.losses(self.supernet, *self._spread.own(batch, samples))
+        shares = self._spread.share_of_each(losses)
         losses.backward(shares)  # type: ignore[no-untyped-call]  # eq. (9)
-        losses, metrics = self.spread.together(losses, metrics, trained=True)
+        losses, metrics = self._spread.together(losses, metrics, trained=True)
         self.sgd.step()
         self.means.add({"loss": losses, **metrics}, "train_")
 
     def _move_distribution(self, batch: Batch) -> None:
         samples = self.optimizer.ask()
         with torch.no_grad(), frozen_batch_norm(self.supernet):
-            losses, metrics = self.task.losses(self.supernet, *self.spread.own(batch, samples))
-            losses, metrics = self.spread.together(losses, metrics, trained=False)
+            losses, metrics = self.task.losses(self.supernet, *self._spread.own(batch, samples))
+            losses, metrics = self._spread.together(losses, metrics, trained=False)
         ranked, costs = self.penalty.ranked(samples, losses) if self.penalty else (losses, {})
         self.optimizer.tell(samples, ranked)  # eq. (12) and what follows
         # A step without a finite loss moves nothing.

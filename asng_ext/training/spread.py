@@ -167,12 +167,6 @@ class Spread:
             self._statistics.put()
         return whole.view(losses.shape) if not losses.dim() else whole, means
 
-    def capture_blocker(self, device: torch.device) -> str | None:
-        """What keeps steps from being captured in a CUDA graph; None if nothing does."""
-        if self._ranks.backend_captures(device):
-            return None
-        return "ranks exchange gradients by another backend than NCCL"
-
 
 def _samples_of(rank: int, size: int, population: int) -> tuple[int, int]:
     """The first sample of a rank, and the first after its samples."""
