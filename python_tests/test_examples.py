@@ -23,6 +23,7 @@ pytest.importorskip("sklearn")
 FOLDER = Path(__file__).parents[1] / "examples"
 LEAST = {
     "lightning_search": (r"test accuracy ([\d.]+)", 0.8),
+    "ddp_search": (r"test accuracy ([\d.]+)", 0.8),
     "moved_from_2019": (r"(\d+)% of the variables", 90.0),
     "own_optimizer": (r"PBIL: .*test accuracy ([\d.]+)", 0.6),
     "own_search_space": (r"test accuracy ([\d.]+)", 0.8),

@@ -226,7 +226,7 @@ def _search(
         stop=stop,
         resume_from=resume_from,
         ranks=ranks,
-        replicated=partial(_replicated, optimizer),
+        replicated=partial(_replicated, optimizer, device),
     )
     steps = task.search_steps
     # To show what was measured, the host synchronizes with the device.
@@ -298,8 +298,10 @@ def _check(
     raise_if_diverged(epoch, first, last, row, supernet)
 
 
-def _replicated(optimizer: Optimizer) -> Any:
-    """What decides the samples that come next."""
+def _replicated(optimizer: Optimizer, device: torch.device) -> Any:
+    """What decides the samples that come next; nothing where reading it would wait for a device."""
+    if optimizer.capturable and device.type != "cpu":
+        return None
     theta = getattr(optimizer, "theta", None)  # a user's optimizer may call it otherwise
     return optimizer.state_dict() if theta is None else (theta, optimizer.delta)
 
