@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from asng_ext._checks import brief
+from asng_ext._checks import brief, listed
 
 if TYPE_CHECKING:
     import torch
@@ -264,7 +264,7 @@ class _Watch:
     def end(self, words: str = "") -> None:
         """No more signs of life; the words say why, if something is wrong."""
         self._ended.set()
-        self._thread.join()
+        self._thread.join(_SILENCE)  # longer only where the store does not answer
         if words:
             with contextlib.suppress(RuntimeError):
                 self._store.set(f"{self._prefix}/words/{self._rank}", words)
@@ -319,7 +319,11 @@ class SameSamples:
             return self._optimizer.tell(samples, losses)
         import torch
 
-        given = torch.stack([torch.as_tensor(loss).detach().cpu().double() for loss in losses])
+        try:
+            numbers = [float(loss) for loss in listed("losses", losses, "numbers")]
+        except (TypeError, ValueError, RuntimeError):
+            raise TypeError(f"losses must be numbers, got {brief(losses)}") from None
+        given = torch.tensor(numbers, dtype=torch.float64)
         values = getattr(samples, "categorical", samples), getattr(samples, "numerical", None)
         self._ranks.agree(0, False, fingerprint((values, len(given))), "samples of tell")
         self._ranks.sum([given])

@@ -88,7 +88,6 @@ class Experiment:
             )
         kind = tasks.get(self.config["task"])
         kind.check(self.search_config)
-        self._check_ranks()
         self.device = _device(self.config["device"], ranks)
         self.task: Task = kind.make(
             sections[kind.name],
@@ -100,15 +99,19 @@ class Experiment:
         check_members(f"task {kind.name!r}", self.task, Task)
         self._penalty: Penalty | None = None
 
-    def _check_ranks(self) -> None:
-        """Every rank must have something to do in both loops: found out before they begin."""
-        config, size = self.search_config, self.ranks.size
-        for what, most in (
-            ("population_size times batch_size", config.population_size * config.batch_size),
-            ("the batch_size of retraining", self.retrain_config.batch_size),
-        ):
-            if size > most:
-                raise ValueError(f"{what} must be at least {size}, one for each rank, got {most}")
+    def _check_ranks(self, loop: str) -> None:
+        """Every rank must have something to do: found out before anything is written."""
+        what, most = "batch_size of retraining", self.retrain_config.batch_size
+        if loop == "search":
+            config = self.search_config
+            what, most = (
+                "population_size times batch_size",
+                config.population_size * config.batch_size,
+            )
+        if self.ranks.size > most:
+            raise ValueError(
+                f"{what} must be at least {self.ranks.size}, one for each rank, got {most}"
+            )
 
     @classmethod
     def create(
@@ -135,6 +138,7 @@ class Experiment:
         if not another_name:
             ranks.from_first(lambda: RunFolder.check_unused(path))  # data may take long to read
         experiment = cls(RunFolder(path), config, stream, ranks=ranks)
+        experiment._check_ranks("search" if architecture is None else "retrain")
         start: dict[str, Any] = {}
         latencies = latencies or Latencies(experiment.device)
         if architecture is not None:
@@ -204,6 +208,7 @@ class Experiment:
         Raises:
             ValueError: If the run was begun with an architecture.
         """
+        self._check_ranks("search")
         optimizer = self.optimizer(self.ranks.from_first(self._kept_start))
         with self.ranks.held_by_first(self.run.lock), self._settings_kept():
             penalty = self.penalty()
@@ -453,6 +458,7 @@ class Experiment:
         Args:
             resume_from: A checkpoint of this training to continue from, instead of the newest one.
         """
+        self._check_ranks("retrain")
         with self.ranks.held_by_first(self.run.lock):
             content, values = self.ranks.from_first(self._found)
             with self._settings_kept():

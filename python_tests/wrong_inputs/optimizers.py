@@ -24,6 +24,7 @@ from asng_ext import (
     drive,
 )
 from asng_ext.costs import Term
+from asng_ext.distributed import Ranks, SameSamples, same_samples
 from asng_ext.optimizers import make, register
 from asng_ext.toy.problem import ToyOptimizer, ToyProblem, ToySettings, simulate
 from wrong_inputs.spaces import SAMPLE, SPACE
@@ -262,6 +263,12 @@ STATES: list[Wrong] = [
 ]  # fmt: skip
 
 COSTS: list[Wrong] = [
+    *refused("same_samples", lambda _, v: same_samples(v), "optimizer", [None, 3, "ASNG", [], SPACE]),
+    *refused(
+        "SameSamples",
+        lambda _, v: SameSamples(ASNG(FLAT, seed=0), Ranks(0, 2)).tell([], v),
+        "losses", [None, 3, "ab", ["a", "b"], [None], [[1.0, 2.0]], [1j]],
+    ),
     *refused("CostTable", lambda _, v: CostTable(v), "space", [None, 3, {}, "space", SearchSpace]),
     *refused("CostTable", lambda _, v: CostTable(FLAT, base=v), "base", [*NOT_NUMBERS, *NOT_FINITE, None]),
     *refused("CostTable", lambda _, v: CostTable(FLAT, [Term(v)]), "cost", [*NOT_NUMBERS, *NOT_FINITE, None]),
