@@ -176,11 +176,12 @@ class Ranks:
         for name in names:
             ranks: dict[str, list[int]] = {}
             for rank, one in enumerate(gathered):
-                ranks.setdefault(brief(one.get(name)), []).append(rank)
+                ranks.setdefault(repr(one.get(name)), []).append(rank)
             if len(ranks) > 1:
                 said = " and ".join(
-                    f"{value} on rank{'s' * (len(where) > 1)} {', '.join(map(str, where))}"
-                    for value, where in ranks.items()
+                    f"{brief(gathered[where[0]].get(name))} on rank{'s' * (len(where) > 1)} "
+                    + ", ".join(map(str, where))
+                    for where in ranks.values()
                 )
                 raise RanksDifferError(f"{name} must be the same on all ranks, got {said}")
 

@@ -19,7 +19,11 @@ from asng_ext.distributed import Ranks
 
 
 def on_ranks(
-    size: int, work: Callable[[Ranks], Any], folder: Path, seconds: float = 60, timeout: float = 20
+    size: int,
+    work: Callable[[Ranks], Any],
+    folder: Path,
+    seconds: float = 300,
+    timeout: float = 120,
 ) -> list[Any]:
     """What ``work`` returns on each rank, or the exception that it raises there; None of a process
     that was killed. ``folder`` is for files of this function."""

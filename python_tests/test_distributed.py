@@ -94,6 +94,8 @@ def test_exchanges(tmp_path: Path) -> None:
         agreed = ranks.agree(10 * ranks.rank, ranks.first), ranks.agree(0, not ranks.first)
         with pytest.raises(RanksDifferError, match=r"theta must .* got 7 on ranks 0, 1 and 8 on"):
             ranks.agree(0, False, 7 + (ranks.rank == 2))
+        with pytest.raises(RanksDifferError, match="long must be the same"):  # cut when shown
+            ranks.check_same({"same": 1, "long": 300 * "x" + str(ranks.rank)})
         return [t.tolist() for t in tensors], first, agreed
 
     for result in on_ranks(3, work, tmp_path):
@@ -198,9 +200,9 @@ def test_commands_on_two_ranks(tmp_path: Path) -> None:
     assert "test accuracy:" in out
     assert quiet == (0, "", "")
     assert Experiment.open(run, stream=None).evaluate()["accuracy"] > 0
-    for status, _, err in asng_on(2, tmp_path, "retrain", run, "--batch-size=1"):
+    for status, _, err in asng_on(3, tmp_path, "retrain", run, "--batch-size=2"):
         assert status == 2
-        assert "batch_size of retraining must be at least 2, one for each rank, got 1" in err
+        assert "batch_size of retraining must be at least 3, one for each rank, got 2" in err
     sweep = ("search", "classification", *small.OPTIONS, "--penalty-sweep", 1)
     for status, _, err in asng_on(2, tmp_path, *sweep):
         assert status == 2
@@ -232,7 +234,7 @@ def test_torchrun_and_a_signal(tmp_path: Path) -> None:
         "-m",
         "torch.distributed.run",
         "--nproc-per-node=2",
-        "--master-port=0",
+        "--standalone",
     ]
     command += ["-m", "asng_ext", "search", "classification", *small.OPTIONS, "--epochs=1000"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -243,7 +245,7 @@ def test_torchrun_and_a_signal(tmp_path: Path) -> None:
             env=environment,
             stderr=err,
         )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 100
     while not (run / "search.pt").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)

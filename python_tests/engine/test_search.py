@@ -521,9 +521,9 @@ def test_members_that_are_missing_are_named() -> None:
         search(Old(), optimizer, SearchConfig(epochs=1), seed=0, stream=None)  # type: ignore[arg-type]
     assert str(caught.value) == (
         "task must have all members of asng_ext.tasks.protocol.SearchTask, and Old lacks "
-        "capturable, capture_blocker, identity, kernels, own_generators, shown_metrics, "
-        "test_supernet; inherit TaskDefaults for capturable, capture_blocker, identity, kernels, "
-        "own_generators, shown_metrics, test_supernet"
+        "capturable, capture_blocker, identity, kernels, own_generators, part_of_batch, "
+        "shown_metrics, test_supernet; inherit TaskDefaults for capturable, capture_blocker, "
+        "identity, kernels, own_generators, part_of_batch, shown_metrics, test_supernet"
     )
     with pytest.raises(TypeError, match=r"^optimizer must have all members of .* object lacks ask"):
         search(OwnTask(), object(), SearchConfig(epochs=1), seed=0, stream=None)  # type: ignore[arg-type]
