@@ -249,7 +249,7 @@ def test_all_end_where_one_does(harm: tuple[str, int, str], tmp_path: Path) -> N
             if what == "stop" and ranks.first:
                 os.kill(process, signal.SIGKILL)
 
-    results = on_ranks(3, harmed, tmp_path, timeout=3)
+    results = on_ranks(3, harmed, tmp_path, timeout=8 if what == "stop" else 60)
     for rank, error in enumerate(results):
         if rank == bad:
             assert error is None if what != "fail" else isinstance(error, OSError)
