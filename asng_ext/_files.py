@@ -10,10 +10,13 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
+
+from asng_ext._checks import brief
 
 __all__ = [
     "LEFTOVER",
+    "as_path",
     "read_text",
     "remove_leftovers",
     "sync_folder",
@@ -116,6 +119,14 @@ def sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def as_path(name: str, path: Any) -> Path:
+    """A path; TypeError, which calls it ``name``, if it is none."""
+    try:
+        return Path(path)
+    except TypeError:
+        raise TypeError(f"{name} must be a path, got {brief(path)}") from None
 
 
 def read_text(path: Path) -> str:

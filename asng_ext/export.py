@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from asng_ext import __version__
-from asng_ext._files import remove_leftovers, write_atomically
-from asng_ext.retrained import ImageClassifier, ImageRestorer, from_safetensors
+from asng_ext._checks import brief
+from asng_ext._files import as_path, remove_leftovers, write_atomically
+from asng_ext.retrained import ImageClassifier, ImageRestorer, check_network, from_safetensors
 from asng_ext.runs.folder import RunFolder
 
 __all__ = ["FORMATS", "Format", "export_network"]
@@ -73,15 +74,17 @@ def export_network(network: Network, path: Path | str, format: str = "torch-expo
         The largest difference of results.
 
     Raises:
+        TypeError: If the network or the path is none.
         ValueError: If there is no such format, the file is not called as its files are, or its
             results differ from the network's by more than rounding.
         ImportError: If the format needs a package that is not installed.
         OSError: If the file cannot be written.
         BlockingIOError: If it is to be in a run folder that another process uses.
     """
-    if format not in FORMATS:
-        raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
-    path, chosen = Path(path), FORMATS[format]
+    check_network(network)
+    if not isinstance(format, str) or format not in FORMATS:
+        raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {brief(format)}")
+    path, chosen = as_path("path", path), FORMATS[format]
     if path.suffix != chosen.suffix:
         raise ValueError(f"a {format} file must end with {chosen.suffix}, got {path}")
     if not path.parent.is_dir():

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from asng_ext._checks import check_positive
-from asng_ext._files import write_atomically
+from asng_ext._checks import brief, check_positive, check_size, is_integer, listed
+from asng_ext._files import as_path, write_atomically
 from asng_ext.data._optional import require
 from asng_ext.data.image_files import (
     FORMATS,
@@ -19,7 +19,7 @@ from asng_ext.data.image_files import (
     reduced,
     unreadable_errors,
 )
-from asng_ext.retrained import ImageClassifier, ImageRestorer
+from asng_ext.retrained import ImageClassifier, ImageRestorer, check_network
 
 __all__ = ["UnreadableImageError", "image_files", "predict", "read_image", "write_image"]
 
@@ -32,10 +32,11 @@ def image_files(paths: Sequence[Path | str]) -> list[Path]:
     """The files among the paths, and the images in and below the folders among them, by name.
 
     Raises:
+        TypeError: If these are no paths.
         FileNotFoundError: If there is no such file or folder, or a folder holds no images.
     """
     files: list[Path] = []
-    for path in map(Path, paths):
+    for path in _as_paths("paths", paths):
         if path.is_dir():
             found = image_paths(path)
             if not found:
@@ -46,6 +47,10 @@ def image_files(paths: Sequence[Path | str]) -> list[Path]:
         else:
             raise FileNotFoundError(f"the image {path} is missing")
     return files
+
+
+def _as_paths(name: str, paths: Sequence[Path | str]) -> list[Path]:
+    return [as_path(name, path) for path in listed(name, paths, "paths")]
 
 
 def predict(
@@ -70,8 +75,11 @@ def predict(
 
     Raises:
         ImportError: If Pillow is missing.
+        TypeError: If these are no network and no paths.
         ValueError: If ``batch_size`` is not positive.
     """
+    check_network(network)
+    files = _as_paths("files", files)
     check_positive("batch_size", batch_size)
     for first in range(0, len(files), batch_size):
         batch = files[first : first + batch_size]
@@ -110,12 +118,13 @@ def read_image(path: Path | str, image_size: tuple[int, int], channels: int) -> 
     Raises:
         UnreadableImageError: If it is no image.
         ImportError: If Pillow is missing.
-        ValueError: If ``channels`` is neither 1 nor 3.
+        TypeError, ValueError: If ``image_size`` is no size, or ``channels`` neither 1 nor 3.
     """
-    if channels not in (1, 3):
-        raise ValueError(f"channels must be 1 or 3, got {channels}")
+    check_size("image_size", image_size)
+    if not is_integer(channels) or channels not in (1, 3):
+        raise ValueError(f"channels must be 1 or 3, got {brief(channels)}")
     pillow = require("PIL.Image", "Pillow", "reading images needs")
-    path = Path(path)
+    path = as_path("path", path)
     try:
         if not path.is_file():  # opening a pipe would block until something is written into it
             raise OSError("it is no file")

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from asng_ext._checks import brief
+from asng_ext._files import as_path
 from asng_ext.data import normalize
 from asng_ext.nn import CaeLayer, CaeNetwork, CellNetwork, CellSpace
 from asng_ext.runs.checkpoints import fitting
@@ -19,6 +21,7 @@ from asng_ext.runs.folder import RunFolder
 __all__ = [
     "ImageClassifier",
     "ImageRestorer",
+    "check_network",
     "from_safetensors",
     "load_architecture",
     "load_network",
@@ -183,6 +186,14 @@ _KINDS: dict[str, type[ImageClassifier] | type[ImageRestorer]] = {
 }
 
 
+def check_network(network: Any) -> None:
+    """TypeError unless it is a retrained network, or has what they have."""
+    if not (hasattr(network, "blueprint") and hasattr(network, "image_size")):
+        raise TypeError(
+            f"network must be one that asng_ext.load_network gives, got {brief(network)}"
+        )
+
+
 def load_network(run_or_file: Path | str) -> ImageClassifier | ImageRestorer:
     """The retrained network of a run, on the CPU and in evaluation mode.
 
@@ -200,7 +211,7 @@ def load_network(run_or_file: Path | str) -> ImageClassifier | ImageRestorer:
             needed, or of a task that does not say how its networks are built.
         ImportError: If safetensors is needed and not installed.
     """
-    path = Path(run_or_file)
+    path = as_path("run_or_file", run_or_file)
     again = "`asng retrain RUN`, with its run folder,"
     if path.is_dir():
         again = f"`asng retrain {path}`"
@@ -288,7 +299,7 @@ def load_architecture(run_or_file: Path | str) -> dict[str, Any]:
 
 def read_architecture(run_or_file: Path | str) -> tuple[Path, dict[str, Any]]:
     """The file that :func:`load_architecture` reads, and all that it holds."""
-    path = Path(run_or_file)
+    path = as_path("run_or_file", run_or_file)
     if path.is_dir():
         run = RunFolder.open(path)
         path = run.file("architecture.json")

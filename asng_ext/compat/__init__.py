@@ -31,8 +31,8 @@ What the 2019 code gets wrong and this module does not:
 * ``MixedAdaptiveSNG.load_theta_from_log`` wrote the Gaussians' parameters over the categorical
   ones. Each goes to its place.
 * ``loglikelihood`` was NaN for variables with fewer categories than the most. Padding is left out.
-* α and the other settings could be 0, negative or NaN, and θ or s could hold NaN, which spread. A
-  ValueError names them.
+* α and the other settings could be 0, negative or NaN, and θ or s could hold NaN, which spread. An
+  error names them, and samples and losses that do not match or are no numbers.
 * Losses had to be an array. Any sequence of numbers will do, and so will any sequence of integers
   for ``categories``.
 

@@ -8,15 +8,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from asng_ext._checks import check_number
 from asng_ext.compat._common import (
+    INPUT_ERRORS,
     NO_GAUSSIANS,
     BoolArray,
     CategoricalBase,
     Integers,
     Probabilities,
+    checked_losses,
     initial,
     make_updater,
     padded,
+    refusal,
     theta_header,
     utility,
 )
@@ -108,19 +112,23 @@ class AdaptiveSNG(CategoricalBase):
 
     def update(self, c_one: Any, fxc: Any, range_restriction: bool = True) -> None:
         """One update from one-hot samples (λ, d, Cmax) and their losses (λ,)."""
-        adapted = self._updater.adapt(
-            self.theta,
-            NO_GAUSSIANS,
-            self.s,
-            self.gamma,
-            self.Delta,
-            c_one,
-            NO_GAUSSIANS,
-            fxc,
-            range_restriction,
-            1e-9,
-            True,
-        )
+        losses = checked_losses(fxc)
+        try:
+            adapted = self._updater.adapt(
+                self.theta,
+                NO_GAUSSIANS,
+                self.s,
+                self.gamma,
+                self.Delta,
+                c_one,
+                NO_GAUSSIANS,
+                losses,
+                range_restriction,
+                1e-9,
+                True,
+            )
+        except INPUT_ERRORS as error:
+            raise refusal(error, c_one, losses, range_restriction) from None
         self.theta, _, self.s, moved, self.gamma, self.Delta, self.delta, eps = adapted
         if moved:
             self.eps = eps
@@ -165,6 +173,7 @@ class CategoricalASNG:
         Delta_max: float = np.inf,
         init_theta: npt.ArrayLike | None = None,
     ) -> None:
+        check_number("init_delta", init_delta, 0.0)
         self.p_model = Categorical(categories)
         if init_theta is not None:
             self.p_model.theta = initial(init_theta, self.p_model.theta)
@@ -187,19 +196,23 @@ class CategoricalASNG:
 
     def update(self, Ms: Any, losses: Any, range_restriction: bool = True) -> None:
         """One update from one-hot samples (λ, d, Cmax) and their losses (λ,)."""
-        adapted = self._updater.adapt(
-            self.p_model.theta,
-            NO_GAUSSIANS,
-            self.s,
-            self.gamma,
-            self.Delta,
-            Ms,
-            NO_GAUSSIANS,
-            losses,
-            range_restriction,
-            0.0,
-            False,
-        )
+        losses = checked_losses(losses)
+        try:
+            adapted = self._updater.adapt(
+                self.p_model.theta,
+                NO_GAUSSIANS,
+                self.s,
+                self.gamma,
+                self.Delta,
+                Ms,
+                NO_GAUSSIANS,
+                losses,
+                range_restriction,
+                0.0,
+                False,
+            )
+        except INPUT_ERRORS as error:
+            raise refusal(error, Ms, losses, range_restriction) from None
         self.p_model.theta, _, self.s, _, self.gamma, self.Delta, _, _ = adapted
 
     utility = staticmethod(utility)

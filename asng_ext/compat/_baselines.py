@@ -8,7 +8,14 @@ import numpy as np
 import numpy.typing as npt
 
 from asng_ext._checks import check_number
-from asng_ext.compat._common import CategoricalBase, Integers, theta_header
+from asng_ext.compat._common import (
+    INPUT_ERRORS,
+    CategoricalBase,
+    Integers,
+    checked_losses,
+    refusal,
+    theta_header,
+)
 
 __all__ = ["SNG", "Adam"]
 
@@ -46,9 +53,13 @@ class SNG(CategoricalBase):
 
     def update(self, c_one: Any, fxc: Any, range_restriction: bool = True) -> None:
         """One update from one-hot samples (λ, d, Cmax) and their losses (λ,)."""
-        self.theta, eps = self._updater.step(
-            self.theta, self.delta, c_one, fxc, range_restriction, 1e-8
-        )
+        losses = checked_losses(fxc)
+        try:
+            self.theta, eps = self._updater.step(
+                self.theta, self.delta, c_one, losses, range_restriction, 1e-8
+            )
+        except INPUT_ERRORS as error:
+            raise refusal(error, c_one, losses, range_restriction) from None
         if eps > 0:
             self.eps = eps
 
@@ -103,18 +114,22 @@ class Adam(CategoricalBase):
 
     def update(self, c_one: Any, fxc: Any, range_restriction: bool = True) -> None:
         """One update from one-hot samples (λ, d, Cmax) and their losses (λ,)."""
-        self.theta, self.m, self.v, moved = self._updater.step_adam(
-            self.theta,
-            self.m,
-            self.v,
-            self.alpha,
-            self.beta1,
-            self.beta2,
-            self.t + 1,
-            c_one,
-            fxc,
-            range_restriction,
-        )
+        losses = checked_losses(fxc)
+        try:
+            self.theta, self.m, self.v, moved = self._updater.step_adam(
+                self.theta,
+                self.m,
+                self.v,
+                self.alpha,
+                self.beta1,
+                self.beta2,
+                self.t + 1,
+                c_one,
+                losses,
+                range_restriction,
+            )
+        except INPUT_ERRORS as error:
+            raise refusal(error, c_one, losses, range_restriction) from None
         self.t += moved
 
     def log_header(self) -> list[str]:

@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from asng_ext import _host
-from asng_ext._checks import check_number
+from asng_ext._checks import brief, check_number, check_truth_value, listed
 from asng_ext.optimizers import margins
+from asng_ext.optimizers._evaluations import as_array
 from asng_ext.space import MOST_CHOICES, FloatArray, IntArray, Integer
 
 Integers = Sequence[int] | npt.NDArray[Any]
@@ -19,24 +20,37 @@ BoolArray = npt.NDArray[np.bool_]
 
 NO_GAUSSIANS = np.empty(0)
 
+INPUT_ERRORS = (TypeError, ValueError, OverflowError, RuntimeError)
+"""What an update raises of samples and losses that are none; the last of tensors."""
+
+_ARRAY, _DOUBLE = np.ndarray, np.dtype(np.float64)
+_KINDS = {"iu": "integers", "biuf": "numbers"}
+
+
+def as_numbers(name: str, values: Any, kinds: str = "biuf") -> npt.NDArray[Any]:
+    """Values as an array; TypeError unless they are numbers of these kinds."""
+    try:
+        array = np.asarray(values)
+        if array.dtype.kind in kinds:
+            return array
+    except (TypeError, ValueError, RuntimeError):  # the last of tensors that NumPy cannot read
+        pass
+    raise TypeError(f"{name} must be an array of {_KINDS[kinds]}, got {brief(values)}")
+
 
 def check_sizes(categories: Integers) -> IntArray:
-    sizes = np.asarray(categories)
-    if (
-        sizes.ndim != 1
-        or sizes.dtype.kind not in "iu"
-        or not ((sizes >= 1) & (sizes <= MOST_CHOICES)).all()
-    ):
+    sizes = as_numbers("categories", categories, "iu")
+    if sizes.ndim != 1 or not sizes.size or ((sizes < 1) | (sizes > MOST_CHOICES)).any():
         raise ValueError(
-            f"categories must be a sequence of integers in [1, {MOST_CHOICES}], got {categories!r}"
+            f"categories must be a sequence of integers in [1, {MOST_CHOICES}], got "
+            f"{brief(categories)}"
         )
     return sizes.astype(np.int64)
 
 
 def uniform(sizes: IntArray) -> FloatArray:
     """(d, max K) probabilities 1/K, padded with zeros."""
-    width = int(sizes.max()) if sizes.size else 0
-    return np.where(np.arange(width) < sizes[:, None], 1.0 / sizes[:, None], 0.0)
+    return np.where(np.arange(sizes.max()) < sizes[:, None], 1.0 / sizes[:, None], 0.0)
 
 
 def one_hot_mle(theta: FloatArray) -> FloatArray:
@@ -48,12 +62,38 @@ def one_hot_mle(theta: FloatArray) -> FloatArray:
 
 def initial(init: Any, like: FloatArray) -> FloatArray:
     """A copy of ``init_theta`` in the shape it must have."""
-    array = np.array(init, dtype=np.float64)
+    array = as_numbers("init_theta", init)
     if array.shape != like.shape:
-        raise ValueError(f"init_theta must have shape {like.shape}, got {array.shape}")
+        raise ValueError(
+            f"init_theta must have shape {like.shape}, got {array.shape}: {brief(init)}"
+        )
     if not np.isfinite(array).all():
-        raise ValueError(f"init_theta must hold finite numbers, got {array}")
-    return array
+        raise ValueError(f"init_theta must hold finite numbers, got {brief(init)}")
+    return np.array(array, dtype=np.float64)
+
+
+def checked_losses(losses: Any) -> Any:
+    """Losses as an update takes them; TypeError or ValueError unless numbers of shape (λ,)."""
+    # What needs no conversion: an update looks at the elements of a list itself.
+    if type(losses) is list or (
+        type(losses) is _ARRAY and losses.dtype is _DOUBLE and losses.ndim == 1
+    ):
+        return losses
+    return as_array(losses)
+
+
+def refusal(error: Exception, samples: Any, losses: Any, range_restriction: object) -> Exception:
+    """What to raise in place of an update's error: it names what is wrong, and shows it."""
+    count, text = len(as_array(losses)), str(error)  # wrong losses end here
+    if "incompatible function arguments" in text:  # pybind11's, of single values
+        check_truth_value("range_restriction", range_restriction)
+        text = "attributes such as gamma and Delta must be numbers"
+    elif " must " not in text:  # not the update's own, but of NumPy or Python
+        text = f"samples must hold numbers ({text})"
+    if text.startswith("samples") and ", got " not in text:
+        given = samples.shape if isinstance(samples, np.ndarray) else brief(samples)
+        text += f", for losses of shape ({count},), got {given}"
+    return (TypeError if isinstance(error, TypeError) else ValueError)(text)
 
 
 def make_updater(
@@ -68,11 +108,10 @@ def make_updater(
     )
     check_number("alpha", alpha, 0.0)
     check_number("delta_init", delta_init, 0.0)
-    if not delta_max > 0:
-        raise ValueError(f"Delta_max must be above 0, got {delta_max}")
+    check_number("Delta_max", delta_max, 0.0, infinite=True)
     return _host.CompatUpdate(
         sizes=sizes.tolist(),
-        stride=int(sizes.max()) if sizes.size else 0,
+        stride=int(sizes.max()),
         margin=margins(sizes.tolist()),
         low=low,
         high=high,
@@ -121,12 +160,22 @@ def flat(theta: FloatArray, sizes: IntArray) -> FloatArray:
     return np.asarray(theta[np.arange(theta.shape[1]) < sizes[:, None]])
 
 
+def from_log(values: Sequence[float], count: int, what: str = "numbers") -> list[float]:
+    """The parameters in a log, where they may be texts."""
+    try:
+        numbers = [float(value) for value in listed("theta_log", values, what)]
+        if len(numbers) == count:
+            return numbers
+    except (TypeError, ValueError):
+        pass
+    raise ValueError(f"theta_log must hold {count} {what}, got {brief(values)}")
+
+
 def padded(values: Sequence[float], sizes: IntArray) -> FloatArray:
     """The inverse of :func:`flat`, from numbers or text."""
-    if len(values) != sizes.sum():
-        raise ValueError(f"theta must hold {sizes.sum()} probabilities, got {len(values)}")
+    numbers = from_log(values, int(sizes.sum()), "probabilities")
     theta = np.zeros((len(sizes), int(sizes.max())))
-    theta[np.arange(theta.shape[1]) < sizes[:, None]] = [float(value) for value in values]
+    theta[np.arange(theta.shape[1]) < sizes[:, None]] = numbers
     return theta
 
 

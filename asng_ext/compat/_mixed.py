@@ -8,15 +8,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from asng_ext._checks import brief, listed
 from asng_ext.compat._common import (
+    INPUT_ERRORS,
     BoolArray,
     Integers,
+    as_numbers,
     check_sizes,
+    checked_losses,
     flat,
+    from_log,
     initial,
     make_updater,
     one_hot_mle,
     padded,
+    refusal,
     theta_header,
     uniform,
     utility,
@@ -54,11 +60,16 @@ class MixedAdaptiveSNG:
         init_theta: tuple[npt.ArrayLike, npt.ArrayLike] | None = None,
     ) -> None:
         self.C = check_sizes(categories)
-        bounds = np.asarray(integers)
-        if bounds.ndim != 2 or bounds.shape[1] != 2 or (bounds[:, 0] >= bounds[:, 1]).any():
+        bounds = as_numbers("integers", integers)
+        if (
+            bounds.ndim != 2
+            or bounds.shape[1] != 2
+            or not (np.isfinite(bounds).all() and (bounds[:, 0] < bounds[:, 1]).all())
+        ):
             raise ValueError(
-                f"integers must be pairs of a lower and a higher bound, got {integers!r}"
+                f"integers must be pairs of a lower and a higher bound, got {brief(integers)}"
             )
+        self._updater = make_updater(self.C, alpha, delta_init, Delta_max, bounds)
         self.n_cat = int((self.C - 1).sum())
         self.n_int = 2 * len(bounds)
         self.n_theta = self.n_cat + self.n_int
@@ -73,8 +84,11 @@ class MixedAdaptiveSNG:
         middle = (self.int_max + self.int_min) / 2.0
         self.theta_int = np.stack([middle, middle**2 + self.int_std_max**2])
         if init_theta is not None:
-            self.theta_cat = initial(init_theta[0], self.theta_cat)
-            self.theta_int = initial(init_theta[1], self.theta_int)
+            pair = listed("init_theta", init_theta, "theta_cat and theta_int")
+            if len(pair) != 2:
+                raise ValueError(f"init_theta must be a pair of arrays, got {brief(init_theta)}")
+            self.theta_cat = initial(pair[0], self.theta_cat)
+            self.theta_int = initial(pair[1], self.theta_int)
         self.alpha, self.delta_init, self.Delta_max = alpha, delta_init, Delta_max
         self.lam = lam
         self.Delta = 1.0
@@ -82,7 +96,6 @@ class MixedAdaptiveSNG:
         self.s = np.zeros(self.n_theta)
         self.delta = self.delta_init / self.Delta
         self.eps = self.delta
-        self._updater = make_updater(self.C, alpha, delta_init, Delta_max, bounds)
 
     def get_lam(self) -> int:
         """λ."""
@@ -111,19 +124,24 @@ class MixedAdaptiveSNG:
 
     def update(self, c: Any, fxc: Any, range_restriction: bool = True) -> None:
         """One update from (one-hot samples (λ, d_cat, Cmax), raw draws (λ, d_int)) and losses."""
-        adapted = self._updater.adapt(
-            self.theta_cat,
-            self.theta_int,
-            self.s,
-            self.gamma,
-            self.Delta,
-            c[0],
-            c[1],
-            fxc,
-            range_restriction,
-            1e-9,
-            False,
-        )
+        losses = checked_losses(fxc)
+        try:
+            adapted = self._updater.adapt(
+                self.theta_cat,
+                self.theta_int,
+                self.s,
+                self.gamma,
+                self.Delta,
+                c[0],
+                c[1],
+                losses,
+                range_restriction,
+                1e-9,
+                False,
+            )
+        except INPUT_ERRORS as error:
+            samples = c[0] if isinstance(c, (tuple, list)) and c else c
+            raise refusal(error, samples, losses, range_restriction) from None
         self.theta_cat, self.theta_int, self.s, moved = adapted[:4]
         self.gamma, self.Delta, self.delta, eps = adapted[4:]
         if moved:
@@ -154,10 +172,6 @@ class MixedAdaptiveSNG:
     def load_theta_from_log(self, theta_log: Sequence[float]) -> None:
         """Sets both parts of theta from the parameters of a log."""
         count = int(self.C.sum())
-        numbers = np.array([float(value) for value in theta_log[count:]])
-        if len(numbers) != self.n_int:
-            raise ValueError(
-                f"theta_log must hold {count + self.n_int} numbers, got {len(theta_log)}"
-            )
-        self.theta_cat = padded(theta_log[:count], self.C)
-        self.theta_int = numbers.reshape(2, self.d_int)
+        numbers = from_log(theta_log, count + self.n_int)
+        self.theta_cat = padded(numbers[:count], self.C)
+        self.theta_int = np.array(numbers[count:]).reshape(2, self.d_int)

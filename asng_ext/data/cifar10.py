@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from asng_ext._files import as_path
+
 from ._safe_pickle import PickledArray, load_pickle
 from .augment import CIFAR10_AUGMENTATION
 from .images import ImageData, ImageSet
@@ -51,7 +53,7 @@ def load_cifar10(folder: str | Path) -> ImageData:
     Raises FileNotFoundError if files are missing, and ValueError, naming the file, if one is
     damaged or is not what its name says.
     """
-    form, where = _find_form(Path(folder))
+    form, where = _find_form(as_path("folder", folder))
     *train, test, names_file = (where / name for name in form.files)
     names = form.read_names(names_file)
     train_set, test_set = (_read_set(paths, form, names) for paths in (train, [test]))

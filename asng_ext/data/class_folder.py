@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asng_ext._checks import check_integer
+from asng_ext._files import as_path
 from asng_ext._terminal import say
 
 from .augment import Augmentation
@@ -54,7 +55,7 @@ def data_from_folder(
 ) -> ImageData:
     """See `ImageData.from_folder`."""
     check_integer("image_size", image_size, 0, LARGEST_IMAGE + 1)
-    folder, kept = Path(folder), cache_folder(cache)
+    folder, kept = as_path("folder", folder), cache_folder(cache)
     names, parts = _parts(folder, stream)
     size, channels = _surveyed(parts, folder, kept, stream)
     size = image_size or size
@@ -86,7 +87,7 @@ def folder_shape(
 ) -> DataShape:
     """What a folder holds, without decoding its images; raises what `ImageData.from_folder` does
     for what is no such folder."""
-    folder, kept = Path(folder), cache_folder(cache)
+    folder, kept = as_path("folder", folder), cache_folder(cache)
     _, parts = _parts(folder, None)
     size, channels = _surveyed(parts, folder, kept, stream)
     names = {"train": "train", "val": "validation", "test": "test"}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TextIO
 
 from asng_ext._checks import check_positive
+from asng_ext._files import as_path
 from asng_ext._terminal import STDERR
 
 from .image_files import image_paths, no_images, reader
@@ -53,7 +54,7 @@ def load_folder(
         ValueError: If an image is smaller than `image_size`, or none can be read.
     """
     check_positive("image_size", image_size)
-    folder = Path(folder)
+    folder = as_path("folder", folder)
     kept = cache_folder(cache)
     read = partial(reader, image_size, 3, enlarge=False)
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from asng_ext._checks import brief, check_integer
+from asng_ext._files import as_path
 
 from .augment import Augmentation, augmentation_for
 from .image_files import LARGEST_IMAGE, scaled
@@ -250,7 +251,7 @@ def resized(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
 
 def data_from_npz(path: str | Path, *, image_size: int = 0, seed: int = 0) -> ImageData:
     """See `ImageData.from_npz`."""
-    path = Path(path)
+    path = as_path("path", path)
     with _opened(path) as file:
         found = {part: _names_in(file.files, names) for part, names in _NPZ_NAMES.items()}
         if found["train"] is None:
@@ -284,7 +285,7 @@ def data_from_npz(path: str | Path, *, image_size: int = 0, seed: int = 0) -> Im
 
 def npz_shape(path: str | Path) -> DataShape:
     """What a .npz file holds, by the headers of its arrays."""
-    path, counts = Path(path), {}
+    path, counts = as_path("path", path), {}
     shape: tuple[int, ...] = ()
     with _opened(path) as file:
         found = {part: _names_in(file.files, names) for part, names in _NPZ_NAMES.items()}

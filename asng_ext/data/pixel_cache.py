@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from asng_ext._files import with_remedy, write_atomically
+from asng_ext._files import as_path, with_remedy, write_atomically
 from asng_ext._terminal import Progress, say
 
 from .image_files import Reader, in_threads, named, none_readable
@@ -73,7 +73,7 @@ class Pixels(NamedTuple):
 def cache_folder(cache: str | Path | None) -> Path:
     """Where pixels are kept: by default in the user's cache folder."""
     if cache is not None:
-        return Path(cache)
+        return as_path("cache", cache)
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "asng-ext"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from asng_ext._checks import check_number
-from asng_ext._files import write_atomically
+from asng_ext._files import as_path, write_atomically
 from asng_ext._terminal import STDERR, say
 from asng_ext.engine.experiment import Experiment, drawing
 from asng_ext.nn import Latencies
@@ -62,7 +62,7 @@ def sweep(
     for factor in factors:
         if factor != math.inf:
             check_number("factors", factor, 0.0)
-    path = Path(path)
+    path = as_path("path", path)
     if not (path / SWEEP).exists():
         RunFolder.create(path)
     rows: list[dict[str, Any]] = []

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from asng_ext._checks import check_integer
+from asng_ext._checks import brief, check_integer, check_mapping
 from asng_ext.optimizers import ASNG
 from asng_ext.space import Categorical, Integer, Real, Samples, SearchSpace, Variable
 
@@ -82,14 +82,20 @@ class ASNGSampler(BaseSampler):
         delta_init: float | str | None = None,
         independent_sampler: BaseSampler | None = None,
     ) -> None:
+        if search_space is not None:
+            check_mapping("search_space", search_space)
         for name, distribution in (search_space or {}).items():
             if not isinstance(name, str) or not isinstance(distribution, BaseDistribution):
                 raise TypeError(
                     "search_space must map names to distributions of Optuna, got "
-                    f"{name!r}: {distribution!r}"
+                    f"{brief(name)}: {brief(distribution)}"
                 )
         if seed is not None:
             check_integer("seed", seed, 0, 2**64)
+        if not isinstance(independent_sampler, (BaseSampler, type(None))):
+            raise TypeError(
+                f"independent_sampler must be a sampler of Optuna, got {brief(independent_sampler)}"
+            )
         self._known = dict(search_space or {})
         self._seed = secrets.randbits(64) if seed is None else int(seed)
         self._settings: dict[str, Any] = {

@@ -32,7 +32,7 @@ def as_array(losses: Any, name: str = "losses") -> npt.NDArray[np.float64]:
             array = np.asarray(_host.numbers(array.tolist()))
         if array.dtype.kind not in "biuf":
             raise TypeError
-    except (TypeError, ValueError, OverflowError, NotImplementedError):  # the last of torch's meta
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # the last of torch
         raise TypeError(f"{name} must be a sequence of numbers, got {brief(losses)}") from None
     if array.ndim == 0:
         raise TypeError(f"{name} must be a sequence of numbers, got {brief(losses)}")

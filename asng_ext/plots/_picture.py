@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
-from asng_ext._files import write_atomically
+from asng_ext._files import as_path, write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,7 +47,7 @@ def shortened(text: str, most: int) -> str:
 @contextmanager
 def picture(path: FilePath) -> Iterator[Callable[[Figure], Path]]:
     """Checks the path, sets matplotlib's own defaults for a while, and gives the way to save."""
-    target = Path(path)
+    target = as_path("path", path)
     if target.suffix.lower() not in FORMATS:
         raise ValueError(f"path must end in {', '.join(FORMATS)}, got {str(path)!r}")
     if not target.parent.is_dir():

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from asng_ext._files import LEFTOVER, read_text, with_remedy, write_atomically
+from asng_ext._files import LEFTOVER, as_path, read_text, with_remedy, write_atomically
 from asng_ext.runs.config import dump_toml, load_toml
 from asng_ext.runs.lock import LOCK_FILE, FolderLock
 
@@ -46,7 +46,7 @@ class RunFolder:
     """
 
     def __init__(self, path: Path | str) -> None:
-        self.path = Path(path)
+        self.path = as_path("path", path)
         self._lock = FolderLock(self.path)
 
     @classmethod
@@ -68,7 +68,7 @@ class RunFolder:
             FileExistsError: If there is something in it already.
             BlockingIOError: If another process is creating it.
         """
-        path = Path(path)
+        path = as_path("path", path)
         with with_remedy(path):
             if another_name:
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -91,7 +91,7 @@ class RunFolder:
     @staticmethod
     def check_unused(path: Path | str) -> None:
         """Raises FileExistsError if there is something where a run is to be created."""
-        path = Path(path)
+        path = as_path("path", path)
         if path.is_dir():
             names = (entry.name for entry in path.iterdir())
             used = any(name != LOCK_FILE and not LEFTOVER.fullmatch(name) for name in names)
