@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
+from asng_ext._checks import brief, listed
 from asng_ext._files import as_path, write_atomically
 
 if TYPE_CHECKING:
@@ -72,6 +73,20 @@ def picture(path: FilePath) -> Iterator[Callable[[Figure], Path]]:
     # The caller's style, such as white lines on black, must not leak into the file.
     with style.context(["default", {"svg.hashsalt": "asng"}]):
         yield save
+
+
+def as_texts(name: str, texts: Sequence[str]) -> list[str]:
+    """A list of texts; TypeError unless they are some."""
+    found = list(texts) if isinstance(texts, str) else listed(name, texts, "texts")
+    if not all(isinstance(text, str) for text in found):
+        raise TypeError(f"{name} must be texts, got {brief(texts)}")
+    return found
+
+
+def check_images(name: str, images: Tensor) -> None:
+    """TypeError unless they are a tensor."""
+    if not hasattr(images, "detach"):
+        raise TypeError(f"{name} must be a tensor (N, 1 or 3, H, W), got {brief(images)}")
 
 
 def show_image(axes: Axes, image: Tensor) -> None:

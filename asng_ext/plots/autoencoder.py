@@ -7,6 +7,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from asng_ext._checks import brief, check_size, listed
 from asng_ext.nn.autoencoder_space import CaeLayer, fitting_layers
 from asng_ext.plots._notes import LINE, NearTies, draw_notes, notes
 from asng_ext.plots._picture import (
@@ -64,9 +65,14 @@ def draw_autoencoder(
         The path.
 
     Raises:
+        TypeError: An argument is of another kind.
         ValueError: The path has another ending.
         FileNotFoundError: The folder does not exist.
     """
+    layers = listed("layers", layers, "CaeLayer")
+    if not all(isinstance(layer, CaeLayer) for layer in layers):
+        raise TypeError(f"layers must be CaeLayer, got {brief(layers)}")
+    check_size("image_size", image_size)
     layers, extents = fitting_layers(layers, *image_size)
     with picture(path) as save:
         from matplotlib.figure import Figure

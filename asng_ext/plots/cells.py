@@ -7,6 +7,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from asng_ext._checks import brief
 from asng_ext.plots._cell_layout import HEAD, Arrow, Box, Layout, lay_out
 from asng_ext.plots._notes import LINE, NearTies, draw_notes, notes
 from asng_ext.plots._picture import (
@@ -62,9 +63,12 @@ def draw_cells(
         The path.
 
     Raises:
+        TypeError: An argument is of another kind.
         ValueError: The architecture is none of the space, or the path has another ending.
         FileNotFoundError: The folder does not exist.
     """
+    if not hasattr(space, "parse"):
+        raise TypeError(f"space must be a CellSpace, got {brief(space)}")
     cells = space.parse(architecture)
     with picture(path) as save:
         from matplotlib.figure import Figure

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from asng_ext.plots._picture import DPI, GRAY, INK, FilePath, picture, shortened
+from asng_ext._checks import brief
+from asng_ext.plots._picture import DPI, GRAY, INK, FilePath, as_texts, picture, shortened
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,17 +39,25 @@ def draw_confusion(counts: npt.ArrayLike, class_names: Sequence[str], path: File
         The path.
 
     Raises:
+        TypeError: An argument is of another kind.
         ValueError: The counts are no such matrix, or the path has another ending.
         FileNotFoundError: The folder does not exist.
     """
-    table = np.asarray(counts)
+    class_names = as_texts("class_names", class_names)
+    try:
+        table = np.asarray(counts)
+    except ValueError:  # of rows that differ in length
+        raise ValueError(f"counts must be a matrix, got {brief(counts)}") from None
     classes = len(class_names)
     if table.shape != (classes, classes) or classes == 0:
         raise ValueError(
-            f"counts must be ({classes}, {classes}), for as many class_names, got {table.shape}"
+            f"counts must be ({classes}, {classes}), for as many class_names, got {table.shape} "
+            f"for {brief(class_names)}"
         )
     if not np.issubdtype(table.dtype, np.integer) or (table < 0).any():
-        raise ValueError(f"counts must be numbers of images, integers from 0, got {table.dtype}")
+        raise ValueError(
+            f"counts must be numbers of images, integers from 0, got {table.dtype}: {brief(counts)}"
+        )
     with picture(path) as save:
         return save(_figure(table, [shortened(name, 18) for name in class_names]))
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
+from asng_ext._checks import brief, check_mapping, is_number, listed
 from asng_ext.plots._picture import BLUE, DPI, GRAY, GREEN, INK, ORANGE, PURPLE, FilePath, picture
 
 if TYPE_CHECKING:
@@ -35,9 +36,11 @@ def plot_search(rows: Rows, path: FilePath) -> Path:
         The path.
 
     Raises:
+        TypeError: An argument is of another kind.
         ValueError: There is no row, nothing to plot, a row without epoch, or another ending.
         FileNotFoundError: The folder does not exist.
     """
+    rows = _checked(rows)
     sets = {"train": "data for the weights", "theta": "data for θ", "test": "test data"}
     convergence = _Panel(
         "convergence",
@@ -63,9 +66,11 @@ def plot_retrain(rows: Rows, path: FilePath) -> Path:
         The path.
 
     Raises:
+        TypeError: An argument is of another kind.
         ValueError: There is no row, nothing to plot, a row without epoch, or another ending.
         FileNotFoundError: The folder does not exist.
     """
+    rows = _checked(rows)
     sets = {"train": "training data", "test": "test data"}
     rate = _Panel("learning rate", [_Line("learning_rate", "learning rate", PURPLE)])
     panels = [
@@ -123,13 +128,20 @@ def _metric_panels(rows: Rows, sets: Mapping[str, str]) -> list[_Panel]:
     ]
 
 
-def _plot_rows(rows: Rows, panels: Sequence[_Panel], path: FilePath, note: str = "") -> Path:
+def _checked(rows: Rows) -> Rows:
+    """The rows; TypeError or ValueError unless each has an epoch."""
+    rows = listed("rows", rows, "mappings")
     if not rows:
         raise ValueError("rows must hold at least one epoch, got none")
     for i, row in enumerate(rows):
-        if not math.isfinite(row.get("epoch", math.nan)):
-            raise ValueError(f'rows[{i}] must have a finite "epoch", got {dict(row)!r}')
+        check_mapping(f"rows[{i}]", row)
+        epoch = row.get("epoch")
+        if not is_number(epoch) or not math.isfinite(epoch):
+            raise ValueError(f'rows[{i}] must have a finite "epoch", got {brief(dict(row))}')
+    return rows
 
+
+def _plot_rows(rows: Rows, panels: Sequence[_Panel], path: FilePath, note: str = "") -> Path:
     def lines(panel: _Panel) -> list[_Line]:
         return [*panel.lines, *(line for line in (panel.other, panel.reference) if line)]
 

@@ -6,7 +6,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from asng_ext.plots._picture import DPI, GRAY, INK, FilePath, picture, shortened, show_image
+from asng_ext._checks import brief, is_number, listed
+from asng_ext.plots._picture import (
+    DPI,
+    GRAY,
+    INK,
+    FilePath,
+    as_texts,
+    check_images,
+    picture,
+    shortened,
+    show_image,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,16 +51,22 @@ def draw_mistakes(
         The path.
 
     Raises:
+        TypeError: An argument is of another kind.
         ValueError: The images are none of these, the numbers of classes differ from that of images,
             or the path has another ending.
         FileNotFoundError: The folder does not exist.
     """
+    check_images("images", images)
+    classes = as_texts("classes", classes)
+    predicted = listed("predicted", predicted, "pairs (class, probability)")
     shape = images.shape
     if len(shape) != 4 or shape[1] not in (1, 3) or 0 in shape[1:]:
         raise ValueError(f"images must be (N, 1 or 3, H, W), got {tuple(shape)}")
     for name, values in (("classes", classes), ("predicted", predicted)):
         if len(values) != len(images):
             raise ValueError(f"{name} must be {len(images)}, one per image, got {len(values)}")
+    if not all(isinstance(p, (tuple, list)) and len(p) == 2 and is_number(p[1]) for p in predicted):
+        raise TypeError(f"predicted must be pairs (class, probability), got {brief(predicted)}")
     captions = [
         f"{shortened(name, MOST)}, predicted\n{shortened(other, MOST)} ({100 * probability:.0f} %)"
         for name, (other, probability) in zip(classes, predicted)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from asng_ext._similarity import psnr
-from asng_ext.plots._picture import DPI, INK, FilePath, picture, show_image
+from asng_ext.plots._picture import DPI, INK, FilePath, check_images, picture, show_image
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,9 +27,12 @@ def draw_restored(original: Tensor, corrupted: Tensor, restored: Tensor, path: F
         The path.
 
     Raises:
+        TypeError: An argument is of another kind.
         ValueError: The shapes differ or are none of these, or the path has another ending.
         FileNotFoundError: The folder does not exist.
     """
+    for name, images in (("original", original), ("corrupted", corrupted), ("restored", restored)):
+        check_images(name, images)
     shape = original.shape
     if len(shape) != 4 or shape[1] not in (1, 3) or 0 in shape:
         raise ValueError(f"original must be (N, 1 or 3, H, W), got {tuple(shape)}")

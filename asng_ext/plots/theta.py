@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from asng_ext._checks import brief, check_mapping, listed
 from asng_ext.plots._picture import (
     DPI,
     GRAY,
     INK,
     OPERATION_STYLES,
     FilePath,
+    as_texts,
     picture,
     shortened,
 )
@@ -44,10 +46,18 @@ def plot_theta(
         The path.
 
     Raises:
+        TypeError: An argument is of another kind.
         ValueError: The shapes do not agree, a number is no probability, or another ending.
         FileNotFoundError: The folder does not exist.
     """
-    table = np.asarray(theta, dtype=np.float64)
+    names = as_texts("names", names)
+    check_mapping("labels", labels)
+    for name, values in labels.items():
+        listed(f"labels[{name!r}]", list(values) if isinstance(values, str) else values, "labels")
+    try:
+        table = np.asarray(theta, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise TypeError(f"theta must be an array of numbers, got {brief(theta)}") from None
     texts = _check_theta(table, names, labels)
     with picture(path) as save:
         return save(_theta_figure(table, names, texts))

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from asng_ext._checks import brief, listed
 from asng_ext.plots._picture import BLUE, DPI, GRAY, FilePath, picture
 
 __all__ = ["plot_sweep"]
@@ -22,11 +23,16 @@ def plot_sweep(rows: Sequence[Mapping[str, Any]], path: FilePath) -> Path:
         The path.
 
     Raises:
+        TypeError: An argument is of another kind.
         ValueError: There is no row, or another ending.
         FileNotFoundError: The folder does not exist.
     """
+    rows = listed("rows", rows, "searches")
     if not rows:
         raise ValueError("rows must hold at least one search, got none")
+    for row in rows:
+        if not (isinstance(row, Mapping) and {"costs", "metrics", "best", "of"} <= set(row)):
+            raise ValueError(f"rows must be those of a sweep, got {brief(row)}")
     costs = list(rows[0]["costs"])
     with picture(path) as save:
         from matplotlib.figure import Figure

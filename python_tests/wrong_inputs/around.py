@@ -1,14 +1,15 @@
-"""The classes of 2019, Optuna's sampler, networks of files, predictions, exports and run folders."""
+"""The classes of 2019, Optuna's sampler, files of networks and runs, predictions and pictures."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from asng_ext import compat, load_architecture, load_network
+from asng_ext import compat, load_architecture, load_network, plots
 from asng_ext.data import ImageData, load_cifar10, load_folder
 from asng_ext.export import export_network
 from asng_ext.nn import CellNetwork, CellSpace
@@ -222,4 +223,63 @@ FILE_ROWS: list[Wrong] = [
     ),
 ]  # fmt: skip
 
-TABLES = {"compat": COMPAT_ROWS, "optuna": _sampler_rows(), "files": FILE_ROWS}
+_IMAGES = torch.zeros(2, 1, 4, 4)
+_ENDINGS: list[Any] = [None, 3, b"a.png", "a", "a.jpg", Path("missing/a.png")]
+_NO_ROWS: list[Any] = [None, 3, "a", [], [3], [{}], [{"epoch": "1"}], [{"epoch": float("nan")}]]
+_NO_IMAGES: list[Any] = [
+    None, "a", np.zeros((2, 1, 4, 4)), torch.zeros(4, 4), torch.zeros(2, 2, 4, 4),
+]  # fmt: skip
+_DRAWN: list[Callable[[Any], object]] = [
+    lambda path: plots.draw_cells(SPACE, [0] * len(SPACE.categories), path),
+    lambda path: plots.draw_autoencoder([], path),
+    lambda path: plots.draw_confusion([[1]], ["a"], path),
+    lambda path: plots.draw_mistakes(_IMAGES, "ab", [("a", 0.5)] * 2, path),
+    lambda path: plots.draw_restored(_IMAGES, _IMAGES, _IMAGES, path),
+    lambda path: plots.plot_search([{"epoch": 1, "train_loss": 1.0}], path),
+    lambda path: plots.plot_retrain([{"epoch": 1, "train_loss": 1.0}], path),
+    lambda path: plots.plot_theta([[0.5, 0.5]], ["x"], {"x": "ab"}, path),
+]
+
+PICTURE_ROWS: list[Wrong] = [
+    *refused("draw_cells", lambda f, v: plots.draw_cells(v, [0], f / "a.png"), "space",
+             [None, 3, "cell"], _folder),
+    *refused("draw_cells", lambda f, v: plots.draw_cells(SPACE, v, f / "a.png"), "architecture",
+             [None, 3, Given("a", "length 1"), Given([0, 0], "length 2")], _folder),
+    *refused("draw_autoencoder", lambda f, v: plots.draw_autoencoder(v, f / "a.png"), "layers",
+             [None, 3, "a", [3]], _folder),
+    *refused("draw_autoencoder", lambda f, v: plots.draw_autoencoder([], f / "a.png", v),
+             "image_size", [None, 3, (8,), (8, 0), ("8", "8")], _folder),
+    *refused("draw_confusion", lambda f, v: plots.draw_confusion(v, ["a", "b"], f / "a.png"),
+             "counts", [Given(None, "got ()"), Given(3, "got ()"), Given("ab", "got ()"), [[1]], [[1.5, 2], [3, 4]], [[1, 2], [3]], [[-1, 0], [0, 0]]],
+             _folder),
+    *refused("draw_confusion", lambda f, v: plots.draw_confusion([[1]], v, f / "a.png"),
+             "class_names", [None, 3, [3], ["a", "b"]], _folder),
+    *refused("draw_mistakes", lambda f, v: plots.draw_mistakes(v, "ab", [("a", 0.5)] * 2, f / "a.png"),
+             "images", _NO_IMAGES, _folder),
+    *refused("draw_mistakes", lambda f, v: plots.draw_mistakes(_IMAGES, v, [("a", 0.5)] * 2, f / "a.png"),
+             "classes", [None, 3, ["a"], [3, 4]], _folder),
+    *refused("draw_mistakes", lambda f, v: plots.draw_mistakes(_IMAGES, "ab", v, f / "a.png"),
+             "predicted", [None, 3, [("a", 0.5)], [3, 4], ["ab", "cd"]], _folder),
+    *refused("draw_restored", lambda f, v: plots.draw_restored(v, _IMAGES, _IMAGES, f / "a.png"),
+             "original", _NO_IMAGES, _folder),
+    *refused("draw_restored", lambda f, v: plots.draw_restored(_IMAGES, v, _IMAGES, f / "a.png"),
+             "corrupted", _NO_IMAGES, _folder),
+    *refused("plot_search", lambda f, v: plots.plot_search(v, f / "a.png"), "rows", _NO_ROWS, _folder),
+    *refused("plot_retrain", lambda f, v: plots.plot_retrain(v, f / "a.png"), "rows", _NO_ROWS, _folder),
+    *refused("plot_sweep", lambda f, v: plots.plot_sweep(v, f / "a.png"), "rows",
+             [None, 3, "a", [], [3], [{}]], _folder),
+    *refused("plot_theta", lambda f, v: plots.plot_theta(v, ["x"], {"x": "ab"}, f / "a.png"), "theta",
+             [Given(None, "shape ()"), Given(3, "shape ()"), "a", [["a", "b"]], [[0.5, 2.0]], [[0.5], [0.5, 0.5]]], _folder),
+    *refused("plot_theta", lambda f, v: plots.plot_theta([[0.5, 0.5]], v, {"x": "ab"}, f / "a.png"),
+             "names", [None, 3, Given(["x", "y"], "(1, 2)"), [["x"]]], _folder),
+    *refused("plot_theta", lambda f, v: plots.plot_theta([[0.5, 0.5]], ["x"], v, f / "a.png"),
+             "labels", [None, 3, "x", Given({}, "none"), {"x": 3}], _folder),
+    *(row for draw in _DRAWN for row in refused("picture", lambda _, v, d=draw: d(v), "", _ENDINGS)),
+]  # fmt: skip
+
+TABLES = {
+    "compat": COMPAT_ROWS,
+    "optuna": _sampler_rows(),
+    "files": FILE_ROWS,
+    "pictures": PICTURE_ROWS,
+}
