@@ -24,6 +24,7 @@ import small_runs
 
 from asng_ext import cli, tasks
 from asng_ext.data import MASKS
+from asng_ext.distributed import ALONE
 from asng_ext.engine.experiment import Experiment
 from asng_ext.runs.config import RetrainConfig, SearchConfig, load_toml, section_from
 from asng_ext.runs.folder import RunFolder
@@ -422,6 +423,7 @@ def test_runs_without_a_folder_get_one_each(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     args = cli._parser().parse_args(["search", "classification", *small.OPTIONS])
+    args.ranks = ALONE
     config = cli._config(tasks.get("classification"), args, None, {})
     folders = {cli._create(args, "digits", config).run.path for _ in range(3)}
     assert len(folders) == 3
