@@ -13,6 +13,7 @@ import os
 import pickle
 import threading
 import time
+import traceback
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -208,6 +209,8 @@ class Ranks:
         try:
             yield
         except RuntimeError as error:
+            # Its frames hold the process group, whose end is what other ranks notice.
+            traceback.clear_frames(error.__traceback__)
             words = str(error).strip().partition("\n")[0][:300]
             missing = self._watch.missing() if self._watch else ""
             missing = missing or "the exchange with the other ranks failed"
@@ -266,9 +269,18 @@ class _Watch:
         """No more signs of life; the words say why, if something is wrong."""
         self._ended.set()
         self._thread.join(_SILENCE)  # longer only where the store does not answer
-        if words:
-            with contextlib.suppress(RuntimeError):
+        with contextlib.suppress(RuntimeError):
+            if words:
                 self._store.set(f"{self._prefix}/words/{self._rank}", words)
+            self._store.set(f"{self._prefix}/ended/{self._rank}", "")
+
+    def wait_for_others(self) -> None:
+        """The store may end with rank 0, and others find out from it what is wrong."""
+        others = [f"{self._prefix}/ended/{rank}" for rank in range(1, self._size)]
+        deadline = time.monotonic() + _SILENCE + 2
+        with contextlib.suppress(RuntimeError):
+            while time.monotonic() < deadline and not self._store.check(others):
+                time.sleep(0.1)
 
     def missing(self) -> str:
         """Which ranks are gone, in words; "" if all are there."""
@@ -416,7 +428,9 @@ def joined() -> Iterator[Ranks]:
     finally:
         watch.end(words)
         if begun:
-            dist.destroy_process_group()
+            dist.destroy_process_group()  # from which the others see that this one ends
+        if words and ranks.first:
+            watch.wait_for_others()
 
 
 def _launched() -> int:

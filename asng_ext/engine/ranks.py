@@ -24,8 +24,9 @@ def run_of_first(run: RunFolder | None, ranks: Ranks) -> Iterator[tuple[RunFolde
     """
     has_run = ranks.from_first(lambda: run is not None)
     with contextlib.ExitStack() as stack:
-        if run is not None:
-            stack.enter_context(ranks.held_by_first(run.lock))
+        if has_run:  # which the others need not be given
+            lock = contextlib.nullcontext if run is None else run.lock
+            stack.enter_context(ranks.held_by_first(lock))
         stop = stack.enter_context(asked_to_stop()) if has_run else Stop()
         yield run if ranks.first else None, stop
         # A signal that came after the last step must not end one rank alone.

@@ -342,3 +342,39 @@ def test_ranks_draw_numbers_of_their_own(tmp_path: Path) -> None:
     for result in (*results, *again):
         assert small.equal(result[1], results[0][1])
         assert np.array_equal(result[0], results[0][0])
+
+
+class SpoiledOnce(Normalized):
+    """A weight step of the second epoch, on some ranks, has a loss that is not finite, once."""
+
+    def __init__(self, spoils: bool = True) -> None:
+        super().__init__()
+        self.left = 9 if spoils else 0
+
+    def losses(self, *arguments: Any) -> Any:
+        losses, metrics = super().losses(*arguments)
+        if torch.is_grad_enabled():
+            self.left -= 1
+            if self.left == 0:
+                losses = losses * torch.nan
+        return losses, metrics
+
+
+def test_all_retry_where_one_diverges(tmp_path: Path) -> None:
+    whole = RunFolder.create(tmp_path / "whole")
+    named: dict[str, Any] = {"check_every": 2, "on_divergence": "retry"}
+    expected = searched(SpoiledOnce(), run=whole, **named)
+
+    def work(ranks: Ranks) -> Any:
+        run = RunFolder(tmp_path / "run") if ranks.first else None
+        return searched(SpoiledOnce(ranks.rank == 1), ranks, run, **named)
+
+    RunFolder.create(tmp_path / "run")
+    results = on_ranks(2, work, tmp_path)
+    state = RunFolder(tmp_path / "run").load("search.pt")
+    assert state is not None
+    assert state["halvings"] == {"count": 1}
+    for found in results:
+        assert np.array_equal(found[0][-1], expected[0][-1])
+        assert len(found[0]) == len(expected[0]) > 12
+    check_close(results[0], expected, 1e-9)
