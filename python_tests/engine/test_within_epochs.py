@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from itertools import cycle, islice
+from itertools import cycle, islice, product
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,13 @@ class Drawing(TaskDefaults):
         return {}
 
 
-TASKS: dict[str, Callable[[], Any]] = {"cells": small.task, "drawing": Drawing}
+TASKS: dict[str, Callable[[], Any]] = {
+    "cells": small.task,
+    "drawing": Drawing,
+    "cells on a GPU": lambda: small.task(device="cuda"),
+}
+ON_GPU = pytest.param("search", "cells on a GPU", marks=pytest.mark.cuda)
+"""Retraining calls PyTorch's operators, which there may round otherwise each time."""
 LOOPS = {"search": ("losses", small.SEARCH), "retrain": ("training_loss", small.RETRAIN)}
 
 
@@ -111,8 +117,7 @@ def signaled(task: Any, loop: str, number: int, after: int) -> Any:
     return task
 
 
-@pytest.mark.parametrize("name", TASKS)
-@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize(("loop", "name"), [*product(LOOPS, ("cells", "drawing")), ON_GPU])
 def test_each_step_in_a_run_of_its_own(loop: str, name: str, tmp_path: Path) -> None:
     """Signals end each run after its first step, the last of epochs included."""
     whole = RunFolder.create(tmp_path / "whole")
