@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -13,6 +14,13 @@ from asng_ext import ops
 
 # Numbers are compared in full single precision.
 torch.backends.cudnn.allow_tf32 = False
+# Tests send signals, of which the terminal's may be ignored by who started them, such as nohup.
+for _number, _default in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGHUP, signal.SIG_DFL),
+):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _default)
 # One thread is fastest for small tensors, and results do not depend on the machine.
 torch.set_num_threads(1)
 

@@ -168,6 +168,7 @@ def test_resume_of_a_finished_search_changes_nothing(searched: Path) -> None:
     assert before == after
 
 
+@pytest.mark.filterwarnings("always")  # of more epochs
 def test_what_may_change_on_resume(
     searched: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

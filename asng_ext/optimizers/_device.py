@@ -6,6 +6,7 @@ can be captured in a CUDA graph; state changes in place.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 from collections.abc import Sequence
@@ -35,10 +36,10 @@ def cuda_device(device: torch.device | str) -> torch.device:
         ValueError: It is no CUDA device.
         RuntimeError: Operators or devices are missing; the message says which, and what to do.
     """
-    try:
-        wanted = torch.device(device)
-    except (RuntimeError, TypeError):
-        wanted = None
+    wanted = None
+    if isinstance(device, (str, torch.device)):  # for torch a number is one, too
+        with contextlib.suppress(RuntimeError):
+            wanted = torch.device(device)
     if wanted is None or wanted.type != "cuda":
         raise ValueError(f'device must be "cpu" or "cuda", got {str(device)!r}')
     _libraries.require_cuda()

@@ -170,6 +170,7 @@ def test_autoencoders_are_spread_and_their_batches_divided(
         assert small.equal(result[1], results[0][1])
 
 
+@pytest.mark.filterwarnings("always:.*ranks was")
 def test_resuming_with_another_number_of_ranks(tmp_path: Path) -> None:
     """One process, then three, then two, each of which ends within an epoch."""
     task = Normalized()
