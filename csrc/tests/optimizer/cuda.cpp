@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <deque>
 #include <limits>
 #include <memory>
 #include <optional>
@@ -62,7 +63,7 @@ std::vector<std::int64_t> repeated(std::int64_t count, std::int64_t size) {
 struct Pair {
   std::int64_t instances, lambda;
   std::int64_t largest = 0;  // number of categories; 0 does not tell the grid
-  std::vector<Asng> host;
+  std::deque<Asng> host;     // which stay where they are
   std::vector<std::int64_t> counters, offsets{0}, categorical;
   std::vector<double> theta, mean, variance, s, step, margin, bounds, gaussian;
   std::vector<std::int64_t> best_categorical;
