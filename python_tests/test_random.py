@@ -13,15 +13,15 @@ from typing import Any
 import pytest
 import small_classification as small
 import torch
+from choice_task import ChoiceTask
 from torch import Tensor, nn
 
 import asng_ext as asng
 from asng_ext._random import DrawsFrom, GlobalGenerators, seeded_generator
 from asng_ext.engine.retrain import retrain
 from asng_ext.engine.search import search
-from asng_ext.nn import Choice, search_space, set_architecture
+from asng_ext.nn import Choice, search_space
 from asng_ext.runs.config import SearchConfig
-from asng_ext.tasks.protocol import TaskDefaults
 
 CPU = torch.device("cpu")
 
@@ -102,7 +102,7 @@ def test_on_a_device() -> None:
     assert torch.equal(torch.cuda.get_rng_state(device), state)
 
 
-class Dropping(TaskDefaults):
+class Dropping(ChoiceTask):
     """A user's task: it shuffles and drops with PyTorch's global generators, as people do."""
 
     search_steps = 4
@@ -120,14 +120,8 @@ class Dropping(TaskDefaults):
 
     theta_batches = weight_batches
 
-    def losses(
-        self, supernet: nn.Module, batch: Tensor, samples: asng.Samples
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        losses = []
-        for sample in samples:
-            set_architecture(supernet, sample)
-            losses.append((supernet(batch) - batch.prod(dim=1, keepdim=True)).square().mean())
-        return torch.stack(losses), {}
+    def loss(self, network: nn.Module, batch: Tensor) -> Tensor:
+        return (network(batch) - batch.prod(dim=1, keepdim=True)).square().mean()
 
     def test_supernet(self, supernet: nn.Module, values: Any) -> dict[str, float]:
         return {}

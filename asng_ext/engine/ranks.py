@@ -3,34 +3,67 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 from asng_ext._random import Draws, GlobalGenerators, OwnGenerators
 from asng_ext._signals import Stop, asked_to_stop
+from asng_ext._threads import cpu_threads
 from asng_ext.distributed import Ranks
+from asng_ext.runs.config import RetrainConfig, SearchConfig
 from asng_ext.runs.folder import RunFolder
+from asng_ext.training.divergence import Halvings, version_of, with_retries
 
-__all__ = ["draws_of_rank", "run_of_first"]
+__all__ = ["draws_of_rank", "run_loop"]
+
+Result = TypeVar("Result")
 
 
-@contextlib.contextmanager
-def run_of_first(run: RunFolder | None, ranks: Ranks) -> Iterator[tuple[RunFolder | None, Stop]]:
-    """In this context rank 0 holds the folder, and signals to any rank are noted.
+def run_loop(
+    loop: Callable[[RunFolder | None, Stop, Halvings, Path | None], Result],
+    name: str,
+    config: SearchConfig | RetrainConfig,
+    run: RunFolder | None,
+    ranks: Ranks,
+    resume_from: Path | None,
+    begin_anew: Callable[[str], object],
+) -> Result:
+    """What a loop returns, which is run again if it diverges and the settings say so.
 
-    Gives the folder to rank 0 and None to the others, and what notes signals. Without a folder
-    these are left alone.
+    Meanwhile rank 0 holds the folder, and signals to any rank are noted; without a folder these are
+    left alone.
+
+    Args:
+        loop: Is given the folder on rank 0 and None on the others, what notes signals, and what
+            :func:`asng_ext.training.divergence.with_retries` gives it.
+        name: Of its checkpoint, without the suffix.
+        config: Its settings.
+        run: The folder; None for none. Other ranks than the first need not have it.
+        ranks: Who runs the loop.
+        resume_from: The checkpoint to continue from, instead of the newest.
+        begin_anew: See there.
     """
-    has_run = ranks.from_first(lambda: run is not None)
+    saves = ranks.from_first(lambda: run is not None)
+    own = run if ranks.first else None
     with contextlib.ExitStack() as stack:
-        if has_run:  # which the others need not be given
+        if saves:
             lock = contextlib.nullcontext if run is None else run.lock
             stack.enter_context(ranks.held_by_first(lock))
-        stop = stack.enter_context(asked_to_stop()) if has_run else Stop()
-        yield run if ranks.first else None, stop
+        stop = stack.enter_context(asked_to_stop()) if saves else Stop()
+        stack.enter_context(cpu_threads(config.threads))
+        once = partial(loop, own, stop)
+        if saves and config.on_divergence == "retry":
+            version = partial(ranks.from_first, partial(version_of, own, f"{name}.pt"))
+            result = with_retries(once, version, resume_from, begin_anew)
+        else:
+            result = once(Halvings(), resume_from)
         # A signal that came after the last step must not end one rank alone.
         stop.number = ranks.agree(stop.number or 0, False)[0] or None
+        return result
 
 
 def draws_of_rank(

@@ -14,20 +14,14 @@ from asng_ext import __version__
 from asng_ext._random import DrawsFrom, ModuleGenerators, drawn, draws_of
 from asng_ext._signals import Stop
 from asng_ext._terminal import STDERR, Progress, say
-from asng_ext._threads import cpu_threads
 from asng_ext.distributed import ALONE, Ranks
-from asng_ext.engine.ranks import draws_of_rank, run_of_first
+from asng_ext.engine.ranks import draws_of_rank, run_loop
 from asng_ext.runs.checkpoints import Epochs, Part
 from asng_ext.runs.config import RetrainConfig, affecting_results
 from asng_ext.runs.folder import RunFolder
 from asng_ext.tasks.protocol import RetrainTask, check_members, shown_metrics
 from asng_ext.training.batch_norm import synced_batch_norm
-from asng_ext.training.divergence import (
-    Halvings,
-    raise_if_diverged,
-    version_of,
-    with_retries,
-)
+from asng_ext.training.divergence import Halvings, raise_if_diverged
 from asng_ext.training.metrics import Means
 from asng_ext.training.precision import autocast
 from asng_ext.training.schedules import cosine, multi_step_decay
@@ -89,16 +83,8 @@ def retrain(
     """
     check_members("task", task, RetrainTask)
     stream = stream if ranks.first else None
-    saves = ranks.from_first(lambda: run is not None)
-    with run_of_first(run, ranks) as (own, stop), cpu_threads(config.threads):
-
-        def loop(halvings: Halvings, source: Path | None) -> tuple[nn.Module, dict[str, float]]:
-            return _retrain(task, values, config, seed, own, stream, stop, source, ranks, halvings)
-
-        if not saves or config.on_divergence == "stop":
-            return loop(Halvings(), resume_from)
-        version = partial(ranks.from_first, partial(version_of, own, "retrain.pt"))
-        return with_retries(loop, version, resume_from, partial(say, stream))
+    loop = partial(_retrain, task, values, config, seed, stream, ranks)
+    return run_loop(loop, "retrain", config, run, ranks, resume_from, partial(say, stream))
 
 
 def _retrain(
@@ -106,12 +92,12 @@ def _retrain(
     values: Mapping[str, Any],
     config: RetrainConfig,
     seed: int,
-    run: RunFolder | None,
     stream: TextIO | None,
-    stop: Stop,
-    resume_from: Path | None,
     ranks: Ranks,
+    run: RunFolder | None,
+    stop: Stop,
     halvings: Halvings,
+    resume_from: Path | None,
 ) -> tuple[nn.Module, dict[str, float]]:
     with DrawsFrom(seed, "network"):
         network = task.network(values)

@@ -16,9 +16,8 @@ from torch import nn
 from asng_ext._random import DrawsFrom, ModuleGenerators, drawn, draws_of
 from asng_ext._signals import Stop
 from asng_ext._terminal import STDERR, Progress, say
-from asng_ext._threads import cpu_threads
 from asng_ext.distributed import ALONE, Ranks
-from asng_ext.engine.ranks import draws_of_rank, run_of_first
+from asng_ext.engine.ranks import draws_of_rank, run_loop
 from asng_ext.optimizers import Penalty
 from asng_ext.runs.checkpoints import Epochs, Part
 from asng_ext.runs.config import SearchConfig, affecting_results
@@ -34,12 +33,7 @@ from asng_ext.tasks.protocol import (
 from asng_ext.training.active_sgd import ActiveSGD
 from asng_ext.training.batch_norm import frozen_batch_norm
 from asng_ext.training.cuda_graphs import CudaGraphs, GraphBackend, Replayed
-from asng_ext.training.divergence import (
-    Halvings,
-    raise_if_diverged,
-    version_of,
-    with_retries,
-)
+from asng_ext.training.divergence import Halvings, raise_if_diverged
 from asng_ext.training.metrics import Means
 from asng_ext.training.schedules import cosine
 from asng_ext.training.spread import Spread
@@ -141,34 +135,15 @@ def search(
     if config.penalty and penalty is None:
         raise ValueError(f"penalty must be given, with the limits {config.penalty}")
     stream = stream if ranks.first else None
-    saves = ranks.from_first(lambda: run is not None)
-    with run_of_first(run, ranks) as (own, stop), cpu_threads(config.threads):
+    retries = config.on_divergence == "retry"
+    begun = copy.deepcopy(optimizer.state_dict()) if retries else {}
 
-        def loop(halvings: Halvings, source: Path | None) -> SearchResult:
-            return _search(
-                task,
-                optimizer,
-                config,
-                seed,
-                own,
-                stream,
-                graphs,
-                penalty,
-                stop,
-                source,
-                ranks,
-                halvings,
-            )
+    def begin_anew(why: str) -> None:
+        say(stream, why)
+        optimizer.load_state_dict(begun)
 
-        def begin_anew(why: str) -> None:
-            say(stream, why)
-            optimizer.load_state_dict(begun)
-
-        if not saves or config.on_divergence == "stop":
-            return loop(Halvings(), resume_from)
-        begun = copy.deepcopy(optimizer.state_dict())
-        version = partial(ranks.from_first, partial(version_of, own, "search.pt"))
-        return with_retries(loop, version, resume_from, begin_anew)
+    loop = partial(_search, task, optimizer, config, seed, stream, graphs, penalty, ranks)
+    return run_loop(loop, "search", config, run, ranks, resume_from, begin_anew)
 
 
 def _search(
@@ -176,14 +151,14 @@ def _search(
     optimizer: Optimizer,
     config: SearchConfig,
     seed: int,
-    run: RunFolder | None,
     stream: TextIO | None,
     graphs: GraphBackend | None,
     penalty: Penalty | None,
-    stop: Stop,
-    resume_from: Path | None,
     ranks: Ranks,
+    run: RunFolder | None,
+    stop: Stop,
     halvings: Halvings,
+    resume_from: Path | None,
 ) -> SearchResult:
     with DrawsFrom(seed, "supernet"):
         supernet = task.supernet()

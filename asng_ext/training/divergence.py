@@ -18,7 +18,21 @@ Result = TypeVar("Result")
 
 
 class DivergedError(FloatingPointError):
-    """A loss, a gradient or a weight has become NaN or infinite."""
+    """A loss, a gradient or a weight has become NaN or infinite.
+
+    Args:
+        what: Which, and where.
+    """
+
+    def __init__(self, what: str) -> None:
+        super().__init__(what)
+        self.what = what
+
+    def __str__(self) -> str:
+        return (
+            f"{self.what}; begin anew with a lower learning_rate, or continue with "
+            "--on-divergence retry"
+        )
 
 
 def raise_if_diverged(
@@ -50,10 +64,7 @@ def raise_if_diverged(
             wrong += [f"{kind} {bad[0]}{more} is not finite"] if bad else []
     if wrong:
         steps = f"steps {first} to {last}" if first < last else f"step {last}"
-        raise DivergedError(
-            f"training diverged in epoch {epoch + 1}, {steps}: {', '.join(wrong)}; "
-            "begin anew with a lower learning_rate, or continue with --on-divergence retry"
-        )
+        raise DivergedError(f"training diverged in epoch {epoch + 1}, {steps}: {', '.join(wrong)}")
 
 
 class Halvings:
@@ -109,7 +120,7 @@ def with_retries(
                 raise
             halvings.count += 1
             begin_anew(
-                f"{error}. Continuing from the last checkpoint, at {halvings.factor:g} of the "
+                f"{error.what}. Continuing from the last checkpoint, at {halvings.factor:g} of the "
                 "learning rate\n"
             )
 

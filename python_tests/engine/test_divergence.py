@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 import small_classification as small
 import torch
+from choice_task import ChoiceTask
 from torch import Tensor, nn
 
 import asng_ext as asng
 from asng_ext.engine.retrain import retrain
 from asng_ext.engine.search import search
-from asng_ext.nn import Choice, search_space, set_architecture
+from asng_ext.nn import Choice, search_space
 from asng_ext.runs.config import RetrainConfig, SearchConfig
 from asng_ext.runs.folder import RunFolder
-from asng_ext.tasks.protocol import TaskDefaults
 from asng_ext.training.divergence import DivergedError
 
 SETTINGS: dict[str, Any] = {
@@ -27,7 +27,7 @@ SETTINGS: dict[str, Any] = {
 }  # fmt: skip
 
 
-class Steep(TaskDefaults):
+class Steep(ChoiceTask):
     """Weights on slopes so steep that large steps lead away from the valley, ever faster.
 
     Args:
@@ -56,32 +56,19 @@ class Steep(TaskDefaults):
 
     theta_batches = train_batches = weight_batches
 
-    def losses(
-        self, supernet: nn.Module, batch: Tensor, samples: asng.Samples
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        losses = []
-        for sample in samples:
-            set_architecture(supernet, sample)
-            losses.append(self._loss(supernet, batch))
+    def losses(self, *arguments: Any) -> Any:
+        result = super().losses(*arguments)
         self.trained += torch.is_grad_enabled()
-        return torch.stack(losses), {}
+        return result
 
-    def network(self, values: Any) -> nn.Module:
-        network = self.supernet()
-        set_architecture(network, values)
-        return network
-
-    def training_loss(self, network: nn.Module, batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        loss = self._loss(network, batch)
+    def training_loss(self, *arguments: Any) -> Any:
+        result = super().training_loss(*arguments)
         self.trained += 1
-        return loss, {}
+        return result
 
-    def _loss(self, network: nn.Module, batch: Tensor) -> Tensor:
+    def loss(self, network: nn.Module, batch: Tensor) -> Tensor:
         factor = self.happens(self.trained) if torch.is_grad_enabled() else 1.0
         return network(batch).square().exp().mean() * factor
-
-    def test(self, network: nn.Module) -> dict[str, float]:
-        return {}
 
 
 def run_loop(

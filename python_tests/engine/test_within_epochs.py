@@ -16,23 +16,23 @@ from typing import Any
 import pytest
 import small_classification as small
 import torch
+from choice_task import ChoiceTask
 from torch import Tensor, nn
 
 import asng_ext as asng
 from asng_ext._signals import SIGNALS, Interrupted
 from asng_ext.engine.retrain import retrain
 from asng_ext.engine.search import search
-from asng_ext.nn import Choice, search_space, set_architecture
+from asng_ext.nn import Choice, search_space
 from asng_ext.runs.checkpoints import CheckpointMismatchError
 from asng_ext.runs.config import SearchConfig
 from asng_ext.runs.folder import RunFolder
-from asng_ext.tasks.protocol import TaskDefaults
 
 EVERY_STEP = 1e-9
 """Minutes between checkpoints."""
 
 
-class Drawing(TaskDefaults):
+class Drawing(ChoiceTask):
     """A user's task: each of its batches and steps draws from PyTorch's global generators."""
 
     search_steps = retrain_steps = 4
@@ -53,26 +53,12 @@ class Drawing(TaskDefaults):
 
     theta_batches = train_batches = weight_batches
 
-    def losses(
-        self, supernet: nn.Module, batch: Tensor, samples: asng.Samples
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        losses = []
-        for sample in samples:
-            set_architecture(supernet, sample)
-            losses.append(self.training_loss(supernet, batch)[0])
-        return torch.stack(losses), {}
-
-    def network(self, values: Any) -> nn.Module:
-        network = self.supernet()
-        set_architecture(network, values)
-        return network
+    def loss(self, network: nn.Module, batch: Tensor) -> Tensor:
+        return self.training_loss(network, batch)[0]
 
     def training_loss(self, network: nn.Module, batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         out = network(batch)
         return (out - batch.prod(dim=1, keepdim=True)).square().mean(), {"size": out.mean()}
-
-    def test(self, network: nn.Module) -> dict[str, float]:
-        return {}
 
 
 TASKS: dict[str, Callable[[], Any]] = {
