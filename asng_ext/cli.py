@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, get_type_hints
 
-from asng_ext import __version__, optimizers, tasks
+from asng_ext import __version__, optimizers, strategies, tasks
 from asng_ext._checks import check_one_process, check_positive
 from asng_ext._signals import Interrupted, interrupted_by_signals
 from asng_ext._terminal import STDERR, say, tell
@@ -390,8 +390,8 @@ def _add_section(
         if kind is not None and item.name != "data":
             help += f" ({_of_presets(kind, title or name, item)})"
         choices = item.metadata["choices"]
-        if (name, item.name) == ("search", "optimizer"):
-            choices = optimizers.names()
+        if name == "search" and item.name in ("optimizer", "strategy"):
+            choices = {"optimizer": optimizers, "strategy": strategies}[item.name].names()
         options: dict[str, Any] = {"dest": f"{name}.{item.name}", "default": argparse.SUPPRESS}
         if types[item.name] is bool:
             options |= {"action": argparse.BooleanOptionalAction}
@@ -445,6 +445,8 @@ def _config(
         base, like = kind.automatic(of_task)
     else:
         base, like = kind.presets[preset], ""
+    strategy = {**_table(from_file, "search"), **given.get("search", {})}.get("strategy", "asng")
+    published = strategies.get(strategy).published
     # What a file holds beside the sections is checked with everything else.
     config = {"task": kind.name, "seed": 0, "device": "cpu", **from_file}
     config |= {"version": __version__}
@@ -452,7 +454,8 @@ def _config(
     picked = []
     for name, option in (("search", "search"), ("retrain", "retrain"), (kind.name, "task")):
         own = {**_table(from_file, name), **given.get(option, {})}
-        config[name] = {**base.get(name, {}), **own}
+        more = published if name == "search" else {}
+        config[name] = {**more, **base.get(name, {}), **own}
         new = [f"{key} {value}" for key, value in base.get(name, {}).items() if key not in own]
         picked += [f"\n  {name}: {', '.join(new)}"] if new else []
     if like and picked:

@@ -22,8 +22,9 @@ from table import Row, finish, made_row, options
 
 import asng_ext as asng
 from asng_ext.distributed import ALONE, Ranks, joined
-from asng_ext.engine.search import _Iteration
 from asng_ext.runs.config import SearchConfig
+from asng_ext.strategies.ask_tell import AskTell
+from asng_ext.strategies.protocol import Parts
 from asng_ext.tasks import get
 from asng_ext.training.metrics import Means
 from asng_ext.training.weight_optimizers import make_weight_optimizer
@@ -45,11 +46,12 @@ def make_iteration(ranks: Ranks, batch: int) -> tuple[Any, Any]:
     supernet = task.supernet()
     optimizer = asng.ASNG(task.space, population_size=2, seed=0)
     sgd = make_weight_optimizer(supernet, config)
-    iteration = _Iteration(task, supernet, sgd, optimizer, Means(), None, ranks)
+    strategy = AskTell(optimizer, ranks=ranks)
+    strategy.begin(Parts(task, supernet, sgd, Means()))
     pairs = list(zip(task.weight_batches(0), task.theta_batches(0)))
 
     def run(step: int) -> None:
-        iteration(pairs[step % len(pairs)])
+        strategy.step(pairs[step % len(pairs)])
         ranks.agree(0, False, 1)  # as the loop does after each
 
     return run, sum(weight.numel() for weight in supernet.parameters())

@@ -15,7 +15,7 @@ from typing import Any, TextIO
 import numpy as np
 import torch
 
-from asng_ext import __version__, optimizers, tasks
+from asng_ext import __version__, optimizers, strategies, tasks
 from asng_ext._checks import check_integer, check_one_process
 from asng_ext._random import DrawsFrom
 from asng_ext._terminal import STDERR, say
@@ -23,7 +23,7 @@ from asng_ext._threads import cpu_threads
 from asng_ext.costs import CostTable
 from asng_ext.distributed import ALONE, Ranks
 from asng_ext.engine.retrain import retrain
-from asng_ext.engine.search import search
+from asng_ext.engine.search import Watch, search
 from asng_ext.nn import Latencies
 from asng_ext.optimizers import Penalty, Theta
 from asng_ext.retrained import read_architecture
@@ -32,6 +32,7 @@ from asng_ext.runs.config import RetrainConfig, SearchConfig, pairs, section_fro
 from asng_ext.runs.folder import RunFolder
 from asng_ext.runs.metrics import Events, MetricsTable
 from asng_ext.space import Categorical, Integer, SearchSpace
+from asng_ext.strategies.protocol import Strategy
 from asng_ext.tasks.protocol import Optimizer, Task, check_members
 from asng_ext.training.precision import autocast
 
@@ -81,11 +82,7 @@ class Experiment:
         self.search_config: SearchConfig = sections["search"]
         self.retrain_config: RetrainConfig = sections["retrain"]
         self.seed: int = self.config["seed"]
-        if self.search_config.optimizer not in optimizers.names():
-            raise ValueError(
-                f"settings of [search]: optimizer must be one of {', '.join(optimizers.names())}, "
-                f"got {self.search_config.optimizer!r}"
-            )
+        self._check_method()
         kind = tasks.get(self.config["task"])
         kind.check(self.search_config)
         self.device = _device(self.config["device"], ranks)
@@ -98,6 +95,29 @@ class Experiment:
         )
         check_members(f"task {kind.name!r}", self.task, Task)
         self._penalty: Penalty | None = None
+
+    def _check_method(self) -> None:
+        config = self.search_config
+        try:
+            kind = strategies.get(config.strategy)
+        except ValueError as error:
+            raise ValueError(f"settings of [search]: {error}") from None
+        if config.optimizer not in optimizers.names():
+            raise ValueError(
+                f"settings of [search]: optimizer must be one of {', '.join(optimizers.names())}, "
+                f"got {config.optimizer!r}"
+            )
+        if kind.place and self.ranks.size > 1:
+            raise ValueError(
+                f"strategy {kind.name} must run in one process, got {self.ranks.size} ranks"
+            )
+
+    def method(self, start: Mapping[str, Any] | None = None) -> Optimizer | Strategy:
+        """What the search is done by: a new optimizer, which starts from ``start``, see
+        :meth:`optimizer`, or another strategy."""
+        if strategies.get(self.search_config.strategy).place:
+            return strategies.make(self.task, self.search_config, seed=self.seed)
+        return self.optimizer(start)
 
     def _check_ranks(self, loop: str) -> None:
         """Every rank must have something to do: found out before anything is written."""
@@ -145,7 +165,7 @@ class Experiment:
             experiment.task.space.encode(architecture)
         else:
             start = ranks.from_first(experiment._read_start)
-            experiment.optimizer(start)  # which settings suit the space is found out first
+            experiment.method(start)  # which settings suit the space is found out first
             experiment._penalty = experiment._make_penalty(latencies)
 
         def write() -> Path:
@@ -196,7 +216,9 @@ class Experiment:
             config["device"] = device
         return cls(RunFolder(path), config, stream, ranks=ranks)
 
-    def search(self, resume_from: Path | str | None = None) -> dict[str, Any]:
+    def search(
+        self, resume_from: Path | str | None = None, *, watch: Watch | None = None
+    ) -> dict[str, Any]:
         """Searches, or continues to; returns the architecture by names.
 
         Writes search.csv, search.pt, architecture.json and pictures, and config.toml if settings
@@ -204,12 +226,13 @@ class Experiment:
 
         Args:
             resume_from: A checkpoint of this search to continue from, instead of the newest one.
+            watch: See :func:`asng_ext.engine.search.search`.
 
         Raises:
             ValueError: If the run was begun with an architecture.
         """
         self._check_ranks("search")
-        optimizer = self.optimizer(self.ranks.from_first(self._kept_start))
+        optimizer = self.method(self.ranks.from_first(self._kept_start))
         with self.ranks.held_by_first(self.run.lock), self._settings_kept():
             penalty = self.penalty()
             result = search(
@@ -222,18 +245,19 @@ class Experiment:
                 penalty=penalty,
                 resume_from=Path(resume_from) if resume_from is not None else None,
                 ranks=self.ranks,
+                watch=watch,
             )
             if not self.ranks.first:
                 return result.architecture
             # A user's optimizer may have no distribution that could be shown.
-            known = isinstance(optimizer, optimizers.Optimizer)
-            theta: Any = optimizer.theta.categorical if known else ()  # type: ignore[attr-defined]
+            known = isinstance(optimizer, optimizers.Optimizer | Strategy)
+            theta: Any = optimizer.theta.categorical if known else ()  # type: ignore[union-attr]
             names = list(self.task.space.categorical)
             chosen = self.task.space.encode(result.architecture)[0]
             likely = {name: float(row[i]) for name, row, i in zip(names, theta, chosen)}
             ties = _near_ties(self.task.space.categorical, theta)
             more: dict[str, Any] = {"probabilities": likely, "near_ties": ties}
-            if penalty is not None:
+            if penalty is not None and not isinstance(optimizer, Strategy):
                 more["costs"] = self._costs_of(result.architecture, penalty, optimizer)
             self._write_architecture(result.architecture, more)
             self._draw_search(result.rows, theta)
@@ -371,7 +395,8 @@ class Experiment:
         on the host it is better there, too.
         """
         config = self.search_config
-        arguments = inspect.signature(optimizers.REGISTRY[config.optimizer]).parameters
+        wanted = strategies.get(config.strategy).optimizer or config.optimizer
+        arguments = inspect.signature(optimizers.REGISTRY[wanted]).parameters
         own = [name for name in ("alpha", "delta_init") if name in arguments]
 
         def takes(name: str) -> bool:
@@ -390,14 +415,14 @@ class Experiment:
             settings["fixed"] = _values(self.task.space, pairs("fixed", config.fixed))
         lacking = [name for name in ("init", "fixed") if name in settings and not takes(name)]
         if lacking:
-            raise ValueError(f"settings of [search]: {config.optimizer} takes no {lacking[0]}")
+            raise ValueError(f"settings of [search]: {wanted} takes no {lacking[0]}")
         if config.step_size:
             settings |= {n: config.step_size for n in ("delta", "step_size") if n in arguments}
-        if config.optimizer == "ASNG":  # the others live on the CPU
+        if wanted == "ASNG":  # the others live on the CPU
             on_device = self.device.type == "cuda" and self.task.capturable
             settings["device"] = str(self.device) if on_device else "cpu"
         made: Optimizer = optimizers.make(
-            config.optimizer,
+            wanted,
             self.task.space,
             seed=self.seed,
             population_size=config.population_size,

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import copy
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeAlias
 
 import torch
 from torch import nn
@@ -22,6 +22,8 @@ from asng_ext.optimizers import Penalty
 from asng_ext.runs.checkpoints import Epochs, Part
 from asng_ext.runs.config import SearchConfig, affecting_results
 from asng_ext.runs.folder import RunFolder
+from asng_ext.strategies.ask_tell import AskTell
+from asng_ext.strategies.protocol import Parts, Strategy
 from asng_ext.tasks.protocol import (
     Batch,
     Optimizer,
@@ -31,12 +33,10 @@ from asng_ext.tasks.protocol import (
     shown_metrics,
 )
 from asng_ext.training.active_sgd import ActiveSGD
-from asng_ext.training.batch_norm import frozen_batch_norm
 from asng_ext.training.cuda_graphs import CudaGraphs, GraphBackend, Replayed
 from asng_ext.training.divergence import Halvings, raise_if_diverged
 from asng_ext.training.metrics import Means
-from asng_ext.training.schedules import cosine
-from asng_ext.training.spread import Spread
+from asng_ext.training.schedules import cosine, restarted
 from asng_ext.training.weight_optimizers import (
     CapturableSGD,
     make_weight_optimizer,
@@ -44,7 +44,10 @@ from asng_ext.training.weight_optimizers import (
     set_learning_rate,
 )
 
-__all__ = ["SearchResult", "search"]
+__all__ = ["SearchResult", "Watch", "search"]
+
+Watch: TypeAlias = Callable[[dict[str, float], float], object]
+"""Takes the metrics of an epoch, and how many seconds it took."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ class SearchResult:
 
 def search(
     task: SearchTask,
-    optimizer: Optimizer,
+    optimizer: Optimizer | Strategy,
     config: SearchConfig,
     *,
     seed: int,
@@ -74,6 +77,7 @@ def search(
     penalty: Penalty | None = None,
     resume_from: Path | None = None,
     ranks: Ranks = ALONE,
+    watch: Watch | None = None,
 ) -> SearchResult:
     """Searches an architecture while training the weights of the supernet.
 
@@ -94,7 +98,7 @@ def search(
     Args:
         task: Data, supernet and losses.
         optimizer: An optimizer of the task's space; it is changed. It has λ and whatever else
-            decides the distribution.
+            decides the distribution. Or another strategy, which decides what a step is.
         config: Settings of the loop.
         seed: Decides the initial weights and whatever else is random in the supernet.
         run: Where to write metrics, events and checkpoints. If it holds a checkpoint, the search
@@ -111,6 +115,8 @@ def search(
         ranks: The processes that search together, all of which call this with the same arguments.
             They divide the samples, and where these are fewer, the batch. Rank 0 alone reads and
             writes ``run`` and shows progress.
+        watch: Is called after each epoch with its metrics, and the seconds that its steps, and what
+            followed them, took in this process without tests.
 
     Raises:
         DivergedError: If the training loss, a weight or a gradient becomes NaN or infinite. The
@@ -118,7 +124,8 @@ def search(
             first continues from there at half the learning rate, at most three times.
         FloatingPointError: If no loss of an epoch that was to move the distribution is finite.
         TypeError: If the task or the optimizer lacks a member of its protocol.
-        ValueError: If the settings have limits and there is no ``penalty``.
+        ValueError: If the settings have limits and there is no ``penalty``, or a strategy that is
+            not of an optimizer is given a ``penalty`` or several ranks.
         CheckpointMismatchError: If the checkpoint in ``run`` is of a search with other settings or
             another optimizer, or damaged.
         BlockingIOError: If another process uses ``run``.
@@ -131,61 +138,68 @@ def search(
             device or PyTorch, or is damaged, and the one before is used.
     """
     check_members("task", task, SearchTask)
-    check_members("optimizer", optimizer, Optimizer)
     if config.penalty and penalty is None:
         raise ValueError(f"penalty must be given, with the limits {config.penalty}")
+    if isinstance(optimizer, Strategy):
+        strategy = optimizer
+        if penalty is not None or ranks.size > 1:
+            raise ValueError(
+                f"strategy {strategy.name} must run in one process and without a penalty, got "
+                f"{penalty} and {ranks.size} ranks"
+            )
+    else:
+        check_members("optimizer", optimizer, Optimizer)
+        retries = config.on_divergence == "retry"
+        strategy = AskTell(optimizer, penalty, ranks, repeats=retries)
     stream = stream if ranks.first else None
-    retries = config.on_divergence == "retry"
-    begun = copy.deepcopy(optimizer.state_dict()) if retries else {}
-
-    def begin_anew(why: str) -> None:
-        say(stream, why)
-        optimizer.load_state_dict(begun)
-
-    loop = partial(_search, task, optimizer, config, seed, stream, graphs, penalty, ranks)
-    return run_loop(loop, "search", config, run, ranks, resume_from, begin_anew)
+    loop = partial(_search, task, strategy, config, seed, stream, graphs, penalty, ranks, watch)
+    return run_loop(loop, "search", config, run, ranks, resume_from, partial(say, stream))
 
 
 def _search(
     task: SearchTask,
-    optimizer: Optimizer,
+    strategy: Strategy,
     config: SearchConfig,
     seed: int,
     stream: TextIO | None,
     graphs: GraphBackend | None,
     penalty: Penalty | None,
     ranks: Ranks,
+    watch: Watch | None,
     run: RunFolder | None,
     stop: Stop,
     halvings: Halvings,
     resume_from: Path | None,
 ) -> SearchResult:
     with DrawsFrom(seed, "supernet"):
-        supernet = task.supernet()
+        supernet = strategy.supernet(task)
     device = next(supernet.parameters()).device
     if graphs is None and device.type == "cuda":
         graphs = CudaGraphs(device)
-    blocker = _capture_blocker("task", task, task.capturable, task.capture_blocker)
-    blocker = blocker or _capture_blocker("optimizer", optimizer, optimizer.capturable)
+    blocker = strategy.capture_blocker
+    if not task.capturable:
+        blocker = f"the task, {type(task).__name__}, {task.capture_blocker}"
     # Also where graphs are off: the numbers are to be the same.
     sgd = make_weight_optimizer(supernet, config, capturable=graphs is not None and blocker is None)
-    blocker = blocker or _capture_blocker("SGD", sgd, isinstance(sgd, CapturableSGD))
+    if blocker is None and not isinstance(sgd, CapturableSGD):
+        blocker = f"the SGD, {type(sgd).__name__}, {TaskDefaults.capture_blocker}"
     blocker = blocker or (None if ranks.exchange_is_capturable(device) else _NO_NCCL)
+    means = Means()
+    strategy.begin(Parts(task, supernet, sgd, means))
     epochs = Epochs(
         run,
         "search",
         {
             "seed": seed,
             **affecting_results(config),
-            "optimizer": type(optimizer).__name__,
-            "population_size": optimizer.population_size,
+            **strategy.identity,
             **task.identity("search"),
             "penalty_of": penalty.identity() if penalty else None,
         },
         {
             "supernet": Part(supernet.state_dict, supernet.load_state_dict),
             "sgd": Part(sgd.state_dict, partial(restore_weight_optimizer, sgd)),
-            "optimizer": Part(optimizer.state_dict, optimizer.load_state_dict),
+            "optimizer": Part.of(strategy),
             "halvings": Part.of(halvings, assumed={"count": 0}),
         },
         device,
@@ -201,23 +215,21 @@ def _search(
         stop=stop,
         resume_from=resume_from,
         ranks=ranks,
-        replicated=partial(_replicated, optimizer, device),
+        replicated=partial(_replicated, strategy, device),
     )
     steps = task.search_steps
     # To show what was measured, the host synchronizes with the device.
     interval = 0.25 if device.type == "cpu" else 10.0
     total, done = config.epochs * steps, epochs.done * steps + epochs.steps_done
     progress = Progress("search", total, done, stream, interval)
-    means = Means()
+    rate_after = partial(_learning_rate, config, halvings, steps)
     within = {
         "means": Part(means.state_dict, partial(means.load_state_dict, device=device)),
         "generators": Part.of(ModuleGenerators(supernet)),
     }
     if task.kernels:
         progress.note(task.kernels)
-    iteration: Callable[[Any], None] = _Iteration(
-        task, supernet, sgd, optimizer, means, penalty, ranks
-    )
+    iteration: Callable[[Any], None] = strategy.step
     if graphs is not None and config.graphs:
         if blocker is None:
             iteration = Replayed(iteration, graphs, lambda why: progress.note(_NO_GRAPHS + why))
@@ -225,74 +237,91 @@ def _search(
             progress.note(_NO_GRAPHS + blocker)
     for epoch in range(epochs.done, config.epochs):
         means.reset()
-        check = partial(_check, means, optimizer, supernet, epoch)
+        began = time.perf_counter()
+        check = partial(_check, means, strategy, supernet, epoch)
         draws = draws_of(seed, f"search epoch {epoch}", device, own_generators=task.own_generators)
         as_it_is = sgd.as_it_is if isinstance(sgd, ActiveSGD) else contextlib.nullcontext
         epochs.begin({**within, "draws": Part.of(draws)}, as_it_is)
         pairs = drawn(draws, partial(_pairs, task, epoch), epochs.steps_done)
-        highest = config.learning_rate * halvings.factor
         # There may be no step left to do.
-        rate = cosine(highest, epoch * steps + max(0, epochs.steps_done - 1), total)
+        rate = rate_after(epoch * steps + max(0, epochs.steps_done - 1))
         set_learning_rate(sgd, rate)
         for step, pair in enumerate(pairs, epochs.steps_done):
-            rate = cosine(highest, epoch * steps + step, total)
+            rate = rate_after(epoch * steps + step)
             set_learning_rate(sgd, rate)
             with draws_of_rank(draws, ranks, seed, f"search epoch {epoch} step {step}", device):
                 iteration(pair)
             epochs.stepped(steps, check)
             if progress.due():
-                progress.draw(epoch * steps + step + 1, _shown(means.read(), task, optimizer))
+                progress.draw(epoch * steps + step + 1, _shown(means.read(), task, strategy))
+        strategy.end_epoch(epoch)
         epochs.check(check)
         row = {"epoch": float(epoch + 1), **means.read()}
-        if row.pop("theta_without_loss") == 1:
+        if row.pop("theta_without_loss", 0) == 1:
             raise FloatingPointError(
                 f"no loss of the search's epoch {epoch + 1} that was to move the distribution is "
                 "finite; lower learning_rate, and check which losses the task gives without "
                 "gradients"
             )
-        row |= {
-            "convergence": optimizer.convergence,
-            "delta": optimizer.delta,
-            "learning_rate": rate,
-        }
+        row |= {**strategy.numbers(), "learning_rate": rate}
+        seconds = time.perf_counter() - began
         if config.test_every and (
             (epoch + 1) % config.test_every == 0 or epoch + 1 == config.epochs
         ):
-            tested = task.test_supernet(supernet, _recommended(optimizer, penalty))
+            tested = {**task.test_supernet(supernet, strategy.recommend()), **strategy.test()}
             row |= {f"test_{name}": float(value) for name, value in tested.items()}
-        epochs.add(row, partial(_distributions, task, optimizer))
-        progress.line((epoch + 1) * steps, _shown(row, task, optimizer))
+        epochs.add(row, partial(_distributions, task, strategy))
+        progress.line((epoch + 1) * steps, _shown(row, task, strategy))
+        if watch is not None:
+            watch(row, seconds)
     epochs.close()
-    return SearchResult(_recommended(optimizer, penalty), supernet, epochs.rows)
+    return SearchResult(strategy.recommend(), supernet, epochs.rows)
 
 
 def _check(
-    means: Means, optimizer: Optimizer, supernet: nn.Module, epoch: int, first: int, last: int
+    means: Means, strategy: Strategy, supernet: nn.Module, epoch: int, first: int, last: int
 ) -> None:
-    row = {**means.read(), "convergence": optimizer.convergence}
+    row = {**means.read(), **strategy.numbers()}
     raise_if_diverged(epoch, first, last, row, supernet)
 
 
-def _replicated(optimizer: Optimizer, device: torch.device) -> Any:
+def _learning_rate(config: SearchConfig, halvings: Halvings, steps: int, done: int) -> float:
+    """That after so many steps in all."""
+    total = config.epochs * steps
+    if config.restart_epochs:
+        done, total = restarted(done, config.restart_epochs * steps)
+    highest, least = (
+        rate * halvings.factor for rate in (config.learning_rate, config.learning_rate_min)
+    )
+    return cosine(highest, done, total, least=least)
+
+
+def _replicated(strategy: Strategy, device: torch.device) -> Any:
     """What decides the samples that come next; nothing where reading it would wait for a device."""
-    if optimizer.capturable and device.type != "cpu":
+    if strategy.capture_blocker is None and device.type != "cpu":
         return None
-    theta = getattr(optimizer, "theta", None)  # a user's optimizer may call it otherwise
-    return optimizer.state_dict() if theta is None else (theta, optimizer.delta)
+    theta = strategy.theta
+    return strategy.state_dict() if theta is None else (theta, strategy.numbers())
 
 
-_ADDED = ("init", "init_probability", "fixed", "penalty")
+_ADDED = (
+    "strategy",
+    "strategy_options",
+    "learning_rate_min",
+    "restart_epochs",
+    "nesterov",
+    "init",
+    "init_probability",
+    "fixed",
+    "penalty",
+)
 """Settings that earlier versions did not have; theirs were the defaults."""
 
 
-def _recommended(optimizer: Optimizer, penalty: Penalty | None) -> dict[str, Any]:
-    return penalty.recommend(optimizer) if penalty else optimizer.recommend()
-
-
-def _distributions(task: SearchTask, optimizer: Optimizer) -> dict[str, list[float]]:
-    """The probabilities θ of the categorical variables, by name; none of an optimizer of a user's
-    that does not show them as this package's do."""
-    theta = getattr(getattr(optimizer, "theta", None), "categorical", ())
+def _distributions(task: SearchTask, strategy: Strategy) -> dict[str, list[float]]:
+    """The probabilities θ of the categorical variables, by name; none of a user's optimizer that
+    does not show them as this package's do."""
+    theta = getattr(strategy.theta, "categorical", ())
     variables = task.space.categorical.items()
     return {
         name: [float(p) for p in row[: len(variable.values)]]
@@ -323,64 +352,9 @@ _NO_GRAPHS = "steps run without CUDA graphs: "
 _NO_NCCL = "ranks exchange gradients by another backend than NCCL"
 
 
-def _capture_blocker(
-    what: str, part: Any, capturable: bool, why: str = TaskDefaults.capture_blocker
-) -> str | None:
-    """What keeps steps with this part from being captured; None if nothing is known to."""
-    return None if capturable else f"the {what}, {type(part).__name__}, {why}"
-
-
-@dataclass
-class _Iteration:
-    """A weight step and a θ step on a pair of batches.
-
-    What it changes is in the objects it is made of, and with capturable ones in tensors that stay
-    where they are: replaying its work is as good as calling it again.
-    """
-
-    task: SearchTask
-    supernet: nn.Module
-    sgd: torch.optim.Optimizer
-    optimizer: Optimizer
-    means: Means
-    penalty: Penalty | None = None
-    ranks: Ranks = ALONE
-
-    def __post_init__(self) -> None:
-        task, population = self.task, self.optimizer.population_size
-        self._spread = Spread(self.ranks, self.supernet, self.sgd, population, task.part_of_batch)
-
-    def __call__(self, batches: tuple[Batch, Batch]) -> None:
-        for_weights, for_theta = batches
-        self._train_weights(for_weights)
-        self._move_distribution(for_theta)
-
-    def _train_weights(self, batch: Batch) -> None:
-        self.supernet.train()
-        samples = self.optimizer.ask()
-        self.sgd.zero_grad(set_to_none=False)
-        self._spread.begin()
-        losses, metrics = self.task.losses(self.supernet, *self._spread.own(batch, samples))
-        shares = self._spread.share_of_each(losses)
-        losses.backward(shares)  # type: ignore[no-untyped-call]  # eq. (9)
-        losses, metrics = self._spread.together(losses, metrics, trained=True)
-        self.sgd.step()
-        self.means.add({"loss": losses, **metrics}, "train_")
-
-    def _move_distribution(self, batch: Batch) -> None:
-        samples = self.optimizer.ask()
-        with torch.no_grad(), frozen_batch_norm(self.supernet):
-            losses, metrics = self.task.losses(self.supernet, *self._spread.own(batch, samples))
-            losses, metrics = self._spread.together(losses, metrics, trained=False)
-        ranked, costs = self.penalty.ranked(samples, losses) if self.penalty else (losses, {})
-        self.optimizer.tell(samples, ranked)  # eq. (12) and what follows
-        # A step without a finite loss moves nothing.
-        self.means.add({"loss": losses, **metrics, **costs}, "theta_", watched="loss")
-
-
-def _shown(row: dict[str, float], task: SearchTask, optimizer: Optimizer) -> dict[str, float]:
+def _shown(row: dict[str, float], task: SearchTask, strategy: Strategy) -> dict[str, float]:
     # Of data that train no weights, but move the distribution.
     metrics = shown_metrics(row, task, {"valid.": "theta", "test": "test"})
     if "theta_within_limits" in row:
         metrics["within limits"] = row["theta_within_limits"]
-    return metrics | {"convergence": optimizer.convergence, "δ": optimizer.delta}
+    return metrics | {{"delta": "δ"}.get(name, name): n for name, n in strategy.numbers().items()}

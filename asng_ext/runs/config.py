@@ -160,11 +160,26 @@ class SearchConfig(Checked):
     learning_rate: float = setting(
         0.025, "of SGD at the start; falls to 0 on a cosine", above=0, high=1e3
     )
+    learning_rate_min: float = setting(0.0, "where the cosine ends", low=0, high=1e3)
+    restart_epochs: int = setting(
+        0,
+        "epochs of the first cosine, after which others follow, each twice as long; 0 for one of "
+        "all epochs",
+        low=0,
+        high=_MOST_EPOCHS,
+    )
     momentum: float = setting(0.9, "of SGD", low=0, high=1)
+    nesterov: bool = setting(False, "Nesterov's momentum")
     weight_decay: float = setting(3e-4, "of SGD", low=0, high=1e3)
     gradient_clip: float = setting(5.0, "largest Euclidean norm of the gradient", above=0, high=1e9)
+    strategy: str = setting("asng", "the method, by name")
+    strategy_options: str = setting(
+        "", "settings of the method's own, see docs/comparison.md", several=True
+    )
     optimizer: str = setting(
-        "ASNG", "what moves the distribution, by name", option="search-optimizer"
+        "ASNG",
+        "what the strategy asng moves the distribution with, by name",
+        option="search-optimizer",
     )
     population_size: int = setting(2, "architectures per step, λ", low=2, high=1024)
     alpha: float = setting(1.5, "ASNG's threshold α", above=0, high=1e6)
@@ -207,6 +222,14 @@ class SearchConfig(Checked):
         super().__post_init__()
         self.limits()
         pairs("fixed", self.fixed)
+        pairs("strategy_options", self.strategy_options)
+        if self.learning_rate_min > self.learning_rate:
+            raise ValueError(
+                f"learning_rate_min must be at most learning_rate, {self.learning_rate}, got "
+                f"{self.learning_rate_min}"
+            )
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov must be off without momentum, got True")
 
     def limits(self) -> dict[str, float]:
         """The numbers in ``penalty`` by name (ValueError if one is not a number above 0)."""

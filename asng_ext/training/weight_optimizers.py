@@ -34,6 +34,7 @@ class ClippedSGD(torch.optim.SGD):
 
     def __init__(self, model: nn.Module, config: SearchConfig, **settings: Any) -> None:
         given = {"lr": config.learning_rate, "momentum": config.momentum, **settings}
+        given["nesterov"] = config.nesterov
         super().__init__(model.parameters(), weight_decay=config.weight_decay, **given)
         self.max_norm = config.gradient_clip
 
@@ -135,9 +136,12 @@ def make_weight_optimizer(
                 "weight_decay must be 0 for a supernet of sliceable weights, which rest when idle, "
                 f"got {decay}"
             )
+        if config.nesterov:
+            raise ValueError("nesterov must be off for a supernet of sliceable weights, got True")
         return ActiveSGD(model, rate, config.momentum, config.gradient_clip)
     else:
-        return CapturableSGD(model, config) if capturable else ClippedSGD(model, config)
+        kind = CapturableSGD if capturable and not config.nesterov else ClippedSGD
+        return kind(model, config)
     return torch.optim.SGD(weights, lr=rate, momentum=config.momentum, weight_decay=decay)
 
 

@@ -17,11 +17,13 @@ from tensor_task import StackedTask, asng_in_tensors
 from torch import nn
 
 import asng_ext as asng
-from asng_ext.engine.search import SearchResult, _Iteration, search
+from asng_ext.engine.search import SearchResult, search
 from asng_ext.nn import fused
 from asng_ext.nn.sliceable_weight import WeightBank
 from asng_ext.runs.config import SearchConfig
 from asng_ext.runs.folder import RunFolder
+from asng_ext.strategies.ask_tell import AskTell
+from asng_ext.strategies.protocol import Parts
 from asng_ext.training.cuda_graphs import WARM_UPS, CudaGraphs
 from asng_ext.training.metrics import Means
 from asng_ext.training.weight_optimizers import (
@@ -155,10 +157,11 @@ def test_few_launches_surround_the_cells(precision: str) -> None:
     )
     supernet, means = task.supernet(), Means()
     sgd = make_weight_optimizer(supernet, small.SEARCH, capturable=True)
-    iteration = _Iteration(task, supernet, sgd, asng_in_tensors(task.space), means)
+    strategy = AskTell(asng_in_tensors(task.space))
+    strategy.begin(Parts(task, supernet, sgd, means))
     for pair in zip(task.weight_batches(0), task.theta_batches(0), strict=True):
         with Launches() as launches:  # once there are momentum buffers and the sums of metrics
-            iteration(pair)
+            strategy.step(pair)
     others = [name for name in launches.names if not name.startswith("asng::")]
     assert others.count("aten::add") == 1
     assert others.count("aten::_to_copy") <= 1

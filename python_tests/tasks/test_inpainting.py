@@ -24,10 +24,12 @@ from asng_ext._signals import Interrupted
 from asng_ext.data import draw_masks, unlabeled
 from asng_ext.engine.experiment import Experiment
 from asng_ext.engine.retrain import retrain
-from asng_ext.engine.search import _Iteration, search
+from asng_ext.engine.search import search
 from asng_ext.nn import CaeLayer, parameter_count
 from asng_ext.runs.config import RetrainConfig, SearchConfig
 from asng_ext.runs.folder import RunFolder
+from asng_ext.strategies.ask_tell import AskTell
+from asng_ext.strategies.protocol import Parts
 from asng_ext.tasks.inpainting import InpaintingConfig, InpaintingTask, load_data
 from asng_ext.training.metrics import Means, psnr, ssim
 from asng_ext.training.weight_optimizers import make_weight_optimizer
@@ -70,9 +72,10 @@ def iterations(some: InpaintingTask, optimizer: Any) -> Iterator[Callable[[], No
     """Those of an epoch, as the search makes them; their batches are made on the way."""
     supernet = some.supernet()
     sgd = make_weight_optimizer(supernet, SEARCH)
-    iteration = _Iteration(some, supernet, sgd, optimizer, Means())
+    strategy = AskTell(optimizer)
+    strategy.begin(Parts(some, supernet, sgd, Means()))
     for pair in zip(some.weight_batches(1), some.theta_batches(1), strict=True):
-        yield lambda pair=pair: iteration(pair)  # type: ignore[misc]
+        yield lambda pair=pair: strategy.step(pair)  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("mask", ["center", "pixel", "half"])

@@ -1,0 +1,104 @@
+"""What the search loop knows of a method: how weights and architecture are trained in turns."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from asng_ext.space import SearchSpace
+from asng_ext.tasks.protocol import Batch, SearchTask
+from asng_ext.training.metrics import Means
+
+__all__ = ["Parts", "Strategy"]
+
+
+@dataclass
+class Parts:
+    """What a strategy trains, and with what.
+
+    Attributes:
+        task: Data, supernet and losses.
+        supernet: The supernet that :meth:`Strategy.supernet` made.
+        weight_optimizer: The optimizer of its weights, whose learning rate the loop sets.
+        means: Where metrics of a step go: "train_" and "theta_" with their names.
+    """
+
+    task: SearchTask
+    supernet: nn.Module
+    weight_optimizer: torch.optim.Optimizer
+    means: Means
+
+
+class Strategy(ABC):
+    """A method of one-shot search.
+
+    The loop makes a supernet by :meth:`supernet`, calls :meth:`begin`, then :meth:`step` for each
+    pair of batches and :meth:`end_epoch` after each epoch. Checkpoints hold :meth:`state_dict`.
+
+    Attributes:
+        name: By which it is chosen.
+        space: What it searches.
+        population_size: Architectures that a step of the weights trains.
+    """
+
+    name: str
+    space: SearchSpace
+    population_size: int = 1
+    parts: Parts
+
+    @property
+    def capture_blocker(self) -> str | None:
+        """What keeps its steps from being captured in a CUDA graph, in words that follow "steps run
+        without CUDA graphs: "; None for nothing."""
+        return f"the strategy {self.name} works on the host"
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Plain values on which results depend, beside the settings of the loop."""
+        return {"optimizer": self.name, "population_size": self.population_size}
+
+    def supernet(self, task: SearchTask) -> nn.Module:
+        """A new supernet with random weights, on the task's device."""
+        return task.supernet()
+
+    def begin(self, parts: Parts) -> None:
+        """Begins a search with a new supernet. To continue one, its state is loaded then."""
+        self.parts = parts
+
+    @abstractmethod
+    def step(self, batches: tuple[Batch, Batch]) -> None:
+        """Trains with a batch for the weights and one of other data for the architecture."""
+
+    def end_epoch(self, epoch: int) -> None:  # noqa: B027
+        """What follows the steps of an epoch, counted from 0: nothing."""
+
+    @abstractmethod
+    def recommend(self) -> dict[str, Any]:
+        """The architecture, by names, that the search has found so far."""
+
+    @property
+    @abstractmethod
+    def theta(self) -> Any:
+        """The probabilities of choices, as :class:`asng_ext.optimizers.Theta`; None without any."""
+
+    @abstractmethod
+    def numbers(self) -> dict[str, float]:
+        """Columns of an epoch's metrics beside the means. "convergence" is one, the mean over
+        variables of the largest probability."""
+
+    def test(self) -> dict[str, float]:
+        """Test metrics beside those of the architecture: none."""
+        return {}
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """All that changes in a search beside the weights, as tensors and plain values."""
+
+    @abstractmethod
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continues from what :meth:`state_dict` gave."""

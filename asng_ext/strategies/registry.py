@@ -1,0 +1,204 @@
+"""The strategies of the command line, by name.
+
+Nothing here imports torch before a strategy is made, so that ``--help`` is quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+from asng_ext._checks import brief
+from asng_ext.runs.config import Checked, SearchConfig, pairs, section_from
+
+if TYPE_CHECKING:
+    from asng_ext.strategies.categorical import CategoricalStrategy
+    from asng_ext.tasks.protocol import SearchTask
+
+__all__ = ["StrategyKind", "get", "make", "names", "register"]
+
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class StrategyKind:
+    """A strategy of the command line.
+
+    Attributes:
+        name: Its name.
+        help: What it is, in a few words.
+        place: Its class, as "module:class"; empty for one that asks and tells an optimizer.
+        optimizer: That optimizer, by name; empty for the one that the settings name.
+        published: Settings of the search loop in its own paper or reference code, by name.
+    """
+
+    name: str
+    help: str
+    place: str = ""
+    optimizer: str = ""
+    published: Mapping[str, Any] = field(default_factory=lambda: _NOTHING)
+
+    def load(self) -> type[CategoricalStrategy]:
+        """Its class."""
+        module, _, name = self.place.partition(":")
+        found: type[CategoricalStrategy] = getattr(importlib.import_module(module), name)
+        return found
+
+
+_DARTS_WEIGHTS = {
+    "batch_size": 64,
+    "learning_rate": 0.025,
+    "learning_rate_min": 0.001,
+    "momentum": 0.9,
+    "weight_decay": 3e-4,
+    "gradient_clip": 5.0,
+}
+_ENAS_WEIGHTS = {
+    "batch_size": 160,
+    "learning_rate": 0.05,
+    "learning_rate_min": 5e-4,
+    "restart_epochs": 10,
+    "nesterov": True,
+}
+_OURS = "asng_ext.strategies."
+
+_KINDS: dict[str, StrategyKind] = {
+    kind.name: kind
+    for kind in (
+        StrategyKind("asng", "adaptive stochastic natural gradient (Akimoto et al., 2019)"),
+        StrategyKind("sng", "stochastic natural gradient of a fixed step", optimizer="SNG"),
+        StrategyKind(
+            "naturaladam", "stochastic natural gradient with Adam", optimizer="NaturalAdam"
+        ),
+        StrategyKind(
+            "random",
+            "random search with weight sharing (Li and Talwalkar, 2019)",
+            _OURS + "sampling:RandomSearch",
+            published={"epochs": 50, **_DARTS_WEIGHTS},
+        ),
+        StrategyKind(
+            "evolution",
+            "regularized evolution on shared weights",
+            _OURS + "sampling:Evolution",
+            published={"epochs": 50, **_DARTS_WEIGHTS},
+        ),
+        StrategyKind(
+            "enas",
+            "a controller trained by REINFORCE (Pham et al., 2018)",
+            _OURS + "enas:Enas",
+            published={"epochs": 150, **_ENAS_WEIGHTS},
+        ),
+        StrategyKind(
+            "nao",
+            "gradient ascent in the code of an autoencoder of architectures (Luo et al., 2018)",
+            _OURS + "nao:Nao",
+            published={"epochs": 150, **_DARTS_WEIGHTS},
+        ),
+        StrategyKind(
+            "smash",
+            "weights made by a hypernetwork (Brock et al., 2018)",
+            _OURS + "smash:Smash",
+            published={"epochs": 100, **_DARTS_WEIGHTS},
+        ),
+        StrategyKind(
+            "darts",
+            "gradients of a mixture of all operations (Liu et al., 2019), first order",
+            _OURS + "differentiable:Darts",
+            published={"epochs": 50, **_DARTS_WEIGHTS},
+        ),
+        StrategyKind(
+            "darts2",
+            "the same, second order",
+            _OURS + "differentiable:DartsSecondOrder",
+            published={"epochs": 50, **_DARTS_WEIGHTS},
+        ),
+        StrategyKind(
+            "snas",
+            "gradients of relaxed samples (Xie et al., 2019)",
+            _OURS + "differentiable:Snas",
+            published={"epochs": 150, **_DARTS_WEIGHTS},
+        ),
+        StrategyKind(
+            "gdas",
+            "straight-through gradients of samples (Dong and Yang, 2019)",
+            _OURS + "differentiable:Gdas",
+            published={"epochs": 250, **_DARTS_WEIGHTS},
+        ),
+        StrategyKind(
+            "proxyless",
+            "gradients of two sampled paths (Cai et al., 2019)",
+            _OURS + "differentiable:Proxyless",
+            published={"epochs": 120, **_DARTS_WEIGHTS},
+        ),
+    )
+}
+
+
+def register(kind: StrategyKind) -> None:
+    """Makes a strategy known to the command line and to run folders.
+
+    Raises:
+        TypeError: If ``kind`` is no StrategyKind.
+        ValueError: If there is a strategy of that name already.
+    """
+    if not isinstance(kind, StrategyKind):
+        raise TypeError(f"kind must be a StrategyKind, got {brief(kind)}")
+    if kind.name in _KINDS:
+        raise ValueError(f"kind must have a new name; there is a strategy {kind.name!r} already")
+    _KINDS[kind.name] = kind
+
+
+def names() -> tuple[str, ...]:
+    """The names of all strategies."""
+    return tuple(_KINDS)
+
+
+def get(name: Any) -> StrategyKind:
+    """The strategy of that name.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    if not isinstance(name, str) or name not in _KINDS:
+        raise ValueError(f"strategy must be one of {', '.join(_KINDS)}, got {brief(name)}")
+    return _KINDS[name]
+
+
+def make(task: SearchTask, config: SearchConfig, *, seed: int) -> CategoricalStrategy:
+    """A strategy that is none of an optimizer, for a task.
+
+    Raises:
+        ValueError, TypeError: If the settings are not its own, or ask for what it does not do, or
+            the task or its space lacks what it needs.
+    """
+    kind = get(config.strategy)
+    for name in ("init", "fixed", "penalty"):
+        if getattr(config, name):
+            raise ValueError(
+                f"{name} must be empty for the strategy {kind.name}, got {getattr(config, name)!r}"
+            )
+    strategy = kind.load()
+    return strategy(
+        task, _options(strategy.Options, config.strategy_options), epochs=config.epochs, seed=seed
+    )
+
+
+def _options(kind: type[Checked], text: str) -> Any:
+    """The settings of a strategy's own from "name=value,…"."""
+    types = get_type_hints(kind)
+    values: dict[str, Any] = {}
+    for name, value in pairs("strategy_options", text).items():
+        wanted = types.get(name, str)
+        try:
+            values[name] = wanted(value)
+        except ValueError:
+            raise ValueError(
+                f"strategy_options must have {wanted.__name__} for {name}, got {value!r}"
+            ) from None
+    try:
+        return section_from(kind, values)
+    except (ValueError, TypeError) as error:
+        raise type(error)(f"strategy_options: {error}") from None
