@@ -14,6 +14,7 @@ from asng_ext.nn.choice import Choice, derive, search_space, set_architecture, s
 from asng_ext.nn.costs import CaeCost, Latencies, cell_costs, choice_costs, count_flops
 from asng_ext.nn.fused import FusedCellSupernet, cell_supernet
 from asng_ext.nn.mixed_node import MixedNode
+from asng_ext.nn.mixture import Relaxation
 from asng_ext.nn.sliceable_weight import SliceableWeight, WeightBank
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "FusedCellSupernet",
     "Latencies",
     "MixedNode",
+    "Relaxation",
     "SliceableWeight",
     "WeightBank",
     "base_layers",

@@ -218,9 +218,19 @@ class LeafProjection(nn.Module):
         starts = [self.channels * self.nodes.index(node) for node in leaf]
         return torch.cat([self.conv.weight[:, i : i + self.channels] for i in starts], dim=1)
 
-    def forward(self, outputs: list[Tensor], leaf: tuple[int, ...]) -> Tensor:
-        x = F.relu(torch.cat(outputs, dim=1))
-        y: Tensor = self.norm(F.conv2d(x, self.columns(leaf)))
+    def forward(
+        self,
+        outputs: list[Tensor],
+        leaf: tuple[int, ...],
+        weights: tuple[Tensor | None, ...] | None = None,
+    ) -> Tensor:
+        """Reads the outputs of the nodes in `leaf`, weighted by `weights` () where there are."""
+        columns = self.columns(leaf)
+        if weights is not None and any(weight is not None for weight in weights):
+            scale = torch.stack([columns.new_ones(()) if w is None else w for w in weights])
+            scale = scale.to(columns.dtype).repeat_interleave(self.channels)
+            columns = columns * scale[:, None, None]
+        y: Tensor = self.norm(F.conv2d(F.relu(torch.cat(outputs, dim=1)), columns))
         return y
 
 
@@ -302,8 +312,8 @@ class Cell(nn.Module):
         if PREV in inputs:
             states[PREV] = self.newer(prev)
         for node, (left, right) in enumerate(architecture.nodes):
-            first = self._run(node, left, states)
-            second = first if left == right else self._run(node, right, states)
+            first = self.run_edge(node, left, states)
+            second = first if left == right else self.run_edge(node, right, states)
             if drop_path_rate is not None:
                 first = self._drop(node, left, first, drop_path_rate, draws)
                 second = self._drop(node, right, second, drop_path_rate, draws)
@@ -312,7 +322,8 @@ class Cell(nn.Module):
         y: Tensor = self.output([states[node + FIRST_NODE] for node in leaf], leaf)
         return y
 
-    def _run(self, node: int, edge: Edge, states: dict[int, Tensor]) -> Tensor:
+    def run_edge(self, node: int, edge: Edge, states: Mapping[int, Tensor]) -> Tensor:
+        """The operation of an edge of a node, applied to its input, of those by number."""
         y: Tensor = self.operations[_key(node, edge)](states[edge.input])
         return y
 

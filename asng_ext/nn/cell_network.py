@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from asng_ext._checks import brief, check_number, is_integer, is_number
 from asng_ext.nn.cell import Architecture, Cell, CellArchitecture, CellSpace, Population
+from asng_ext.nn.mixture import CellMixture, Relaxation, cell_mixtures
 from asng_ext.nn.operations import Norm, batch_statistics_norm, plain_norm
 
 __all__ = ["CellNetwork", "CellSupernet", "parameter_count", "widest_channels"]
@@ -119,18 +120,25 @@ class _CellStack(nn.Module):
     def _run(
         self,
         x: Tensor,
-        architectures: tuple[CellArchitecture, CellArchitecture],
+        architectures: tuple[CellArchitecture, CellArchitecture] | tuple[CellMixture, CellMixture],
         drop_path_rate: float | None = None,
         draws: Iterator[Tensor] | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Logits (N, classes); with those of the auxiliary head in training, if there is one."""
+        """Logits (N, classes); with those of the auxiliary head in training, if there is one.
+
+        Mixtures know no drop-path.
+        """
         x = x.contiguous(memory_format=torch.channels_last)
         prev_prev = prev = self.stem(x)
         auxiliary_logits: Tensor | None = None
         for i, cell in enumerate(self.cells):
             # Not by a bool, which torch.compile of PyTorch 2.11 does not take for an index.
             architecture = architectures[int(self.is_reduction[i])]
-            prev_prev, prev = prev, cell(prev_prev, prev, architecture, drop_path_rate, draws)
+            if isinstance(architecture, CellMixture):
+                y = architecture.run(cast(Cell, cell), prev_prev, prev)
+            else:
+                y = cell(prev_prev, prev, architecture, drop_path_rate, draws)
+            prev_prev, prev = prev, y
             if self.training and self.auxiliary is not None and i == self.auxiliary_at:
                 auxiliary_logits = self.auxiliary(prev)
         logits: Tensor = self.classifier(prev.mean((2, 3)))
@@ -223,15 +231,59 @@ class CellSupernet(_CellStack):
             ValueError: An architecture is not one of the space, or there is none.
         """
         out = self.forward_population(x, architectures)
+        return _losses(out if isinstance(out, Tensor) else out[0], labels, class_weights)
+
+    def forward_relaxed(self, x: Tensor, relaxation: Relaxation) -> Tensor | tuple[Tensor, Tensor]:
+        """Runs the mixture of all architectures that a relaxation describes.
+
+        Node n is Σ over its two slots j, inputs i and operations k of p^j_i q^j_k o_ik(h_i), where
+        p and q are the weights of the slot's input and of its operation. The slots share what
+        o_ik needs: it runs once, and only if i and k are active in the same slot. The cell reads a
+        node as far as no other node does, with the weight Π (1 − p_n) over the slots of later
+        nodes; if one of these has only the node as an active input, not at all.
+
+        If each variable has one active choice, of weight 1, these are the numbers and the work of
+        `forward` with that architecture, and the weights get the gradients of factors that are 1.
+
+        Args:
+            x: Images, (N, in_channels, H, W), in any memory format.
+            relaxation: Weights for the choices of the space's variables, on the device of the
+                images, in any precision.
+
+        Returns:
+            Logits, (N, classes). With an auxiliary head, in training mode, the pair of the logits
+            and those of the head.
+
+        Raises:
+            TypeError: The supernet is one of compiled operators, which run no mixtures, or the
+                relaxation is no `Relaxation`.
+            ValueError: The relaxation is none of the space.
+        """
+        return self._run(x, cell_mixtures(self.space, relaxation))
+
+    def relaxed_losses(
+        self,
+        x: Tensor,
+        labels: Tensor,
+        relaxation: Relaxation,
+        class_weights: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Cross-entropy of a mixture of architectures, without the auxiliary head's.
+
+        Args:
+            x, labels, class_weights: See `population_losses`.
+            relaxation: See `forward_relaxed`.
+
+        Returns:
+            The mean loss in nats, (), and the accuracy, ().
+
+        Raises:
+            TypeError, ValueError: See `forward_relaxed`.
+        """
+        out = self.forward_relaxed(x, relaxation)
         logits = out if isinstance(out, Tensor) else out[0]
-        if logits.dtype == torch.bfloat16:
-            logits = logits.float()
-        each = F.cross_entropy(logits.flatten(0, 1), labels.repeat(len(logits)), reduction="none")
-        each, accuracy = each.view(len(logits), -1), accuracy_of(logits, labels)
-        if class_weights is None:
-            return each.mean(dim=1), accuracy
-        weights = class_weights.index_select(0, labels)
-        return (each * weights).sum(dim=1) / weights.sum(), accuracy
+        losses, accuracy = _losses(logits[None], labels, class_weights)
+        return losses[0], accuracy
 
 
 class CellNetwork(_CellStack):
@@ -376,6 +428,18 @@ class CellNetwork(_CellStack):
             for name, parameter in self.named_parameters():
                 if name in weights and not name.startswith("auxiliary."):
                     parameter.copy_(weights[name])
+
+
+def _losses(logits: Tensor, labels: Tensor, class_weights: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The mean losses (λ,) and the mean accuracy () of (λ, N, classes) logits."""
+    if logits.dtype == torch.bfloat16:
+        logits = logits.float()
+    each = F.cross_entropy(logits.flatten(0, 1), labels.repeat(len(logits)), reduction="none")
+    each, accuracy = each.view(len(logits), -1), accuracy_of(logits, labels)
+    if class_weights is None:
+        return each.mean(dim=1), accuracy
+    weights = class_weights.index_select(0, labels)
+    return (each * weights).sum(dim=1) / weights.sum(), accuracy
 
 
 def accuracy_of(logits: Tensor, labels: Tensor) -> Tensor:

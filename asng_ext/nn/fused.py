@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from asng_ext import _host, ops
 from asng_ext.nn.cell import Architecture, Cell, CellSpace, Population
 from asng_ext.nn.cell_network import CellSupernet
+from asng_ext.nn.mixture import Relaxation
 from asng_ext.nn.operations import OPERATIONS, FactorizedReduction
 from asng_ext.ops import _libraries
 from asng_ext.ops._feature_maps import padded_channels
@@ -216,6 +217,13 @@ class FusedCellSupernet(CellSupernet):
             return super().population_losses(x, labels, architectures, class_weights)
         y, _ = self._features(x, architectures)
         return ops.head.losses(y, self.classifier.weight, self.classifier.bias, labels)
+
+    def forward_relaxed(self, x: Tensor, relaxation: Relaxation) -> Tensor | tuple[Tensor, Tensor]:
+        """No mixtures run on these operators: TypeError."""
+        raise TypeError(
+            "the supernet of a relaxation must be a CellSupernet in plain PyTorch, "
+            f"got a {type(self).__name__}"
+        )
 
     def _features(self, x: Tensor, architectures: Population) -> tuple[Tensor, Tensor | None]:
         """The last cell's output, (λ, B, H, W, P), and in training the logits of the auxiliary head

@@ -24,6 +24,7 @@ from asng_ext.nn import (
     CellNetwork,
     CellSupernet,
     Latencies,
+    Relaxation,
     cell_costs,
     cell_supernet,
     count_flops,
@@ -176,10 +177,17 @@ class ClassificationTask(ImageTask[ClassificationConfig]):
 
     def supernet(self) -> CellSupernet:
         """The supernet, on the compiled operators where they can be used."""
+        return self._supernet("fused" if self.capturable else "plain")
+
+    def relaxed_supernet(self) -> CellSupernet:
+        """The supernet in plain PyTorch, which runs relaxations."""
+        return self._supernet("plain")
+
+    def _supernet(self, implementation: str) -> CellSupernet:
         config = self.config
         return cell_supernet(
             self.cell_space,
-            implementation="fused" if self.capturable else "plain",
+            implementation=implementation,
             device=self.device,
             classes=self.data.classes,
             cells=config.cells,
@@ -205,14 +213,28 @@ class ClassificationTask(ImageTask[ClassificationConfig]):
 
         The images are made here, so that preparing them is part of the step that is captured.
         """
-        # What autocast would make of the images with one more launch.
-        half = _libraries.has_cuda_kernels(self.device) and self.config.precision == "bfloat16"
-        dtype = torch.bfloat16 if half else torch.float32
-        x, y = self._weight_stream.make(batch, dtype)  # the other stream would make the same of it
+        x, y = self._make(batch)
         run = cast(CellSupernet, supernet).population_losses
         with autocast(self.config.precision, self.device):
             losses, accuracy = run(x, y, samples.categorical, self._class_weights)
         return losses, {"accuracy": accuracy}
+
+    def relaxed_losses(
+        self, supernet: nn.Module, batch: BatchPlan, relaxation: Relaxation
+    ) -> tuple[Tensor, Metrics]:
+        """() cross-entropy in nats of a relaxation, and its accuracy."""
+        x, y = self._make(batch)
+        run = cast(CellSupernet, supernet).relaxed_losses
+        with autocast(self.config.precision, self.device):
+            loss, accuracy = run(x, y, relaxation, self._class_weights)
+        return loss, {"accuracy": accuracy}
+
+    def _make(self, batch: BatchPlan) -> Labeled:
+        """The images and labels that a plan is of, from either half."""
+        # What autocast would make of the images with one more launch.
+        half = _libraries.has_cuda_kernels(self.device) and self.config.precision == "bfloat16"
+        dtype = torch.bfloat16 if half else torch.float32
+        return self._weight_stream.make(batch, dtype)  # the other stream would make the same of it
 
     def part_of_batch(self, batch: Any, index: int, count: int) -> BatchPart:
         """Some rows of a plan, or of images and labels. Where classes have weights, these decide
@@ -254,6 +276,15 @@ class ClassificationTask(ImageTask[ClassificationConfig]):
         def run(x: Tensor) -> Tensor:
             with autocast(self.config.precision, self.device):
                 return cast(Tensor, supernet(x, indices))
+
+        return self._test(run)
+
+    def test_relaxed(self, supernet: nn.Module, relaxation: Relaxation) -> dict[str, float]:
+        """Cross-entropy and accuracy of a relaxation on the test images; see `test_supernet`."""
+
+        def run(x: Tensor) -> Tensor:
+            with autocast(self.config.precision, self.device):
+                return cast(Tensor, cast(CellSupernet, supernet).forward_relaxed(x, relaxation))
 
         return self._test(run)
 

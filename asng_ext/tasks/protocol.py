@@ -21,7 +21,7 @@ from typing import Any, Protocol, TypeAlias
 from torch import Tensor, nn
 
 from asng_ext.costs import Cost
-from asng_ext.nn import Latencies
+from asng_ext.nn import Latencies, Relaxation
 from asng_ext.space import Samples, SearchSpace
 from asng_ext.training.spread import BatchPart, part_of_batch
 
@@ -30,6 +30,7 @@ __all__ = [
     "BatchPart",
     "Metrics",
     "Optimizer",
+    "RelaxedTask",
     "RetrainTask",
     "SearchTask",
     "Task",
@@ -199,6 +200,23 @@ class SearchTask(_TaskOfALoop, Protocol):
 
     def test_supernet(self, supernet: nn.Module, values: Mapping[str, Any]) -> dict[str, float]:
         """Metrics of one architecture with the supernet's weights on test data."""
+
+
+class RelaxedTask(SearchTask, Protocol):
+    """What strategies that relax the space need as well; a task need not offer them."""
+
+    def relaxed_supernet(self) -> nn.Module:
+        """A new supernet with random weights, on the task's device, on which relaxations run. It
+        also runs samples: in ``test_supernet``, and in ``losses``."""
+
+    def relaxed_losses(
+        self, supernet: nn.Module, batch: Any, relaxation: Relaxation
+    ) -> tuple[Tensor, Metrics]:
+        """() loss of the mixture of architectures on a batch, differentiable by the weights of the
+        supernet and of the relaxation, and further means over the batch."""
+
+    def test_relaxed(self, supernet: nn.Module, relaxation: Relaxation) -> dict[str, float]:
+        """Metrics of the mixture on test data, those of ``test_supernet``."""
 
 
 class RetrainTask(_TaskOfALoop, Protocol):
