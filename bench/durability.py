@@ -282,6 +282,8 @@ def seconds_to_continue(folder: Path) -> float:
 def main() -> int:
     parser = options(__doc__, "one of 12 file events, 6 random moments, one epoch of the demo")
     args = parser.parse_args()
+    # A forked process has none of the threads that OpenMP waits for.
+    torch.set_num_threads(1)
     rows: list[Row] = []
     wrong: list[str] = []
     with tempfile.TemporaryDirectory() as temporary:
