@@ -1,0 +1,192 @@
+"""What holds for all strategies: they find what is planted, continue, and say what is wrong."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import small_classification as small
+from toy_supernet import CHOICES, PLANTED, ToyTask, begun
+
+import asng_ext as asng
+from asng_ext import strategies
+from asng_ext.engine.search import search
+from asng_ext.runs.config import SearchConfig, section_from
+from asng_ext.runs.folder import RunFolder
+
+ON_TOY = {
+    "random": "samples=2000",
+    "evolution": "batches=4",
+    "darts": "learning_rate=0.05",
+    "darts2": "learning_rate=0.05",
+    "snas": "learning_rate=0.05",
+    "gdas": "learning_rate=0.03",
+    "proxyless": "learning_rate=0.2,every=1,warmup=0.2",
+}
+"""Options with which a search of a few hundred steps suffices."""
+
+
+def config(name: str, options: str | None = None, **changes: Any) -> SearchConfig:
+    settings: dict[str, Any] = {"epochs": 20, "learning_rate": 0.05, "weight_decay": 0.0}
+    settings |= {"strategy": name, "strategy_options": ON_TOY[name] if options is None else options}
+    return SearchConfig(**(settings | changes))
+
+
+def found(name: str, seed: int = 0, **named: Any) -> Any:
+    # GDAS follows sampled choices alone: those that it rates must not have fitted perfectly.
+    decay = 0.3 if name == "gdas" else 0.0
+    task, settings = ToyTask(), config(name, weight_decay=decay, **named)
+    strategy = strategies.make(task, settings, seed=seed)
+    return search(task, strategy, settings, seed=seed, stream=None)
+
+
+@pytest.mark.parametrize("name", ON_TOY)
+def test_the_planted_architecture_is_found(name: str) -> None:
+    result = found(name)
+    assert tuple(result.architecture.values()) == PLANTED
+    first, last = result.rows[0], result.rows[-1]
+    assert last["test_right"] == len(PLANTED)
+    if name in ("random", "evolution"):
+        assert first["convergence"] == last["convergence"] == 1 / CHOICES
+    else:
+        assert last["train_loss"] < first["train_loss"] / 2
+        assert min(first["convergence"], last["convergence"]) > 1.2 / CHOICES
+
+
+@pytest.mark.parametrize("name", ON_TOY)
+def test_it_continues_from_each_state_as_if_it_had_not_stopped(name: str) -> None:
+    task = ToyTask()
+    options = dict(part.split("=") for part in ON_TOY[name].split(","))
+    types = {key: type(getattr(strategies.get(name).load().Options(), key)) for key in options}
+    given = {key: types[key](value) for key, value in options.items()}
+    given |= {"samples": 20} if name == "random" else {}
+    given |= {"cycles": 20} if name == "evolution" else {}
+    batches = list(zip(task.weight_batches(0), task.theta_batches(0)))
+
+    def go_on(strategy: Any, start: int) -> None:
+        for batch in batches[start:]:
+            strategy.step(batch)
+        strategy.end_epoch(0)
+
+    whole = begun(name, task, epochs=1, **given)
+    for batch in batches[:7]:
+        whole.step(batch)
+    parts = whole.parts
+    saved = (whole.state_dict(), parts.supernet.state_dict(), parts.weight_optimizer.state_dict())
+    state, weights, sgd = copy.deepcopy(saved)
+    other = begun(name, task, epochs=1, seed=1, **given)
+    other.parts.supernet.load_state_dict(weights)
+    other.parts.weight_optimizer.load_state_dict(sgd)
+    other.load_state_dict(state)
+    go_on(whole, 7)
+    go_on(other, 7)
+    assert small.equal(whole.state_dict(), other.state_dict())
+    assert small.equal(whole.parts.supernet.state_dict(), other.parts.supernet.state_dict())
+    assert whole.recommend() == other.recommend()
+
+
+@pytest.mark.parametrize("name", ON_TOY)
+def test_seeds_decide_the_search(name: str) -> None:
+    task = ToyTask()
+    batches = list(zip(task.weight_batches(0), task.theta_batches(0)))[:5]
+
+    def weights(seed: int) -> Any:
+        strategy = begun(name, task, seed=seed)
+        for batch in batches:
+            strategy.step(batch)
+        return strategy.parts.supernet.state_dict()
+
+    assert small.equal(weights(1), weights(1))
+    assert not small.equal(weights(1), weights(2))
+
+
+SHORT = {
+    "random": "samples=3,finalists=2",
+    "evolution": "population=2,tournament=1,cycles=2",
+}
+
+
+@pytest.mark.parametrize("name", [n for n in strategies.names() if n in ON_TOY])
+def test_cells_are_searched_and_the_search_is_resumed(name: str, tmp_path: Path) -> None:
+    task = small.task()
+    settings = config(name, SHORT.get(name, ""), epochs=2, batch_size=20)
+
+    def run(path: Path, **changes: Any) -> Any:
+        own = section_from(SearchConfig, {**vars(settings), **changes})
+        strategy = strategies.make(task, own, seed=0)
+        return search(task, strategy, own, seed=0, run=RunFolder(path), stream=None)
+
+    for folder in ("whole", "parts"):
+        RunFolder.create(tmp_path / folder)
+    whole = run(tmp_path / "whole")
+    task.space.encode(whole.architecture)
+    columns = set(whole.rows[-1])
+    assert {"train_loss", "test_accuracy", "convergence", "learning_rate"} <= columns
+    assert ("test_mix_accuracy" in columns) == (name in ("darts", "darts2", "snas"))
+
+    def stop(row: dict[str, float], seconds: float) -> None:
+        assert seconds > 0
+        raise KeyboardInterrupt
+
+    strategy = strategies.make(task, settings, seed=0)
+    parts = RunFolder(tmp_path / "parts")
+    with pytest.raises(KeyboardInterrupt):
+        search(task, strategy, settings, seed=0, run=parts, stream=None, watch=stop)
+    resumed = run(tmp_path / "parts")
+    assert resumed.architecture == whole.architecture
+    assert resumed.rows == whole.rows
+    assert small.equal(resumed.supernet.state_dict(), whole.supernet.state_dict())
+
+
+class TestErrors:
+    def test_other_spaces(self) -> None:
+        task = ToyTask()
+        task.space = asng.SearchSpace({"x": asng.Real(0, 1), "y": asng.Categorical(["a", "b"])})
+        with pytest.raises(ValueError, match="random is for spaces of categorical variables"):
+            strategies.make(task, config("random"), seed=0)
+
+    def test_tasks_without_mixtures(self) -> None:
+        class Plain(ToyTask):
+            @property
+            def relaxed_losses(self) -> Any:  # type: ignore[override]
+                raise AttributeError
+
+        with pytest.raises(ValueError, match=r"darts needs a task that runs mixtures.*got Plain"):
+            strategies.make(Plain(), config("darts"), seed=0)
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ("rate=1", "strategy_options: unknown settings"),
+            ("learning_rate=fast", "must have float for learning_rate, got 'fast'"),
+            ("learning_rate=-1", "strategy_options: learning_rate must be above 0"),
+            ("learning_rate", "strategy_options must be of NAME=VALUE"),
+        ],
+    )
+    def test_options(self, options: str, message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            strategies.make(ToyTask(), config("darts", options), seed=0)
+
+    @pytest.mark.parametrize("name", ["init", "fixed", "penalty"])
+    def test_what_is_for_optimizers(self, name: str) -> None:
+        settings = config("random", **{name: "parameters=100"})
+        with pytest.raises(ValueError, match=f"{name} must be empty for the strategy random"):
+            strategies.make(ToyTask(), settings, seed=0)
+
+    def test_names(self) -> None:
+        with pytest.raises(ValueError, match=r"strategy must be one of asng, sng, .*got 'best'"):
+            strategies.get("best")
+        kind = strategies.get("darts")
+        with pytest.raises(ValueError, match="a strategy 'darts' already"):
+            strategies.register(kind)
+        with pytest.raises(TypeError, match="kind must be a StrategyKind, got 3"):
+            strategies.register(3)  # type: ignore[arg-type]
+
+    def test_several_ranks_and_penalties(self) -> None:
+        task, settings = ToyTask(), config("random")
+        strategy = strategies.make(task, settings, seed=0)
+        penalty = asng.optimizers.Penalty({"one": lambda samples: [1.0]}, {"one": 1.0})
+        with pytest.raises(ValueError, match="random must run in one process and without"):
+            search(task, strategy, settings, seed=0, stream=None, penalty=penalty)
