@@ -249,9 +249,9 @@ class Experiment:
             )
             if not self.ranks.first:
                 return result.architecture
-            # A user's optimizer may have no distribution that could be shown.
+            # A strategy may have no distribution, nor a user's optimizer one that could be shown.
             known = isinstance(optimizer, optimizers.Optimizer | Strategy)
-            theta: Any = optimizer.theta.categorical if known else ()  # type: ignore[union-attr]
+            theta: Any = getattr(optimizer.theta, "categorical", ()) if known else ()  # type: ignore[union-attr]
             names = list(self.task.space.categorical)
             chosen = self.task.space.encode(result.architecture)[0]
             likely = {name: float(row[i]) for name, row, i in zip(names, theta, chosen)}

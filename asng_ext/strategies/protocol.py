@@ -88,8 +88,8 @@ class Strategy(ABC):
 
     @abstractmethod
     def numbers(self) -> dict[str, float]:
-        """Columns of an epoch's metrics beside the means. "convergence" is one, the mean over
-        variables of the largest probability."""
+        """Columns of an epoch's metrics beside the means. Where there are probabilities,
+        "convergence" is one, the mean over variables of the largest."""
 
     def test(self) -> dict[str, float]:
         """Test metrics beside those of the architecture: none."""

@@ -15,7 +15,7 @@ from asng_ext._checks import brief
 from asng_ext.runs.config import Checked, SearchConfig, pairs, section_from
 
 if TYPE_CHECKING:
-    from asng_ext.strategies.categorical import CategoricalStrategy
+    from asng_ext.strategies.seeded import SeededStrategy
     from asng_ext.tasks.protocol import SearchTask
 
 __all__ = ["StrategyKind", "get", "make", "names", "register"]
@@ -41,10 +41,10 @@ class StrategyKind:
     optimizer: str = ""
     published: Mapping[str, Any] = field(default_factory=lambda: _NOTHING)
 
-    def load(self) -> type[CategoricalStrategy]:
+    def load(self) -> type[SeededStrategy]:
         """Its class."""
         module, _, name = self.place.partition(":")
-        found: type[CategoricalStrategy] = getattr(importlib.import_module(module), name)
+        found: type[SeededStrategy] = getattr(importlib.import_module(module), name)
         return found
 
 
@@ -133,6 +133,12 @@ _KINDS: dict[str, StrategyKind] = {
             _OURS + "differentiable:Proxyless",
             published={"epochs": 120, **_DARTS_WEIGHTS},
         ),
+        StrategyKind(
+            "ecae",
+            "evolution of autoencoders by neutral drift, E-CAE (Suganuma et al., 2018)",
+            _OURS + "ecae:Ecae",
+            published={"epochs": 250, "batch_size": 16, "weight_decay": 0.0},
+        ),
     )
 }
 
@@ -167,7 +173,7 @@ def get(name: Any) -> StrategyKind:
     return _KINDS[name]
 
 
-def make(task: SearchTask, config: SearchConfig, *, seed: int) -> CategoricalStrategy:
+def make(task: SearchTask, config: SearchConfig, *, seed: int) -> SeededStrategy:
     """A strategy that is none of an optimizer, for a task.
 
     Raises:
