@@ -1,7 +1,7 @@
 """How soon black-box optimizers find good cells of NAS-Bench-201 (Dong and Yang, ICLR 2020), whose
-15,625 cells were all trained three times: `asng_ext.ASNG` against random search, Optuna's TPE,
-CatCMA with margin of cmaes, and nevergrad's PortfolioDiscreteOnePlusOne, which its documentation
-recommends for hyper-parameters.
+15,625 cells were all trained three times: `asng_ext.ASNG` against `asng_ext.SNG`,
+`asng_ext.NaturalAdam`, random search, Optuna's TPE, CatCMA with margin of cmaes, and nevergrad's
+PortfolioDiscreteOnePlusOne, which its documentation recommends for hyper-parameters.
 
 An evaluation is the validation accuracy of one of the three trainings, drawn anew. What counts is
 the cell with the best accuracy seen, by its mean over the three: how far, in percentage points,
@@ -21,7 +21,7 @@ import importlib.util
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from functools import cache
+from functools import cache, partial
 from itertools import product
 from typing import Any
 
@@ -54,9 +54,9 @@ def accuracies(data: str) -> npt.NDArray[np.float64]:
     return np.array(padded).reshape((OPERATIONS,) * EDGES + (3,))
 
 
-def with_asng(evaluate: Evaluate, budget: int, seed: int, **settings: Any) -> None:
+def with_ours(kind: Any, evaluate: Evaluate, budget: int, seed: int) -> None:
     space = asng.SearchSpace.from_sizes([OPERATIONS] * EDGES)
-    optimizer = asng.ASNG(space, seed=seed, **settings)
+    optimizer = kind(space, seed=seed)
     while optimizer.evaluations < budget:
         samples = optimizer.ask()
         optimizer.tell(samples, [evaluate(cell) for cell in samples.categorical.tolist()])
@@ -103,7 +103,9 @@ def with_nevergrad(evaluate: Evaluate, budget: int, seed: int) -> None:
 
 
 METHODS: dict[str, tuple[str, Callable[[Evaluate, int, int], None]]] = {
-    "ASNG": ("", with_asng),
+    "ASNG": ("", partial(with_ours, asng.ASNG)),
+    "SNG": ("", partial(with_ours, asng.SNG)),
+    "NaturalAdam": ("", partial(with_ours, asng.NaturalAdam)),
     "random search": ("", with_random_search),
     "TPE": ("optuna", with_tpe),
     "CatCMAwM": ("cmaes", with_catcma),
