@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +78,7 @@ class Planted(TaskDefaults):
         return {"right": float((self.space.encode(values)[0] == torch.tensor(BEST).numpy()).mean())}
 
 
-def config(epochs: int) -> SearchConfig:
-    return SearchConfig(epochs=epochs, learning_rate=0.2, weight_decay=0.0, check_every=1)
+CONFIG = SearchConfig(learning_rate=0.2, weight_decay=0.0, check_every=1)
 
 
 Make = Callable[[Any, int], CategoricalStrategy]
@@ -88,35 +88,43 @@ Make = Callable[[Any, int], CategoricalStrategy]
 def found(make: Make, epochs: int) -> SearchResult:
     """What a search finds."""
     task = Planted()
-    return search(task, make(task, epochs), config(epochs), seed=3, stream=None)
+    return search(task, make(task, epochs), replace(CONFIG, epochs=epochs), seed=3, stream=None)
 
 
 def best() -> dict[str, str]:
     return {f"choice{i}": "abc"[k] for i, k in enumerate(BEST)}
 
 
-def check_resumes(make: Make, folder: Path, epochs: int) -> None:
-    """A signal ends the process after each step, in a batch of weights; the state is read as it was
-    written, so all in all nothing differs from a search that runs through."""
+def check_resumes(
+    make: Make,
+    folder: Path,
+    epochs: int,
+    task_of: Callable[[], Any] = Planted,
+    settings: SearchConfig = CONFIG,
+) -> None:
+    """A signal ends the process's search after each of its steps; all in all nothing differs from
+    one that runs through."""
 
     def run_once(run: RunFolder, interrupted: bool) -> Any:
-        task = Planted()
+        task = task_of()
+        original = task.losses
+
+        def losses(*arguments: Any) -> Any:
+            task.losses = original
+            os.kill(os.getpid(), signal.SIGTERM)
+            return original(*arguments)
+
         if interrupted:
-            original = task.losses
-
-            def losses(*arguments: Any) -> Any:
-                task.losses = original  # type: ignore[method-assign]
-                os.kill(os.getpid(), signal.SIGTERM)
-                return original(*arguments)
-
-            task.losses = losses  # type: ignore[method-assign]
+            task.losses = losses
         strategy = make(task, epochs)
-        result = search(task, strategy, config(epochs), seed=3, run=run, stream=None)
+        result = search(
+            task, strategy, replace(settings, epochs=epochs), seed=3, run=run, stream=None
+        )
         return dict(result.supernet.state_dict()), result.rows, strategy.state_dict()
 
     whole, run = (RunFolder.create(folder / name) for name in ("whole", "in steps"))
     expected = run_once(whole, False)
-    for _ in range(epochs * Planted.search_steps):
+    for _ in range(epochs * task_of().search_steps):
         torch.randn(3)  # whatever else happens in between
         with pytest.raises(Interrupted):
             run_once(run, True)

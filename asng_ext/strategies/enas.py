@@ -18,7 +18,7 @@ from asng_ext.strategies.categorical import CategoricalStrategy
 from asng_ext.strategies.protocol import Parts
 from asng_ext.tasks.protocol import Batch
 
-__all__ = ["Controller", "Enas"]
+__all__ = ["Controller", "Enas", "EnasOptions"]
 
 
 class Controller(nn.Module):
@@ -112,6 +112,35 @@ class Controller(nn.Module):
             )
 
 
+@dataclass(frozen=True)
+class EnasOptions(Checked):
+    """Settings; the defaults are those of the reference code."""
+
+    updates: int = setting(30, "of the controller after each epoch", low=1, high=1_000_000)
+    samples: int = setting(10, "architectures of an update", low=1, high=1_000_000)
+    derive: int = setting(
+        100, "architectures from which the best is taken at the end", low=1, high=1_000_000
+    )
+    learning_rate: float = setting(0.0035, "of the controller's Adam", above=0, high=1e3)
+    entropy_weight: float = setting(
+        1e-4, "of the entropy of the choices, in nats, in the reward", low=0, high=1e3
+    )
+    baseline_decay: float = setting(
+        0.99, "of the moving average of rewards that is the baseline", low=0, below=1
+    )
+    hidden: int = setting(64, "units of the LSTM", low=1, high=4096)
+    tanh_constant: float = setting(1.1, "the largest logit", above=0, high=1e3)
+    operation_divisor: float = setting(
+        2.5, "by which logits of operations are smaller", above=0, high=1e3
+    )
+    separable_bias: float = setting(
+        0.25,
+        "added to logits of separable convolutions in the normal cell",
+        low=-1e3,
+        high=1e3,
+    )
+
+
 class Enas(CategoricalStrategy):
     """Weights are trained with one architecture of the controller a step; the controller after each
     epoch, by the rewards of architectures on batches of the validation data, one each.
@@ -125,33 +154,8 @@ class Enas(CategoricalStrategy):
 
     name = "enas"
 
-    @dataclass(frozen=True)
-    class Options(Checked):
-        """Settings; the defaults are those of the reference code."""
-
-        updates: int = setting(30, "of the controller after each epoch", low=1, high=1e6)
-        samples: int = setting(10, "architectures of an update", low=1, high=1e6)
-        derive: int = setting(
-            100, "architectures from which the best is taken at the end", low=1, high=1e6
-        )
-        learning_rate: float = setting(0.0035, "of the controller's Adam", above=0, high=1e3)
-        entropy_weight: float = setting(
-            1e-4, "of the entropy of the choices, in nats, in the reward", low=0, high=1e3
-        )
-        baseline_decay: float = setting(
-            0.99, "of the moving average of rewards that is the baseline", low=0, below=1
-        )
-        hidden: int = setting(64, "units of the LSTM", low=1, high=4096)
-        tanh_constant: float = setting(1.1, "the largest logit", above=0, high=1e3)
-        operation_divisor: float = setting(
-            2.5, "by which logits of operations are smaller", above=0, high=1e3
-        )
-        separable_bias: float = setting(
-            0.25,
-            "added to logits of separable convolutions in the normal cell",
-            low=-1e3,
-            high=1e3,
-        )
+    Options = EnasOptions
+    options: EnasOptions
 
     def begin(self, parts: Parts) -> None:
         super().begin(parts)

@@ -17,7 +17,7 @@ from asng_ext.strategies.categorical import CategoricalStrategy
 from asng_ext.strategies.protocol import Parts
 from asng_ext.tasks.protocol import Batch
 
-__all__ = ["Autoencoder", "Nao"]
+__all__ = ["Autoencoder", "Nao", "NaoOptions"]
 
 _PREDICTOR = (100, 100, 100)
 _PREDICTOR_SHARE = 0.8
@@ -151,6 +151,32 @@ class Autoencoder(nn.Module):
         return torch.tensor(found, dtype=torch.long).view(-1, seeds.shape[1])
 
 
+@dataclass(frozen=True)
+class NaoOptions(Checked):
+    """Settings; the defaults are the published ones, but for the steps in the code, which are
+    as long as gradients there."""
+
+    rounds: int = setting(5, "in a search, at most one an epoch", low=1, high=1_000_000)
+    pool: int = setting(1000, "architectures in the pool", low=2, high=1_000_000)
+    seeds: int = setting(
+        100, "best architectures of the pool, from which to climb", low=1, high=1_000_000
+    )
+    predictor_epochs: int = setting(
+        1000, "of the training of the autoencoder in a round", low=1, high=1_000_000
+    )
+    batch: int = setting(100, "architectures in a step of it", low=1, high=1_000_000)
+    learning_rate: float = setting(1e-3, "of its Adam", above=0, high=1e3)
+    hidden: int = setting(96, "units of its LSTMs", low=1, high=4096)
+    steps: int = setting(
+        100, "by which a step in the code grows at most, by a tenth each", low=1, high=1_000_000
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.seeds >= self.pool:
+            raise ValueError(f"seeds must be less than pool, {self.pool}, got {self.seeds}")
+
+
 class Nao(CategoricalStrategy):
     """Weights are trained with architectures of a pool, a random one a step, at first any of the
     space. In rounds the pool is scored on the validation data, one batch for each architecture,
@@ -165,30 +191,8 @@ class Nao(CategoricalStrategy):
 
     name = "nao"
 
-    @dataclass(frozen=True)
-    class Options(Checked):
-        """Settings; the defaults are the published ones, but for the steps in the code, which are
-        as long as gradients there."""
-
-        rounds: int = setting(5, "in a search, at most one an epoch", low=1, high=1e6)
-        pool: int = setting(1000, "architectures in the pool", low=2, high=1e6)
-        seeds: int = setting(
-            100, "best architectures of the pool, from which to climb", low=1, high=1e6
-        )
-        predictor_epochs: int = setting(
-            1000, "of the training of the autoencoder in a round", low=1, high=1e6
-        )
-        batch: int = setting(100, "architectures in a step of it", low=1, high=1e6)
-        learning_rate: float = setting(1e-3, "of its Adam", above=0, high=1e3)
-        hidden: int = setting(96, "units of its LSTMs", low=1, high=4096)
-        steps: int = setting(
-            100, "by which a step in the code grows at most, by a tenth each", low=1, high=1e6
-        )
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            if self.seeds >= self.pool:
-                raise ValueError(f"seeds must be less than pool, {self.pool}, got {self.seeds}")
+    Options = NaoOptions
+    options: NaoOptions
 
     def begin(self, parts: Parts) -> None:
         super().begin(parts)

@@ -3,6 +3,7 @@ is best."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -110,7 +111,7 @@ def test_it_finds_what_is_planted() -> None:
         original(epoch)
 
     strategy.end_epoch = end_epoch  # type: ignore[method-assign]
-    result = search(task, strategy, planted.config(4), seed=3, stream=None)
+    result = search(task, strategy, replace(planted.CONFIG, epochs=4), seed=3, stream=None)
     assert list(planted.BEST) not in pools[0].tolist()
     assert result.architecture == planted.best()
     assert result.rows[-1]["score"] == 1
@@ -135,7 +136,7 @@ def test_rounds_are_evenly_spread() -> None:
         pools.append(strategy.state_dict()["pool"])
 
     strategy.reward, strategy.end_epoch = reward, ends  # type: ignore[method-assign]
-    search(task, strategy, planted.config(7), seed=3, stream=None)
+    search(task, strategy, replace(planted.CONFIG, epochs=7), seed=3, stream=None)
     assert {epoch: scored.count(epoch) for epoch in scored} == {2: 20, 4: 20, 6: 20}
     as_sets = [set(map(tuple, pool.tolist())) for pool in pools]
     changed = [a != b for a, b in pairwise(as_sets)]

@@ -1,0 +1,231 @@
+"""SMASH (Brock et al., 2018): a hypernetwork makes weights for the architecture that is run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from asng_ext.nn import CellSpace, CellSupernet
+from asng_ext.nn.cell import Architecture
+from asng_ext.nn.operations import SeparableConv
+from asng_ext.runs.config import Checked, setting
+from asng_ext.strategies.categorical import CategoricalStrategy
+from asng_ext.strategies.protocol import Parts
+from asng_ext.tasks.protocol import Batch, SearchTask
+
+__all__ = ["HyperNetwork", "Smash", "SmashOptions", "SmashSupernet"]
+
+
+class HyperNetwork(nn.Module):
+    """Makes the weights of 1×1 convolutions of as many input as output channels.
+
+    Those of a layer come from the sum of an encoding of the architecture, linear in its one-hot
+    form, and of one of the layer, through two layers of ReLUs and a head for all layers of so many
+    channels.
+
+    Args:
+        sizes: Choices of each variable of an architecture.
+        channels: Of each layer.
+        hidden: Units.
+    """
+
+    def __init__(self, sizes: list[int], channels: list[int], hidden: int) -> None:
+        super().__init__()
+        self._sizes = sizes
+        self._channels = channels
+        self.architectures = nn.Linear(sum(sizes), hidden)
+        self.layers = nn.Embedding(len(channels), hidden)
+        self.mixed = nn.Linear(hidden, hidden)
+        self.heads = nn.ModuleDict(
+            {str(width): nn.Linear(hidden, width * width) for width in sorted(set(channels))}
+        )
+
+    def encode(self, indices: Tensor) -> Tensor:
+        """(hidden,) of an architecture of (d,) category indices."""
+        hot = [F.one_hot(k, size) for k, size in zip(indices, self._sizes)]
+        weight = self.architectures.weight
+        return cast(Tensor, self.architectures(torch.cat(hot).to(weight.device, weight.dtype)))
+
+    def forward(self, encoded: Tensor, layer: int) -> Tensor:
+        """(channels, channels, 1, 1) of a layer, of length 1 for each output: what follows is
+        normalized, whatever the length."""
+        width = self._channels[layer]
+        units = self.mixed((encoded + self.layers.weight[layer]).relu()).relu()
+        rows = self.heads[str(width)](units).view(width, width)
+        return F.normalize(rows, dim=1)[:, :, None, None]
+
+
+class _MadeConv(nn.Module):
+    """A 1×1 convolution whose weights are made when it runs."""
+
+    def __init__(self, supernet: SmashSupernet, layer: int) -> None:
+        super().__init__()
+        # Not as a module, of which the supernet would be a part.
+        self._of = (supernet,)
+        self._layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, channels, H, W) to the same."""
+        return F.conv2d(x, self._of[0].made(self._layer))
+
+
+class SmashSupernet(CellSupernet):
+    """A supernet without weights of the 1×1 convolutions in its separable convolutions: those of
+    the sampled operations are made by a hypernetwork, for the architecture that is run.
+
+    The hypernetwork is none of its modules, as it is trained by another optimizer.
+
+    Args:
+        space: The search space.
+        hidden: Units of the hypernetwork.
+        settings: The other arguments of `CellSupernet`.
+
+    Raises:
+        ValueError: If the space has no separable convolution, or as `CellSupernet`.
+    """
+
+    def __init__(self, space: CellSpace, hidden: int, **settings: Any) -> None:
+        super().__init__(space, **settings)
+        channels: list[int] = []
+        for module in list(self.modules()):
+            if isinstance(module, SeparableConv):
+                for half in module.children():
+                    channels.append(cast(nn.Conv2d, half.pointwise).out_channels)
+                    half.pointwise = _MadeConv(self, len(channels) - 1)
+        if not channels:
+            raise ValueError(
+                "space must have a separable convolution, whose weights can be made, got the "
+                f"operations {', '.join(space.operations)}"
+            )
+        self._made_by = (HyperNetwork(space.categories, channels, hidden),)
+
+    @property
+    def hypernetwork(self) -> HyperNetwork:
+        """What makes weights."""
+        return self._made_by[0]
+
+    def made(self, layer: int) -> Tensor:
+        """The weights of a layer for the architecture that runs."""
+        return cast(Tensor, self.hypernetwork(self._encoded, layer))
+
+    def forward(self, x: Tensor, architecture: Architecture) -> Tensor | tuple[Tensor, Tensor]:
+        """Runs one architecture; see `CellSupernet.forward`."""
+        self._encoded = self.hypernetwork.encode(torch.tensor(self.space.check(architecture)))
+        try:
+            return super().forward(x, architecture)
+        finally:
+            del self._encoded
+
+
+@dataclass(frozen=True)
+class SmashOptions(Checked):
+    """Settings; the defaults are the published ones, but for the size of the hypernetwork."""
+
+    learning_rate: float = setting(1e-3, "of the hypernetwork's Adam", above=0, high=1e3)
+    weight_decay: float = setting(1e-4, "of the hypernetwork", low=0, high=1e3)
+    hidden: int = setting(64, "units of the hypernetwork", low=1, high=65536)
+    samples: int = setting(500, "random architectures at the end", low=1, high=1_000_000)
+    perturbed: int = setting(100, "changes of their best", low=0, high=1_000_000)
+    chain: int = setting(100, "links of the Markov chain that follows", low=0, high=1_000_000)
+    rate: float = setting(
+        0.1, "probability of each variable to be drawn anew in a change", low=0, high=1
+    )
+    batches: int = setting(
+        0, "of data that train no weights, to compare on; 0 for all", low=0, high=1_000_000
+    )
+
+
+class Smash(CategoricalStrategy):
+    """Each step trains one architecture, all being equally likely: the weights that the supernet
+    has by the optimizer of the loop, the hypernetwork, which makes the others, by Adam.
+
+    After the last epoch random architectures are compared by their rewards on data that trained no
+    weights, then changes of the best of them, and at last a Markov chain begins with the best of
+    all: a change of its state becomes its state if it is not worse. The best of all is chosen, and
+    until then an arbitrary architecture. In a change at least one variable is drawn anew.
+
+    It is for tasks whose supernet is a :class:`asng_ext.nn.CellSupernet`; a ValueError says so when
+    a search begins.
+    """
+
+    name = "smash"
+    Options = SmashOptions
+    options: SmashOptions
+
+    def supernet(self, task: SearchTask) -> nn.Module:
+        made = task.supernet()
+        if not isinstance(made, CellSupernet):
+            raise ValueError(
+                "strategy smash needs a task whose supernet is a CellSupernet, got "
+                f"{type(made).__name__}"
+            )
+        settings = {name: value for name, value in made.settings.items() if name != "nodes"}
+        supernet = SmashSupernet(made.space, self.options.hidden, **settings)
+        device = next(made.parameters()).device
+        supernet.hypernetwork.to(device)
+        return supernet.to(device)
+
+    def begin(self, parts: Parts) -> None:
+        super().begin(parts)
+        self._hypernetwork = cast(SmashSupernet, parts.supernet).hypernetwork
+        self._adam = torch.optim.Adam(
+            self._hypernetwork.parameters(),
+            lr=self.options.learning_rate,
+            betas=(0.5, 0.999),
+            weight_decay=self.options.weight_decay,
+        )
+        self._best: list[int] = self.uniform(1).categorical[0].tolist()
+
+    def step(self, batches: tuple[Batch, Batch]) -> None:
+        self._adam.zero_grad()
+        self.train_weights(batches[0], self.uniform(1))
+        self._adam.step()
+
+    def end_epoch(self, epoch: int) -> None:
+        """After the last epoch, chooses the architecture."""
+        if epoch + 1 < self.epochs:
+            return
+        options = self.options
+        batches = self.validation(epoch)[: options.batches or None]
+        drawn = self.uniform(options.samples).categorical.tolist()
+        rewards = [self.mean_reward(batches, indices) for indices in drawn]
+        first = int(np.argmax(rewards))
+        best, reward = drawn[first], rewards[first]
+        center = best
+        for number in range(options.perturbed + options.chain):
+            changed = self.changed(center if number < options.perturbed else best)
+            found = self.mean_reward(batches, changed)
+            if found >= reward:
+                best, reward = changed, found
+        self._best = best
+
+    def changed(self, indices: list[int]) -> list[int]:
+        """The architecture with some variables drawn anew."""
+        count = len(indices)
+        anew = torch.rand(count, generator=self.generator) < self.options.rate
+        anew[torch.randint(count, (), generator=self.generator)] = True
+        others = self.uniform(1).categorical[0].tolist()
+        return [other if new else index for index, other, new in zip(indices, others, anew)]
+
+    def recommend(self) -> dict[str, Any]:
+        return self.decoded(self._best)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            **super().state_dict(),
+            "hypernetwork": self._hypernetwork.state_dict(),
+            "adam": self._adam.state_dict(),
+            "best": list(self._best),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        self._hypernetwork.load_state_dict(state["hypernetwork"])
+        self._adam.load_state_dict(state["adam"])
+        self._best = list(state["best"])
