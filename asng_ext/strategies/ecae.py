@@ -43,9 +43,6 @@ class CartesianGenes:
     Args:
         space: The space.
         max_downsamplings: How many layers without a skip may count, 1 or more.
-
-    Raises:
-        ValueError: If no variable has more than one value.
     """
 
     def __init__(self, space: CaeSpace, max_downsamplings: int) -> None:
@@ -61,8 +58,6 @@ class CartesianGenes:
                 self._values.append(range(variable.low, variable.high + 1, variable.step))
         self.names = variables.names
         self.sizes = np.array([len(values) for values in self._values])
-        if self.sizes.max() < 2:
-            raise ValueError(f"space must leave something to mutate, got {space}")
         self._owners = [name.partition("/")[0] for name in self.names]
 
     def values(self, genes: Genes) -> dict[str, Any]:
@@ -174,8 +169,8 @@ class Ecae(SeededStrategy):
     supernet is left as it is.
 
     Raises:
-        ValueError: If the task is not inpainting, its space leaves nothing to mutate, or children
-            are to be trained and the setting ``network`` is not "found".
+        ValueError: If the task is not inpainting, or children are to be trained and its setting
+            ``network`` is not "found".
     """
 
     name = "ecae"
