@@ -24,7 +24,7 @@ __all__ = [
     "write_atomically",
 ]
 
-LEFTOVER = re.compile(r"\..+\.(toml|csv|json|pt|png|pt2|onnx|safetensors)\.\d+\.tmp")
+LEFTOVER = re.compile(r"\..+\.(toml|csv|txt|json|pt|png|pt2|onnx|safetensors)\.\d+\.tmp")
 """Names under which :func:`write_atomically` writes the files of a run."""
 
 _REMEDIES = {

@@ -28,7 +28,13 @@ from asng_ext.nn import Latencies
 from asng_ext.optimizers import Penalty, Theta
 from asng_ext.retrained import read_architecture
 from asng_ext.runs.checkpoints import CheckpointMismatchError, fitting
-from asng_ext.runs.config import RetrainConfig, SearchConfig, pairs, section_from
+from asng_ext.runs.config import (
+    RetrainConfig,
+    SearchConfig,
+    affecting_results,
+    pairs,
+    section_from,
+)
 from asng_ext.runs.folder import RunFolder
 from asng_ext.runs.metrics import Events, MetricsTable
 from asng_ext.space import Categorical, Integer, SearchSpace
@@ -36,7 +42,7 @@ from asng_ext.strategies.protocol import Strategy
 from asng_ext.tasks.protocol import Optimizer, Task, check_members
 from asng_ext.training.precision import autocast
 
-__all__ = ["Experiment", "drawing"]
+__all__ = ["Experiment", "differing_settings", "drawing"]
 
 _ARCHITECTURE = "architecture.json"
 _GIVEN = "given"  # an entry of it
@@ -215,6 +221,33 @@ class Experiment:
         if device is not None:
             config["device"] = device
         return cls(RunFolder(path), config, stream, ranks=ranks)
+
+    @classmethod
+    def create_or_open(
+        cls,
+        path: Path | str,
+        config: Mapping[str, Any],
+        stream: TextIO | None = STDERR,
+        *,
+        architecture: Mapping[str, Any] | None = None,
+        latencies: Latencies | None = None,
+    ) -> Experiment:
+        """The run that is in the folder, or a new one where there is none, as :meth:`create` makes
+        it.
+
+        Raises:
+            ValueError: If results of the run depend on other settings than those given.
+        """
+        run = RunFolder(path)
+        if not run.file("config.toml").is_file():
+            return cls.create(path, config, stream, architecture=architecture, latencies=latencies)
+        experiment = cls(run, config, stream)
+        if differing := differing_settings(run.read_config(), config):
+            raise ValueError(
+                f"{path} must be a run with the settings given, but {', '.join(differing)}; "
+                "choose another folder"
+            )
+        return experiment
 
     def search(
         self, resume_from: Path | str | None = None, *, watch: Watch | None = None
@@ -595,6 +628,27 @@ def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
         inside = value.items() if isinstance(value, Mapping) else ()
         flat |= {f"{name}.{key}": each for key, each in inside} or {name: value}
     return flat
+
+
+def differing_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """How two configs differ in what results depend on, such as "search.momentum was 0.9 and is
+    0.8".
+
+    Raises:
+        ValueError, TypeError: If a setting is unknown, of the wrong type or out of its limits.
+    """
+
+    def decisive(config: Mapping[str, Any]) -> dict[str, Any]:
+        checked, sections = _checked(config)
+        checked.pop("version", None)
+        return _flat({**checked, **{n: affecting_results(each) for n, each in sections.items()}})
+
+    was, is_ = decisive(before), decisive(now)
+    return [
+        f"{name} was {was.get(name)!r} and is {is_.get(name)!r}"
+        for name in dict.fromkeys([*was, *is_])
+        if was.get(name) != is_.get(name)
+    ]
 
 
 def _near_ties(variables: Mapping[str, Categorical], theta: Any) -> dict[str, dict[str, float]]:

@@ -10,6 +10,7 @@ from typing import Any, TextIO
 
 from asng_ext._checks import check_number
 from asng_ext._files import as_path, write_atomically
+from asng_ext._table import aligned
 from asng_ext._terminal import STDERR, say
 from asng_ext.engine.experiment import Experiment, drawing
 from asng_ext.nn import Latencies
@@ -121,21 +122,7 @@ def _experiment(
     scaled = [f"{name}={factor * limit!r}" for name, limit in limits.items()]
     penalty = "" if factor == math.inf else ",".join(scaled)
     own["search"] = {**own.get("search", {}), "penalty": penalty}
-    if not (folder / "config.toml").is_file():
-        return Experiment.create(folder, own, stream, latencies=latencies)
-    experiment = Experiment.open(folder, stream=stream)
-    wanted = Experiment(experiment.run, own, None).config
-    differing = sorted(
-        name
-        for name in {*wanted, *experiment.config} - {"version"}
-        if wanted.get(name) != experiment.config.get(name)
-    )
-    if differing:
-        raise ValueError(
-            f"{folder} must be a run with the settings given, but {', '.join(differing)} differ; "
-            "choose another folder"
-        )
-    return experiment
+    return Experiment.create_or_open(folder, own, stream, latencies=latencies)
 
 
 def _mark_best(rows: list[dict[str, Any]]) -> None:
@@ -163,10 +150,8 @@ def format_sweep(rows: Sequence[Mapping[str, Any]]) -> str:
             line += [_short(one["cost"]), "-" if one["limit"] is None else _short(one["limit"])]
         line += [f"{row['metrics'].get(name, math.nan):.4f}" for name in metrics]
         lines.append([*line, "*" if row["best"] else ""])
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    table = ["  ".join(word.rjust(n) for word, n in zip(line, widths)).rstrip() for line in lines]
     of = " and ".join(dict.fromkeys(row["of"] for row in rows))
-    return "\n".join([*table, f"Metrics are of the {of}; * none costs less and has a lower loss."])
+    return f"{aligned(lines)}\nMetrics are of the {of}; * none costs less and has a lower loss."
 
 
 def _short(number: float) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 
 from asng_ext._files import with_remedy, write_atomically
 
-__all__ = ["Distributions", "Events", "MetricsTable"]
+__all__ = ["Distributions", "Events", "MetricsTable", "write_csv"]
 
 Distributions: TypeAlias = Mapping[str, Sequence[float]]
 """Probabilities of the values of categorical variables, by name."""
@@ -59,12 +59,17 @@ class MetricsTable:
 
     def write(self) -> None:
         """Writes all rows; columns that a row lacks stay empty."""
-        columns = list(dict.fromkeys(name for entry in self.rows for name in entry))
-        text = io.StringIO()
-        writer = csv.DictWriter(text, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.rows)
-        write_atomically(self.path, lambda file: file.write(text.getvalue().encode()))
+        write_csv(self.path, self.rows)
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Creates or replaces a CSV file; columns that a row lacks stay empty."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, lambda file: file.write(text.getvalue().encode()))
 
 
 class Events:

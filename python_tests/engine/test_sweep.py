@@ -60,9 +60,10 @@ def test_a_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert row["of"] == "retrained network"
     capsys.readouterr()
     assert asng(*command, 0.4, "--momentum=0.8") == 2
-    assert "limit-0.4 must be a run with the settings given, but search differ" in (
-        capsys.readouterr().err
+    words = (
+        "limit-0.4 must be a run with the settings given, but search.momentum was 0.9 and is 0.8"
     )
+    assert words in capsys.readouterr().err
 
 
 def rows_of(*numbers: tuple[float, float]) -> list[dict[str, Any]]:
