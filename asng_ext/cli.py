@@ -1,5 +1,5 @@
-"""The command line: ``asng demo``, ``search``, ``resume``, ``retrain``, ``evaluate``, ``show``,
-``predict``, ``export``, ``toy``."""
+"""The command line: ``asng demo``, ``search``, ``compare``, ``resume``, ``retrain``, ``evaluate``,
+``show``, ``predict``, ``export``, ``toy``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, get_type_hints
 
@@ -25,6 +25,7 @@ from asng_ext._signals import Interrupted, interrupted_by_signals
 from asng_ext._terminal import STDERR, say, tell
 from asng_ext._threads import spin_briefly
 from asng_ext.distributed import ALONE, Ranks, RanksDifferError, joined
+from asng_ext.engine import contestants
 from asng_ext.runs.config import RetrainConfig, SearchConfig, load_toml
 from asng_ext.runs.folder import RunFolder
 from asng_ext.runs.report import report
@@ -50,8 +51,9 @@ _ERRORS = (ValueError, TypeError, OSError, ImportError, FloatingPointError)
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit status.
 
-    A command continues when what it prints is not read. A search and a retraining end by signals,
-    and by closing the terminal, after their step; other commands continue without a terminal.
+    A command continues when what it prints is not read. A search, a retraining and a comparison end
+    by signals, and by closing the terminal, after their step; other commands continue without a
+    terminal.
     """
     spin_briefly()  # before torch is imported
     arguments = _with_new_names(list(sys.argv[1:] if argv is None else argv))
@@ -65,12 +67,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         except SystemExit:
             tell("", end="")  # raises if what --help printed cannot be written
             raise
-        is_loop = args.run in (_demo, _search, _resume, _retrain)
-        if not is_loop:
+        has_ranks = args.run in (_demo, _search, _resume, _retrain)
+        if not has_ranks:
             check_one_process()
         with (
-            interrupted_by_signals() if is_loop else _without_hangup(),
-            joined() if is_loop else contextlib.nullcontext(ALONE) as args.ranks,
+            interrupted_by_signals() if has_ranks or args.run is _compare else _without_hangup(),
+            joined() if has_ranks else contextlib.nullcontext(ALONE) as args.ranks,
             _spoken_by_first(args.ranks),
             _plain_warnings(),
         ):
@@ -228,12 +230,7 @@ def _parser() -> argparse.ArgumentParser:
             description="Options come before the file of settings, and the file before the preset.",
         )
         _add_common(task)
-        presets, what = sorted(kind.presets), "settings to start from; by default those of the data"
-        if kind.automatic is not None:
-            presets.append(tasks.AUTOMATIC)
-            what += ", and auto for your own: by the number and size of the images"
-        task.add_argument("--preset", choices=presets, default=None, help=what)
-        task.add_argument("--config", metavar="FILE", help="settings as a TOML file")
+        _add_preset(task, kind)
         task.add_argument(
             "--penalty-sweep",
             metavar="FACTOR",
@@ -255,6 +252,7 @@ def _parser() -> argparse.ArgumentParser:
         _add_section(task, "retrain", RetrainConfig, prefix="retrain-", kind=kind)
         task.set_defaults(run=_search)
 
+    _add_compare(commands)
     resume = commands.add_parser(
         "resume",
         help="continue an interrupted search",
@@ -352,6 +350,74 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_compare(commands: Any) -> None:
+    compare = commands.add_parser(
+        "compare",
+        help="search by several strategies under the same budget, and compare what they find",
+    )
+    compared = compare.add_subparsers(required=True, metavar="TASK", dest="task")
+    for kind in map(tasks.get, tasks.names()):
+        task = compared.add_parser(
+            kind.name,
+            help=kind.help,
+            description="Each strategy and seed is a run in a folder of its own, and searched, "
+            "retrained and tested. The same command again continues what was interrupted and adds "
+            "what is missing. Settings are those of `asng search`; published settings of a "
+            "strategy come after the preset's.",
+        )
+        names = contestants.names(kind.name)
+        task.add_argument(
+            "--strategies",
+            nargs="+",
+            choices=names,
+            metavar="NAME",
+            default=None,
+            help=f"what is compared, of {', '.join(names)} (default: "
+            f"{' '.join(contestants.default_names(kind.name))})",
+        )
+        task.add_argument("--seeds", type=int, default=3, metavar="N", help="seeds 0 to N - 1 (3)")
+        if any(item.name == "mask" for item in dataclasses.fields(kind.config)):
+            masks = kind.config.__dataclass_fields__["mask"].metadata["choices"]
+            task.add_argument(
+                "--masks", nargs="+", choices=masks, default=list(masks),
+                help="what is missing, each a comparison of its own (default: all)",
+            )  # fmt: skip
+        budgets = [f"{p}: {b}" for p, b in contestants.BUDGETS.items() if p in kind.presets]
+        task.add_argument(
+            "--budget",
+            default=None,
+            metavar="minutes=M|steps=N",
+            help=f"of each search, without tests ({'; '.join(budgets)})",
+        )
+        task.add_argument(
+            "--processes",
+            type=int,
+            default=1,
+            metavar="N",
+            help="how many runs at a time; several have one thread each (1)",
+        )
+        task.add_argument(
+            "--out", metavar="FOLDER", default=None, help="of all runs, new or of a comparison"
+        )
+        task.add_argument("--device", default=argparse.SUPPRESS, help="cpu or cuda (cpu)")
+        _add_preset(task, kind)
+        _add_section(
+            task, "task", kind.config, title=kind.name, kind=kind, without=contestants.DECIDED
+        )
+        _add_section(task, "search", SearchConfig, kind=kind, without=contestants.DECIDED)
+        _add_section(task, "retrain", RetrainConfig, prefix="retrain-", kind=kind)
+        task.set_defaults(run=_compare)
+
+
+def _add_preset(parser: argparse.ArgumentParser, kind: TaskKind) -> None:
+    presets, what = sorted(kind.presets), "settings to start from; by default those of the data"
+    if kind.automatic is not None:
+        presets.append(tasks.AUTOMATIC)
+        what += ", and auto for your own: by the number and size of the images"
+    parser.add_argument("--preset", choices=presets, default=None, help=what)
+    parser.add_argument("--config", metavar="FILE", help="settings as a TOML file")
+
+
 def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="RUN", default=None, help="run folder; must not exist yet")
     parser.add_argument(
@@ -371,15 +437,19 @@ def _add_section(
     for_retraining: bool = False,
     for_resuming: bool = False,
     kind: TaskKind | None = None,
+    without: Collection[str] = (),
 ) -> None:
     """An option for every setting of a section, or every one for retraining or that may change on
     resume; its destination is
     "section.setting". Tasks may have settings of the same name: the option is there once.
-    The help says what the presets of ``kind`` have, and nothing of names with ``hidden_prefix``."""
+    The help says what the presets of ``kind`` have, and nothing of names with ``hidden_prefix``.
+    Settings ``without`` an option are left out."""
     group = parser.add_argument_group(f"{title or name} settings")
     types = get_type_hints(section)
     for item in dataclasses.fields(section):
         flag = f"--{item.metadata['option'] or prefix + item.name.replace('_', '-')}"
+        if item.name in without:
+            continue
         if for_retraining and not item.metadata["for_retraining"]:
             continue
         if for_resuming and not (item.metadata["runtime_only"] or item.metadata["may_grow"]):
@@ -541,6 +611,35 @@ def _sweep(args: argparse.Namespace, config: Mapping[str, Any]) -> None:
     args.resume = args.arguments if args.out else [*args.arguments, "--out", str(path)]
     tell(format_sweep(sweep(path, config, args.penalty_sweep, retrain=args.sweep_retrain)))
     tell(f"run folders: {path}")
+
+
+def _compare(args: argparse.Namespace) -> None:
+    from asng_ext.engine.compare import compare
+
+    kind = tasks.get(args.task)
+    config = _config(kind, args, args.preset, _from_file(args))
+    preset = args.preset or kind.preset_for(str(config[kind.name].get("data", "")))
+    budget = args.budget or contestants.BUDGETS.get(preset)
+    if budget is None:
+        raise ValueError(f"--budget must be given with the preset {preset}: minutes=M or steps=N")
+    path = Path(args.out) if args.out else _dated(f"compare-{args.task}")
+    args.resume = args.arguments if args.out else [*args.arguments, "--out", str(path)]
+    result = compare(
+        path,
+        config,
+        args.strategies or contestants.default_names(kind.name),
+        contestants.Budget.parse(budget),
+        seeds=args.seeds,
+        masks=getattr(args, "masks", ()),
+        processes=args.processes,
+    )
+    tell(result.table, end="")
+    tell(f"run folders: {path}")
+    if result.failed:
+        raise ValueError(
+            f"{len(result.failed)} runs have failed; to try them again: "
+            f"{shlex.join(['asng', *args.resume])}"
+        )
 
 
 def _demo(args: argparse.Namespace) -> None:

@@ -25,6 +25,7 @@ __all__ = [
     "Worker",
     "Workers",
     "attempt",
+    "end_with_parent",
 ]
 
 NUMBER = "ASNG_WORKER"
@@ -138,10 +139,11 @@ def _begin(number: int) -> None:
     """Before all else in a new process."""
     os.environ[NUMBER] = str(number)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the driver to act on
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
+    """Ends this process when the one that spawned it ends; for a thread of its own."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
