@@ -463,6 +463,7 @@ import sys
 from asng_ext.cli import main
 commands = ["", "demo", "search", "search classification", "search inpainting", "resume"]
 commands += ["retrain", "evaluate", "show", "predict", "export", "toy"]
+commands += ["compare", "compare classification", "compare inpainting"]
 for command in ["--version", *(f"{command} --help" for command in commands)]:
     try:
         main(command.split())

@@ -365,7 +365,8 @@ def _measured(experiment: Experiment) -> float:
     single steps where the first takes too long.
     """
     task: Any = experiment.task
-    steps, batches = task.search_steps, task.weight_batches
+    steps: int = task.search_steps
+    batches = task.weight_batches
     begins: list[float] = []
     epochs: list[float] = []
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from asng_ext._checks import brief, check_mapping
+from asng_ext._checks import brief, check_mapping, listed
 from asng_ext.plots._picture import DPI, FilePath, picture
 
 if TYPE_CHECKING:
@@ -46,6 +46,10 @@ def plot_elapsed(panels: Mapping[str, Curves], path: FilePath, label: str) -> Pa
     check_mapping("panels", panels)
     for title, curves in panels.items():
         check_mapping(f"panels[{title!r}]", curves)
+        for name, seeds in curves.items():
+            for curve in listed(f"panels[{title!r}][{name!r}]", seeds, "curves"):
+                if not (isinstance(curve, Sequence) and len(curve) == 2):
+                    raise TypeError(f"panels must hold pairs of numbers' lists, got {brief(curve)}")
     if not any(seeds for curves in panels.values() for seeds in curves.values()):
         raise ValueError(f"panels must hold at least one curve, got {brief(dict(panels))}")
     bases = list(dict.fromkeys(_split(name)[0] for c in panels.values() for name in c))

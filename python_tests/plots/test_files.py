@@ -33,6 +33,10 @@ def draw(kind: str, path: Path | str) -> Path:
     if kind == "restored":
         images = torch.linspace(0, 1, 3 * 3 * 8 * 8).reshape(3, 3, 8, 8)
         return plots.draw_restored(images, images * 0.5, images * 0.9, path)
+    if kind == "elapsed":
+        mix = [([60.0, 120.0], [9.0, 5.0]), ([80.0, 140.0], [8.0, 6.0])]
+        panels = {"center": {"a (mix)": mix, "b": mix[:1]}, "half": {"b": mix}}
+        return plots.plot_elapsed(panels, path, "test error, %")
     if kind == "sweep":
         points = [(0.5, 900.0, 0.7, True), (1.0, 1900.0, 0.5, True), (None, 2500.0, 0.6, False)]
         rows = [
@@ -59,6 +63,7 @@ KINDS = [
     "confusion",
     "mistakes",
     "sweep",
+    "elapsed",
 ]
 
 

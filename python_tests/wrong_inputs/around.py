@@ -237,6 +237,7 @@ _DRAWN: list[Callable[[Any], object]] = [
     lambda path: plots.draw_restored(_IMAGES, _IMAGES, _IMAGES, path),
     lambda path: plots.plot_search([{"epoch": 1, "train_loss": 1.0}], path),
     lambda path: plots.plot_retrain([{"epoch": 1, "train_loss": 1.0}], path),
+    lambda path: plots.plot_elapsed({"": {"a": [([1.0], [2.0])]}}, path, "error"),
     lambda path: plots.plot_theta([[0.5, 0.5]], ["x"], {"x": "ab"}, path),
 ]
 
@@ -268,6 +269,8 @@ PICTURE_ROWS: list[Wrong] = [
     *refused("plot_retrain", lambda f, v: plots.plot_retrain(v, f / "a.png"), "rows", _NO_ROWS, _folder),
     *refused("plot_sweep", lambda f, v: plots.plot_sweep(v, f / "a.png"), "rows",
              [None, 3, "a", [], [3], [{}]], _folder),
+    *refused("plot_elapsed", lambda f, v: plots.plot_elapsed(v, f / "a.png", "error"), "panels",
+             [None, 3, "a", {}, [3], {"a": 3}, {"a": {}}, {"a": {"b": []}}, {"a": {"b": 3}}, {"a": {"b": [3]}}], _folder),
     *refused("plot_theta", lambda f, v: plots.plot_theta(v, ["x"], {"x": "ab"}, f / "a.png"), "theta",
              [Given(None, "shape ()"), Given(3, "shape ()"), "a", [["a", "b"]], [[0.5, 2.0]], [[0.5], [0.5, 0.5]]], _folder),
     *refused("plot_theta", lambda f, v: plots.plot_theta([[0.5, 0.5]], v, {"x": "ab"}, f / "a.png"),

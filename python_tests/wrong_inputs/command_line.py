@@ -52,6 +52,7 @@ def _option(option: str, values: list[Any], *command: str) -> list[Wrong]:
 
 
 SEARCH = ("search", "classification", "--data=digits", "--out=run")
+COMPARE = ("compare", "classification", "--data=digits", "--out=run", "--strategies=asng")
 INPAINTING = ("search", "inpainting", "--data=photos", "--out=run")
 _COUNTS = ["0", "-1", "1.5", "two", "nan", "", "1e3", "9" * 400, "٣x"]
 _RATES: list[Any] = ["0", "-1", "nan", "inf", "fast", "", Given("1e400", "inf")]
@@ -61,7 +62,7 @@ OPTIONS: list[Wrong] = [
         "command", lambda folder, v: asng(folder, *v), "error",
         [Given([], "COMMAND"), ["no"], Given(["search"], "TASK"), ["search", "no"], ["demo", "no"],
          Given(["resume"], "RUN"), Given(["retrain"], "RUN"), Given(["evaluate"], "RUN"),
-         Given(["show"], "RUN"), Given(["predict", "run"], "IMAGE"), Given(["export"], "RUN"),
+         Given(["compare"], "TASK"), ["compare", "no"], Given(["show"], "RUN"), Given(["predict", "run"], "IMAGE"), Given(["export"], "RUN"),
          Given(["--no"], "COMMAND"),
          [*SEARCH, "--no-such-option"], [*SEARCH, "extra"], Given([*SEARCH, "--epochs"], "--epochs"),
          Given([*SEARCH, "--c=1"], "ambiguous")],
@@ -89,6 +90,13 @@ OPTIONS: list[Wrong] = [
     *_option("--penalty", ["x", "parameters", "parameters=", *(Given(f"parameters={n}", f"'{n}'")
                            for n in ("x", "0", "-1", "nan", "inf", "1e400"))], *SEARCH),
     *_option("--retrain-epochs", _COUNTS, *SEARCH),
+    *_option("--budget", [*(f"steps={n}" for n in _COUNTS), *(f"minutes={n}" for n in _RATES),
+                          "steps", "minutes=1,steps=2", "hours=1", "1"], *COMPARE),
+    *_option("--seeds", [*_COUNTS, "2000000"], *COMPARE),
+    *_option("--processes", [*_COUNTS, "2000"], *COMPARE),
+    *_option("--strategies", ["", "no", "ASNG"], *COMPARE),
+    *_option("--epochs", [Given("3", "--epochs")], *COMPARE),
+    *_option("--masks", ["", "no", "Half"], "compare", "inpainting", "--data=photos", "--out=run"),
     *_option("--data", ["", "no-such-data", "no/such/folder"], "search", "classification", "--out=run"),
     *_option("--data", ["no-such-data"], "search", "inpainting", "--out=run"),
     *refused("search", lambda folder, v: asng(folder, "search", "inpainting", "--data", v), "folder",

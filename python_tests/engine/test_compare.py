@@ -1,0 +1,454 @@
+"""Comparisons of strategies under the same budget."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import re
+import shlex
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import small_classification as small
+import small_runs
+
+from asng_ext import cli, strategies
+from asng_ext.engine import compare as compare_module
+from asng_ext.engine import comparison, contestants
+from asng_ext.engine.compare import compare
+from asng_ext.engine.comparison import RunName
+from asng_ext.engine.contestants import Budget, contestant
+from asng_ext.engine.experiment import Experiment
+from asng_ext.runs.config import RetrainConfig, SearchConfig
+from asng_ext.runs.folder import RunFolder
+
+CONFIG: dict[str, Any] = {
+    "task": "classification",
+    "search": {"batch_size": 256, "learning_rate": 0.05, "threads": 1},
+    "retrain": {"epochs": 1, "batch_size": 512, "threads": 1},
+    "classification": asdict(small.TASK),
+}
+TWO_EPOCHS = Budget(steps=3)  # there are two steps in an epoch
+OPTIONS = [
+    *(option for option in small.OPTIONS if not option.startswith("--epochs")),
+    "--retrain-epochs=1",
+    "--threads=1",
+    "--retrain-threads=1",
+]
+
+
+@pytest.fixture
+def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take most of the time."""
+    for module in ("experiment", "compare"):
+        monkeypatch.setattr(f"asng_ext.engine.{module}.drawing", lambda stream: None)
+
+
+def asng(*arguments: object) -> int:
+    return cli.main([str(argument) for argument in arguments])
+
+
+def without_times(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{n: v for n, v in row.items() if not n.endswith("_seconds")} for row in rows]
+
+
+def rows_in(folder: Path) -> list[dict[str, str]]:
+    with open(folder / "compare.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.slow
+def test_a_comparison(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("asng_ext.engine.experiment.drawing", lambda stream: None)
+    folder = tmp_path / "comparison"
+    command = ["compare", "classification", *OPTIONS, "--out", folder]
+    assert asng(*command, "--strategies", "asng", "--seeds=1", "--budget=steps=3") == 0
+    said = capsys.readouterr()
+    (line,) = re.findall(r"^1/1 asng seed 0: error [\d.]+ %, search 0\.\d min, .*$", said.err, re.M)
+    results = json.loads((folder / "asng-seed0" / "results.json").read_text())
+    found = json.loads((folder / "asng-seed0" / "architecture.json").read_text())
+    assert f"error {100 * (1 - results['accuracy']):.2f} %" in line
+    assert line.endswith(f" {found['network']['parameters']:,} parameters")
+    assert "epoch" not in said.err.replace("2 epochs for steps=3", "")  # of the run itself
+    (row,) = rows_in(folder)
+    with open(folder / "asng-seed0" / "search.csv", newline="") as file:
+        last = list(csv.DictReader(file))[-1]
+    times = json.loads((folder / "asng-seed0" / "times.json").read_text())
+    assert times["steps_per_epoch"] == 2
+    assert len(times["search"]) == 2
+    assert (row["steps"], row["epochs"], row["seed"]) == ("4", "2", "0")
+    assert float(row["search_seconds"]) == pytest.approx(sum(times["search"]))
+    assert float(row["retrain_seconds"]) == times["retrain"] > 0
+    assert int(row["parameters"]) == found["network"]["parameters"]
+    assert float(row["supernet_error"]) == pytest.approx(100 * (1 - float(last["test_accuracy"])))
+    assert float(row["test_error"]) == pytest.approx(100 * (1 - results["accuracy"]))
+    assert float(row["test_loss"]) == results["loss"]
+    assert (folder / "figure2.png").read_bytes().startswith(b"\x89PNG")
+    text = (folder / "compare.txt").read_text()
+    assert text in said.out
+    assert re.search(r"^ASNG-NAS, reported \(CIFAR-10, paper\) +2\.83 ± 0\.14 ", text, re.M)
+    assert "reported numbers are of CIFAR-10, and not to be compared with those of digits" in text
+
+    # What is done is kept, and what is missing is added.
+    before = (folder / "asng-seed0" / "search.pt").stat().st_mtime_ns
+    assert asng(*command, "--strategies", "sng", "asng", "--seeds=2", "--budget=steps=3") == 0
+    said = capsys.readouterr()
+    assert said.err.count("error") == 3
+    assert "1 of 4 runs are done" in said.err
+    assert (folder / "asng-seed0" / "search.pt").stat().st_mtime_ns == before
+    rows = rows_in(folder)
+    assert sorted((row["strategy"], row["seed"]) for row in rows) == [
+        (strategy, seed) for strategy in ("asng", "sng") for seed in "01"
+    ]
+    for strategy in ("asng", "sng"):
+        errors = [float(row["test_error"]) for row in rows if row["strategy"] == strategy]
+        shown = f"{statistics.mean(errors):.2f} ± {statistics.stdev(errors):.2f}"
+        assert re.search(rf"^{strategy} +2 +{shown} ", (folder / "compare.txt").read_text(), re.M)
+    config = RunFolder(folder / "sng-seed1").read_config()
+    assert (config["seed"], config["search"]["strategy"]) == (1, "sng")
+
+    # Another budget or other settings are refused, and nothing changes.
+    files = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    refused = {
+        "--budget=steps=5": "budget was steps=3 and is steps=5",
+        "--momentum=0.8": "search.momentum was 0.9 and is 0.8",
+    }
+    for option, words in refused.items():
+        assert asng(*command, "--budget=steps=3", "--strategies", "asng", option) == 2
+        error = capsys.readouterr().err
+        assert f"{folder} must be a comparison with the settings given, but {words}; " in error
+    assert files == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.usefixtures("_no_pictures")
+def test_an_interruption_changes_no_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["asng", "sng"]
+    expected = compare(tmp_path / "a", CONFIG, names, TWO_EPOCHS, seeds=1, stream=None)
+    search, retrain = Experiment.search, Experiment.retrain
+
+    def search_until_signal(self: Experiment, *, watch: Any) -> dict[str, Any]:
+        def interrupting(row: dict[str, float], seconds: float) -> None:
+            watch(row, seconds)
+            if self.search_config.strategy == "sng" and row["epoch"] == 1:
+                os.kill(os.getpid(), signal.SIGUSR1)
+
+        return search(self, watch=interrupting)
+
+    def interrupted(self: Experiment) -> dict[str, float]:
+        raise KeyboardInterrupt
+
+    for method, replaced in ((("retrain"), interrupted), ("search", search_until_signal)):
+        with monkeypatch.context() as patch:
+            patch.setattr(Experiment, method, replaced)
+            with pytest.raises(KeyboardInterrupt):
+                compare(tmp_path / "b", CONFIG, names, TWO_EPOCHS, seeds=1, stream=None)
+    monkeypatch.setattr(Experiment, "retrain", retrain)
+    run = RunFolder(tmp_path / "b" / "sng-seed0")
+    assert len(run.read_json("times.json")["search"]) == 1
+    times = run.read_json("times.json")
+    # An epoch that the checkpoint does not have.
+    run.write_json("times.json", {**times, "search": [*times["search"], 1e9]})
+    continued = compare(tmp_path / "b", CONFIG, names, TWO_EPOCHS, seeds=1, stream=None)
+    assert without_times(continued.rows) == without_times(expected.rows)
+    assert len(run.read_json("times.json")["search"]) == 2
+    assert continued.rows[1]["search_seconds"] < 1e6
+    strip = re.compile(r"[\d.]+ min")
+    assert strip.sub("", continued.table) == strip.sub("", expected.table)
+
+
+@pytest.mark.usefixtures("_no_pictures")
+def test_a_strategy_that_fails_ends_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    search = Experiment.search
+
+    def failing(self: Experiment, **named: Any) -> dict[str, Any]:
+        if self.search_config.strategy == "asng":
+            raise FloatingPointError("no loss is finite")
+        return search(self, **named)
+
+    command = ["compare", "classification", *OPTIONS, "--out", tmp_path / "c", "--seeds=1"]
+    command += ["--strategies", "asng", "sng", "--budget=steps=1"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Experiment, "search", failing)
+        assert asng(*command) == 2
+    said = capsys.readouterr()
+    assert "1/2 asng seed 0 failed: FloatingPointError: no loss is finite\n" in said.err
+    assert "2/2 sng seed 0: error" in said.err
+    again = re.findall(
+        r"^asng: error: 1 runs have failed; to try them again: asng (.*)", said.err, re.M
+    )
+    assert shlex.split(again[0]) == list(map(str, command))
+    assert "missing: asng seed 0: FloatingPointError: no loss is finite\n" in said.out
+    assert [row["strategy"] for row in rows_in(tmp_path / "c")] == ["sng"]
+    assert asng(*command) == 0
+    assert "missing" not in capsys.readouterr().out
+    assert [row["strategy"] for row in rows_in(tmp_path / "c")] == ["asng", "sng"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_no_pictures")
+def test_two_processes_give_the_numbers_of_one(tmp_path: Path) -> None:
+    rows = [
+        compare(
+            tmp_path / str(processes), CONFIG, ["asng"], Budget(steps=1), seeds=2,
+            processes=processes, stream=None,
+        ).rows
+        for processes in (1, 2)
+    ]  # fmt: skip
+    assert len(rows[0]) == 2
+    assert without_times(rows[0]) == without_times(rows[1])
+
+
+def odd(job: Any) -> int:
+    """What processes of a test do."""
+    if job.name.seed == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if job.name.seed == 2:
+        raise ZeroDivisionError
+    return 10 * int(job.name.seed)
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_takes_no_other_with_it() -> None:
+    jobs = [compare_module._Job(Path(), RunName("x", seed), {}) for seed in (3, 1, 2, 4)]
+    with compare_module._Workers(2) as workers:
+        found = {job.name.seed: outcome for job, outcome in workers.outcomes(odd, jobs)}
+        processes = [worker.process for worker in workers._workers]
+    assert {seed: outcome.result for seed, outcome in found.items()} == {
+        3: None,
+        1: 10,
+        2: None,
+        4: 40,
+    }
+    assert found[3].cause == "its process has ended with status -9"
+    assert found[2].cause == "ZeroDivisionError"
+    assert not any(process.is_alive() for process in processes)
+
+
+@pytest.mark.slow
+def test_a_signal_ends_all_processes(tmp_path: Path) -> None:
+    folder = tmp_path / "a comparison"
+    command = ["compare", "classification", *OPTIONS, "--strategies", "asng", "--seeds=2"]
+    command += ["--budget=steps=40000", "--test-every=0", "--processes=2", "--out", str(folder)]
+    code = "import sys; from asng_ext.cli import main; sys.exit(main())"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, *command], stderr=subprocess.PIPE, text=True
+    ) as process:
+        runs = [folder / f"asng-seed{seed}" for seed in range(2)]
+        while not all((run / "search.pt").exists() for run in runs) and process.poll() is None:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    (continuing,) = re.findall(r"^asng: interrupted; to continue: asng (.*)$", said, re.M)
+    assert shlex.split(continuing) == command
+    for run in runs:
+        assert RunFolder(run).user() is None  # nobody goes on
+        saved = RunFolder(run).load("search.pt")
+        assert saved is not None
+        assert "within" in saved or saved["epochs_done"] >= 1
+
+
+class Clock:
+    """A clock that goes on by what is said."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.mark.usefixtures("_no_pictures")
+@pytest.mark.parametrize(
+    ("batch_size", "step", "phase", "seconds"),
+    [
+        (256, 0.5, 0.0, 1.0),  # whole epochs of two steps
+        (256, 0.5, 3.0, 4.0),  # and what is done at their ends
+        (8, 1.0, 3.0, 89.0),  # an epoch of 89 steps is not waited for
+    ],
+)
+def test_the_speed_of_a_search(
+    batch_size: int,
+    step: float,
+    phase: float,
+    seconds: float,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first steps and the first epoch, which are slower, do not count."""
+    clock = Clock()
+    search = {**CONFIG["search"], "batch_size": batch_size, "epochs": 20}
+    run = Experiment.create(tmp_path / "run", {**CONFIG, "seed": 0, "search": search}, None)
+    task: Any = run.task
+    batches, started = task.theta_batches, Experiment.search
+    steps, count = task.search_steps, 0
+
+    def slow(epoch: int) -> Iterator[Any]:  # asked for within a step
+        nonlocal count
+        for batch in batches(epoch):
+            clock.now += 20.0 if count < min(3, steps) else step
+            count += 1
+            yield batch
+
+    def searching(self: Experiment, *, watch: Any) -> dict[str, Any]:
+        def after(row: dict[str, float], took: float) -> None:
+            clock.now += phase
+            watch(row, took + phase)
+
+        return started(self, watch=after)
+
+    task.theta_batches = slow
+    monkeypatch.setattr(Experiment, "search", searching)
+    monkeypatch.setattr(time, "monotonic", clock)
+    assert compare_module._measured(run) == pytest.approx(seconds, rel=1e-9)
+    assert count < 20 * steps
+
+
+@pytest.mark.usefixtures("_no_pictures")
+def test_minutes_are_epochs_of_all_seeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen = []
+
+    def measured(run: Experiment) -> float:
+        seen.append((run.search_config.strategy, run.seed))
+        return {"asng": 2.0, "sng": 1000.0}[run.search_config.strategy]
+
+    monkeypatch.setattr(compare_module, "_measured", measured)
+    budget = Budget(minutes=0.11)  # 6.6 seconds
+    compare(tmp_path / "m", CONFIG, ["asng", "sng"], budget, seeds=2, stream=None)
+    assert seen == [("asng", 0), ("sng", 0)]
+    for name, epochs in (("asng", 3), ("sng", 1)):
+        for seed in range(2):
+            config = RunFolder(tmp_path / "m" / f"{name}-seed{seed}").read_config()
+            assert config["search"]["epochs"] == epochs
+    compare(tmp_path / "m", CONFIG, ["asng"], budget, seeds=3, stream=None)
+    assert len(seen) == 2  # it is known
+    assert RunFolder(tmp_path / "m" / "asng-seed2").read_config()["search"]["epochs"] == 3
+
+
+@pytest.mark.usefixtures("_no_pictures")
+def test_inpainting(tmp_path: Path) -> None:
+    config = {
+        "task": "inpainting",
+        "search": asdict(SearchConfig(batch_size=4, weight_decay=0.0)),
+        "retrain": asdict(RetrainConfig(epochs=1, batch_size=4, weight_decay=0.0)),
+        "inpainting": asdict(replace(small_runs.INPAINTING, base_channels=2)),
+    }
+    found = compare(
+        tmp_path / "i", config, ["asng-int", "base"], Budget(steps=2), seeds=1,
+        masks=["half", "center"], stream=None,
+    )  # fmt: skip
+    assert [(row["strategy"], row["mask"]) for row in found.rows] == [
+        ("asng-int", "half"), ("base", "half"), ("asng-int", "center"), ("base", "center"),
+    ]  # fmt: skip
+    searched, base = found.rows[:2]
+    assert {"supernet_psnr", "supernet_mse", "test_psnr", "test_ssim", "test_mse"} <= set(searched)
+    run = RunFolder(tmp_path / "i" / "asng-int-half-seed0")
+    assert run.read_config()["inpainting"]["space"] == "int"
+    assert run.read_config()["inpainting"]["mask"] == "half"
+    assert run.read_json("results.json")["psnr"] == searched["test_psnr"]
+    assert (base["epochs"], base["steps"], base["search_seconds"]) == (0, 0, 0)
+    # Three layers of 3×3 kernels and two channels, and back to three of the image, with biases.
+    layers = RunFolder(tmp_path / "i" / "base-half-seed0").read_json("architecture.json")["network"]
+    assert layers["layers"] == ["3×3, 2, skip"] * 3
+    head, *lines = found.table.splitlines()
+    assert head.split("  ")[0] == "strategy"
+    assert head.index("center: PSNR, dB / SSIM") < head.index("half: PSNR, dB / SSIM")
+    assert "pixel" not in head
+    (shown,) = [line for line in lines if line.startswith("base ")]
+    assert f"{base['test_psnr']:.2f} / {base['test_ssim']:.3f}" in shown
+    assert " - " in shown  # no search
+    (reported,) = [line for line in lines if line.startswith("ASNG-NAS (Int)")]
+    assert "reported (CelebA, paper)" in reported
+    assert re.findall(r"[\d.]+ / [\d.]+", reported) == ["29.3 / 0.911", "20.6 / 0.779"]
+    assert any("not to be compared with those of photos" in line for line in lines)
+
+
+def test_settings_of_a_strategy_come_after_those_for_the_data(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    published = {"learning_rate": 0.025, "momentum": 0.5}
+    monkeypatch.setattr(strategies, "get", lambda name: SimpleNamespace(published=published))
+    config = contestant("classification", "sng").config({"search": {"learning_rate": 0.1}})
+    assert config["search"] == {"learning_rate": 0.1, "momentum": 0.5, "strategy": "sng"}
+    given = {"search": {}, "inpainting": {"space": "cat", "layers": 3}}
+    config = contestant("inpainting", "asng-int").config(given)
+    assert config["inpainting"] == {"space": "int", "layers": 3}
+    assert given["inpainting"] == {"space": "cat", "layers": 3}
+
+
+def test_curves_of_a_supernet_that_mixes(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "x-seed0")
+    config = {"task": "classification", "search": {"epochs": 3}}
+    run = RunFolder.create(run.path, config)
+    run.write_json("times.json", {"search": [2.0, None, 4.0], "steps_per_epoch": 1})
+    (run.path / "search.csv").write_text(
+        "epoch,test_accuracy,test_mix_accuracy\n1,0.25,0.5\n2,,\n3,0.5,0.75\n"
+    )
+    assert comparison.curves_of(tmp_path, [RunName("x", 0)], "error") == {
+        "": {"x (fix)": [([2.0, 9.0], [75.0, 50.0])], "x (mix)": [([2.0, 9.0], [50.0, 25.0])]}
+    }
+
+
+def test_times_that_were_not_seen() -> None:
+    assert comparison._filled([1.0, None, 3.0, 9.0], 3) == [1.0, 2.0, 3.0]
+    assert comparison._filled([1.0], 2) == [1.0, 1.0]
+    assert all(map(math.isnan, comparison._filled([], 2)))
+
+
+def test_budgets() -> None:
+    assert Budget.parse("steps=39000") == Budget(steps=39000)
+    assert Budget.parse(" minutes = 1.5") == Budget(minutes=1.5)
+    assert [str(Budget.parse(text)) for text in ("minutes=2.0", "steps=7")] == [
+        "minutes=2", "steps=7",
+    ]  # fmt: skip
+    for text in contestants.BUDGETS.values():
+        assert str(Budget.parse(text)) == text
+    for both in ({}, {"steps": 1, "minutes": 1.0}):
+        with pytest.raises(ValueError, match="budget must be of steps or of minutes"):
+            Budget(**both)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"strategies": []}, "strategies must be different names, at least one"),
+        ({"strategies": ["asng", "asng"]}, "strategies must be different names"),
+        ({"strategies": ["no"]}, "strategies must be of .*asng.*, got 'no'"),
+        ({"masks": ["half", "half"]}, "masks must be different names"),
+        ({"seeds": 0}, "seeds must be at least 1"),
+        ({"processes": 0}, "processes must be at least 1"),
+        ({"config": {**CONFIG, "retrain": {"epochs": 0}}}, "epochs must be at least 1"),
+    ],
+)
+def test_what_is_wrong_is_named(changes: dict[str, Any], words: str, tmp_path: Path) -> None:
+    arguments = {"config": CONFIG, "strategies": ["asng"], "budget": TWO_EPOCHS, **changes}
+    with pytest.raises(ValueError, match=words):
+        compare(tmp_path / "x", stream=None, **arguments)
+    assert not (tmp_path / "x").exists()
+
+
+def test_something_else_in_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="is not empty"):
+        compare(tmp_path, CONFIG, ["asng"], TWO_EPOCHS, stream=None)
+    (tmp_path / "compare.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"compare\.json is not that of a comparison"):
+        compare(tmp_path, CONFIG, ["asng"], TWO_EPOCHS, stream=None)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["compare.json", "notes.txt"]
