@@ -76,7 +76,7 @@ DECIDED = (
 """Settings of the search and of the task that are not the user's, or not the same for all."""
 
 BUDGETS: Mapping[str, str] = {
-    "digits": "minutes=1",
+    "digits": "minutes=0.75",
     "cifar10": "steps=39000",  # the paper's 100 epochs
     "photos": "steps=2500",
     "celeba": "steps=50000",  # the paper's 50K iterations
