@@ -362,8 +362,7 @@ def _add_compare(commands: Any) -> None:
             help=kind.help,
             description="Each strategy and seed is a run in a folder of its own, and searched, "
             "retrained and tested. The same command again continues what was interrupted and adds "
-            "what is missing. Settings are those of `asng search`; published settings of a "
-            "strategy come after the preset's.",
+            "what is missing. Settings are those of `asng search`, the same for all.",
         )
         names = contestants.names(kind.name)
         task.add_argument(

@@ -36,6 +36,7 @@ from asng_ext.engine.contestants import Budget, Contestant, contestant, epochs_w
 from asng_ext.engine.experiment import Experiment, differing_settings, drawing
 from asng_ext.runs.folder import RunFolder
 from asng_ext.runs.metrics import write_csv
+from asng_ext.strategies import get as get_strategy
 
 __all__ = ["COMPARISON", "Comparison", "compare"]
 
@@ -43,6 +44,7 @@ COMPARISON = "compare.json"
 
 _MEASURED_SECONDS = 5.0
 _WARM_UP = 3  # steps, and as many are measured at least
+_FEW_EPOCHS = 5
 
 
 class Comparison(NamedTuple):
@@ -107,7 +109,8 @@ def compare(
         if len(set(found)) < len(found) or (what == "strategies" and not found):
             raise ValueError(f"{what} must be different names, at least one, got {found}")
     kind = tasks.get(config.get("task"))
-    contestants = [contestant(kind.name, name) for name in strategies]
+    preset = _preset(config)
+    contestants = [contestant(kind.name, name, preset) for name in strategies]
     # What is wrong for all is found out before anything is written.
     settings = Experiment(RunFolder(path), {"seed": 0, **config}, None).config
     path = as_path("path", path)
@@ -127,6 +130,12 @@ def compare(
         return comparison.write()
 
 
+def _preset(config: Mapping[str, Any]) -> str:
+    """The one that suits the data."""
+    kind = tasks.get(config["task"])
+    return kind.preset_for(str(config.get(kind.name, {}).get("data", "")))
+
+
 @dataclass(frozen=True)
 class _Job:
     """A run to do."""
@@ -139,7 +148,7 @@ class _Job:
 
     @property
     def contestant(self) -> Contestant:
-        return contestant(self.config["task"], self.name.strategy)
+        return contestant(self.config["task"], self.name.strategy, _preset(self.config))
 
     @property
     def folder(self) -> Path:
@@ -221,7 +230,7 @@ class _Folder:
         done = {name: row for name, row in found.items() if row is not None}
         missing = {name: self.failed.get(name, "") for name in self._names if name not in done}
         task = self._settings["task"]
-        preset = tasks.get(task).preset_for(str(self._settings[task]["data"]))
+        preset = _preset(self._settings)
         rows = list(done.values())
         table = format_comparison(self._settings, preset, rows, missing, self._budget) + "\n"
         write_csv(self._run.file("compare.csv"), rows)
@@ -343,15 +352,31 @@ class _Epochs:
     budget: Budget
 
     def __call__(self, job: _Job) -> int:
-        search = {**job.config["search"], "test_every": 0}
-        config = {**job.config, "search": search}
+        config = {**job.config, "search": {**job.config["search"], "test_every": 0}}
         if self.budget.minutes is None:
             steps = Experiment(RunFolder(job.folder), config, None).task.search_steps
             return epochs_within(self.budget, steps, 0.0)
         # What a search leaves in its folder is of no use here.
         with tempfile.TemporaryDirectory() as folder:
-            experiment = Experiment.create(Path(folder) / "run", config, None)
-            return epochs_within(self.budget, experiment.task.search_steps, _measured(experiment))
+
+            def run(epochs: int) -> Experiment:
+                own = {**config, "search": {**config["search"], "epochs": epochs}}
+                return Experiment.create(Path(folder) / f"run{epochs}", own, None)
+
+            # So many that no phase between them comes.
+            experiment = run(1_000_000)
+            seconds, more = _measured(experiment), 0.0
+            kind = get_strategy(config["search"]["strategy"])
+            if kind.in_phases and seconds < _MEASURED_SECONDS:
+                more = max(0.0, _seconds_of(run(_FEW_EPOCHS)) - _FEW_EPOCHS * seconds)
+            return epochs_within(self.budget, experiment.task.search_steps, seconds, more)
+
+
+def _seconds_of(experiment: Experiment) -> float:
+    """What a whole search takes, without tests."""
+    taken: list[float] = []
+    experiment.search(watch=lambda row, seconds: taken.append(seconds))
+    return sum(taken)
 
 
 class _EnoughError(Exception):

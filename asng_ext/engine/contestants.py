@@ -84,28 +84,36 @@ BUDGETS: Mapping[str, str] = {
 """What a search takes where nothing else is said, by preset."""
 
 
+_FEW_IMAGES = ("digits", "photos", "auto")
+"""Presets of data whose epochs are much shorter than in the papers."""
+_OF_FEW_IMAGES: Mapping[str, str] = {
+    "enas": "updates=1",
+    "nao": "pool=200,seeds=20,predictor_epochs=100,hidden=48",
+    "smash": "samples=100,perturbed=30,chain=30",
+    "ecae": "generations=50,batches=2",
+}
+"""Options of strategies for these: what they do after epochs and at the end must not take longer
+than the epochs."""
+
+
 @dataclass(frozen=True)
 class Contestant:
     """A strategy by name, with the settings that make it what it is.
 
     Attributes:
         name: Its name in tables and folders.
-        published: Settings of [search] as its paper has them. Those of the preset and of the user,
-            which suit the data, come before them.
         settings: Settings by section that come before all others.
         architecture: Gives, from the settings of the task, the architecture that is retrained
             without a search; None where one is searched.
     """
 
     name: str
-    published: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     architecture: Callable[[Any], dict[str, Any]] | None = None
 
     def config(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """All settings, from those that are given."""
         config = dict(given)
-        config["search"] = {**self.published, **given.get("search", {})}
         for section, values in self.settings.items():
             config[section] = {**config.get(section, {}), **values}
         return config
@@ -125,7 +133,7 @@ def _as_deep_as_can_be(config: Any) -> dict[str, Any]:
 _OF_INPAINTING = {
     "asng-cat": ("asng", "cat"),
     "asng-int": ("asng", "int"),
-    "ecae": ("evolution", "cat"),
+    "ecae": ("ecae", "cat"),
 }
 """Strategies and spaces of Table 2."""
 _BASE = "base"
@@ -134,16 +142,16 @@ _BASE = "base"
 def names(task: str) -> tuple[str, ...]:
     """What can be compared for a task, by name."""
     own = (*_OF_INPAINTING, _BASE) if task == "inpainting" else ()
-    return (*own, *strategies.names())
+    return (*own, *(name for name in strategies.names(task) if name not in own))
 
 
 def default_names(task: str) -> tuple[str, ...]:
     """What is compared where nothing else is said: the paper's tables."""
-    return (*_OF_INPAINTING, _BASE) if task == "inpainting" else strategies.names()
+    return (*_OF_INPAINTING, _BASE) if task == "inpainting" else strategies.names(task)
 
 
-def contestant(task: str, name: str) -> Contestant:
-    """What is compared under that name.
+def contestant(task: str, name: str, preset: str = "") -> Contestant:
+    """What is compared under that name, with the options that suit the data of a preset.
 
     Raises:
         ValueError: If there is none.
@@ -152,19 +160,22 @@ def contestant(task: str, name: str) -> Contestant:
         raise ValueError(f"strategies must be of {', '.join(names(task))}, got {brief(name)}")
     if task == "inpainting" and name == _BASE:
         settings = {"inpainting": {"network": "base"}}
-        return Contestant(name, {}, settings, architecture=_as_deep_as_can_be)
+        return Contestant(name, settings, architecture=_as_deep_as_can_be)
     strategy, own = name, {}
     if task == "inpainting" and name in _OF_INPAINTING:
         strategy, space = _OF_INPAINTING[name]
         own = {"inpainting": {"space": space}}
-    published = strategies.get(strategy).published
-    return Contestant(name, published, {"search": {"strategy": strategy}, **own})
+    options = _OF_FEW_IMAGES.get(strategy, "") if preset in _FEW_IMAGES else ""
+    search = {"strategy": strategy, "strategy_options": options}
+    return Contestant(name, {"search": search, **own})
 
 
-def epochs_within(budget: Budget, steps_per_epoch: int, seconds_per_epoch: float) -> int:
+def epochs_within(
+    budget: Budget, steps_per_epoch: int, seconds_per_epoch: float, seconds_more: float = 0.0
+) -> int:
     """How many epochs a budget is for: of steps, so many that they are at least as many; of
-    minutes, as many as fit in, at least one."""
+    minutes, as many as fit in beside what takes ``seconds_more`` in any case, at least one."""
     if budget.steps is not None:
         return math.ceil(budget.steps / steps_per_epoch)
     assert budget.minutes is not None
-    return max(1, int(60 * budget.minutes / seconds_per_epoch))
+    return max(1, int((60 * budget.minutes - seconds_more) / seconds_per_epoch))

@@ -237,7 +237,7 @@ def _search(
             progress.note(_NO_GRAPHS + blocker)
     for epoch in range(epochs.done, config.epochs):
         means.reset()
-        began = time.perf_counter()
+        began = time.monotonic()
         check = partial(_check, means, strategy, supernet, epoch)
         draws = draws_of(seed, f"search epoch {epoch}", device, own_generators=task.own_generators)
         as_it_is = sgd.as_it_is if isinstance(sgd, ActiveSGD) else contextlib.nullcontext
@@ -264,7 +264,7 @@ def _search(
                 "gradients"
             )
         row |= {**strategy.numbers(), "learning_rate": rate}
-        seconds = time.perf_counter() - began
+        seconds = time.monotonic() - began
         if config.test_every and (
             (epoch + 1) % config.test_every == 0 or epoch + 1 == config.epochs
         ):

@@ -33,6 +33,9 @@ class StrategyKind:
         place: Its class, as "module:class"; empty for one that asks and tells an optimizer.
         optimizer: That optimizer, by name; empty for the one that the settings name.
         published: Settings of the search loop in its own paper or reference code, by name.
+        suits: The tasks that it is for, by name; empty for all with categorical variables.
+        in_phases: Whether it has phases between or after epochs that take as long however many
+            epochs there are.
     """
 
     name: str
@@ -40,6 +43,8 @@ class StrategyKind:
     place: str = ""
     optimizer: str = ""
     published: Mapping[str, Any] = field(default_factory=lambda: _NOTHING)
+    suits: tuple[str, ...] = ()
+    in_phases: bool = False
 
     def load(self) -> type[SeededStrategy]:
         """Its class."""
@@ -64,6 +69,7 @@ _ENAS_WEIGHTS = {
     "nesterov": True,
 }
 _OURS = "asng_ext.strategies."
+_CELLS = ("classification",)
 
 _KINDS: dict[str, StrategyKind] = {
     kind.name: kind
@@ -78,12 +84,14 @@ _KINDS: dict[str, StrategyKind] = {
             "random search with weight sharing (Li and Talwalkar, 2019)",
             _OURS + "sampling:RandomSearch",
             published={"epochs": 50, **_DARTS_WEIGHTS},
+            in_phases=True,
         ),
         StrategyKind(
             "evolution",
             "regularized evolution on shared weights",
             _OURS + "sampling:Evolution",
             published={"epochs": 50, **_DARTS_WEIGHTS},
+            in_phases=True,
         ),
         StrategyKind(
             "enas",
@@ -96,48 +104,58 @@ _KINDS: dict[str, StrategyKind] = {
             "gradient ascent in the code of an autoencoder of architectures (Luo et al., 2018)",
             _OURS + "nao:Nao",
             published={"epochs": 150, **_DARTS_WEIGHTS},
+            in_phases=True,
         ),
         StrategyKind(
             "smash",
             "weights made by a hypernetwork (Brock et al., 2018)",
             _OURS + "smash:Smash",
             published={"epochs": 100, **_DARTS_WEIGHTS},
+            suits=_CELLS,
+            in_phases=True,
         ),
         StrategyKind(
             "darts",
             "gradients of a mixture of all operations (Liu et al., 2019), first order",
             _OURS + "differentiable:Darts",
             published={"epochs": 50, **_DARTS_WEIGHTS},
+            suits=_CELLS,
         ),
         StrategyKind(
             "darts2",
             "the same, second order",
             _OURS + "differentiable:DartsSecondOrder",
             published={"epochs": 50, **_DARTS_WEIGHTS},
+            suits=_CELLS,
         ),
         StrategyKind(
             "snas",
             "gradients of relaxed samples (Xie et al., 2019)",
             _OURS + "differentiable:Snas",
             published={"epochs": 150, **_DARTS_WEIGHTS},
+            suits=_CELLS,
         ),
         StrategyKind(
             "gdas",
             "straight-through gradients of samples (Dong and Yang, 2019)",
             _OURS + "differentiable:Gdas",
             published={"epochs": 250, **_DARTS_WEIGHTS},
+            suits=_CELLS,
         ),
         StrategyKind(
             "proxyless",
             "gradients of two sampled paths (Cai et al., 2019)",
             _OURS + "differentiable:Proxyless",
             published={"epochs": 120, **_DARTS_WEIGHTS},
+            suits=_CELLS,
         ),
         StrategyKind(
             "ecae",
             "evolution of autoencoders by neutral drift, E-CAE (Suganuma et al., 2018)",
             _OURS + "ecae:Ecae",
             published={"epochs": 250, "batch_size": 16, "weight_decay": 0.0},
+            suits=("inpainting",),
+            in_phases=True,
         ),
     )
 }
@@ -157,9 +175,13 @@ def register(kind: StrategyKind) -> None:
     _KINDS[kind.name] = kind
 
 
-def names() -> tuple[str, ...]:
-    """The names of all strategies."""
-    return tuple(_KINDS)
+def names(task: str | None = None) -> tuple[str, ...]:
+    """The names of all strategies; of those for a task, if one is given."""
+    return tuple(
+        name
+        for name, kind in _KINDS.items()
+        if task is None or not kind.suits or task in kind.suits
+    )
 
 
 def get(name: Any) -> StrategyKind:

@@ -16,7 +16,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -380,17 +379,46 @@ def test_inpainting(tmp_path: Path) -> None:
     assert any("not to be compared with those of photos" in line for line in lines)
 
 
-def test_settings_of_a_strategy_come_after_those_for_the_data(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    published = {"learning_rate": 0.025, "momentum": 0.5}
-    monkeypatch.setattr(strategies, "get", lambda name: SimpleNamespace(published=published))
-    config = contestant("classification", "sng").config({"search": {"learning_rate": 0.1}})
-    assert config["search"] == {"learning_rate": 0.1, "momentum": 0.5, "strategy": "sng"}
-    given = {"search": {}, "inpainting": {"space": "cat", "layers": 3}}
+def test_a_strategy_has_settings_of_its_own_alone() -> None:
+    given = {"search": {"learning_rate": 0.1}, "inpainting": {"space": "cat", "layers": 3}}
+    config = contestant("classification", "darts").config(given)
+    own = {"strategy": "darts", "strategy_options": ""}
+    assert config["search"] == {"learning_rate": 0.1, **own}  # weights are trained alike
     config = contestant("inpainting", "asng-int").config(given)
     assert config["inpainting"] == {"space": "int", "layers": 3}
     assert given["inpainting"] == {"space": "cat", "layers": 3}
+    assert contestant("inpainting", "ecae").config(given)["search"]["strategy"] == "ecae"
+
+
+def test_options_for_few_images_are_options() -> None:
+    for name in strategies.names():
+        kind = strategies.get(name)
+        options = contestant("classification", name, "digits").settings["search"]
+        if not kind.suits or "classification" in kind.suits:
+            config = SearchConfig(epochs=1, **options)
+            assert bool(config.strategy_options) == (name in ("enas", "nao", "smash"))
+            if kind.place:
+                strategies.make(small.task(), config, seed=0)
+
+
+def test_what_strategies_do_beside_epochs_is_part_of_the_budget(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def whole(run: Experiment) -> float:
+        seen.append((run.search_config.strategy, run.search_config.epochs))
+        return 5 * 0.5 + 3.0
+
+    monkeypatch.setattr(compare_module, "_measured", lambda run: 0.5)
+    monkeypatch.setattr(compare_module, "_seconds_of", whole)
+    for name, epochs in (("random", 4), ("asng", 10)):
+        search = {**CONFIG["search"], "strategy": name}
+        job = compare_module._Job(
+            tmp_path, RunName(name, 0), {**CONFIG, "seed": 0, "search": search}
+        )
+        assert compare_module._Epochs(Budget(minutes=5 / 60))(job) == epochs
+    assert seen == [("random", 5)]
 
 
 def test_curves_of_a_supernet_that_mixes(tmp_path: Path) -> None:
