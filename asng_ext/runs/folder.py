@@ -39,6 +39,7 @@ class RunFolder:
     latency.json                milliseconds of parts of networks, if their sum is limited
     network.pt                  the retrained network: weights, and all that it is built from
     results.json                test metrics of the retrained network
+    times.json                  seconds of a run that is compared with others
     *.png                       pictures
     events/                     TensorBoard events, if tensorboard is installed
     .lock                       who is using the folder, while it is used
