@@ -265,4 +265,4 @@ def _cost(rows: Sequence[Mapping[str, Any]], on_gpu: bool) -> str:
 
 
 def _millions(rows: Sequence[Mapping[str, Any]]) -> str:
-    return f"{statistics.fmean(row['parameters'] for row in rows) / 1e6:.3g}"
+    return f"{statistics.fmean(row['parameters'] for row in rows) / 1e6:.3f}"
