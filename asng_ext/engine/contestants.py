@@ -87,10 +87,10 @@ BUDGETS: Mapping[str, str] = {
 _FEW_IMAGES = ("digits", "photos", "auto")
 """Presets of data whose epochs are much shorter than in the papers."""
 _OF_FEW_IMAGES: Mapping[str, str] = {
-    "enas": "updates=1",
-    "nao": "pool=200,seeds=20,predictor_epochs=100,hidden=48",
-    "smash": "samples=100,perturbed=30,chain=30",
-    "ecae": "generations=50,batches=2",
+    "enas": "updates=2,samples=5,derive=50,baseline_decay=0.9,learning_rate=0.01",
+    "nao": "rounds=3,pool=100,seeds=20,predictor_epochs=20,batch=25,learning_rate=0.01,hidden=32",
+    "smash": "samples=50,perturbed=20,chain=20,batches=3,learning_rate=0.005",
+    "ecae": "generations=80,batches=2",
 }
 """Options of strategies for these: what they do after epochs and at the end must not take longer
 than the epochs."""

@@ -115,8 +115,8 @@ def search(
         ranks: The processes that search together, all of which call this with the same arguments.
             They divide the samples, and where these are fewer, the batch. Rank 0 alone reads and
             writes ``run`` and shows progress.
-        watch: Is called after each epoch with its metrics, and the seconds that its steps, and what
-            followed them, took in this process without tests.
+        watch: Is called after each epoch, before its checkpoint, with its metrics and the seconds
+            that its steps, and what followed them, took in this process without tests.
 
     Raises:
         DivergedError: If the training loss, a weight or a gradient becomes NaN or infinite. The
@@ -254,7 +254,8 @@ def _search(
             epochs.stepped(steps, check)
             if progress.due():
                 progress.draw(epoch * steps + step + 1, _shown(means.read(), task, strategy))
-        strategy.end_epoch(epoch)
+        with draws:
+            strategy.end_epoch(epoch)
         epochs.check(check)
         row = {"epoch": float(epoch + 1), **means.read()}
         if row.pop("theta_without_loss", 0) == 1:
@@ -270,10 +271,10 @@ def _search(
         ):
             tested = {**task.test_supernet(supernet, strategy.recommend()), **strategy.test()}
             row |= {f"test_{name}": float(value) for name, value in tested.items()}
+        if watch is not None:  # before a signal may end the search
+            watch(row, seconds)
         epochs.add(row, partial(_distributions, task, strategy))
         progress.line((epoch + 1) * steps, _shown(row, task, strategy))
-        if watch is not None:
-            watch(row, seconds)
     epochs.close()
     return SearchResult(strategy.recommend(), supernet, epochs.rows)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -67,9 +68,20 @@ class CategoricalStrategy(SeededStrategy):
 
     def reward(self, batch: Batch, indices: Any) -> float:
         """How good one architecture is on a batch: its accuracy, or the negative loss where the
-        task gives none."""
+        task gives none.
+
+        Raises:
+            FloatingPointError: If that is not finite.
+        """
         losses, metrics = self.evaluate(batch, self.samples(indices))
-        return float(metrics["accuracy"]) if "accuracy" in metrics else -float(losses.mean())
+        self.parts.means.add({"loss": losses, **metrics}, "theta_", watched="loss")
+        reward = float(metrics["accuracy"]) if "accuracy" in metrics else -float(losses.mean())
+        if not math.isfinite(reward):
+            raise FloatingPointError(
+                f"the loss of an architecture that {self.name} compares is not finite: "
+                f"{self.decoded(indices)}; lower learning_rate"
+            )
+        return reward
 
     def mean_reward(self, batches: Sequence[Batch], indices: Any) -> float:
         """That over several batches."""

@@ -52,7 +52,7 @@ def test_the_planted_architecture_is_found(name: str) -> None:
         assert first["convergence"] == last["convergence"] == 1 / CHOICES
     else:
         assert last["train_loss"] < first["train_loss"] / 2
-        assert min(first["convergence"], last["convergence"]) > 1.2 / CHOICES
+        assert last["convergence"] > 1.2 / CHOICES
 
 
 @pytest.mark.parametrize("name", ON_TOY)
@@ -128,7 +128,8 @@ def test_cells_are_searched_and_the_search_is_resumed(name: str, tmp_path: Path)
 
     def stop(row: dict[str, float], seconds: float) -> None:
         assert seconds > 0
-        raise KeyboardInterrupt
+        if row["epoch"] == 2:
+            raise KeyboardInterrupt
 
     strategy = strategies.make(task, settings, seed=0)
     parts = RunFolder(tmp_path / "parts")
