@@ -13,10 +13,10 @@ from asng_ext.strategies.categorical import CategoricalStrategy
 from asng_ext.strategies.protocol import Parts
 from asng_ext.tasks.protocol import Batch
 
-__all__ = ["Evolution", "RandomSearch"]
+__all__ = ["Evolution", "RandomSearch", "TrainsUniformly"]
 
 
-class _TrainsUniformly(CategoricalStrategy):
+class TrainsUniformly(CategoricalStrategy):
     """Each step trains one architecture, all being equally likely; what follows the last epoch
     chooses one. Until then an arbitrary one is recommended."""
 
@@ -57,7 +57,7 @@ class RandomSearchOptions(Checked):
     )
 
 
-class RandomSearch(_TrainsUniformly):
+class RandomSearch(TrainsUniformly):
     """Random search with weight sharing (Li and Talwalkar, 2019).
 
     After the last epoch rounds of architectures are drawn and compared on one batch of data that
@@ -94,7 +94,7 @@ class EvolutionOptions(Checked):
     )
 
 
-class Evolution(_TrainsUniformly):
+class Evolution(TrainsUniformly):
     """Regularized evolution (Real et al., 2019) on shared weights.
 
     After the last epoch a population of random architectures evolves: the best of a few that are

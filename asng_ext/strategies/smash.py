@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -15,8 +15,8 @@ from asng_ext.nn import CellSpace, CellSupernet
 from asng_ext.nn.cell import Architecture
 from asng_ext.nn.operations import SeparableConv
 from asng_ext.runs.config import Checked, setting
-from asng_ext.strategies.categorical import CategoricalStrategy
 from asng_ext.strategies.protocol import Parts
+from asng_ext.strategies.sampling import TrainsUniformly
 from asng_ext.tasks.protocol import Batch, SearchTask
 
 __all__ = ["HyperNetwork", "Smash", "SmashOptions", "SmashSupernet"]
@@ -125,7 +125,7 @@ class SmashSupernet(CellSupernet):
 
 @dataclass(frozen=True)
 class SmashOptions(Checked):
-    """Settings; the defaults are the published ones, but for the size of the hypernetwork."""
+    """Settings; the defaults are the published ones where there are such."""
 
     learning_rate: float = setting(1e-3, "of the hypernetwork's Adam", above=0, high=1e3)
     weight_decay: float = setting(1e-4, "of the hypernetwork", low=0, high=1e3)
@@ -141,7 +141,7 @@ class SmashOptions(Checked):
     )
 
 
-class Smash(CategoricalStrategy):
+class Smash(TrainsUniformly):
     """Each step trains one architecture, all being equally likely: the weights that the supernet
     has by the optimizer of the loop, the hypernetwork, which makes the others, by Adam.
 
@@ -180,20 +180,16 @@ class Smash(CategoricalStrategy):
             betas=(0.5, 0.999),
             weight_decay=self.options.weight_decay,
         )
-        self._best: list[int] = self.uniform(1).categorical[0].tolist()
 
     def step(self, batches: tuple[Batch, Batch]) -> None:
         self._adam.zero_grad()
-        self.train_weights(batches[0], self.uniform(1))
+        super().step(batches)
         self._adam.step()
 
-    def end_epoch(self, epoch: int) -> None:
-        """After the last epoch, chooses the architecture."""
-        if epoch + 1 < self.epochs:
-            return
+    def choose(self, batches: Sequence[Batch]) -> list[int]:
         options = self.options
-        batches = self.validation(epoch)[: options.batches or None]
-        drawn = self.uniform(options.samples).categorical.tolist()
+        batches = batches[: options.batches or None]
+        drawn: list[list[int]] = self.uniform(options.samples).categorical.tolist()
         rewards = [self.mean_reward(batches, indices) for indices in drawn]
         first = int(np.argmax(rewards))
         best, reward = drawn[first], rewards[first]
@@ -203,7 +199,7 @@ class Smash(CategoricalStrategy):
             found = self.mean_reward(batches, changed)
             if found >= reward:
                 best, reward = changed, found
-        self._best = best
+        return best
 
     def changed(self, indices: list[int]) -> list[int]:
         """The architecture with some variables drawn anew."""
@@ -213,19 +209,14 @@ class Smash(CategoricalStrategy):
         others = self.uniform(1).categorical[0].tolist()
         return [other if new else index for index, other, new in zip(indices, others, anew)]
 
-    def recommend(self) -> dict[str, Any]:
-        return self.decoded(self._best)
-
     def state_dict(self) -> dict[str, Any]:
         return {
             **super().state_dict(),
             "hypernetwork": self._hypernetwork.state_dict(),
             "adam": self._adam.state_dict(),
-            "best": list(self._best),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
         self._hypernetwork.load_state_dict(state["hypernetwork"])
         self._adam.load_state_dict(state["adam"])
-        self._best = list(state["best"])
