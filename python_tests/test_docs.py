@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import small_runs
 
-from asng_ext import cli
+from asng_ext import cli, strategies
 from asng_ext.data import load_digits
 
 ROOT = Path(__file__).parents[1]
@@ -68,6 +69,18 @@ def test_commands_of_the_docs_are_commands() -> None:
     assert lines
     for line in lines:
         cli._parser().parse_args(line.split("#")[0].split())
+
+
+def test_options_of_strategies_have_the_defaults_that_the_docs_say() -> None:
+    page = (ROOT / "docs" / "comparison.md").read_text(encoding="utf-8")
+    kinds = [kind for kind in map(strategies.get, strategies.names()) if kind.place]
+    for kind in kinds:
+        (row,) = re.findall(rf"^\| `{kind.name}` \|.*\| (.*) \|$", page, re.M)
+        said = dict(re.findall(r"`(\w+)=([^`]+)`", row))
+        options = asdict(kind.load().Options())
+        assert list(said) == list(options)
+        for name, value in options.items():
+            assert said[name] == (f"{value:g}" if isinstance(value, float) else str(value))
 
 
 PATH = re.compile(r"(?:\.ci|asng_ext|bench|csrc|docs|examples|python_tests)(?:/[\w.]+)+")
