@@ -248,6 +248,9 @@ class Cell(nn.Module):
         norm: Makes the normalization layers.
         architecture: Makes only the operations of this architecture, and expects this one in every
             call; None makes all.
+
+    Attributes:
+        stride: Of the operations that read one of the cell's inputs.
     """
 
     def __init__(
@@ -263,6 +266,7 @@ class Cell(nn.Module):
         architecture: CellArchitecture | None = None,
     ) -> None:
         super().__init__()
+        self.stride = 2 if reduction else 1
         shrink = FactorizedReduction if prev_prev_is_larger else ReLUConvNorm
         self.older = shrink(prev_prev_channels, channels, norm)
         self.newer = ReLUConvNorm(prev_channels, channels, norm)
@@ -276,7 +280,7 @@ class Cell(nn.Module):
             for edge in every if architecture is None else architecture.nodes[node]:
                 # An edge that occurs twice in a node has its weights once.
                 if _key(node, edge) not in self.operations:
-                    stride = 2 if reduction and edge.input < FIRST_NODE else 1
+                    stride = self.stride if edge.input < FIRST_NODE else 1
                     self.operations[_key(node, edge)] = make_operation(
                         edge.operation, channels, stride, norm
                     )
@@ -326,6 +330,10 @@ class Cell(nn.Module):
         """The operation of an edge of a node, applied to its input, of those by number."""
         y: Tensor = self.operations[_key(node, edge)](states[edge.input])
         return y
+
+    def edge_weights(self, node: int, edge: Edge) -> list[Tensor]:
+        """The weights of the operation of an edge, in the order in which it applies them."""
+        return list(self.operations[_key(node, edge)].parameters())
 
     def dropped_edges(self, architecture: CellArchitecture) -> int:
         """How many edges drop-path concerns: all but true identities."""

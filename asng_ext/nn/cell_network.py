@@ -53,6 +53,7 @@ class _CellStack(nn.Module):
 
     NORMS: ClassVar[tuple[Norm, Norm]]
     """What makes the normalizations outside of the cells, and those inside."""
+    compiled_mixtures = False
 
     def __init__(
         self,
@@ -135,7 +136,7 @@ class _CellStack(nn.Module):
             # Not by a bool, which torch.compile of PyTorch 2.11 does not take for an index.
             architecture = architectures[int(self.is_reduction[i])]
             if isinstance(architecture, CellMixture):
-                y = architecture.run(cast(Cell, cell), prev_prev, prev)
+                y = architecture.run(cast(Cell, cell), prev_prev, prev, self.compiled_mixtures)
             else:
                 y = cell(prev_prev, prev, architecture, drop_path_rate, draws)
             prev_prev, prev = prev, y
@@ -161,6 +162,10 @@ class CellSupernet(_CellStack):
         stem_multiplier: The stem makes `stem_multiplier * channels` channels.
         auxiliary: Adds the auxiliary head. The search does not need it.
         image_size: Shorter side of the images, in pixels; only the auxiliary head depends on it.
+
+    Attributes:
+        compiled_mixtures: Whether relaxations run on `asng_ext.ops.mixture`, False at first. The
+            numbers are the same.
 
     Raises:
         ValueError: `cells` is less than 3, or another number less than 1.

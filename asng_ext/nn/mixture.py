@@ -15,10 +15,14 @@ from dataclasses import dataclass
 from functools import reduce
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from asng_ext import ops
 from asng_ext._checks import brief, is_integer, listed
 from asng_ext.nn.cell import FIRST_NODE, PREV, PREV_PREV, Cell, CellSpace, Edge
+from asng_ext.nn.operations import OPERATIONS
+from asng_ext.ops._feature_maps import padded_channels
 
 __all__ = ["CellMixture", "NodeMixture", "Relaxation", "cell_mixtures"]
 
@@ -119,12 +123,13 @@ class CellMixture:
 
     nodes: tuple[NodeMixture, ...]
 
-    def run(self, cell: Cell, prev_prev: Tensor, prev: Tensor) -> Tensor:
+    def run(self, cell: Cell, prev_prev: Tensor, prev: Tensor, compiled: bool = False) -> Tensor:
         """Runs the edges of the nodes in a cell that has every operation, and no others.
 
         Args:
             cell: The cell.
             prev_prev, prev: See `Cell.forward`.
+            compiled: Whether on the compiled operator, which gives the same numbers.
 
         Returns:
             As `Cell.forward`.
@@ -135,13 +140,42 @@ class CellMixture:
             states[PREV_PREV] = cell.older(prev_prev)
         if PREV in inputs:
             states[PREV] = cell.newer(prev)
+        outputs = (self._compiled if compiled else self._plain)(cell, states)
+        leaf = tuple(n for n, node in enumerate(self.nodes) if node.in_output)
+        weights = tuple(self.nodes[n].output_weight for n in leaf)
+        y: Tensor = cell.output([outputs[n] for n in leaf], leaf, weights)
+        return y
+
+    def _plain(self, cell: Cell, states: dict[int, Tensor]) -> list[Tensor]:
+        """The nodes, from the projected inputs."""
         for n, node in enumerate(self.nodes):
             terms = (c * cell.run_edge(n, edge, states) for edge, c in node.edges.items())
             states[n + FIRST_NODE] = reduce(torch.add, terms)
-        leaf = tuple(n for n, node in enumerate(self.nodes) if node.in_output)
-        weights = tuple(self.nodes[n].output_weight for n in leaf)
-        y: Tensor = cell.output([states[n + FIRST_NODE] for n in leaf], leaf, weights)
-        return y
+        return [states[n + FIRST_NODE] for n in range(len(self.nodes))]
+
+    def _compiled(self, cell: Cell, states: dict[int, Tensor]) -> list[Tensor]:
+        """The same, on the compiled operator."""
+        channels = cell.output.channels
+        padding = padded_channels(channels) - channels
+        # Of the inputs only those that are read exist.
+        places = {i: place for place, i in enumerate(states)}
+        places |= {n + FIRST_NODE: n + len(states) for n in range(len(self.nodes))}
+        edges, weights = [], []
+        for n, node in enumerate(self.nodes):
+            for edge in node.edges:
+                edges.append((n, places[edge.input], OPERATIONS.index(edge.operation)))
+                weights.extend(cell.edge_weights(n, edge))
+        coefficients = torch.stack([c for node in self.nodes for c in node.edges.values()])
+        maps = [F.pad(x.permute(0, 2, 3, 1), (0, padding)).contiguous() for x in states.values()]
+        nodes = ops.mixture.mixture(
+            maps,
+            coefficients.to(weights[0].dtype if weights else maps[0].dtype),
+            edges,
+            weights,
+            len(self.nodes),
+            cell.stride,
+        )
+        return [x[..., :channels].permute(0, 3, 1, 2) for x in nodes.unbind()]
 
 
 def cell_mixtures(space: CellSpace, relaxation: Relaxation) -> tuple[CellMixture, CellMixture]:

@@ -79,6 +79,27 @@ STABLE_TORCH_LIBRARY(asng, m) {
       "_cells_backward(Tensor grad, Tensor images, Tensor output, Tensor saved, Tensor inputs, "
       "Tensor operations, Tensor[] weights, bool images_need_grad) -> (Tensor, Tensor[])");
 
+  // The nodes of a cell as mixtures: each the sum of any of the edges that it may have, multiplied by
+  // coefficients, for one architecture and so without λ.
+  //   inputs, S of (B, H, W, P)          what nodes read beside each other; an edge that reads one
+  //                                      has the stride
+  //   coefficients (E,)                  of the weights' type
+  //   edges (E·3)                        of each edge the node, its input and its operation; input
+  //                                      S + k is node k. No edge occurs twice, no node has none.
+  //   weights                            those of each edge in order: of a separable convolution
+  //                                      depthwise (C, 1, k, k) and pointwise (C, C, 1, 1) of both
+  //                                      stages; of a factorized reduction (⌈C/2⌉, C, 1, 1) of even
+  //                                      pixels and (⌊C/2⌋, C, 1, 1) of odd ones
+  // Returns all nodes (N, B, ⌈H/stride⌉, ⌈W/stride⌉, P) and what the backward pass needs.
+  m.def(
+      "mixture(Tensor[] inputs, Tensor coefficients, int[] edges, Tensor[] weights, int nodes, "
+      "int stride, bool save) -> (Tensor, Tensor)");
+  // Gradients of inputs, coefficients and weights.
+  m.def(
+      "_mixture_backward(Tensor grad, Tensor[] inputs, Tensor coefficients, Tensor output, "
+      "Tensor saved, int[] edges, Tensor[] weights, int nodes, int stride) "
+      "-> (Tensor[], Tensor, Tensor[])");
+
   // The stem: 3×3 convolution of images (B, H, W, C'), contiguous and not padded, with a weight
   // (C, C', 3, 3), then batch normalization with weight and bias (C). Returns (1, B, H, W, P), an
   // input of cells that all architectures share, and what the backward pass needs.

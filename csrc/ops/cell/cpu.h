@@ -40,6 +40,11 @@ class Dag {
   // is out of range.
   Dag(const DagShape& shape, const OperationWeights<const T>& weights, const int32_t* inputs,
       const int32_t* operations);
+  // A mixture: one architecture of these edges, each once, which are multiplied by `coefficients`.
+  // The shape has at least as many edges. All nodes are stored in `nodes`, (nodes, images,
+  // out_height, out_width, padded).
+  Dag(const DagShape& shape, const OperationWeights<const T>& weights,
+      const std::vector<DagEdge>& edges, const T* coefficients, T* nodes);
   Dag(Dag&&) = default;
   Dag(const Dag&) = delete;
 
@@ -73,13 +78,16 @@ class Dag {
   // Calls `begin` for all of the batch first, which makes the gradients of its leaf nodes. Adds to
   // the gradients of the inputs' states, or writes them, and to `grads` of the weights.
   void backward(const Task& begin, const OperationWeights<T>& grads);
+  // Of a mixture, after `backward`: ⟨gradient of the node, edge⟩, by the number of the edge.
+  double coefficient_gradient(size_t edge) const { return edges_[edge].coefficient_gradient; }
 
  private:
   struct Edge {
     int64_t arch = 0, node = 0, input = 0, stride = 1;
     int32_t operation = 0;
     OperationInfo info;
-    T multiplicity = 1;  // how often it occurs in its node
+    T multiplicity = 1;  // how often it occurs in its node, or its coefficient in a mixture
+    double coefficient_gradient = 0;
     // A separable convolution has two stages. Another edge with a normalization uses the first.
     T* z[2] = {nullptr, nullptr};
     Norm<T> norm[2];
@@ -92,7 +100,7 @@ class Dag {
     T* intermediate = nullptr;                  // gradient of the first stage's output
     bool accumulate = false;                    // another edge writes the state's gradient first
     PointwiseBatch<T> reduction;
-    PartialSums sums;  // of the stage that is being computed
+    PartialSums sums;  // of the stage that is being computed; in a mixture of any edge's gradient
 
     bool separable() const { return info.form == Form::kSeparable; }
     bool factorized() const { return is_factorized(info.form, stride); }
@@ -108,10 +116,12 @@ class Dag {
   int64_t splits() const { return split_count(shape_.images); }
   const State<T>& from(const Edge& edge) const { return states_[at(edge.arch, edge.input)]; }
   bool stored(int64_t arch, int64_t state) const {
-    return state >= shape_.inputs && reads(arch, state);
+    return state >= shape_.inputs && (mixture_ || reads(arch, state));
   }
 
+  void set_up();
   void add_edges(int64_t arch, int64_t node, const int32_t* inputs, const int32_t* operations);
+  void add_edge(int64_t arch, const DagEdge& added, T multiplicity);
   void plan();
   int64_t last_use(int64_t arch, int64_t state) const;
   void allocate_norm(Edge& edge, int stage, Bump<T>& memory);
@@ -132,6 +142,7 @@ class Dag {
   void run_backward(int64_t level, int64_t arch, int64_t split_index, Split images);
   void reduce(const T* grad, const T* z, Affine<T> affine, int64_t pixels, int64_t split_index,
               PartialSums& sums) const;
+  void reduce_terms(const Combine<T>& task, const std::vector<Edge*>& edges, int64_t split_index);
   void backward_stage(Edge& edge, int stage, int64_t split_index, Split images);
   void finish_gradient(Edge& edge, int stage);
   void add_weight_gradients(const OperationWeights<T>& grads);
@@ -139,6 +150,7 @@ class Dag {
 
   DagShape shape_;
   OperationWeights<const T> weights_;
+  bool mixture_ = false;                        // nodes and their gradients lie elsewhere
   std::vector<Edge> edges_;                     // by architecture and node
   std::vector<Edge*> normalized_;               // those of them with a normalization
   std::vector<std::vector<Edge*>> node_edges_;  // (archs, states); none for inputs

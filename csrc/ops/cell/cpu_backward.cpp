@@ -5,6 +5,16 @@
 #include "platform/threads.h"
 
 namespace asng::cpu {
+namespace {
+
+double second_total(const PartialSums& sums, int64_t channels) {
+  double total = 0;
+  for (int64_t c = 0; c < channels; ++c) total += sums.second_total(c);
+  return total;
+}
+
+}  // namespace
+
 // Memory for the weights' gradients of every part of the batch, zeros.
 template <class T>
 Block Dag<T>::allocate_weight_gradients() {
@@ -52,6 +62,30 @@ void Dag<T>::reduce(const T* grad, const T* z, Affine<T> affine, int64_t pixels,
   kernels<T>().reduce(task);
 }
 
+// For the coefficients' gradients: what some of the batch adds to ⟨gradient of a node, edge⟩ of those
+// edges that have no normalization, whose gradient needs the same sum.
+template <class T>
+void Dag<T>::reduce_terms(const Combine<T>& task, const std::vector<Edge*>& edges,
+                          int64_t split_index) {
+  const int64_t pixels = task.images * shape_.out_height * shape_.out_width;
+  const Block block = acquire(static_cast<size_t>(pixels * shape_.padded) * sizeof(T));
+  for (size_t e = 0; e < edges.size(); ++e) {
+    Term<T> term = task.terms[e];
+    if (term.normalized) continue;
+    if (term.form == Form::kIdentity) {
+      reduce(task.grad, term.x, term.affine, pixels, split_index, edges[e]->sums);
+      continue;
+    }
+    term.factor = 1;
+    Combine<T> pool = task;
+    pool.terms = &term;
+    pool.term_count = 1;
+    pool.out = static_cast<T*>(block.get());
+    kernels<T>().combine_forward(pool);
+    reduce(task.grad, pool.out, {}, pixels, split_index, edges[e]->sums);
+  }
+}
+
 template <class T>
 void Dag<T>::backward_stage(Edge& edge, int stage, int64_t split_index, Split images) {
   const int64_t padded = shape_.padded, first = images.first * shape_.image_size();
@@ -94,6 +128,7 @@ void Dag<T>::run_backward(int64_t level, int64_t arch, int64_t split_index, Spli
       std::vector<Term<T>> terms;
       Combine<T> task = combine_task(arch, s - shape_.inputs, images, terms);
       task.grad = grad;
+      if (mixture_) reduce_terms(task, node_edges_[at(arch, s)], split_index);
       kernels<T>().combine_backward(task);
     }
     for (Edge* edge : node_edges_[at(arch, s)]) {
@@ -121,6 +156,9 @@ template <class T>
 void Dag<T>::finish_gradient(Edge& edge, int stage) {
   const int64_t index = (&edge - edges_.data()) * 2 + stage;
   const T factor = stage == edge.last() ? edge.multiplicity : T(1);
+  if (mixture_ && stage == edge.last()) {
+    edge.coefficient_gradient = second_total(edge.sums, shape_.channels);
+  }
   edge.norm_gradient[stage] = finish_norm_gradient(
       edge.sums, shape_.pixels(), shape_.padded, edge.norm[stage].scale, edge.norm[stage].affine(),
       factor, coefficients_.data() + index * 3 * shape_.padded);
@@ -183,6 +221,9 @@ void Dag<T>::backward(const Task& begin, const OperationWeights<T>& grads) {
   coefficients_.resize(edges_.size() * 6 * static_cast<size_t>(shape_.padded));
   const Block packed = pack(true);
   const Block weights = allocate_weight_gradients();
+  if (mixture_) {
+    for (Edge& edge : edges_) edge.sums = PartialSums(splits(), shape_.padded);
+  }
   for (int64_t level = 0; level <= last_backward_level_; ++level) {
     run_images([&](int64_t arch, int64_t split_index, Split images) {
       if (level == 0) begin(arch, split_index, images);
@@ -193,6 +234,12 @@ void Dag<T>::backward(const Task& begin, const OperationWeights<T>& grads) {
       if (step >= 0 && step < edge->stages()) {
         finish_gradient(*edge, edge->last() - static_cast<int>(step));
       }
+    }
+  }
+  if (mixture_) {
+    for (Edge& edge : edges_) {
+      if (edge.stages() > 0) continue;
+      edge.coefficient_gradient = second_total(edge.sums, shape_.channels);
     }
   }
   add_weight_gradients(grads);

@@ -20,26 +20,48 @@ template <class T>
 Dag<T>::Dag(const DagShape& shape, const OperationWeights<const T>& weights, const int32_t* inputs,
             const int32_t* operations)
     : shape_(shape), weights_(weights) {
-  const size_t states = static_cast<size_t>(shape.archs * shape.states());
-  edges_.reserve(static_cast<size_t>(shape.archs * shape.nodes * shape.edges));
-  node_edges_.resize(states);
-  readers_.resize(states);
-  states_.resize(states);
-  images_.resize(states);
-  leaf_.resize(static_cast<size_t>(shape.archs));
+  set_up();
   for (int64_t arch = 0; arch < shape.archs; ++arch) {
     for (int64_t node = 0; node < shape.nodes; ++node) {
       const int64_t first = (arch * shape.nodes + node) * shape.edges;
       add_edges(arch, node, inputs + first, operations + first);
-      State<T>& s = state(arch, shape.inputs + node);
-      s.height = shape.out_height;
-      s.width = shape.out_width;
     }
     for (int64_t node = 0; node < shape.nodes; ++node) {
       if (!reads(arch, shape.inputs + node)) leaf_[static_cast<size_t>(arch)].push_back(node);
     }
   }
   plan();
+}
+
+template <class T>
+Dag<T>::Dag(const DagShape& shape, const OperationWeights<const T>& weights,
+            const std::vector<DagEdge>& edges, const T* coefficients, T* nodes)
+    : shape_(shape), weights_(weights), mixture_(true) {
+  set_up();
+  for (size_t e = 0; e < edges.size(); ++e) add_edge(0, edges[e], coefficients[e]);
+  for (int64_t node = 0; node < shape.nodes; ++node) {
+    const size_t s = at(0, shape.inputs + node);
+    states_[s].x = images_[s] = nodes + node * shape.out_size();
+  }
+  plan();
+}
+
+template <class T>
+void Dag<T>::set_up() {
+  const size_t states = static_cast<size_t>(shape_.archs * shape_.states());
+  edges_.reserve(static_cast<size_t>(shape_.archs * shape_.nodes * shape_.edges));
+  node_edges_.resize(states);
+  readers_.resize(states);
+  states_.resize(states);
+  images_.resize(states);
+  leaf_.resize(static_cast<size_t>(shape_.archs));
+  for (int64_t arch = 0; arch < shape_.archs; ++arch) {
+    for (int64_t node = 0; node < shape_.nodes; ++node) {
+      State<T>& s = state(arch, shape_.inputs + node);
+      s.height = shape_.out_height;
+      s.width = shape_.out_width;
+    }
+  }
 }
 
 template <class T>
@@ -70,18 +92,25 @@ void Dag<T>::add_edges(int64_t arch, int64_t node, const int32_t* inputs,
       (*same)->multiplicity += 1;
       continue;
     }
-    Edge edge;
-    edge.arch = arch;
-    edge.node = node;
-    edge.input = input;
-    edge.operation = operation;
-    edge.info = info;
-    edge.stride = shape_.stride(input);
-    edges_.push_back(edge);  // never more than were reserved, so that pointers stay
-    own.push_back(&edges_.back());
-    if (edge.stages() > 0) normalized_.push_back(own.back());
-    readers_[at(arch, input)].push_back(own.back());
+    add_edge(arch, {node, input, operation}, T(1));
   }
+}
+
+template <class T>
+void Dag<T>::add_edge(int64_t arch, const DagEdge& added, T multiplicity) {
+  Edge edge;
+  edge.arch = arch;
+  edge.node = added.node;
+  edge.input = added.input;
+  edge.operation = added.operation;
+  edge.info = operation_info(added.operation);
+  edge.stride = shape_.stride(added.input);
+  edge.multiplicity = multiplicity;
+  edges_.push_back(edge);  // never more than were reserved, so that pointers stay
+  Edge* const stays = &edges_.back();
+  node_edges_[at(arch, shape_.inputs + added.node)].push_back(stays);
+  if (edge.stages() > 0) normalized_.push_back(stays);
+  readers_[at(arch, added.input)].push_back(stays);
 }
 
 // A stage of an edge can be computed a level after the one before it.
@@ -116,7 +145,7 @@ void Dag<T>::allocate_norm(Edge& edge, int stage, Bump<T>& memory) {
 template <class T>
 void Dag<T>::allocate(Bump<T>& memory) {
   for (size_t s = 0; s < states_.size(); ++s) {
-    if (node_edges_[s].empty() || readers_[s].empty()) continue;
+    if (mixture_ || node_edges_[s].empty() || readers_[s].empty()) continue;
     images_[s] = memory.take(shape_.out_size());
     states_[s].x = images_[s];
   }
@@ -151,7 +180,7 @@ void Dag<T>::allocate_with_reuse(Bump<T>& memory) {
     std::vector<T*> unused;
     for (int64_t arch = 0; arch < shape_.archs; ++arch) {
       for (int64_t s = 0; s < shape_.states(); ++s) {
-        if (!stored(arch, s)) continue;
+        if (mixture_ || !stored(arch, s)) continue;
         T*& images = images_[at(arch, s)];
         if (forward_level_[at(arch, s)] == level) states_[at(arch, s)].x = images = slots.take();
         if (last_use(arch, s) == level) unused.push_back(images);
@@ -205,7 +234,9 @@ void Dag<T>::allocate_gradients(Bump<T>& memory) {
           if (edge->separable() && step == 1) edge->intermediate = slots.take();
           if (edge->separable() && step == 2) unused.push_back(edge->intermediate);
         }
-        if (step == last_step && stored(arch, s)) unused.push_back(state(arch, s).grad);
+        if (step == last_step && stored(arch, s) && !mixture_) {
+          unused.push_back(state(arch, s).grad);
+        }
       }
     }
     for (T* slot : unused) slots.give(slot);
@@ -216,6 +247,8 @@ void Dag<T>::allocate_gradients(Bump<T>& memory) {
 #define ASNG_INSTANTIATE(T)                                                               \
   template Dag<T>::Dag(const DagShape&, const OperationWeights<const T>&, const int32_t*, \
                        const int32_t*);                                                   \
+  template Dag<T>::Dag(const DagShape&, const OperationWeights<const T>&,                 \
+                       const std::vector<DagEdge>&, const T*, T*);                        \
   template void Dag<T>::allocate(Bump<T>&);                                               \
   template void Dag<T>::allocate_with_reuse(Bump<T>&);                                    \
   template void Dag<T>::allocate_gradients(Bump<T>&);

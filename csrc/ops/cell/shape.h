@@ -42,6 +42,12 @@ struct DagShape {
   }
 };
 
+// An operation on an earlier state of a dag, as one of the terms of a node.
+struct DagEdge {
+  int64_t node = 0, input = 0;
+  int32_t operation = 0;
+};
+
 struct CellInput {
   int64_t archs = 0;  // 1: all architectures share it
   int64_t channels = 0, padded = 0, height = 0, width = 0;

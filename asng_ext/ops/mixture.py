@@ -1,0 +1,112 @@
+"""The nodes of a cell as mixtures of operations, as a compiled operator.
+
+Where `asng_ext.ops.cell` computes λ architectures, this computes one node of each with any number
+of edges, each multiplied by a coefficient: a relaxation of the space has one for every operation on
+every input. It works on the CPU with float32 or float64, has a derivative, and runs under
+`torch.compile` and under `torch.autocast`, where it computes in float32. `asng_ext.nn.mixture` is
+made of it, and says the same in plain PyTorch.
+
+Feature maps are channels-last and padded, (B, H, W, P).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from asng_ext import _host
+from asng_ext.ops import _libraries
+from asng_ext.ops._feature_maps import cast_feature_maps, cast_weights, halved
+from asng_ext.ops._registration import call, call_backward, register_operator
+
+__all__ = ["available_on", "mixture"]
+
+
+def available_on(device: torch.device) -> bool:
+    """Whether the operator can be used for tensors on a device."""
+    return device.type == "cpu" and _libraries.available()
+
+
+def mixture(
+    inputs: Sequence[Tensor],
+    coefficients: Tensor,
+    edges: Sequence[tuple[int, int, int]],
+    weights: Sequence[Tensor],
+    nodes: int,
+    stride: int = 1,
+) -> Tensor:
+    """The nodes of a cell, each the sum of its edges times their coefficients.
+
+    The arguments are checked by the operator alone.
+
+    Args:
+        inputs: What nodes read beside each other, S of (B, H, W, P).
+        coefficients: (E,), of the dtype of the weights.
+        edges: E of (node, input, operation), none twice and at least one of every node: input S + k
+            is node k; the operation is an index of `asng_ext.nn.operations.OPERATIONS`.
+        weights: Those of every edge in order: of a separable convolution depthwise (C, 1, k, k) and
+            pointwise (C, C, 1, 1) of both stages; of an identity with stride 2 the factorized
+            reduction (⌈C/2⌉, C, 1, 1) of even pixels and (⌊C/2⌋, C, 1, 1) of odd ones.
+        nodes: How many nodes there are, N.
+        stride: Of the edges that read one of the inputs: 1, or 2 to halve height and width.
+
+    Returns:
+        (N, B, ⌈H/stride⌉, ⌈W/stride⌉, P)
+
+    Raises:
+        RuntimeError: An argument does not fit.
+    """
+    flat = [number for edge in edges for number in edge]
+    args = (list(inputs), coefficients, flat, list(weights), nodes, stride, torch.is_grad_enabled())
+    out: Tensor = call("mixture", *args)[0]
+    return out
+
+
+def _stages(edges: Sequence[int], inputs: int, stride: int) -> int:
+    """How many normalizations there are."""
+    count = 0
+    for _, i, number in zip(*[iter(edges)] * 3, strict=True):
+        form = _host.OPERATIONS[number].form
+        factorized = form == "identity" and i < inputs and stride == 2
+        count += 2 if form == "separable" else 1 if factorized else 0
+    return count
+
+
+def _fake(
+    inputs: Sequence[Tensor],
+    coefficients: Tensor,
+    edges: Sequence[int],
+    weights: Sequence[Tensor],
+    nodes: int,
+    stride: int,
+    save: bool,
+) -> tuple[Tensor, Tensor]:
+    batch, height, width, padded = inputs[0].shape
+    out = inputs[0].new_empty((nodes, batch, halved(height, stride), halved(width, stride), padded))
+    # Of each stage its values before normalization, and a scale and a shift.
+    stage = 2 * padded + out[0].numel()
+    size = _stages(edges, len(inputs), stride) * stage if save else 0
+    return out, coefficients.new_empty((size,))
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    given, coefficients, ctx.edges, weights, ctx.nodes, ctx.stride, ctx.save = inputs
+    ctx.inputs = len(given)
+    ctx.save_for_backward(coefficients, *output, *given, *weights)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    coefficients, output, saved, *others = ctx.saved_tensors
+    inputs, weights = others[: ctx.inputs], others[ctx.inputs :]
+    args = (grad, inputs, coefficients, output, saved, ctx.edges, weights, ctx.nodes, ctx.stride)
+    grad_inputs, grad_coefficients, grad_weights = call_backward("mixture", *args)
+    return grad_inputs, grad_coefficients, None, grad_weights
+
+
+if _libraries.available():
+    _gradients = {"inputs": None, "coefficients": None, "weights": None}
+    _casts = {0: cast_feature_maps, 1: cast_weights, 3: cast_weights}
+    register_operator("mixture", _fake, _setup, _backward, _gradients, _casts)
