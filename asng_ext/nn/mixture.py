@@ -166,7 +166,7 @@ class CellMixture:
                 edges.append((n, places[edge.input], OPERATIONS.index(edge.operation)))
                 weights.extend(cell.edge_weights(n, edge))
         coefficients = torch.stack([c for node in self.nodes for c in node.edges.values()])
-        maps = [F.pad(x.permute(0, 2, 3, 1), (0, padding)).contiguous() for x in states.values()]
+        maps = [F.pad(x.permute(0, 2, 3, 1), (0, padding)) for x in states.values()]
         nodes = ops.mixture.mixture(
             maps,
             coefficients.to(weights[0].dtype if weights else maps[0].dtype),

@@ -57,11 +57,19 @@ def mixture(
         (N, B, ⌈H/stride⌉, ⌈W/stride⌉, P)
 
     Raises:
-        RuntimeError: An argument does not fit.
+        RuntimeError: An argument does not fit, or the operators are not available.
     """
-    flat = [number for edge in edges for number in edge]
-    args = (list(inputs), coefficients, flat, list(weights), nodes, stride, torch.is_grad_enabled())
-    out: Tensor = call("mixture", *args)[0]
+    _libraries.require()
+    out: Tensor = call(
+        "mixture",
+        [x.contiguous() for x in inputs],
+        coefficients.contiguous(),
+        [number for edge in edges for number in edge],
+        [weight.contiguous() for weight in weights],
+        nodes,
+        stride,
+        torch.is_grad_enabled(),
+    )[0]
     return out
 
 

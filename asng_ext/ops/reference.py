@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from asng_ext import _host
 
-__all__ = ["average_pool", "mixed_node", "normalize", "operation"]
+__all__ = ["average_pool", "mixed_node", "mixture", "normalize", "operation"]
 
 
 def average_pool(x: Tensor, stride: int) -> Tensor:
@@ -95,3 +96,37 @@ def mixed_node(
         ]
         nodes.append(torch.stack(edges).sum(0).permute(0, 2, 3, 1))
     return torch.stack(nodes)
+
+
+def mixture(
+    inputs: Sequence[Tensor],
+    coefficients: Tensor,
+    edges: Sequence[tuple[int, int, int]],
+    weights: Sequence[Tensor],
+    nodes: int,
+    stride: int = 1,
+) -> Tensor:
+    """See `asng_ext.ops.mixture`; with any number of channels."""
+    unused = iter(weights)
+    states = [x.permute(0, 3, 1, 2) for x in inputs]
+    terms = []
+    for node, i, number in edges:
+        kind = _host.OPERATIONS[number]
+        edge_stride = stride if i < len(inputs) else 1
+        # As `operation` takes them: in its order, and of a single input.
+        named: dict[str, Any] = dict.fromkeys(_host.OPERATION_WEIGHTS)
+        if kind.form == "separable":
+            depthwise, pointwise, *second = (next(unused) for _ in range(4))
+            named[kind.weights[0]] = torch.stack((depthwise, second[0]))[None]
+            named[kind.weights[1]] = torch.stack((pointwise, second[1]))[None, ..., 0, 0]
+        elif kind.form == "identity" and edge_stride == 2:
+            named["reduction"] = torch.cat((next(unused), next(unused)))[None, ..., 0, 0]
+        terms.append((node, i, number, list(named.values()), edge_stride))
+    for n in range(nodes):
+        of_node = (
+            c * operation(states[i], number, 0, of_edge, edge_stride)
+            for c, (node, i, number, of_edge, edge_stride) in zip(coefficients, terms, strict=True)
+            if node == n
+        )
+        states.append(cast(Tensor, sum(of_node)))
+    return torch.stack(states[len(inputs) :]).permute(0, 1, 3, 4, 2)

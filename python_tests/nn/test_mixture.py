@@ -21,9 +21,16 @@ from asng_ext.nn.operations import OPERATIONS
 SETTINGS: dict[str, Any] = {"cells": 3, "channels": 4, "classes": 3}
 
 
-def supernet(space: CellSpace, **changes: Any) -> CellSupernet:
+EITHER = pytest.mark.parametrize(
+    "compiled", [False, pytest.param(True, marks=pytest.mark.operators)]
+)
+
+
+def supernet(space: CellSpace, compiled: bool = False, **changes: Any) -> CellSupernet:
     torch.manual_seed(0)
-    return CellSupernet(space, **{**SETTINGS, **changes}).double()
+    network = CellSupernet(space, **{**SETTINGS, **changes}).double()
+    network.compiled_mixtures = compiled
+    return network
 
 
 def images(count: int = 3, size: int = 6) -> Tensor:
@@ -107,13 +114,16 @@ class Calls:
         return counts
 
 
+@EITHER
 @pytest.mark.parametrize("known", [True, False])
 @pytest.mark.parametrize("nodes", [1, 2, 3, 4])
-def test_gates_of_one_architecture_are_the_architecture(nodes: int, known: bool) -> None:
+def test_gates_of_one_architecture_are_the_architecture(
+    nodes: int, known: bool, compiled: bool
+) -> None:
     """Values, gradients of the weights and, if the zeros are known, the work, for all operations
     and both kinds of cells."""
     space = CellSpace(nodes, OPERATIONS)
-    network, x = supernet(space), images()
+    network, x = supernet(space, compiled), images()
     calls, parameters = Calls(network), list(network.parameters())
     for architecture in draw(6, seed=nodes, space=space):
         expected = network(x, architecture)
@@ -121,10 +131,10 @@ def test_gates_of_one_architecture_are_the_architecture(nodes: int, known: bool)
         relaxation = gates(space, architecture, known)
         found = network.forward_relaxed(x, relaxation)
         ran = calls.take()
-        torch.testing.assert_close(found, expected, rtol=0, atol=0 if known else 1e-10)
-        assert ran.keys() >= needed.keys()
-        if known:
-            assert ran == needed
+        exact = known and not compiled
+        torch.testing.assert_close(found, expected, rtol=0, atol=0 if exact else 1e-10)
+        if not compiled:  # whose operations do not run as modules
+            assert ran == needed if known else ran.keys() >= needed.keys()
         for a, b in zip(gradients(found, parameters), gradients(expected, parameters), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
 
@@ -154,10 +164,11 @@ def test_gates_have_the_gradients_of_a_factor() -> None:
     assert any(abs(slope) > 1e-3 for slope in numeric)
 
 
+@EITHER
 @pytest.mark.parametrize("nodes", [1, 2, 3, 4])
-def test_mixture_by_slots(nodes: int) -> None:
+def test_mixture_by_slots(nodes: int, compiled: bool) -> None:
     space = CellSpace(nodes, OPERATIONS)
-    network, x = supernet(space), images()
+    network, x = supernet(space, compiled), images()
     relaxation = random_relaxation(space, nodes)
     of = [*relaxation.weights, *network.parameters()]
     found = network.forward_relaxed(x, relaxation)
@@ -167,10 +178,11 @@ def test_mixture_by_slots(nodes: int) -> None:
         torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9)
 
 
-def test_active_choices_by_slots() -> None:
+@EITHER
+def test_active_choices_by_slots(compiled: bool) -> None:
     """What is not active has the weight 0 whatever it says, and no gradient."""
     space = CellSpace(3)
-    network, x = supernet(space), images()
+    network, x = supernet(space, compiled), images()
     rng = np.random.default_rng(0)
     active = tuple(
         tuple(rng.choice(k, size=min(k, 1 + v % 3), replace=False).tolist())
@@ -200,6 +212,22 @@ def test_active_choices_by_slots() -> None:
         assert not gradient[others].any()
 
 
+@pytest.mark.operators
+def test_the_operator_does_without_inputs_that_are_not_read() -> None:
+    space = CellSpace(2)
+    network, x = supernet(space), images()
+    for read in (0, 1):
+        node = ((read,), (read,), (0, 3, 4), (1, 2))
+        relaxation = random_relaxation(space, active=node * 4)
+        found = []
+        for compiled in (False, True):
+            network.compiled_mixtures = compiled
+            logits = network.forward_relaxed(x, relaxation)
+            found.append([logits, *gradients(logits, list(relaxation.weights))])  # type: ignore[arg-type]
+        for a, b in zip(*found, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
+
+
 def test_active_choices_decide_what_runs() -> None:
     space = CellSpace(2)
     network, x = supernet(space), images()
@@ -222,9 +250,10 @@ def test_active_choices_decide_what_runs() -> None:
     assert len(ran) == 3 * (1 + 2 * 3)
 
 
-def test_derivatives_by_the_weights_of_choices() -> None:
+@EITHER
+def test_derivatives_by_the_weights_of_choices(compiled: bool) -> None:
     space = CellSpace(2, ("identity", "avg_pool_3x3", "sep_conv_3x3"))
-    network, x = supernet(space, channels=2), images(2, 4)
+    network, x = supernet(space, compiled, channels=2), images(2, 4)
     weights = random_relaxation(space).weights
 
     def run(*given: Tensor) -> Any:
@@ -285,9 +314,10 @@ def test_weight_in_the_output_is_the_probability_of_a_leaf() -> None:
             assert node.output_weight.item() == pytest.approx(probability)
 
 
-def test_losses() -> None:
+@EITHER
+def test_losses(compiled: bool) -> None:
     space = CellSpace(2)
-    network, x = supernet(space, auxiliary=True, image_size=6), images(5)
+    network, x = supernet(space, compiled, auxiliary=True, image_size=6), images(5)
     relaxation, labels = random_relaxation(space), torch.tensor([0, 1, 2, 1, 0])
     logits, auxiliary = network.forward_relaxed(x, relaxation)
     assert logits.shape == auxiliary.shape == (5, 3)
@@ -326,12 +356,16 @@ def test_precision_of_weights_is_their_own() -> None:
         torch.testing.assert_close(half.float(), full, rtol=0.05, atol=0.05)
 
 
+@pytest.mark.parametrize(
+    "implementation", ["plain", pytest.param("auto", marks=pytest.mark.operators)]
+)
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_task(precision: str) -> None:
-    task = small.task(precision=precision, class_weights="balanced")
+def test_task(precision: str, implementation: str) -> None:
+    task = small.task(precision=precision, class_weights="balanced", implementation=implementation)
     torch.manual_seed(0)
     network = task.relaxed_supernet()
     assert type(network) is CellSupernet
+    assert network.compiled_mixtures == (implementation == "auto")
     logits = [torch.zeros(k, requires_grad=True) for k in task.cell_space.categories]
     relaxation = Relaxation(tuple(v.softmax(0) for v in logits))
     batch = next(iter(task.theta_batches(0)))
@@ -345,16 +379,18 @@ def test_task(precision: str) -> None:
     tested = task.test_relaxed(network, relaxation)
     assert tested.keys() == task.test_supernet(network, task.space.decode([0] * 16)).keys()
 
-    # With gates all of it is what the task says of the architecture.
+    # With gates all of it is what the task says of the architecture; where the operator stays in
+    # single precision, nearly.
+    tolerance = 0.03 if precision == "bfloat16" and implementation == "auto" else 1e-4
     samples = small.optimizer(task).ask()
     architecture = samples.categorical[0]
     chosen = gates(task.cell_space, architecture)
     one_loss, _ = task.relaxed_losses(network, batch, chosen)
     losses, _ = task.losses(network, batch, samples)
-    torch.testing.assert_close(one_loss, losses[0])
-    assert task.test_relaxed(network, chosen) == task.test_supernet(
-        network, task.space.decode(architecture)
-    )
+    torch.testing.assert_close(one_loss, losses[0], rtol=tolerance, atol=0)
+    of_one = task.test_relaxed(network, chosen)["loss"]
+    of_other = task.test_supernet(network, task.space.decode(architecture))["loss"]
+    assert of_one == pytest.approx(of_other, rel=tolerance)
 
 
 def _weights() -> list[Tensor]:

@@ -222,7 +222,9 @@ void Dag<T>::backward(const Task& begin, const OperationWeights<T>& grads) {
   const Block packed = pack(true);
   const Block weights = allocate_weight_gradients();
   if (mixture_) {
-    for (Edge& edge : edges_) edge.sums = PartialSums(splits(), shape_.padded);
+    for (Edge& edge : edges_) {
+      if (edge.stages() == 0) edge.sums = PartialSums(splits(), shape_.padded);
+    }
   }
   for (int64_t level = 0; level <= last_backward_level_; ++level) {
     run_images([&](int64_t arch, int64_t split_index, Split images) {
