@@ -79,8 +79,8 @@ STABLE_TORCH_LIBRARY(asng, m) {
       "_cells_backward(Tensor grad, Tensor images, Tensor output, Tensor saved, Tensor inputs, "
       "Tensor operations, Tensor[] weights, bool images_need_grad) -> (Tensor, Tensor[])");
 
-  // The nodes of a cell as mixtures: each the sum of any of the edges that it may have, multiplied by
-  // coefficients, for one architecture and so without λ.
+  // The nodes of a cell as mixtures: each the sum of any of the edges that it may have, multiplied
+  // by coefficients, for one architecture and so without λ.
   //   inputs, S of (B, H, W, P)          what nodes read beside each other; an edge that reads one
   //                                      has the stride
   //   coefficients (E,)                  of the weights' type

@@ -62,8 +62,8 @@ void Dag<T>::reduce(const T* grad, const T* z, Affine<T> affine, int64_t pixels,
   kernels<T>().reduce(task);
 }
 
-// For the coefficients' gradients: what some of the batch adds to ⟨gradient of a node, edge⟩ of those
-// edges that have no normalization, whose gradient needs the same sum.
+// For the coefficients' gradients: what some of the batch adds to ⟨gradient of a node, edge⟩ of
+// those edges that have no normalization, whose gradient needs the same sum.
 template <class T>
 void Dag<T>::reduce_terms(const Combine<T>& task, const std::vector<Edge*>& edges,
                           int64_t split_index) {

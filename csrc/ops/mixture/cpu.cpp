@@ -45,8 +45,7 @@ OperationWeights<T> Mixture<T>::stack(Block& block) const {
   const DagShape& dag = shape_.dag;
   const int64_t edges = weight_index<int64_t>(dag.inputs, dag.nodes, 0);
   std::vector<int64_t> counts;
-  for (const WeightShape& weight :
-       operation_weights(edges, dag.nodes * dag.inputs, dag.channels)) {
+  for (const WeightShape& weight : operation_weights(edges, dag.nodes * dag.inputs, dag.channels)) {
     int64_t count = 1;
     for (const int64_t size : weight.sizes) count *= size;
     counts.push_back(padded_channels(count));  // so that every one of them is aligned
@@ -119,7 +118,8 @@ void Mixture<T>::backward(T* saved, const T* grad_nodes, const std::vector<T*>& 
     grad_coefficients[e] = static_cast<T>(dag_.coefficient_gradient(e));
   }
   size_t i = 0;
-  for_weights(grads, [&](const T* from, int64_t size) { std::copy_n(from, size, grad_weights[i++]); });
+  for_weights(grads,
+              [&](const T* from, int64_t size) { std::copy_n(from, size, grad_weights[i++]); });
 }
 
 template class Mixture<float>;

@@ -30,7 +30,9 @@ struct MixtureShape {
   }
 
   // What the edges keep; the nodes are results.
-  SavedSize saved() const { return {{2 * stages(), 0, stages()}, 1, dag.padded, 0, dag.out_size()}; }
+  SavedSize saved() const {
+    return {{2 * stages(), 0, stages()}, 1, dag.padded, 0, dag.out_size()};
+  }
 
   // Of every edge in order: of a separable convolution depthwise and pointwise weight of the first
   // stage, then of the second; of a factorized reduction those of even and of odd pixels.

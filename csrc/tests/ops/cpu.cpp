@@ -1,13 +1,14 @@
 // The operators on the CPU give the same bits on any threads, and without memory for a backward
 // pass. python_tests/ops compares them with their definitions.
 
+#include "ops/mixture/cpu.h"
+
 #include <doctest/doctest.h>
 
 #include <chrono>
 #include <cstdlib>
 #include <string>
 
-#include "ops/mixture/cpu.h"
 #include "tests/ops/example.h"
 
 namespace asng::test {
@@ -91,7 +92,8 @@ Example<MixtureShape> mixture_example(int64_t nodes, int64_t stride, int64_t ima
     const int32_t needed = draw.below(kOperationCount);
     for (int64_t input = 0; input < node + 2; ++input) {
       for (int32_t operation = 0; operation < kOperationCount; ++operation) {
-        const bool first = node == 0 && input == 0 && operation == operation_number(Form::kSeparable);
+        const bool first =
+            node == 0 && input == 0 && operation == operation_number(Form::kSeparable);
         if (first || (input == 1 && operation == needed) || draw.below(2) == 0) {
           e.shape.edges.push_back({node, input, operation});
         }
