@@ -32,7 +32,8 @@ def register_operator(
     """Registers an operator's fake, derivative and autocast rule and `_<name>_backward`'s fake.
 
     The second operator returns contiguous `gradients` of those of its arguments, in order; where an
-    argument is named with one, it says whether that gradient is needed, which otherwise is empty.
+    argument is named with one, it says whether that gradient is needed, which otherwise is empty;
+    so is the list of those of a list.
 
     `backward(ctx, grad)` uses that second operator by `call_backward`, and gives gradients of the
     first arguments, which are dropped where none are needed; the others have none. `grad`, of the
@@ -71,7 +72,7 @@ def register_operator(
     def backward_fake(*args: Any) -> tuple[Any, ...]:
         given = {argument.name: arg for argument, arg in zip(arguments, args, strict=True)}
         return tuple(
-            [weight.new_empty(weight.shape) for weight in given[of]]
+            [w.new_empty(w.shape) for w in given[of] if flag is None or given[flag]]
             if isinstance(given[of], list)
             else given[of].new_empty(given[of].shape if flag is None or given[flag] else (0,))
             for of, flag in gradients.items()

@@ -109,12 +109,13 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     coefficients, output, saved, *others = ctx.saved_tensors
     inputs, weights = others[: ctx.inputs], others[ctx.inputs :]
-    args = (grad, inputs, coefficients, output, saved, ctx.edges, weights, ctx.nodes, ctx.stride)
-    grad_inputs, grad_coefficients, grad_weights = call_backward("mixture", *args)
+    of_maps = (grad, inputs, coefficients, output, saved)
+    of_call = (ctx.edges, weights, ctx.nodes, ctx.stride, any(ctx.needs_input_grad[3]))
+    grad_inputs, grad_coefficients, grad_weights = call_backward("mixture", *of_maps, *of_call)
     return grad_inputs, grad_coefficients, None, grad_weights
 
 
 if _libraries.available():
-    _gradients = {"inputs": None, "coefficients": None, "weights": None}
+    _gradients = {"inputs": None, "coefficients": None, "weights": "weights_need_grad"}
     _casts = {0: cast_feature_maps, 1: cast_weights, 3: cast_weights}
     register_operator("mixture", _fake, _setup, _backward, _gradients, _casts)

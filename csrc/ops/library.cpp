@@ -94,10 +94,11 @@ STABLE_TORCH_LIBRARY(asng, m) {
   m.def(
       "mixture(Tensor[] inputs, Tensor coefficients, int[] edges, Tensor[] weights, int nodes, "
       "int stride, bool save) -> (Tensor, Tensor)");
-  // Gradients of inputs, coefficients and weights.
+  // Gradients of inputs, coefficients and weights, of these none where not needed.
   m.def(
       "_mixture_backward(Tensor grad, Tensor[] inputs, Tensor coefficients, Tensor output, "
-      "Tensor saved, int[] edges, Tensor[] weights, int nodes, int stride) "
+      "Tensor saved, int[] edges, Tensor[] weights, int nodes, int stride, "
+      "bool weights_need_grad) "
       "-> (Tensor[], Tensor, Tensor[])");
 
   // The stem: 3×3 convolution of images (B, H, W, C'), contiguous and not padded, with a weight

@@ -78,6 +78,15 @@ def _examples() -> dict[str, tuple[Any, ...]]:
     examples["cells"] = (images[0], *chain, weights, True)
     examples["_cells_backward"] = (out, images[0], out, saved, *chain, weights, True)
 
+    # Of two nodes, the second of which reads the first.
+    edges = [0, 0, 3, 0, 1, 0, 1, 2, 4, 1, 1, 1]
+    separable = [[draw(2, 1, k, k), draw(2, 2, 1, 1)] * 2 for k in (3, 5)]
+    weights = [*separable[0], draw(1, 2, 1, 1), draw(1, 2, 1, 1), *separable[1]]
+    mixture = ([images[0, 0], images[1, 0]], draw(4))
+    out, saved = o.mixture(*mixture, edges, weights, 2, 2, True)
+    examples["mixture"] = (*mixture, edges, weights, 2, 2, True)
+    examples["_mixture_backward"] = (out, *mixture, out, saved, edges, weights, 2, 2, True)
+
     stem = (draw(2, 4, 5, 3), draw(2, 3, 3, 3), draw(2), draw(2))
     out, saved = o.stem(*stem, False)
     examples["stem"] = (*stem, False)
@@ -208,7 +217,7 @@ def test_sizes_out_of_range_are_errors(name: str, value: int) -> None:
     _check_size(name, value)
 
 
-MAY_BE_0 = ("_batch", "_add_means")
+MAY_BE_0 = ("_batch", "_add_means", "mixture", "_mixture_backward")
 
 
 @pytest.mark.parametrize(

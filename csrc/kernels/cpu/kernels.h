@@ -65,10 +65,11 @@ struct SeparableBackward {
   const T* pointwise = nullptr;  // (out, in)
   T* grad_x = nullptr;           // of the input as read, that is after the affine map
   bool accumulate = false;       // add to grad_x instead of writing it
-  T* grad_depthwise = nullptr;   // += (kernel², channels)
-  T* grad_pointwise = nullptr;   // += (out, in)
-  double* sum = nullptr;         // += Σ grad_x, may be null
-  double* dot = nullptr;         // += Σ grad_x · x
+  // += (kernel², channels) and (out, in); null: not needed, both or none
+  T* grad_depthwise = nullptr;
+  T* grad_pointwise = nullptr;
+  double* sum = nullptr;  // += Σ grad_x, may be null
+  double* dot = nullptr;  // += Σ grad_x · x
 };
 
 // One of the inputs that a pointwise convolution concatenates. It reads pixel (stride·i + offset)

@@ -92,6 +92,7 @@ void separable_backward_impl(const SeparableBackward<T>& task) {
   const int64_t grad_size = (s.out_height + 2 * pad) * grad_row;
   const int64_t rows = tile_rows(s.out_height, s.out_width);
   const int64_t line = s.out_width * channels;
+  const bool wants_weights = task.grad_pointwise != nullptr;
   // x: the input after ReLU. depth: gradients of the depthwise output. With stride 1 the input's
   // gradient is a convolution of `depth` and needs one row; otherwise it is scattered into
   // `spread`.
@@ -121,21 +122,25 @@ void separable_backward_impl(const SeparableBackward<T>& task) {
       const int64_t pixels = (end - begin) * s.out_width;
       norm_gradient<T, C>(task.grad + out_offset + begin * line, task.z + out_offset + begin * line,
                           task.norm, pixels, channels, gz);
-      for (int64_t y = begin; y < end; ++y) {
-        depthwise_row<T, K, S, D, C>(x + y * S * row, row, task.depthwise,
-                                     tile + (y - begin) * line, s.out_width, channels,
-                                     task.grad + out_offset + (y + end - begin) * line);
+      if (wants_weights) {
+        for (int64_t y = begin; y < end; ++y) {
+          depthwise_row<T, K, S, D, C>(x + y * S * row, row, task.depthwise,
+                                       tile + (y - begin) * line, s.out_width, channels,
+                                       task.grad + out_offset + (y + end - begin) * line);
+        }
+        outer_product<T, C, C>(pixels, channels, channels, gz, channels, tile, channels,
+                               task.grad_pointwise, channels);
       }
-      outer_product<T, C, C>(pixels, channels, channels, gz, channels, tile, channels,
-                             task.grad_pointwise, channels);
       for (int64_t y = begin; y < end; ++y) {
         T* target = depth + (y + pad) * grad_row + pad * channels;
         matmul<T, false, C, C>(s.out_width, channels, channels, gz + (y - begin) * line, channels,
                                kChannelBlock, task.pointwise, channels, target, channels, nullptr,
                                nullptr);
-        depthwise_weight_row<T, K, S, D, C>(x + y * S * row, row, target, s.out_width, channels,
-                                            task.grad_depthwise,
-                                            task.z + out_offset + (y + end - begin) * line);
+        if (wants_weights) {
+          depthwise_weight_row<T, K, S, D, C>(x + y * S * row, row, target, s.out_width, channels,
+                                              task.grad_depthwise,
+                                              task.z + out_offset + (y + end - begin) * line);
+        }
         if constexpr (S != 1) {
           depthwise_scatter_row<T, K, S, D, C>(target, task.depthwise, spread + y * S * row, row,
                                                s.out_width, channels);

@@ -76,8 +76,8 @@ class Dag {
   void allocate_gradients(Bump<T>& memory);
 
   // Calls `begin` for all of the batch first, which makes the gradients of its leaf nodes. Adds to
-  // the gradients of the inputs' states, or writes them, and to `grads` of the weights.
-  void backward(const Task& begin, const OperationWeights<T>& grads);
+  // the gradients of the inputs' states, or writes them, and to `grads` of the weights unless null.
+  void backward(const Task& begin, const OperationWeights<T>* grads);
   // Of a mixture, after `backward`: ⟨gradient of the node, edge⟩, by the number of the edge.
   double coefficient_gradient(size_t edge) const { return edges_[edge].coefficient_gradient; }
 
@@ -138,7 +138,7 @@ class Dag {
   void forward_stage(Edge& edge, int stage, int64_t split_index, Split images);
 
   void write_gradient(Edge& edge, Slots<T>& slots);
-  Block allocate_weight_gradients();
+  Block allocate_weight_gradients(bool of_separables);
   void run_backward(int64_t level, int64_t arch, int64_t split_index, Split images);
   void reduce(const T* grad, const T* z, Affine<T> affine, int64_t pixels, int64_t split_index,
               PartialSums& sums) const;
@@ -196,7 +196,7 @@ class Node {
     const Block block = acquire(static_cast<size_t>(count) * sizeof(T));
     Bump<T> memory(static_cast<T*>(block.get()), count);
     dag_.allocate_gradients(memory);
-    dag_.backward([](int64_t, int64_t, Split) {}, grads);
+    dag_.backward([](int64_t, int64_t, Split) {}, &grads);
   }
 
  private:

@@ -15,9 +15,10 @@ double second_total(const PartialSums& sums, int64_t channels) {
 
 }  // namespace
 
-// Memory for the weights' gradients of every part of the batch, zeros.
+// Memory for the weights' gradients of every part of the batch, zeros. Those of factorized
+// reductions are always made.
 template <class T>
-Block Dag<T>::allocate_weight_gradients() {
+Block Dag<T>::allocate_weight_gradients(bool of_separables) {
   const int64_t padded = shape_.padded;
   const int64_t per_stage = splits() * (padded * padded + kMostKernelElements * padded);
   const int64_t count = shape_.archs * shape_.nodes * shape_.edges * 2 * per_stage;
@@ -28,6 +29,7 @@ Block Dag<T>::allocate_weight_gradients() {
       edge->reduction.grad_splits = memory.take(splits() * edge->reduction.packed_size());
       continue;
     }
+    if (!of_separables) continue;
     for (int stage = 0; stage < 2; ++stage) {
       edge->grad_depthwise[stage] = memory.take(splits() * edge->kernel_elements() * padded);
       edge->grad_pointwise[stage] = memory.take(splits() * padded * padded);
@@ -39,6 +41,7 @@ Block Dag<T>::allocate_weight_gradients() {
       edge.reduction.clear_gradient();
       return;
     }
+    if (!of_separables) return;
     for (int stage = 0; stage < 2; ++stage) {
       std::fill_n(edge.grad_depthwise[stage], splits() * edge.kernel_elements() * padded, T(0));
       std::fill_n(edge.grad_pointwise[stage], splits() * padded * padded, T(0));
@@ -108,8 +111,11 @@ void Dag<T>::backward_stage(Edge& edge, int stage, int64_t split_index, Split im
   task.pointwise = edge.pointwise[stage];
   task.grad_x = (stage == 0 ? state.grad : edge.intermediate) + in_first;
   task.accumulate = stage == 0 && edge.accumulate;
-  task.grad_depthwise = edge.grad_depthwise[stage] + split_index * edge.kernel_elements() * padded;
-  task.grad_pointwise = edge.grad_pointwise[stage] + split_index * padded * padded;
+  if (edge.grad_depthwise[stage] != nullptr) {
+    task.grad_depthwise =
+        edge.grad_depthwise[stage] + split_index * edge.kernel_elements() * padded;
+    task.grad_pointwise = edge.grad_pointwise[stage] + split_index * padded * padded;
+  }
   if (stage == 1) {
     task.sum = edge.sums.first(split_index);
     task.dot = edge.sums.second(split_index);
@@ -217,10 +223,10 @@ void Dag<T>::add_weight_gradients(const OperationWeights<T>& grads) {
 }
 
 template <class T>
-void Dag<T>::backward(const Task& begin, const OperationWeights<T>& grads) {
+void Dag<T>::backward(const Task& begin, const OperationWeights<T>* grads) {
   coefficients_.resize(edges_.size() * 6 * static_cast<size_t>(shape_.padded));
   const Block packed = pack(true);
-  const Block weights = allocate_weight_gradients();
+  const Block weights = allocate_weight_gradients(grads != nullptr);
   if (mixture_) {
     for (Edge& edge : edges_) {
       if (edge.stages() == 0) edge.sums = PartialSums(splits(), shape_.padded);
@@ -244,7 +250,7 @@ void Dag<T>::backward(const Task& begin, const OperationWeights<T>& grads) {
       edge.coefficient_gradient = second_total(edge.sums, shape_.channels);
     }
   }
-  add_weight_gradients(grads);
+  if (grads != nullptr) add_weight_gradients(*grads);
 }
 
 // The gradients of the normalizations of projections, from their sums.
@@ -362,7 +368,7 @@ void Cell<T>::run_backward(CellImages<T> prev_prev, CellImages<T> prev, const T*
     finish_gradients(outputs_, sums == nullptr ? reduce_outputs() : *sums);
     dag_.backward([&](int64_t arch, int64_t split_index,
                       Split images) { backward_outputs(arch, split_index, images); },
-                  grads.operations);
+                  &grads.operations);
     // All architectures share the weight: one after the other.
     for (const PointwiseBatch<T>& p : outputs_) p.add_weight_gradient(grads.output);
   }
@@ -384,7 +390,7 @@ void Cell<T>::backward(const T* prev_prev, const T* prev, const T* y, const T* g
 
 // The members that this file defines.
 #define ASNG_INSTANTIATE(T)                                                                   \
-  template void Dag<T>::backward(const Task&, const OperationWeights<T>&);                    \
+  template void Dag<T>::backward(const Task&, const OperationWeights<T>*);                    \
   template void Cell<T>::run_backward(CellImages<T>, CellImages<T>, const T*, const T*, bool, \
                                       const T*, const std::vector<PartialSums>*, Bump<T>&,    \
                                       const InputGradient<T>&, const InputGradient<T>&,       \

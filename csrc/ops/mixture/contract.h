@@ -69,7 +69,7 @@ struct MixtureCall {
                     " numbers");
     std::vector<bool> has_edges(static_cast<size_t>(std::min<int64_t>(dag.nodes, edges.size())));
     STD_TORCH_CHECK(static_cast<int64_t>(has_edges.size()) == dag.nodes,
-                    "every node must have an edge");
+                    "edges must be some of every node");
     for (size_t i = 0; i < edges.size(); i += 3) {
       const int64_t node = edges[i], input = edges[i + 1], operation = edges[i + 2];
       STD_TORCH_CHECK(node >= 0 && node < dag.nodes, "a node of edges must be from 0 to ",
@@ -89,7 +89,7 @@ struct MixtureCall {
       has_edges[static_cast<size_t>(node)] = true;
     }
     STD_TORCH_CHECK(std::all_of(has_edges.begin(), has_edges.end(), [](bool has) { return has; }),
-                    "every node must have an edge");
+                    "edges must be some of every node");
     dag.edges = (static_cast<int64_t>(shape.edges.size()) + dag.nodes - 1) / dag.nodes;
   }
 

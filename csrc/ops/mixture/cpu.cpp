@@ -105,10 +105,14 @@ void Mixture<T>::backward(T* saved, const T* grad_nodes, const std::vector<T*>& 
     std::copy_n(grad_nodes + node * dag.out_size(), dag.out_size(), state.grad);
   }
   dag_.allocate_gradients(gradients);
+  const bool wants_weights = !grad_weights.empty();
   Block weight_block;
-  const OperationWeights<T> grads = stack(weight_block);
-  for_weights(grads, [](T* values, int64_t size) { std::fill_n(values, size, T(0)); });
-  dag_.backward([](int64_t, int64_t, Split) {}, grads);
+  OperationWeights<T> grads;
+  if (wants_weights) {
+    grads = stack(weight_block);
+    for_weights(grads, [](T* values, int64_t size) { std::fill_n(values, size, T(0)); });
+  }
+  dag_.backward([](int64_t, int64_t, Split) {}, wants_weights ? &grads : nullptr);
   for (size_t input = 0; input < grad_inputs.size(); ++input) {
     if (!dag_.state(0, static_cast<int64_t>(input)).has_grad) {
       std::fill_n(grad_inputs[input], dag.in_size(), T(0));
@@ -117,6 +121,7 @@ void Mixture<T>::backward(T* saved, const T* grad_nodes, const std::vector<T*>& 
   for (size_t e = 0; e < shape_.edges.size(); ++e) {
     grad_coefficients[e] = static_cast<T>(dag_.coefficient_gradient(e));
   }
+  if (!wants_weights) return;
   size_t i = 0;
   for_weights(grads,
               [&](const T* from, int64_t size) { std::copy_n(from, size, grad_weights[i++]); });

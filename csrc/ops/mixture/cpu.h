@@ -20,7 +20,8 @@ class Mixture {
   // `saved` has the shape's saved() values or is null.
   void forward(T* saved);
 
-  // After a forward pass of the same nodes, with what it has saved. All gradients are written.
+  // After a forward pass of the same nodes, with what it has saved. All gradients are written;
+  // without `grad_weights` there are none of the weights.
   void backward(T* saved, const T* grad_nodes, const std::vector<T*>& grad_inputs,
                 T* grad_coefficients, const std::vector<T*>& grad_weights);
 

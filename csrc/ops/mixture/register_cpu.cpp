@@ -47,13 +47,15 @@ std::tuple<Tensor, Tensor> mixture(std::vector<Tensor> inputs, Tensor coefficien
 
 std::tuple<std::vector<Tensor>, Tensor, std::vector<Tensor>> mixture_backward(
     Tensor grad, std::vector<Tensor> inputs, Tensor coefficients, Tensor output, Tensor saved,
-    std::vector<int64_t> edges, std::vector<Tensor> weights, int64_t nodes, int64_t stride) {
+    std::vector<int64_t> edges, std::vector<Tensor> weights, int64_t nodes, int64_t stride,
+    bool weights_need_grad) {
   const MixtureCall call(inputs, coefficients, edges, weights, nodes, stride, kBackend);
   check_like(grad, "grad", call.dtype, call.out_sizes(), inputs[0]);
   check_like(output, "output", call.dtype, call.out_sizes(), inputs[0]);
   check_like(saved, "saved", compute_type(call.dtype), {call.saved_size()}, inputs[0]);
   const std::vector<Tensor> grad_inputs = uninitialized_like(inputs);
-  const std::vector<Tensor> grad_weights = uninitialized_like(weights);
+  std::vector<Tensor> grad_weights;
+  if (weights_need_grad) grad_weights = uninitialized_like(weights);
   Tensor grad_coefficients = cpu::uninitialized_like(coefficients);
   with_type(call.dtype, [&](auto type) {
     using T = decltype(type);

@@ -65,6 +65,11 @@ void run(const Example<MixtureShape>& e, Buffers<T>& b) {
   if (b.saved.empty()) return;
   mixture().backward(b.saved.data(), b.probe.data(), grad_inputs, b.grads.back().data(),
                      grad_weights);
+  // The other gradients are the same without those of the weights.
+  const auto grads = b.grad_maps;
+  const std::vector<T> of_coefficients = b.grads.back();
+  mixture().backward(b.saved.data(), b.probe.data(), grad_inputs, b.grads.back().data(), {});
+  CHECK((b.grad_maps == grads && b.grads.back() == of_coefficients));
 }
 
 namespace {
