@@ -84,6 +84,8 @@ BUDGETS: Mapping[str, str] = {
 """What a search takes where nothing else is said, by preset."""
 
 
+_OF_OTHERS = ("population_size", "alpha", "delta_init", "step_size", "margin")
+"""Settings that strategies without an optimizer do not have, and do without."""
 _FEW_IMAGES = ("digits", "photos", "auto")
 """Presets of data whose epochs are much shorter than in the papers."""
 _OF_FEW_IMAGES: Mapping[str, str] = {
@@ -112,8 +114,11 @@ class Contestant:
     architecture: Callable[[Any], dict[str, Any]] | None = None
 
     def config(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """All settings, from those that are given."""
+        """All settings, from those that are given: without what is for other strategies."""
         config = dict(given)
+        if strategies.get(self.settings.get("search", {}).get("strategy", "asng")).place:
+            own = given.get("search", {})
+            config["search"] = {n: v for n, v in own.items() if n not in _OF_OTHERS}
         for section, values in self.settings.items():
             config[section] = {**config.get(section, {}), **values}
         return config

@@ -105,7 +105,7 @@ class Experiment:
     def _check_method(self) -> None:
         config = self.search_config
         try:
-            kind = strategies.get(config.strategy)
+            strategies.check(config)
         except ValueError as error:
             raise ValueError(f"settings of [search]: {error}") from None
         if config.optimizer not in optimizers.names():
@@ -113,9 +113,9 @@ class Experiment:
                 f"settings of [search]: optimizer must be one of {', '.join(optimizers.names())}, "
                 f"got {config.optimizer!r}"
             )
-        if kind.place and self.ranks.size > 1:
+        if strategies.get(config.strategy).place and self.ranks.size > 1:
             raise ValueError(
-                f"strategy {kind.name} must run in one process, got {self.ranks.size} ranks"
+                f"strategy {config.strategy} must run in one process, got {self.ranks.size} ranks"
             )
 
     def method(self, start: Mapping[str, Any] | None = None) -> Optimizer | Strategy:

@@ -18,8 +18,13 @@ if TYPE_CHECKING:
     from asng_ext.strategies.seeded import SeededStrategy
     from asng_ext.tasks.protocol import SearchTask
 
-__all__ = ["StrategyKind", "get", "make", "names", "register"]
+__all__ = ["OF_OPTIMIZERS", "StrategyKind", "check", "get", "make", "names", "register"]
 
+OF_OPTIMIZERS = (
+    *("optimizer", "population_size", "alpha", "delta_init", "step_size", "margin"),
+    *("init", "init_probability", "fixed", "penalty"),
+)
+"""Settings of a search by strategies that ask and tell an optimizer alone."""
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -195,6 +200,29 @@ def get(name: Any) -> StrategyKind:
     return _KINDS[name]
 
 
+def check(config: SearchConfig) -> None:
+    """ValueError if the settings of a search name no strategy, or have some for another one."""
+    kind = get(config.strategy)
+    if kind.place:
+        for name in OF_OPTIMIZERS:
+            value = getattr(config, name)
+            if value != getattr(SearchConfig, name):
+                raise ValueError(
+                    f"{name} is for strategies that ask and tell an optimizer, and must be left "
+                    f"out for the strategy {kind.name}, got {value!r}"
+                )
+        return
+    if config.strategy_options:
+        raise ValueError(
+            f"strategy_options must be empty for the strategy {kind.name}, which has none, got "
+            f"{config.strategy_options!r}"
+        )
+    if kind.optimizer and config.optimizer not in (SearchConfig.optimizer, kind.optimizer):
+        raise ValueError(
+            f"optimizer must be left out for the strategy {kind.name}, got {config.optimizer!r}"
+        )
+
+
 def make(task: SearchTask, config: SearchConfig, *, seed: int) -> SeededStrategy:
     """A strategy that is none of an optimizer, for a task.
 
@@ -202,13 +230,8 @@ def make(task: SearchTask, config: SearchConfig, *, seed: int) -> SeededStrategy
         ValueError, TypeError: If the settings are not its own, or ask for what it does not do, or
             the task or its space lacks what it needs.
     """
-    kind = get(config.strategy)
-    for name in ("init", "fixed", "penalty"):
-        if getattr(config, name):
-            raise ValueError(
-                f"{name} must be empty for the strategy {kind.name}, got {getattr(config, name)!r}"
-            )
-    strategy = kind.load()
+    check(config)
+    strategy = get(config.strategy).load()
     return strategy(
         task, _options(strategy.Options, config.strategy_options), epochs=config.epochs, seed=seed
     )

@@ -392,10 +392,13 @@ def test_inpainting(tmp_path: Path) -> None:
 
 
 def test_a_strategy_has_settings_of_its_own_alone() -> None:
-    given = {"search": {"learning_rate": 0.1}, "inpainting": {"space": "cat", "layers": 3}}
+    search = {"learning_rate": 0.1, "population_size": 4}
+    given = {"search": search, "inpainting": {"space": "cat", "layers": 3}}
     config = contestant("classification", "darts").config(given)
     own = {"strategy": "darts", "strategy_options": ""}
     assert config["search"] == {"learning_rate": 0.1, **own}  # weights are trained alike
+    config = contestant("classification", "sng").config(given)
+    assert config["search"] == {**search, **own, "strategy": "sng"}
     config = contestant("inpainting", "asng-int").config(given)
     assert config["inpainting"] == {"space": "int", "layers": 3}
     assert given["inpainting"] == {"space": "cat", "layers": 3}

@@ -170,11 +170,28 @@ class TestErrors:
         with pytest.raises(ValueError, match=message):
             strategies.make(ToyTask(), config("darts", options), seed=0)
 
-    @pytest.mark.parametrize("name", ["init", "fixed", "penalty"])
-    def test_what_is_for_optimizers(self, name: str) -> None:
-        settings = config("random", **{name: "parameters=100"})
-        with pytest.raises(ValueError, match=f"{name} must be empty for the strategy random"):
-            strategies.make(ToyTask(), settings, seed=0)
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("init", "run"),
+            ("fixed", "x0=1"),
+            ("penalty", "parameters=100"),
+            ("population_size", 4),
+            ("optimizer", "SNG"),
+            ("margin", "catcma"),
+        ],
+    )
+    def test_what_is_for_optimizers(self, name: str, value: Any) -> None:
+        with pytest.raises(ValueError, match=f"^{name} is for .* random, got {value!r}"):
+            strategies.make(ToyTask(), config("random", **{name: value}), seed=0)
+
+    def test_what_is_for_others(self) -> None:
+        with pytest.raises(ValueError, match="strategy_options must be empty for the strategy sng"):
+            strategies.check(SearchConfig(strategy="sng", strategy_options="rate=1"))
+        with pytest.raises(ValueError, match="optimizer must be left out for the strategy sng"):
+            strategies.check(SearchConfig(strategy="sng", optimizer="NaturalAdam"))
+        strategies.check(SearchConfig(strategy="sng", optimizer="SNG"))
+        strategies.check(SearchConfig(optimizer="NaturalAdam", population_size=4))
 
     def test_names(self) -> None:
         with pytest.raises(ValueError, match=r"strategy must be one of asng, sng, .*got 'best'"):
