@@ -90,9 +90,9 @@ def search(
     batch.
 
     On a GPU both steps together are replayed as one CUDA graph if the task and the optimizer are
-    ``capturable``: all they do for a step, they do on the device, and the host reads no number.
-    Then nothing within an epoch synchronizes with the device but the live line and, each
-    ``check_every`` steps, the look whether the training has diverged. Otherwise, and with
+    ``capturable``, or the strategy is: all they do for a step, they do on the device, and the host
+    reads no number. Then nothing within an epoch synchronizes with the device but the live line
+    and, each ``check_every`` steps, the look whether the training has diverged. Otherwise, and with
     ``config.graphs`` off, steps run as usual; the numbers are the same.
 
     Args:
@@ -251,6 +251,7 @@ def _search(
             set_learning_rate(sgd, rate)
             with draws_of_rank(draws, ranks, seed, f"search epoch {epoch} step {step}", device):
                 iteration(pair)
+            strategy.stepped()
             epochs.stepped(steps, check)
             if progress.due():
                 progress.draw(epoch * steps + step + 1, _shown(means.read(), task, strategy))

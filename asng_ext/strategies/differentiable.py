@@ -20,6 +20,7 @@ from asng_ext.strategies.categorical import CategoricalStrategy
 from asng_ext.strategies.protocol import Parts
 from asng_ext.tasks.protocol import Batch, Metrics, RelaxedTask, SearchTask
 from asng_ext.training.batch_norm import frozen_batch_norm
+from asng_ext.training.weight_optimizers import restore_weight_optimizer
 
 __all__ = ["Darts", "DartsSecondOrder", "Gdas", "Proxyless", "Snas"]
 
@@ -67,11 +68,15 @@ class _Logits(CategoricalStrategy):
             lr=self.options.learning_rate,
             betas=(self.options.beta1, self.options.beta2),
             weight_decay=self.options.weight_decay,
+            fused=True,  # reads no number on the host
+            capturable=device.type == "cuda",
         )
 
     def step(self, batches: tuple[Batch, Batch]) -> None:
         self.parts.supernet.train()
         self.train(*batches)
+
+    def stepped(self) -> None:
         self.steps += 1
 
     def train(self, for_weights: Batch, for_logits: Batch) -> None:
@@ -115,7 +120,7 @@ class _Logits(CategoricalStrategy):
         with torch.no_grad():
             for logits, saved in zip(self.logits, state["logits"], strict=True):
                 logits.copy_(saved)
-        self.adam.load_state_dict(state["adam"])
+        restore_weight_optimizer(self.adam, state["adam"])
 
     def loss(self, batch: Batch, relaxation: Relaxation) -> tuple[Tensor, Metrics]:
         """That of a mixture."""
@@ -160,6 +165,10 @@ class Darts(_Logits):
     name = "darts"
     mixes = True
 
+    @property
+    def capture_blocker(self) -> None:
+        """Nothing: a step does the same work whatever the numbers are."""
+
     def train(self, for_weights: Batch, for_logits: Batch) -> None:
         self.train_logits(for_logits, Relaxation(self.softmax()))
         self.train_mixture(for_weights, self.mixture())
@@ -200,10 +209,9 @@ class DartsSecondOrder(Darts):
         with _set_to(weights, moved):
             loss, metrics, both = self._gradients(for_logits, [*self.logits, *weights])
         outer, direction = both[: len(self.logits)], both[len(self.logits) :]
+        # Where it is 0 both sides are the same.
         norm = nn.utils.get_total_norm(direction)
-        if not norm > 0:
-            return loss, metrics, outer
-        radius = 0.01 / norm
+        radius = 0.01 / norm.clamp(min=torch.finfo(norm.dtype).tiny)
         sides = []
         for sign in (1, -1):
             shifted = [w.detach() + sign * radius * d for w, d in zip(weights, direction)]

@@ -38,7 +38,8 @@ class Strategy(ABC):
     """A method of one-shot search.
 
     The loop makes a supernet by :meth:`supernet`, calls :meth:`begin`, then :meth:`step` for each
-    pair of batches and :meth:`end_epoch` after each epoch. Checkpoints hold :meth:`state_dict`.
+    pair of batches, or replays one, :meth:`stepped` after it, and :meth:`end_epoch` after each
+    epoch. Checkpoints hold :meth:`state_dict`.
 
     Attributes:
         name: By which it is chosen.
@@ -73,6 +74,9 @@ class Strategy(ABC):
     @abstractmethod
     def step(self, batches: tuple[Batch, Batch]) -> None:
         """Trains with a batch for the weights and one of other data for the architecture."""
+
+    def stepped(self) -> None:  # noqa: B027
+        """What the host does after a step, which may have been a replay: nothing."""
 
     def end_epoch(self, epoch: int) -> None:  # noqa: B027
         """What follows the steps of an epoch, counted from 0: nothing."""

@@ -152,7 +152,7 @@ def restore_weight_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[st
     by its momentum and weight decay while it is not.
     """
     own: list[dict[str, Any]] = [
-        {name: group[name] for name in ("lr", "foreach", "fused") if name in group}
+        {name: group[name] for name in ("lr", "foreach", "fused", "capturable") if name in group}
         for group in optimizer.param_groups
     ]
     optimizer.load_state_dict(dict(state))

@@ -7,11 +7,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+import small_classification as small
 import torch
+from recording_graphs import RecordingGraphs
 from torch import Tensor
 from toy_supernet import ToyTask, begun
 
+from asng_ext import strategies
+from asng_ext.engine.search import search
 from asng_ext.nn import Relaxation
+from asng_ext.runs.config import SearchConfig
+
+
+def make_step(strategy: Any, pair: Any) -> None:
+    strategy.step(pair)
+    strategy.stepped()
 
 
 def started(name: str, steps: int = 3, planted: tuple[int, ...] = (1, 2), **options: Any) -> Any:
@@ -26,7 +36,7 @@ def started(name: str, steps: int = 3, planted: tuple[int, ...] = (1, 2), **opti
     group["params"] = strategy.logits
     pairs = list(zip(task.weight_batches(0), task.theta_batches(0)))
     for pair in pairs[:steps]:
-        strategy.step(pair)
+        make_step(strategy, pair)
     return strategy, pairs[steps]
 
 
@@ -117,6 +127,34 @@ def test_second_order_darts_takes_a_gradient_of_zero() -> None:
     nothing = (x, torch.zeros(len(x), dtype=torch.float64))
     _, _, gradients = strategy.unrolled(nothing, nothing)
     assert all(torch.equal(g, torch.zeros_like(g)) for g in gradients)
+
+
+@pytest.mark.parametrize("name", ["darts", "darts2"])
+@pytest.mark.parametrize("of", [ToyTask, small.task], ids=["toy", "cells"])
+def test_captured_steps_give_the_numbers_of_others(name: str, of: Any) -> None:
+    def searched(graphs: RecordingGraphs, replays: bool) -> Any:
+        task = of()
+        task.__class__ = type("Capturable", (type(task),), {"capturable": True})
+        config = SearchConfig(
+            epochs=4,
+            batch_size=20,
+            strategy=name,
+            strategy_options="learning_rate=0.01",
+            graphs=replays,
+        )
+        strategy = strategies.make(task, config, seed=0)
+        result = search(task, strategy, config, seed=0, stream=None, graphs=graphs)
+        return result, strategy.state_dict()
+
+    graphs = RecordingGraphs()
+    captured, state = searched(graphs, True)
+    plain, expected = searched(RecordingGraphs(), False)
+    steps = ToyTask.search_steps if of is ToyTask else small.task().search_steps
+    assert graphs.captured == 1
+    assert graphs.replays == 4 * steps - 3
+    assert state["steps"] == expected["steps"] == 4 * steps
+    assert small.equal(state, expected)
+    assert small.equal(captured.supernet.state_dict(), plain.supernet.state_dict())
 
 
 @pytest.mark.parametrize("name", ["snas", "gdas"])
@@ -232,7 +270,7 @@ class TestProxyless:
         gated = strategy.gated
         strategy.gated = lambda pairs: (drawn.extend(pairs), gated(pairs))[1]
         before = strategy.probabilities()
-        strategy.step(pair)  # the fifth
+        make_step(strategy, pair)  # the fifth
         after = strategy.probabilities()
         assert len(drawn) == 2
         for old, new, chosen in zip(before, after, drawn, strict=True):
@@ -247,6 +285,6 @@ class TestProxyless:
         moves = []
         for pair in pairs:
             before = [logits.detach().clone() for logits in strategy.logits]
-            strategy.step(pair)
+            make_step(strategy, pair)
             moves.append(not all(map(torch.equal, before, strategy.logits)))
         assert moves == [step >= 25 and (step + 1) % 3 == 0 for step in range(50)]

@@ -68,11 +68,13 @@ def test_it_continues_from_each_state_as_if_it_had_not_stopped(name: str) -> Non
     def go_on(strategy: Any, start: int) -> None:
         for batch in batches[start:]:
             strategy.step(batch)
+            strategy.stepped()
         strategy.end_epoch(0)
 
     whole = begun(name, task, epochs=1, **given)
     for batch in batches[:7]:
         whole.step(batch)
+        whole.stepped()
     parts = whole.parts
     saved = (whole.state_dict(), parts.supernet.state_dict(), parts.weight_optimizer.state_dict())
     state, weights, sgd = copy.deepcopy(saved)
