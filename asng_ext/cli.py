@@ -523,8 +523,12 @@ def _config(
     picked = []
     for name, option in (("search", "search"), ("retrain", "retrain"), (kind.name, "task")):
         own = {**_table(from_file, name), **given.get(option, {})}
-        more = published if name == "search" else {}
-        config[name] = {**more, **base.get(name, {}), **own}
+        chosen = {**base.get(name, {}), **own}
+        more = dict(published) if name == "search" else {}
+        rate = chosen.get("learning_rate")
+        if isinstance(rate, float) and rate < more.get("learning_rate_min", 0):
+            more.pop("learning_rate_min", None)
+        config[name] = {**more, **chosen}
         new = [f"{key} {value}" for key, value in base.get(name, {}).items() if key not in own]
         picked += [f"\n  {name}: {', '.join(new)}"] if new else []
     if like and picked:

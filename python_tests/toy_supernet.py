@@ -98,11 +98,19 @@ class ToyTask(TaskDefaults):
         return {"right": -1.0}
 
 
-def begun(name: str, task: Any, *, epochs: int = 4, seed: int = 0, **options: Any) -> Any:
+def begun(
+    name: str,
+    task: Any,
+    *,
+    epochs: int = 4,
+    seed: int = 0,
+    supernet_seed: int | None = None,
+    **options: Any,
+) -> Any:
     """A strategy with a supernet and its optimizer, as the loop begins it."""
     kind = get(name).load()
     strategy = kind(task, kind.Options(**options), epochs=epochs, seed=seed)
-    torch.manual_seed(seed)
+    torch.manual_seed(seed if supernet_seed is None else supernet_seed)
     supernet = strategy.supernet(task)
     config = SearchConfig(learning_rate=0.05, weight_decay=0.0)
     strategy.begin(Parts(task, supernet, ClippedSGD(supernet, config), Means()))

@@ -32,8 +32,9 @@ from asng_ext.engine.comparison import (
     row_of,
     summary_of,
 )
-from asng_ext.engine.contestants import Budget, Contestant, contestant, epochs_within
+from asng_ext.engine.contestants import UNEQUAL, Budget, Contestant, contestant, epochs_within
 from asng_ext.engine.experiment import Experiment, differing_settings, drawing
+from asng_ext.runs.config import SearchConfig, section_from
 from asng_ext.runs.folder import RunFolder
 from asng_ext.runs.metrics import write_csv
 from asng_ext.strategies import get as get_strategy
@@ -109,17 +110,28 @@ def compare(
         if len(set(found)) < len(found) or (what == "strategies" and not found):
             raise ValueError(f"{what} must be different names, at least one, got {found}")
     kind = tasks.get(config.get("task"))
-    preset = _preset(config)
-    contestants = [contestant(kind.name, name, preset) for name in strategies]
     # What is wrong for all is found out before anything is written.
-    settings = Experiment(RunFolder(path), {"seed": 0, **config}, None).config
+    experiment = Experiment(RunFolder(path), {"seed": 0, **config}, None)
+    settings, steps = experiment.config, experiment.task.search_steps
+    contestants = [contestant(kind.name, name, steps) for name in strategies]
+    for name in UNEQUAL:
+        if settings["search"][name] != getattr(SearchConfig, name):
+            raise ValueError(
+                f"{name} must be left out of what is compared, got {settings['search'][name]!r}"
+            )
+    if "mask" in settings[kind.name]:
+        masks = list(masks) or [settings[kind.name]["mask"]]
+        for mask in masks:
+            section_from(kind.config, {**settings[kind.name], "mask": mask})
+    elif masks:
+        raise ValueError(f"masks must be none for the task {kind.name}, got {list(masks)}")
     path = as_path("path", path)
     if not (path / COMPARISON).exists():
         RunFolder.create(path)
     with RunFolder(path).lock():
         comparison = _Folder(path, settings, budget)
         jobs = [
-            _job(path, config, each, RunName(each.name, seed, mask), processes)
+            _job(path, config, each, RunName(each.name, seed, mask), processes, steps)
             for seed in range(seeds)
             for mask in masks or [""]
             for each in contestants
@@ -143,12 +155,13 @@ class _Job:
     path: Path
     name: RunName
     config: Mapping[str, Any]
+    steps: int
     given: bool = False
     """Whether nothing is searched: the contestant says which architecture is retrained."""
 
     @property
     def contestant(self) -> Contestant:
-        return contestant(self.config["task"], self.name.strategy, _preset(self.config))
+        return contestant(self.config["task"], self.name.strategy, self.steps)
 
     @property
     def folder(self) -> Path:
@@ -156,7 +169,12 @@ class _Job:
 
 
 def _job(
-    path: Path, config: Mapping[str, Any], of: Contestant, name: RunName, processes: int
+    path: Path,
+    config: Mapping[str, Any],
+    of: Contestant,
+    name: RunName,
+    processes: int,
+    steps: int,
 ) -> _Job:
     own = {**of.config(config), "seed": name.seed}
     if name.mask:
@@ -165,7 +183,7 @@ def _job(
     if processes > 1:
         for loop in ("search", "retrain"):
             own[loop] = {**own.get(loop, {}), "threads": 1}
-    return _Job(path, name, own, of.architecture is not None)
+    return _Job(path, name, own, steps, of.architecture is not None)
 
 
 class _Folder:
@@ -352,7 +370,11 @@ class _Epochs:
     budget: Budget
 
     def __call__(self, job: _Job) -> int:
-        config = {**job.config, "search": {**job.config["search"], "test_every": 0}}
+        search = {**job.config["search"], "test_every": 0}
+        kind = get_strategy(search["strategy"])
+        options = filter(None, [search.get("strategy_options", ""), kind.measured_with])
+        search["strategy_options"] = ",".join(options)
+        config = {**job.config, "search": search}
         if self.budget.minutes is None:
             steps = Experiment(RunFolder(job.folder), config, None).task.search_steps
             return epochs_within(self.budget, steps, 0.0)
@@ -366,7 +388,6 @@ class _Epochs:
             # So many that no phase between them comes.
             experiment = run(1_000_000)
             seconds, more = _measured(experiment), 0.0
-            kind = get_strategy(config["search"]["strategy"])
             if kind.in_phases and seconds < _MEASURED_SECONDS:
                 more = max(0.0, _seconds_of(run(_FEW_EPOCHS)) - _FEW_EPOCHS * seconds)
             return epochs_within(self.budget, experiment.task.search_steps, seconds, more)

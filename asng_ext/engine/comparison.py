@@ -195,15 +195,16 @@ def format_comparison(
         budget: Of each search.
     """
     task = config["task"]
-    table = _table_1 if task == "classification" else _table_2
+    table = _table_2 if task == "inpainting" else _table_1
     by_strategy: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         by_strategy.setdefault(row["strategy"], []).append(row)
     of_paper, preset_of_paper = _DATA.get(task, ("", ""))
     on_gpu = str(config["device"]).startswith("cuda")
-    lines = [aligned(table(by_strategy, on_gpu, _REPORTED.format(of_paper)), left=1)]
+    reported = _REPORTED.format(of_paper) if of_paper else ""
+    lines = [aligned(table(by_strategy, on_gpu, reported), left=1)]
     lines.append(f"Means ± standard deviations over seeds. Budget of each search: {budget}.")
-    if preset != preset_of_paper:
+    if of_paper and preset != preset_of_paper:
         lines.append(
             f"The reported numbers are of {of_paper}, and not to be compared with those of "
             f"{config[task]['data']}, which are other data."
@@ -220,7 +221,7 @@ def _table_1(
     for name, rows in found.items():
         errors = (_mean_of(rows, column, 2) for column in ("test_error", "supernet_error"))
         lines.append([name, str(len(rows)), *errors, _cost(rows, on_gpu), _millions(rows)])
-    for name, error, spread, days, millions in _REPORTED_1:
+    for name, error, spread, days, millions in _REPORTED_1 if reported else ():
         shown = f"{error:.2f}" + ("" if spread is None else f" ± {spread:.2f}")
         cost = f"{days:g} GPU days"
         lines.append([f"{name}, {reported}", "", shown, "", cost, f"{millions:g}"])

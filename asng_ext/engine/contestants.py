@@ -68,11 +68,14 @@ class Budget:
         return f"steps={self.steps}" if self.steps is not None else f"minutes={self.minutes:g}"
 
 
-DECIDED = (
-    *("strategy", "strategy_options", "optimizer", "epochs"),
-    *("penalty", "init", "init_probability"),
-    *("mask", "space", "network"),
+_OF_OTHERS = ("population_size", "alpha", "delta_init", "step_size", "margin")
+"""Settings that strategies without an optimizer do not have, and do without."""
+UNEQUAL = (
+    *("strategy", "strategy_options"),
+    *(name for name in strategies.OF_OPTIMIZERS if name not in _OF_OTHERS),
 )
+"""Settings of the search that would make strategies differ in more than they do."""
+DECIDED = (*UNEQUAL, "epochs", "mask", "space", "network")
 """Settings of the search and of the task that are not the user's, or not the same for all."""
 
 BUDGETS: Mapping[str, str] = {
@@ -84,11 +87,9 @@ BUDGETS: Mapping[str, str] = {
 """What a search takes where nothing else is said, by preset."""
 
 
-_OF_OTHERS = ("population_size", "alpha", "delta_init", "step_size", "margin")
-"""Settings that strategies without an optimizer do not have, and do without."""
-_FEW_IMAGES = ("digits", "photos", "auto")
-"""Presets of data whose epochs are much shorter than in the papers."""
-_OF_FEW_IMAGES: Mapping[str, str] = {
+FEW_STEPS = 100
+"""An epoch of at most so many steps is much shorter than in the papers."""
+_OF_FEW_STEPS: Mapping[str, str] = {
     "enas": "updates=2,samples=5,derive=50,baseline_decay=0.9,learning_rate=0.01",
     "nao": "rounds=3,pool=100,seeds=20,predictor_epochs=20,batch=25,learning_rate=0.01,hidden=32",
     "smash": "samples=50,perturbed=20,chain=20,batches=3,learning_rate=0.005",
@@ -155,8 +156,8 @@ def default_names(task: str) -> tuple[str, ...]:
     return (*_OF_INPAINTING, _BASE) if task == "inpainting" else strategies.names(task)
 
 
-def contestant(task: str, name: str, preset: str = "") -> Contestant:
-    """What is compared under that name, with the options that suit the data of a preset.
+def contestant(task: str, name: str, steps: int = FEW_STEPS + 1) -> Contestant:
+    """What is compared under that name, with the options that suit so many steps an epoch.
 
     Raises:
         ValueError: If there is none.
@@ -170,7 +171,7 @@ def contestant(task: str, name: str, preset: str = "") -> Contestant:
     if task == "inpainting" and name in _OF_INPAINTING:
         strategy, space = _OF_INPAINTING[name]
         own = {"inpainting": {"space": space}}
-    options = _OF_FEW_IMAGES.get(strategy, "") if preset in _FEW_IMAGES else ""
+    options = _OF_FEW_STEPS.get(strategy, "") if steps <= FEW_STEPS else ""
     search = {"strategy": strategy, "strategy_options": options}
     return Contestant(name, {"search": search, **own})
 

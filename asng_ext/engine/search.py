@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -116,7 +116,7 @@ def search(
             They divide the samples, and where these are fewer, the batch. Rank 0 alone reads and
             writes ``run`` and shows progress.
         watch: Is called after each epoch, before its checkpoint, with its metrics and the seconds
-            that its steps, and what followed them, took in this process without tests.
+            that its steps, and what followed them, took without tests.
 
     Raises:
         DivergedError: If the training loss, a weight or a gradient becomes NaN or infinite. The
@@ -142,6 +142,12 @@ def search(
         raise ValueError(f"penalty must be given, with the limits {config.penalty}")
     if isinstance(optimizer, Strategy):
         strategy = optimizer
+        epochs = getattr(strategy, "epochs", config.epochs)
+        if epochs != config.epochs:
+            raise ValueError(
+                f"strategy {strategy.name} must be made for {config.epochs} epochs, as many as the "
+                f"search has, got {epochs}"
+            )
         if penalty is not None or ranks.size > 1:
             raise ValueError(
                 f"strategy {strategy.name} must run in one process and without a penalty, got "
@@ -223,8 +229,10 @@ def _search(
     total, done = config.epochs * steps, epochs.done * steps + epochs.steps_done
     progress = Progress("search", total, done, stream, interval)
     rate_after = partial(_learning_rate, config, halvings, steps)
+    clock = _Clock()
     within = {
         "means": Part(means.state_dict, partial(means.load_state_dict, device=device)),
+        "clock": Part.of(clock, assumed={"seconds": 0.0}),
         "generators": Part.of(ModuleGenerators(supernet)),
     }
     if task.kernels:
@@ -237,7 +245,7 @@ def _search(
             progress.note(_NO_GRAPHS + blocker)
     for epoch in range(epochs.done, config.epochs):
         means.reset()
-        began = time.monotonic()
+        clock.reset()
         check = partial(_check, means, strategy, supernet, epoch)
         draws = draws_of(seed, f"search epoch {epoch}", device, own_generators=task.own_generators)
         as_it_is = sgd.as_it_is if isinstance(sgd, ActiveSGD) else contextlib.nullcontext
@@ -255,9 +263,9 @@ def _search(
             epochs.stepped(steps, check)
             if progress.due():
                 progress.draw(epoch * steps + step + 1, _shown(means.read(), task, strategy))
+        epochs.check(check)
         with draws:
             strategy.end_epoch(epoch)
-        epochs.check(check)
         row = {"epoch": float(epoch + 1), **means.read()}
         if row.pop("theta_without_loss", 0) == 1:
             raise FloatingPointError(
@@ -266,7 +274,7 @@ def _search(
                 "gradients"
             )
         row |= {**strategy.numbers(), "learning_rate": rate}
-        seconds = time.monotonic() - began
+        seconds = clock.seconds
         if config.test_every and (
             (epoch + 1) % config.test_every == 0 or epoch + 1 == config.epochs
         ):
@@ -278,6 +286,26 @@ def _search(
         progress.line((epoch + 1) * steps, _shown(row, task, strategy))
     epochs.close()
     return SearchResult(strategy.recommend(), supernet, epochs.rows)
+
+
+class _Clock:
+    """The seconds of an epoch, those before an interruption, too."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    @property
+    def seconds(self) -> float:
+        return self._before + time.monotonic() - self._begun
+
+    def reset(self) -> None:
+        self._before, self._begun = 0.0, time.monotonic()
+
+    def state_dict(self) -> dict[str, float]:
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        self._before, self._begun = float(state["seconds"]), time.monotonic()
 
 
 def _check(

@@ -223,7 +223,8 @@ class Epochs:
             with fitting(self._path):
                 check_integer("steps_done", self.steps_done, 1, 2**63)
                 for name, part in parts.items():
-                    part.load_state_dict(within[name])
+                    given = within if part.assumed is None else {name: part.assumed, **within}
+                    part.load_state_dict(given[name])
         except ValueError as error:
             raise CheckpointMismatchError(str(error)) from error
 

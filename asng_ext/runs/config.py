@@ -158,7 +158,7 @@ class SearchConfig(Checked):
     )
     batch_size: int = setting(64, "images per step", low=1, high=_MOST_IMAGES)
     learning_rate: float = setting(
-        0.025, "of SGD at the start; falls to 0 on a cosine", above=0, high=1e3
+        0.025, "of SGD at the start; falls on a cosine", above=0, high=1e3
     )
     learning_rate_min: float = setting(0.0, "where the cosine ends", low=0, high=1e3)
     restart_epochs: int = setting(

@@ -13,6 +13,7 @@ from asng_ext.optimizers import Theta
 from asng_ext.space import Samples
 from asng_ext.strategies.seeded import SeededStrategy
 from asng_ext.tasks.protocol import Batch, SearchTask
+from asng_ext.training.divergence import DivergedError
 
 __all__ = ["CategoricalStrategy"]
 
@@ -35,7 +36,7 @@ class CategoricalStrategy(SeededStrategy):
             )
 
     @property
-    def theta(self) -> Theta:
+    def theta(self) -> Theta | None:
         """The probabilities of choices; uniform ones of a method that has none."""
         sizes = self.space.sizes
         rows = np.zeros((len(sizes), max(sizes)))
@@ -71,17 +72,17 @@ class CategoricalStrategy(SeededStrategy):
         task gives none.
 
         Raises:
-            FloatingPointError: If that is not finite.
+            DivergedError: If its loss is not finite.
         """
         losses, metrics = self.evaluate(batch, self.samples(indices))
         self.parts.means.add({"loss": losses, **metrics}, "theta_", watched="loss")
-        reward = float(metrics["accuracy"]) if "accuracy" in metrics else -float(losses.mean())
-        if not math.isfinite(reward):
-            raise FloatingPointError(
-                f"the loss of an architecture that {self.name} compares is not finite: "
-                f"{self.decoded(indices)}; lower learning_rate"
+        loss = float(losses.mean())
+        if not math.isfinite(loss):
+            raise DivergedError(
+                f"the loss of an architecture that {self.name} compares is {loss}: "
+                f"{self.decoded(indices)}"
             )
-        return reward
+        return float(metrics["accuracy"]) if "accuracy" in metrics else -loss
 
     def mean_reward(self, batches: Sequence[Batch], indices: Any) -> float:
         """That over several batches."""

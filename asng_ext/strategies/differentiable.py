@@ -20,6 +20,7 @@ from asng_ext.strategies.categorical import CategoricalStrategy
 from asng_ext.strategies.protocol import Parts
 from asng_ext.tasks.protocol import Batch, Metrics, RelaxedTask, SearchTask
 from asng_ext.training.batch_norm import frozen_batch_norm
+from asng_ext.training.divergence import DivergedError
 from asng_ext.training.weight_optimizers import restore_weight_optimizer
 
 __all__ = ["Darts", "DartsSecondOrder", "Gdas", "Proxyless", "Snas"]
@@ -85,7 +86,7 @@ class _Logits(CategoricalStrategy):
 
     @property
     def progress(self) -> float:
-        """How much of the search is done, in [0, 1)."""
+        """How much of the search is done, in [0, 1]."""
         return self.steps / (self.epochs * self.task.search_steps)
 
     def softmax(self) -> tuple[Tensor, ...]:
@@ -237,9 +238,10 @@ class DartsSecondOrder(Darts):
         moved = []
         for weight, gradient in zip(weights, gradients):
             velocity = optimizer.state.get(weight, {}).get("momentum_buffer")
-            change = gradient + group["weight_decay"] * weight.detach()
-            if velocity is not None:
-                change = change + group["momentum"] * velocity
+            gradient = gradient + group["weight_decay"] * weight.detach()
+            change = gradient if velocity is None else gradient + group["momentum"] * velocity
+            if group["nesterov"]:
+                change = gradient + group["momentum"] * change
             moved.append(weight.detach() - group["lr"] * change)
         return group["lr"], moved
 
@@ -378,6 +380,8 @@ class Proxyless(_Logits):
     def _drawn(self, probabilities: Any, count: int) -> Tensor:
         """So many different choices, by their probabilities."""
         weights = torch.from_numpy(probabilities).clamp(min=1e-30)
+        if not weights.isfinite().all():
+            raise DivergedError(f"the probabilities of {self.name} are not finite")
         return torch.multinomial(weights, count, generator=self.generator)
 
     def _masses(self, pairs: Sequence[Tensor]) -> list[Tensor]:

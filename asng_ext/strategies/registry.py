@@ -41,6 +41,7 @@ class StrategyKind:
         suits: The tasks that it is for, by name; empty for all with categorical variables.
         in_phases: Whether it has phases between or after epochs that take as long however many
             epochs there are.
+        measured_with: Options with which its steps take as long as most of a search's do.
     """
 
     name: str
@@ -50,6 +51,7 @@ class StrategyKind:
     published: Mapping[str, Any] = field(default_factory=lambda: _NOTHING)
     suits: tuple[str, ...] = ()
     in_phases: bool = False
+    measured_with: str = ""
 
     def load(self) -> type[SeededStrategy]:
         """Its class."""
@@ -153,6 +155,7 @@ _KINDS: dict[str, StrategyKind] = {
             _OURS + "differentiable:Proxyless",
             published={"epochs": 120, **_DARTS_WEIGHTS},
             suits=_CELLS,
+            measured_with="warmup=0",
         ),
         StrategyKind(
             "ecae",

@@ -20,6 +20,10 @@ class TrainsUniformly(CategoricalStrategy):
     """Each step trains one architecture, all being equally likely; what follows the last epoch
     chooses one. Until then an arbitrary one is recommended."""
 
+    @property
+    def theta(self) -> None:
+        """None: nothing is learned of single choices."""
+
     def begin(self, parts: Parts) -> None:
         super().begin(parts)
         self.best: list[int] = self.uniform(1).categorical[0].tolist()
@@ -90,7 +94,7 @@ class EvolutionOptions(Checked):
     tournament: int = setting(3, "of them, drawn, whose best has a child", low=1, high=100_000)
     cycles: int = setting(200, "children", low=1, high=1_000_000)
     batches: int = setting(
-        0, "of data that train no weights, to compare on; 0 for all", low=0, high=1_000_000
+        10, "of data that train no weights, to compare on; 0 for all", low=0, high=1_000_000
     )
 
 

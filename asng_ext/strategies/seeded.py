@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any, ClassVar
 
 import torch
@@ -36,6 +37,10 @@ class SeededStrategy(Strategy):
         self.options = options
         self.epochs = epochs
         self.seed = seed
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {**super().identity, "options": asdict(self.options), "strategy_seed": self.seed}
 
     def begin(self, parts: Parts) -> None:
         super().begin(parts)

@@ -95,9 +95,9 @@ class SmashSupernet(CellSupernet):
         channels: list[int] = []
         for module in list(self.modules()):
             if isinstance(module, SeparableConv):
-                for half in module.children():
-                    channels.append(cast(nn.Conv2d, half.pointwise).out_channels)
-                    half.pointwise = _MadeConv(self, len(channels) - 1)
+                for stage in module.children():
+                    channels.append(cast(nn.Conv2d, stage.pointwise).out_channels)
+                    stage.pointwise = _MadeConv(self, len(channels) - 1)
         if not channels:
             raise ValueError(
                 "space must have a separable convolution, whose weights can be made, got the "
@@ -137,7 +137,7 @@ class SmashOptions(Checked):
         0.1, "probability of each variable to be drawn anew in a change", low=0, high=1
     )
     batches: int = setting(
-        0, "of data that train no weights, to compare on; 0 for all", low=0, high=1_000_000
+        10, "of data that train no weights, to compare on; 0 for all", low=0, high=1_000_000
     )
 
 

@@ -295,7 +295,7 @@ def _make_inpainting(config: InpaintingConfig, **named: Any) -> Task:
     return InpaintingTask(load_data(config), config, **named)
 
 
-_SEARCH = {"batch_size": 16, "weight_decay": 0.0, "test_every": 5}
+_SEARCH = {"batch_size": 16, "weight_decay": 0.0, "nesterov": False, "test_every": 5}
 _RETRAIN = {
     "batch_size": 16,
     "optimizer": "adam",
@@ -311,6 +311,8 @@ def _check_inpainting(search: SearchConfig) -> None:
             "weight_decay of the search must be 0 for inpainting, as weights that were not "
             f"sampled rest, got {search.weight_decay}"
         )
+    if search.nesterov:
+        raise ValueError("nesterov of the search must be off for inpainting, got True")
 
 
 register(

@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 import small_classification as small
 import small_runs
+from odd_jobs import odd
 
 from asng_ext import cli, strategies
 from asng_ext.engine import compare as compare_module
@@ -216,18 +217,9 @@ def test_two_processes_give_the_numbers_of_one(
     assert without_times(rows[0]) == without_times(rows[1])
 
 
-def odd(job: Any) -> int:
-    """What processes of a test do."""
-    if job.name.seed == 3:
-        os.kill(os.getpid(), signal.SIGKILL)
-    if job.name.seed == 2:
-        raise ZeroDivisionError
-    return 10 * int(job.name.seed)
-
-
 @pytest.mark.slow
 def test_a_process_that_dies_takes_no_other_with_it() -> None:
-    jobs = [compare_module._Job(Path(), RunName("x", seed), {}) for seed in (3, 1, 2, 4)]
+    jobs = [compare_module._Job(Path(), RunName("x", seed), {}, 1) for seed in (3, 1, 2, 4)]
     with compare_module._Workers(2) as workers:
         found = {job.name.seed: outcome for job, outcome in workers.outcomes(odd, jobs)}
         processes = [worker.process for worker in workers._workers]
@@ -365,6 +357,8 @@ def test_inpainting(tmp_path: Path) -> None:
         tmp_path / "i", config, ["asng-int", "base"], Budget(steps=2), seeds=1,
         masks=["half", "center"], stream=None,
     )  # fmt: skip
+    alone = compare(tmp_path / "j", config, ["base"], Budget(steps=2), seeds=1, stream=None)
+    assert [row["mask"] for row in alone.rows] == ["center"]  # that of the settings
     assert [(row["strategy"], row["mask"]) for row in found.rows] == [
         ("asng-int", "half"), ("base", "half"), ("asng-int", "center"), ("base", "center"),
     ]  # fmt: skip
@@ -405,13 +399,38 @@ def test_a_strategy_has_settings_of_its_own_alone() -> None:
     assert contestant("inpainting", "ecae").config(given)["search"]["strategy"] == "ecae"
 
 
-def test_options_for_few_images_are_options() -> None:
+def test_options_for_few_steps_are_options() -> None:
     for name in contestants.names("classification"):
-        options = contestant("classification", name, "digits").settings["search"]
+        assert not contestant("classification", name).settings["search"]["strategy_options"]
+        options = contestant("classification", name, 12).settings["search"]
         config = SearchConfig(epochs=1, **options)
         assert bool(config.strategy_options) == (name in ("enas", "nao", "smash"))
         if strategies.get(name).place:
             strategies.make(small.task(), config, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("section", "setting", "value"),
+    [("search", "optimizer", "SNG"), ("search", "fixed", "a=b"), ("search", "strategy", "darts")],
+)
+def test_what_would_make_strategies_differ_otherwise(
+    section: str, setting: str, value: str, tmp_path: Path
+) -> None:
+    config = {**CONFIG, section: {**CONFIG[section], setting: value}}
+    with pytest.raises(ValueError, match=f"{setting} must be left out of what is compared, got"):
+        compare(tmp_path / "no", config, ["asng"], Budget(steps=2), stream=None)
+    assert not (tmp_path / "no").exists()
+
+
+def test_masks_that_are_none(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="masks must be none for the task classification"):
+        compare(tmp_path / "no", CONFIG, ["asng"], Budget(steps=2), masks=["half"], stream=None)
+    config = {"task": "inpainting", "inpainting": asdict(small_runs.INPAINTING)}
+    config["search"] = {"weight_decay": 0.0, "batch_size": 4}
+    config["retrain"] = {"batch_size": 4}
+    with pytest.raises(ValueError, match="mask must be one of center, pixel, half, got 'hlaf'"):
+        compare(tmp_path / "no", config, ["asng-cat"], Budget(steps=2), masks=["hlaf"], stream=None)
+    assert not (tmp_path / "no").exists()
 
 
 def test_what_strategies_do_beside_epochs_is_part_of_the_budget(
@@ -428,7 +447,7 @@ def test_what_strategies_do_beside_epochs_is_part_of_the_budget(
     for name, epochs in (("random", 4), ("asng", 10)):
         search = {**CONFIG["search"], "strategy": name}
         job = compare_module._Job(
-            tmp_path, RunName(name, 0), {**CONFIG, "seed": 0, "search": search}
+            tmp_path, RunName(name, 0), {**CONFIG, "seed": 0, "search": search}, 1
         )
         assert compare_module._Epochs(Budget(minutes=5 / 60))(job) == epochs
     assert seen == [("random", 5)]

@@ -5,8 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import math
+import os
 import re
 import shutil
+import signal
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from itertools import cycle
@@ -17,16 +20,20 @@ import numpy as np
 import pytest
 import small_classification as small
 import torch
+from tensor_task import StackedTask
 from torch import Tensor, nn
 
 import asng_ext as asng
-from asng_ext.engine.search import search
+from asng_ext._signals import Interrupted
+from asng_ext.engine.search import _learning_rate, search
 from asng_ext.nn import Choice, search_space, set_architecture
 from asng_ext.runs.config import SearchConfig, affecting_results
 from asng_ext.runs.folder import RunFolder
 from asng_ext.tasks.protocol import TaskDefaults
 from asng_ext.training.batch_norm import frozen_batch_norm
+from asng_ext.training.divergence import Halvings
 from asng_ext.training.schedules import cosine
+from asng_ext.training.weight_optimizers import make_weight_optimizer
 
 
 class OwnTask(TaskDefaults):
@@ -541,3 +548,78 @@ def test_the_task_says_which_metrics_are_shown() -> None:
             "train loss",
             *words,
         ]
+
+
+def test_the_cosine_ends_at_its_floor_and_starts_again_after_twice_as_long() -> None:
+    config = SearchConfig(
+        epochs=150, learning_rate=0.05, learning_rate_min=5e-4, restart_epochs=10, nesterov=True
+    )
+    halvings = Halvings()
+
+    def rates(config: SearchConfig, *done: int) -> list[float]:
+        return [_learning_rate(config, halvings, 4, steps) for steps in done]
+
+    starts = [4 * epochs for epochs in (0, 10, 30, 70)]
+    assert rates(config, *starts) == 4 * [0.05]
+    middle = 5e-4 + (0.05 - 5e-4) / 2
+    assert rates(config, 20, 80, 200, 440) == pytest.approx(4 * [middle])
+    assert all(5e-4 < rate < 6e-4 for rate in rates(config, 39, 119, 279, 599))
+    once = replace(config, restart_epochs=0)
+    assert rates(once, 0, 300, 600) == pytest.approx([0.05, middle, 5e-4])
+    halvings.count = 1
+    assert rates(once, 0, 600) == pytest.approx([0.025, 2.5e-4])
+
+
+def test_a_step_with_nesterovs_momentum() -> None:
+    model = nn.Linear(1, 1, bias=False)
+    config = SearchConfig(learning_rate=0.1, momentum=0.5, weight_decay=0.0, nesterov=True)
+    sgd = make_weight_optimizer(model, config, capturable=True)
+    weight, velocity = float(model.weight.detach()), 0.0
+    for gradient in (1.0, -2.0):
+        model.weight.grad = torch.tensor([[gradient]])
+        sgd.step()
+        velocity = 0.5 * velocity + gradient
+        weight -= 0.1 * (gradient + 0.5 * velocity)
+    assert float(model.weight.detach()) == pytest.approx(weight)
+
+
+def test_an_interrupted_epoch_took_as_long_as_all_its_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = StackedTask()
+    now = 0.0
+
+    def clock() -> float:
+        return now
+
+    losses, calls = task.losses, 0
+
+    def slow(*given: Any) -> Any:
+        nonlocal now, calls
+        now += 1.0
+        calls += 1
+        if calls == 5:  # in the third step
+            os.kill(os.getpid(), signal.SIGTERM)
+        return losses(*given)
+
+    task.losses = slow  # type: ignore[method-assign]
+    monkeypatch.setattr(time, "monotonic", clock)
+    run, taken = RunFolder.create(tmp_path / "run"), []
+
+    def searched() -> None:
+        optimizer = asng.ASNG(task.space, population_size=2, seed=0)
+        search(
+            task,
+            optimizer,
+            SearchConfig(epochs=2, batch_size=8),
+            seed=0,
+            run=run,
+            stream=None,
+            watch=lambda row, seconds: taken.append(seconds),
+        )
+
+    with pytest.raises(Interrupted):
+        searched()
+    assert (taken, calls) == ([], 6)
+    searched()
+    assert taken == [8.0, 8.0]  # two losses a step

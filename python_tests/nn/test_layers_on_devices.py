@@ -179,8 +179,10 @@ def test_layers_of_autoencoders(
     torch.manual_seed(0)
     x, weight = torch.randn(2, 3, 15, 14), torch.randn(5, 3, kernel, kernel) / kernel
     small = torch.randn(2, 5, -(-15 // stride), -(-14 // stride))
-    # With ReLU, whose argument's sign rounding may turn in a few places.
-    where = (device, dtype, memory_format, {d: 3 * bound for d, bound in ALONE.items()})
+    # With ReLU, whose argument's sign rounding may turn in a few places: which, and whether any,
+    # depends on the instruction set. In float16 one place is 0.05.
+    bounds = {**{d: 3 * bound for d, bound in ALONE.items()}, torch.float16: 0.1}
+    where = (device, dtype, memory_format, bounds)
     assert not wrong(lambda x, w: autoencoder._encode(x, w, stride), [x, weight], *where)
     for skipped in ([], [x]):
         assert not wrong(

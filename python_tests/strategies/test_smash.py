@@ -49,12 +49,12 @@ def test_it_computes_what_a_supernet_with_the_made_weights_does() -> None:
         for architecture in (ARCHITECTURE, other):
             code = made.hypernetwork.encode(torch.tensor(architecture))
             convolutions = [m for m in plain.modules() if isinstance(m, SeparableConv)]
-            halves = [half for each in convolutions for half in each.children()]
-            for layer, half in enumerate(halves):
+            stages = [stage for each in convolutions for stage in each.children()]
+            for layer, stage in enumerate(stages):
                 weight = made.hypernetwork(code, layer)
                 norms = weight.square().sum(dim=1)
                 torch.testing.assert_close(norms, torch.ones_like(norms))
-                half.pointwise.weight.copy_(weight)
+                stage.pointwise.weight.copy_(weight)
             outs.append(made(x, architecture))
             torch.testing.assert_close(outs[-1], plain(x, architecture))
         # Also where an operation stays the same, its weights do not.
@@ -67,7 +67,7 @@ def test_only_layers_that_run_are_trained() -> None:
     x = torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     made(x, ARCHITECTURE).square().mean().backward()
     gradients = made.hypernetwork.layers.weight.grad
-    # Of three cells, two are reductions and one is normal. Both halves of each.
+    # Of three cells, two are reductions and one is normal. Both stages of each.
     normal, reduction = 2, 2
     assert int((gradients != 0).any(dim=1).sum()) == 2 * (normal + 2 * reduction)
     parameters = set(made.parameters())

@@ -8,13 +8,17 @@ from typing import Any
 
 import pytest
 import small_classification as small
+import torch
 from toy_supernet import CHOICES, PLANTED, ToyTask, begun
 
 import asng_ext as asng
-from asng_ext import strategies
+from asng_ext import cli, strategies, tasks
+from asng_ext.engine.experiment import Experiment
 from asng_ext.engine.search import search
 from asng_ext.runs.config import SearchConfig, section_from
 from asng_ext.runs.folder import RunFolder
+from asng_ext.training.divergence import DivergedError
+from asng_ext.training.weight_optimizers import make_weight_optimizer
 
 ON_TOY = {
     "random": "samples=2000",
@@ -95,10 +99,10 @@ def test_seeds_decide_the_search(name: str) -> None:
     batches = list(zip(task.weight_batches(0), task.theta_batches(0)))[:5]
 
     def weights(seed: int) -> Any:
-        strategy = begun(name, task, seed=seed)
+        strategy = begun(name, task, seed=seed, supernet_seed=0)
         for batch in batches:
             strategy.step(batch)
-        return strategy.parts.supernet.state_dict()
+        return strategy.parts.supernet.state_dict(), strategy.recommend()
 
     assert small.equal(weights(1), weights(1))
     assert not small.equal(weights(1), weights(2))
@@ -141,6 +145,28 @@ def test_cells_are_searched_and_the_search_is_resumed(name: str, tmp_path: Path)
     assert resumed.architecture == whole.architecture
     assert resumed.rows == whole.rows
     assert small.equal(resumed.supernet.state_dict(), whole.supernet.state_dict())
+
+
+@pytest.mark.parametrize("task", ["classification", "inpainting"])
+def test_each_can_be_begun_with_its_published_settings(task: str, tmp_path: Path) -> None:
+    data = {"classification": "digits", "inpainting": "photos"}[task]
+    for name in strategies.names(task):
+        for more in ([], ["--learning-rate=0.0001"]):
+            args = cli._parser().parse_args(
+                ["search", task, f"--data={data}", f"--strategy={name}", *more]
+            )
+            given = cli._config(tasks.get(task), args, None, {})
+            experiment = Experiment(RunFolder(tmp_path), given, None)
+            method: Any = experiment.method()
+            supernet = experiment.task.supernet()
+            make_weight_optimizer(supernet, experiment.search_config)
+            published = strategies.get(name).published
+            if not more and task == "classification":  # what the preset does not say
+                assert experiment.search_config.learning_rate_min == published.get(
+                    "learning_rate_min", 0.0
+                )
+                assert experiment.search_config.nesterov == published.get("nesterov", False)
+            assert method.space is experiment.task.space
 
 
 class TestErrors:
@@ -203,6 +229,18 @@ class TestErrors:
             strategies.register(kind)
         with pytest.raises(TypeError, match="kind must be a StrategyKind, got 3"):
             strategies.register(3)  # type: ignore[arg-type]
+
+    def test_other_epochs(self) -> None:
+        strategy = strategies.make(ToyTask(), config("random", epochs=3), seed=0)
+        with pytest.raises(ValueError, match=r"must be made for 4 epochs.*got 3"):
+            search(ToyTask(), strategy, config("random", epochs=4), seed=0, stream=None)
+
+    @pytest.mark.parametrize("name", ["random", "evolution"])
+    def test_a_loss_that_is_not_finite(self, name: str) -> None:
+        strategy = begun(name, ToyTask())
+        strategy.parts.supernet.weight.data.fill_(torch.inf)
+        with pytest.raises(DivergedError, match=f"an architecture that {name} compares is"):
+            strategy.choose(strategy.validation(0))
 
     def test_several_ranks_and_penalties(self) -> None:
         task, settings = ToyTask(), config("random")
