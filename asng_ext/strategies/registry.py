@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from asng_ext._checks import brief
+from asng_ext._kinds import add_kind, kind_named
 from asng_ext.runs.config import Checked, SearchConfig, pairs, section_from
 
 if TYPE_CHECKING:
@@ -176,11 +176,7 @@ def register(kind: StrategyKind) -> None:
         TypeError: If ``kind`` is no StrategyKind.
         ValueError: If there is a strategy of that name already.
     """
-    if not isinstance(kind, StrategyKind):
-        raise TypeError(f"kind must be a StrategyKind, got {brief(kind)}")
-    if kind.name in _KINDS:
-        raise ValueError(f"kind must have a new name; there is a strategy {kind.name!r} already")
-    _KINDS[kind.name] = kind
+    add_kind("strategy", _KINDS, kind, StrategyKind)
 
 
 def names(task: str | None = None) -> tuple[str, ...]:
@@ -198,9 +194,7 @@ def get(name: Any) -> StrategyKind:
     Raises:
         ValueError: If there is none.
     """
-    if not isinstance(name, str) or name not in _KINDS:
-        raise ValueError(f"strategy must be one of {', '.join(_KINDS)}, got {brief(name)}")
-    return _KINDS[name]
+    return kind_named("strategy", _KINDS, name)
 
 
 def check(config: SearchConfig) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from asng_ext._kinds import add_kind, kind_named
 from asng_ext.runs.config import SearchConfig
 
 if TYPE_CHECKING:
@@ -65,11 +66,7 @@ def register(kind: TaskKind) -> None:
         TypeError: If ``kind`` is no TaskKind.
         ValueError: If there is a task of that name already.
     """
-    if not isinstance(kind, TaskKind):
-        raise TypeError(f"kind must be a TaskKind, got {kind!r}")
-    if kind.name in _KINDS:
-        raise ValueError(f"kind must have a new name; there is a task {kind.name!r} already")
-    _KINDS[kind.name] = kind
+    add_kind("task", _KINDS, kind, TaskKind)
 
 
 def names() -> tuple[str, ...]:
@@ -83,6 +80,4 @@ def get(name: Any) -> TaskKind:
     Raises:
         ValueError: If there is none.
     """
-    if not isinstance(name, str) or name not in _KINDS:
-        raise ValueError(f"task must be one of {', '.join(_KINDS)}, got {name!r}")
-    return _KINDS[name]
+    return kind_named("task", _KINDS, name)
