@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,11 +14,11 @@ import small_classification
 import small_runs
 import torch
 import torch.nn.functional as F
+from interrupted_steps import check_first_steps
 from torch import Tensor
 
 from asng_ext import strategies
 from asng_ext._random import DrawsFrom
-from asng_ext._signals import Interrupted
 from asng_ext.data import unlabeled
 from asng_ext.engine.experiment import Experiment
 from asng_ext.engine.search import search
@@ -388,20 +386,7 @@ def test_an_interrupted_search_is_the_same(
     # After each of the first steps.
     some = task(space=space)
     name = "losses" if options.fitness == "shared" else "weight_batches"
-    original = getattr(some, name)
-
-    def with_signal(*arguments: Any) -> Any:
-        if torch.is_grad_enabled():  # once a step: the same signal again would end the process
-            os.kill(os.getpid(), signal.SIGTERM)
-        return original(*arguments)
-
-    setattr(some, name, with_signal)
-    for step in (1, 2):
-        with pytest.raises(Interrupted):
-            run(some, folder)
-        state = folder.load("search.pt")
-        assert state is not None
-        assert state["within"]["steps_done"] == step
+    check_first_steps(run, some, name, folder, "search")
 
     # While children are tested in the second epoch.
     class StoppedError(Exception):

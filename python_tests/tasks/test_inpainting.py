@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import signal
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -16,11 +14,11 @@ import pytest
 import small_classification as small
 import torch
 import torch.nn.functional as F
+from interrupted_steps import check_first_steps
 from recording_graphs import Recorder, RecordingGraphs
 
 import asng_ext as asng
 from asng_ext import tasks
-from asng_ext._signals import Interrupted
 from asng_ext.data import draw_masks, unlabeled
 from asng_ext.engine.experiment import Experiment
 from asng_ext.engine.retrain import retrain
@@ -323,20 +321,7 @@ def test_what_a_signal_ended_within_an_epoch_is_the_same(loop: str, tmp_path: Pa
     folder = RunFolder.create(tmp_path / "interrupted")
     some = task(steps_per_epoch=3)
     name = "losses" if loop == "search" else "training_loss"
-    original = getattr(some, name)
-
-    def with_signal(*arguments: Any) -> Any:
-        if torch.is_grad_enabled():  # once a step: the same signal again would end the process
-            os.kill(os.getpid(), signal.SIGTERM)
-        return original(*arguments)
-
-    setattr(some, name, with_signal)
-    for step in (1, 2):
-        with pytest.raises(Interrupted):
-            run(some, folder)
-        state = folder.load(f"{loop}.pt")
-        assert state is not None
-        assert state["within"]["steps_done"] == step
+    check_first_steps(run, some, name, folder, loop)
     assert small.equal(run(task(steps_per_epoch=3), folder), through)
 
 
