@@ -10,7 +10,7 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -150,7 +150,7 @@ def _preset(config: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class _Job:
-    """A run to do."""
+    """A run to do, whose search has so many steps an epoch."""
 
     path: Path
     name: RunName
@@ -278,8 +278,13 @@ def _run_all(
     for job in todo:
         if not job.given and job.name.strategy not in comparison.epochs:
             measured.setdefault(job.name.strategy, job)
+    found: Iterable[tuple[_Job, _Outcome]]
+    if budget.steps is not None:
+        found = [(job, _Outcome(epochs_within(budget, job.steps))) for job in measured.values()]
+    else:
+        found = workers.outcomes(_EpochsInMinutes(budget), list(measured.values()))
     why: dict[str, str] = {}
-    for job, (epochs, cause, _) in workers.outcomes(_Epochs(budget), list(measured.values())):
+    for job, (epochs, cause, _) in found:
         strategy = job.name.strategy
         if cause is not None:
             why[strategy] = cause
@@ -322,7 +327,7 @@ class _Times:
             "search": [], **known, "steps_per_epoch": experiment.task.search_steps,
         }  # fmt: skip
 
-    def watch(self, row: Mapping[str, float], seconds: float) -> None:
+    def note(self, row: Mapping[str, float], seconds: float) -> None:
         """Notes what an epoch took. What was noted of it before, and of later ones, was lost with
         the process that had not come to their checkpoint."""
         before = int(row["epoch"]) - 1
@@ -358,14 +363,14 @@ def _run(job: _Job) -> None:
     if not (
         job.given or experiment.run.file("architecture.json").exists()
     ):  # written when a search ends
-        experiment.search(watch=times.watch)
+        experiment.search(callback=times.note)
     with times.of_retraining():
         experiment.retrain()
 
 
 @dataclass(frozen=True)
-class _Epochs:
-    """Says how many epochs of a search a budget is for."""
+class _EpochsInMinutes:
+    """Says how many epochs of a search fit into a budget of minutes."""
 
     budget: Budget
 
@@ -375,9 +380,6 @@ class _Epochs:
         options = filter(None, [search.get("strategy_options", ""), kind.measured_with])
         search["strategy_options"] = ",".join(options)
         config = {**job.config, "search": search}
-        if self.budget.minutes is None:
-            steps = Experiment(RunFolder(job.folder), config, None).task.search_steps
-            return epochs_within(self.budget, steps, 0.0)
         # What a search leaves in its folder is of no use here.
         with tempfile.TemporaryDirectory() as folder:
 
@@ -386,17 +388,16 @@ class _Epochs:
                 return Experiment.create(Path(folder) / f"run{epochs}", own, None)
 
             # So many that no phase between them comes.
-            experiment = run(1_000_000)
-            seconds, more = _measured(experiment), 0.0
+            seconds, more = _measured(run(1_000_000)), 0.0
             if kind.in_phases and seconds < _MEASURED_SECONDS:
                 more = max(0.0, _seconds_of(run(_FEW_EPOCHS)) - _FEW_EPOCHS * seconds)
-            return epochs_within(self.budget, experiment.task.search_steps, seconds, more)
+            return epochs_within(self.budget, job.steps, seconds, more)
 
 
 def _seconds_of(experiment: Experiment) -> float:
     """What a whole search takes, without tests."""
     taken: list[float] = []
-    experiment.search(watch=lambda row, seconds: taken.append(seconds))
+    experiment.search(callback=lambda row, seconds: taken.append(seconds))
     return sum(taken)
 
 
@@ -416,7 +417,7 @@ def _measured(experiment: Experiment) -> float:
     begins: list[float] = []
     epochs: list[float] = []
 
-    def watch(row: Mapping[str, float], seconds: float) -> None:
+    def note(row: Mapping[str, float], seconds: float) -> None:
         epochs.append(seconds)
         if len(epochs) > 1 and sum(epochs[1:]) >= _MEASURED_SECONDS:
             raise _EnoughError
@@ -433,7 +434,7 @@ def _measured(experiment: Experiment) -> float:
 
     task.weight_batches = clocked
     with contextlib.suppress(_EnoughError):
-        experiment.search(watch=watch)
+        experiment.search(callback=note)
     if len(epochs) > 1:
         return sum(epochs[1:]) / (len(epochs) - 1)
     if epochs:

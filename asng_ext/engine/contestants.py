@@ -177,7 +177,7 @@ def contestant(task: str, name: str, steps: int = FEW_STEPS + 1) -> Contestant:
 
 
 def epochs_within(
-    budget: Budget, steps_per_epoch: int, seconds_per_epoch: float, seconds_more: float = 0.0
+    budget: Budget, steps_per_epoch: int, seconds_per_epoch: float = 0.0, seconds_more: float = 0.0
 ) -> int:
     """How many epochs a budget is for: of steps, so many that they are at least as many; of
     minutes, as many as fit in beside what takes ``seconds_more`` in any case, at least one."""

@@ -23,7 +23,7 @@ from asng_ext._threads import cpu_threads
 from asng_ext.costs import CostTable
 from asng_ext.distributed import ALONE, Ranks
 from asng_ext.engine.retrain import retrain
-from asng_ext.engine.search import Watch, search
+from asng_ext.engine.search import EpochCallback, search
 from asng_ext.nn import Latencies
 from asng_ext.optimizers import Penalty, Theta
 from asng_ext.retrained import read_architecture
@@ -250,7 +250,7 @@ class Experiment:
         return experiment
 
     def search(
-        self, resume_from: Path | str | None = None, *, watch: Watch | None = None
+        self, resume_from: Path | str | None = None, *, callback: EpochCallback | None = None
     ) -> dict[str, Any]:
         """Searches, or continues to; returns the architecture by names.
 
@@ -259,7 +259,7 @@ class Experiment:
 
         Args:
             resume_from: A checkpoint of this search to continue from, instead of the newest one.
-            watch: See :func:`asng_ext.engine.search.search`.
+            callback: See :func:`asng_ext.engine.search.search`.
 
         Raises:
             ValueError: If the run was begun with an architecture.
@@ -278,7 +278,7 @@ class Experiment:
                 penalty=penalty,
                 resume_from=Path(resume_from) if resume_from is not None else None,
                 ranks=self.ranks,
-                watch=watch,
+                callback=callback,
             )
             if not self.ranks.first:
                 return result.architecture

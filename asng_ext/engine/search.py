@@ -44,9 +44,9 @@ from asng_ext.training.weight_optimizers import (
     set_learning_rate,
 )
 
-__all__ = ["SearchResult", "Watch", "search"]
+__all__ = ["EpochCallback", "SearchResult", "search"]
 
-Watch: TypeAlias = Callable[[dict[str, float], float], object]
+EpochCallback: TypeAlias = Callable[[dict[str, float], float], object]
 """Takes the metrics of an epoch, and how many seconds it took."""
 
 
@@ -77,7 +77,7 @@ def search(
     penalty: Penalty | None = None,
     resume_from: Path | None = None,
     ranks: Ranks = ALONE,
-    watch: Watch | None = None,
+    callback: EpochCallback | None = None,
 ) -> SearchResult:
     """Searches an architecture while training the weights of the supernet.
 
@@ -115,8 +115,8 @@ def search(
         ranks: The processes that search together, all of which call this with the same arguments.
             They divide the samples, and where these are fewer, the batch. Rank 0 alone reads and
             writes ``run`` and shows progress.
-        watch: Is called after each epoch, before its checkpoint, with its metrics and the seconds
-            that its steps, and what followed them, took without tests.
+        callback: Is called after each epoch, before its checkpoint, with its metrics and the
+            seconds that its steps, and what followed them, took without tests.
 
     Raises:
         DivergedError: If the training loss, a weight or a gradient becomes NaN or infinite. The
@@ -158,7 +158,7 @@ def search(
         retries = config.on_divergence == "retry"
         strategy = AskTell(optimizer, penalty, ranks, repeats=retries)
     stream = stream if ranks.first else None
-    loop = partial(_search, task, strategy, config, seed, stream, graphs, penalty, ranks, watch)
+    loop = partial(_search, task, strategy, config, seed, stream, graphs, penalty, ranks, callback)
     return run_loop(loop, "search", config, run, ranks, resume_from, partial(say, stream))
 
 
@@ -171,7 +171,7 @@ def _search(
     graphs: GraphBackend | None,
     penalty: Penalty | None,
     ranks: Ranks,
-    watch: Watch | None,
+    callback: EpochCallback | None,
     run: RunFolder | None,
     stop: Stop,
     halvings: Halvings,
@@ -280,8 +280,8 @@ def _search(
         ):
             tested = {**task.test_supernet(supernet, strategy.recommend()), **strategy.test()}
             row |= {f"test_{name}": float(value) for name, value in tested.items()}
-        if watch is not None:  # before a signal may end the search
-            watch(row, seconds)
+        if callback is not None:  # before a signal may end the search
+            callback(row, seconds)
         epochs.add(row, partial(_distributions, task, strategy))
         progress.line((epoch + 1) * steps, _shown(row, task, strategy))
     epochs.close()

@@ -31,8 +31,6 @@ class AskTell(Strategy):
         repeats: Whether each :meth:`begin` starts from the optimizer as it is now.
     """
 
-    name = "asng"
-
     def __init__(
         self,
         optimizer: Optimizer,
@@ -41,6 +39,7 @@ class AskTell(Strategy):
         *,
         repeats: bool = False,
     ) -> None:
+        self.name = type(optimizer).__name__
         self.space = optimizer.space
         self.population_size = optimizer.population_size
         self.optimizer = optimizer
@@ -52,14 +51,7 @@ class AskTell(Strategy):
     def capture_blocker(self) -> str | None:
         if self.optimizer.capturable:
             return None
-        return f"the optimizer, {type(self.optimizer).__name__}, {TaskDefaults.capture_blocker}"
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        return {
-            "optimizer": type(self.optimizer).__name__,
-            "population_size": self.population_size,
-        }
+        return f"the optimizer, {self.name}, {TaskDefaults.capture_blocker}"
 
     def begin(self, parts: Parts) -> None:
         super().begin(parts)

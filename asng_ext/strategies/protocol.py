@@ -42,7 +42,7 @@ class Strategy(ABC):
     epoch. Checkpoints hold :meth:`state_dict`.
 
     Attributes:
-        name: By which it is chosen.
+        name: By which it is chosen, or that of its optimizer's class.
         space: What it searches.
         population_size: Architectures that a step of the weights trains.
     """

@@ -139,13 +139,13 @@ def test_an_interruption_changes_no_number(tmp_path: Path, monkeypatch: pytest.M
     expected = compare(tmp_path / "a", CONFIG, names, TWO_EPOCHS, seeds=1, stream=None)
     search, retrain = Experiment.search, Experiment.retrain
 
-    def search_until_signal(self: Experiment, *, watch: Any) -> dict[str, Any]:
+    def search_until_signal(self: Experiment, *, callback: Any) -> dict[str, Any]:
         def interrupting(row: dict[str, float], seconds: float) -> None:
-            watch(row, seconds)
+            callback(row, seconds)
             if self.search_config.strategy == "sng" and row["epoch"] == 1:
                 os.kill(os.getpid(), signal.SIGUSR1)
 
-        return search(self, watch=interrupting)
+        return search(self, callback=interrupting)
 
     def interrupted(self: Experiment) -> dict[str, float]:
         raise KeyboardInterrupt
@@ -300,12 +300,12 @@ def test_the_speed_of_a_search(
             count += 1
             yield batch
 
-    def searching(self: Experiment, *, watch: Any) -> dict[str, Any]:
+    def searching(self: Experiment, *, callback: Any) -> dict[str, Any]:
         def after(row: dict[str, float], took: float) -> None:
             clock.now += phase
-            watch(row, took + phase)
+            callback(row, took + phase)
 
-        return started(self, watch=after)
+        return started(self, callback=after)
 
     task.theta_batches = slow
     monkeypatch.setattr(Experiment, "search", searching)
@@ -449,7 +449,7 @@ def test_what_strategies_do_beside_epochs_is_part_of_the_budget(
         job = compare_module._Job(
             tmp_path, RunName(name, 0), {**CONFIG, "seed": 0, "search": search}, 1
         )
-        assert compare_module._Epochs(Budget(minutes=5 / 60))(job) == epochs
+        assert compare_module._EpochsInMinutes(Budget(minutes=5 / 60))(job) == epochs
     assert seen == [("random", 5)]
 
 

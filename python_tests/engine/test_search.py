@@ -615,7 +615,7 @@ def test_an_interrupted_epoch_took_as_long_as_all_its_steps(
             seed=0,
             run=run,
             stream=None,
-            watch=lambda row, seconds: taken.append(seconds),
+            callback=lambda row, seconds: taken.append(seconds),
         )
 
     with pytest.raises(Interrupted):

@@ -140,7 +140,7 @@ def test_cells_are_searched_and_the_search_is_resumed(name: str, tmp_path: Path)
     strategy = strategies.make(task, settings, seed=0)
     parts = RunFolder(tmp_path / "parts")
     with pytest.raises(KeyboardInterrupt):
-        search(task, strategy, settings, seed=0, run=parts, stream=None, watch=stop)
+        search(task, strategy, settings, seed=0, run=parts, stream=None, callback=stop)
     resumed = run(tmp_path / "parts")
     assert resumed.architecture == whole.architecture
     assert resumed.rows == whole.rows
