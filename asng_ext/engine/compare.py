@@ -33,7 +33,9 @@ from asng_ext.engine.comparison import (
     summary_of,
 )
 from asng_ext.engine.contestants import UNEQUAL, Budget, Contestant, contestant, epochs_within
-from asng_ext.engine.experiment import Experiment, differing_settings, drawing
+from asng_ext.engine.experiment import Experiment
+from asng_ext.engine.pictures import drawing
+from asng_ext.engine.settings import differing_settings
 from asng_ext.runs.config import SearchConfig, section_from
 from asng_ext.runs.folder import RunFolder
 from asng_ext.runs.metrics import write_csv

@@ -12,7 +12,8 @@ from asng_ext._checks import check_number
 from asng_ext._files import as_path, write_atomically
 from asng_ext._table import aligned
 from asng_ext._terminal import STDERR, say
-from asng_ext.engine.experiment import Experiment, drawing
+from asng_ext.engine.experiment import Experiment
+from asng_ext.engine.pictures import drawing
 from asng_ext.nn import Latencies
 from asng_ext.runs.config import SearchConfig, section_from
 from asng_ext.runs.folder import RunFolder
