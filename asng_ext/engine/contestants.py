@@ -94,9 +94,11 @@ _OF_FEW_STEPS: Mapping[str, str] = {
     "nao": "rounds=3,pool=100,seeds=20,predictor_epochs=20,batch=25,learning_rate=0.01,hidden=32",
     "smash": "samples=50,perturbed=20,chain=20,batches=3,learning_rate=0.005",
     "ecae": "generations=80,batches=2",
+    **dict.fromkeys(("darts", "darts2", "snas", "gdas", "proxyless"), "learning_rate=0.03"),
 }
 """Options of strategies for these: what they do after epochs and at the end must not take longer
-than the epochs."""
+than the epochs, and logits, which Adam moves by its learning rate at most, must get as far in some
+hundred steps as in the papers' ten thousand."""
 
 
 @dataclass(frozen=True)
