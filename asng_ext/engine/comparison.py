@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,8 +149,8 @@ _REPORTED_1 = (  # name, test error, its standard deviation, GPU days, millions 
     ("NAONet", 2.11, None, 200, 128),
     ("ProxylessNAS-G", 2.08, None, 4, 5.7),
     ("SMASHv2", 4.03, None, 1.5, 16.0),
-    ("DARTS second order", 2.76, 0.09, 4, 3.3),
-    ("DARTS first order", 3.00, 0.14, 1.5, 3.3),
+    ("DARTS, 2nd order", 2.76, 0.09, 4, 3.3),
+    ("DARTS, 1st order", 3.00, 0.14, 1.5, 3.3),
     ("SNAS", 2.85, 0.02, 1.5, 2.8),
     ("ENAS", 2.89, None, 0.45, 4.6),
     ("ASNG-NAS", 2.83, 0.14, 0.11, 3.9),
@@ -172,9 +173,10 @@ _REPORTED_2 = (  # name, PSNR and SSIM of each mask, GPU days
     ),
 )
 """Table 2 of the paper; its GPU days are those of search and retraining."""
-_REPORTED = "reported ({}, paper)"
 _DATA = {"classification": ("CIFAR-10", "cifar10"), "inpainting": ("CelebA", "celeba")}
 """The paper's data for each task, and the preset that suits them."""
+_WIDTH = 80
+"""Columns that a terminal has at least."""
 
 
 def format_comparison(
@@ -185,7 +187,7 @@ def format_comparison(
     budget: str,
 ) -> str:
     """Table 1 or Table 2: means and sample standard deviations over seeds, and below the numbers
-    of the paper.
+    of the paper, in lines of 80 columns at most.
 
     Args:
         config: Settings of the comparison.
@@ -196,57 +198,82 @@ def format_comparison(
     """
     task = config["task"]
     table = _table_2 if task == "inpainting" else _table_1
-    by_strategy: dict[str, list[Mapping[str, Any]]] = {}
-    for row in rows:
-        by_strategy.setdefault(row["strategy"], []).append(row)
     of_paper, preset_of_paper = _DATA.get(task, ("", ""))
     on_gpu = str(config["device"]).startswith("cuda")
-    reported = _REPORTED.format(of_paper) if of_paper else ""
-    lines = [aligned(table(by_strategy, on_gpu, reported), left=1)]
-    lines.append(f"Means ± standard deviations over seeds. Budget of each search: {budget}.")
-    if of_paper and preset != preset_of_paper:
-        lines.append(
+    head, own, reported = table(rows, on_gpu)
+    if not of_paper:
+        reported = []
+    lines = aligned(_fitting([head, *own, *reported]), left=head.index("runs")).splitlines()
+    if reported:
+        lines.insert(1 + len(own), f"reported in the paper, of {of_paper}:")
+    notes = [f"Means ± standard deviations over seeds. Budget of each search: {budget}."]
+    if on_gpu or reported:
+        notes.append("Days are GPU days.")
+    if reported and task == "inpainting":
+        notes.append("Those reported are of search and retraining.")
+    if reported and preset != preset_of_paper:
+        notes.append(
             f"The reported numbers are of {of_paper}, and not to be compared with those of "
-            f"{config[task]['data']}, which are other data."
+            f"{_cut(str(config[task]['data']), _WIDTH // 2)}, which are other data."
         )
-    lines += [f"missing: {name}{': ' if why else ''}{why}" for name, why in missing.items()]
+    why_missing = [f"missing: {name}{': ' if why else ''}{why}" for name, why in missing.items()]
+    for paragraph in (" ".join(notes), *why_missing):
+        lines += textwrap.wrap(paragraph, _WIDTH, break_on_hyphens=False)
     return "\n".join(lines)
 
 
-def _table_1(
-    found: Mapping[str, Sequence[Mapping[str, Any]]], on_gpu: bool, reported: str
-) -> list[list[str]]:
-    head = ["strategy", "runs", "test error, %", "supernet's, %", "search", "parameters, M"]
-    lines = [head]
-    for name, rows in found.items():
-        errors = (_mean_of(rows, column, 2) for column in ("test_error", "supernet_error"))
-        lines.append([name, str(len(rows)), *errors, _cost(rows, on_gpu), _millions(rows)])
-    for name, error, spread, days, millions in _REPORTED_1 if reported else ():
+def _fitting(lines: Sequence[Sequence[str]]) -> list[list[str]]:
+    """The lines of a table with its first column as wide as there is room for."""
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    room = _WIDTH - sum(2 + width for width in widths[1:])
+    return [[_cut(first, room), *others] for first, *others in lines]
+
+
+def _cut(text: str, room: int) -> str:
+    """As much of a text as there is room for."""
+    return text if len(text) <= room else f"{text[: room - 1]}…"
+
+
+_Table = tuple[list[str], list[list[str]], list[list[str]]]
+"""The head, the lines of what was compared, and those of what was reported."""
+
+
+def _table_1(rows: Sequence[Mapping[str, Any]], on_gpu: bool) -> _Table:
+    head = ["strategy", "runs", "test error, %", "supernet's, %", "search", "weights, M"]
+    lines = []
+    for name, own in _grouped(rows, "strategy").items():
+        errors = (_mean_of(own, column, 2) for column in ("test_error", "supernet_error"))
+        lines.append([name, str(len(own)), *errors, _cost(own, on_gpu), _millions(own)])
+    reported = []
+    for name, error, spread, days, millions in _REPORTED_1:
         shown = f"{error:.2f}" + ("" if spread is None else f" ± {spread:.2f}")
-        cost = f"{days:g} GPU days"
-        lines.append([f"{name}, {reported}", "", shown, "", cost, f"{millions:g}"])
-    return lines
+        reported.append([name, "", shown, "", f"{days:g} days", f"{millions:g}"])
+    return head, lines, reported
 
 
-def _table_2(
-    found: Mapping[str, Sequence[Mapping[str, Any]]], on_gpu: bool, reported: str
-) -> list[list[str]]:
-    masks = list(dict.fromkeys(row["mask"] for rows in found.values() for row in rows))
-    masks = [mask for mask in _REPORTED_2[0][1] if mask in masks] or list(_REPORTED_2[0][1])
-    head = ["strategy", "runs", *(f"{mask}: PSNR, dB / SSIM" for mask in masks)]
-    lines = [[*head, "search", "parameters, M"]]
-    for name, rows in found.items():
-        quality = []
-        for mask in masks:
-            own = [row for row in rows if row["mask"] == mask]
-            pair = _mean_of(own, "test_psnr", 2), _mean_of(own, "test_ssim", 3)
-            quality.append(" / ".join(pair) if own else "-")
-        lines.append([name, str(len(rows)), *quality, _cost(rows, on_gpu), _millions(rows)])
-    for name, of_masks, days in _REPORTED_2:
-        quality = ["{:.1f} / {:.3f}".format(*of_masks[mask]) for mask in masks]
-        cost = "-" if days is None else f"{days:g} GPU days in all"
-        lines.append([f"{name}, {reported}", "", *quality, cost, "-"])
-    return lines
+def _table_2(rows: Sequence[Mapping[str, Any]], on_gpu: bool) -> _Table:
+    """Each mask has lines of its own."""
+    head = ["strategy", "mask", "runs", "PSNR, dB", "SSIM", "search", "weights, M"]
+    of_masks = _grouped(rows, "mask")
+    masks = [mask for mask in _REPORTED_2[0][1] if mask in of_masks or not of_masks]
+    lines, reported = [], []
+    for mask in masks:
+        for name, own in _grouped(of_masks.get(mask, ()), "strategy").items():
+            quality = _mean_of(own, "test_psnr", 2), _mean_of(own, "test_ssim", 3)
+            cost = _cost(own, on_gpu)
+            lines.append([name, mask, str(len(own)), *quality, cost, _millions(own)])
+        for name, numbers, days in _REPORTED_2:
+            psnr, ssim = numbers[mask]
+            cost = "-" if days is None else f"{days:g} days"
+            reported.append([name, mask, "", f"{psnr:.1f}", f"{ssim:.3f}", cost, "-"])
+    return head, lines, reported
+
+
+def _grouped(rows: Iterable[Mapping[str, Any]], column: str) -> dict[str, list[Mapping[str, Any]]]:
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(row[column], []).append(row)
+    return groups
 
 
 def _mean_of(rows: Sequence[Mapping[str, Any]], column: str, digits: int) -> str:
@@ -262,7 +289,7 @@ def _cost(rows: Sequence[Mapping[str, Any]], on_gpu: bool) -> str:
     seconds = statistics.fmean(row["search_seconds"] for row in rows)
     if not all(row["epochs"] for row in rows):
         return "-"
-    return f"{seconds / 86400:.2g} GPU days" if on_gpu else f"{seconds / 60:.2f} min"
+    return f"{seconds / 86400:.2g} days" if on_gpu else f"{seconds / 60:.2f} min"
 
 
 def _millions(rows: Sequence[Mapping[str, Any]]) -> str:

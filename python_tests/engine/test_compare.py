@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -99,8 +100,10 @@ def test_a_comparison(
     assert (folder / "figure2.png").read_bytes().startswith(b"\x89PNG")
     text = (folder / "compare.txt").read_text()
     assert text in said.out
-    assert re.search(r"^ASNG-NAS, reported \(CIFAR-10, paper\) +2\.83 ± 0\.14 ", text, re.M)
-    assert "reported numbers are of CIFAR-10, and not to be compared with those of digits" in text
+    _, _, reported = text.partition("\nreported in the paper, of CIFAR-10:\n")
+    assert re.search(r"^ASNG-NAS +2\.83 ± 0\.14 ", reported, re.M)
+    words = "reported numbers are of CIFAR-10, and not to be compared with those of digits"
+    assert words in " ".join(text.split())
 
     # What is done is kept, and what is missing is added.
     before = (folder / "asng-seed0" / "search.pt").stat().st_mtime_ns
@@ -374,15 +377,50 @@ def test_inpainting(tmp_path: Path) -> None:
     assert layers["layers"] == ["3×3, 2, skip"] * 3
     head, *lines = found.table.splitlines()
     assert head.split("  ")[0] == "strategy"
-    assert head.index("center: PSNR, dB / SSIM") < head.index("half: PSNR, dB / SSIM")
-    assert "pixel" not in head
-    (shown,) = [line for line in lines if line.startswith("base ")]
-    assert f"{base['test_psnr']:.2f} / {base['test_ssim']:.3f}" in shown
-    assert " - " in shown  # no search
-    (reported,) = [line for line in lines if line.startswith("ASNG-NAS (Int)")]
-    assert "reported (CelebA, paper)" in reported
-    assert re.findall(r"[\d.]+ / [\d.]+", reported) == ["29.3 / 0.911", "20.6 / 0.779"]
-    assert any("not to be compared with those of photos" in line for line in lines)
+    of_masks = [line.split()[:2] for line in lines[:4]]
+    assert of_masks == [[s, m] for m in ("center", "half") for s in ("asng-int", "base")]
+    _, _, runs, psnr, ssim, cost, _ = lines[3].split()
+    assert (psnr, ssim) == (f"{base['test_psnr']:.2f}", f"{base['test_ssim']:.3f}")
+    assert (runs, cost) == ("1", "-")  # no search
+    assert lines[4] == "reported in the paper, of CelebA:"
+    reported = [line.split()[2:] for line in lines[5:] if line.startswith("ASNG-NAS (Int)")]
+    assert reported == [
+        ["center", "29.3", "0.911", "0.75", "days", "-"],
+        ["half", "20.6", "0.779", "0.75", "days", "-"],
+    ]
+    assert "not to be compared with those of photos" in " ".join(" ".join(lines).split())
+
+
+@pytest.mark.parametrize("task", ["classification", "inpainting"])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_table_fits_a_terminal(task: str, device: str) -> None:
+    names = [*contestants.names(task), "a-strategy-of-a-user-whose-name-is-long"]
+    masks = ["center", "pixel", "half"] if task == "inpainting" else [""]
+    numbers = {"seed": 0, "epochs": 2, "search_seconds": 123456.7, "parameters": 12345678}
+    rows = []
+    for name, mask, (error, psnr, ssim) in product(names, masks, ((7.2, 31.25, 0.95), (99, 8, 0))):
+        quality = {"test_error": error, "supernet_error": error}
+        if mask:
+            quality = {"test_psnr": psnr, "test_ssim": ssim}
+        rows.append({"strategy": name, "mask": mask, **numbers, **quality})
+    config = {"task": task, "device": device, task: {"data": "/srv/" + 20 * "photographs/"}}
+    why = "FileNotFoundError: there is nothing in /srv/" + 20 * "photographs/"
+    table = comparison.format_comparison(
+        config, "photos", rows, {RunName("asng", 2): why}, "minutes=0.75"
+    )
+    head, *lines = table.splitlines()
+    assert max(map(len, [head, *lines])) <= 80
+    assert head.split()[-2:] == ["weights,", "M"]
+    of_strategies = lines[: len(names) * len(masks)]
+    for line, (mask, name) in zip(of_strategies, product(masks, names)):
+        first, *others = line.split()
+        assert first == name if name in contestants.names(task) else first.endswith("…")
+        shown = "53.10 ± 64.91" if not mask else "19.62 ± 16.44"
+        assert f" {shown} " in line
+        assert others[0] == mask or not mask
+        assert others[-1] == "12.346"
+    of_paper = {"classification": "CIFAR-10", "inpainting": "CelebA"}[task]
+    assert lines[len(of_strategies)] == f"reported in the paper, of {of_paper}:"
 
 
 def test_a_strategy_has_settings_of_its_own_alone() -> None:
