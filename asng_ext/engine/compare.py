@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import multiprocessing
 import signal
 import tempfile
@@ -12,6 +13,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
@@ -35,11 +37,13 @@ from asng_ext.engine.comparison import (
 from asng_ext.engine.contestants import UNEQUAL, Budget, Contestant, contestant, epochs_within
 from asng_ext.engine.experiment import Experiment
 from asng_ext.engine.pictures import drawing
+from asng_ext.engine.search import EpochCallback
 from asng_ext.engine.settings import differing_settings
 from asng_ext.runs.config import SearchConfig, section_from
 from asng_ext.runs.folder import RunFolder
 from asng_ext.runs.metrics import write_csv
 from asng_ext.strategies import get as get_strategy
+from asng_ext.strategies.protocol import Strategy
 
 __all__ = ["COMPARISON", "Comparison", "compare"]
 
@@ -391,8 +395,12 @@ class _EpochsInMinutes:
 
             # So many that no phase between them comes.
             seconds, more = _measured(run(1_000_000)), 0.0
-            if kind.in_phases and seconds < _MEASURED_SECONDS:
-                more = max(0.0, _seconds_of(run(_FEW_EPOCHS)) - _FEW_EPOCHS * seconds)
+            if kind.in_phases:
+                few = run(_FEW_EPOCHS)
+                if seconds < _MEASURED_SECONDS:
+                    more = max(0.0, _seconds_of(few) - _FEW_EPOCHS * seconds)
+                else:
+                    more = _seconds_after_epochs(few)
             return epochs_within(self.budget, job.steps, seconds, more)
 
 
@@ -403,21 +411,76 @@ def _seconds_of(experiment: Experiment) -> float:
     return sum(taken)
 
 
+def _seconds_after_epochs(experiment: Experiment) -> float:
+    """What follows the epochs of a whole search takes, found out after a few steps."""
+    trial = _Trial(experiment)
+    task: Any = experiment.task
+    batches = task.weight_batches
+    seconds = math.nan
+
+    def clocked(epoch: int) -> Iterator[Any]:
+        nonlocal seconds
+        # No more batches are asked for than there are steps.
+        yield from islice(batches(epoch), min(_WARM_UP, task.search_steps - 1))
+        seconds = sum(map(trial.seconds_after, range(experiment.search_config.epochs)))
+        raise _EnoughError
+
+    task.weight_batches = clocked
+    trial.search()
+    return seconds
+
+
 class _EnoughError(Exception):
     """A search has been measured."""
+
+
+class _Trial:
+    """A search of which the strategy can be asked for more."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        self._experiment = experiment
+        self._method: Any = None
+
+    def search(self, callback: EpochCallback | None = None) -> None:
+        """Searches until it is enough."""
+        experiment: Any = self._experiment
+        method = experiment.method
+
+        def kept(*start: Any) -> Any:
+            self._method = method(*start)
+            return self._method
+
+        experiment.method = kept
+        with contextlib.suppress(_EnoughError):
+            experiment.search(callback=callback)
+
+    def now(self) -> float:
+        """Seconds of a clock, when all that was begun is done."""
+        if self._experiment.device.type == "cuda":
+            torch.cuda.synchronize(self._experiment.device)
+        return time.monotonic()
+
+    def seconds_after(self, epoch: int) -> float:
+        """What follows that epoch takes, in the middle of the search."""
+        begun = self.now()
+        if isinstance(self._method, Strategy):
+            self._method.end_epoch(epoch)
+        return self.now() - begun
 
 
 def _measured(experiment: Experiment) -> float:
     """Seconds that an epoch of the search takes, found out by searching for a moment.
 
-    They are those of whole epochs after the first, with all that belongs to them, or those of
-    single steps where the first takes too long.
+    They are those of whole epochs after the first, with all that belongs to them, or, where the
+    first takes too long, those of single steps and of what follows an epoch.
     """
+    trial = _Trial(experiment)
     task: Any = experiment.task
     steps: int = task.search_steps
     batches = task.weight_batches
     begins: list[float] = []
     epochs: list[float] = []
+    after = 0.0
 
     def note(row: Mapping[str, float], seconds: float) -> None:
         epochs.append(seconds)
@@ -425,23 +488,22 @@ def _measured(experiment: Experiment) -> float:
             raise _EnoughError
 
     def clocked(epoch: int) -> Iterator[Any]:
+        nonlocal after
         for batch in batches(epoch):
-            if experiment.device.type == "cuda":
-                torch.cuda.synchronize(experiment.device)
-            begins.append(time.monotonic())
+            begins.append(trial.now())
             enough = len(begins) > 2 * _WARM_UP and not epochs
             if enough and begins[-1] - begins[_WARM_UP] >= _MEASURED_SECONDS:
+                after = trial.seconds_after(epoch)
                 raise _EnoughError
             yield batch
 
     task.weight_batches = clocked
-    with contextlib.suppress(_EnoughError):
-        experiment.search(callback=note)
+    trial.search(note)
     if len(epochs) > 1:
         return sum(epochs[1:]) / (len(epochs) - 1)
     if epochs:
         return epochs[0]
-    return steps * (begins[-1] - begins[_WARM_UP]) / (len(begins) - 1 - _WARM_UP)
+    return steps * (begins[-1] - begins[_WARM_UP]) / (len(begins) - 1 - _WARM_UP) + after
 
 
 # Workers

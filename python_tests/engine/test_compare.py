@@ -33,6 +33,8 @@ from asng_ext.engine.contestants import Budget, contestant
 from asng_ext.engine.experiment import Experiment
 from asng_ext.runs.config import RetrainConfig, SearchConfig
 from asng_ext.runs.folder import RunFolder
+from asng_ext.strategies import StrategyKind, registry
+from asng_ext.strategies.sampling import RandomSearch
 
 CONFIG: dict[str, Any] = {
     "task": "classification",
@@ -315,6 +317,61 @@ def test_the_speed_of_a_search(
     monkeypatch.setattr(time, "monotonic", clock)
     assert compare_module._measured(run) == pytest.approx(seconds, rel=1e-9)
     assert count < 20 * steps
+
+
+_CLOCK = Clock()
+
+
+class Slow(RandomSearch):
+    """Its steps and what follows them take as long as it says, and do nothing."""
+
+    name = "slow"
+    seconds = 1.0
+
+    def step(self, batches: Any) -> None:
+        _CLOCK.now += self.seconds
+
+    def end_epoch(self, epoch: int) -> None:
+        _CLOCK.now += 40.0
+
+
+class SlowAtTheEnd(Slow):
+    name = "slow-at-the-end"
+
+    def end_epoch(self, epoch: int) -> None:
+        _CLOCK.now += 150.0 * (epoch + 1 == self.epochs)
+
+
+class SlowStepsToo(SlowAtTheEnd):
+    name = "slow-steps-too"
+    seconds = 45.0
+
+
+@pytest.mark.usefixtures("_no_pictures")
+@pytest.mark.parametrize(
+    ("kind", "batch_size", "epochs"),
+    # There would be 3 epochs if nothing followed them.
+    [(Slow, 8, 2), (SlowAtTheEnd, 8, 1), (SlowStepsToo, 256, 1)],  # of 89 steps, and of 2
+)
+def test_what_follows_long_epochs_is_part_of_the_budget(
+    kind: type[Slow],
+    batch_size: int,
+    epochs: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    place = f"{__name__}:{kind.__name__}"
+    known = StrategyKind(kind.name, "", place, in_phases=kind is not Slow)
+    monkeypatch.setitem(registry._KINDS, kind.name, known)
+    monkeypatch.setattr(time, "monotonic", _CLOCK)
+    search = {**CONFIG["search"], "batch_size": batch_size, "test_every": 0}
+    found = compare(
+        tmp_path / "s", {**CONFIG, "search": search}, [kind.name], Budget(minutes=5), seeds=1,
+        stream=None,
+    )  # fmt: skip
+    (row,) = found.rows
+    assert row["epochs"] == epochs
+    assert 300 - 129 < row["search_seconds"] <= 300
 
 
 @pytest.mark.usefixtures("_no_pictures")
