@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -88,6 +88,6 @@ class CategoricalStrategy(SeededStrategy):
         """That over several batches."""
         return float(np.mean([self.reward(batch, indices) for batch in batches]))
 
-    def validation(self, epoch: int) -> list[Batch]:
-        """The batches of an epoch that train no weights."""
-        return list(self.task.theta_batches(epoch))
+    def validation(self, epoch: int) -> Iterator[Batch]:
+        """The batches of an epoch that train no weights, each made when it is taken."""
+        return iter(self.task.theta_batches(epoch))

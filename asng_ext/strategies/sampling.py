@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -18,7 +19,10 @@ __all__ = ["Evolution", "RandomSearch", "TrainsUniformly"]
 
 class TrainsUniformly(CategoricalStrategy):
     """Each step trains one architecture, all being equally likely; what follows the last epoch
-    chooses one. Until then an arbitrary one is recommended."""
+    chooses one. Until then an arbitrary one is recommended.
+
+    If there is an option ``batches``, it says on how many it is chosen, with 0 for all.
+    """
 
     @property
     def theta(self) -> None:
@@ -33,7 +37,8 @@ class TrainsUniformly(CategoricalStrategy):
 
     def end_epoch(self, epoch: int) -> None:
         if epoch + 1 == self.epochs:
-            self.best = self.choose(self.validation(epoch))
+            count = getattr(self.options, "batches", 0) or None
+            self.best = self.choose(list(islice(self.validation(epoch), count)))
 
     def choose(self, batches: Sequence[Batch]) -> list[int]:
         """The architecture that is best on batches that trained no weights."""
@@ -112,7 +117,6 @@ class Evolution(TrainsUniformly):
 
     def choose(self, batches: Sequence[Batch]) -> list[int]:
         options = self.options
-        batches = batches[: options.batches or None]
 
         def scored(indices: list[int]) -> tuple[float, list[int]]:
             return self.mean_reward(batches, indices), indices

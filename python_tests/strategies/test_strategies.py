@@ -46,6 +46,47 @@ def found(name: str, seed: int = 0, **named: Any) -> Any:
     return search(task, strategy, settings, seed=seed, stream=None)
 
 
+class CountingTask(ToyTask):
+    """It counts the batches that are made of the data that train no weights."""
+
+    def __init__(self, all_at_once: bool) -> None:
+        super().__init__()
+        self.made = 0
+        self._all_at_once = all_at_once
+
+    def theta_batches(self, epoch: int) -> Any:
+        batches = self._counted(super().theta_batches(epoch))
+        return list(batches) if self._all_at_once else batches
+
+    def _counted(self, batches: Any) -> Any:
+        for batch in batches:
+            self.made += 1
+            yield batch
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "taken"),
+    [
+        ("random", {"samples": 5, "finalists": 2}, 25),
+        ("evolution", {"cycles": 3, "batches": 4}, 4),
+        ("evolution", {"cycles": 3, "batches": 0}, 25),
+        ("enas", {"updates": 2, "samples": 3, "derive": 5}, 7),
+        ("nao", {"rounds": 1, "pool": 9, "seeds": 3}, 9),
+        ("nao", {"rounds": 1, "pool": 40, "seeds": 3}, 25),
+    ],
+)
+def test_batches_are_made_as_they_are_taken(name: str, options: Any, taken: int) -> None:
+    """Of an epoch of 25; what comes of it is what comes of making them all."""
+    states = []
+    for all_at_once in (False, True):
+        task = CountingTask(all_at_once)
+        strategy = begun(name, task, epochs=1, **options)
+        strategy.end_epoch(0)
+        assert task.made == (25 if all_at_once else taken)
+        states.append((strategy.state_dict(), strategy.parts.means.read()))
+    assert small.equal(*states)
+
+
 @pytest.mark.parametrize("name", ON_TOY)
 def test_the_planted_architecture_is_found(name: str) -> None:
     result = found(name)
@@ -240,7 +281,7 @@ class TestErrors:
         strategy = begun(name, ToyTask())
         strategy.parts.supernet.weight.data.fill_(torch.inf)
         with pytest.raises(DivergedError, match=f"an architecture that {name} compares is"):
-            strategy.choose(strategy.validation(0))
+            strategy.choose(list(strategy.validation(0)))
 
     def test_several_ranks_and_penalties(self) -> None:
         task, settings = ToyTask(), config("random")
