@@ -111,6 +111,13 @@ class Controller(nn.Module):
                 "tuple[Tensor, list[Tensor]]", self(1, lambda _, found: found.argmax(dim=1))
             )
 
+    def along(self, indices: Sequence[int]) -> list[Tensor]:
+        """For each variable the (1, K) log-probabilities, given the choices before of one
+        architecture."""
+        with torch.no_grad():
+            _, found = self(1, lambda position, _: torch.tensor([indices[position]]))
+        return cast("list[Tensor]", found)
+
 
 @dataclass(frozen=True)
 class EnasOptions(Checked):
@@ -147,7 +154,7 @@ class Enas(CategoricalStrategy):
 
     The architecture is that of the greedy path through the controller until the last epoch is done:
     then it is the best of several drawn ones on one batch. Probabilities are those of the choices
-    along the greedy path, each given the choices before, not marginal ones.
+    along the path of that architecture, each given its choices before, not marginal ones.
 
     The metric "baseline" is the moving average of rewards.
     """
@@ -170,8 +177,7 @@ class Enas(CategoricalStrategy):
             )
         self._adam = torch.optim.Adam(self.controller.parameters(), lr=options.learning_rate)
         self._baseline = 0.0
-        self._best: list[int] = []
-        self._look_at_controller()
+        self._choose([])
 
     def step(self, batches: tuple[Batch, Batch]) -> None:
         with torch.no_grad():
@@ -185,8 +191,7 @@ class Enas(CategoricalStrategy):
             self._adam.zero_grad()
             self.controller_loss(batches).backward()  # type: ignore[no-untyped-call]
             self._adam.step()
-        self._look_at_controller()
-        self._best = self._derived(next(batches)) if epoch + 1 == self.epochs else []
+        self._choose(self._derived(next(batches)) if epoch + 1 == self.epochs else [])
 
     def controller_loss(self, batches: Iterator[Batch]) -> Tensor:
         """A number whose gradient estimates that of the negative expected reward, (); moves the
@@ -204,9 +209,11 @@ class Enas(CategoricalStrategy):
         log_probability = torch.stack(chosen).sum(dim=0)
         return -(log_probability * torch.tensor(advantages)).mean()
 
-    def _look_at_controller(self) -> None:
-        indices, found = self.controller.greedy()
-        self._greedy: list[int] = indices[0].tolist()
+    def _choose(self, best: list[int]) -> None:
+        """Recommends an architecture from now on; if it is empty, that of the greedy path."""
+        self._best = best
+        self._recommended: list[int] = best or self.controller.greedy()[0][0].tolist()
+        found = self.controller.along(self._recommended)
         self._probabilities = [row[0].double().softmax(dim=0).numpy() for row in found]
 
     def _derived(self, batch: Batch) -> list[int]:
@@ -217,7 +224,7 @@ class Enas(CategoricalStrategy):
         return architectures[int(np.argmax(rewards))]
 
     def recommend(self) -> dict[str, Any]:
-        return self.decoded(self._best or self._greedy)
+        return self.decoded(self._recommended)
 
     def probabilities(self) -> Sequence[Any]:
         return self._probabilities
@@ -239,5 +246,4 @@ class Enas(CategoricalStrategy):
         self.controller.load_state_dict(state["controller"])
         self._adam.load_state_dict(state["adam"])
         self._baseline = state["baseline"]
-        self._best = list(state["best"])
-        self._look_at_controller()
+        self._choose(list(state["best"]))

@@ -108,6 +108,27 @@ def test_probabilities_shown_are_those_of_the_greedy_path() -> None:
     )
 
 
+def test_probabilities_are_those_along_the_architecture_that_was_chosen() -> None:
+    strategy = tiny(updates=1, samples=2, derive=60, learning_rate=1e-6)
+    wanted = [1, 0, 1]
+    strategy.reward = lambda batch, indices: float(list(indices) == wanted)  # type: ignore[method-assign]
+    strategy.end_epoch(0)
+    assert strategy.recommend() == strategy.decoded(wanted)
+    assert strategy.controller.greedy()[0][0].tolist() != wanted
+    # By the definition of a conditional probability, from those of whole architectures.
+    joint = log_probabilities(strategy.controller).detach().double().exp().view(2, 3, 2)
+    expected = [
+        joint.sum((1, 2)),
+        joint[1].sum(1) / joint[1].sum(),
+        joint[1, 0] / joint[1, 0].sum(),
+    ]
+    for row, probabilities in zip(strategy.probabilities(), expected, strict=True):
+        torch.testing.assert_close(torch.as_tensor(row), probabilities, atol=1e-5, rtol=0)
+    loaded = tiny()
+    loaded.load_state_dict(strategy.state_dict())
+    assert list(map(list, loaded.probabilities())) == list(map(list, strategy.probabilities()))
+
+
 def test_it_finds_what_is_planted() -> None:
     result = planted.found(enas(updates=20, samples=5, derive=30, learning_rate=0.01), 4)
     assert result.architecture == planted.best()
