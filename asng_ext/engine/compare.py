@@ -23,7 +23,7 @@ import torch
 from asng_ext import tasks
 from asng_ext._checks import check_integer, listed
 from asng_ext._files import as_path, write_atomically
-from asng_ext._signals import SIGNALS, Interrupted
+from asng_ext._signals import SIGNALS, Interrupted, interrupted_by_signals
 from asng_ext._terminal import STDERR, say
 from asng_ext.driver.workers import end_with_parent
 from asng_ext.engine.comparison import (
@@ -618,7 +618,8 @@ def _serve(connection: Connection) -> None:
             signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
-    with contextlib.suppress(EOFError, Interrupted):
+    # What a signal ends outside of a loop still notes how long it took.
+    with contextlib.suppress(EOFError, Interrupted), interrupted_by_signals():
         while True:
             function, job = connection.recv()
             connection.send(_attempt(function, job))

@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 import small_classification as small
 import small_runs
-from odd_jobs import odd
+from odd_jobs import endless_test, odd
 
 from asng_ext import cli, strategies
 from asng_ext.engine import compare as compare_module
@@ -223,11 +223,19 @@ def test_two_processes_give_the_numbers_of_one(
 
 
 @pytest.mark.slow
-def test_a_process_that_dies_takes_no_other_with_it() -> None:
-    jobs = [compare_module._Job(Path(), RunName("x", seed), {}, 1) for seed in (3, 1, 2, 4)]
+def test_processes_that_die_and_are_ended(tmp_path: Path) -> None:
+    """One takes no other with it; what is ended outside of a loop notes how long it took."""
+    jobs = [compare_module._Job(tmp_path, RunName("x", seed), {}, 1) for seed in (3, 1, 2, 4)]
     with compare_module._Workers(2) as workers:
         found = {job.name.seed: outcome for job, outcome in workers.outcomes(odd, jobs)}
         processes = [worker.process for worker in workers._workers]
+        begun = time.monotonic()
+        workers._workers[0].connection.send((endless_test, jobs[0]))
+        while not (tmp_path / "begun").exists():
+            assert processes[0].is_alive()
+            time.sleep(0.01)
+    times = RunFolder(jobs[0].folder).read_json("times.json")
+    assert 0.2 <= times["retrain"] < time.monotonic() - begun
     assert {seed: outcome.result for seed, outcome in found.items()} == {
         3: None,
         1: 10,
