@@ -15,7 +15,8 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, get_type_hints
 
@@ -173,7 +174,23 @@ def _plain_warnings() -> Iterator[None]:
 
 class _Parser(argparse.ArgumentParser):
     """It says in one line what is wrong, and does not mind that nobody reads its help; some
-    versions of Python raise an error."""
+    versions of Python raise an error.
+
+    Args:
+        fill: Adds its arguments. It is called when the parser is used: there are hundreds of
+            options in all.
+        named: Arguments of an :class:`argparse.ArgumentParser`.
+    """
+
+    def __init__(self, *, fill: Callable[[_Parser], object] | None = None, **named: Any) -> None:
+        super().__init__(**named)
+        self._fill = fill
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        fill, self._fill = self._fill, None
+        if fill is not None:
+            fill(self)
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> Any:
         words = " ".join(message.split())
@@ -201,15 +218,84 @@ def _parser() -> argparse.ArgumentParser:
         "its iteration, and it says how to continue; nohup keeps it from ending with the terminal.",
     )
     parser.add_argument("--version", action="version", version=f"asng-ext {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands: Any = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    demo = commands.add_parser(
+    commands.add_parser(
         "demo",
         help="search, retrain and test on bundled data, in minutes",
         description="Searches, retrains and tests with the settings of a preset: "
         + ", ".join(f"{tasks.get(name).demo} for {name}" for name in tasks.names())
         + ". `asng search TASK --help` shows them.",
+        fill=_fill_demo,
     )
+    commands.add_parser(
+        "search", help="search an architecture", fill=partial(_fill_tasks, _fill_search, _SEARCH)
+    )
+    commands.add_parser(
+        "compare",
+        help="search by several strategies under the same budget, and compare what they find",
+        fill=partial(_fill_tasks, _fill_compare, _COMPARE),
+    )
+    commands.add_parser(
+        "resume",
+        help="continue an interrupted search",
+        description="Settings that are not given are those in the run's config.toml.",
+        fill=_fill_resume,
+    )
+    commands.add_parser(
+        "retrain",
+        help="train the architecture of a run from scratch, or continue to",
+        description="Settings that are not given are those in the run's config.toml. With "
+        "--architecture, RUN is a new run, and they are those of --config or of the data's preset, "
+        "which `asng search TASK --help` shows.",
+        fill=_fill_retrain,
+    )
+    commands.add_parser("evaluate", help="test the retrained network of a run", fill=_fill_evaluate)
+    commands.add_parser(
+        "show",
+        help="say what a run has found, how good it is, and what to type next",
+        description="Works in every state of a run, and changes nothing.",
+        fill=_fill_show,
+    )
+    commands.add_parser(
+        "predict",
+        help="classify images by the retrained network of a run, or restore them",
+        description="An image of another size or shape is prepared as a folder of training images "
+        "is: its central part is scaled. For a network that restores images missing pixels are "
+        "black, and the restored ones are written as PNG files.",
+        fill=_fill_predict,
+    )
+    commands.add_parser(
+        "export",
+        help="write the retrained network of a run for other programs",
+        description="With the normalization of its images, for any number of them. It is read "
+        "again and compared with the network before the file is there.",
+        fill=_fill_export,
+    )
+    toy_study.add_parser(commands)
+    return parser
+
+
+_SEARCH = "Options come before the file of settings, and the file before the preset."
+_COMPARE = (
+    "Each strategy and seed is a run in a folder of its own, and searched, retrained and tested. "
+    "The same command again continues what was interrupted and adds what is missing. Settings are "
+    "those of `asng search`, the same for all."
+)
+
+
+def _fill_tasks(
+    fill: Callable[[TaskKind, _Parser], object], description: str, parser: _Parser
+) -> None:
+    """A command of each task."""
+    of_tasks: Any = parser.add_subparsers(required=True, metavar="TASK", dest="task")
+    for kind in map(tasks.get, tasks.names()):
+        of_tasks.add_parser(
+            kind.name, help=kind.help, description=description, fill=partial(fill, kind)
+        )
+
+
+def _fill_demo(demo: _Parser) -> None:
     demo.add_argument("task", nargs="?", choices=tasks.names(), default="classification")
     _add_common(demo)
     demo.add_argument(
@@ -221,50 +307,86 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.set_defaults(run=_demo)
 
-    search = commands.add_parser("search", help="search an architecture")
-    searches = search.add_subparsers(required=True, metavar="TASK", dest="task")
-    for kind in map(tasks.get, tasks.names()):
-        task = searches.add_parser(
-            kind.name,
-            help=kind.help,
-            description="Options come before the file of settings, and the file before the preset.",
-        )
-        _add_common(task)
-        _add_preset(task, kind)
-        task.add_argument(
-            "--penalty-sweep",
-            metavar="FACTOR",
-            type=float,
-            nargs="+",
-            help="a search for each multiple of the limits of --penalty, inf for none, in a folder "
-            "of its own in RUN, and a table of them all",
-        )
-        task.add_argument(
-            "--resume-if-exists",
-            action="store_true",
-            help="continue the search that is in the folder of --out, if there is one",
-        )
-        task.add_argument(
-            "--sweep-retrain", action="store_true", help="retrain each network of the sweep"
-        )
-        _add_section(task, "task", kind.config, title=kind.name, kind=kind)
-        _add_section(task, "search", SearchConfig, kind=kind)
-        _add_section(task, "retrain", RetrainConfig, prefix="retrain-", kind=kind)
-        task.set_defaults(run=_search)
 
-    _add_compare(commands)
-    resume = commands.add_parser(
-        "resume",
-        help="continue an interrupted search",
-        description="Settings that are not given are those in the run's config.toml.",
+def _fill_search(kind: TaskKind, search: _Parser) -> None:
+    _add_common(search)
+    _add_preset(search, kind)
+    search.add_argument(
+        "--penalty-sweep",
+        metavar="FACTOR",
+        type=float,
+        nargs="+",
+        help="a search for each multiple of the limits of --penalty, inf for none, in a folder "
+        "of its own in RUN, and a table of them all",
     )
-    retrain = commands.add_parser(
-        "retrain",
-        help="train the architecture of a run from scratch, or continue to",
-        description="Settings that are not given are those in the run's config.toml. With "
-        "--architecture, RUN is a new run, and they are those of --config or of the data's preset, "
-        "which `asng search TASK --help` shows.",
+    search.add_argument(
+        "--resume-if-exists",
+        action="store_true",
+        help="continue the search that is in the folder of --out, if there is one",
     )
+    search.add_argument(
+        "--sweep-retrain", action="store_true", help="retrain each network of the sweep"
+    )
+    _add_section(search, "task", kind.config, title=kind.name, kind=kind)
+    _add_section(search, "search", SearchConfig, kind=kind)
+    _add_section(search, "retrain", RetrainConfig, prefix="retrain-", kind=kind)
+    search.set_defaults(run=_search)
+
+
+def _fill_compare(kind: TaskKind, compare: _Parser) -> None:
+    names = contestants.names(kind.name)
+    compare.add_argument(
+        "--strategies",
+        nargs="+",
+        choices=names,
+        metavar="NAME",
+        default=None,
+        help=f"what is compared, of {', '.join(names)} (default: "
+        f"{' '.join(contestants.default_names(kind.name))})",
+    )
+    compare.add_argument("--seeds", type=int, default=3, metavar="N", help="seeds 0 to N - 1 (3)")
+    if any(item.name == "mask" for item in dataclasses.fields(kind.config)):
+        masks = kind.config.__dataclass_fields__["mask"].metadata["choices"]
+        compare.add_argument(
+            "--masks", nargs="+", choices=masks, default=list(masks),
+            help="what is missing, each a comparison of its own (default: all)",
+        )  # fmt: skip
+    budgets = [f"{p}: {b}" for p, b in contestants.BUDGETS.items() if p in kind.presets]
+    compare.add_argument(
+        "--budget",
+        default=None,
+        metavar="minutes=M|steps=N",
+        help=f"of each search, without tests ({'; '.join(budgets)})",
+    )
+    compare.add_argument(
+        "--processes",
+        type=int,
+        default=1,
+        metavar="N",
+        help="how many runs at a time; several have one thread each (1)",
+    )
+    compare.add_argument(
+        "--out", metavar="FOLDER", default=None, help="of all runs, new or of a comparison"
+    )
+    compare.add_argument("--device", default=argparse.SUPPRESS, help="cpu or cuda (cpu)")
+    _add_preset(compare, kind)
+    without = contestants.DECIDED
+    _add_section(compare, "task", kind.config, title=kind.name, kind=kind, without=without)
+    _add_section(compare, "search", SearchConfig, kind=kind, without=without)
+    _add_section(compare, "retrain", RetrainConfig, prefix="retrain-", kind=kind)
+    compare.set_defaults(run=_compare)
+
+
+def _fill_resume(resume: _Parser) -> None:
+    _add_run(resume)
+    _add_resume_from(resume)
+    _add_device_of_run(resume)
+    _add_section(resume, "search", SearchConfig, for_resuming=True)
+    _add_moved_data(resume)
+    resume.set_defaults(run=_resume)
+
+
+def _fill_retrain(retrain: _Parser) -> None:
     retrain.add_argument(
         "--architecture",
         metavar="FILE",
@@ -273,19 +395,30 @@ def _parser() -> argparse.ArgumentParser:
     )
     retrain.add_argument("--config", metavar="FILE", help="settings of the new run as a TOML file")
     retrain.add_argument("--seed", type=int, default=argparse.SUPPRESS, help="of the new run (0)")
-    evaluate = commands.add_parser("evaluate", help="test the retrained network of a run")
-    show = commands.add_parser(
-        "show",
-        help="say what a run has found, how good it is, and what to type next",
-        description="Works in every state of a run, and changes nothing.",
-    )
-    predict = commands.add_parser(
-        "predict",
-        help="classify images by the retrained network of a run, or restore them",
-        description="An image of another size or shape is prepared as a folder of training images "
-        "is: its central part is scaled. For a network that restores images missing pixels are "
-        "black, and the restored ones are written as PNG files.",
-    )
+    _add_run(retrain)
+    _add_resume_from(retrain)
+    _add_device_of_run(retrain)
+    _add_section(retrain, "retrain", RetrainConfig, hidden_prefix="retrain-")
+    for kind in map(tasks.get, tasks.names()):
+        _add_section(
+            retrain, "task", kind.config, title=f"{kind.name}: network", for_retraining=True
+        )
+    retrain.set_defaults(run=_retrain)
+
+
+def _fill_evaluate(evaluate: _Parser) -> None:
+    _add_run(evaluate)
+    _add_device_of_run(evaluate)
+    _add_moved_data(evaluate)
+    evaluate.set_defaults(run=_evaluate)
+
+
+def _fill_show(show: _Parser) -> None:
+    _add_run(show)
+    show.set_defaults(run=_show)
+
+
+def _fill_predict(predict: _Parser) -> None:
     predict.add_argument("folder", metavar="RUN", help="run folder, or a network.pt alone")
     predict.add_argument("images", metavar="IMAGE", nargs="+", help="a file, or a folder of them")
     predict.add_argument(
@@ -296,12 +429,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     predict.add_argument("--json", action="store_true", help="an object of JSON per image and line")
     predict.set_defaults(run=_predict)
-    export = commands.add_parser(
-        "export",
-        help="write the retrained network of a run for other programs",
-        description="With the normalization of its images, for any number of them. It is read "
-        "again and compared with the network before the file is there.",
-    )
+
+
+def _fill_export(export: _Parser) -> None:
     export.add_argument(
         "--format",
         choices=("torch-export", "safetensors", "onnx"),
@@ -315,97 +445,33 @@ def _parser() -> argparse.ArgumentParser:
         default=None,
         help="(default: network.pt2, .safetensors or .onnx in the run folder)",
     )
-    for command, run in (
-        (export, _export),
-        (resume, _resume),
-        (retrain, _retrain),
-        (evaluate, _evaluate),
-        (show, _show),
-    ):
-        command.add_argument("folder", metavar="RUN", help="run folder")
-        command.set_defaults(run=run)
-        if command in (resume, retrain):
-            command.add_argument(
-                "--resume-from",
-                metavar="FILE",
-                default=None,
-                help="checkpoint to continue from, such as RUN/search.prev.pt (the newest)",
-            )
-        if command in (resume, retrain, evaluate):
-            command.add_argument(
-                "--device", default=argparse.SUPPRESS, help="cpu or cuda (default: the run's)"
-            )
-    _add_section(resume, "search", SearchConfig, for_resuming=True)
-    _add_section(retrain, "retrain", RetrainConfig, hidden_prefix="retrain-")
-    for kind in map(tasks.get, tasks.names()):
-        _add_section(
-            retrain, "task", kind.config, title=f"{kind.name}: network", for_retraining=True
-        )
-    for command in (resume, evaluate):
-        command.add_argument(
-            "--data", dest="task.data", default=argparse.SUPPRESS, help="data set, if it moved"
-        )
-
-    toy_study.add_parser(commands)
-    return parser
+    _add_run(export)
+    export.set_defaults(run=_export)
 
 
-def _add_compare(commands: Any) -> None:
-    compare = commands.add_parser(
-        "compare",
-        help="search by several strategies under the same budget, and compare what they find",
+def _add_run(parser: _Parser) -> None:
+    parser.add_argument("folder", metavar="RUN", help="run folder")
+
+
+def _add_resume_from(parser: _Parser) -> None:
+    parser.add_argument(
+        "--resume-from",
+        metavar="FILE",
+        default=None,
+        help="checkpoint to continue from, such as RUN/search.prev.pt (the newest)",
     )
-    compared = compare.add_subparsers(required=True, metavar="TASK", dest="task")
-    for kind in map(tasks.get, tasks.names()):
-        task = compared.add_parser(
-            kind.name,
-            help=kind.help,
-            description="Each strategy and seed is a run in a folder of its own, and searched, "
-            "retrained and tested. The same command again continues what was interrupted and adds "
-            "what is missing. Settings are those of `asng search`, the same for all.",
-        )
-        names = contestants.names(kind.name)
-        task.add_argument(
-            "--strategies",
-            nargs="+",
-            choices=names,
-            metavar="NAME",
-            default=None,
-            help=f"what is compared, of {', '.join(names)} (default: "
-            f"{' '.join(contestants.default_names(kind.name))})",
-        )
-        task.add_argument("--seeds", type=int, default=3, metavar="N", help="seeds 0 to N - 1 (3)")
-        if any(item.name == "mask" for item in dataclasses.fields(kind.config)):
-            masks = kind.config.__dataclass_fields__["mask"].metadata["choices"]
-            task.add_argument(
-                "--masks", nargs="+", choices=masks, default=list(masks),
-                help="what is missing, each a comparison of its own (default: all)",
-            )  # fmt: skip
-        budgets = [f"{p}: {b}" for p, b in contestants.BUDGETS.items() if p in kind.presets]
-        task.add_argument(
-            "--budget",
-            default=None,
-            metavar="minutes=M|steps=N",
-            help=f"of each search, without tests ({'; '.join(budgets)})",
-        )
-        task.add_argument(
-            "--processes",
-            type=int,
-            default=1,
-            metavar="N",
-            help="how many runs at a time; several have one thread each (1)",
-        )
-        task.add_argument(
-            "--out", metavar="FOLDER", default=None, help="of all runs, new or of a comparison"
-        )
-        task.add_argument("--device", default=argparse.SUPPRESS, help="cpu or cuda (cpu)")
-        _add_preset(task, kind)
-        _add_section(
-            task, "task", kind.config, title=kind.name, kind=kind, without=contestants.DECIDED
-        )
-        _add_section(task, "search", SearchConfig, kind=kind, without=contestants.DECIDED)
-        _add_section(task, "retrain", RetrainConfig, prefix="retrain-", kind=kind)
-        task.set_defaults(run=_compare)
+
+
+def _add_device_of_run(parser: _Parser) -> None:
+    parser.add_argument(
+        "--device", default=argparse.SUPPRESS, help="cpu or cuda (default: the run's)"
+    )
+
+
+def _add_moved_data(parser: _Parser) -> None:
+    parser.add_argument(
+        "--data", dest="task.data", default=argparse.SUPPRESS, help="data set, if it moved"
+    )
 
 
 def _add_preset(parser: argparse.ArgumentParser, kind: TaskKind) -> None:

@@ -474,6 +474,22 @@ for command in ["--version", *(f"{command} --help" for command in commands)]:
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
 
 
+def test_options_of_other_commands_are_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There are hundreds, which take longer than the command ``show``."""
+    made: list[str] = []
+    add = cli._add_section
+
+    def noted(parser: Any, *given: Any, **named: Any) -> None:
+        made.append(parser.prog)
+        add(parser, *given, **named)
+
+    monkeypatch.setattr(cli, "_add_section", noted)
+    cli._parser().parse_args(["show", "runs/digits"])
+    assert not made
+    cli._parser().parse_args(["search", "classification"])
+    assert made == 3 * ["asng search classification"]
+
+
 def help_of(*command: str, capsys: pytest.CaptureFixture[str]) -> str:
     with pytest.raises(SystemExit):
         asng(*command, "--help")
