@@ -17,7 +17,7 @@ from table import Row, compare, finish, options, peak_memory, peak_row
 from torch import Tensor
 
 from asng_ext import ops
-from asng_ext.nn import CellSpace, CellSupernet, Relaxation
+from asng_ext.nn import CellSpace, CellSupernet, FusedCellSupernet, Relaxation
 
 
 class Size(NamedTuple):
@@ -41,10 +41,8 @@ def case(size: Size, compiled: bool) -> dict[str, Callable[[], Any]]:
     """What to time, by name, of one implementation."""
     torch.manual_seed(0)
     space = CellSpace(size.nodes)
-    supernet = CellSupernet(
-        space, cells=size.cells, channels=size.channels, in_channels=size.in_channels
-    )
-    supernet.compiled_mixtures = compiled
+    kind = FusedCellSupernet if compiled else CellSupernet
+    supernet = kind(space, cells=size.cells, channels=size.channels, in_channels=size.in_channels)
     shape = (size.batch, size.in_channels, size.pixels, size.pixels)
     batches = [(torch.randn(shape), torch.randint(10, (size.batch,))) for _ in range(2)]
     logits = [(1e-3 * torch.randn(k)).requires_grad_() for k in space.categories]

@@ -62,8 +62,6 @@ class ToyTask(TaskDefaults):
     def supernet(self) -> nn.Module:
         return ToySupernet(len(self.planted)).to(self.dtype)
 
-    relaxed_supernet = supernet
-
     def _batches(self, epoch: int, half: int) -> Iterable[Any]:
         generator = torch.Generator().manual_seed(2 * epoch + half)
         for _ in range(self.search_steps):

@@ -219,16 +219,12 @@ class LeafProjection(nn.Module):
         return torch.cat([self.conv.weight[:, i : i + self.channels] for i in starts], dim=1)
 
     def forward(
-        self,
-        outputs: list[Tensor],
-        leaf: tuple[int, ...],
-        weights: tuple[Tensor | None, ...] | None = None,
+        self, outputs: list[Tensor], leaf: tuple[int, ...], weights: Tensor | None = None
     ) -> Tensor:
-        """Reads the outputs of the nodes in `leaf`, weighted by `weights` () where there are."""
+        """Reads the outputs of the nodes in `leaf`, weighted by `weights`, (len(leaf),), if any."""
         columns = self.columns(leaf)
-        if weights is not None and any(weight is not None for weight in weights):
-            scale = torch.stack([columns.new_ones(()) if w is None else w for w in weights])
-            scale = scale.to(columns.dtype).repeat_interleave(self.channels)
+        if weights is not None:
+            scale = weights.to(columns.dtype).repeat_interleave(self.channels)
             columns = columns * scale[:, None, None]
         y: Tensor = self.norm(F.conv2d(F.relu(torch.cat(outputs, dim=1)), columns))
         return y
@@ -333,7 +329,8 @@ class Cell(nn.Module):
 
     def edge_weights(self, node: int, edge: Edge) -> list[Tensor]:
         """The weights of the operation of an edge, in the order in which it applies them."""
-        return list(self.operations[_key(node, edge)].parameters())
+        layers = self.operations[_key(node, edge)].modules()
+        return [layer.weight for layer in layers if isinstance(layer, nn.Conv2d)]
 
     def dropped_edges(self, architecture: CellArchitecture) -> int:
         """How many edges drop-path concerns: all but true identities."""

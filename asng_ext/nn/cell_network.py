@@ -53,7 +53,6 @@ class _CellStack(nn.Module):
 
     NORMS: ClassVar[tuple[Norm, Norm]]
     """What makes the normalizations outside of the cells, and those inside."""
-    compiled_mixtures = False
 
     def __init__(
         self,
@@ -136,7 +135,7 @@ class _CellStack(nn.Module):
             # Not by a bool, which torch.compile of PyTorch 2.11 does not take for an index.
             architecture = architectures[int(self.is_reduction[i])]
             if isinstance(architecture, CellMixture):
-                y = architecture.run(cast(Cell, cell), prev_prev, prev, self.compiled_mixtures)
+                y = self._run_mixture(architecture, cell, prev_prev, prev)
             else:
                 y = cell(prev_prev, prev, architecture, drop_path_rate, draws)
             prev_prev, prev = prev, y
@@ -144,6 +143,11 @@ class _CellStack(nn.Module):
                 auxiliary_logits = self.auxiliary(prev)
         logits: Tensor = self.classifier(prev.mean((2, 3)))
         return logits if auxiliary_logits is None else (logits, auxiliary_logits)
+
+    def _run_mixture(
+        self, mixture: CellMixture, cell: nn.Module, prev_prev: Tensor, prev: Tensor
+    ) -> Tensor:
+        return mixture.run(cast(Cell, cell), prev_prev, prev)
 
 
 class CellSupernet(_CellStack):
@@ -162,10 +166,6 @@ class CellSupernet(_CellStack):
         stem_multiplier: The stem makes `stem_multiplier * channels` channels.
         auxiliary: Adds the auxiliary head. The search does not need it.
         image_size: Shorter side of the images, in pixels; only the auxiliary head depends on it.
-
-    Attributes:
-        compiled_mixtures: Whether relaxations run on `asng_ext.ops.mixture`, False at first. The
-            numbers are the same.
 
     Raises:
         ValueError: `cells` is less than 3, or another number less than 1.
@@ -260,8 +260,7 @@ class CellSupernet(_CellStack):
             and those of the head.
 
         Raises:
-            TypeError: The supernet is one of compiled operators, which run no mixtures, or the
-                relaxation is no `Relaxation`.
+            TypeError: The relaxation is no `Relaxation`.
             ValueError: The relaxation is none of the space.
         """
         return self._run(x, cell_mixtures(self.space, relaxation))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TypeGuard, cast
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from asng_ext import _host, ops
 from asng_ext.nn.cell import Architecture, Cell, CellSpace, Population
 from asng_ext.nn.cell_network import CellSupernet
-from asng_ext.nn.mixture import Relaxation
+from asng_ext.nn.mixture import CellMixture
 from asng_ext.nn.operations import OPERATIONS, FactorizedReduction
 from asng_ext.ops import _libraries
 from asng_ext.ops._feature_maps import padded_channels
@@ -67,6 +68,20 @@ class _StackedCell(nn.Module):
         with torch.no_grad():
             for name, weight in cell.named_parameters():
                 self._view(name).copy_(weight.view_as(self._view(name)))
+        # Not as a module: its weights are those of this one.
+        self._plain = (cell,)
+        # By the parameter, and how many of its dimensions count parts: the layers, and the parts
+        # that they have, by number and further indices.
+        self._layers: dict[tuple[str, int], list[tuple[nn.Module, int, tuple[slice, ...]]]] = {}
+        for name, (parameter, index) in self._places.items():
+            layer = cell.get_submodule(name.removesuffix(".weight"))
+            del layer.weight
+            numbers = [i for i in index if isinstance(i, int)]
+            rest = tuple(i for i in index if isinstance(i, slice))
+            counts = getattr(self, parameter).shape[: len(numbers)]
+            number = int(np.ravel_multi_index(numbers, counts)) if numbers else 0
+            layers = self._layers.setdefault((parameter, len(numbers)), [])
+            layers.append((layer, number, rest))
 
     def _place_factorized(self, name: str, parameter: str, *index: int) -> None:
         even = self.channels - self.channels // 2
@@ -76,9 +91,7 @@ class _StackedCell(nn.Module):
     def _view(self, name: str) -> Tensor:
         """The part of a stacked weight that a `Cell` has under `name`, in its shape."""
         parameter, index = self._places[name]
-        part = cast(Tensor, getattr(self, parameter))[index]
-        # 1×1 convolutions are matrices here; depthwise weights have all their dimensions.
-        return part[..., None, None] if part.dim() == 2 else part
+        return _as_convolution(cast(Tensor, getattr(self, parameter))[index])
 
     def views(self) -> Iterator[tuple[str, Tensor]]:
         """The weights by the names that a `Cell` gives them."""
@@ -118,6 +131,23 @@ class _StackedCell(nn.Module):
                 if key.startswith(prefix) and key[len(prefix) :] not in self._places:
                     unexpected_keys.append(key)
 
+    @contextmanager
+    def as_cell(self) -> Iterator[Cell]:
+        """In this context a `Cell` whose weights are views of these."""
+        for (parameter, leading), layers in self._layers.items():
+            weight = _as_convolution(cast(Tensor, getattr(self, parameter)), leading)
+            # All parts at once: their gradients are then put together at once, too.
+            parts = weight.flatten(0, leading - 1).unbind() if leading else (weight,)
+            for layer, number, rest in layers:
+                # Not by `Module.__setattr__`, which takes as long as small convolutions.
+                object.__setattr__(layer, "weight", parts[number][rest] if rest else parts[number])
+        try:
+            yield self._plain[0]
+        finally:
+            for layers in self._layers.values():
+                for layer, *_ in layers:
+                    object.__delattr__(layer, "weight")
+
     def weights(self) -> list[Tensor]:
         """As the operators take them."""
         return [cast(Tensor, getattr(self, name)) for name in _host.CELL_WEIGHTS]
@@ -129,6 +159,12 @@ class _StackedCell(nn.Module):
         return ops.cell.cell_passing_on(
             prev_prev, prev, inputs, operations, self.weights(), self.prev_prev_is_larger
         )
+
+
+def _as_convolution(weight: Tensor, leading: int = 0) -> Tensor:
+    """1×1 convolutions are matrices here, after so many leading dimensions; depthwise weights have
+    all their dimensions."""
+    return weight[..., None, None] if weight.dim() == leading + 2 else weight
 
 
 class FusedCellSupernet(CellSupernet):
@@ -218,12 +254,12 @@ class FusedCellSupernet(CellSupernet):
         y, _ = self._features(x, architectures)
         return ops.head.losses(y, self.classifier.weight, self.classifier.bias, labels)
 
-    def forward_relaxed(self, x: Tensor, relaxation: Relaxation) -> Tensor | tuple[Tensor, Tensor]:
-        """No mixtures run on these operators: TypeError."""
-        raise TypeError(
-            "the supernet of a relaxation must be a CellSupernet in plain PyTorch, "
-            f"got a {type(self).__name__}"
-        )
+    def _run_mixture(
+        self, mixture: CellMixture, cell: nn.Module, prev_prev: Tensor, prev: Tensor
+    ) -> Tensor:
+        compiled = ops.mixture.available_on(prev.device)
+        with cast(_StackedCell, cell).as_cell() as plain:
+            return mixture.run(plain, prev_prev, prev, compiled)
 
     def _features(self, x: Tensor, architectures: Population) -> tuple[Tensor, Tensor | None]:
         """The last cell's output, (λ, B, H, W, P), and in training the logits of the auxiliary head

@@ -10,7 +10,7 @@ c_ik = Σ_j p^j_i q^j_k.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
@@ -24,7 +24,7 @@ from asng_ext.nn.cell import FIRST_NODE, PREV, PREV_PREV, Cell, CellSpace, Edge
 from asng_ext.nn.operations import OPERATIONS
 from asng_ext.ops._feature_maps import padded_channels
 
-__all__ = ["CellMixture", "NodeMixture", "Relaxation", "cell_mixtures"]
+__all__ = ["CellMixture", "Relaxation", "cell_mixtures"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,24 +104,34 @@ class Relaxation:
         none = weights.new_zeros(())
         return [part if i in choices else none for i, part in enumerate(weights.unbind())]
 
-
-@dataclass(frozen=True, eq=False)
-class NodeMixture:
-    """What a node computes: the sum of its edges, each times a coefficient."""
-
-    edges: Mapping[Edge, Tensor]
-    """The coefficient () of every edge that one of the slots may take."""
-    output_weight: Tensor | None
-    """How much of the node is in the cell's output, (); None for all of it."""
-    in_output: bool
-    """False if a later node is certain to read it."""
+    def table(self, variables: Sequence[int], columns: int) -> Tensor:
+        """The weights of the choices of variables, (variables, columns), of at most so many
+        choices each; 0 of choices that are not active or do not exist."""
+        nothing = self.weights[variables[0]].new_zeros(columns)
+        rows = []
+        for v in variables:
+            rows += [self.weights[v], nothing[len(self.weights[v]) :]]
+        table = torch.cat(rows).view(len(variables), columns)
+        if self.active is None:
+            return table
+        active = [[i in self.active[v] for i in range(columns)] for v in variables]
+        return table.where(torch.tensor(active, device=table.device), nothing)
 
 
 @dataclass(frozen=True, eq=False)
 class CellMixture:
-    """What one kind of cell computes of a relaxation."""
+    """What one kind of cell computes of a relaxation: each node is the sum of its edges, each times
+    a coefficient."""
 
-    nodes: tuple[NodeMixture, ...]
+    nodes: tuple[tuple[Edge, ...], ...]
+    """The edges of each node that one of its slots may take."""
+    coefficients: Tensor
+    """Those of all edges, (E,), node by node."""
+    in_output: tuple[int, ...]
+    """The nodes that are in the cell's output: all but those that a later node is certain to
+    read."""
+    output_weights: Tensor | None
+    """How much of these is there, (len(in_output),); None for all of them."""
 
     def run(self, cell: Cell, prev_prev: Tensor, prev: Tensor, compiled: bool = False) -> Tensor:
         """Runs the edges of the nodes in a cell that has every operation, and no others.
@@ -134,43 +144,41 @@ class CellMixture:
         Returns:
             As `Cell.forward`.
         """
-        inputs = {edge.input for node in self.nodes for edge in node.edges}
+        inputs = {edge.input for edges in self.nodes for edge in edges}
         states: dict[int, Tensor] = {}
         if PREV_PREV in inputs:
             states[PREV_PREV] = cell.older(prev_prev)
         if PREV in inputs:
             states[PREV] = cell.newer(prev)
         outputs = (self._compiled if compiled else self._plain)(cell, states)
-        leaf = tuple(n for n, node in enumerate(self.nodes) if node.in_output)
-        weights = tuple(self.nodes[n].output_weight for n in leaf)
-        y: Tensor = cell.output([outputs[n] for n in leaf], leaf, weights)
+        read = [outputs[n] for n in self.in_output]
+        y: Tensor = cell.output(read, self.in_output, self.output_weights)
         return y
 
     def _plain(self, cell: Cell, states: dict[int, Tensor]) -> list[Tensor]:
         """The nodes, from the projected inputs."""
-        for n, node in enumerate(self.nodes):
-            terms = (c * cell.run_edge(n, edge, states) for edge, c in node.edges.items())
+        coefficients = iter(self.coefficients.unbind())
+        for n, edges in enumerate(self.nodes):
+            terms = (next(coefficients) * cell.run_edge(n, edge, states) for edge in edges)
             states[n + FIRST_NODE] = reduce(torch.add, terms)
         return [states[n + FIRST_NODE] for n in range(len(self.nodes))]
 
     def _compiled(self, cell: Cell, states: dict[int, Tensor]) -> list[Tensor]:
         """The same, on the compiled operator."""
         channels = cell.output.channels
-        padding = padded_channels(channels) - channels
         # Of the inputs only those that are read exist.
         places = {i: place for place, i in enumerate(states)}
         places |= {n + FIRST_NODE: n + len(states) for n in range(len(self.nodes))}
-        edges, weights = [], []
-        for n, node in enumerate(self.nodes):
-            for edge in node.edges:
-                edges.append((n, places[edge.input], OPERATIONS.index(edge.operation)))
+        numbered, weights = [], []
+        for n, edges in enumerate(self.nodes):
+            for edge in edges:
+                numbered.append((n, places[edge.input], OPERATIONS.index(edge.operation)))
                 weights.extend(cell.edge_weights(n, edge))
-        coefficients = torch.stack([c for node in self.nodes for c in node.edges.values()])
-        maps = [F.pad(x.permute(0, 2, 3, 1), (0, padding)) for x in states.values()]
+        maps = [_padded(x.permute(0, 2, 3, 1)) for x in states.values()]
         nodes = ops.mixture.mixture(
             maps,
-            coefficients.to(weights[0].dtype if weights else maps[0].dtype),
-            edges,
+            self.coefficients.to(weights[0].dtype if weights else maps[0].dtype),
+            numbered,
             weights,
             len(self.nodes),
             cell.stride,
@@ -200,46 +208,56 @@ def cell_mixtures(space: CellSpace, relaxation: Relaxation) -> tuple[CellMixture
 
 def _cell_mixture(space: CellSpace, relaxation: Relaxation, first: int) -> CellMixture:
     """Of the cells whose variables begin at position `first`."""
-    edges: list[dict[Edge, Tensor]] = []
-    unread: list[list[Tensor]] = [[] for _ in range(space.nodes)]
-    is_certain = [False] * space.nodes
-    for node in range(space.nodes):
-        v = first + 4 * node
-        slots = ((v, v + 2), (v + 1, v + 3))  # positions of the input and of the operation
-        inputs = [relaxation.parts(of_input) for of_input, _ in slots]
-        operations = [relaxation.parts(of_operation) for _, of_operation in slots]
-        # Not a matrix product, which autocast would make in half precision.
-        p, q = (
-            torch.stack([torch.stack(parts) for parts in both]) for both in (inputs, operations)
-        )
-        coefficients = (p[:, :, None] * q[:, None, :]).sum(dim=0).flatten().unbind()
-        taken = {
-            (i, k)
-            for slot in slots
-            for i in relaxation.choices(slot[0])
-            for k in relaxation.choices(slot[1])
-        }
-        edges.append(
+    nodes, inputs, operations = space.nodes, space.nodes + FIRST_NODE - 1, len(space.operations)
+    # Positions of the variables of inputs, slot by slot; those of operations are the next but one.
+    slots = [first + 4 * node + slot for node in range(nodes) for slot in (0, 1)]
+    p = relaxation.table(slots, inputs)
+    q = relaxation.table([v + 2 for v in slots], operations)
+    # Not a matrix product, which autocast would make in half precision.
+    products = (p[:, :, None] * q[:, None, :]).view(nodes, 2, inputs, operations).sum(dim=1)
+    taken = [
+        sorted(
             {
-                Edge(i, space.operations[k]): coefficients[i * len(space.operations) + k]
-                for i, k in sorted(taken)
+                (i, k)
+                for v in slots[2 * node : 2 * node + 2]
+                for i in relaxation.choices(v)
+                for k in relaxation.choices(v + 2)
             }
         )
-        for (of_input, _), parts in zip(slots, inputs, strict=True):
-            choices = relaxation.choices(of_input)
-            for i in choices:
-                if i < FIRST_NODE:
-                    continue
-                if len(choices) == 1:
-                    is_certain[i - FIRST_NODE] = True
-                else:
-                    unread[i - FIRST_NODE].append(1 - parts[i])
+        for node in range(nodes)
+    ]
+    is_certain, may_be_read = [False] * nodes, [False] * nodes
+    for v in slots:
+        choices = relaxation.choices(v)
+        for i in choices:
+            if i >= FIRST_NODE:
+                (is_certain if len(choices) == 1 else may_be_read)[i - FIRST_NODE] = True
+    in_output = tuple(n for n in range(nodes) if not is_certain[n])
+    output_weights = None
+    if any(may_be_read[n] for n in in_output):
+        # Not torch.prod, whose derivative looks for zeros, and waits for the device.
+        unread = reduce(torch.mul, (1 - p[:, FIRST_NODE:]).unbind())
+        unread = torch.cat((unread, unread.new_ones(1)))  # nothing reads the last node
+        output_weights = torch.stack([unread[n] for n in in_output])
     return CellMixture(
-        tuple(
-            # Not torch.prod, whose derivative looks for zeros, and waits for the device.
-            NodeMixture(
-                edges[n], reduce(torch.mul, unread[n]) if unread[n] else None, not is_certain[n]
-            )
-            for n in range(space.nodes)
-        )
+        tuple(tuple(Edge(i, space.operations[k]) for i, k in edges) for edges in taken),
+        _taken(products, taken),
+        in_output,
+        output_weights,
     )
+
+
+def _taken(products: Tensor, taken: list[list[tuple[int, int]]]) -> Tensor:
+    """Of (nodes, inputs, operations) those of the input and the operation of every edge, (E,)."""
+    nodes, inputs, operations = products.shape
+    if all(len(edges) == (n + FIRST_NODE) * operations for n, edges in enumerate(taken)):
+        # Nothing of the host, which would keep a graph from being captured.
+        return torch.cat([products[n, : n + FIRST_NODE].flatten() for n in range(nodes)])
+    places = [(n * inputs + i) * operations + k for n, edges in enumerate(taken) for i, k in edges]
+    return products.flatten()[torch.tensor(places, device=products.device)]
+
+
+def _padded(maps: Tensor) -> Tensor:
+    """(B, H, W, C) to (B, H, W, P)."""
+    missing = padded_channels(maps.shape[-1]) - maps.shape[-1]
+    return F.pad(maps, (0, missing)) if missing else maps

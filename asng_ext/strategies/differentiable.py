@@ -52,9 +52,6 @@ class _Logits(CategoricalStrategy):
             )
         self.relaxed = cast(RelaxedTask, task)
 
-    def supernet(self, task: SearchTask) -> nn.Module:
-        return self.relaxed.relaxed_supernet()
-
     def begin(self, parts: Parts) -> None:
         super().begin(parts)
         device = next(parts.supernet.parameters()).device

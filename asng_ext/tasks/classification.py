@@ -33,7 +33,7 @@ from asng_ext.nn import (
 )
 from asng_ext.nn.cell_network import accuracy_of
 from asng_ext.nn.operations import make_operation, plain_norm
-from asng_ext.ops import _libraries, mixture
+from asng_ext.ops import _libraries
 from asng_ext.retrained import ImageClassifier
 from asng_ext.space import Samples, SearchSpace
 from asng_ext.tasks.images import ImageTask
@@ -177,20 +177,10 @@ class ClassificationTask(ImageTask[ClassificationConfig]):
 
     def supernet(self) -> CellSupernet:
         """The supernet, on the compiled operators where they can be used."""
-        return self._supernet("fused" if self.capturable else "plain")
-
-    def relaxed_supernet(self) -> CellSupernet:
-        """The supernet in plain PyTorch, which runs relaxations: on compiled operators where they
-        can be used."""
-        supernet = self._supernet("plain")
-        supernet.compiled_mixtures = self.capturable and mixture.available_on(self.device)
-        return supernet
-
-    def _supernet(self, implementation: str) -> CellSupernet:
         config = self.config
         return cell_supernet(
             self.cell_space,
-            implementation=implementation,
+            implementation="fused" if self.capturable else "plain",
             device=self.device,
             classes=self.data.classes,
             cells=config.cells,

@@ -205,10 +205,6 @@ class SearchTask(_TaskOfALoop, Protocol):
 class RelaxedTask(SearchTask, Protocol):
     """What strategies that relax the space need as well; a task need not offer them."""
 
-    def relaxed_supernet(self) -> nn.Module:
-        """A new supernet with random weights, on the task's device, on which relaxations run. It
-        also runs samples: in ``test_supernet``, and in ``losses``."""
-
     def relaxed_losses(
         self, supernet: nn.Module, batch: Any, relaxation: Relaxation
     ) -> tuple[Tensor, Metrics]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from typing import Any
@@ -12,8 +13,10 @@ import small_classification as small
 import torch
 import torch.nn.functional as F
 from cell_supernets import draw
-from torch import Tensor, nn
+from cell_supernets import gradients as gradients_by_name
+from torch import Tensor
 
+from asng_ext import ops
 from asng_ext.nn import CellSpace, CellSupernet, FusedCellSupernet, Relaxation
 from asng_ext.nn.mixture import cell_mixtures
 from asng_ext.nn.operations import OPERATIONS
@@ -21,16 +24,30 @@ from asng_ext.nn.operations import OPERATIONS
 SETTINGS: dict[str, Any] = {"cells": 3, "channels": 4, "classes": 3}
 
 
-EITHER = pytest.mark.parametrize(
-    "compiled", [False, pytest.param(True, marks=pytest.mark.operators)]
+@pytest.fixture(
+    params=[
+        "plain",
+        pytest.param("fused", marks=pytest.mark.operators),
+        pytest.param("fused as on a GPU", marks=pytest.mark.operators),
+    ]
 )
+def compiled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether the supernet is one on compiled operators; on a GPU none of them is for mixtures."""
+    if request.param == "fused as on a GPU":
+        monkeypatch.setattr(ops.mixture, "available_on", lambda device: False)
+    return bool(request.param != "plain")
+
+
+def towards(logits: Tensor) -> Tensor:
+    """A number that depends on all of them."""
+    weights = torch.linspace(-1, 1, logits.numel(), dtype=logits.dtype)
+    return (logits * weights.view_as(logits)).sum()
 
 
 def supernet(space: CellSpace, compiled: bool = False, **changes: Any) -> CellSupernet:
     torch.manual_seed(0)
-    network = CellSupernet(space, **{**SETTINGS, **changes}).double()
-    network.compiled_mixtures = compiled
-    return network
+    kind = FusedCellSupernet if compiled else CellSupernet
+    return kind(space, **{**SETTINGS, **changes}).double()
 
 
 def images(count: int = 3, size: int = 6) -> Tensor:
@@ -88,8 +105,7 @@ def by_slots(network: CellSupernet, x: Tensor, weights: list[Tensor]) -> Tensor:
 
 
 def gradients(logits: Tensor, of: list[Tensor]) -> list[Tensor]:
-    towards = torch.linspace(-1, 1, logits.numel(), dtype=logits.dtype).view_as(logits)
-    found = torch.autograd.grad((logits * towards).sum(), of, allow_unused=True)
+    found = torch.autograd.grad(towards(logits), of, allow_unused=True)
     return [torch.zeros_like(p) if g is None else g for g, p in zip(found, of, strict=True)]
 
 
@@ -114,7 +130,6 @@ class Calls:
         return counts
 
 
-@EITHER
 @pytest.mark.parametrize("known", [True, False])
 @pytest.mark.parametrize("nodes", [1, 2, 3, 4])
 def test_gates_of_one_architecture_are_the_architecture(
@@ -154,9 +169,8 @@ def test_gates_have_the_gradients_of_a_factor() -> None:
             weights = [w.detach().clone() for w in relaxation.weights]
             weights[v][value] += sign * step
             moved = Relaxation(tuple(weights), relaxation.active)
-            logits = network.forward_relaxed(x, moved).detach()  # type: ignore[union-attr]
-            towards = torch.linspace(-1, 1, logits.numel(), dtype=logits.dtype).view_as(logits)
-            sides.append(float((logits * towards).sum()))
+            logits: Any = network.forward_relaxed(x, moved)
+            sides.append(float(towards(logits.detach())))
         numeric.append((sides[0] - sides[1]) / (2 * step))
     for v, (gradient, value) in enumerate(zip(found, architecture, strict=True)):
         assert float(gradient[value]) == pytest.approx(numeric[v], abs=1e-6)
@@ -164,21 +178,24 @@ def test_gates_have_the_gradients_of_a_factor() -> None:
     assert any(abs(slope) > 1e-3 for slope in numeric)
 
 
-@EITHER
 @pytest.mark.parametrize("nodes", [1, 2, 3, 4])
 def test_mixture_by_slots(nodes: int, compiled: bool) -> None:
     space = CellSpace(nodes, OPERATIONS)
-    network, x = supernet(space, compiled), images()
-    relaxation = random_relaxation(space, nodes)
-    of = [*relaxation.weights, *network.parameters()]
-    found = network.forward_relaxed(x, relaxation)
-    expected = by_slots(network, x, list(relaxation.weights))
+    network, plain, x = supernet(space, compiled), supernet(space), images()
+    relaxation, same = (random_relaxation(space, nodes) for _ in range(2))
+    found: Any = network.forward_relaxed(x, relaxation)
+    expected = by_slots(plain, x, list(same.weights))
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-10)
-    for a, b in zip(gradients(found, of), gradients(expected, of), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9)
+    for logits in (found, expected):
+        towards(logits).backward()
+    of_weights, wanted = gradients_by_name(network), gradients_by_name(plain)
+    assert of_weights.keys() == wanted.keys()
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(of_weights[name], gradient, rtol=1e-7, atol=1e-9)
+    for a, b in zip(relaxation.weights, same.weights, strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-7, atol=1e-9)
 
 
-@EITHER
 def test_active_choices_by_slots(compiled: bool) -> None:
     """What is not active has the weight 0 whatever it says, and no gradient."""
     space = CellSpace(3)
@@ -204,7 +221,7 @@ def test_active_choices_by_slots(compiled: bool) -> None:
         for w, choices in zip(masked, active, strict=True)
     )
     found = network.forward_relaxed(x, Relaxation(scaled, active))
-    expected = by_slots(network, x, masked)
+    expected = by_slots(supernet(space), x, masked)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-10)
     of = list(relaxation.weights)
     for gradient, choices in zip(gradients(found, of), active, strict=True):
@@ -215,13 +232,12 @@ def test_active_choices_by_slots(compiled: bool) -> None:
 @pytest.mark.operators
 def test_the_operator_does_without_inputs_that_are_not_read() -> None:
     space = CellSpace(2)
-    network, x = supernet(space), images()
+    networks, x = [supernet(space, compiled) for compiled in (False, True)], images()
     for read in (0, 1):
         node = ((read,), (read,), (0, 3, 4), (1, 2))
         relaxation = random_relaxation(space, active=node * 4)
         found = []
-        for compiled in (False, True):
-            network.compiled_mixtures = compiled
+        for network in networks:
             logits = network.forward_relaxed(x, relaxation)
             found.append([logits, *gradients(logits, list(relaxation.weights))])  # type: ignore[arg-type]
         for a, b in zip(*found, strict=True):
@@ -250,7 +266,6 @@ def test_active_choices_decide_what_runs() -> None:
     assert len(ran) == 3 * (1 + 2 * 3)
 
 
-@EITHER
 def test_derivatives_by_the_weights_of_choices(compiled: bool) -> None:
     space = CellSpace(2, ("identity", "avg_pool_3x3", "sep_conv_3x3"))
     network, x = supernet(space, compiled, channels=2), images(2, 4)
@@ -304,17 +319,12 @@ def test_weight_in_the_output_is_the_probability_of_a_leaf() -> None:
             )
             for node in space.parse(architecture)[kind].leaf_nodes:
                 expected[node] += probability
-        last = mixture.nodes[-1]
-        assert last.in_output
-        assert last.output_weight is None
         assert expected[2] == pytest.approx(1)
-        for node, probability in zip(mixture.nodes, expected[:2], strict=False):
-            assert node.in_output
-            assert node.output_weight is not None
-            assert node.output_weight.item() == pytest.approx(probability)
+        assert mixture.in_output == (0, 1, 2)
+        assert mixture.output_weights is not None
+        assert mixture.output_weights.tolist() == pytest.approx(expected)
 
 
-@EITHER
 def test_losses(compiled: bool) -> None:
     space = CellSpace(2)
     network, x = supernet(space, compiled, auxiliary=True, image_size=6), images(5)
@@ -363,9 +373,7 @@ def test_precision_of_weights_is_their_own() -> None:
 def test_task(precision: str, implementation: str) -> None:
     task = small.task(precision=precision, class_weights="balanced", implementation=implementation)
     torch.manual_seed(0)
-    network = task.relaxed_supernet()
-    assert type(network) is CellSupernet
-    assert network.compiled_mixtures == (implementation == "auto")
+    network = task.supernet()
     logits = [torch.zeros(k, requires_grad=True) for k in task.cell_space.categories]
     relaxation = Relaxation(tuple(v.softmax(0) for v in logits))
     batch = next(iter(task.theta_batches(0)))
@@ -436,7 +444,18 @@ def test_relaxations_of_other_spaces() -> None:
 
 
 @pytest.mark.operators
-def test_compiled_operators_run_no_mixtures() -> None:
-    fused: nn.Module = FusedCellSupernet(CellSpace(1), **SETTINGS)
-    with pytest.raises(TypeError, match="must be a CellSupernet in plain PyTorch, got a Fused"):
-        fused.forward_relaxed(images().float(), random_relaxation(CellSpace(1)))  # type: ignore[operator]
+def test_weights_stay_where_they_are() -> None:
+    """A supernet that has run a mixture has the weights, and the state, of one that has not; and a
+    copy of it has its own."""
+    space = CellSpace(2)
+    network, x = supernet(space, compiled=True), images()
+    before = dict(network.state_dict())
+    relaxation = random_relaxation(space)
+    found: Any = network.forward_relaxed(x, relaxation)
+    assert network.state_dict().keys() == before.keys() == supernet(space).state_dict().keys()
+    copied = copy.deepcopy(network)
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight.add_(0.1)
+    assert not torch.allclose(network.forward_relaxed(x, relaxation), found)  # type: ignore[arg-type]
+    torch.testing.assert_close(copied.forward_relaxed(x, relaxation), found)
