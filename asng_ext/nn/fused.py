@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeGuard, cast
 
@@ -20,10 +20,10 @@ from asng_ext.nn.operations import OPERATIONS, FactorizedReduction
 from asng_ext.ops import _libraries
 from asng_ext.ops._feature_maps import padded_channels
 
-__all__ = ["FusedCellSupernet", "cell_supernet"]
+__all__ = ["FusedCellSupernet", "StackedCell", "cell_supernet"]
 
 
-class _StackedCell(nn.Module):
+class StackedCell(nn.Module):
     """The weights of a `Cell`, those of one kind in one tensor, as the operator takes them.
 
     In state dicts they have the names and shapes of the `Cell`.
@@ -148,6 +148,23 @@ class _StackedCell(nn.Module):
                 for layer, *_ in layers:
                     object.__delattr__(layer, "weight")
 
+    def give_up(self, name: str) -> None:
+        """From now on a weight is none of this module, and runs need it `given`."""
+        delattr(self, name)
+        self._places = {part: place for part, place in self._places.items() if place[0] != name}
+        self._layers = {key: layers for key, layers in self._layers.items() if key[0] != name}
+
+    @contextmanager
+    def given(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
+        """In this context the cell has these weights, in the places of those that it gave up."""
+        for name, weight in weights.items():
+            setattr(self, name, weight)
+        try:
+            yield
+        finally:
+            for name in weights:
+                delattr(self, name)
+
     def weights(self) -> list[Tensor]:
         """As the operators take them."""
         return [cast(Tensor, getattr(self, name)) for name in _host.CELL_WEIGHTS]
@@ -196,7 +213,7 @@ class FusedCellSupernet(CellSupernet):
         # Of no operation, for values that are none of an operation variable.
         self.register_buffer("_numbers", torch.tensor([*numbers, -1]), persistent=False)
         self.cells = nn.ModuleList(
-            _StackedCell(cast(Cell, cell), space, reduction)
+            StackedCell(cast(Cell, cell), space, reduction)
             for cell, reduction in zip(self.cells, self.is_reduction, strict=True)
         )
         # As the operator takes it, so that neither it nor its gradient needs to be copied.
@@ -258,7 +275,7 @@ class FusedCellSupernet(CellSupernet):
         self, mixture: CellMixture, cell: nn.Module, prev_prev: Tensor, prev: Tensor
     ) -> Tensor:
         compiled = ops.mixture.available_on(prev.device)
-        with cast(_StackedCell, cell).as_cell() as plain:
+        with cast(StackedCell, cell).as_cell() as plain:
             return mixture.run(plain, prev_prev, prev, compiled)
 
     def _features(self, x: Tensor, architectures: Population) -> tuple[Tensor, Tensor | None]:
@@ -271,7 +288,7 @@ class FusedCellSupernet(CellSupernet):
         wants_auxiliary = self.training and self.auxiliary is not None
         if wants_auxiliary or not ops.cell.runs_stacks(x.device):
             return self._run_cells(stem, inputs, operations)
-        weights = [cast(_StackedCell, cell).weights() for cell in self.cells]
+        weights = [cast(StackedCell, cell).weights() for cell in self.cells]
         return ops.cell.cells(stem, inputs, operations, weights), None
 
     def _run_cells(

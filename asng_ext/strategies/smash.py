@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -11,15 +12,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from asng_ext.nn import CellSpace, CellSupernet
-from asng_ext.nn.cell import Architecture
+from asng_ext import _host
+from asng_ext.nn import CellSpace, CellSupernet, FusedCellSupernet
+from asng_ext.nn.cell import Architecture, Population
+from asng_ext.nn.fused import StackedCell
 from asng_ext.nn.operations import SeparableConv
 from asng_ext.runs.config import Checked, setting
 from asng_ext.strategies.protocol import Parts
 from asng_ext.strategies.sampling import TrainsUniformly
 from asng_ext.tasks.protocol import Batch, SearchTask
 
-__all__ = ["HyperNetwork", "Smash", "SmashOptions", "SmashSupernet"]
+__all__ = ["FusedSmashSupernet", "HyperNetwork", "Smash", "SmashOptions", "SmashSupernet"]
 
 
 class HyperNetwork(nn.Module):
@@ -52,13 +55,13 @@ class HyperNetwork(nn.Module):
         weight = self.architectures.weight
         return cast(Tensor, self.architectures(torch.cat(hot).to(weight.device, weight.dtype)))
 
-    def forward(self, encoded: Tensor, layer: int) -> Tensor:
-        """(channels, channels, 1, 1) of a layer, of length 1 for each output: what follows is
-        normalized, whatever the length."""
-        width = self._channels[layer]
-        units = self.mixed((encoded + self.layers.weight[layer]).relu()).relu()
-        rows = self.heads[str(width)](units).view(width, width)
-        return F.normalize(rows, dim=1)[:, :, None, None]
+    def forward(self, encoded: Tensor, layers: Sequence[int]) -> Tensor:
+        """(len(layers), channels, channels) of layers with as many channels, of length 1 for each
+        output: what follows is normalized, whatever the length."""
+        width = self._channels[layers[0]]
+        units = self.mixed((encoded + self.layers.weight[list(layers)]).relu()).relu()
+        rows = self.heads[str(width)](units).view(len(layers), width, width)
+        return F.normalize(rows, dim=2)
 
 
 class _MadeConv(nn.Module):
@@ -99,10 +102,7 @@ class SmashSupernet(CellSupernet):
                     channels.append(cast(nn.Conv2d, stage.pointwise).out_channels)
                     stage.pointwise = _MadeConv(self, len(channels) - 1)
         if not channels:
-            raise ValueError(
-                "space must have a separable convolution, whose weights can be made, got the "
-                f"operations {', '.join(space.operations)}"
-            )
+            raise _nothing_to_make(space)
         self._made_by = (HyperNetwork(space.categories, channels, hidden),)
 
     @property
@@ -112,7 +112,7 @@ class SmashSupernet(CellSupernet):
 
     def made(self, layer: int) -> Tensor:
         """The weights of a layer for the architecture that runs."""
-        return cast(Tensor, self.hypernetwork(self._encoded, layer))
+        return cast(Tensor, self.hypernetwork(self._encoded, [layer]))[0, :, :, None, None]
 
     def forward(self, x: Tensor, architecture: Architecture) -> Tensor | tuple[Tensor, Tensor]:
         """Runs one architecture; see `CellSupernet.forward`."""
@@ -121,6 +121,94 @@ class SmashSupernet(CellSupernet):
             return super().forward(x, architecture)
         finally:
             del self._encoded
+
+
+class FusedSmashSupernet(FusedCellSupernet):
+    """A `SmashSupernet` on the compiled operators; it computes the same numbers, starts from the
+    same weights for the same seed, and has the same state dict.
+
+    Args: see `SmashSupernet`.
+
+    Raises:
+        ValueError: See `SmashSupernet`.
+        RuntimeError: The compiled operators are not available.
+    """
+
+    def __init__(self, space: CellSpace, hidden: int, **settings: Any) -> None:
+        super().__init__(space, **settings)
+        made = {o.name: o.weights[1] for o in _host.OPERATIONS if o.form == "separable"}
+        self._separable = [name for name in space.operations if name in made]
+        if not self._separable:
+            raise _nothing_to_make(space)
+        self._pointwise = [made[name] for name in self._separable]
+        # Of each edge of a cell and each separable convolution there: two layers.
+        self._edges = space.nodes * (space.nodes + 3) // 2
+        channels: list[int] = []
+        for cell in self._stacked_cells():
+            for name in self._pointwise:
+                cell.give_up(name)
+            channels += [cell.channels] * (2 * self._edges * len(self._separable))
+        self._made_by = (HyperNetwork(space.categories, channels, hidden),)
+
+    @property
+    def hypernetwork(self) -> HyperNetwork:
+        """What makes weights."""
+        return self._made_by[0]
+
+    def _stacked_cells(self) -> list[StackedCell]:
+        return [cast(StackedCell, cell) for cell in self.cells]
+
+    def _features(self, x: Tensor, architectures: Population) -> tuple[Tensor, Tensor | None]:
+        """Architectures run one after the other: each has weights of its own."""
+        if len(architectures) > 1:
+            each = [self._features(x, architectures[i : i + 1]) for i in range(len(architectures))]
+            outs, auxiliary = zip(*each, strict=True)
+            return torch.cat(outs), None if auxiliary[0] is None else torch.cat(auxiliary)
+        made = self._made(self.space.check(architectures[0])) if len(architectures) else []
+        with contextlib.ExitStack() as given:
+            for cell, weights in zip(self._stacked_cells(), made):
+                given.enter_context(cell.given(weights))
+            return super()._features(x, architectures)
+
+    def _made(self, architecture: Sequence[int]) -> list[dict[str, Tensor]]:
+        """The weights of the 1×1 convolutions of each cell as the operators take them: those that
+        the architecture has no use for are 0."""
+        encoded = self.hypernetwork.encode(torch.tensor(architecture))
+        used = [
+            sorted(
+                (node * (node + 3) // 2 + edge.input, self._separable.index(edge.operation))
+                for node, edges in enumerate(kind.nodes)
+                for edge in set(edges)
+                if edge.operation in self._separable
+            )
+            for kind in self.space.parse(architecture)
+        ]
+        kinds, cells = len(self._separable), self._stacked_cells()
+        made: list[dict[str, Tensor]] = [{} for _ in cells]
+        for width in dict.fromkeys(cell.channels for cell in cells):
+            members = [c for c, cell in enumerate(cells) if cell.channels == width]
+            # The numbers of layers, and where their weights go.
+            layers, places = [], []
+            for m, c in enumerate(members):
+                for edge, kind in used[self.is_reduction[c]]:
+                    for stage in (0, 1):
+                        layers.append(((c * self._edges + edge) * kinds + kind) * 2 + stage)
+                        places.append(((m * kinds + kind) * self._edges + edge) * 2 + stage)
+            stacked = encoded.new_zeros(len(members) * kinds * self._edges * 2, width, width)
+            if layers:
+                to = torch.tensor(places, device=encoded.device)
+                stacked = stacked.index_copy(0, to, self.hypernetwork(encoded, layers))
+            shape = (len(members) * kinds, self._edges, 2, width, width)
+            for place, weight in enumerate(stacked.view(shape).unbind()):
+                made[members[place // kinds]][self._pointwise[place % kinds]] = weight
+        return made
+
+
+def _nothing_to_make(space: CellSpace) -> ValueError:
+    return ValueError(
+        "space must have a separable convolution, whose weights can be made, got the operations "
+        f"{', '.join(space.operations)}"
+    )
 
 
 @dataclass(frozen=True)
@@ -166,14 +254,16 @@ class Smash(TrainsUniformly):
                 f"{type(made).__name__}"
             )
         settings = {name: value for name, value in made.settings.items() if name != "nodes"}
-        supernet = SmashSupernet(made.space, self.options.hidden, **settings)
+        kind = FusedSmashSupernet if isinstance(made, FusedCellSupernet) else SmashSupernet
+        supernet = kind(made.space, self.options.hidden, **settings)
         device = next(made.parameters()).device
         supernet.hypernetwork.to(device)
         return supernet.to(device)
 
     def begin(self, parts: Parts) -> None:
         super().begin(parts)
-        self._hypernetwork = cast(SmashSupernet, parts.supernet).hypernetwork
+        supernet = cast(SmashSupernet | FusedSmashSupernet, parts.supernet)
+        self._hypernetwork = supernet.hypernetwork
         self._adam = torch.optim.Adam(
             self._hypernetwork.parameters(),
             lr=self.options.learning_rate,

@@ -10,12 +10,13 @@ import planted_choices as planted
 import pytest
 import small_classification as small
 import torch
+from cell_supernets import draw, gradients
 
 from asng_ext._random import DrawsFrom
 from asng_ext.engine.search import search
 from asng_ext.nn import CellSpace, CellSupernet
-from asng_ext.nn.operations import SeparableConv
-from asng_ext.strategies.smash import Smash, SmashSupernet
+from asng_ext.nn.operations import OPERATIONS, SeparableConv
+from asng_ext.strategies.smash import FusedSmashSupernet, Smash, SmashSupernet
 
 FEW = {"samples": 3, "perturbed": 2, "chain": 2, "batches": 1, "hidden": 8}
 SPACE = CellSpace(2)
@@ -30,13 +31,20 @@ def smash(**options: Any) -> planted.Make:
     return lambda task, epochs: Smash(task, chosen, epochs=epochs, seed=3)
 
 
-def supernet() -> SmashSupernet:
+Supernet = SmashSupernet | FusedSmashSupernet
+EITHER = pytest.mark.parametrize(
+    "kind", [SmashSupernet, pytest.param(FusedSmashSupernet, marks=pytest.mark.operators)]
+)
+
+
+def supernet(kind: type[Supernet] = SmashSupernet, space: CellSpace = SPACE) -> Supernet:
     with DrawsFrom(0, "supernet"):
-        return SmashSupernet(SPACE, 8, **SETTINGS)
+        return kind(space, 8, **SETTINGS)
 
 
-def test_it_computes_what_a_supernet_with_the_made_weights_does() -> None:
-    made = supernet()
+@EITHER
+def test_it_computes_what_a_supernet_with_the_made_weights_does(kind: type[Supernet]) -> None:
+    made = supernet(kind)
     plain = CellSupernet(SPACE, **SETTINGS)
     missing, unexpected = plain.load_state_dict(made.state_dict(), strict=False)
     assert not unexpected
@@ -51,7 +59,7 @@ def test_it_computes_what_a_supernet_with_the_made_weights_does() -> None:
             convolutions = [m for m in plain.modules() if isinstance(m, SeparableConv)]
             stages = [stage for each in convolutions for stage in each.children()]
             for layer, stage in enumerate(stages):
-                weight = made.hypernetwork(code, layer)
+                weight = made.hypernetwork(code, [layer])[0, :, :, None, None]
                 norms = weight.square().sum(dim=1)
                 torch.testing.assert_close(norms, torch.ones_like(norms))
                 stage.pointwise.weight.copy_(weight)
@@ -62,8 +70,34 @@ def test_it_computes_what_a_supernet_with_the_made_weights_does() -> None:
         torch.testing.assert_close(made.forward_population(x, [ARCHITECTURE, other])[0], outs[0])
 
 
-def test_only_layers_that_run_are_trained() -> None:
-    made = supernet()
+@pytest.mark.operators
+@pytest.mark.parametrize("operations", [SPACE.operations, SPACE.operations[::-1], OPERATIONS])
+def test_the_compiled_one_is_the_plain_one(operations: tuple[str, ...]) -> None:
+    """Weights, numbers, gradients and states, in double precision."""
+    space = CellSpace(3, operations)
+    plain, fused = (supernet(kind, space).double() for kind in (SmashSupernet, FusedSmashSupernet))
+    states = [made.state_dict() for made in (plain, fused)]
+    assert small.equal(dict(sorted(states[0].items())), dict(sorted(states[1].items())))
+    x = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = []
+    for made in (plain, fused):
+        made.hypernetwork.double()
+        logits: Any = made.forward_population(x, draw(3, space=space))
+        (logits * torch.linspace(-1, 1, logits.numel()).view_as(logits)).sum().backward()
+        named = {**made.hypernetwork.state_dict(keep_vars=True)}
+        of_made = {name: weight.grad for name, weight in named.items()}
+        found.append([logits.detach(), of_made, gradients(made)])
+    (logits, of_made, of_weights), (expected, wanted, wanted_of_weights) = found
+    torch.testing.assert_close(logits, expected, rtol=1e-10, atol=1e-10)
+    for one, other in ((of_made, wanted), (of_weights, wanted_of_weights)):
+        assert one.keys() == other.keys()
+        for name, gradient in one.items():
+            torch.testing.assert_close(gradient, other[name], rtol=1e-8, atol=1e-10)
+
+
+@EITHER
+def test_only_layers_that_run_are_trained(kind: type[Supernet]) -> None:
+    made = supernet(kind)
     x = torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     made(x, ARCHITECTURE).square().mean().backward()
     gradients = made.hypernetwork.layers.weight.grad
@@ -72,7 +106,7 @@ def test_only_layers_that_run_are_trained() -> None:
     assert int((gradients != 0).any(dim=1).sum()) == 2 * (normal + 2 * reduction)
     parameters = set(made.parameters())
     assert not parameters & set(made.hypernetwork.parameters())
-    assert not any(".pointwise." in name for name, _ in made.named_parameters())
+    assert not any("pointwise" in name for name, _ in made.named_parameters())
 
 
 def test_adam_trains_the_hypernetwork() -> None:
@@ -125,5 +159,9 @@ def test_wrong_spaces_and_supernets() -> None:
     planted.check_wants_categories(smash())
     with pytest.raises(ValueError, match="whose supernet is a CellSupernet, got Lines"):
         planted.found(smash(), 1)
+
+
+@EITHER
+def test_spaces_with_nothing_to_make(kind: type[Supernet]) -> None:
     with pytest.raises(ValueError, match="must have a separable convolution"):
-        SmashSupernet(CellSpace(2, ("identity", "avg_pool_3x3")), 8, **SETTINGS)
+        supernet(kind, CellSpace(2, ("identity", "avg_pool_3x3")))
