@@ -96,6 +96,13 @@ class ToyTask(TaskDefaults):
         return {"right": -1.0}
 
 
+def make_step(strategy: Any, pair: Any) -> None:
+    """As the loop does."""
+    strategy.prepare()
+    strategy.step(pair)
+    strategy.stepped()
+
+
 def begun(
     name: str,
     task: Any,

@@ -258,6 +258,7 @@ def _search(
             rate = rate_after(epoch * steps + step)
             set_learning_rate(sgd, rate)
             with draws_of_rank(draws, ranks, seed, f"search epoch {epoch} step {step}", device):
+                strategy.prepare()
                 iteration(pair)
             strategy.stepped()
             epochs.stepped(steps, check)

@@ -41,7 +41,8 @@ class _Logits(CategoricalStrategy):
 
     Options = LogitsOptions
     mixes = False
-    """Whether the mixture by probabilities is what is trained, so that it is tested, too."""
+    """Whether the mixture by probabilities is what is trained, so that it is tested, too. A step
+    then does the same work whatever the numbers are."""
 
     def __init__(self, task: SearchTask, options: Any, *, epochs: int, seed: int) -> None:
         super().__init__(task, options, epochs=epochs, seed=seed)
@@ -51,6 +52,10 @@ class _Logits(CategoricalStrategy):
                 f"the members of asng_ext.tasks.protocol.RelaxedTask, got {type(task).__name__}"
             )
         self.relaxed = cast(RelaxedTask, task)
+
+    @property
+    def capture_blocker(self) -> str | None:
+        return None if self.mixes else f"the strategy {self.name} chooses on the host what runs"
 
     def begin(self, parts: Parts) -> None:
         super().begin(parts)
@@ -147,14 +152,6 @@ class _Logits(CategoricalStrategy):
             logits.grad = torch.zeros_like(logits) if gradient is None else gradient
         self.adam.step()
 
-    def gumbel(self) -> list[Tensor]:
-        """(K,) draws of the standard Gumbel distribution for each variable."""
-        # Drawn on the CPU: the same on every device.
-        draws = (torch.rand(len(each), generator=self.generator) for each in self.logits)
-        tiny = torch.finfo(torch.float32).tiny
-        noise = (-(-u.clamp(min=tiny).log()).clamp(min=tiny).log() for u in draws)
-        return [each.to(logits) for each, logits in zip(noise, self.logits)]
-
 
 class Darts(_Logits):
     """DARTS (Liu et al., 2019), first order: the logits follow the gradient of the loss of the
@@ -162,10 +159,6 @@ class Darts(_Logits):
 
     name = "darts"
     mixes = True
-
-    @property
-    def capture_blocker(self) -> None:
-        """Nothing: a step does the same work whatever the numbers are."""
 
     def train(self, for_weights: Batch, for_logits: Batch) -> None:
         self.train_logits(for_logits, Relaxation(self.softmax()))
@@ -284,17 +277,38 @@ class Snas(_Logits):
     def numbers(self) -> dict[str, float]:
         return {**super().numbers(), "temperature": self.temperature}
 
-    def relaxed_sample(self) -> tuple[Tensor, ...]:
-        """z of each variable."""
+    def begin(self, parts: Parts) -> None:
+        super().begin(parts)
+        # Of a step the noise of both samples and the temperature, where a replay reads them.
+        numbers = 2 * sum(map(len, self.logits)) + 1
+        self._prepared = torch.empty(numbers, device=self.logits[0].device)
+
+    def prepare(self) -> None:
+        temperature = torch.tensor([self.temperature])
+        prepared = torch.cat([*self.gumbel(), *self.gumbel(), temperature])
+        self._prepared.copy_(prepared, non_blocking=True)
+
+    def gumbel(self) -> list[Tensor]:
+        """(K,) draws of the standard Gumbel distribution for each variable."""
+        # Drawn on the CPU: the same on every device.
+        draws = (torch.rand(len(each), generator=self.generator) for each in self.logits)
+        tiny = torch.finfo(torch.float32).tiny
+        return [-(-u.clamp(min=tiny).log()).clamp(min=tiny).log() for u in draws]
+
+    def relaxed_sample(self, which: int) -> tuple[Tensor, ...]:
+        """z of each variable, of the first sample of a step or the second."""
+        sizes = list(map(len, self.logits))
+        *noise, temperature = torch.split(self._prepared, [*sizes, *sizes, 1])
+        of_sample = noise[which * len(sizes) : (which + 1) * len(sizes)]
         return tuple(
-            ((logits.log_softmax(0) + noise) / self.temperature).softmax(0)
-            for logits, noise in zip(self.logits, self.gumbel())
+            ((logits.log_softmax(0) + each) / temperature).softmax(0)
+            for logits, each in zip(self.logits, of_sample)
         )
 
     def train(self, for_weights: Batch, for_logits: Batch) -> None:
-        for batch in (for_weights, for_logits):
+        for which, batch in enumerate((for_weights, for_logits)):
             self.adam.zero_grad(set_to_none=False)
-            self.train_mixture(batch, Relaxation(self.relaxed_sample()))
+            self.train_mixture(batch, Relaxation(self.relaxed_sample(which)))
             nn.utils.clip_grad_norm_(self.logits, self.options.clip)
             self.move_logits([logits.grad for logits in self.logits])
 
@@ -316,19 +330,19 @@ class Gdas(Snas):
     Options = GdasOptions  # type: ignore[assignment]
     mixes = False
 
-    def sampled(self) -> Relaxation:
-        """A sample, with the gradient of a relaxed one."""
-        relaxed = self.relaxed_sample()
+    def sampled(self, which: int) -> Relaxation:
+        """A sample, with the gradient of the relaxed one."""
+        relaxed = self.relaxed_sample(which)
         chosen = tuple((int(z.argmax()),) for z in relaxed)
         hard = tuple(_one_hot(z, i) + (z - z.detach()) for z, (i,) in zip(relaxed, chosen))
         return Relaxation(hard, chosen)
 
     def train(self, for_weights: Batch, for_logits: Batch) -> None:
         with torch.no_grad():
-            active = self.sampled().active
+            active = self.sampled(0).active
         assert active is not None
         self.train_weights(for_weights, self.samples(active))
-        self.train_logits(for_logits, self.sampled())
+        self.train_logits(for_logits, self.sampled(1))
 
 
 @dataclass(frozen=True)

@@ -37,9 +37,9 @@ class Parts:
 class Strategy(ABC):
     """A method of one-shot search.
 
-    The loop makes a supernet by :meth:`supernet`, calls :meth:`begin`, then :meth:`step` for each
-    pair of batches, or replays one, :meth:`stepped` after it, and :meth:`end_epoch` after each
-    epoch. Checkpoints hold :meth:`state_dict`.
+    The loop makes a supernet by :meth:`supernet`, calls :meth:`begin`, then for each pair of
+    batches :meth:`prepare`, :meth:`step`, or replays one, and :meth:`stepped`; and
+    :meth:`end_epoch` after each epoch. Checkpoints hold :meth:`state_dict`.
 
     Attributes:
         name: By which it is chosen, or that of its optimizer's class.
@@ -70,6 +70,10 @@ class Strategy(ABC):
     def begin(self, parts: Parts) -> None:
         """Begins a search with a new supernet. To continue one, its state is loaded then."""
         self.parts = parts
+
+    def prepare(self) -> None:  # noqa: B027
+        """What the host does before a step, or a replay of one: nothing. What that is to see of it
+        must be put into tensors that stay where they are."""
 
     @abstractmethod
     def step(self, batches: tuple[Batch, Batch]) -> None:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import math
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,17 +16,15 @@ import small_classification as small
 import torch
 from recording_graphs import RecordingGraphs
 from torch import Tensor
-from toy_supernet import ToyTask, begun
+from toy_supernet import ToyTask, begun, make_step
 
 from asng_ext import strategies
+from asng_ext._signals import Interrupted
 from asng_ext.engine.search import search
 from asng_ext.nn import Relaxation
 from asng_ext.runs.config import SearchConfig
-
-
-def make_step(strategy: Any, pair: Any) -> None:
-    strategy.step(pair)
-    strategy.stepped()
+from asng_ext.runs.folder import RunFolder
+from asng_ext.training.cuda_graphs import WARM_UPS
 
 
 def started(name: str, steps: int = 3, planted: tuple[int, ...] = (1, 2), **options: Any) -> Any:
@@ -129,7 +132,7 @@ def test_second_order_darts_takes_a_gradient_of_zero() -> None:
     assert all(torch.equal(g, torch.zeros_like(g)) for g in gradients)
 
 
-@pytest.mark.parametrize("name", ["darts", "darts2"])
+@pytest.mark.parametrize("name", ["darts", "darts2", "snas"])
 @pytest.mark.parametrize("of", [ToyTask, small.task], ids=["toy", "cells"])
 def test_captured_steps_give_the_numbers_of_others(name: str, of: Any) -> None:
     def searched(graphs: RecordingGraphs, replays: bool) -> Any:
@@ -157,6 +160,51 @@ def test_captured_steps_give_the_numbers_of_others(name: str, of: Any) -> None:
     assert small.equal(captured.supernet.state_dict(), plain.supernet.state_dict())
 
 
+def test_captured_steps_of_snas_resume_within_an_epoch(tmp_path: Path) -> None:
+    """Noise and temperature of replays are those that steps would have had."""
+    config = SearchConfig(epochs=2, strategy="snas", strategy_options="learning_rate=0.05")
+
+    def searched(run: RunFolder | None, stops: int | None = None, replays: bool = True) -> Any:
+        task = ToyTask()
+        task.capturable = True
+        own = replace(config, graphs=replays)
+        strategy: Any = strategies.make(task, own, seed=0)
+        prepare = strategy.prepare
+
+        def prepared() -> None:
+            if strategy.steps == stops:
+                os.kill(os.getpid(), signal.SIGTERM)
+            prepare()
+
+        strategy.prepare = prepared
+        graphs = RecordingGraphs()
+        result = search(task, strategy, own, seed=0, run=run, stream=None, graphs=graphs)
+        return [dict(result.supernet.state_dict()), result.rows, strategy.state_dict()], graphs
+
+    expected, _ = searched(None, replays=False)
+    whole, graphs = searched(None)
+    assert graphs.replays == 2 * ToyTask.search_steps - WARM_UPS
+    run = RunFolder.create(tmp_path / "run")
+    for stops in (6, 40):
+        with pytest.raises(Interrupted):
+            searched(run, stops)
+    resumed, graphs = searched(run)
+    assert graphs.replays == 2 * ToyTask.search_steps - 41 - WARM_UPS
+    assert small.equal(whole, expected)
+    assert small.equal(resumed, expected)
+
+
+@pytest.mark.parametrize("name", ["gdas", "proxyless"])
+def test_what_chooses_on_the_host_is_not_captured(name: str) -> None:
+    task, stream = ToyTask(), io.StringIO()
+    task.capturable = True
+    config = SearchConfig(epochs=1, strategy=name)
+    graphs, strategy = RecordingGraphs(), strategies.make(task, config, seed=0)
+    search(task, strategy, config, seed=0, stream=stream, graphs=graphs)
+    assert graphs.ran == 0
+    assert f"without CUDA graphs: the strategy {name} chooses on the host" in stream.getvalue()
+
+
 @pytest.mark.parametrize("name", ["snas", "gdas"])
 def test_temperatures_fall_linearly(name: str) -> None:
     task = ToyTask((1, 2))
@@ -176,7 +224,8 @@ def test_snas_draws_by_the_probabilities_and_its_gradient_is_that_of_the_expecte
     draws = 4000
     counts, total, gradient = torch.zeros(4), 0.0, torch.zeros(4)
     for _ in range(draws):
-        (z,) = strategy.relaxed_sample()
+        strategy.prepare()
+        (z,) = strategy.relaxed_sample(1)
         counts[z.argmax()] += 1
         loss = z @ losses
         total += loss.item()
@@ -194,15 +243,17 @@ def test_the_mean_of_the_gradients_of_gdas_by_quadrature() -> None:
     """Of two choices the difference of Gumbel draws is logistic: the mean over it of what a sample
     gives, L'_a ∂z_a/∂logits of the sampled choice a, is an integral."""
     strategy = begun("gdas", ToyTask((1,)), temperature=2.0, temperature_end=2.0)
-    logits = torch.tensor([0.7, -0.2], requires_grad=True)
+    # The others are never drawn.
+    logits = torch.tensor([0.7, -0.2, -1e3, -1e3], requires_grad=True)
     strategy.logits = [logits]
     losses = torch.tensor([1.0, 3.0])
     draws = 5000
-    mean, picked = torch.zeros(2), 0
+    mean, picked = torch.zeros(4), 0
     for _ in range(draws):
-        sampled = strategy.sampled()
+        strategy.prepare()
+        sampled = strategy.sampled(1)
         ((choice,),) = sampled.active
-        assert sampled.weights[0].tolist() == [float(i == choice) for i in range(2)]
+        assert sampled.weights[0].tolist() == [float(i == choice) for i in range(4)]
         picked += choice
         loss = sampled.weights[0][choice] * losses[choice]
         mean += torch.autograd.grad(loss, logits)[0] / draws
@@ -214,7 +265,7 @@ def test_the_mean_of_the_gradients_of_gdas_by_quadrature() -> None:
     each = np.where(margin > 0, 1.0 * slope, -3.0 * slope)
     expected = float((density * each).sum() * (noise[1] - noise[0]))
     assert abs(picked / draws - 1 / (1 + math.exp(0.9))) < 0.02
-    assert mean.tolist() == pytest.approx([expected, -expected], abs=0.02)
+    assert mean.tolist() == pytest.approx([expected, -expected, 0, 0], abs=0.02)
 
 
 def test_gdas_trains_what_was_sampled_alone() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import small_classification as small
 import torch
-from toy_supernet import CHOICES, PLANTED, ToyTask, begun
+from toy_supernet import CHOICES, PLANTED, ToyTask, begun, make_step
 
 import asng_ext as asng
 from asng_ext import cli, strategies, tasks
@@ -112,14 +112,12 @@ def test_it_continues_from_each_state_as_if_it_had_not_stopped(name: str) -> Non
 
     def go_on(strategy: Any, start: int) -> None:
         for batch in batches[start:]:
-            strategy.step(batch)
-            strategy.stepped()
+            make_step(strategy, batch)
         strategy.end_epoch(0)
 
     whole = begun(name, task, epochs=1, **given)
     for batch in batches[:7]:
-        whole.step(batch)
-        whole.stepped()
+        make_step(whole, batch)
     parts = whole.parts
     saved = (whole.state_dict(), parts.supernet.state_dict(), parts.weight_optimizer.state_dict())
     state, weights, sgd = copy.deepcopy(saved)
@@ -142,7 +140,7 @@ def test_seeds_decide_the_search(name: str) -> None:
     def weights(seed: int) -> Any:
         strategy = begun(name, task, seed=seed, supernet_seed=0)
         for batch in batches:
-            strategy.step(batch)
+            make_step(strategy, batch)
         return strategy.parts.supernet.state_dict(), strategy.recommend()
 
     assert small.equal(weights(1), weights(1))
