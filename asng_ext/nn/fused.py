@@ -191,7 +191,8 @@ class FusedCellSupernet(CellSupernet):
     seed, and has the same state dict, so that either loads the other's. Its parameters are fewer
     and larger: the weights of one kind in a cell are one tensor, whose gradient is zero where no
     sampled architecture uses it. All architectures of a population run together, and what they
-    share is computed once.
+    share is computed once. The nodes of a relaxation are an operator on the CPU alone; elsewhere it
+    runs in plain PyTorch, on views of the weights.
 
     Args: see `CellSupernet`.
 
