@@ -45,6 +45,19 @@ def _keep_global_generator() -> Iterator[None]:
     torch.set_rng_state(state)
 
 
+@pytest.fixture(autouse=True)
+def _pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only tests with the marker ``pictures`` draw them, which takes most of the time of a run."""
+    marker = request.node.get_closest_marker("pictures")
+    draws = () if marker is None else marker.args or _DRAWING
+    for module in set(_DRAWING).difference(draws):
+        monkeypatch.setattr(f"asng_ext.engine.{module}.drawing", lambda stream: None)
+
+
+_DRAWING = ("compare", "experiment", "pictures", "sweep")
+"""Modules of asng_ext.engine that draw what they have come to."""
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """A test whose marker asks for what is not there is skipped, or fails where it must be."""
     if item.get_closest_marker("operators") and not ops.available():

@@ -62,6 +62,7 @@ def test_search_writes_a_run_folder(searched: Path) -> None:
     assert config["retrain"]["epochs"] == 2
 
 
+@pytest.mark.pictures
 def test_retrain_and_evaluate(searched: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert asng("retrain", searched, "--epochs", 3) == 0
     printed = capsys.readouterr().out

@@ -51,13 +51,6 @@ OPTIONS = [
 ]
 
 
-@pytest.fixture
-def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They take most of the time."""
-    for module in ("experiment", "compare"):
-        monkeypatch.setattr(f"asng_ext.engine.{module}.drawing", lambda stream: None)
-
-
 def asng(*arguments: object) -> int:
     return cli.main([str(argument) for argument in arguments])
 
@@ -72,10 +65,8 @@ def rows_in(folder: Path) -> list[dict[str, str]]:
 
 
 @pytest.mark.slow
-def test_a_comparison(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("asng_ext.engine.experiment.drawing", lambda stream: None)
+@pytest.mark.pictures("compare")
+def test_a_comparison(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "comparison"
     command = ["compare", "classification", *OPTIONS, "--out", folder]
     assert asng(*command, "--strategies", "asng", "--seeds=1", "--budget=steps=3") == 0
@@ -138,7 +129,6 @@ def test_a_comparison(
     assert files == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.usefixtures("_no_pictures")
 def test_an_interruption_changes_no_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = ["asng", "sng"]
     expected = compare(tmp_path / "a", CONFIG, names, TWO_EPOCHS, seeds=1, stream=None)
@@ -174,7 +164,6 @@ def test_an_interruption_changes_no_number(tmp_path: Path, monkeypatch: pytest.M
     assert strip.sub("", continued.table) == strip.sub("", expected.table)
 
 
-@pytest.mark.usefixtures("_no_pictures")
 def test_a_strategy_that_fails_ends_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -205,7 +194,6 @@ def test_a_strategy_that_fails_ends_no_other(
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("_no_pictures")
 def test_two_processes_give_the_numbers_of_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -281,7 +269,6 @@ class Clock:
         return self.now
 
 
-@pytest.mark.usefixtures("_no_pictures")
 @pytest.mark.parametrize(
     ("batch_size", "step", "phase", "seconds"),
     [
@@ -355,7 +342,6 @@ class SlowStepsToo(SlowAtTheEnd):
     seconds = 45.0
 
 
-@pytest.mark.usefixtures("_no_pictures")
 @pytest.mark.parametrize(
     ("kind", "batch_size", "epochs"),
     # There would be 3 epochs if nothing followed them.
@@ -382,7 +368,6 @@ def test_what_follows_long_epochs_is_part_of_the_budget(
     assert 300 - 129 < row["search_seconds"] <= 300
 
 
-@pytest.mark.usefixtures("_no_pictures")
 def test_minutes_are_epochs_of_all_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
@@ -413,7 +398,6 @@ def test_epochs_of_a_budget(budget: Budget, steps: int, seconds: float, epochs: 
     assert contestants.epochs_within(budget, steps, seconds) == epochs
 
 
-@pytest.mark.usefixtures("_no_pictures")
 def test_inpainting(tmp_path: Path) -> None:
     config = {
         "task": "inpainting",

@@ -234,6 +234,7 @@ class Wanderer:
         self._draws.load_state_dict(state)
 
 
+@pytest.mark.pictures
 def test_an_optimizer_of_ones_own_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(optimizers.REGISTRY, "Wanderer", Wanderer)
     config = small_config(optimizer="Wanderer", population_size=3)
@@ -244,6 +245,7 @@ def test_an_optimizer_of_ones_own_by_name(tmp_path: Path, monkeypatch: pytest.Mo
     assert not experiment.run.file("theta.png").exists()
 
 
+@pytest.mark.pictures
 def test_an_architecture_is_drawn_with_near_ties_and_the_sizes_of_its_network(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -276,6 +278,7 @@ def test_an_architecture_is_drawn_with_near_ties_and_the_sizes_of_its_network(
         changed.retrain()
 
 
+@pytest.mark.pictures
 def test_a_task_need_not_take_near_ties(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib")
     drawn = []

@@ -13,6 +13,7 @@ import small_runs
 
 import asng_ext as asng
 from asng_ext import cli, tasks
+from asng_ext.engine.experiment import Experiment
 from asng_ext.nn import CellSpace
 from asng_ext.runs.folder import RunFolder
 from asng_ext.runs.report import report
@@ -52,13 +53,21 @@ def test_it_is_retrained_as_the_one_that_was_found(tmp_path: Path) -> None:
     assert asng.load_architecture(given) == values
     weights = [RunFolder(folder).load("network.pt") for folder in (tmp_path / "found", given)]
     assert small.equal(weights[0], weights[1])
-    assert (given / "architecture.png").is_file()
     another = tmp_path / "another"
     assert asng_command("retrain", another, *arguments, "--seed=1") == 0
     assert RunFolder.open(another).read_config()["seed"] == 1
     other = RunFolder(another).load("network.pt")
     assert other is not None
     assert not small.equal(weights[0]["network"], other["network"])  # type: ignore[index]
+
+
+@pytest.mark.pictures
+def test_it_is_drawn_before_it_is_retrained(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    experiment = small_runs.classification(tmp_path / "run")
+    values = experiment.task.space.decode([0] * len(experiment.task.space))
+    given = Experiment.create(tmp_path / "given", experiment.config, None, architecture=values)
+    assert given.run.file("architecture.png").is_file()
 
 
 def test_the_space_is_one_that_has_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

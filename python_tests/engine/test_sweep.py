@@ -25,6 +25,7 @@ def asng(*arguments: object) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.pictures("sweep")
 def test_a_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "sweep"
     command = ["search", "classification", *OPTIONS, "--out", folder, "--penalty-sweep"]

@@ -342,6 +342,7 @@ def test_weight_decay_is_refused() -> None:
         search(some, asng.ASNG(some.space, population_size=2, seed=0), config, seed=0, stream=None)
 
 
+@pytest.mark.pictures
 def test_a_whole_experiment(tmp_path: Path) -> None:
     loops = {"search": SEARCH, "retrain": RETRAIN, "inpainting": replace(CONFIG, test_images=9)}
     config = {name: vars(section) for name, section in loops.items()}
