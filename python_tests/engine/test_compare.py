@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import math
@@ -10,8 +11,7 @@ import re
 import shlex
 import signal
 import statistics
-import subprocess
-import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -194,27 +194,19 @@ def test_a_strategy_that_fails_ends_no_other(
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_numbers_of_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_two_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They give the numbers of one. One that dies takes no other with it, and one that is ended
+    outside of a loop notes how long it took. Starting them takes most of the time."""
     (tmp_path / "matplotlib.py").write_text("raise ImportError")
     monkeypatch.syspath_prepend(tmp_path)  # of the processes, too: they draw nothing
-    rows = [
-        compare(
-            tmp_path / str(processes), CONFIG, ["asng"], Budget(steps=1), seeds=2,
-            processes=processes, stream=None,
-        ).rows
-        for processes in (1, 2)
-    ]  # fmt: skip
-    assert len(rows[0]) == 2
-    assert without_times(rows[0]) == without_times(rows[1])
-
-
-@pytest.mark.slow
-def test_processes_that_die_and_are_ended(tmp_path: Path) -> None:
-    """One takes no other with it; what is ended outside of a loop notes how long it took."""
+    budget = Budget(steps=1)
+    one = compare(tmp_path / "1", CONFIG, ["asng"], budget, seeds=2, stream=None)
     jobs = [compare_module._Job(tmp_path, RunName("x", seed), {}, 1) for seed in (3, 1, 2, 4)]
     with compare_module._Workers(2) as workers:
+        monkeypatch.setattr(compare_module, "_Workers", lambda _: contextlib.nullcontext(workers))
+        two = compare(
+            tmp_path / "2", CONFIG, ["asng"], budget, seeds=2, processes=2, stream=None
+        )  # fmt: skip
         found = {job.name.seed: outcome for job, outcome in workers.outcomes(odd, jobs)}
         processes = [worker.process for worker in workers._workers]
         begun = time.monotonic()
@@ -222,34 +214,40 @@ def test_processes_that_die_and_are_ended(tmp_path: Path) -> None:
         while not (tmp_path / "begun").exists():
             assert processes[0].is_alive()
             time.sleep(0.01)
-    times = RunFolder(jobs[0].folder).read_json("times.json")
-    assert 0.2 <= times["retrain"] < time.monotonic() - begun
-    assert {seed: outcome.result for seed, outcome in found.items()} == {
-        3: None,
-        1: 10,
-        2: None,
-        4: 40,
-    }
+    assert len(two.rows) == 2
+    assert without_times(two.rows) == without_times(one.rows)
+
+    results = {seed: outcome.result for seed, outcome in found.items()}
+    assert results == {3: None, 1: 10, 2: None, 4: 40}
     assert found[3].cause == "its process has ended with status -9"
     assert found[2].cause == "ZeroDivisionError"
     assert not any(process.is_alive() for process in processes)
 
+    times = RunFolder(jobs[0].folder).read_json("times.json")
+    assert 0.2 <= times["retrain"] < time.monotonic() - begun
+
 
 @pytest.mark.slow
-def test_a_signal_ends_all_processes(tmp_path: Path) -> None:
+def test_a_signal_ends_all_processes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "a comparison"
     command = ["compare", "classification", *OPTIONS, "--strategies", "asng", "--seeds=2"]
     command += ["--budget=steps=40000", "--test-every=0", "--processes=2", "--out", str(folder)]
-    code = "import sys; from asng_ext.cli import main; sys.exit(main())"
-    with subprocess.Popen(
-        [sys.executable, "-c", code, *command], stderr=subprocess.PIPE, text=True
-    ) as process:
-        runs = [folder / f"asng-seed{seed}" for seed in range(2)]
-        while not all((run / "search.pt").exists() for run in runs) and process.poll() is None:
-            time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=60)
-    assert process.returncode == 130, said
+    runs = [folder / f"asng-seed{seed}" for seed in range(2)]
+    over = threading.Event()
+
+    def interrupt() -> None:
+        while not all((run / "search.pt").exists() for run in runs):
+            if over.wait(0.05):
+                return
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    status = asng(*command)
+    over.set()
+    thread.join()
+    said = capsys.readouterr().err
+    assert status == 130, said
     (continuing,) = re.findall(r"^asng: interrupted; to continue: asng (.*)$", said, re.M)
     assert shlex.split(continuing) == command
     for run in runs:
@@ -358,14 +356,15 @@ def test_what_follows_long_epochs_is_part_of_the_budget(
     known = StrategyKind(kind.name, "", place, in_phases=kind is not Slow)
     monkeypatch.setitem(registry._KINDS, kind.name, known)
     monkeypatch.setattr(time, "monotonic", _CLOCK)
-    search = {**CONFIG["search"], "batch_size": batch_size, "test_every": 0}
-    found = compare(
-        tmp_path / "s", {**CONFIG, "search": search}, [kind.name], Budget(minutes=5), seeds=1,
-        stream=None,
-    )  # fmt: skip
-    (row,) = found.rows
-    assert row["epochs"] == epochs
-    assert 300 - 129 < row["search_seconds"] <= 300
+    search = {**CONFIG["search"], "batch_size": batch_size, "strategy": kind.name, "test_every": 0}
+    config: dict[str, Any] = {**CONFIG, "seed": 0, "search": search}
+    steps = Experiment(RunFolder(tmp_path), {**config, "search": {**search, "epochs": 1}}, None)
+    job = compare_module._Job(tmp_path, RunName(kind.name, 0), config, steps.task.search_steps)
+    search["epochs"] = compare_module._EpochsInMinutes(Budget(minutes=5))(job)
+    assert search["epochs"] == epochs
+    begun = _CLOCK.now
+    Experiment.create(tmp_path / "run", config, None).search()
+    assert 300 - 129 < _CLOCK.now - begun <= 300
 
 
 def test_minutes_are_epochs_of_all_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -375,7 +374,11 @@ def test_minutes_are_epochs_of_all_seeds(tmp_path: Path, monkeypatch: pytest.Mon
         seen.append((run.search_config.strategy, run.seed))
         return 2.0
 
+    def begun(job: Any) -> None:
+        Experiment.create_or_open(job.folder, job.config, None)
+
     monkeypatch.setattr(compare_module, "_measured", measured)
+    monkeypatch.setattr(compare_module, "_run", begun)
     for seeds in (1, 2):
         budget = Budget(minutes=0.11)  # 6.6 seconds
         compare(tmp_path / "m", CONFIG, ["sng"], budget, seeds=seeds, stream=None)
