@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -45,17 +47,36 @@ def _keep_global_generator() -> Iterator[None]:
     torch.set_rng_state(state)
 
 
+@contextlib.contextmanager
+def _drawing(draw: Callable[..., object], names: Iterable[str]) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name in names:
+            patch.setattr(f"asng_ext.engine.{name}.drawing", draw)
+        yield
+
+
+_WHAT_DRAWS = ("compare", "experiment", "pictures", "sweep")
+"""Modules of asng_ext.engine."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def pictures() -> Iterator[Callable[..., contextlib.AbstractContextManager[None]]]:
+    """Gives contexts in which runs draw pictures, or only the modules that are named. Elsewhere
+    they draw none, which would take most of their time."""
+    from asng_ext.engine.pictures import drawing  # once other operators are in place
+
+    with _drawing(lambda stream: None, _WHAT_DRAWS):
+        yield lambda *names: _drawing(drawing, names or _WHAT_DRAWS)
+
+
 @pytest.fixture(autouse=True)
-def _pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only tests with the marker ``pictures`` draw them, which takes most of the time of a run."""
+def _marked_pictures(
+    request: pytest.FixtureRequest, pictures: Callable[..., Any]
+) -> Iterator[None]:
+    """Tests with the marker ``pictures`` are in such a context."""
     marker = request.node.get_closest_marker("pictures")
-    draws = () if marker is None else marker.args or _DRAWING
-    for module in set(_DRAWING).difference(draws):
-        monkeypatch.setattr(f"asng_ext.engine.{module}.drawing", lambda stream: None)
-
-
-_DRAWING = ("compare", "experiment", "pictures", "sweep")
-"""Modules of asng_ext.engine that draw what they have come to."""
+    with pictures(*marker.args) if marker else contextlib.nullcontext():
+        yield
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -37,9 +37,10 @@ def asng(*arguments: object) -> int:
 
 
 @pytest.fixture(scope="module")
-def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def searched(tmp_path_factory: pytest.TempPathFactory, pictures: Any) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "searched"
-    assert asng("search", "classification", *small.OPTIONS, "--seed=3", "--out", folder) == 0
+    with pictures():
+        assert asng("search", "classification", *small.OPTIONS, "--seed=3", "--out", folder) == 0
     return folder
 
 

@@ -26,12 +26,13 @@ def read(folder: Path) -> Any:
 
 
 @pytest.fixture(scope="module")
-def experiment(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
+def experiment(tmp_path_factory: pytest.TempPathFactory, pictures: Any) -> Experiment:
     some = small_runs.classification(tmp_path_factory.mktemp("runs") / "run")
     optimizer = some.optimizer()
     some.optimizer = lambda *_: optimizer  # type: ignore[method-assign]
-    some.search()
-    some.retrain()
+    with pictures():
+        some.search()
+        some.retrain()
     return some
 
 
