@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from asng_ext import _host
 from asng_ext.nn import CellSpace, CellSupernet, FusedCellSupernet
-from asng_ext.nn.cell import Architecture, Population
+from asng_ext.nn.cell import FIRST_NODE, Architecture, Population
 from asng_ext.nn.fused import StackedCell
 from asng_ext.nn.operations import SeparableConv
 from asng_ext.runs.config import Checked, setting
@@ -174,6 +174,12 @@ class FusedSmashSupernet(FusedCellSupernet):
         """The weights of the 1×1 convolutions of each cell as the operators take them: those that
         the architecture has no use for are 0."""
         encoded = self.hypernetwork.encode(torch.tensor(architecture))
+        parsed = self.space.parse(architecture)
+        # Of cells that are read: others have no gradient, so that Adam is to leave theirs alone.
+        read = {len(self.cells) - 1, *[self.auxiliary_at] * (self.auxiliary is not None)}
+        for c in reversed(range(len(self.cells))):
+            inputs = parsed[self.is_reduction[c]].inputs if c in read else ()
+            read.update(c - 2 + i for i in inputs if i < FIRST_NODE)
         used = [
             sorted(
                 (node * (node + 3) // 2 + edge.input, self._separable.index(edge.operation))
@@ -181,26 +187,26 @@ class FusedSmashSupernet(FusedCellSupernet):
                 for edge in set(edges)
                 if edge.operation in self._separable
             )
-            for kind in self.space.parse(architecture)
+            for kind in parsed
         ]
-        kinds, cells = len(self._separable), self._stacked_cells()
+        count, cells = len(self._separable), self._stacked_cells()
         made: list[dict[str, Tensor]] = [{} for _ in cells]
         for width in dict.fromkeys(cell.channels for cell in cells):
             members = [c for c, cell in enumerate(cells) if cell.channels == width]
             # The numbers of layers, and where their weights go.
             layers, places = [], []
             for m, c in enumerate(members):
-                for edge, kind in used[self.is_reduction[c]]:
+                for edge, which in used[self.is_reduction[c]] if c in read else ():
                     for stage in (0, 1):
-                        layers.append(((c * self._edges + edge) * kinds + kind) * 2 + stage)
-                        places.append(((m * kinds + kind) * self._edges + edge) * 2 + stage)
-            stacked = encoded.new_zeros(len(members) * kinds * self._edges * 2, width, width)
+                        layers.append(((c * self._edges + edge) * count + which) * 2 + stage)
+                        places.append(((m * count + which) * self._edges + edge) * 2 + stage)
+            stacked = encoded.new_zeros(len(members) * count * self._edges * 2, width, width)
             if layers:
                 to = torch.tensor(places, device=encoded.device)
                 stacked = stacked.index_copy(0, to, self.hypernetwork(encoded, layers))
-            shape = (len(members) * kinds, self._edges, 2, width, width)
+            shape = (len(members) * count, self._edges, 2, width, width)
             for place, weight in enumerate(stacked.view(shape).unbind()):
-                made[members[place // kinds]][self._pointwise[place % kinds]] = weight
+                made[members[place // count]][self._pointwise[place % count]] = weight
         return made
 
 

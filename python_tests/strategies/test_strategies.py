@@ -15,6 +15,7 @@ import asng_ext as asng
 from asng_ext import cli, strategies, tasks
 from asng_ext.engine.experiment import Experiment
 from asng_ext.engine.search import search
+from asng_ext.nn import FusedCellSupernet
 from asng_ext.runs.config import SearchConfig, section_from
 from asng_ext.runs.folder import RunFolder
 from asng_ext.training.divergence import DivergedError
@@ -184,6 +185,32 @@ def test_cells_are_searched_and_the_search_is_resumed(name: str, tmp_path: Path)
     assert resumed.architecture == whole.architecture
     assert resumed.rows == whole.rows
     assert small.equal(resumed.supernet.state_dict(), whole.supernet.state_dict())
+
+
+@pytest.mark.operators
+@pytest.mark.parametrize(
+    "options",
+    [
+        "darts:",
+        "snas:",
+        "gdas:",
+        "proxyless:warmup=0,every=1",
+        "smash:samples=2,perturbed=1,chain=1",
+    ],
+)
+def test_compiled_operators_give_the_numbers_of_plain_pytorch(options: str) -> None:
+    name, _, given = options.partition(":")
+    rows = []
+    for implementation in ("plain", "fused"):
+        task = small.task(implementation=implementation)
+        # At a low learning rate rounding does not grow.
+        settings = config(name, given, epochs=2, batch_size=20, learning_rate=0.002)
+        strategy = strategies.make(task, settings, seed=0)
+        result = search(task, strategy, settings, seed=0, stream=None)
+        assert isinstance(result.supernet, FusedCellSupernet) == (implementation == "fused")
+        rows.append(result.rows)
+    for plain, fused in zip(*rows, strict=True):
+        assert fused == pytest.approx(plain, rel=1e-3)
 
 
 @pytest.mark.parametrize("task", ["classification", "inpainting"])
