@@ -284,7 +284,6 @@ class Smash(TrainsUniformly):
 
     def choose(self, batches: Sequence[Batch]) -> list[int]:
         options = self.options
-        batches = batches[: options.batches or None]
         drawn: list[list[int]] = self.uniform(options.samples).categorical.tolist()
         rewards = [self.mean_reward(batches, indices) for indices in drawn]
         first = int(np.argmax(rewards))
