@@ -191,8 +191,7 @@ class FusedCellSupernet(CellSupernet):
     seed, and has the same state dict, so that either loads the other's. Its parameters are fewer
     and larger: the weights of one kind in a cell are one tensor, whose gradient is zero where no
     sampled architecture uses it. All architectures of a population run together, and what they
-    share is computed once. The nodes of a relaxation are an operator on the CPU alone; elsewhere it
-    runs in plain PyTorch, on views of the weights.
+    share is computed once.
 
     Args: see `CellSupernet`.
 
@@ -275,9 +274,8 @@ class FusedCellSupernet(CellSupernet):
     def _run_mixture(
         self, mixture: CellMixture, cell: nn.Module, prev_prev: Tensor, prev: Tensor
     ) -> Tensor:
-        compiled = ops.mixture.available_on(prev.device)
         with cast(StackedCell, cell).as_cell() as plain:
-            return mixture.run(plain, prev_prev, prev, compiled)
+            return mixture.run(plain, prev_prev, prev, compiled=True)
 
     def _features(self, x: Tensor, architectures: Population) -> tuple[Tensor, Tensor | None]:
         """The last cell's output, (λ, B, H, W, P), and in training the logits of the auxiliary head

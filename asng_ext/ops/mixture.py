@@ -19,15 +19,10 @@ from torch import Tensor
 
 from asng_ext import _host
 from asng_ext.ops import _libraries
-from asng_ext.ops._feature_maps import cast_feature_maps, cast_weights, halved
+from asng_ext.ops._feature_maps import allows_tf32, cast_feature_maps, cast_weights, halved
 from asng_ext.ops._registration import call, call_backward, register_operator
 
-__all__ = ["available_on", "mixture"]
-
-
-def available_on(device: torch.device) -> bool:
-    """Whether the operator can be used for tensors on a device."""
-    return device.type == "cpu" and _libraries.available()
+__all__ = ["mixture"]
 
 
 def mixture(
@@ -69,18 +64,20 @@ def mixture(
         nodes,
         stride,
         torch.is_grad_enabled(),
+        allows_tf32(),
     )[0]
     return out
 
 
-def _stages(edges: Sequence[int], inputs: int, stride: int) -> int:
-    """How many normalizations there are."""
-    count = 0
-    for _, i, number in zip(*[iter(edges)] * 3, strict=True):
-        form = _host.OPERATIONS[number].form
-        factorized = form == "identity" and i < inputs and stride == 2
-        count += 2 if form == "separable" else 1 if factorized else 0
-    return count
+def _kept(edges: Sequence[int], inputs: int, stride: int) -> tuple[int, int, int]:
+    """How many edges have two normalizations, how many one, and how many are max pools."""
+    forms = [
+        (_host.OPERATIONS[number].form, stride if i < inputs else 1)
+        for _, i, number in zip(*[iter(edges)] * 3, strict=True)
+    ]
+    separable = sum(form == "separable" for form, _ in forms)
+    pools = sum(form == "max_pool" for form, _ in forms)
+    return separable, forms.count(("identity", 2)), pools
 
 
 def _fake(
@@ -91,17 +88,25 @@ def _fake(
     nodes: int,
     stride: int,
     save: bool,
+    tf32: bool,
 ) -> tuple[Tensor, Tensor]:
     batch, height, width, padded = inputs[0].shape
     out = inputs[0].new_empty((nodes, batch, halved(height, stride), halved(width, stride), padded))
+    if not save:
+        return out, coefficients.new_empty((0,))
+    separable, factorized, pools = _kept(edges, len(inputs), stride)
     # Of each stage its values before normalization, and a scale and a shift.
-    stage = 2 * padded + out[0].numel()
-    size = _stages(edges, len(inputs), stride) * stage if save else 0
-    return out, coefficients.new_empty((size,))
+    stages, maxima = 2 * separable + factorized, 0
+    if _libraries.has_cuda_kernels(out.device):
+        # Each edge with any has places for two, and of a max pool it is known where maxima were.
+        stages, maxima = 2 * (separable + factorized), pools
+    size = stages * 2 * padded
+    bytes_of_maps = out[0].numel() * (stages * out.element_size() + maxima)
+    return out, coefficients.new_empty((size + bytes_of_maps // coefficients.element_size(),))
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    given, coefficients, ctx.edges, weights, ctx.nodes, ctx.stride, ctx.save = inputs
+    given, coefficients, ctx.edges, weights, ctx.nodes, ctx.stride, ctx.save, ctx.tf32 = inputs
     ctx.inputs = len(given)
     ctx.save_for_backward(coefficients, *output, *given, *weights)
 
@@ -110,8 +115,11 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     coefficients, output, saved, *others = ctx.saved_tensors
     inputs, weights = others[: ctx.inputs], others[ctx.inputs :]
     of_maps = (grad, inputs, coefficients, output, saved)
-    of_call = (ctx.edges, weights, ctx.nodes, ctx.stride, any(ctx.needs_input_grad[3]))
-    grad_inputs, grad_coefficients, grad_weights = call_backward("mixture", *of_maps, *of_call)
+    of_call = (ctx.edges, weights, ctx.nodes, ctx.stride)
+    flags = (any(ctx.needs_input_grad[3]), ctx.tf32)
+    grad_inputs, grad_coefficients, grad_weights = call_backward(
+        "mixture", *of_maps, *of_call, *flags
+    )
     return grad_inputs, grad_coefficients, None, grad_weights
 
 

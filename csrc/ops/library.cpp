@@ -93,12 +93,12 @@ STABLE_TORCH_LIBRARY(asng, m) {
   // Returns all nodes (N, B, ⌈H/stride⌉, ⌈W/stride⌉, P) and what the backward pass needs.
   m.def(
       "mixture(Tensor[] inputs, Tensor coefficients, int[] edges, Tensor[] weights, int nodes, "
-      "int stride, bool save) -> (Tensor, Tensor)");
+      "int stride, bool save, bool tf32) -> (Tensor, Tensor)");
   // Gradients of inputs, coefficients and weights, of these none where not needed.
   m.def(
       "_mixture_backward(Tensor grad, Tensor[] inputs, Tensor coefficients, Tensor output, "
       "Tensor saved, int[] edges, Tensor[] weights, int nodes, int stride, "
-      "bool weights_need_grad) "
+      "bool weights_need_grad, bool tf32) "
       "-> (Tensor[], Tensor, Tensor[])");
 
   // The stem: 3×3 convolution of images (B, H, W, C'), contiguous and not padded, with a weight

@@ -106,6 +106,9 @@ inline int multiprocessor_count() { return 3; }
 inline void fill_zero(void* memory, std::size_t bytes, CudaStream) {
   cuda_on_cpu::fill_zero(memory, bytes);
 }
+inline void copy_memory(void* to, const void* from, std::size_t bytes, CudaStream) {
+  cuda_on_cpu::copy_memory(to, from, bytes);
+}
 
 namespace detail {
 
@@ -340,6 +343,10 @@ __device__ __forceinline__ void receive(At at, uint4 (&to)[kCount]) {
 
 inline void fill_zero(void* memory, std::size_t bytes, CudaStream stream) {
   check(cudaMemsetAsync(memory, 0, bytes, stream), "filling memory with zeros");
+}
+// Within the device.
+inline void copy_memory(void* to, const void* from, std::size_t bytes, CudaStream stream) {
+  check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream), "copying memory");
 }
 
 // One access of 8 or 16 bytes to global memory. The compiler takes stores of a structure, and of

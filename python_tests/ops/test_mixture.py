@@ -1,4 +1,7 @@
-"""The operator of mixtures against plain PyTorch."""
+"""The operator of mixtures against plain PyTorch.
+
+With ASNG_CUDA_ON_CPU set (see conftest.py) the CPU's operators are those for CUDA.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,24 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import torch.nn.functional as F
+from devices import CUDA, DEVICES, GRID
 from torch import Tensor
 
 from asng_ext import _host, ops
 from asng_ext.ops import reference
 from asng_ext.ops._feature_maps import padded_channels
+from asng_ext.training.cuda_graphs import CudaGraphs
 
-pytestmark = pytest.mark.operators
+pytestmark = [pytest.mark.operators, pytest.mark.grid]
+
+# On a CUDA device `saved` holds places that nothing fills, which differ from call to call.
+WITHOUT_GRAPHS = ("test_schema", "test_autograd_registration", "test_faketensor")
+
+
+@pytest.fixture(params=DEVICES)
+def device(request: pytest.FixtureRequest) -> str:
+    """Where tensors are."""
+    return str(request.param)
 
 
 class Mixture(NamedTuple):
@@ -55,11 +69,13 @@ def sample(
     inputs: int = 2,
     batch: int = 3,
     dtype: torch.dtype = torch.float64,
+    device: str = "cpu",
 ) -> Mixture:
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=dtype).requires_grad_()
+        drawn = torch.randn(*shape, generator=generator, dtype=dtype)
+        return drawn.to(device).requires_grad_()
 
     weights = []
     for _, i, number in edges:
@@ -130,28 +146,30 @@ def check(given: Mixture, tolerance: float = 1e-10) -> None:
 @pytest.mark.parametrize("size", [(8, 8), (7, 5), (1, 1), (1, 9), (2, 3), (33, 18)])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("operation", range(ops.OPERATION_COUNT))
-def test_each_operation(operation: int, stride: int, size: tuple[int, int]) -> None:
-    check(sample([(0, 0, operation), (0, 1, operation)], 5, size, stride))
+def test_each_operation(operation: int, stride: int, size: tuple[int, int], device: str) -> None:
+    check(sample([(0, 0, operation), (0, 1, operation)], 5, size, stride, device=device))
 
 
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("nodes", [1, 2, 3])
 @pytest.mark.parametrize("edges", [every_edge, some_edges])
-def test_nodes(edges: Any, nodes: int, stride: int) -> None:
-    check(sample(edges(nodes), 6, (7, 6), stride), 1e-9)
+def test_nodes(edges: Any, nodes: int, stride: int, device: str) -> None:
+    check(sample(edges(nodes), 6, (7, 6), stride, device=device), 1e-9)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 9])
-def test_batches_and_inputs(batch: int) -> None:
+def test_batches_and_inputs(batch: int, device: str) -> None:
     edges = [(0, 0, 3), (0, 2, 0), (1, 3, 4), (1, 2, 2), (1, 1, 1)]
-    check(sample(edges, 5, (6, 5), inputs=3, batch=batch))
+    check(sample(edges, 5, (6, 5), inputs=3, batch=batch, device=device))
 
 
 @pytest.mark.parametrize("channels", [2, 3, 15, 16, 17, 33, 80])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("stride", [1, 2])
-def test_channels_and_precision(channels: int, dtype: torch.dtype, stride: int) -> None:
-    given = sample(every_edge(1), channels, (9, 8), stride)
+def test_channels_and_precision(
+    channels: int, dtype: torch.dtype, stride: int, device: str
+) -> None:
+    given = sample(every_edge(1), channels, (9, 8), stride, device=device)
     expected = run(by_reference, given)
     got = run(padded, given.to(dtype))
     # Where a number is close to 0, ReLU and max may decide otherwise in single precision, so there
@@ -164,12 +182,12 @@ def test_channels_and_precision(channels: int, dtype: torch.dtype, stride: int) 
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-def test_coefficients_of_any_sign(stride: int) -> None:
+def test_coefficients_of_any_sign(stride: int, device: str) -> None:
     """0 stops what flows through an edge, but not its own gradient."""
-    given = sample(every_edge(2), 4, (6, 6), stride)
+    given = sample(every_edge(2), 4, (6, 6), stride, device=device)
     values = torch.linspace(-1, 1, len(given.edges), dtype=torch.float64)
     values[::4] = 0
-    given = given._replace(coefficients=values.requires_grad_())
+    given = given._replace(coefficients=values.to(device).requires_grad_())
     check(given)
     grads = run(padded, given)[1 + len(given.inputs)]
     assert grads.count_nonzero() == len(given.edges)
@@ -177,8 +195,8 @@ def test_coefficients_of_any_sign(stride: int) -> None:
 
 @pytest.mark.parametrize("operation", [1, 2])
 @pytest.mark.parametrize("stride", [1, 2])
-def test_pools_treat_ties_and_nan_as_pytorch_does(operation: int, stride: int) -> None:
-    given = sample([(0, 0, operation)], 16, (7, 9), stride, inputs=1)
+def test_pools_treat_ties_and_nan_as_pytorch_does(operation: int, stride: int, device: str) -> None:
+    given = sample([(0, 0, operation)], 16, (7, 9), stride, inputs=1, device=device)
     tied = given.inputs[0].detach().round()
     check(given._replace(inputs=[tied.clone().requires_grad_()]))
     tied[1, 3, 4, 5] = torch.nan
@@ -187,9 +205,9 @@ def test_pools_treat_ties_and_nan_as_pytorch_does(operation: int, stride: int) -
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-def test_gradcheck(stride: int) -> None:
+def test_gradcheck(stride: int, device: str) -> None:
     edges = [(0, 0, 0), (0, 1, 3), (1, 2, 1), (1, 1, 2), (1, 2, 4)]
-    given = sample(edges, 2, (4, 3), stride, batch=2)
+    given = sample(edges, 2, (4, 3), stride, batch=2, device=device)
 
     def function(*tensors: Tensor) -> Tensor:
         return padded(given.with_tensors(tensors))
@@ -199,25 +217,26 @@ def test_gradcheck(stride: int) -> None:
 
 @pytest.mark.parametrize("save", [True, False])
 @pytest.mark.parametrize("stride", [1, 2])
-def test_opcheck(save: bool, stride: int) -> None:
-    given = sample(some_edges(2), 16, (5, 6), stride, dtype=torch.float32)
+def test_opcheck(save: bool, stride: int, device: str) -> None:
+    given = sample(some_edges(2), 16, (5, 6), stride, dtype=torch.float32, device=device)
     if not save:
         given = given.with_tensors([x.detach() for x in given.tensors])
     edges = [number for edge in given.edges for number in edge]
-    args = (given.inputs, given.coefficients, edges, given.weights, given.nodes, stride, save)
-    torch.library.opcheck(torch.ops.asng.mixture, args)
+    args = (*given[:2], edges, *given[3:], save, False)
+    kept = {"test_utils": WITHOUT_GRAPHS} if GRID or device == "cuda" else {}
+    torch.library.opcheck(torch.ops.asng.mixture, args, **kept)
 
 
-def test_what_is_not_used_has_a_gradient_of_zeros() -> None:
-    given = sample([(0, 1, 3)], inputs=3)
+def test_what_is_not_used_has_a_gradient_of_zeros(device: str) -> None:
+    given = sample([(0, 1, 3)], inputs=3, device=device)
     _, *grads = run(padded, given)
     assert not grads[0].any()
     assert grads[1].any()
     assert not grads[2].any()
 
 
-def test_gradients_of_some_arguments_alone() -> None:
-    given = sample(some_edges(2), 16)
+def test_gradients_of_some_arguments_alone(device: str) -> None:
+    given = sample(some_edges(2), 16, device=device)
     everything = run(padded, given)[1:]
     for wanted in (0, len(given.inputs), -1):
         tensors = [x.detach() for x in given.tensors]
@@ -230,20 +249,20 @@ def test_gradients_of_some_arguments_alone() -> None:
         assert torch.equal(grad, everything[wanted])
 
 
-def test_without_a_backward_pass_nothing_is_kept() -> None:
-    given = sample(every_edge(3), 16)
+def test_without_a_backward_pass_nothing_is_kept(device: str) -> None:
+    given = sample(every_edge(3), 16, device=device)
     expected = padded(given)
     with torch.no_grad():
         out = padded(given)
         edges = [number for edge in given.edges for number in edge]
-        args = (given.inputs, given.coefficients, edges, given.weights, 3, 1, False)
+        args = (given.inputs, given.coefficients, edges, given.weights, 3, 1, False, False)
         _, saved = torch.ops.asng.mixture(*args)
     assert saved.numel() == 0
     assert torch.equal(out, expected)
 
 
-def test_non_contiguous_arguments() -> None:
-    given = sample(some_edges(2), 16)
+def test_non_contiguous_arguments(device: str) -> None:
+    given = sample(some_edges(2), 16, device=device)
     other = given.with_tensors(
         [x.detach().transpose(0, -1).contiguous().transpose(0, -1) for x in given.tensors]
     )
@@ -251,8 +270,8 @@ def test_non_contiguous_arguments() -> None:
     assert torch.equal(ops.mixture.mixture(*other), ops.mixture.mixture(*given))
 
 
-def test_compiled() -> None:
-    given = sample(some_edges(2), 16, dtype=torch.float32)
+def test_compiled(device: str) -> None:
+    given = sample(some_edges(2), 16, dtype=torch.float32, device=device)
 
     def step(given: Mixture) -> Tensor:
         maps = [torch.tanh(x) for x in given.inputs]
@@ -263,14 +282,42 @@ def test_compiled() -> None:
         torch.testing.assert_close(got, expected)
 
 
-def test_autocast_computes_in_single_precision() -> None:
-    given = sample(some_edges(1), 16, dtype=torch.float32)
-    half = given._replace(inputs=[x.detach().bfloat16() for x in given.inputs])
-    rounded = given._replace(inputs=[x.float() for x in half.inputs])
-    with torch.autocast("cpu", torch.bfloat16):
-        out = ops.mixture.mixture(*half)
-    assert out.dtype == torch.float32
-    assert torch.equal(out, ops.mixture.mixture(*rounded))
+@pytest.mark.parametrize("stride", [1, 2])
+def test_bfloat16_rounds_feature_maps_alone(stride: int, device: str) -> None:
+    """Where autocast asks for it and the operators store it; ReLU and max may decide otherwise."""
+    given = sample(some_edges(2), 16, (9, 8), stride, dtype=torch.float32, device=device)
+    rounded = given._replace(inputs=[x.detach().bfloat16().float() for x in given.inputs])
+    rounded = rounded.with_tensors([x.detach().requires_grad_() for x in rounded.tensors])
+    half = rounded._replace(inputs=[x.bfloat16() for x in rounded.inputs])
+    stores = GRID or device == "cuda"
+
+    def function(given: Mixture) -> Tensor:
+        with torch.autocast(device, torch.bfloat16):
+            out = ops.mixture.mixture(*given)
+        assert out.dtype == (torch.bfloat16 if stores else torch.float32)
+        return out.float()
+
+    probe = torch.randn(function(half).shape, generator=torch.Generator().manual_seed(1)).to(device)
+    results = []
+    for out in (function(half), ops.mixture.mixture(*rounded)):
+        results.append([out, *torch.autograd.grad((out * probe).sum(), rounded.tensors)])
+    for got, expected in zip(*results, strict=True):
+        assert got.dtype == torch.float32
+        assert (got - expected).norm() <= (0.2 if stores else 5e-3) * (expected.norm() + 1)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_tf32_is_of_products_alone(stride: int, device: str, tf32: None) -> None:
+    given = sample(every_edge(1), 64, (9, 8), stride, device=device)
+    expected = run(by_reference, given)
+    for got, wanted in zip(run(padded, given.to(torch.float32)), expected, strict=True):
+        assert (got.double() - wanted).norm() < 0.05 * (wanted.norm() + 1)
+
+
+def test_results_are_the_same_each_time(device: str) -> None:
+    given = sample(every_edge(2), 20, (17, 16), 2, batch=8, dtype=torch.float32, device=device)
+    first, second = (run(padded, given) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -305,7 +352,38 @@ def test_autocast_computes_in_single_precision() -> None:
         ({"weights": [torch.ones(16, 1)] * 4}, "weights must have 4 dimensions, got 2"),
     ],
 )
-def test_wrong_arguments(changes: dict[str, Any], message: str) -> None:
-    given = sample([(0, 0, 3), (0, 1, 0), (1, 1, 1)], 16, dtype=torch.float32)
+def test_wrong_arguments(changes: dict[str, Any], message: str, device: str) -> None:
+    given = sample([(0, 0, 3), (0, 1, 0), (1, 1, 1)], 16, dtype=torch.float32, device=device)
+
+    def there(value: Any) -> Any:
+        if isinstance(value, list):
+            return [there(item) for item in value]
+        return value.to(device) if isinstance(value, Tensor) else value
+
     with pytest.raises(RuntimeError, match=message):
-        ops.mixture.mixture(*given._replace(**changes))
+        ops.mixture.mixture(*given._replace(**{k: there(v) for k, v in changes.items()}))
+
+
+def test_more_edges_than_a_launch_takes(device: str) -> None:
+    """On a CUDA device, where edges are parameters of kernels."""
+    edges = every_edge(4)
+    assert len(edges) > 64
+    check(sample(edges, 3, (4, 5), batch=2, device=device), 1e-8)
+
+
+@pytest.mark.parametrize("device", [CUDA])
+def test_captured_in_a_graph(device: str) -> None:
+    given = sample(every_edge(2), 16, (8, 8), 2, dtype=torch.float32, device=device)
+    probe = torch.randn(padded(given).shape, generator=torch.Generator().manual_seed(1)).to(device)
+    results: list[Tensor] = []
+
+    def step() -> None:
+        out = padded(given)
+        results[:] = [out, *torch.autograd.grad((out * probe).sum(), given.tensors)]
+
+    graphs = CudaGraphs(torch.device(device))
+    graphs.run(step)
+    expected = [x.clone() for x in results]
+    replay = graphs.capture(step)
+    replay()
+    assert all(torch.equal(a, b) for a, b in zip(results, expected, strict=True))

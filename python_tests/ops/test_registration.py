@@ -83,9 +83,9 @@ def _examples() -> dict[str, tuple[Any, ...]]:
     separable = [[draw(2, 1, k, k), draw(2, 2, 1, 1)] * 2 for k in (3, 5)]
     weights = [*separable[0], draw(1, 2, 1, 1), draw(1, 2, 1, 1), *separable[1]]
     mixture = ([images[0, 0], images[1, 0]], draw(4))
-    out, saved = o.mixture(*mixture, edges, weights, 2, 2, True)
-    examples["mixture"] = (*mixture, edges, weights, 2, 2, True)
-    examples["_mixture_backward"] = (out, *mixture, out, saved, edges, weights, 2, 2, True)
+    out, saved = o.mixture(*mixture, edges, weights, 2, 2, True, False)
+    examples["mixture"] = (*mixture, edges, weights, 2, 2, True, False)
+    examples["_mixture_backward"] = (out, *mixture, out, saved, edges, weights, 2, 2, True, False)
 
     stem = (draw(2, 4, 5, 3), draw(2, 3, 3, 3), draw(2), draw(2))
     out, saved = o.stem(*stem, False)

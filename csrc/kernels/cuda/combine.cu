@@ -3,17 +3,44 @@
 #include <cmath>
 
 #include "kernels/cuda/launchers.h"
+#include "kernels/cuda/mixture.h"
 #include "kernels/cuda/pool.h"
 
 namespace asng::cuda {
 
 namespace {
 
+// The edges of a node: how often each occurs in it, and where maxima are kept, or null.
 template <class V>
 struct Job {
+  using Value = V;
+
   Dag<V> dag;
   int node;
   bool keeps_maxima;
+
+  __device__ Compute<V> factor(const PlannedEdge& edge, int) const {
+    return static_cast<Compute<V>>(edge.multiplicity);
+  }
+  __device__ uint32_t* maxima(int arch, int e) const {
+    return keeps_maxima ? dag.maxima(arch, node, e) : nullptr;
+  }
+};
+
+// The same of a mixture, whose edges have coefficients.
+template <class V>
+struct MixtureJob {
+  using Value = V;
+
+  Dag<V> dag;
+  int node;
+  MixtureTerms<V> terms;
+
+  __device__ Compute<V> factor(const PlannedEdge&, int e) const { return terms.coefficient(e); }
+  __device__ uint32_t* maxima(int, int e) const {
+    if (terms.maxima == nullptr) return nullptr;
+    return terms.maxima + terms.edges[e].place * (dag.shape.out_size() / 4);
+  }
 };
 
 // Two pixels of a node, one above the other.
@@ -37,10 +64,11 @@ __device__ __forceinline__ void add_pool(const DagShape& s, const State<V>& from
   }
 }
 
-template <int S, class V>
-__global__ __launch_bounds__(kThreads, sizeof(V) == 8 ? 1
-                                       : S == 1       ? 5
-                                                      : 4) void combine_kernel(const Job<V> job) {
+template <int S, class Job>
+__global__ __launch_bounds__(kThreads, sizeof(typename Job::Value) == 8 ? 1
+                                       : S == 1 ? 5
+                                                : 4) void combine_kernel(const Job job) {
+  using V = typename Job::Value;
   using T = Compute<V>;
   const Dag<V>& dag = job.dag;
   const DagShape& s = dag.shape;
@@ -53,7 +81,7 @@ __global__ __launch_bounds__(kThreads, sizeof(V) == 8 ? 1
     for (int e = 0; e < s.edges; ++e) {
       const PlannedEdge edge = dag.edge(arch, job.node, e);
       if (edge.multiplicity == 0) continue;
-      const T factor = static_cast<T>(edge.multiplicity);
+      const T factor = job.factor(edge, e);
       const bool pools = edge.form == Form::kAveragePool || edge.form == Form::kMaxPool;
       if (edge.form == Form::kNone) {
         const T not_a_number = static_cast<T>(nan(""));
@@ -67,7 +95,7 @@ __global__ __launch_bounds__(kThreads, sizeof(V) == 8 ? 1
       } else if (pools) {
         const State<V> from = dag.state(arch, edge.input);
         const bool is_max = edge.form == Form::kMaxPool;
-        uint32_t* maxima = job.keeps_maxima ? dag.maxima(arch, job.node, e) : nullptr;
+        uint32_t* maxima = job.maxima(arch, e);
         if (S == 1 || edge.input >= s.inputs) {
           add_pool<1>(s, from, is_max, maxima, factor, patches, first, c, sums);
         } else {
@@ -100,20 +128,31 @@ __global__ __launch_bounds__(kThreads, sizeof(V) == 8 ? 1
   });
 }
 
+template <class Job>
+void combine(const Job& job, CudaStream stream) {
+  const DagShape& s = job.dag.shape;
+  const int count = NodePatches{s.out_height, s.out_width}.count(s.images);
+  const int slots = std::max(kThreads / (s.padded / 4), 1);
+  const auto kernel = s.stride == 1 ? &combine_kernel<1, Job> : &combine_kernel<2, Job>;
+  launch(kernel, dim3(std::min((count + slots - 1) / slots, 4096), s.archs), kThreads, 0, stream,
+         job);
+}
+
 }  // namespace
 
 template <class V>
 void combine_forward(const Dag<V>& dag, int node, bool keeps_maxima, CudaStream stream) {
-  const DagShape& s = dag.shape;
-  const int count = NodePatches{s.out_height, s.out_width}.count(s.images);
-  const int slots = std::max(kThreads / (s.padded / 4), 1);
-  const auto kernel = s.stride == 1 ? &combine_kernel<1, V> : &combine_kernel<2, V>;
-  launch(kernel, dim3(std::min((count + slots - 1) / slots, 4096), s.archs), kThreads, 0, stream,
-         Job<V>{dag, node, keeps_maxima});
+  combine(Job<V>{dag, node, keeps_maxima}, stream);
 }
 
-template void combine_forward(const Dag<float>&, int, bool, CudaStream);
-template void combine_forward(const Dag<double>&, int, bool, CudaStream);
-template void combine_forward(const Dag<BFloat16>&, int, bool, CudaStream);
+template <class V>
+void combine_mixture(const Dag<V>& dag, const MixtureTerms<V>& terms, int node, CudaStream stream) {
+  combine(MixtureJob<V>{dag, node, terms}, stream);
+}
+
+#define ASNG_INSTANTIATE(V)                                            \
+  template void combine_forward(const Dag<V>&, int, bool, CudaStream); \
+  template void combine_mixture(const Dag<V>&, const MixtureTerms<V>&, int, CudaStream);
+ASNG_EVERY_STORED_TYPE(ASNG_INSTANTIATE)
 
 }  // namespace asng::cuda

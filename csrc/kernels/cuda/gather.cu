@@ -2,7 +2,12 @@
 // added to, so every value is written once and in one order. Identities and pools need no gradient
 // of their own: what they pass on is read off the gradient of their node. On the way come the sums
 // for the gradients of the normalizations that made the state.
+#include <algorithm>
+#include <type_traits>
+
+#include "kernels/cuda/block_sum.h"
 #include "kernels/cuda/launchers.h"
+#include "kernels/cuda/mixture.h"
 #include "kernels/cuda/norm.h"
 #include "kernels/cuda/pool.h"
 
@@ -16,6 +21,8 @@ constexpr int kGatherBlocks = 256;
 
 template <class V>
 struct Job {
+  using Value = V;
+
   Dag<V> dag;
   Gradients<V> gradients;
   V* input_grads;
@@ -24,12 +31,28 @@ struct Job {
   int consumers = 0;  // of a state, at most
 };
 
+template <class V>
+struct MixtureJob {
+  using Value = V;
+
+  Dag<V> dag;
+  Gradients<V> gradients;
+  MixtureTerms<V> terms;
+  int index = 0;                            // of the state, or of the node whose edges are reduced
+  int count = 0;                            // of edges to look at for those that read the state
+  const V* grad = nullptr;                  // what a node has beside that, or null
+  V* to = nullptr;                          // where the sum goes
+  Compute<V>* grad_coefficients = nullptr;  // by number
+  int splits = 0;
+};
+
 // An edge that reads a state, and where its gradient is: in that of its node or, if it has one of
 // its own, in `depth`; and where its depthwise weights or maxima are. As offsets, because a pointer
 // that comes from shared memory may point anywhere, for all that the compiler knows.
+template <class Factor>
 struct Consumer {
   int64_t grad, other;
-  int32_t multiplicity;
+  Factor factor;  // how often it occurs in its node
   Form form;
   int32_t separable;
 };
@@ -66,28 +89,49 @@ __device__ __forceinline__ void depthwise_backward(
       });
 }
 
+// Adds what the separable convolutions among consumers send to a patch, before the ReLU in front of
+// them. Returns whether there are any.
+template <int S, class AnyJob, class AnyConsumer, class T>
+__device__ __forceinline__ bool add_separables(const AnyJob& job, const AnyConsumer* consumers,
+                                               int count, const Pixel& first, int c,
+                                               Vec4<T> (&to)[InputPatches<S>::kPixels]) {
+  bool any = false;
+  for (int i = 0; i < count; ++i) {
+    const AnyConsumer from = consumers[i];
+    if (from.form != Form::kSeparable) continue;
+    any = true;
+    with_window(from.separable, [&](auto w) {
+      depthwise_backward<w.kernel, w.dilation, S>(job.dag.shape, job.gradients.depth + from.grad,
+                                                  job.dag.packed + from.other, first, c, to);
+    });
+  }
+  return any;
+}
+
 template <class V>
-__device__ const uint32_t* maxima_of(const Dag<V>& dag) {
-  return reinterpret_cast<const uint32_t*>(dag.z);
+__device__ const uint32_t* maxima_of(const Job<V>& job) {
+  return reinterpret_cast<const uint32_t*>(job.dag.z);
+}
+template <class V>
+__device__ const uint32_t* maxima_of(const MixtureJob<V>& job) {
+  return job.terms.maxima;
 }
 
 // Adds what an edge with stride S that is no separable convolution sends to a patch.
-template <int S, class V>
-__device__ __forceinline__ void add_contribution(const Job<V>& job, const Consumer& from,
+template <int S, class AnyJob, class AnyConsumer, class T>
+__device__ __forceinline__ void add_contribution(const AnyJob& job, const AnyConsumer& from,
                                                  const InputPatches<S>& patches, const Pixel& first,
-                                                 int c,
-                                                 Vec4<Compute<V>> (&to)[InputPatches<S>::kPixels]) {
-  using T = Compute<V>;
+                                                 int c, Vec4<T> (&to)[InputPatches<S>::kPixels]) {
+  using V = typename AnyJob::Value;
   const DagShape& s = job.dag.shape;
   const V* node_grad = job.gradients.nodes + from.grad;
   if (from.form != Form::kIdentity) {
-    const uint32_t* maxima =
-        from.form == Form::kMaxPool ? maxima_of(job.dag) + from.other : nullptr;
-    pool_backward<S>(s, node_grad, maxima, from.multiplicity, first, c, to);
+    const uint32_t* maxima = from.form == Form::kMaxPool ? maxima_of(job) + from.other : nullptr;
+    pool_backward<S>(s, node_grad, maxima, static_cast<T>(from.factor), first, c, to);
   } else if constexpr (S == 1) {
     Vec4<T> grads[InputPatches<S>::kPixels];
     patches.load(node_grad, first, s.padded, c, grads);
-    const Vec4<T> factor = fill_vec4(static_cast<T>(from.multiplicity));
+    const Vec4<T> factor = fill_vec4(static_cast<T>(from.factor));
 #pragma unroll
     for (int i = 0; i < InputPatches<S>::kPixels; ++i) add_product(to[i], grads[i], factor);
   } else {
@@ -105,7 +149,7 @@ __device__ __forceinline__ void add_contribution(const Job<V>& job, const Consum
 // both in shared memory.
 template <class V>
 __device__ int list_consumers(const Job<V>& job, int arch, int end, int index, int stride,
-                              Consumer* list, int& count) {
+                              Consumer<int32_t>* list, int& count) {
   const Dag<V>& dag = job.dag;
   const DagShape& s = dag.shape;
   if (threadIdx.x < 32) {
@@ -126,7 +170,7 @@ __device__ int list_consumers(const Job<V>& job, int arch, int end, int index, i
             own ? job.gradients.depth_of(s, a, node, e) - job.gradients.depth
                 : job.gradients.node(s, a, node) - job.gradients.nodes,
             edge.form == Form::kSeparable ? dag.depthwise(a, node, e, 0) - dag.packed
-            : edge.form == Form::kMaxPool ? dag.maxima(a, node, e) - maxima_of(dag)
+            : edge.form == Form::kMaxPool ? dag.maxima(a, node, e) - maxima_of(job)
                                           : 0,
             edge.multiplicity, edge.form, edge.separable};
       }
@@ -171,7 +215,7 @@ __global__ __launch_bounds__(kGatherThreads,
   double* totals = dynamic_shared<double>();
   T* shared = reinterpret_cast<T*>(totals + 3 * s.padded);
   LookedUp& found = *reinterpret_cast<LookedUp*>(shared + 12 * kGatherThreads);
-  Consumer* consumers = reinterpret_cast<Consumer*>(&found + 1);
+  Consumer<int32_t>* consumers = reinterpret_cast<Consumer<int32_t>*>(&found + 1);
   clear(totals, 3 * s.padded);
   if (!kInput && threadIdx.x / 32 == 1 && threadIdx.x % 32 < 2) {
     // By another warp than the one that lists the consumers.
@@ -193,16 +237,7 @@ __global__ __launch_bounds__(kGatherThreads,
               const Pixel first = patches.at(patch);
               Vec4<T> grads[kPixels] = {}, values[kPixels] = {};
               // Separable convolutions first: a ReLU in front of them stops all of what they send.
-              bool relu = false;
-              for (int i = 0; i < count; ++i) {
-                const Consumer from = consumers[i];
-                if (from.form != Form::kSeparable) continue;
-                relu = true;
-                with_window(from.separable, [&](auto w) {
-                  depthwise_backward<w.kernel, w.dilation, S>(
-                      s, job.gradients.depth + from.grad, dag.packed + from.other, first, c, grads);
-                });
-              }
+              const bool relu = add_separables<S>(job, consumers, count, first, c, grads);
               if (relu || normalized_input) {
                 patches.load(state.x, first, s.padded, c, values);
                 const Affine<T> affine = load_affine(state.norm, s.padded, c);
@@ -216,7 +251,7 @@ __global__ __launch_bounds__(kGatherThreads,
                 }
               }
               for (int i = 0; i < count; ++i) {
-                const Consumer from = consumers[i];
+                const Consumer<int32_t> from = consumers[i];
                 if (from.form != Form::kSeparable)
                   add_contribution<S>(job, from, patches, first, c, grads);
               }
@@ -282,7 +317,189 @@ __global__ __launch_bounds__(kThreads) void reduce_edges_kernel(const Job<V> job
   }
 }
 
+// The edges of a mixture that read a state, in their order, and how many; both in shared memory.
+template <class V>
+__device__ int list_consumers(const MixtureJob<V>& job, int stride, Consumer<Compute<V>>* list,
+                              int& count) {
+  const DagShape& s = job.dag.shape;
+  if (threadIdx.x < 32) {
+    int found = 0;
+#pragma unroll 1
+    for (int base = 0; base < job.count; base += 32) {
+      const int e = base + static_cast<int>(threadIdx.x);
+      bool reads = false;
+      PlannedEdge edge = {0, 0, 0, Form::kNone, 0};
+      if (e < job.count) {
+        edge = job.dag.plan[e];
+        reads = edge.input == job.index;
+      }
+      const unsigned all = __ballot_sync(0xffffffffu, reads);
+      if (reads) {
+        const MixtureEdge known = job.terms.edges[e];
+        const int64_t place = known.place;
+        const bool own = edge.form == Form::kSeparable || is_factorized(edge.form, stride);
+        list[found + __popc(all & ((1u << threadIdx.x) - 1))] = {
+            own ? place * s.depth_size() : known.node * s.out_size(),
+            edge.form == Form::kSeparable ? place * s.slot_weights() + s.padded * s.padded
+            : edge.form == Form::kMaxPool ? place * (s.out_size() / 4)
+                                          : 0,
+            job.terms.coefficients[known.number], edge.form, edge.separable};
+      }
+      found += __popc(all);
+    }
+    if (threadIdx.x == 0) count = found;
+  }
+  __syncthreads();
+  return count;
+}
+
+// Of an input, which operations with stride S read, or of a node.
+template <int S, class V>
+__global__ __launch_bounds__(kGatherThreads, sizeof(V) == 8 ? 1 : 2) void gather_mixture_kernel(
+    const MixtureJob<V> job) {
+  using T = Compute<V>;
+  constexpr int kPixels = InputPatches<S>::kPixels;
+  const DagShape& s = job.dag.shape;
+  LookedUp& found = *dynamic_shared<LookedUp>();
+  Consumer<T>* consumers = reinterpret_cast<Consumer<T>*>(&found + 1);
+  const int count = list_consumers(job, S, consumers, found.consumers);
+  const State<V> state = job.dag.state(0, job.index);
+  const InputPatches<S> patches = {state.height, state.width};
+  visit_patches(patches.count(s.images), s.padded, [&](int patch, int c) {
+    const Pixel first = patches.at(patch);
+    Vec4<T> grads[kPixels] = {}, values[kPixels];
+    // A ReLU in front of separable convolutions stops all of what they send.
+    if (add_separables<S>(job, consumers, count, first, c, grads)) {
+      patches.load(state.x, first, s.padded, c, values);
+#pragma unroll
+      for (int i = 0; i < kPixels; ++i) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          grads[i].v[j] = values[i].v[j] > T(0) ? grads[i].v[j] : T(0);
+        }
+      }
+    }
+    for (int i = 0; i < count; ++i) {
+      const Consumer<T> from = consumers[i];
+      if (from.form != Form::kSeparable) {
+        add_contribution<S>(job, from, patches, first, c, grads);
+      }
+    }
+    if (job.grad != nullptr) {
+      patches.load(job.grad, first, s.padded, c, values);
+#pragma unroll
+      for (int i = 0; i < kPixels; ++i) grads[i] += values[i];
+    }
+#pragma unroll
+    for (int i = 0; i < kPixels; ++i) {
+      if (patches.inside(first, i)) {
+        write_vec4(job.to + patches.offset(first, i, s.padded, c), grads[i]);
+      }
+    }
+  });
+}
+
+// Adds Σ g·y to the second of the totals, where y is what an edge without a normalization makes of
+// a state with stride S.
+template <int S, class V, class T>
+__device__ __forceinline__ void sum_products(const MixtureJob<V>& job, Form form,
+                                             const State<V>& from, T* shared, double* totals) {
+  using NodePatches = Patches<2, 1>;
+  const DagShape& s = job.dag.shape;
+  const NodePatches patches = {s.out_height, s.out_width};
+  const V* g = job.gradients.node(s, 0, job.index);
+  const auto keep = [](int, uint32_t) {};
+  sum_items(patches.count(s.images), s.padded, blockIdx.x, job.splits, shared, totals,
+            [&](int patch, int c, Vec4<T>(&sums)[3]) {
+              const Pixel first = patches.at(patch);
+              Vec4<T> grads[NodePatches::kPixels], values[NodePatches::kPixels] = {};
+              patches.load(g, first, s.padded, c, grads);
+              if (form == Form::kMaxPool) {
+                pool_forward<S, true>(from, s.padded, first, c, T(1), values, keep);
+              } else if (form == Form::kAveragePool) {
+                pool_forward<S, false>(from, s.padded, first, c, T(1), values, keep);
+              } else {
+                patches.load(from.x, first, s.padded, c, values);
+              }
+#pragma unroll
+              for (int i = 0; i < NodePatches::kPixels; ++i) {
+                if (patches.inside(first, i)) add_product(sums[1], grads[i], values[i]);
+              }
+            });
+}
+
+template <int S, class V>
+__global__ __launch_bounds__(kThreads) void reduce_mixture_kernel(const MixtureJob<V> job) {
+  using T = Compute<V>;
+  const Dag<V>& dag = job.dag;
+  const DagShape& s = dag.shape;
+  const int e = blockIdx.y, node = job.index;
+  const PlannedEdge edge = dag.edge(0, node, e);
+  double* totals = dynamic_shared<double>();
+  T* shared = reinterpret_cast<T*>(totals + 3 * s.padded);
+  clear(totals, 3 * s.padded);
+  __syncthreads();
+  const bool normalized = dag.normalized(edge);
+  const int last = dag.separable(edge) ? 1 : 0;
+  const int pixels = static_cast<int>(s.out_size() / s.padded);
+  if (normalized) {
+    sum_gradient(job.gradients.node(s, 0, node), dag.stage(0, node, e, last),
+                 dag.norm(0, node, e, last), pixels, s.padded, blockIdx.x, job.splits, shared,
+                 totals);
+  } else if (S == 1 || edge.input >= s.inputs) {
+    sum_products<1>(job, edge.form, dag.state(0, edge.input), shared, totals);
+  } else {
+    sum_products<S>(job, edge.form, dag.state(0, edge.input), shared, totals);
+  }
+  if (!sum_over_splits(dag, e, 2, job.splits, totals, shared)) return;
+  if (normalized) {
+    finish_gradient(totals, totals + s.padded, pixels, s.padded, dag.norm(0, node, e, last), true,
+                    job.terms.coefficient(e), job.gradients.coefficients_of(s, 0, e, last));
+  }
+  if (threadIdx.x >= 32) return;
+  double sum = 0;
+  for (int c = threadIdx.x; c < s.channels; c += 32) sum += totals[s.padded + c];
+  sum = warp_sum(sum);
+  if (threadIdx.x == 0) {
+    job.grad_coefficients[job.terms.edges[e].number] = static_cast<T>(sum);
+  }
+}
+
 }  // namespace
+
+template <class V>
+void reduce_mixture(const Dag<V>& dag, const Gradients<V>& gradients, const MixtureTerms<V>& terms,
+                    int node, Compute<V>* grad_coefficients, CudaStream stream) {
+  const DagShape& s = dag.shape;
+  MixtureJob<V> job = {dag, gradients, terms, node};
+  job.grad_coefficients = grad_coefficients;
+  job.splits = pixel_splits(s.out_size() / s.padded, s.padded);
+  const auto kernel = s.stride == 1 ? &reduce_mixture_kernel<1, V> : &reduce_mixture_kernel<2, V>;
+  launch(kernel, dim3(job.splits, s.edges), kThreads,
+         pixel_sums_bytes(s.padded, sizeof(Compute<V>)), stream, job);
+}
+
+template <class V>
+void gather_mixture(const Dag<V>& dag, const Gradients<V>& gradients, const MixtureTerms<V>& terms,
+                    int edges, int state, int readers, const V* grad, V* to, CudaStream stream) {
+  const DagShape& s = dag.shape;
+  const bool is_input = state < s.inputs;
+  const auto start = [&](auto stride) {
+    constexpr int S = stride();
+    const InputPatches<S> patches = {is_input ? s.height : s.out_height,
+                                     is_input ? s.width : s.out_width};
+    const int slots = std::max(kGatherThreads / (s.padded / 4), 1);
+    launch(gather_mixture_kernel<S, V>,
+           std::min((patches.count(s.images) + slots - 1) / slots, 4 * kGatherBlocks),
+           kGatherThreads, sizeof(LookedUp) + readers * sizeof(Consumer<Compute<V>>), stream,
+           MixtureJob<V>{dag, gradients, terms, state, edges, grad, to});
+  };
+  if (is_input && s.stride == 2) {
+    start(std::integral_constant<int, 2>());
+  } else {
+    start(std::integral_constant<int, 1>());
+  }
+}
 
 template <class V>
 void gather(const Dag<V>& dag, const Gradients<V>& gradients, int first, int count, V* input_grads,
@@ -294,7 +511,7 @@ void gather(const Dag<V>& dag, const Gradients<V>& gradients, int first, int cou
     const int splits = item_splits(InputPatches<S>{height, width}.count(s.images), s.padded,
                                    kGatherThreads, kGatherBlocks / (s.archs * count));
     const size_t bytes = item_sums_bytes(s.padded, kGatherThreads, sizeof(Compute<V>)) +
-                         sizeof(LookedUp) + consumers * sizeof(Consumer);
+                         sizeof(LookedUp) + consumers * sizeof(Consumer<int32_t>);
     launch(gather_kernel<S, input(), V>, dim3(splits, s.archs, count), kGatherThreads, bytes,
            stream, Job<V>{dag, gradients, input_grads, coefficients, first, splits, consumers});
   };
@@ -320,7 +537,11 @@ void reduce_edges(const Dag<V>& dag, const Gradients<V>& gradients, int node, Cu
 
 #define ASNG_INSTANTIATE(V)                                                                        \
   template void gather(const Dag<V>&, const Gradients<V>&, int, int, V*, Compute<V>*, CudaStream); \
-  template void reduce_edges(const Dag<V>&, const Gradients<V>&, int, CudaStream);
+  template void reduce_edges(const Dag<V>&, const Gradients<V>&, int, CudaStream);                 \
+  template void reduce_mixture(const Dag<V>&, const Gradients<V>&, const MixtureTerms<V>&, int,    \
+                               Compute<V>*, CudaStream);                                           \
+  template void gather_mixture(const Dag<V>&, const Gradients<V>&, const MixtureTerms<V>&, int,    \
+                               int, int, const V*, V*, CudaStream);
 ASNG_EVERY_STORED_TYPE(ASNG_INSTANTIATE)
 
 }  // namespace asng::cuda

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "kernels/cuda/launchers.h"
+#include "kernels/cuda/mixture.h"
 
 namespace asng::cuda {
 
@@ -159,6 +160,62 @@ __global__ __launch_bounds__(kThreads) void plan_kernel(const PlanJob<T> job) {
   }
 }
 
+// A factorized reduction whose rows for even and for odd pixels lie apart.
+template <class T>
+__device__ void pack_halves(const DagShape& s, const T* const* weights, bool backward, T* packed,
+                            int first, int step) {
+  const MatrixShape m = reduction_matrix(s.channels, s.padded);
+  const int size = static_cast<int>(m.packed_size()), depth = m.depth();
+  for (int i = first; i < size; i += step) {
+    const int row = backward ? i / depth : i % m.padded,
+              place = backward ? i % depth : i / m.padded;
+    const int source = place / m.padded_channels, channel = place - source * m.padded_channels;
+    const int first_row = m.first_row(source);
+    const bool real = row >= first_row && row < m.end_row(source) && channel < m.channels;
+    packed[i] = real ? weights[source][(row - first_row) * m.channels + channel] : T(0);
+  }
+}
+
+// Both stages of a separable convolution, whose weights lie apart.
+template <class T>
+__device__ void pack_stages(const DagShape& s, int elements, const T* const* weights, bool backward,
+                            T* packed, int first, int step) {
+  const MatrixShape shape = square_matrix(s.channels, s.padded);
+  const int tiles = tile_count(shape), items = tiles + elements * (s.padded / 4);
+  for (int i = first; i < 2 * items; i += step) {
+    const int stage = i < items ? 0 : 1, item = i - stage * items;
+    T* to = packed + stage * s.stage_weights();
+    if (item < tiles) {
+      pack_tile(shape, weights[2 * stage + 1], backward, item, to);
+    } else {
+      pack_element(weights[2 * stage], s.channels, s.padded, elements, item - tiles,
+                   to + s.padded * s.padded);
+    }
+  }
+}
+
+template <class T>
+__global__ __launch_bounds__(kThreads) void plan_mixture_kernel(const MixturePlanJob<T> job) {
+  const DagShape& s = job.shape;
+  const typename MixturePlanJob<T>::Item& item = job.items[blockIdx.x];
+  const int first = blockIdx.y * kThreads + threadIdx.x, step = gridDim.y * kThreads;
+  for (int i = blockIdx.x * step + first; i < job.counter_count; i += gridDim.x * step) {
+    job.counters[i] = 0;
+  }
+  const OperationInfo info = operation_info(item.operation);
+  if (first == 0) {
+    const int at = job.first + blockIdx.x;
+    job.plan[at] = {item.input, item.operation, 1, info.form, info.separable};
+    job.edges[at] = item.edge;
+  }
+  T* packed = job.packed + static_cast<int64_t>(item.edge.place) * s.slot_weights();
+  if (info.form == Form::kSeparable) {
+    pack_stages(s, info.kernel * info.kernel, item.weights, job.backward, packed, first, step);
+  } else if (item.input < s.inputs && is_factorized(info.form, s.stride)) {
+    pack_halves(s, item.weights, job.backward, packed, first, step);
+  }
+}
+
 template <class T>
 __global__ __launch_bounds__(kThreads) void pack_kernel(const Matrix<T> matrix, bool backward) {
   pack(matrix, backward, blockIdx.x * kThreads + threadIdx.x, gridDim.x * kThreads);
@@ -167,15 +224,26 @@ __global__ __launch_bounds__(kThreads) void pack_kernel(const Matrix<T> matrix, 
 // Blocks for so many items of a thread.
 int parts(int items) { return std::min((items + kThreads - 1) / kThreads, kMostParts); }
 
+// What a thread packs at once of an edge's weights, at most.
+int edge_items(const DagShape& s) {
+  return 2 *
+         (tile_count(square_matrix(s.channels, s.padded)) + kMostKernelElements * (s.padded / 4));
+}
+
 }  // namespace
 
 template <class T>
 void make_plan(const PlanJob<T>& job, CudaStream stream) {
   const DagShape& s = job.shape;
-  int items =
-      2 * (tile_count(square_matrix(s.channels, s.padded)) + kMostKernelElements * (s.padded / 4));
+  int items = edge_items(s);
   for (const Matrix<T>& matrix : job.matrices) items = std::max(items, tile_count(matrix.shape));
   launch(plan_kernel<T>, dim3(s.slots() + 3, parts(items)), kThreads, 0, stream, job);
+}
+
+template <class T>
+void plan_mixture(const MixturePlanJob<T>& job, CudaStream stream) {
+  launch(plan_mixture_kernel<T>, dim3(job.count, parts(edge_items(job.shape))), kThreads, 0, stream,
+         job);
 }
 
 template <class T>
@@ -183,8 +251,9 @@ void pack_matrix(const Matrix<T>& matrix, bool backward, CudaStream stream) {
   launch(pack_kernel<T>, parts(tile_count(matrix.shape)), kThreads, 0, stream, matrix, backward);
 }
 
-#define ASNG_INSTANTIATE(T)                               \
-  template void make_plan(const PlanJob<T>&, CudaStream); \
+#define ASNG_INSTANTIATE(T)                                         \
+  template void make_plan(const PlanJob<T>&, CudaStream);           \
+  template void plan_mixture(const MixturePlanJob<T>&, CudaStream); \
   template void pack_matrix(const Matrix<T>&, bool, CudaStream);
 ASNG_INSTANTIATE(float)
 ASNG_INSTANTIATE(double)

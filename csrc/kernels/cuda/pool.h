@@ -86,7 +86,7 @@ __device__ __forceinline__ void pool_forward(const State<V>& from, int padded, c
 // `maxima` is what the forward pass has kept of a max pool, null for an average pool.
 template <int S, class V>
 __device__ __forceinline__ void pool_backward(const DagShape& s, const V* grad,
-                                              const uint32_t* maxima, int factor,
+                                              const uint32_t* maxima, Compute<V> factor,
                                               const Pixel& first, int c,
                                               Vec4<Compute<V>> (&to)[InputPatches<S>::kPixels]) {
   using T = Compute<V>;
@@ -97,7 +97,7 @@ __device__ __forceinline__ void pool_backward(const DagShape& s, const V* grad,
     if (there) value = load_vec4(grad + at);
     return value;
   };
-  T scale = static_cast<T>(factor);
+  T scale = factor;
   if (maxima == nullptr) {
     scale /= T(kPoolPixels);
     visit_readers<kPoolKernel, 1, S>(s, first, load,

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "kernels/cuda/launchers.h"
+#include "kernels/cuda/mixture.h"
 
 namespace asng::cuda {
 
@@ -158,7 +159,61 @@ __global__ __launch_bounds__(kLanes* kSlices) void weights_kernel(const Job<T> j
       total;
 }
 
+// Blocks of each of an edge's four weights along x, edges along y.
+template <class T>
+__global__ __launch_bounds__(kLanes* kSlices) void mixture_weights_kernel(
+    const MixtureWeightJob<T> job) {
+  __shared__ Vec4<T> sums[kSlices][kLanes];
+  const DagShape& s = job.shape;
+  const typename MixtureWeightJob<T>::Item& item = job.items[blockIdx.y];
+  const OperationInfo info = operation_info(item.operation);
+  const bool separable = info.form == Form::kSeparable;
+  const int which = blockIdx.x % 4, first = static_cast<int>(blockIdx.x) / 4 * kBlockValues;
+  // Of a factorized reduction the packed rows, of both sorts of pixels, are those of one matrix.
+  const MatrixShape shape =
+      separable ? square_matrix(s.channels, s.padded) : reduction_matrix(s.channels, s.padded);
+  const bool depthwise = separable && which % 2 == 0;
+  const int depth = shape.depth();
+  const int size = depthwise ? s.channels * info.kernel * info.kernel : shape.rows * depth;
+  if (first >= size || (!separable && which > 0)) return;
+  const int offset = first + 4 * threadIdx.x;
+  const int place = which / 2 * s.stage_weights() + (depthwise ? s.padded * s.padded : 0);
+  Vec4<T> sum = fill_vec4(T(0));
+  if (offset < size) {
+    const int64_t stride = s.slot_weights();
+    add_splits(job.weight_splits + item.place * job.splits * stride + place + offset, stride,
+               job.splits, sum);
+  }
+  sums[threadIdx.y][threadIdx.x] = sum;
+  __syncthreads();
+  const int value = threadIdx.y * kLanes + threadIdx.x, at = first + value;
+  if (value >= kBlockValues || at >= size) return;
+  T total = 0;
+#pragma unroll
+  for (int slice = 0; slice < kSlices; ++slice) total += sums[slice][value / 4].v[value % 4];
+  if (depthwise) {
+    item.grads[which][at] = total;
+    return;
+  }
+  const int row = at / depth, column = at - row * depth, source = column / s.padded;
+  const int channel = column - source * s.padded, first_row = shape.first_row(source);
+  if (row < first_row || row >= shape.end_row(source) || channel >= s.channels) return;
+  item.grads[separable ? which : source][(row - first_row) * s.channels + channel] = total;
+}
+
 }  // namespace
+
+template <class T>
+void sum_mixture_weights(const MixtureWeightJob<T>& job, CudaStream stream) {
+  const DagShape& s = job.shape;
+  const int values = s.channels * std::max(kMostKernelElements, 2 * s.padded);
+  launch(mixture_weights_kernel<T>,
+         dim3(4 * ((values + kBlockValues - 1) / kBlockValues), job.count), dim3(kLanes, kSlices),
+         0, stream, job);
+}
+
+template void sum_mixture_weights(const MixtureWeightJob<float>&, CudaStream);
+template void sum_mixture_weights(const MixtureWeightJob<double>&, CudaStream);
 
 template <class T>
 void sum_weight_splits(const WeightJob<T>& weights, CudaStream stream) {

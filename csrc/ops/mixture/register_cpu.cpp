@@ -32,7 +32,7 @@ std::vector<Tensor> uninitialized_like(const std::vector<Tensor>& tensors) {
 
 std::tuple<Tensor, Tensor> mixture(std::vector<Tensor> inputs, Tensor coefficients,
                                    std::vector<int64_t> edges, std::vector<Tensor> weights,
-                                   int64_t nodes, int64_t stride, bool save) {
+                                   int64_t nodes, int64_t stride, bool save, bool) {
   const MixtureCall call(inputs, coefficients, edges, weights, nodes, stride, kBackend);
   Tensor out = new_tensor(call.out_sizes(), call.dtype, false);
   Tensor saved = new_tensor({save ? call.saved_size() : 0}, call.dtype, false);
@@ -48,7 +48,7 @@ std::tuple<Tensor, Tensor> mixture(std::vector<Tensor> inputs, Tensor coefficien
 std::tuple<std::vector<Tensor>, Tensor, std::vector<Tensor>> mixture_backward(
     Tensor grad, std::vector<Tensor> inputs, Tensor coefficients, Tensor output, Tensor saved,
     std::vector<int64_t> edges, std::vector<Tensor> weights, int64_t nodes, int64_t stride,
-    bool weights_need_grad) {
+    bool weights_need_grad, bool) {
   const MixtureCall call(inputs, coefficients, edges, weights, nodes, stride, kBackend);
   check_like(grad, "grad", call.dtype, call.out_sizes(), inputs[0]);
   check_like(output, "output", call.dtype, call.out_sizes(), inputs[0]);

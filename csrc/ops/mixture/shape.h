@@ -1,6 +1,7 @@
 // Sizes of the nodes of a mixture and their weights, the same on every device and without torch.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -19,6 +20,10 @@ struct MixtureShape {
     return is_factorized(operation_info(edge.operation).form, dag.stride(edge.input));
   }
 
+  bool normalized(const DagEdge& edge) const {
+    return operation_info(edge.operation).form == Form::kSeparable || factorized(edge);
+  }
+
   // How many normalizations there are.
   int64_t stages() const {
     int64_t count = 0;
@@ -32,6 +37,20 @@ struct MixtureShape {
   // What the edges keep; the nodes are results.
   SavedSize saved() const {
     return {{2 * stages(), 0, stages()}, 1, dag.padded, 0, dag.out_size()};
+  }
+
+  // The same for CUDA devices, where each edge with a normalization has places for two stages.
+  SavedSize saved_on_cuda() const {
+    const int64_t count = std::count_if(edges.begin(), edges.end(),
+                                        [&](const DagEdge& edge) { return normalized(edge); });
+    const SavedUnits edge = node_saved_units(1);
+    return {{count * edge.statistics, 0, count * edge.outputs}, 1, dag.padded, 0, dag.out_size()};
+  }
+  // And there of every max pool the position of each maximum in its window, a byte.
+  int64_t maxima_bytes() const {
+    return dag.out_size() * std::count_if(edges.begin(), edges.end(), [](const DagEdge& edge) {
+             return operation_info(edge.operation).form == Form::kMaxPool;
+           });
   }
 
   // Of every edge in order: of a separable convolution depthwise and pointwise weight of the first

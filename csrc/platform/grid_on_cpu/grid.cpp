@@ -395,6 +395,9 @@ std::size_t largest_shared_bytes() { return largest_shared; }
 void fill_zero(void* memory, std::size_t bytes) {
   if (!launches_only) std::memset(memory, 0, bytes);
 }
+void copy_memory(void* to, const void* from, std::size_t bytes) {
+  if (!launches_only) std::memcpy(to, from, bytes);
+}
 
 LaunchesOnly::LaunchesOnly(std::size_t largest) {
   launches_only = true;

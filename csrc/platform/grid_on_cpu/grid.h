@@ -66,6 +66,7 @@ inline constexpr std::size_t kLargestShared = 227 * 1024;  // of compute capabil
 std::size_t largest_shared_bytes();
 
 void fill_zero(void* memory, std::size_t bytes);
+void copy_memory(void* to, const void* from, std::size_t bytes);
 
 // While one of these lives, launches are checked, but nothing runs and no memory is looked at;
 // blocks may opt in to that much shared memory.
