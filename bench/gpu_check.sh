@@ -52,8 +52,8 @@ export PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 
 # Name and least number of seconds of each part, the most important first: what one leaves, the later
 # ones may use. Nothing goes without a build, which may take all but what the others need at least.
-names=(environment build tests search kernels memcheck racecheck ops optimizer inpainting)
-least=(5 60 40 40 15 20 20 20 10 10)
+names=(environment build tests search kernels memcheck racecheck ops optimizer inpainting mixture)
+least=(5 60 40 40 15 20 20 20 10 10 15)
 
 # Seconds that a part may take.
 limit_of() {
@@ -203,6 +203,7 @@ for name in "${names[@]:2}"; do
     search) command="bench gpu_search_step" ;;
     ops) command="bench gpu_ops" ;;
     inpainting) command="bench gpu_inpainting" ;;
+    mixture) command="bench gpu_mixture" ;;
   esac
   if [ $usable = no ]; then
     note $name "skipped: no build" 0

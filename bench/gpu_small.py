@@ -21,6 +21,7 @@ from asng_ext import _host, ops
 from asng_ext.engine.search import search
 from asng_ext.nn import CaeIntSpace, CaeLayer, CaeSupernet
 from asng_ext.ops import autoencoder as cae_ops
+from asng_ext.ops._feature_maps import padded_channels
 from asng_ext.runs.config import SearchConfig
 from asng_ext.tasks.classification import ClassificationConfig, ClassificationTask
 from asng_ext.training.active_sgd import ActiveSGD
@@ -49,6 +50,27 @@ def node(channels: int, size: int, stride: int, device: str) -> None:
         )
         grads = torch.autograd.grad(out.square().sum(), [bank, *given])
         finite(out, *grads)
+
+
+def mixture(channels: int, size: int, stride: int, device: str) -> None:
+    """Every edge of two nodes."""
+    edges = [(n, i, k) for n in range(2) for i in range(n + 2) for k in range(ops.OPERATION_COUNT)]
+    weights = []
+    for _, i, number in edges:
+        kind = _host.OPERATIONS[number]
+        if kind.form == "separable":
+            shapes = [(channels, 1, kind.kernel, kind.kernel), (channels, channels, 1, 1)] * 2
+        else:
+            halves = (channels - channels // 2, channels // 2)
+            reduces = kind.form == "identity" and i < 2 and stride == 2
+            shapes = [(half, channels, 1, 1) for half in halves] if reduces else []
+        weights += [torch.randn(shape, device=device).requires_grad_() for shape in shapes]
+    padded = padded_channels(channels)
+    maps = [torch.randn(2, size, size, padded, device=device).requires_grad_() for _ in range(2)]
+    coefficients = torch.randn(len(edges), device=device).requires_grad_()
+    out = ops.mixture.mixture(maps, coefficients, edges, weights, 2, stride)
+    leaves = [*maps, coefficients, *weights]
+    finite(out, *torch.autograd.grad(out.square().sum(), leaves))
 
 
 def autoencoder(dtype: torch.dtype, device: str) -> None:
@@ -120,6 +142,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             for stride in (1, 2):
                 with precision(kind, torch.device(device)):
                     node(channels, size, stride, device)
+                    mixture(channels, size, stride, device)
         iterations(device, kind)
     autoencoder(torch.float32, device)
     if device == "cuda":

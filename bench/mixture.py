@@ -1,7 +1,7 @@
 """Times relaxations of the cell space, compiled against eager channels-last PyTorch.
 
 An iteration is that of first-order DARTS: a step of the logits on one batch, with the gradient of
-these alone, then one of the weights on another.
+these alone, then one of the weights on another. On a GPU, `gpu_mixture.py` times it.
 
 Run with ``python bench/mixture.py [--quick] [--json PATH]``.
 """
@@ -37,18 +37,29 @@ SIZES = {
 }
 
 
-def case(size: Size, compiled: bool) -> dict[str, Callable[[], Any]]:
+def case(size: Size, compiled: bool, device: torch.device) -> dict[str, Callable[[], Any]]:
     """What to time, by name, of one implementation."""
     torch.manual_seed(0)
     space = CellSpace(size.nodes)
     kind = FusedCellSupernet if compiled else CellSupernet
-    supernet = kind(space, cells=size.cells, channels=size.channels, in_channels=size.in_channels)
+    supernet = kind(
+        space, cells=size.cells, channels=size.channels, in_channels=size.in_channels
+    ).to(device)
     shape = (size.batch, size.in_channels, size.pixels, size.pixels)
-    batches = [(torch.randn(shape), torch.randint(10, (size.batch,))) for _ in range(2)]
-    logits = [(1e-3 * torch.randn(k)).requires_grad_() for k in space.categories]
+    batches = [
+        (torch.randn(shape).to(device), torch.randint(10, (size.batch,)).to(device))
+        for _ in range(2)
+    ]
+    logits = [(1e-3 * torch.randn(k)).to(device).requires_grad_() for k in space.categories]
     weights = list(supernet.parameters())
     of_weights = torch.optim.SGD(weights, lr=0.025, momentum=0.9, weight_decay=3e-4)
-    of_logits = torch.optim.Adam(logits, lr=3e-4, betas=(0.5, 0.999), weight_decay=1e-3)
+    of_logits = torch.optim.Adam(
+        logits,
+        lr=3e-4,
+        betas=(0.5, 0.999),
+        weight_decay=1e-3,
+        capturable=device.type == "cuda",
+    )
 
     def loss(batch: tuple[Tensor, Tensor]) -> Tensor:
         relaxation = Relaxation(tuple(v.softmax(0) for v in logits))
@@ -77,16 +88,17 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--peak", choices=["ours", "baseline"], help="print peak memory alone, MiB")
     args = parser.parse_args()
+    device = torch.device("cpu")
     torch.set_num_threads(args.threads)
     names = list(SIZES)[: 1 if args.quick else None]
     if args.peak:
-        case(SIZES[names[-1]], args.peak == "ours")["iteration"]()
+        case(SIZES[names[-1]], args.peak == "ours", device)["iteration"]()
         print(peak_memory())
         return
     print(f"instruction set: {ops.capability()}, threads: {args.threads}", file=sys.stderr)
     rows: list[Row] = []
     for name in names:
-        ours, eager = (case(SIZES[name], compiled) for compiled in (True, False))
+        ours, eager = (case(SIZES[name], compiled, device) for compiled in (True, False))
         for what in ours:
             rounds = 3 if args.quick else 5
             row = compare(name, what, ours[what], eager[what], rounds=rounds, unit="ms")

@@ -2,9 +2,9 @@
 
 Where `asng_ext.ops.cell` computes λ architectures, this computes one node of each with any number
 of edges, each multiplied by a coefficient: a relaxation of the space has one for every operation on
-every input. It works on the CPU with float32 or float64, has a derivative, and runs under
-`torch.compile` and under `torch.autocast`, where it computes in float32. `asng_ext.nn.mixture` is
-made of it, and says the same in plain PyTorch.
+every input. It works on the CPU with float32 or float64 and on CUDA devices also with feature maps
+in bfloat16, has a derivative, and runs under `torch.compile` and under `torch.autocast`, where it
+computes in float32. `asng_ext.nn.mixture` is made of it, and says the same in plain PyTorch.
 
 Feature maps are channels-last and padded, (B, H, W, P).
 """

@@ -89,23 +89,15 @@ __device__ __forceinline__ void depthwise_backward(
       });
 }
 
-// Adds what the separable convolutions among consumers send to a patch, before the ReLU in front of
-// them. Returns whether there are any.
+// The same for a separable convolution that reads the state, before the ReLU in front of it.
 template <int S, class AnyJob, class AnyConsumer, class T>
-__device__ __forceinline__ bool add_separables(const AnyJob& job, const AnyConsumer* consumers,
-                                               int count, const Pixel& first, int c,
-                                               Vec4<T> (&to)[InputPatches<S>::kPixels]) {
-  bool any = false;
-  for (int i = 0; i < count; ++i) {
-    const AnyConsumer from = consumers[i];
-    if (from.form != Form::kSeparable) continue;
-    any = true;
-    with_window(from.separable, [&](auto w) {
-      depthwise_backward<w.kernel, w.dilation, S>(job.dag.shape, job.gradients.depth + from.grad,
-                                                  job.dag.packed + from.other, first, c, to);
-    });
-  }
-  return any;
+__device__ __forceinline__ void add_separable(const AnyJob& job, const AnyConsumer& from,
+                                              const Pixel& first, int c,
+                                              Vec4<T> (&to)[InputPatches<S>::kPixels]) {
+  with_window(from.separable, [&](auto w) {
+    depthwise_backward<w.kernel, w.dilation, S>(job.dag.shape, job.gradients.depth + from.grad,
+                                                job.dag.packed + from.other, first, c, to);
+  });
 }
 
 template <class V>
@@ -237,7 +229,13 @@ __global__ __launch_bounds__(kGatherThreads,
               const Pixel first = patches.at(patch);
               Vec4<T> grads[kPixels] = {}, values[kPixels] = {};
               // Separable convolutions first: a ReLU in front of them stops all of what they send.
-              const bool relu = add_separables<S>(job, consumers, count, first, c, grads);
+              bool relu = false;
+              for (int i = 0; i < count; ++i) {
+                const Consumer<int32_t> from = consumers[i];
+                if (from.form != Form::kSeparable) continue;
+                relu = true;
+                add_separable<S>(job, from, first, c, grads);
+              }
               if (relu || normalized_input) {
                 patches.load(state.x, first, s.padded, c, values);
                 const Affine<T> affine = load_affine(state.norm, s.padded, c);
@@ -368,8 +366,15 @@ __global__ __launch_bounds__(kGatherThreads, sizeof(V) == 8 ? 1 : 2) void gather
   visit_patches(patches.count(s.images), s.padded, [&](int patch, int c) {
     const Pixel first = patches.at(patch);
     Vec4<T> grads[kPixels] = {}, values[kPixels];
-    // A ReLU in front of separable convolutions stops all of what they send.
-    if (add_separables<S>(job, consumers, count, first, c, grads)) {
+    // Separable convolutions first: a ReLU in front of them stops all of what they send.
+    bool relu = false;
+    for (int i = 0; i < count; ++i) {
+      const Consumer<T> from = consumers[i];
+      if (from.form != Form::kSeparable) continue;
+      relu = true;
+      add_separable<S>(job, from, first, c, grads);
+    }
+    if (relu) {
       patches.load(state.x, first, s.padded, c, values);
 #pragma unroll
       for (int i = 0; i < kPixels; ++i) {
@@ -385,7 +390,8 @@ __global__ __launch_bounds__(kGatherThreads, sizeof(V) == 8 ? 1 : 2) void gather
         add_contribution<S>(job, from, patches, first, c, grads);
       }
     }
-    if (job.grad != nullptr) {
+    // What reads nodes has stride 1.
+    if (S == 1 && job.grad != nullptr) {
       patches.load(job.grad, first, s.padded, c, values);
 #pragma unroll
       for (int i = 0; i < kPixels; ++i) grads[i] += values[i];
