@@ -42,6 +42,8 @@ struct Depth {
 // Input, three nodes of three feature maps each, output; a ReLU in front of each but the nodes. And
 // the products: of the input, of both stages in three nodes, of the output.
 constexpr Depth kCell = {11, 8, 8}, kStem = {2, 0, 1};
+// The three nodes alone.
+constexpr Depth kMixture = {9, 6, 6};
 
 Depth depth_of(int operation, int64_t stride) {
   if (operation >= kSeparable3) return {3, 2, 2};
@@ -208,6 +210,18 @@ TEST_CASE("CUDA: cells of five nodes and more channels") {
     s.reduction = s.prev_prev_is_larger = reduction;
     const auto e = cell_example(s, 1);
     compare("float64", on_cuda<double>(e), on_cpu<double>(e), kDouble);
+  }
+}
+
+TEST_CASE("CUDA: mixtures are those of the CPU") {
+  for (const int64_t stride : {1, 2}) {
+    const auto e = mixture_example(3, stride, 4, 20, 7, 6, static_cast<unsigned>(stride));
+    check(e, kMixture);
+    check_bits(e);
+    // More edges than a launch takes.
+    const auto most = mixture_example(6, stride, 2, 5, 4, 3, 3);
+    CHECK(most.shape.edges.size() > 64);
+    compare("float64", on_cuda<double>(most), on_cpu<double>(most), kDouble);
   }
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "ops/cell/cuda.h"
+#include "ops/mixture/cuda.h"
 #include "ops/stem/cuda.h"
 #include "tests/ops/example.h"
 #include "tests/platform/device_memory.h"
@@ -54,11 +55,48 @@ void run_on_cuda(const Example<StemShape>& e, bool tf32, Buffers<V>& b) {
                          other.get(), nullptr);
 }
 
+template <class V, class T = cuda::Compute<V>>
+void run_on_cuda(const Example<MixtureShape>& e, bool tf32, Buffers<V>& b) {
+  const bool save = !b.saved.empty();
+  cuda::MixtureArguments<V> arguments;
+  arguments.tf32 = tf32;
+  arguments.coefficients = b.weights.back().data();
+  std::vector<V*> grad_inputs;
+  std::vector<T*> grad_weights;
+  for (size_t i = 0; i < b.maps.size(); ++i) {
+    arguments.inputs.push_back(b.maps[i].data());
+    grad_inputs.push_back(b.grad_maps[i].data());
+  }
+  for (size_t i = 0; i + 1 < b.weights.size(); ++i) {
+    arguments.weights.push_back(b.weights[i].data());
+    grad_weights.push_back(b.grads[i].data());
+  }
+  const DeviceMemory scratch(cuda::mixture_scratch<V>(e.shape, save, false));
+  cuda::mixture_forward<V>(e.shape, arguments, b.out.data(), or_null(b.saved), scratch.get(),
+                           nullptr);
+  if (!save) return;
+  const DeviceMemory other(cuda::mixture_scratch<V>(e.shape, true, true));
+  cuda::mixture_backward<V>(e.shape, arguments, b.out.data(), b.probe.data(), b.saved.data(),
+                            grad_inputs, b.grads.back().data(), grad_weights, other.get(), nullptr);
+}
+
+// Values that are saved with feature maps stored as V.
+template <class V, class Shape>
+int64_t saved_on_cuda(const Shape& shape) {
+  if constexpr (std::is_same_v<Shape, MixtureShape>) {
+    const SavedSize size = shape.saved_on_cuda();
+    return cuda::saved_values<V>(size.statistics, size.feature_maps) +
+           shape.maxima_bytes() / static_cast<int64_t>(sizeof(cuda::Compute<V>));
+  } else {
+    const SavedSize size = shape.saved();
+    return cuda::saved_values<V>(size.statistics, size.feature_maps);
+  }
+}
+
 // With feature maps stored as V.
 template <class V, class Shape>
 Tensors on_cuda(const Example<Shape>& e, bool tf32 = false, bool save = true) {
-  const SavedSize size = e.shape.saved();
-  Buffers<V> buffers(e, save ? cuda::saved_values<V>(size.statistics, size.feature_maps) : 0, 0xff);
+  Buffers<V> buffers(e, save ? saved_on_cuda<V>(e.shape) : 0, 0xff);
   run_on_cuda(e, tf32, buffers);
   return buffers.results(save);
 }

@@ -2,6 +2,8 @@
 // they give on the CPU.
 #pragma once
 
+#include <doctest/doctest.h>
+
 #include <algorithm>
 #include <bit>
 #include <cmath>
@@ -11,6 +13,7 @@
 #include <vector>
 
 #include "ops/cell/cpu.h"
+#include "ops/mixture/cpu.h"
 #include "ops/stem/cpu.h"
 #include "platform/bfloat16.h"
 #include "tests/platform/threads.h"
@@ -183,6 +186,50 @@ inline Example<StemShape> stem_example(int64_t images, int64_t height, int64_t w
           {false}};
 }
 
+// Of two inputs. About every second edge that there may be, and of each node at least one; one has
+// weights.
+inline Example<MixtureShape> mixture_example(int64_t nodes, int64_t stride, int64_t images,
+                                             int64_t channels, int64_t height, int64_t width,
+                                             unsigned seed) {
+  Draw draw(seed);
+  Example<MixtureShape> e;
+  DagShape& dag = e.shape.dag;
+  dag.archs = 1;
+  dag.nodes = nodes;
+  dag.inputs = 2;
+  dag.images = images;
+  dag.channels = channels;
+  dag.padded = padded_channels(channels);
+  dag.height = height;
+  dag.width = width;
+  dag.out_height = (height + stride - 1) / stride;
+  dag.out_width = (width + stride - 1) / stride;
+  dag.reduction = stride == 2;
+  for (int64_t node = 0; node < nodes; ++node) {
+    const int32_t needed = draw.below(kOperationCount);
+    for (int64_t input = 0; input < node + 2; ++input) {
+      for (int32_t operation = 0; operation < kOperationCount; ++operation) {
+        const bool first =
+            node == 0 && input == 0 && operation == operation_number(Form::kSeparable);
+        if (first || (input == 1 && operation == needed) || draw.below(2) == 0) {
+          e.shape.edges.push_back({node, input, operation});
+        }
+      }
+    }
+  }
+  const int64_t count = static_cast<int64_t>(e.shape.edges.size());
+  dag.edges = (count + nodes - 1) / nodes;
+  for (int i = 0; i < 2; ++i) {
+    e.maps.push_back(draw.feature_maps(images * height * width, channels, dag.padded));
+  }
+  for (const std::vector<int64_t>& sizes : e.shape.weights()) {
+    e.weights.push_back(draw.weights({{"weight", sizes}})[0]);
+  }
+  e.weights.push_back(draw.normal(count));
+  e.probe = draw.feature_maps(nodes * dag.pixels(), channels, dag.padded);
+  return e;
+}
+
 // Of a call with feature maps stored as V.
 template <class V>
 struct Buffers {
@@ -283,6 +330,32 @@ void run(const Example<StemShape>& e, Buffers<T>& b) {
   if (b.saved.empty()) return;
   stem().backward(b.maps[0].data(), b.weights[1].data(), b.probe.data(), saved.data(),
                   b.grads[0].data(), b.grads[1].data(), b.grads[2].data());
+}
+
+template <class T>
+void run(const Example<MixtureShape>& e, Buffers<T>& b) {
+  std::vector<const T*> inputs, weights;
+  std::vector<T*> grad_inputs, grad_weights;
+  for (size_t i = 0; i < b.maps.size(); ++i) {
+    inputs.push_back(b.maps[i].data());
+    grad_inputs.push_back(b.grad_maps[i].data());
+  }
+  for (size_t i = 0; i + 1 < b.weights.size(); ++i) {
+    weights.push_back(b.weights[i].data());
+    grad_weights.push_back(b.grads[i].data());
+  }
+  const auto mixture = [&] {
+    return cpu::Mixture<T>(e.shape, weights, b.weights.back().data(), inputs, b.out.data());
+  };
+  mixture().forward(or_null(b.saved));
+  if (b.saved.empty()) return;
+  mixture().backward(b.saved.data(), b.probe.data(), grad_inputs, b.grads.back().data(),
+                     grad_weights);
+  // The other gradients are the same without those of the weights.
+  const auto grads = b.grad_maps;
+  const std::vector<T> of_coefficients = b.grads.back();
+  mixture().backward(b.saved.data(), b.probe.data(), grad_inputs, b.grads.back().data(), {});
+  CHECK((b.grad_maps == grads && b.grads.back() == of_coefficients));
 }
 
 template <class T, class Shape>
