@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from cell_supernets import draw
 from cell_supernets import gradients as gradients_by_name
+from devices import DEVICES
 from torch import Tensor
 
-from asng_ext import ops
 from asng_ext.nn import CellSpace, CellSupernet, FusedCellSupernet, Relaxation
 from asng_ext.nn.mixture import cell_mixtures
 from asng_ext.nn.operations import OPERATIONS
@@ -24,24 +24,16 @@ from asng_ext.nn.operations import OPERATIONS
 SETTINGS: dict[str, Any] = {"cells": 3, "channels": 4, "classes": 3}
 
 
-@pytest.fixture(
-    params=[
-        "plain",
-        pytest.param("fused", marks=pytest.mark.operators),
-        pytest.param("fused as on a GPU", marks=pytest.mark.operators),
-    ]
-)
-def compiled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Whether the supernet is one on compiled operators; on a GPU none of them is for mixtures."""
-    if request.param == "fused as on a GPU":
-        monkeypatch.setattr(ops.mixture, "available_on", lambda device: False)
-    return bool(request.param != "plain")
+@pytest.fixture(params=["plain", pytest.param("fused", marks=pytest.mark.operators)])
+def compiled(request: pytest.FixtureRequest) -> bool:
+    """Whether the supernet is one on compiled operators."""
+    return bool(request.param == "fused")
 
 
 def towards(logits: Tensor) -> Tensor:
     """A number that depends on all of them."""
-    weights = torch.linspace(-1, 1, logits.numel(), dtype=logits.dtype)
-    return (logits * weights.view_as(logits)).sum()
+    weights = torch.linspace(-1, 1, logits.numel(), dtype=logits.dtype).view_as(logits)
+    return (logits * weights.to(logits.device)).sum()
 
 
 def supernet(space: CellSpace, compiled: bool = False, **changes: Any) -> CellSupernet:
@@ -242,6 +234,22 @@ def test_the_operator_does_without_inputs_that_are_not_read() -> None:
             found.append([logits, *gradients(logits, list(relaxation.weights))])  # type: ignore[arg-type]
         for a, b in zip(*found, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.operators
+@pytest.mark.grid
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_operator_gives_the_numbers_of_plain_pytorch(device: str) -> None:
+    space = CellSpace(2)
+    x, found = images().to(device), []
+    for compiled in (False, True):
+        network = supernet(space, compiled).to(device)
+        weights = [w.detach().to(device).requires_grad_() for w in random_relaxation(space).weights]
+        logits: Any = network.forward_relaxed(x, Relaxation(tuple(weights)))
+        towards(logits).backward()
+        of_weights = {str(v): w.grad for v, w in enumerate(weights)}
+        found.append({"logits": logits, **of_weights, **gradients_by_name(network)})
+    torch.testing.assert_close(*found, rtol=1e-8, atol=1e-9)
 
 
 def test_active_choices_decide_what_runs() -> None:
