@@ -53,7 +53,7 @@ export PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 # Name and least number of seconds of each part, the most important first: what one leaves, the later
 # ones may use. Nothing goes without a build, which may take all but what the others need at least.
 names=(environment build tests search kernels memcheck racecheck ops optimizer inpainting mixture)
-least=(5 60 40 40 15 20 20 20 10 10 15)
+least=(5 60 40 40 15 20 20 20 10 10 30)
 
 # Seconds that a part may take.
 limit_of() {

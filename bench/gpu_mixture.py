@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                     device,
                     quick=args.quick,
                     unit="ms",
-                    rounds=5,
+                    rounds=3,
                 )
                 rows.append(row)
             save(rows, args.json)
