@@ -1,9 +1,9 @@
+// The order of a mixture's edges, where their memory is, and the launches of both passes.
 #include <algorithm>
 #include <tuple>
 
 #include "kernels/cuda/launchers.h"
 #include "kernels/cuda/mixture.h"
-#include "kernels/cuda/norm.h"
 #include "ops/mixture/cuda.h"
 #include "platform/memory.h"
 
