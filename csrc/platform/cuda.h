@@ -267,15 +267,21 @@ inline std::size_t largest_shared_bytes() {
   return static_cast<std::size_t>(device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin));
 }
 
-// How many blocks of a kernel the current device runs at the same time.
+// How many blocks of a kernel the current device runs at the same time. A thread asks once for
+// each.
 template <class... P>
 int co_resident_blocks(void (*kernel)(P...), unsigned int threads, std::size_t shared_bytes) {
-  detail::allow_shared(reinterpret_cast<const void*>(kernel), shared_bytes);
+  static thread_local std::map<std::tuple<const void*, int, unsigned int, std::size_t>, int> known;
+  const void* const function = reinterpret_cast<const void*>(kernel);
+  const std::tuple key(function, current_device(), threads, shared_bytes);
+  const auto found = known.find(key);
+  if (found != known.end()) return found->second;
+  detail::allow_shared(function, shared_bytes);
   int per_multiprocessor = 0;
   check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_multiprocessor, kernel,
                                                       static_cast<int>(threads), shared_bytes),
         "asking how many blocks fit");
-  return per_multiprocessor * multiprocessor_count();
+  return known[key] = per_multiprocessor * multiprocessor_count();
 }
 
 // In a kernel of launch_early(): waits until those queued before it are done. From there on the

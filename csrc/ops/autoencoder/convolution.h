@@ -26,6 +26,11 @@ struct ConvolutionShape {
 // Whether kernels can count what there is.
 bool convolution_fits(const ConvolutionShape& shape);
 
+// Whether convolutions have launches of their own, or some of them one, see together.h: then blocks
+// are all alike, and there are fewer tiles to choose from.
+enum class Launches { kEach, kTogether };
+constexpr int kTogetherThreads = 128;  // of a block
+
 // Which blocks compute a result: index of a tile's shape among those that there are, and into how
 // many parts sums are divided, of which each is a block's.
 struct Tiling {
@@ -56,7 +61,8 @@ struct Convolution {
   bool transposed, relu, rounds;
   float* parts = nullptr;
 };
-Tiling convolution_tiling(Float type, bool transposed, const ConvolutionShape& shape);
+Tiling convolution_tiling(Float type, bool transposed, const ConvolutionShape& shape,
+                          Launches launches = Launches::kEach);
 int64_t convolution_parts(bool transposed, const ConvolutionShape& shape, Tiling tiling);
 void convolve(Float type, const ConvolutionShape& shape, const Convolution& convolution,
               Tiling tiling, CudaStream stream);
@@ -64,7 +70,8 @@ void convolve(Float type, const ConvolutionShape& shape, const Convolution& conv
 // The gradient of the weight, in float32 in as many parts as `tiling` says, whose sum it is, each
 // (small_channels, k, k, channels): sums over pixels of products of both maps, of which one is an
 // input and the other an output's gradient.
-Tiling weight_gradient_tiling(Float type, const ConvolutionShape& shape);
+Tiling weight_gradient_tiling(Float type, const ConvolutionShape& shape,
+                              Launches launches = Launches::kEach);
 void weight_gradient(Float type, const ConvolutionShape& shape, const void* small_map,
                      const void* large_map, float* parts, Tiling tiling, CudaStream stream);
 

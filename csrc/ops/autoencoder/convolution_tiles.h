@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <stdexcept>
 
+#include "core/hd.h"
 #include "ops/autoencoder/convolution.h"
 #include "platform/cuda.h"
 
@@ -30,11 +31,11 @@ struct Tile {
   static_assert(kWarpColumns % 16 == 0 && kWarpRows % 16 == 0);
 };
 
-inline int up(int64_t a, int64_t b) { return static_cast<int>((a + b - 1) / b); }
+ASNG_HD inline int up(int64_t a, int64_t b) { return static_cast<int>((a + b - 1) / b); }
 
 // What is known of a tile to predict times, in µs.
 struct TileSpeed {
-  int rows, columns, shared_bytes, blocks;
+  int rows, columns, threads, shared_bytes, blocks;
   double speed;  // the fastest tile's is 1
 };
 // A multiprocessor multiplies and adds for so many numbers of a tile and 128 bytes of depth,

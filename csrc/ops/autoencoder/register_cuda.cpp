@@ -11,6 +11,7 @@
 #include "ops/autoencoder/convolution.h"
 #include "ops/autoencoder/cuda.h"
 #include "ops/autoencoder/cuda_path.h"
+#include "ops/autoencoder/together.h"
 #include "platform/cuda_tensors.h"
 
 namespace asng::cuda {
@@ -60,6 +61,63 @@ Tensor channels_last(const Tensor& t, int64_t offset, int64_t size, int64_t chan
               {height * width * channels, 1, width * channels, channels});
 }
 
+// What a pass queues on its stream. Convolutions of our own may wait for others, to be launched
+// together; memory that they use is not given back to PyTorch before.
+class Work {
+ public:
+  Work(Float type, int64_t batch, Launches launches, const Tensor& like, CudaStream stream)
+      : together_(type, batch), launches_(launches), like_(like), stream_(stream) {}
+
+  Launches launches() const { return launches_; }
+  // For those that are launched together.
+  Together& together() { return together_; }
+
+  // The stream, for what comes after all that there is by now.
+  CudaStream stream() {
+    if (!together_.empty()) {
+      const auto size = together_.launches();
+      const Tensor counters = new_scratch(like_, size * sizeof(unsigned long long));
+      together_.run(data<unsigned long long>(counters), stream_);
+      free_.clear();
+      parts_.clear();
+    }
+    return stream_;
+  }
+
+  // Memory of tensors that are done with is for what is queued next.
+  Tensor new_map(const std::vector<int64_t>& sizes) {
+    const int64_t row = sizes[2] * sizes[3], count = sizes[0] * sizes[1] * row;
+    auto best = free_.end();
+    for (auto it = free_.begin(); it != free_.end(); ++it) {
+      if (it->numel() >= count && (best == free_.end() || it->numel() < best->numel())) best = it;
+    }
+    if (best == free_.end()) return new_tensor(like_, sizes);
+    const Tensor map = view(*best, 0, {sizes[0], sizes[1], sizes[2], sizes[3]},
+                            {sizes[1] * row, row, sizes[3], 1});
+    free_.erase(best);
+    return map;
+  }
+  void done_with(const Tensor& map) {
+    if (!together_.empty()) free_.push_back(map);
+  }
+  // For parts of sums, which are added before those of another convolution come into being.
+  float* parts(int64_t count) {
+    if (count == 0) return nullptr;
+    if (parts_.empty() || parts_.back().numel() < count) {
+      if (together_.empty()) parts_.clear();
+      parts_.push_back(torch::stable::new_empty(like_, {&count, 1}, ScalarType::Float));
+    }
+    return data<float>(parts_.back());
+  }
+
+ private:
+  Together together_;
+  Launches launches_;
+  const Tensor& like_;
+  CudaStream stream_;
+  std::vector<Tensor> free_, parts_;
+};
+
 // A chain with its tensors, for both directions.
 class ChainCall {
  public:
@@ -70,10 +128,14 @@ class ChainCall {
         type_(float_of(images, name)),
         weight_type_(float_of(weights[0], "weights")),
         choice_(convolutions_choice()),
+        launches_(launches_choice()),
         tf32_(tf32),
         rounds_(tf32 && type_ == Float::kFloat32 && choice_ != Convolutions::kCudnn) {}
 
   const Chain& chain() const { return chain_; }
+  Work work(const Tensor& like, CudaStream stream) const {
+    return {type_, chain_.batch, launches_, like, stream};
+  }
 
   // Of a feature map as it is saved, or of an image.
   std::vector<int64_t> sizes(const ChainMap& map, int64_t channels) const {
@@ -120,13 +182,14 @@ class ChainCall {
 
   // The map that a step leads to, of the one from which it leads.
   Tensor step(size_t i, const Tensor& x, const Tensor& padded, const Tensor* added,
-              CudaStream stream) const {
+              Work& work) const {
     const ChainStep& step = chain_.steps[i];
     if (is_own_step(i)) {
-      Tensor y = new_map(x, step.to);
-      convolve(i, x, padded, y, added, nullptr, step.relu, step.transposed, stream);
+      Tensor y = new_map(work, step.to);
+      convolve(i, x, padded, y, added, nullptr, step.relu, step.transposed, false, work);
       return y;
     }
+    const CudaStream stream = work.stream();
     Tensor y = is_mirrored(i, pass_of(i, false))
                    ? mirrored(i, as_images(step.from, x), padded, step.to)
                    : convolution(i, as_images(step.from, x), library_weight(padded, i));
@@ -137,13 +200,15 @@ class ChainCall {
   // The gradient of what it leads from: with what was `added` to that elsewhere, and none where
   // that is the result of ReLU, the mask, and not above 0.
   Tensor input_gradient(size_t i, const Tensor& grad, const Tensor& x, const Tensor& padded,
-                        const Tensor* added, const Tensor* mask, CudaStream stream) const {
+                        const Tensor* added, const Tensor* mask, Work& work) const {
     const ChainStep& step = chain_.steps[i];
     if (is_own_gradient(i)) {
-      Tensor grad_x = new_map(grad, step.from);
-      convolve(i, grad, padded, grad_x, added, mask, false, !step.transposed, stream);
+      Tensor grad_x = new_map(work, step.from);
+      // Beside the gradient of the weight.
+      convolve(i, grad, padded, grad_x, added, mask, false, !step.transposed, true, work);
       return grad_x;
     }
+    const CudaStream stream = work.stream();
     const Tensor of_output = as_images(step.to, grad);
     const Tensor grad_x =
         is_mirrored(i, pass_of(i, true))
@@ -163,9 +228,10 @@ class ChainCall {
   };
   // Adds that of a step's weight; `grad_weight` is where it belongs.
   void weight_gradient(size_t i, const Tensor& grad, const Tensor& x, const Tensor& padded,
-                       const Tensor& grad_weight, PaddedGradients& all, CudaStream stream) const {
+                       const Tensor& grad_weight, PaddedGradients& all, Work& work) const {
     const ChainStep& step = chain_.steps[i];
     if (!is_own_weight_gradient(i)) {
+      work.stream();
       all.tensors.push_back(
           std::get<1>(convolution_backward(i, as_images(step.to, grad), as_images(step.from, x),
                                            library_weight(padded, i), {false, true, false})));
@@ -173,15 +239,21 @@ class ChainCall {
       return;
     }
     const ConvolutionShape shape = this->shape(i);
-    const Tiling tiling = weight_gradient_tiling(type_, shape);
+    const Launches launches = launches_of(shape, work);
+    const Tiling tiling = weight_gradient_tiling(type_, shape, launches);
     const int64_t kernel = chain_.weights[i].kernel;
     const int64_t values = step.padded_rows * step.padded_columns * kernel * kernel;
     const int64_t size = tiling.parts * values;
     all.tensors.push_back(torch::stable::new_empty(grad, {&size, 1}, ScalarType::Float));
     const Tensor& parts = all.tensors.back();
     const Tensor &small = step.transposed ? x : grad, &large = step.transposed ? grad : x;
-    cuda::weight_gradient(type_, shape, small.data_ptr(), large.data_ptr(), data<float>(parts),
-                          tiling, stream);
+    if (launches == Launches::kTogether) {
+      work.together().weight_gradient(shape, small.data_ptr(), large.data_ptr(), data<float>(parts),
+                                      tiling);
+    } else {
+      cuda::weight_gradient(type_, shape, small.data_ptr(), large.data_ptr(), data<float>(parts),
+                            tiling, work.stream());
+    }
     all.own.push_back(padded_weight(grad_weight, i, parts.data_ptr()));
     all.own.back().parts = tiling.parts;
   }
@@ -222,27 +294,38 @@ class ChainCall {
 
   static const void* pointer(const Tensor* t) { return t == nullptr ? nullptr : t->data_ptr(); }
 
+  Tensor new_map(Work& work, int64_t i) const {
+    const ChainMap& map = chain_.maps[i];
+    return work.new_map(sizes(map, map.padded));
+  }
+
+  static Launches launches_of(const ConvolutionShape& shape, const Work& work) {
+    return fits_together(shape) ? work.launches() : Launches::kEach;
+  }
+
   void convolve(size_t i, const Tensor& x, const Tensor& padded, const Tensor& y,
-                const Tensor* added, const Tensor* mask, bool relu, bool transposed,
-                CudaStream stream) const {
+                const Tensor* added, const Tensor* mask, bool relu, bool transposed, bool beside,
+                Work& work) const {
     const char* weight =
         data<char>(padded) + chain_.steps[i].offset * (type_ == Float::kFloat32 ? 4 : 2);
-    const Tiling tiling = convolution_tiling(type_, transposed, shape(i));
-    std::optional<Tensor> parts;
-    if (const int64_t size = convolution_parts(transposed, shape(i), tiling); size > 0) {
-      parts = torch::stable::new_empty(x, {&size, 1}, ScalarType::Float);
+    const Launches launches = launches_of(shape(i), work);
+    const Tiling tiling = convolution_tiling(type_, transposed, shape(i), launches);
+    const CudaStream stream = launches == Launches::kEach ? work.stream() : nullptr;
+    const Convolution convolution = {
+        .x = x.data_ptr(),
+        .weight = weight,
+        .y = y.data_ptr(),
+        .added = pointer(added),
+        .mask = pointer(mask),
+        .transposed = transposed,
+        .relu = relu,
+        .rounds = rounds_,
+        .parts = work.parts(convolution_parts(transposed, shape(i), tiling))};
+    if (launches == Launches::kTogether) {
+      work.together().convolve(shape(i), convolution, tiling, beside);
+    } else {
+      cuda::convolve(type_, shape(i), convolution, tiling, stream);
     }
-    cuda::convolve(type_, shape(i),
-                   {.x = x.data_ptr(),
-                    .weight = weight,
-                    .y = y.data_ptr(),
-                    .added = pointer(added),
-                    .mask = pointer(mask),
-                    .transposed = transposed,
-                    .relu = relu,
-                    .rounds = rounds_,
-                    .parts = parts.has_value() ? data<float>(*parts) : nullptr},
-                   tiling, stream);
   }
 
   // y ← y + added and so on, see LayerEnd; all of a map's size.
@@ -431,6 +514,7 @@ class ChainCall {
   Chain chain_;
   Float type_, weight_type_;
   Convolutions choice_;
+  Launches launches_;
   bool tf32_;
   bool rounds_;  // maps, gradients and weights to TF32 where they are written
 };
@@ -441,11 +525,11 @@ std::tuple<Tensor, std::vector<Tensor>> cae_chain(Tensor x, std::vector<Tensor> 
   const ChainCall call(x, "x", weights, strides, tf32);
   const Chain& chain = call.chain();
   const DeviceStreamGuard current(x);
-  const CudaStream stream = current.stream();
+  Work work = call.work(x, current.stream());
   const ChainMap& image = chain.maps[0];
-  const Tensor padded = call.pad(x, weights, false, stream);
+  const Tensor padded = call.pad(x, weights, false, work.stream());
   std::vector<Tensor> maps = {call.new_map(x, 0)};
-  call.change(x, maps[0], image.channels, image.padded, true, stream);
+  call.change(x, maps[0], image.channels, image.padded, true, work.stream());
   std::vector<bool> is_skipped(chain.maps.size(), false);
   for (const ChainStep& step : chain.steps) {
     if (step.added >= 0) is_skipped[step.added] = true;
@@ -453,14 +537,18 @@ std::tuple<Tensor, std::vector<Tensor>> cae_chain(Tensor x, std::vector<Tensor> 
   for (size_t i = 0; i < chain.steps.size(); ++i) {
     const ChainStep& step = chain.steps[i];
     const Tensor* added = step.added < 0 ? nullptr : &maps[step.added];
-    maps.push_back(call.step(i, maps[step.from], padded, added, stream));
+    maps.push_back(call.step(i, maps[step.from], padded, added, work));
     if (save) continue;
     // The memory of what is read no more is free for what comes next.
-    if (!is_skipped[step.from]) maps[step.from] = x;
-    if (step.added >= 0) maps[step.added] = x;
+    const auto drop = [&](int64_t map) {
+      work.done_with(maps[map]);
+      maps[map] = x;
+    };
+    if (!is_skipped[step.from]) drop(step.from);
+    if (step.added >= 0) drop(step.added);
   }
   Tensor out = new_like(x);
-  call.change(maps.back(), out, image.padded, image.channels, false, stream);
+  call.change(maps.back(), out, image.padded, image.channels, false, work.stream());
   maps.pop_back();
   return {out, save ? maps : std::vector<Tensor>()};
 }
@@ -478,8 +566,8 @@ std::tuple<Tensor, std::vector<Tensor>> cae_chain_backward(Tensor grad, std::vec
     check_like(saved[i], "saved", grad.scalar_type(), call.sizes(map, map.padded), grad);
   }
   const DeviceStreamGuard current(grad);
-  const CudaStream stream = current.stream();
-  const Tensor padded = call.pad(grad, weights, true, stream);
+  Work work = call.work(grad, current.stream());
+  const Tensor padded = call.pad(grad, weights, true, work.stream());
   // Of each map: its gradient, and what that is by the layer to which the map was added.
   std::vector<Tensor> grads(chain.maps.size(), grad), skipped(chain.maps.size(), grad);
   std::vector<bool> is_skipped(chain.maps.size(), false);
@@ -488,7 +576,7 @@ std::tuple<Tensor, std::vector<Tensor>> cae_chain_backward(Tensor grad, std::vec
   for (const Tensor& weight : weights) grad_weights.push_back(new_like(weight));
   const ChainMap& image = chain.maps[0];
   grads.back() = call.new_map(grad, 0);
-  call.change(grad, grads.back(), image.channels, image.padded, true, stream);
+  call.change(grad, grads.back(), image.channels, image.padded, true, work.stream());
   for (size_t i = chain.steps.size(); i-- > 0;) {
     const ChainStep& step = chain.steps[i];
     const Tensor& of_output = grads[step.to];
@@ -497,20 +585,24 @@ std::tuple<Tensor, std::vector<Tensor>> cae_chain_backward(Tensor grad, std::vec
       skipped[step.added] = of_output;
       is_skipped[step.added] = true;
     }
-    call.weight_gradient(i, of_output, x, padded, grad_weights[i], gradients, stream);
+    call.weight_gradient(i, of_output, x, padded, grad_weights[i], gradients, work);
     if (step.from > 0 || x_needs_grad) {
       // All maps but the image are results of ReLU.
       grads[step.from] = call.input_gradient(i, of_output, x, padded,
                                              is_skipped[step.from] ? &skipped[step.from] : nullptr,
-                                             step.from > 0 ? &x : nullptr, stream);
+                                             step.from > 0 ? &x : nullptr, work);
     }
     // The memory of what is read no more is free for what comes next.
+    if (step.added < 0) work.done_with(grads[step.to]);
+    if (is_skipped[step.from]) work.done_with(skipped[step.from]);
     grads[step.to] = grad;
     skipped[step.from] = grad;
   }
-  call.crop(gradients, stream);
+  call.crop(gradients, work.stream());
   Tensor grad_x = x_needs_grad ? new_like(grad) : new_tensor(grad, {0});
-  if (x_needs_grad) call.change(grads[0], grad_x, image.padded, image.channels, false, stream);
+  if (x_needs_grad) {
+    call.change(grads[0], grad_x, image.padded, image.channels, false, work.stream());
+  }
   return {grad_x, grad_weights};
 }
 

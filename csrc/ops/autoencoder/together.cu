@@ -1,0 +1,291 @@
+// A launch has as many blocks as run at the same time. Each of them takes its share of the tiles of
+// a job, and of those beside it, and then waits until all have done theirs.
+#include <algorithm>
+#include <stdexcept>
+
+#include "ops/autoencoder/convolution_body.h"
+#include "ops/autoencoder/together.h"
+#include "ops/autoencoder/weight_gradient_body.h"
+#include "platform/cuda.h"
+
+namespace asng::cuda {
+
+namespace {
+
+// Parameters of a kernel are 4 KiB at most.
+constexpr int kMostJobs = 55;
+struct JobTable {
+  LayerJob jobs[kMostJobs];
+  int count = 0, batch = 0;
+  unsigned long long* counter = nullptr;
+};
+static_assert(sizeof(JobTable) < 4000);
+
+// The tiles whose blocks have kTogetherThreads threads, by their numbers among all.
+template <class F>
+ASNG_HD void with_narrow_tile(int tile, F f) {
+  switch (tile) {
+    case 3:
+      return f(Tile128x128());
+    case 4:
+      return f(Tile128x96());
+    case 5:
+      return f(Tile128x64());
+    case 6:
+      return f(Tile64x64());
+    case 7:
+      return f(Tile128x32());
+  }
+}
+template <class F>
+ASNG_HD void with_narrow_gradient_tile(int tile, F f) {
+  switch (tile) {
+    case 4:
+      return f(Tile128x128());
+    case 5:
+      return f(Tile64x64());
+    case 6:
+      return f(Tile64x128());
+  }
+}
+
+// What a block knows of the job that it works on.
+struct Calls {
+  ConvolutionCall convolution;
+  WeightGradientCall gradient;
+};
+
+// Of all tiles, the most; those of gradients are the same for all types.
+constexpr int kRingBytes =
+    std::max({shared_bytes<Tile128x128>(), shared_bytes<Tile128x96>(), shared_bytes<Tile128x64>(),
+              shared_bytes<Tile64x64>(), shared_bytes<Tile128x32>(),
+              Tile128x128::kStages * stage_bytes<float, Tile128x128>(),
+              Tile64x64::kStages * stage_bytes<float, Tile64x64>(),
+              Tile64x128::kStages * stage_bytes<float, Tile64x128>()});
+constexpr std::size_t kSharedBytes = kRingBytes + sizeof(Calls);
+
+ASNG_HD inline Sizes sizes_of(const LayerJob& job, int batch) {
+  return {batch, job.height, job.width, job.channels, job.small_channels, job.kernel, job.stride};
+}
+
+ASNG_HD inline void set_up(const LayerJob& job, int batch, ConvolutionCall& call) {
+  const Sizes sizes = sizes_of(job, batch);
+  const bool of_taps = job.kind == LayerJob::kProductsOfTaps;
+  call = of_taps ? call_of_taps(sizes) : call_of(sizes, job.transposed);
+  call.x = job.x;
+  call.weight = job.weight;
+  call.y = job.y;
+  call.added = job.added;
+  call.mask = job.mask;
+  call.relu = job.relu;
+  call.rounds = job.rounds;
+  call.sums = job.sums;
+  call.parts = job.parts;
+  if (job.kind != LayerJob::kConvolution && !of_taps) return;
+  with_narrow_tile(job.tile, [&](auto tile) {
+    using S = decltype(tile);
+    call.column_tiles = up(call.out_channels, S::kColumns);
+    call.row_tiles = add_classes(S::kRows, call);
+  });
+}
+
+template <class T>
+ASNG_HD void set_up(const LayerJob& job, int batch, WeightGradientCall& call) {
+  call = gradient_call_of(batch, job.height, job.width, job.channels, job.small_channels,
+                          job.kernel, job.stride);
+  call.small_map = job.x;
+  call.large_map = job.weight;
+  call.parts = job.sums;
+  divide<T>(call, job.parts);
+  with_narrow_gradient_tile(job.tile, [&](auto tile) {
+    using S = decltype(tile);
+    call.row_tiles = up(call.small_channels, S::kRows);
+    call.column_tiles = up(call.kernel * call.kernel * call.channels, S::kColumns);
+  });
+}
+
+template <class T>
+ASNG_HD void set_up(const LayerJob& job, int batch, Calls& calls) {
+  if (job.kind == LayerJob::kWeightGradient) {
+    set_up<T>(job, batch, calls.gradient);
+  } else {
+    set_up(job, batch, calls.convolution);
+  }
+}
+
+__device__ __forceinline__ Calls& shared_calls() {
+  return *reinterpret_cast<Calls*>(dynamic_shared<char>() + kRingBytes);
+}
+
+// Functions of their own: what the loop over jobs keeps takes them no registers.
+template <class T, class S>
+__device__ __noinline__ void convolve_narrow(int block) {
+  convolve_tile<T, S>(shared_calls().convolution, block, dynamic_shared<char>(), [] {});
+}
+template <class T, class S>
+__device__ __noinline__ void add_narrow_products(int block) {
+  add_products<T, S>(shared_calls().gradient, block, dynamic_shared<char>(), [] {});
+}
+
+template <class T>
+__device__ __forceinline__ void work(const LayerJob& job, int block) {
+  switch (job.kind) {
+    case LayerJob::kConvolution:
+    case LayerJob::kProductsOfTaps:
+      return with_narrow_tile(job.tile,
+                              [&](auto tile) { convolve_narrow<T, decltype(tile)>(block); });
+    case LayerJob::kAddParts:
+      return add_parts<T, kTogetherThreads>(shared_calls().convolution, block);
+    case LayerJob::kAddTaps:
+      return add_taps<T, kTogetherThreads>(shared_calls().convolution, block);
+    case LayerJob::kWeightGradient:
+      return with_narrow_gradient_tile(
+          job.tile, [&](auto tile) { add_narrow_products<T, decltype(tile)>(block); });
+  }
+}
+
+template <class T>
+__global__ __launch_bounds__(kTogetherThreads, 2) void together_kernel(const JobTable table) {
+  Calls& calls = shared_calls();
+  int known = -1;  // the job that the calls are of
+  int meetings = 0;
+  for (int i = 0; i < table.count;) {
+    // Tiles of this job and of those beside it, in a row.
+    int tile = static_cast<int>(blockIdx.x), before = 0;
+    do {
+      const LayerJob& job = table.jobs[i];
+      const int end = before + job.blocks;
+      if (tile < end && known != i) {
+        if (threadIdx.x == 0) set_up<T>(job, table.batch, calls);
+        known = i;
+        __syncthreads();
+      }
+      for (; tile < end; tile += static_cast<int>(gridDim.x)) {
+        work<T>(job, tile - before);
+        __syncthreads();
+      }
+      before = end;
+    } while (++i < table.count && !table.jobs[i].waits);
+    if (i == table.count) return;
+    // What the threads have written is there for all that wait for this block.
+    __syncthreads();
+    ++meetings;
+    const LayerJob& next = table.jobs[i];
+    const bool takes_part = static_cast<int>(blockIdx.x) < next.blocks;
+    if (threadIdx.x == 0) {
+      arrive(table.counter);
+      if (takes_part) set_up<T>(next, table.batch, calls);
+      wait_for(table.counter, static_cast<unsigned long long>(meetings) * gridDim.x);
+    }
+    if (takes_part) known = i;
+    __syncthreads();
+  }
+}
+
+LayerJob job_of(const ConvolutionShape& shape) {
+  LayerJob job = {};
+  job.channels = static_cast<int>(shape.channels);
+  job.small_channels = static_cast<int>(shape.small_channels);
+  job.height = static_cast<uint16_t>(shape.height);
+  job.width = static_cast<uint16_t>(shape.width);
+  job.kernel = static_cast<uint8_t>(shape.kernel);
+  job.stride = static_cast<uint8_t>(shape.stride);
+  return job;
+}
+
+// Which job begins the launch after one that begins with job `first`.
+std::size_t end_of_launch(const std::vector<LayerJob>& jobs, std::size_t first) {
+  if (jobs.size() - first <= kMostJobs) return jobs.size();
+  std::size_t end = first + kMostJobs;
+  while (!jobs[end].waits) --end;
+  return end;
+}
+
+}  // namespace
+
+bool fits_together(const ConvolutionShape& shape) {
+  return convolution_fits(shape) && kSharedBytes <= largest_shared_bytes();
+}
+
+void Together::convolve(const ConvolutionShape& shape, const Convolution& convolution,
+                        Tiling tiling, bool beside) {
+  LayerJob job = job_of(shape);
+  job.x = convolution.x;
+  job.weight = convolution.weight;
+  job.y = convolution.y;
+  job.added = convolution.added;
+  job.mask = convolution.mask;
+  job.sums = tiling.parts > 1 || tiling.by_taps ? convolution.parts : nullptr;
+  job.parts = static_cast<uint16_t>(tiling.parts);
+  job.tile = static_cast<uint8_t>(tiling.tile);
+  job.transposed = convolution.transposed;
+  job.relu = convolution.relu;
+  job.rounds = convolution.rounds;
+  job.kind = tiling.by_taps ? LayerJob::kProductsOfTaps : LayerJob::kConvolution;
+  job.waits = !beside;
+  ConvolutionCall call;
+  set_up(job, static_cast<int>(batch_), call);
+  job.blocks = call.row_tiles * call.column_tiles * tiling.parts;
+  if (job.blocks == 0) throw std::runtime_error("there is no such tile for several layers");
+  jobs_.push_back(job);
+  if (job.sums == nullptr) return;
+  job.kind = tiling.by_taps ? LayerJob::kAddTaps : LayerJob::kAddParts;
+  job.waits = true;
+  set_up(job, static_cast<int>(batch_), call);
+  job.blocks = up(call.values, 8 * kTogetherThreads);
+  jobs_.push_back(job);
+}
+
+void Together::weight_gradient(const ConvolutionShape& shape, const void* small_map,
+                               const void* large_map, float* parts, Tiling tiling, bool beside) {
+  LayerJob job = job_of(shape);
+  job.x = small_map;
+  job.weight = large_map;
+  job.sums = parts;
+  job.parts = static_cast<uint16_t>(tiling.parts);
+  job.tile = static_cast<uint8_t>(tiling.tile);
+  job.kind = LayerJob::kWeightGradient;
+  job.waits = !beside;
+  WeightGradientCall call;
+  with_factor(type_,
+              [&](auto value) { set_up<decltype(value)>(job, static_cast<int>(batch_), call); });
+  job.blocks = call.row_tiles * call.column_tiles * tiling.parts;
+  if (job.blocks == 0) throw std::runtime_error("there is no such tile for several layers");
+  if (up(call.chunks, call.chunks_of_part) != tiling.parts) {
+    throw std::runtime_error("there are too many parts of a weight's gradient");
+  }
+  jobs_.push_back(job);
+}
+
+int64_t Together::launches() const {
+  int64_t count = 0;
+  for (std::size_t first = 0; first < jobs_.size(); first = end_of_launch(jobs_, first)) ++count;
+  return count;
+}
+
+void Together::run(unsigned long long* counters, CudaStream stream) {
+  if (jobs_.empty()) return;
+  fill_zero(counters, launches() * sizeof(*counters), stream);
+  with_factor(type_, [&](auto value) {
+    using T = decltype(value);
+    const int most = co_resident_blocks(together_kernel<T>, kTogetherThreads, kSharedBytes);
+    for (std::size_t first = 0; first < jobs_.size();) {
+      const std::size_t end = end_of_launch(jobs_, first);
+      JobTable table;
+      table.batch = static_cast<int>(batch_);
+      table.counter = counters++;
+      int64_t blocks = 0, beside = 0;
+      for (std::size_t i = first; i < end; ++i) {
+        beside = (jobs_[i].waits ? 0 : beside) + jobs_[i].blocks;
+        blocks = std::max(blocks, beside);
+        table.jobs[table.count++] = jobs_[i];
+      }
+      launch_cooperative(together_kernel<T>, static_cast<unsigned>(std::min<int64_t>(blocks, most)),
+                         kTogetherThreads, kSharedBytes, stream, table);
+      first = end;
+    }
+  });
+  jobs_.clear();
+}
+
+}  // namespace asng::cuda
