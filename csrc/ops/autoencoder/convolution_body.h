@@ -204,6 +204,10 @@ __device__ __forceinline__ void convolve_tile(const ConvolutionCall& call, int b
   int which = 0;
   while (which + 1 < call.classes && tile >= call.of_class[which + 1].first_tile) ++which;
   const PixelClass& pixels = call.of_class[which];
+  // What is read for every chunk, which would be read from memory again each time.
+  const int in_height = call.in_height, in_width = call.in_width, kernel = call.kernel;
+  const int out_channels = call.out_channels, tap_step = call.tap_step;
+  const int eight_pitch = call.eight_pitch;
   const int first_row = (tile - pixels.first_tile) * S::kRows;
   const int image = pixels.height * pixels.width, rows = call.batch * image;
   const int channels = call.in_channels, in_row = call.in_width * channels;
@@ -249,21 +253,19 @@ __device__ __forceinline__ void convolve_tile(const ConvolutionCall& call, int b
 #pragma unroll
     for (int i = 0; i < kMyRows; ++i) {
       const int y = (place[i] >> 16) + tap_y, x0 = static_cast<short>(place[i]) + tap_x;
-      const bool there = is_tap &&
-                         static_cast<unsigned>(y) < static_cast<unsigned>(call.in_height) &&
-                         static_cast<unsigned>(x0) < static_cast<unsigned>(call.in_width);
+      const bool there = is_tap && static_cast<unsigned>(y) < static_cast<unsigned>(in_height) &&
+                         static_cast<unsigned>(x0) < static_cast<unsigned>(in_width);
       copy_async16(to + i * kAtOnce * kDepthBytes, x + (there ? offset[i] + from : 0), there);
     }
-    const int tap =
-        (pixels.tap_y + tap_y * call.tap_step) * call.kernel + pixels.tap_x + tap_x * call.tap_step;
+    const int tap = (pixels.tap_y + tap_y * tap_step) * kernel + pixels.tap_x + tap_x * tap_step;
     const int from_weight = weight_offset + tap * channels + channel;
 #pragma unroll
     for (int i = 0; i < kMyColumns; ++i) {
       const int column = row + i * kAtOnce;
-      const bool there = is_tap && first_column + column < call.out_channels;
+      const bool there = is_tap && first_column + column < out_channels;
       copy_async16(
           stage + (S::kRows + column) * kDepthBytes + (piece ^ column / kGroup % kPieces) * kPiece,
-          weight + (there ? from_weight + i * (kAtOnce / 8) * call.eight_pitch : 0), there);
+          weight + (there ? from_weight + i * (kAtOnce / 8) * eight_pitch : 0), there);
     }
     channel += kDeep;
     to_next_tap();

@@ -144,6 +144,11 @@ __device__ __forceinline__ void add_products(const WeightGradientCall& call, int
   const int first_chunk = part * call.chunks_of_part;
   const int chunks = min(call.chunks_of_part, call.chunks - first_chunk);
 
+  // What is read for every chunk, which would be read from memory again each time.
+  const int pixels = call.pixels, small_channels = call.small_channels;
+  const int large_height = call.large_height, large_width = call.large_width;
+  const int channels = call.channels, stride = call.stride;
+
   // This thread copies some pieces of the smaller map: from where, and to where in a stage.
   int from[kRowSteps], to_row[kRowSteps], of_pixel[kRowSteps];
 #pragma unroll
@@ -151,7 +156,7 @@ __device__ __forceinline__ void add_products(const WeightGradientCall& call, int
     const int n = static_cast<int>(threadIdx.x) + i * S::kThreads;
     const int q = n / kRowPieces, piece = n - q * kRowPieces;
     const int channel = first_row + piece * kWide;
-    from[i] = (first_chunk * kDeep + q) * call.small_channels + channel;
+    from[i] = (first_chunk * kDeep + q) * small_channels + channel;
     of_pixel[i] = channel < call.small_channels ? first_chunk * kDeep + q : call.pixels;
     to_row[i] = q * row_bytes<T, S::kRows>() + Read::swizzled(q, piece) * kPiece;
   }
@@ -174,7 +179,7 @@ __device__ __forceinline__ void add_products(const WeightGradientCall& call, int
   const auto to_next_row = [&] {
     const bool over = x >= row_step + tap_x;
     x -= over ? row_step : 0;
-    y += over ? call.stride : 0;
+    y += over ? stride : 0;
     const bool all_over = y >= image_step + tap_y;
     y -= all_over ? image_step : 0;
     start += all_over ? large_image : 0;
@@ -182,26 +187,25 @@ __device__ __forceinline__ void add_products(const WeightGradientCall& call, int
   const auto load = [&](char* stage) {
 #pragma unroll
     for (int i = 0; i < kRowSteps; ++i) {
-      const bool there = of_pixel[i] < call.pixels;
+      const bool there = of_pixel[i] < pixels;
       copy_async16(stage + to_row[i], small_map + (there ? from[i] : 0), there);
       of_pixel[i] += kDeep;
-      from[i] += kDeep * call.small_channels;
+      from[i] += kDeep * small_channels;
     }
     stage += kDeep * row_bytes<T, S::kRows>();
 #pragma unroll
     for (int i = 0; i < kColumnSteps; ++i) {
-      const bool there = is_column && other_at + i < call.pixels &&
-                         static_cast<unsigned>(y) < static_cast<unsigned>(call.large_height) &&
-                         static_cast<unsigned>(x) < static_cast<unsigned>(call.large_width);
+      const bool there = is_column && other_at + i < pixels &&
+                         static_cast<unsigned>(y) < static_cast<unsigned>(large_height) &&
+                         static_cast<unsigned>(x) < static_cast<unsigned>(large_width);
       copy_async16(stage + (other_pixel + i) * row_bytes<T, S::kColumns>() +
                        Read::swizzled(other_pixel + i, other_piece) * kPiece,
-                   large_map + (there ? start + (y * call.large_width + x) * call.channels : 0),
-                   there);
-      x += call.stride;
+                   large_map + (there ? start + (y * large_width + x) * channels : 0), there);
+      x += stride;
       to_next_row();
     }
     other_at += kDeep;
-    x += (kDeep - kColumnSteps) * call.stride;
+    x += (kDeep - kColumnSteps) * stride;
     while (x >= row_step + tap_x) to_next_row();
   };
 
