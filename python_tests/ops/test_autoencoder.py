@@ -17,7 +17,7 @@ from devices import CUDA, CUDA_DEVICES, GRID
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from asng_ext.nn import CaeCatSpace, CaeIntSpace, CaeSpace, CaeSupernet
+from asng_ext.nn import CaeCatSpace, CaeIntSpace, CaeLayer, CaeSpace, CaeSupernet
 from asng_ext.nn import autoencoder as layers
 from asng_ext.ops import autoencoder as cae_ops
 from asng_ext.training.active_sgd import ActiveSGD
@@ -841,6 +841,34 @@ class TestTensorCores:
                 # it is next to nothing ReLU may take it for either.
                 assert error(got, want) < (2e-3 if dtype == torch.float32 else 2e-2)
 
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_layers_together(
+        self, dtype: torch.dtype, device: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The same bits, in one launch instead of one or two for each layer; also where there are
+        more layers than a launch takes."""
+        space = CaeIntSpace(layers=4, low=2, high=70)
+        deep = [CaeLayer(i, 1, 8, skip=i % 7 != 0) for i in range(20)]
+        for chain in (random_layers(space, 1), random_layers(space, 2), deep):
+            case = chain_sample(
+                [layer.channels for layer in chain],
+                [layer.kernel for layer in chain],
+                [layer.stride for layer in chain],
+                (6, 5),
+                1,
+            )
+            given = self._as(case, dtype)
+            results = []
+            for way in ("each", "together"):
+                monkeypatch.setenv("ASNG_CUDA_LAYERS", way)
+                found = run_chain(fused_chain, given, device)
+                with torch.no_grad():
+                    weights = [w.to(device) for w in (*given[1], *given[2], given[3])]
+                    found.append(fused_chain(given[0].to(device), *weights, strides=given[4]))
+                results.append(found)
+            assert torch.equal(results[1][0], results[1][-1])
+            assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
+
     def test_both_ways(self, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
         case = chain_sample([40, 24, 33], [3, 1, 5], [1, 2, 1], (12, 9))
         expected = run_chain(plain_chain, case)
@@ -874,6 +902,10 @@ class TestTensorCores:
             run_chain(fused_chain, self._as(case, torch.float32), device)
         monkeypatch.setenv("ASNG_CUDA_CONVOLUTIONS", "fast")
         with pytest.raises(RuntimeError, match="must be cudnn, own or auto, got fast"):
+            run_chain(fused_chain, case, device)
+        monkeypatch.setenv("ASNG_CUDA_CONVOLUTIONS", "auto")
+        monkeypatch.setenv("ASNG_CUDA_LAYERS", "all")
+        with pytest.raises(RuntimeError, match="must be each or together, got all"):
             run_chain(fused_chain, case, device)
 
     @staticmethod

@@ -65,24 +65,30 @@ struct Plan {
   double time = std::numeric_limits<double>::infinity();
 };
 
-Plan fastest(Float type, bool transposed, const Sizes& sizes, Launches launches) {
+int deep_of(Float type) { return kDepthBytes / (type == Float::kFloat32 ? 4 : 2); }
+
+// Of a pixel, in the class that has the most.
+int most_chunks(const ConvolutionCall& call, int deep) {
+  int chunks = 0;
+  for (int k = 0; k < call.classes; ++k) {
+    const PixelClass& of = call.of_class[k];
+    chunks = std::max(chunks, up(of.taps_y * of.taps_x * call.in_channels, deep));
+  }
+  return chunks;
+}
+
+Plan fastest(Float type, bool transposed, const Sizes& sizes) {
   constexpr int kMostParts = 16, kMostRounds = 4;
   ConvolutionCall call = call_of(sizes, transposed);
-  const int deep = kDepthBytes / (type == Float::kFloat32 ? 4 : 2);
   const std::size_t shared = largest_shared_bytes();
   const int multiprocessors = multiprocessor_count();
   Plan best;
   for (int i = 0; i < kTileCount; ++i) {
     const TileSpeed& tile = kTiles[i];
     if (tile.shared_bytes > static_cast<int64_t>(shared)) continue;
-    if (launches == Launches::kTogether && tile.threads != kTogetherThreads) continue;
     const int64_t tiles =
         static_cast<int64_t>(add_classes(tile.rows, call)) * up(call.out_channels, tile.columns);
-    int chunks = 0;
-    for (int k = 0; k < call.classes; ++k) {
-      const PixelClass& of = call.of_class[k];
-      chunks = std::max(chunks, up(of.taps_y * of.taps_x * call.in_channels, deep));
-    }
+    const int chunks = most_chunks(call, deep_of(type));
     for (int rounds = 0; rounds <= kMostRounds; ++rounds) {
       // One part, or as many as leave all multiprocessors work, once or several times.
       const int blocks = rounds * multiprocessors / static_cast<int>(tiles);
@@ -92,6 +98,26 @@ Plan fastest(Float type, bool transposed, const Sizes& sizes, Launches launches)
       const double time =
           blocks_time(tile, tiles * parts, up(chunks, parts), multiprocessors) + more;
       if (time < best.time) best = {{i, parts}, time};
+    }
+  }
+  return best;
+}
+
+// Of the tiles for Launches::kTogether the fastest one for so many parts.
+int fastest_narrow(Float type, bool transposed, const Sizes& sizes, int parts) {
+  ConvolutionCall call = call_of(sizes, transposed);
+  int best = 0;
+  double best_time = std::numeric_limits<double>::infinity();
+  for (int i = 0; i < kTileCount; ++i) {
+    const TileSpeed& tile = kTiles[i];
+    if (tile.threads != kTogetherThreads) continue;
+    const int64_t tiles =
+        static_cast<int64_t>(add_classes(tile.rows, call)) * up(call.out_channels, tile.columns);
+    const double time = blocks_time(
+        tile, tiles * parts, up(most_chunks(call, deep_of(type)), parts), multiprocessor_count());
+    if (time < best_time) {
+      best_time = time;
+      best = i;
     }
   }
   return best;
@@ -117,17 +143,21 @@ bool taps_fit(ConvolutionShape shape) {
 Tiling convolution_tiling(Float type, bool transposed, const ConvolutionShape& shape,
                           Launches launches) {
   const Sizes sizes = sizes_of(shape);
-  const Plan direct = fastest(type, transposed, sizes, launches);
-  if (!transposed || shape.stride != 1 || shape.channels != kTapChannels || shape.kernel == 1 ||
-      !taps_fit(shape)) {
-    return direct.tiling;
+  const Plan direct = fastest(type, transposed, sizes);
+  Tiling best = direct.tiling;
+  if (transposed && shape.stride == 1 && shape.channels == kTapChannels && shape.kernel > 1 &&
+      taps_fit(shape)) {
+    Plan by_taps = fastest(type, false, sizes.of_taps());
+    by_taps.tiling.by_taps = true;
+    by_taps.time += kLaunch + kPerPart * static_cast<double>(
+                                             convolution_parts(transposed, shape, by_taps.tiling));
+    if (by_taps.tiling.parts == 1 && by_taps.time <= direct.time) best = by_taps.tiling;
   }
-  Plan by_taps = fastest(type, false, sizes.of_taps(), launches);
-  if (by_taps.tiling.parts > 1) return direct.tiling;
-  by_taps.tiling.by_taps = true;
-  by_taps.time += kLaunch + kPerPart * static_cast<double>(
-                                           convolution_parts(transposed, shape, by_taps.tiling));
-  return direct.time < by_taps.time ? direct.tiling : by_taps.tiling;
+  if (launches == Launches::kTogether) {
+    best.tile = best.by_taps ? fastest_narrow(type, false, sizes.of_taps(), 1)
+                             : fastest_narrow(type, transposed, sizes, best.parts);
+  }
+  return best;
 }
 
 int64_t convolution_parts(bool transposed, const ConvolutionShape& shape, Tiling tiling) {

@@ -27,7 +27,8 @@ struct ConvolutionShape {
 bool convolution_fits(const ConvolutionShape& shape);
 
 // Whether convolutions have launches of their own, or some of them one, see together.h: then blocks
-// are all alike, and there are fewer tiles to choose from.
+// are all alike, and there are fewer tiles to choose from. Sums are divided into the same parts, so
+// that results are the same, to the last bit.
 enum class Launches { kEach, kTogether };
 constexpr int kTogetherThreads = 128;  // of a block
 

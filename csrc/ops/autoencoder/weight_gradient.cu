@@ -47,14 +47,13 @@ Tiling weight_gradient_tiling(Float type, const ConvolutionShape& shape, Launche
   const double part_time = kPerPart * static_cast<double>(columns * shape.small_channels);
   Tiling best;
   double best_time = std::numeric_limits<double>::infinity();
-  for (int i = 0; i < kTileCount; ++i) {
+  const auto tiles_of = [&](const TileSpeed& tile) {
+    return static_cast<int64_t>(up(shape.small_channels, tile.rows)) * up(columns, tile.columns);
+  };
+  for (int i = 0; i < kTilesForEach; ++i) {
     const TileSpeed& tile = kTiles[i];
     if (tile.shared_bytes > static_cast<int64_t>(shared)) continue;
-    const bool fits =
-        launches == Launches::kEach ? i < kTilesForEach : tile.threads == kTogetherThreads;
-    if (!fits) continue;
-    const int64_t tiles =
-        static_cast<int64_t>(up(shape.small_channels, tile.rows)) * up(columns, tile.columns);
+    const int64_t tiles = tiles_of(tile);
     // As many parts as leave all multiprocessors about as much work, once or several times.
     for (int rounds = 1; rounds <= kMostRounds; ++rounds) {
       const int blocks = rounds * multiprocessors / static_cast<int>(tiles);
@@ -66,6 +65,19 @@ Tiling weight_gradient_tiling(Float type, const ConvolutionShape& shape, Launche
         best_time = time;
         best = {i, parts};
       }
+    }
+  }
+  if (launches == Launches::kEach) return best;
+  // Of the tiles whose blocks are alike the fastest one for as many parts.
+  best_time = std::numeric_limits<double>::infinity();
+  for (int i = 0; i < kTileCount; ++i) {
+    const TileSpeed& tile = kTiles[i];
+    if (tile.threads != kTogetherThreads) continue;
+    const double time =
+        blocks_time(tile, tiles_of(tile) * best.parts, up(chunks, best.parts), multiprocessors);
+    if (time < best_time) {
+      best_time = time;
+      best.tile = i;
     }
   }
   return best;

@@ -7,11 +7,14 @@
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
+#include <cstring>
+#include <optional>
 #include <random>
 #include <string>
 #include <vector>
 
 #include "ops/autoencoder/cuda_path.h"
+#include "ops/autoencoder/together.h"
 #include "platform/cuda.h"
 
 namespace {
@@ -253,7 +256,169 @@ void check_shapes() {
   }
 }
 
+// A convolution, a transposed one of its result, of which the gradient of the weight is computed
+// beside one more, by taps: separately, and together in a launch, or in more if there are many.
+template <class T>
+struct InARow {
+  static constexpr int64_t kBatch = 2;
+  Layer<T> first{{.batch = kBatch,
+                  .height = 9,
+                  .width = 8,
+                  .channels = 40,
+                  .small_channels = 136,
+                  .kernel = 3,
+                  .stride = 1},
+                 1};
+  Layer<T> second{{.batch = kBatch,
+                   .height = 17,
+                   .width = 15,
+                   .channels = 64,
+                   .small_channels = 136,
+                   .kernel = 5,
+                   .stride = 2},
+                  2};
+  Layer<T> third{{.batch = kBatch,
+                  .height = 17,
+                  .width = 15,
+                  .channels = 8,
+                  .small_channels = 64,
+                  .kernel = 3,
+                  .stride = 1},
+                 3};
+  Tiling tilings[3], of_gradient;
+  Values<T> maps[3];
+  Values<float> parts[3], gradient;
+
+  // Tiles and parts of all kinds.
+  explicit InARow(int variant)
+      : tilings{
+            {3 + variant % 5, 1 + variant % 3}, {3 + (variant + 2) % 5, 1 + variant % 2}, {7, 1}},
+        of_gradient{4 + variant % 3, parts_of(second.shape, 1 + variant, 128 / sizeof(T))} {
+    tilings[2].by_taps = true;
+    forget();
+  }
+  void forget() {
+    const int64_t sizes[] = {first.small_size(), second.large_size(), third.large_size()};
+    const ConvolutionShape* shapes[] = {&first.shape, &second.shape, &third.shape};
+    for (int i = 0; i < 3; ++i) {
+      maps[i].assign(sizes[i], Type<T>::from(NAN));
+      parts[i].assign(convolution_parts(i > 0, *shapes[i], tilings[i]), NAN);
+    }
+    gradient.assign(of_gradient.parts * second.weight.size(), NAN);
+  }
+  Convolution convolution(int i) {
+    const Layer<T>& layer = i == 0 ? first : i == 1 ? second : third;
+    return {.x = i == 0 ? layer.large.data() : maps[i - 1].data(),
+            .weight = i == 0 ? layer.weight.data() : layer.turned.data(),
+            .y = maps[i].data(),
+            .added = i == 1 ? layer.large.data() : nullptr,
+            .mask = i == 2 ? layer.large.data() : nullptr,
+            .transposed = i > 0,
+            .relu = i < 2,
+            .rounds = i < 2,
+            .parts = parts[i].data()};
+  }
+  void separately() {
+    convolve(Type<T>::kName, first.shape, convolution(0), tilings[0], nullptr);
+    convolve(Type<T>::kName, second.shape, convolution(1), tilings[1], nullptr);
+    weight_gradient(Type<T>::kName, second.shape, maps[0].data(), maps[1].data(), gradient.data(),
+                    of_gradient, nullptr);
+    convolve(Type<T>::kName, third.shape, convolution(2), tilings[2], nullptr);
+  }
+  void add_to(Together& together) {
+    together.convolve(first.shape, convolution(0), tilings[0]);
+    together.convolve(second.shape, convolution(1), tilings[1]);
+    together.weight_gradient(second.shape, maps[0].data(), maps[1].data(), gradient.data(),
+                             of_gradient);
+    together.convolve(third.shape, convolution(2), tilings[2], true);
+  }
+  bool has(const InARow& other) const {
+    bool same =
+        std::memcmp(gradient.data(), other.gradient.data(), gradient.size() * sizeof(float)) == 0;
+    for (int i = 0; i < 3; ++i) {
+      same &= std::memcmp(maps[i].data(), other.maps[i].data(), maps[i].size() * sizeof(T)) == 0;
+    }
+    return same;
+  }
+};
+
+template <class T>
+void check_together() {
+  for (int variant = 0; variant < 6; ++variant) {
+    CAPTURE(variant);
+    InARow<T> expected(variant), got(variant);
+    expected.separately();
+    Together together(Type<T>::kName, InARow<T>::kBatch);
+    CHECK(together.empty());
+    for (const bool backward : {false, true}) {
+      std::optional<asng::cuda_on_cpu::Backward> order;
+      if (backward) order.emplace();
+      got.forget();
+      got.add_to(together);
+      CHECK(together.launches() == 1);
+      unsigned long long counter = 77;
+      together.run(&counter, nullptr);
+      CHECK(together.empty());
+      CHECK(got.has(expected));
+      CHECK(counter > 0);
+    }
+  }
+  InARow<T> expected(1), got(1);
+  expected.separately();
+  Together together(Type<T>::kName, InARow<T>::kBatch);
+  constexpr int kTimes = 9;  // 7 jobs each
+  for (int i = 0; i < kTimes; ++i) got.add_to(together);
+  REQUIRE(together.launches() == 2);
+  unsigned long long counters[2];
+  together.run(counters, nullptr);
+  CHECK(got.has(expected));
+  const Layer<T>& layer = got.first;
+  CHECK_THROWS(together.convolve(layer.shape, got.convolution(0), {0, 1}));
+  CHECK_THROWS(together.weight_gradient(layer.shape, nullptr, nullptr, nullptr, {0, 1}));
+  CHECK_THROWS(together.weight_gradient(layer.shape, nullptr, nullptr, nullptr, {4, 1000}));
+}
+
 }  // namespace
+
+TEST_CASE("CUDA: layers together") {
+  check_together<float>();
+  check_together<__nv_bfloat16>();
+}
+
+TEST_CASE("CUDA: tiles for layers together") {
+  for (int64_t channels : {8, 32, 64, 96, 128, 160, 256}) {
+    const ConvolutionShape shape = {.batch = 16,
+                                    .height = 32,
+                                    .width = 32,
+                                    .channels = channels,
+                                    .small_channels = 256,
+                                    .kernel = 3,
+                                    .stride = 1};
+    REQUIRE(fits_together(shape));
+    for (bool transposed : {false, true}) {
+      const Tiling tiling =
+          convolution_tiling(Float::kBFloat16, transposed, shape, Launches::kTogether);
+      const Tiling each = convolution_tiling(Float::kBFloat16, transposed, shape);
+      CHECK(convolution_tile_size(tiling.tile).first <= 128);
+      CHECK(tiling.parts == each.parts);
+      CHECK(tiling.by_taps == each.by_taps);
+    }
+    const Tiling tiling = weight_gradient_tiling(Float::kBFloat16, shape, Launches::kTogether);
+    const Tiling each = weight_gradient_tiling(Float::kBFloat16, shape);
+    CHECK(gradient_tile_size(tiling.tile).second <= 128);
+    CHECK(tiling.parts == each.parts);
+    // A tile is not for launches of their own.
+    CHECK(each.tile < gradient_tile_count() - 1);
+  }
+  const asng::cuda_on_cpu::LaunchesOnly small_memory(64 * 1024);
+  CHECK(!fits_together({.batch = 1,
+                        .height = 2,
+                        .width = 2,
+                        .channels = 8,
+                        .small_channels = 8,
+                        .kernel = 1,
+                        .stride = 1}));
+}
 
 TEST_CASE("CUDA: convolutions of every tile") {
   check_tiles<float>();
@@ -340,4 +505,14 @@ TEST_CASE("CUDA: whose convolutions") {
   CHECK(convolutions_choice() == Convolutions::kOwn);
   unsetenv("ASNG_CUDA_CONVOLUTIONS");
   CHECK(convolutions_choice() == Convolutions::kAuto);
+}
+
+TEST_CASE("CUDA: how layers are launched") {
+  unsetenv("ASNG_CUDA_LAYERS");
+  CHECK(launches_choice() == Launches::kEach);
+  setenv("ASNG_CUDA_LAYERS", "together", 1);
+  CHECK(launches_choice() == Launches::kTogether);
+  setenv("ASNG_CUDA_LAYERS", "all", 1);
+  CHECK_THROWS_WITH(launches_choice(), "ASNG_CUDA_LAYERS must be each or together, got all");
+  unsetenv("ASNG_CUDA_LAYERS");
 }
