@@ -8,6 +8,8 @@ Against two baselines on the same GPU:
   lacks multiplied by 0, SGD over all weights; in TF32 alone, which PyTorch's convolutions take by
   default.
 
+On a GPU iterations are also compared with layers launched together and each, see docs/gpu.md.
+
 An iteration trains the weights with two architectures and evaluates two more, as they are drawn at
 the start of a search; times are means over the same ones for all. cuDNN's own search for the
 fastest algorithm, which begins anew for every shape, is off without ``--search-algorithms``.
@@ -20,6 +22,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gc
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -201,6 +204,22 @@ def plain_run(kind: str, space: CaeSpace, target: Tensor) -> Callable[[Any], Non
     return run
 
 
+def launching(layers: str, run: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Runs with layers launched `together` or `each`."""
+
+    def launched(architectures: Any) -> None:
+        before = os.environ.get("ASNG_CUDA_LAYERS")
+        os.environ["ASNG_CUDA_LAYERS"] = layers
+        try:
+            run(architectures)
+        finally:
+            os.environ.pop("ASNG_CUDA_LAYERS")
+            if before is not None:
+                os.environ["ASNG_CUDA_LAYERS"] = before
+
+    return launched
+
+
 def halved(kind: str) -> str:
     """With or without autocast."""
     return kind if kind == "bfloat16" else "float32"
@@ -216,9 +235,15 @@ def iteration_rows(
     baselines = {"plain": partial(plain_run, halved(kind), space, target)}
     if kind == "TF32":
         baselines["2019"] = partial(make_run, "2019", space, target)
-    for baseline, make in baselines.items():
+    contests = {baseline: (ours, make) for baseline, make in baselines.items()}
+    if device.type == "cuda" and kind != "float32":
+        contests["together and each"] = (
+            lambda: launching("together", ours()),
+            lambda: launching("each", ours()),
+        )
+    for baseline, starts in contests.items():
         peaks, runs = [], []
-        for start in (ours, make):
+        for start in starts:
             before = _begin_peak(device)
             runs.append(_over(start(), iterations))
             runs[-1]()
@@ -264,8 +289,16 @@ def _peak(device: torch.device) -> float:
 
 def show_kernels(kind: str, name: str, space: CaeSpace, target: Tensor, count: int) -> None:
     """Which kernels one of our iterations launches, and what that takes the host."""
-    iterations = some_iterations(space, count)
-    all_of_them = _over(make_run(kind, space, target), iterations)
+    for layers in ("together", "each"):
+        print(f"layers launched {layers}:")
+        run = launching(layers, make_run(kind, space, target))
+        _show_kernels(kind, name, run, some_iterations(space, count))
+
+
+def _show_kernels(
+    kind: str, name: str, run: Callable[[Any], None], iterations: Sequence[Any]
+) -> None:
+    all_of_them, count = _over(run, iterations), len(iterations)
     for _ in range(2):
         all_of_them()
     torch.cuda.synchronize()

@@ -888,6 +888,11 @@ class TestTensorCores:
         assert cae_ops.convolutions(torch.float32).endswith("of our own, in TF32")
         assert cae_ops.convolutions(torch.bfloat16).endswith("of our own, in bfloat16")
         assert "are cuDNN's: those" in cae_ops.convolutions(torch.float64)
+        with monkeypatch.context() as patch:
+            patch.setenv("ASNG_CUDA_LAYERS", "together")
+            assert "of our own, together in launches, in TF32" in cae_ops.convolutions(
+                torch.float32
+            )
         torch.backends.cudnn.allow_tf32 = False
         assert "are cuDNN's: those" in cae_ops.convolutions(torch.float32)
         monkeypatch.setenv("ASNG_CUDA_CONVOLUTIONS", "cudnn")
