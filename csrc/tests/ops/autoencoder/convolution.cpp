@@ -260,28 +260,28 @@ void check_shapes() {
 // beside one more, by taps: separately, and together in a launch, or in more if there are many.
 template <class T>
 struct InARow {
-  static constexpr int64_t kBatch = 2;
+  static constexpr int64_t kBatch = 1;
   Layer<T> first{{.batch = kBatch,
-                  .height = 9,
-                  .width = 8,
+                  .height = 5,
+                  .width = 4,
                   .channels = 40,
-                  .small_channels = 136,
+                  .small_channels = 72,
                   .kernel = 3,
                   .stride = 1},
                  1};
   Layer<T> second{{.batch = kBatch,
-                   .height = 17,
-                   .width = 15,
-                   .channels = 64,
-                   .small_channels = 136,
-                   .kernel = 5,
+                   .height = 9,
+                   .width = 7,
+                   .channels = 32,
+                   .small_channels = 72,
+                   .kernel = 3,
                    .stride = 2},
                   2};
   Layer<T> third{{.batch = kBatch,
-                  .height = 17,
-                  .width = 15,
+                  .height = 9,
+                  .width = 7,
                   .channels = 8,
-                  .small_channels = 64,
+                  .small_channels = 32,
                   .kernel = 3,
                   .stride = 1},
                  3};
@@ -344,7 +344,7 @@ struct InARow {
 
 template <class T>
 void check_together() {
-  for (int variant = 0; variant < 6; ++variant) {
+  for (int variant = 0; variant < 5; ++variant) {
     CAPTURE(variant);
     InARow<T> expected(variant), got(variant);
     expected.separately();
@@ -363,11 +363,25 @@ void check_together() {
       CHECK(counter > 0);
     }
   }
+  // More than a launch takes: the last ones are in another one.
   InARow<T> expected(1), got(1);
   expected.separately();
   Together together(Type<T>::kName, InARow<T>::kBatch);
-  constexpr int kTimes = 9;  // 7 jobs each
-  for (int i = 0; i < kTimes; ++i) got.add_to(together);
+  const Layer<T> tiny({.batch = InARow<T>::kBatch,
+                       .height = 1,
+                       .width = 1,
+                       .channels = 8,
+                       .small_channels = 8,
+                       .kernel = 1,
+                       .stride = 1},
+                      4);
+  Values<T> y(tiny.small_size());
+  Convolution convolution = {};
+  convolution.x = tiny.large.data();
+  convolution.weight = tiny.weight.data();
+  convolution.y = y.data();
+  for (int i = 0; i < 52; ++i) together.convolve(tiny.shape, convolution, {7, 1});
+  got.add_to(together);
   REQUIRE(together.launches() == 2);
   unsigned long long counters[2];
   together.run(counters, nullptr);
