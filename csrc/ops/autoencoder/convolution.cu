@@ -30,7 +30,7 @@ __global__ __launch_bounds__(S::kThreads,
 
 constexpr int kAddingThreads = 256;
 template <class T>
-__global__ __launch_bounds__(kAddingThreads) void add_parts_kernel(const ConvolutionCall call) {
+__global__ __launch_bounds__(kAddingThreads, 6) void add_parts_kernel(const ConvolutionCall call) {
   wait_for_earlier_kernels();
   add_parts<T, kAddingThreads>(call, blockIdx.x);
 }
