@@ -885,6 +885,7 @@ class TestTensorCores:
         assert not torch.equal(outputs[0], outputs[1])
 
     def test_which_they_are_in_words(self, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("ASNG_CUDA_LAYERS", raising=False)
         assert cae_ops.convolutions(torch.float32).endswith("of our own, in TF32")
         assert cae_ops.convolutions(torch.bfloat16).endswith("of our own, in bfloat16")
         assert "are cuDNN's: those" in cae_ops.convolutions(torch.float64)
