@@ -34,8 +34,10 @@ if library := os.environ.get("ASNG_CUDA_ON_CPU"):
     cell.runs_stacks = lambda device: False  # type: ignore[attr-defined]
     feature_maps.stores_bfloat16 = lambda device_type: True  # type: ignore[attr-defined]
     libraries = importlib.import_module("asng_ext.ops._libraries")
-    grid_types = ("cpu", "meta")  # results without values have the sizes of those of the grid
-    libraries.has_cuda_kernels = lambda device: device.type in grid_types  # type: ignore[attr-defined]
+    libraries.has_cuda_kernels = lambda device: device.type == "cpu"  # type: ignore[attr-defined]
+    mixture = importlib.import_module("asng_ext.ops.mixture")
+    # Results without values, on no device, have the sizes of those of the grid.
+    mixture.has_cuda_kernels = lambda device: True  # type: ignore[attr-defined]
     # New tensors are full of NaN, so that it shows what an operator leaves unwritten.
     torch.use_deterministic_algorithms(True)
 

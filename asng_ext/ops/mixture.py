@@ -20,6 +20,7 @@ from torch import Tensor
 from asng_ext import _host
 from asng_ext.ops import _libraries
 from asng_ext.ops._feature_maps import allows_tf32, cast_feature_maps, cast_weights, halved
+from asng_ext.ops._libraries import has_cuda_kernels
 from asng_ext.ops._registration import call, call_backward, register_operator
 
 __all__ = ["mixture"]
@@ -97,7 +98,7 @@ def _fake(
     separable, factorized, pools = _kept(edges, len(inputs), stride)
     # Of each stage its values before normalization, and a scale and a shift.
     stages, maxima = 2 * separable + factorized, 0
-    if _libraries.has_cuda_kernels(out.device):
+    if has_cuda_kernels(out.device):
         # Each edge with any has places for two, and of a max pool it is known where maxima were.
         stages, maxima = 2 * (separable + factorized), pools
     size = stages * 2 * padded
