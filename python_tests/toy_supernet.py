@@ -86,7 +86,7 @@ class ToyTask(TaskDefaults):
         self, supernet: nn.Module, batch: Any, relaxation: Relaxation
     ) -> tuple[Tensor, dict[str, Tensor]]:
         x, y = batch
-        weights = torch.stack([torch.stack(relaxation.parts(v)) for v in range(len(self.planted))])
+        weights = relaxation.table(range(len(self.planted)), CHOICES)
         return (supernet(x, weights) - y).square().mean(), {}
 
     def test_supernet(self, supernet: nn.Module, values: Mapping[str, Any]) -> dict[str, float]:

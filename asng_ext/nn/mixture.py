@@ -98,12 +98,6 @@ class Relaxation:
             return tuple(range(len(self.weights[variable])))
         return self.active[variable]
 
-    def parts(self, variable: int) -> list[Tensor]:
-        """The weight () of every choice of a variable, 0 of one that is not active."""
-        weights, choices = self.weights[variable], self.choices(variable)
-        none = weights.new_zeros(())
-        return [part if i in choices else none for i, part in enumerate(weights.unbind())]
-
     def table(self, variables: Sequence[int], columns: int) -> Tensor:
         """The weights of the choices of variables, (variables, columns), of at most so many
         choices each; 0 of choices that are not active or do not exist."""
