@@ -28,6 +28,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -208,14 +209,8 @@ def launching(layers: str, run: Callable[[Any], None]) -> Callable[[Any], None]:
     """Runs with layers launched `together` or `each`."""
 
     def launched(architectures: Any) -> None:
-        before = os.environ.get("ASNG_CUDA_LAYERS")
-        os.environ["ASNG_CUDA_LAYERS"] = layers
-        try:
+        with patch.dict(os.environ, ASNG_CUDA_LAYERS=layers):
             run(architectures)
-        finally:
-            os.environ.pop("ASNG_CUDA_LAYERS")
-            if before is not None:
-                os.environ["ASNG_CUDA_LAYERS"] = before
 
     return launched
 
