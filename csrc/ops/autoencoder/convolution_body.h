@@ -14,13 +14,10 @@ namespace asng::cuda {
 // Of kernels of stride 2 transposed, for both rows and columns even and odd.
 inline constexpr int kMostParities = 4;
 
-using Tile256x128 = Tile<256, 128, 4, 2, 4, 1>;
 using Tile256x160 = Tile<256, 160, 4, 2, 4, 1>;
 using Tile256x96 = Tile<256, 96, 4, 2, 4, 1>;
-using Tile128x128 = Tile<128, 128, 2, 2, 3, 2>;
 using Tile128x96 = Tile<128, 96, 2, 2, 3, 2>;
 using Tile128x64 = Tile<128, 64, 2, 2, 4, 2>;
-using Tile64x64 = Tile<64, 64, 2, 2, 4, 3>;
 using Tile128x32 = Tile<128, 32, 4, 1, 4, 2>;
 
 template <class S>

@@ -31,6 +31,11 @@ struct Tile {
   static_assert(kWarpColumns % 16 == 0 && kWarpRows % 16 == 0);
 };
 
+// Those that products of both kinds have.
+using Tile256x128 = Tile<256, 128, 4, 2, 4, 1>;
+using Tile128x128 = Tile<128, 128, 2, 2, 3, 2>;
+using Tile64x64 = Tile<64, 64, 2, 2, 4, 3>;
+
 ASNG_HD inline int up(int64_t a, int64_t b) { return static_cast<int>((a + b - 1) / b); }
 
 // What is known of a tile to predict times, in µs.

@@ -11,13 +11,10 @@
 
 namespace asng::cuda {
 
-using Tile256x128 = Tile<256, 128, 4, 2, 4, 1>;
 using Tile160x256 = Tile<160, 256, 2, 4, 4, 1>;
 using Tile96x256 = Tile<96, 256, 2, 4, 4, 1>;
 using Tile64x256 = Tile<64, 256, 2, 4, 4, 1>;
-using Tile128x128 = Tile<128, 128, 2, 2, 3, 2>;
 using Tile64x128 = Tile<64, 128, 2, 2, 4, 2>;
-using Tile64x64 = Tile<64, 64, 2, 2, 4, 3>;
 
 template <class F>
 void with_gradient_tile(int tile, F f) {
