@@ -413,7 +413,7 @@ def _seconds_of(experiment: Experiment) -> float:
 
 def _seconds_after_epochs(experiment: Experiment) -> float:
     """What follows the epochs of a whole search takes, found out after a few steps."""
-    trial = _Trial(experiment)
+    timed = _TimedSearch(experiment)
     task: Any = experiment.task
     batches = task.weight_batches
     seconds = math.nan
@@ -422,11 +422,11 @@ def _seconds_after_epochs(experiment: Experiment) -> float:
         nonlocal seconds
         # No more batches are asked for than there are steps.
         yield from islice(batches(epoch), min(_WARM_UP, task.search_steps - 1))
-        seconds = sum(map(trial.seconds_after, range(experiment.search_config.epochs)))
+        seconds = sum(map(timed.seconds_after, range(experiment.search_config.epochs)))
         raise _EnoughError
 
     task.weight_batches = clocked
-    trial.search()
+    timed.search()
     return seconds
 
 
@@ -434,8 +434,8 @@ class _EnoughError(Exception):
     """A search has been measured."""
 
 
-class _Trial:
-    """A search of which the strategy can be asked for more."""
+class _TimedSearch:
+    """A search that is timed, of which the strategy can be asked for more."""
 
     def __init__(self, experiment: Experiment) -> None:
         self._experiment = experiment
@@ -474,7 +474,7 @@ def _measured(experiment: Experiment) -> float:
     They are those of whole epochs after the first, with all that belongs to them, or, where the
     first takes too long, those of single steps and of what follows an epoch.
     """
-    trial = _Trial(experiment)
+    timed = _TimedSearch(experiment)
     task: Any = experiment.task
     steps: int = task.search_steps
     batches = task.weight_batches
@@ -490,15 +490,15 @@ def _measured(experiment: Experiment) -> float:
     def clocked(epoch: int) -> Iterator[Any]:
         nonlocal after
         for batch in batches(epoch):
-            begins.append(trial.now())
+            begins.append(timed.now())
             enough = len(begins) > 2 * _WARM_UP and not epochs
             if enough and begins[-1] - begins[_WARM_UP] >= _MEASURED_SECONDS:
-                after = trial.seconds_after(epoch)
+                after = timed.seconds_after(epoch)
                 raise _EnoughError
             yield batch
 
     task.weight_batches = clocked
-    trial.search(note)
+    timed.search(note)
     if len(epochs) > 1:
         return sum(epochs[1:]) / (len(epochs) - 1)
     if epochs:

@@ -12,7 +12,7 @@ from asng_ext._checks import check_one_process
 from asng_ext._random import DrawsFrom
 from asng_ext._terminal import STDERR
 from asng_ext.distributed import ALONE, Ranks
-from asng_ext.engine.found import Found
+from asng_ext.engine.architecture_file import ArchitectureFile
 from asng_ext.engine.limits import costs_and_limits, make_penalty
 from asng_ext.engine.optimizer import make_optimizer, read_start
 from asng_ext.engine.pictures import draw_search, drawing, write_events
@@ -175,9 +175,9 @@ class Experiment:
                 if start:
                     run.write_json(_START, start)
                 if architecture is not None:
-                    experiment.found.write(architecture, given=True)
+                    experiment.architecture_file.write(architecture, given=True)
                     if drawing(stream) is not None:
-                        experiment.found.draw()
+                        experiment.architecture_file.draw()
             return run.path
 
         experiment.run = RunFolder(ranks.from_first(write))
@@ -276,22 +276,22 @@ class Experiment:
             # A strategy may have no distribution, nor a user's optimizer one that could be shown.
             known = isinstance(optimizer, optimizers.Optimizer | Strategy)
             theta: Any = getattr(optimizer.theta, "categorical", ()) if known else ()  # type: ignore[union-attr]
-            more = self.found.likelihood(result.architecture, theta)
+            more = self.architecture_file.probabilities(result.architecture, theta)
             if penalty is not None and not isinstance(optimizer, Strategy):
                 more["costs"] = costs_and_limits(
                     self.task.space, result.architecture, penalty, optimizer
                 )
-            self.found.write(result.architecture, **more)
+            self.architecture_file.write(result.architecture, **more)
             plots = drawing(self.stream)
             if plots is not None:
-                self.found.draw()
+                self.architecture_file.draw()
                 draw_search(plots, self.run, self.task.space, result.rows, theta)
             write_events(self.run, "search", len(result.rows), flat(self.config))
         return result.architecture
 
     def _kept_start(self) -> dict[str, Any]:
         """Where the search starts: what init.json holds, or the setting init names."""
-        if self.found.is_given():
+        if self.architecture_file.is_given():
             raise ValueError(
                 f"{self.run.path} was begun with an architecture and searches none; continue it "
                 f"with `asng retrain {self.run.path}`"
@@ -327,9 +327,9 @@ class Experiment:
             return Latencies(self.device, self.run.read_json(_LATENCIES)["measured"])
 
     @property
-    def found(self) -> Found:
-        """The architecture of the run, as its file holds it."""
-        return Found(self.run, self.task, self.config["task"])
+    def architecture_file(self) -> ArchitectureFile:
+        """Where the architecture of the run is."""
+        return ArchitectureFile(self.run, self.task, self.config["task"])
 
     def architecture(self) -> dict[str, Any]:
         """The architecture that was found, by names.
@@ -338,7 +338,7 @@ class Experiment:
             FileNotFoundError: If the search has not finished.
             ValueError: If architecture.json is not one of this task.
         """
-        return self.found.read()[1]
+        return self.architecture_file.read()[1]
 
     @contextlib.contextmanager
     def _settings_kept(self) -> Iterator[None]:
@@ -382,11 +382,11 @@ class Experiment:
                 )
             if not self.ranks.first:
                 return tested
-            self.found.update_network()  # whose settings may have changed since the search
+            self.architecture_file.update_network()  # whose settings may have changed since the search
             rows = MetricsTable(self.run.file("retrain.csv"), keep=self.retrain_config.epochs).rows
             plots = drawing(self.stream)
             if plots is not None:
-                self.found.draw()  # of other sizes, perhaps
+                self.architecture_file.draw()  # of other sizes, perhaps
                 plots.plot_retrain(rows, self.run.file("retrain.png"))
                 self.task.draw_results(network, self.run.path)
             write_events(self.run, "retrain", len(rows), flat(self.config), tested)

@@ -12,14 +12,14 @@ from asng_ext.runs.folder import RunFolder
 from asng_ext.space import Categorical
 from asng_ext.tasks.protocol import Task
 
-__all__ = ["Found"]
+__all__ = ["ArchitectureFile"]
 
 _FILE = "architecture.json"
 _GIVEN = "given"  # an entry of it
 
 
-class Found:
-    """The architecture of a run.
+class ArchitectureFile:
+    """The architecture of a run, as its file holds it.
 
     Args:
         run: Its folder.
@@ -94,7 +94,7 @@ class Found:
                 }
         draw(values, self.run.file("architecture.png"), **more)
 
-    def likelihood(self, values: Mapping[str, Any], theta: Any) -> dict[str, Any]:
+    def probabilities(self, values: Mapping[str, Any], theta: Any) -> dict[str, Any]:
         """Entries for what a distribution says of an architecture: the probability of each of its
         choices, and which choices were near ties.
 
