@@ -382,7 +382,8 @@ class Experiment:
                 )
             if not self.ranks.first:
                 return tested
-            self.architecture_file.update_network()  # whose settings may have changed since the search
+            # Its settings may have changed since the search.
+            self.architecture_file.update_network()
             rows = MetricsTable(self.run.file("retrain.csv"), keep=self.retrain_config.epochs).rows
             plots = drawing(self.stream)
             if plots is not None:
