@@ -8,7 +8,8 @@ Against two baselines on the same GPU:
   lacks multiplied by 0, SGD over all weights; in TF32 alone, which PyTorch's convolutions take by
   default.
 
-On a GPU iterations are also compared with layers launched together and each, see docs/gpu.md.
+On a GPU iterations with persistent kernels are also compared with those that launch each layer, see
+docs/gpu.md.
 
 An iteration trains the weights with two architectures and evaluates two more, as they are drawn at
 the start of a search; times are means over the same ones for all. cuDNN's own search for the
@@ -206,7 +207,7 @@ def plain_run(kind: str, space: CaeSpace, target: Tensor) -> Callable[[Any], Non
 
 
 def launching(layers: str, run: Callable[[Any], None]) -> Callable[[Any], None]:
-    """Runs with layers launched `together` or `each`."""
+    """Runs with `persistent` kernels or with launches of `each` layer."""
 
     def launched(architectures: Any) -> None:
         with patch.dict(os.environ, ASNG_CUDA_LAYERS=layers):
@@ -232,8 +233,8 @@ def iteration_rows(
         baselines["2019"] = partial(make_run, "2019", space, target)
     contests = {baseline: (ours, make) for baseline, make in baselines.items()}
     if device.type == "cuda" and kind != "float32":
-        contests["together and each"] = (
-            lambda: launching("together", ours()),
+        contests["persistent and each"] = (
+            lambda: launching("persistent", ours()),
             lambda: launching("each", ours()),
         )
     for baseline, starts in contests.items():
@@ -284,8 +285,8 @@ def _peak(device: torch.device) -> float:
 
 def show_kernels(kind: str, name: str, space: CaeSpace, target: Tensor, count: int) -> None:
     """Which kernels one of our iterations launches, and what that takes the host."""
-    for layers in ("together", "each"):
-        print(f"layers launched {layers}:")
+    for layers in ("persistent", "each"):
+        print(f"ASNG_CUDA_LAYERS={layers}:")
         run = launching(layers, make_run(kind, space, target))
         _show_kernels(kind, name, run, some_iterations(space, count))
 

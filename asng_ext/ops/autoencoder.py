@@ -15,9 +15,9 @@ are brought into the order in which convolutions read them in two launches. In b
 float32 with TF32, its convolutions are kernels of our own, with skip and ReLU in them, but for
 large ones of which PyTorch's are faster; else they are PyTorch's. The environment variable
 `ASNG_CUDA_CONVOLUTIONS` chooses: `auto`, which is the default, `own` or `cudnn`. With
-`ASNG_CUDA_LAYERS=together` those of our own that follow each other are one launch, whose blocks
-wait for each other between layers, instead of one or two `each`, which is the default; the bits are
-the same.
+`ASNG_CUDA_LAYERS=persistent` those of our own that follow each other are one persistent kernel,
+whose blocks wait for each other between layers, instead of one launch or two `each`, which is the
+default; the bits are the same.
 
 All have first derivatives and run under `torch.compile` and `torch.autocast`. On the CPU they take
 float32 or float64, and compute in float32 under autocast; on CUDA devices they take bfloat16 and
@@ -181,8 +181,8 @@ def convolutions(dtype: torch.dtype) -> str:
     choice = os.environ.get(_CHOICE) or "auto"
     if choice == "cudnn":
         return f"convolutions are cuDNN's, as {_CHOICE} says"
-    together = os.environ.get(_LAYERS) == "together"
-    ours = "convolutions are kernels of our own" + (", together in launches" if together else "")
+    persistent = os.environ.get(_LAYERS) == "persistent"
+    ours = "convolutions are kernels of our own" + (", persistent ones" if persistent else "")
     if choice == "auto":
         ours += ", or cuDNN's where those are faster"
     if dtype == torch.bfloat16:

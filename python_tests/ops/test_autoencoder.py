@@ -842,7 +842,7 @@ class TestTensorCores:
                 assert error(got, want) < (2e-3 if dtype == torch.float32 else 2e-2)
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-    def test_layers_together(
+    def test_persistent_layers(
         self, dtype: torch.dtype, device: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The same bits, in one launch instead of one or two for each layer; also where there are
@@ -859,7 +859,7 @@ class TestTensorCores:
             )
             given = self._as(case, dtype)
             results = []
-            for way in ("each", "together"):
+            for way in ("each", "persistent"):
                 monkeypatch.setenv("ASNG_CUDA_LAYERS", way)
                 found = run_chain(fused_chain, given, device)
                 with torch.no_grad():
@@ -890,10 +890,8 @@ class TestTensorCores:
         assert cae_ops.convolutions(torch.bfloat16).endswith("of our own, in bfloat16")
         assert "are cuDNN's: those" in cae_ops.convolutions(torch.float64)
         with monkeypatch.context() as patch:
-            patch.setenv("ASNG_CUDA_LAYERS", "together")
-            assert "of our own, together in launches, in TF32" in cae_ops.convolutions(
-                torch.float32
-            )
+            patch.setenv("ASNG_CUDA_LAYERS", "persistent")
+            assert "of our own, persistent ones, in TF32" in cae_ops.convolutions(torch.float32)
         torch.backends.cudnn.allow_tf32 = False
         assert "are cuDNN's: those" in cae_ops.convolutions(torch.float32)
         monkeypatch.setenv("ASNG_CUDA_CONVOLUTIONS", "cudnn")
@@ -911,7 +909,7 @@ class TestTensorCores:
             run_chain(fused_chain, case, device)
         monkeypatch.setenv("ASNG_CUDA_CONVOLUTIONS", "auto")
         monkeypatch.setenv("ASNG_CUDA_LAYERS", "all")
-        with pytest.raises(RuntimeError, match="must be each or together, got all"):
+        with pytest.raises(RuntimeError, match="must be each or persistent, got all"):
             run_chain(fused_chain, case, device)
 
     @staticmethod

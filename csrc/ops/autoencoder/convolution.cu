@@ -103,14 +103,14 @@ Plan fastest(Float type, bool transposed, const Sizes& sizes) {
   return best;
 }
 
-// Of the tiles for Launches::kTogether the fastest one for so many parts.
+// Of the tiles for Launches::kPersistent the fastest one for so many parts.
 int fastest_narrow(Float type, bool transposed, const Sizes& sizes, int parts) {
   ConvolutionCall call = call_of(sizes, transposed);
   int best = 0;
   double best_time = std::numeric_limits<double>::infinity();
   for (int i = 0; i < kTileCount; ++i) {
     const TileSpeed& tile = kTiles[i];
-    if (tile.threads != kTogetherThreads) continue;
+    if (tile.threads != kPersistentThreads) continue;
     const int64_t tiles =
         static_cast<int64_t>(add_classes(tile.rows, call)) * up(call.out_channels, tile.columns);
     const double time = blocks_time(
@@ -153,7 +153,7 @@ Tiling convolution_tiling(Float type, bool transposed, const ConvolutionShape& s
                                              convolution_parts(transposed, shape, by_taps.tiling));
     if (by_taps.tiling.parts == 1 && by_taps.time <= direct.time) best = by_taps.tiling;
   }
-  if (launches == Launches::kTogether) {
+  if (launches == Launches::kPersistent) {
     best.tile = best.by_taps ? fastest_narrow(type, false, sizes.of_taps(), 1)
                              : fastest_narrow(type, transposed, sizes, best.parts);
   }

@@ -26,11 +26,11 @@ struct ConvolutionShape {
 // Whether kernels can count what there is.
 bool convolution_fits(const ConvolutionShape& shape);
 
-// Whether convolutions have launches of their own, or some of them one, see together.h: then blocks
-// are all alike, and there are fewer tiles to choose from. Sums are divided into the same parts, so
-// that results are the same, to the last bit.
-enum class Launches { kEach, kTogether };
-constexpr int kTogetherThreads = 128;  // of a block
+// Whether convolutions have launches of their own, or some of them a persistent kernel, see
+// persistent_layers.h: then blocks are all alike, and there are fewer tiles to choose from. Sums
+// are divided into the same parts, so that results are the same, to the last bit.
+enum class Launches { kEach, kPersistent };
+constexpr int kPersistentThreads = 128;  // of a block
 
 // Which blocks compute a result: index of a tile's shape among those that there are, and into how
 // many parts sums are divided, of which each is a block's.

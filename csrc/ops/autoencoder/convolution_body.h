@@ -1,6 +1,6 @@
 // What blocks compute of convolutions, and of transposed ones, as products on tensor cores, see
-// convolution_tiles.h: of one in a launch of its own (convolution.cu), or of some of them in one
-// launch (together.cu).
+// convolution_tiles.h: of one in a launch of its own (convolution.cu), or of some of them in a
+// persistent kernel (persistent_layers.cu).
 #pragma once
 
 #include <cstdint>

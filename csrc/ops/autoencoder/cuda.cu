@@ -122,11 +122,20 @@ void start(const LayerEnd& end, CudaStream stream) {
   }
 }
 
+constexpr int kMostChanges = 32;
+struct ChannelTable {
+  ChannelChange changes[kMostChanges];
+};
+
+// Of each one of the table a row of blocks.
 template <class T>
-__global__ __launch_bounds__(kThreads) void change_channels_kernel(const T* from, int from_channels,
-                                                                   T* to, int to_channels,
-                                                                   int64_t count, bool rounds) {
+__global__ __launch_bounds__(kThreads) void change_channels_kernel(const ChannelTable table,
+                                                                   int from_channels,
+                                                                   int to_channels, int64_t count,
+                                                                   bool rounds) {
   wait_for_earlier_kernels();
+  const T* from = static_cast<const T*>(table.changes[blockIdx.y].from);
+  T* to = static_cast<T*>(table.changes[blockIdx.y].to);
   const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < count;
        i += stride) {
@@ -329,15 +338,20 @@ void finish_layer(Float type, const LayerEnd& end, CudaStream stream) {
   });
 }
 
-void change_channels(Float type, const void* from, int64_t from_channels, void* to,
+void change_channels(Float type, const std::vector<ChannelChange>& changes, int64_t from_channels,
                      int64_t to_channels, int64_t pixels, bool rounds, CudaStream stream) {
   const int64_t count = pixels * to_channels;
   if (count == 0) return;
   with_float(type, [&](auto value) {
     using T = decltype(value);
-    launch_early(change_channels_kernel<T>, blocks_for(count), kThreads, 0, stream,
-                 static_cast<const T*>(from), static_cast<int>(from_channels), static_cast<T*>(to),
-                 static_cast<int>(to_channels), count, rounds);
+    for (std::size_t first = 0; first < changes.size(); first += kMostChanges) {
+      const std::size_t size = std::min<std::size_t>(changes.size() - first, kMostChanges);
+      ChannelTable table;
+      std::copy_n(changes.begin() + first, size, table.changes);
+      launch_early(change_channels_kernel<T>, {blocks_for(count), static_cast<unsigned>(size)},
+                   kThreads, 0, stream, table, static_cast<int>(from_channels),
+                   static_cast<int>(to_channels), count, rounds);
+    }
   });
 }
 

@@ -27,7 +27,11 @@ void finish_layer(Float type, const LayerEnd& end, CudaStream stream);
 
 // Other numbers of channels: to (pixels, to_channels) has the first ones of from (pixels,
 // from_channels), and then zeros. Float32 is rounded to TF32 if `rounds`.
-void change_channels(Float type, const void* from, int64_t from_channels, void* to,
+struct ChannelChange {
+  const void* from;
+  void* to;
+};
+void change_channels(Float type, const std::vector<ChannelChange>& changes, int64_t from_channels,
                      int64_t to_channels, int64_t pixels, bool rounds, CudaStream stream);
 
 // A weight (rows, columns, taps), whose rows lie `pitch` values apart, and the same, padded with
@@ -44,8 +48,8 @@ struct PaddedWeight {
 // The most taps that kernels take.
 constexpr int kMostTaps = 31 * 31;
 
-// Writes the padded weights, of a chain in one launch or two, and as many for turned ones. Float32
-// is rounded to TF32 if `rounds`.
+// Writes the padded weights, of a chain or some in one launch or two, and as many for turned ones.
+// Float32 is rounded to TF32 if `rounds`.
 void pad_weights(Float type, Float padded_type, const std::vector<PaddedWeight>& weights,
                  bool rounds, CudaStream stream);
 // The other way, which is for weights that are not turned: writes them.

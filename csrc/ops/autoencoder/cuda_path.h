@@ -28,13 +28,13 @@ inline Convolutions convolutions_choice() {
 }
 
 // How convolutions of our own are launched, as the environment variable ASNG_CUDA_LAYERS says:
-// each, which is the default, or together, so many in a launch as there are in a row.
+// each, which is the default, or persistent, so many in one kernel as there are in a row.
 inline Launches launches_choice() {
   const char* variable = std::getenv("ASNG_CUDA_LAYERS");
   const std::string name = variable == nullptr ? "" : variable;
   if (name.empty() || name == "each") return Launches::kEach;
-  if (name == "together") return Launches::kTogether;
-  throw std::runtime_error("ASNG_CUDA_LAYERS must be each or together, got " + name);
+  if (name == "persistent") return Launches::kPersistent;
+  throw std::runtime_error("ASNG_CUDA_LAYERS must be each or persistent, got " + name);
 }
 
 // A result of a layer or of its mirror image.

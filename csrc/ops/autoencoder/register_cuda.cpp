@@ -11,7 +11,7 @@
 #include "ops/autoencoder/convolution.h"
 #include "ops/autoencoder/cuda.h"
 #include "ops/autoencoder/cuda_path.h"
-#include "ops/autoencoder/together.h"
+#include "ops/autoencoder/persistent_layers.h"
 #include "platform/cuda_tensors.h"
 
 namespace asng::cuda {
@@ -62,22 +62,27 @@ Tensor channels_last(const Tensor& t, int64_t offset, int64_t size, int64_t chan
 }
 
 // What a pass queues on its stream. Convolutions of our own may wait for others, to be launched
-// together; memory that they use is not given back to PyTorch before.
+// in a persistent kernel; memory that they use is not given back to PyTorch before.
 class Work {
  public:
   Work(Float type, int64_t batch, Launches launches, const Tensor& like, CudaStream stream)
-      : together_(type, batch), launches_(launches), like_(like), stream_(stream) {}
+      : layers_(type, batch), launches_(launches), like_(like), stream_(stream) {}
+
+  // Of the persistent kernel, in which the next convolution begins. The gradient of a weight is
+  // computed beside that of the input.
+  int phase = 0;
 
   Launches launches() const { return launches_; }
-  // For those that are launched together.
-  Together& together() { return together_; }
+  // For those of a persistent kernel.
+  PersistentLayers& layers() { return layers_; }
 
   // The stream, for what comes after all that there is by now.
   CudaStream stream() {
-    if (!together_.empty()) {
-      const auto size = together_.launches();
+    if (!layers_.empty()) {
+      const auto size = layers_.launches();
       const Tensor counters = new_scratch(like_, size * sizeof(unsigned long long));
-      together_.run(data<unsigned long long>(counters), stream_);
+      layers_.run(data<unsigned long long>(counters), stream_);
+      phase = 0;
       free_.clear();
       parts_.clear();
     }
@@ -98,20 +103,20 @@ class Work {
     return map;
   }
   void done_with(const Tensor& map) {
-    if (!together_.empty()) free_.push_back(map);
+    if (!layers_.empty()) free_.push_back(map);
   }
   // For parts of sums, which are added before those of another convolution come into being.
   float* parts(int64_t count) {
     if (count == 0) return nullptr;
     if (parts_.empty() || parts_.back().numel() < count) {
-      if (together_.empty()) parts_.clear();
+      if (layers_.empty()) parts_.clear();
       parts_.push_back(torch::stable::new_empty(like_, {&count, 1}, ScalarType::Float));
     }
     return data<float>(parts_.back());
   }
 
  private:
-  Together together_;
+  PersistentLayers layers_;
   Launches launches_;
   const Tensor& like_;
   CudaStream stream_;
@@ -176,7 +181,7 @@ class ChainCall {
   // Images, or their gradients, to the number of channels in which all is computed, and back.
   void change(const Tensor& from, const Tensor& to, int64_t from_channels, int64_t to_channels,
               bool rounds, CudaStream stream) const {
-    change_channels(type_, from.data_ptr(), from_channels, to.data_ptr(), to_channels,
+    change_channels(type_, {{from.data_ptr(), to.data_ptr()}}, from_channels, to_channels,
                     chain_.pixels(chain_.maps[0]), rounds && rounds_, stream);
   }
 
@@ -186,7 +191,7 @@ class ChainCall {
     const ChainStep& step = chain_.steps[i];
     if (is_own_step(i)) {
       Tensor y = new_map(work, step.to);
-      convolve(i, x, padded, y, added, nullptr, step.relu, step.transposed, false, work);
+      convolve(i, x, padded, y, added, nullptr, step.relu, step.transposed, work);
       return y;
     }
     const CudaStream stream = work.stream();
@@ -204,8 +209,7 @@ class ChainCall {
     const ChainStep& step = chain_.steps[i];
     if (is_own_gradient(i)) {
       Tensor grad_x = new_map(work, step.from);
-      // Beside the gradient of the weight.
-      convolve(i, grad, padded, grad_x, added, mask, false, !step.transposed, true, work);
+      convolve(i, grad, padded, grad_x, added, mask, false, !step.transposed, work);
       return grad_x;
     }
     const CudaStream stream = work.stream();
@@ -247,9 +251,9 @@ class ChainCall {
     all.tensors.push_back(torch::stable::new_empty(grad, {&size, 1}, ScalarType::Float));
     const Tensor& parts = all.tensors.back();
     const Tensor &small = step.transposed ? x : grad, &large = step.transposed ? grad : x;
-    if (launches == Launches::kTogether) {
-      work.together().weight_gradient(shape, small.data_ptr(), large.data_ptr(), data<float>(parts),
-                                      tiling);
+    if (launches == Launches::kPersistent) {
+      work.layers().weight_gradient(shape, small.data_ptr(), large.data_ptr(), data<float>(parts),
+                                    tiling, work.phase);
     } else {
       cuda::weight_gradient(type_, shape, small.data_ptr(), large.data_ptr(), data<float>(parts),
                             tiling, work.stream());
@@ -300,11 +304,11 @@ class ChainCall {
   }
 
   static Launches launches_of(const ConvolutionShape& shape, const Work& work) {
-    return fits_together(shape) ? work.launches() : Launches::kEach;
+    return fits_persistent(shape) ? work.launches() : Launches::kEach;
   }
 
   void convolve(size_t i, const Tensor& x, const Tensor& padded, const Tensor& y,
-                const Tensor* added, const Tensor* mask, bool relu, bool transposed, bool beside,
+                const Tensor* added, const Tensor* mask, bool relu, bool transposed,
                 Work& work) const {
     const char* weight =
         data<char>(padded) + chain_.steps[i].offset * (type_ == Float::kFloat32 ? 4 : 2);
@@ -321,8 +325,8 @@ class ChainCall {
         .relu = relu,
         .rounds = rounds_,
         .parts = work.parts(convolution_parts(transposed, shape(i), tiling))};
-    if (launches == Launches::kTogether) {
-      work.together().convolve(shape(i), convolution, tiling, beside);
+    if (launches == Launches::kPersistent) {
+      work.phase = work.layers().convolve(shape(i), convolution, tiling, work.phase);
     } else {
       cuda::convolve(type_, shape(i), convolution, tiling, stream);
     }

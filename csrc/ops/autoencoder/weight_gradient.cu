@@ -72,7 +72,7 @@ Tiling weight_gradient_tiling(Float type, const ConvolutionShape& shape, Launche
   best_time = std::numeric_limits<double>::infinity();
   for (int i = 0; i < kTileCount; ++i) {
     const TileSpeed& tile = kTiles[i];
-    if (tile.threads != kTogetherThreads) continue;
+    if (tile.threads != kPersistentThreads) continue;
     const double time =
         blocks_time(tile, tiles_of(tile) * best.parts, up(chunks, best.parts), multiprocessors);
     if (time < best_time) {

@@ -14,7 +14,7 @@
 #include <vector>
 
 #include "ops/autoencoder/cuda_path.h"
-#include "ops/autoencoder/together.h"
+#include "ops/autoencoder/persistent_layers.h"
 #include "platform/cuda.h"
 
 namespace {
@@ -257,7 +257,7 @@ void check_shapes() {
 }
 
 // A convolution, a transposed one of its result, of which the gradient of the weight is computed
-// beside one more, by taps: separately, and together in a launch, or in more if there are many.
+// beside one more, by taps: in launches of their own, and in a persistent kernel.
 template <class T>
 struct InARow {
   static constexpr int64_t kBatch = 1;
@@ -325,12 +325,13 @@ struct InARow {
                     of_gradient, nullptr);
     convolve(Type<T>::kName, third.shape, convolution(2), tilings[2], nullptr);
   }
-  void add_to(Together& together) {
-    together.convolve(first.shape, convolution(0), tilings[0]);
-    together.convolve(second.shape, convolution(1), tilings[1]);
-    together.weight_gradient(second.shape, maps[0].data(), maps[1].data(), gradient.data(),
-                             of_gradient);
-    together.convolve(third.shape, convolution(2), tilings[2], true);
+  // Returns the phase after them.
+  int add_to(PersistentLayers& layers, int phase) {
+    phase = layers.convolve(first.shape, convolution(0), tilings[0], phase);
+    phase = layers.convolve(second.shape, convolution(1), tilings[1], phase);
+    layers.weight_gradient(second.shape, maps[0].data(), maps[1].data(), gradient.data(),
+                           of_gradient, phase);
+    return layers.convolve(third.shape, convolution(2), tilings[2], phase);
   }
   bool has(const InARow& other) const {
     bool same =
@@ -343,30 +344,44 @@ struct InARow {
 };
 
 template <class T>
-void check_together() {
+void check_persistent() {
   for (int variant = 0; variant < 5; ++variant) {
     CAPTURE(variant);
     InARow<T> expected(variant), got(variant);
+    // Beside them others, of which the first one may begin later.
+    InARow<T> other_expected(variant + 1), other(variant + 1);
     expected.separately();
-    Together together(Type<T>::kName, InARow<T>::kBatch);
-    CHECK(together.empty());
+    other_expected.separately();
+    PersistentLayers layers(Type<T>::kName, InARow<T>::kBatch);
+    CHECK(layers.empty());
     for (const bool backward : {false, true}) {
       std::optional<asng::cuda_on_cpu::Backward> order;
       if (backward) order.emplace();
-      got.forget();
-      got.add_to(together);
-      CHECK(together.launches() == 1);
-      unsigned long long counter = 77;
-      together.run(&counter, nullptr);
-      CHECK(together.empty());
-      CHECK(got.has(expected));
-      CHECK(counter > 0);
+      for (int others = 0; others <= 1; ++others) {
+        got.forget();
+        other.forget();
+        // A convolution in parts takes two phases, and so does the one by taps.
+        const int parts = (got.tilings[0].parts > 1) + (got.tilings[1].parts > 1);
+        CHECK(got.add_to(layers, 0) == 4 + parts);
+        if (others > 0) other.add_to(layers, variant % 3);
+        CHECK(layers.launches() == 1);
+        unsigned long long counter = 77;
+        layers.run(&counter, nullptr);
+        CHECK(layers.empty());
+        CHECK(got.has(expected));
+        CHECK((others == 0 || other.has(other_expected)));
+        CHECK(counter > 0);
+      }
     }
   }
-  // More than a launch takes: the last ones are in another one.
+}
+
+// More than a launch takes, in a row or beside each other in a phase.
+template <class T>
+void check_many() {
   InARow<T> expected(1), got(1);
   expected.separately();
-  Together together(Type<T>::kName, InARow<T>::kBatch);
+  PersistentLayers layers(Type<T>::kName, InARow<T>::kBatch);
   const Layer<T> tiny({.batch = InARow<T>::kBatch,
                        .height = 1,
                        .width = 1,
@@ -375,31 +390,52 @@ void check_together() {
                        .kernel = 1,
                        .stride = 1},
                       4);
-  Values<T> y(tiny.small_size());
+  std::vector<Values<T>> results(115, Values<T>(tiny.small_size()));
   Convolution convolution = {};
   convolution.x = tiny.large.data();
   convolution.weight = tiny.weight.data();
-  convolution.y = y.data();
-  for (int i = 0; i < 52; ++i) together.convolve(tiny.shape, convolution, {7, 1});
-  got.add_to(together);
-  REQUIRE(together.launches() == 2);
-  unsigned long long counters[2];
-  together.run(counters, nullptr);
-  CHECK(got.has(expected));
+  const auto add = [&](std::size_t i, int phase) {
+    convolution.y = results[i].data();
+    return layers.convolve(tiny.shape, convolution, {7, 1}, phase);
+  };
+  for (const bool beside : {false, true}) {
+    got.forget();
+    for (Values<T>& y : results) y.assign(y.size(), Type<T>::from(NAN));
+    int phase = 0;
+    if (beside) {
+      for (std::size_t i = 0; i < results.size(); ++i) phase = add(i, 0);
+    } else {
+      for (std::size_t i = 0; i < 52; ++i) phase = add(i, phase);
+    }
+    got.add_to(layers, phase);
+    const int64_t launches = layers.launches();
+    CHECK(launches == (beside ? 3 : 2));
+    std::vector<unsigned long long> counters(launches);
+    layers.run(counters.data(), nullptr);
+    CHECK(got.has(expected));
+    for (std::size_t i = 1; i < (beside ? results.size() : 52); ++i) {
+      CHECK(std::memcmp(results[i].data(), results[0].data(), results[0].size() * sizeof(T)) == 0);
+    }
+  }
   const Layer<T>& layer = got.first;
-  CHECK_THROWS(together.convolve(layer.shape, got.convolution(0), {0, 1}));
-  CHECK_THROWS(together.weight_gradient(layer.shape, nullptr, nullptr, nullptr, {0, 1}));
-  CHECK_THROWS(together.weight_gradient(layer.shape, nullptr, nullptr, nullptr, {4, 1000}));
+  CHECK_THROWS(layers.convolve(layer.shape, got.convolution(0), {0, 1}, 0));
+  CHECK_THROWS(layers.weight_gradient(layer.shape, nullptr, nullptr, nullptr, {0, 1}, 0));
+  CHECK_THROWS(layers.weight_gradient(layer.shape, nullptr, nullptr, nullptr, {4, 1000}, 0));
 }
 
 }  // namespace
 
-TEST_CASE("CUDA: layers together") {
-  check_together<float>();
-  check_together<__nv_bfloat16>();
+TEST_CASE("CUDA: layers in a persistent kernel") {
+  check_persistent<float>();
+  check_persistent<__nv_bfloat16>();
 }
 
-TEST_CASE("CUDA: tiles for layers together") {
+TEST_CASE("CUDA: more layers than a persistent kernel takes") {
+  check_many<float>();
+  check_many<__nv_bfloat16>();
+}
+
+TEST_CASE("CUDA: tiles for persistent kernels") {
   for (int64_t channels : {8, 32, 64, 96, 128, 160, 256}) {
     const ConvolutionShape shape = {.batch = 16,
                                     .height = 32,
@@ -408,16 +444,16 @@ TEST_CASE("CUDA: tiles for layers together") {
                                     .small_channels = 256,
                                     .kernel = 3,
                                     .stride = 1};
-    REQUIRE(fits_together(shape));
+    REQUIRE(fits_persistent(shape));
     for (bool transposed : {false, true}) {
       const Tiling tiling =
-          convolution_tiling(Float::kBFloat16, transposed, shape, Launches::kTogether);
+          convolution_tiling(Float::kBFloat16, transposed, shape, Launches::kPersistent);
       const Tiling each = convolution_tiling(Float::kBFloat16, transposed, shape);
       CHECK(convolution_tile_size(tiling.tile).first <= 128);
       CHECK(tiling.parts == each.parts);
       CHECK(tiling.by_taps == each.by_taps);
     }
-    const Tiling tiling = weight_gradient_tiling(Float::kBFloat16, shape, Launches::kTogether);
+    const Tiling tiling = weight_gradient_tiling(Float::kBFloat16, shape, Launches::kPersistent);
     const Tiling each = weight_gradient_tiling(Float::kBFloat16, shape);
     CHECK(gradient_tile_size(tiling.tile).second <= 128);
     CHECK(tiling.parts == each.parts);
@@ -425,13 +461,13 @@ TEST_CASE("CUDA: tiles for layers together") {
     CHECK(each.tile < gradient_tile_count() - 1);
   }
   const asng::cuda_on_cpu::LaunchesOnly small_memory(64 * 1024);
-  CHECK(!fits_together({.batch = 1,
-                        .height = 2,
-                        .width = 2,
-                        .channels = 8,
-                        .small_channels = 8,
-                        .kernel = 1,
-                        .stride = 1}));
+  CHECK(!fits_persistent({.batch = 1,
+                          .height = 2,
+                          .width = 2,
+                          .channels = 8,
+                          .small_channels = 8,
+                          .kernel = 1,
+                          .stride = 1}));
 }
 
 TEST_CASE("CUDA: convolutions of every tile") {
@@ -524,9 +560,9 @@ TEST_CASE("CUDA: whose convolutions") {
 TEST_CASE("CUDA: how layers are launched") {
   unsetenv("ASNG_CUDA_LAYERS");
   CHECK(launches_choice() == Launches::kEach);
-  setenv("ASNG_CUDA_LAYERS", "together", 1);
-  CHECK(launches_choice() == Launches::kTogether);
+  setenv("ASNG_CUDA_LAYERS", "persistent", 1);
+  CHECK(launches_choice() == Launches::kPersistent);
   setenv("ASNG_CUDA_LAYERS", "all", 1);
-  CHECK_THROWS_WITH(launches_choice(), "ASNG_CUDA_LAYERS must be each or together, got all");
+  CHECK_THROWS_WITH(launches_choice(), "ASNG_CUDA_LAYERS must be each or persistent, got all");
   unsetenv("ASNG_CUDA_LAYERS");
 }

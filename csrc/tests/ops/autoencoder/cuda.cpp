@@ -103,18 +103,24 @@ void check_mask(int64_t count, bool adds) {
 
 // Arrays are as large as they must be, so that a sanitizer sees what goes beyond.
 template <class T>
-void check_channels(int64_t from_channels, int64_t to_channels, int64_t pixels) {
-  std::vector<T> from, to(pixels * to_channels, Type<T>::from(kNan));
-  for (int64_t i = 0; i < pixels * from_channels; ++i) {
-    from.push_back(Type<T>::from(static_cast<double>(i % 251) + 1));
+void check_channels(int64_t from_channels, int64_t to_channels, int64_t pixels, int count = 1) {
+  std::vector<std::vector<T>> from(count), to(count);
+  std::vector<ChannelChange> changes;
+  for (int n = 0; n < count; ++n) {
+    for (int64_t i = 0; i < pixels * from_channels; ++i) {
+      from[n].push_back(Type<T>::from(static_cast<double>((i + 3 * n) % 251) + 1));
+    }
+    to[n].assign(pixels * to_channels, Type<T>::from(kNan));
+    changes.push_back({from[n].data(), to[n].data()});
   }
-  change_channels(Type<T>::kName, from.data(), from_channels, to.data(), to_channels, pixels, false,
-                  nullptr);
-  for (int64_t i = 0; i < pixels * to_channels; ++i) {
-    const int64_t pixel = i / to_channels, channel = i % to_channels;
-    const double expected =
-        channel < from_channels ? Type<T>::value(from[pixel * from_channels + channel]) : 0;
-    CHECK(Type<T>::value(to[i]) == expected);
+  change_channels(Type<T>::kName, changes, from_channels, to_channels, pixels, false, nullptr);
+  for (int n = 0; n < count; ++n) {
+    for (int64_t i = 0; i < pixels * to_channels; ++i) {
+      const int64_t pixel = i / to_channels, channel = i % to_channels;
+      const double expected =
+          channel < from_channels ? Type<T>::value(from[n][pixel * from_channels + channel]) : 0;
+      CHECK(Type<T>::value(to[n][i]) == expected);
+    }
   }
 }
 
@@ -263,6 +269,8 @@ TEST_CASE("CUDA: gradients are masked in every precision") {
 }
 
 TEST_CASE("CUDA: images get other numbers of channels") {
+  // All at once, and more than a launch takes.
+  check_channels<float>(3, 8, 5, 35);
   for (int64_t pixels : {1, 7, 30'000}) {
     check_channels<float>(3, 8, pixels);
     check_channels<__nv_bfloat16>(8, 3, pixels);

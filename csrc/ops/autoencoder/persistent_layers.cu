@@ -1,10 +1,10 @@
 // A launch has as many blocks as run at the same time. Each of them takes its share of the tiles of
-// a job, and of those beside it, and then waits until all have done theirs.
+// a phase, and then waits until all have done theirs.
 #include <algorithm>
 #include <stdexcept>
 
 #include "ops/autoencoder/convolution_body.h"
-#include "ops/autoencoder/together.h"
+#include "ops/autoencoder/persistent_layers.h"
 #include "ops/autoencoder/weight_gradient_body.h"
 #include "platform/cuda.h"
 
@@ -21,7 +21,7 @@ struct JobTable {
 };
 static_assert(sizeof(JobTable) < 4000);
 
-// The tiles whose blocks have kTogetherThreads threads, by their numbers among all.
+// The tiles whose blocks have kPersistentThreads threads, by their numbers among all.
 template <class F>
 ASNG_HD void with_narrow_tile(int tile, F f) {
   switch (tile) {
@@ -135,9 +135,9 @@ __device__ __forceinline__ void work(const LayerJob& job, int block) {
       return with_narrow_tile(job.tile,
                               [&](auto tile) { convolve_narrow<T, decltype(tile)>(block); });
     case LayerJob::kAddParts:
-      return add_parts<T, kTogetherThreads>(shared_calls().convolution, block);
+      return add_parts<T, kPersistentThreads>(shared_calls().convolution, block);
     case LayerJob::kAddTaps:
-      return add_taps<T, kTogetherThreads>(shared_calls().convolution, block);
+      return add_taps<T, kPersistentThreads>(shared_calls().convolution, block);
     case LayerJob::kWeightGradient:
       return with_narrow_gradient_tile(
           job.tile, [&](auto tile) { add_narrow_products<T, decltype(tile)>(block); });
@@ -145,12 +145,13 @@ __device__ __forceinline__ void work(const LayerJob& job, int block) {
 }
 
 template <class T>
-__global__ __launch_bounds__(kTogetherThreads, 2) void together_kernel(const JobTable table) {
+__global__ __launch_bounds__(kPersistentThreads,
+                             2) void persistent_layers_kernel(const JobTable table) {
   Calls& calls = shared_calls();
   int known = -1;  // the job that the calls are of
   int meetings = 0;
   for (int i = 0; i < table.count;) {
-    // Tiles of this job and of those beside it, in a row.
+    // Tiles of the jobs of this phase, in a row.
     int tile = static_cast<int>(blockIdx.x), before = 0;
     do {
       const LayerJob& job = table.jobs[i];
@@ -193,22 +194,25 @@ LayerJob job_of(const ConvolutionShape& shape) {
   return job;
 }
 
-// Which job begins the launch after one that begins with job `first`.
+// Which job begins the launch after one that begins with job `first`: if possible, where a phase
+// does.
 std::size_t end_of_launch(const std::vector<LayerJob>& jobs, std::size_t first) {
-  if (jobs.size() - first <= kMostJobs) return jobs.size();
-  std::size_t end = first + kMostJobs;
-  while (!jobs[end].waits) --end;
-  return end;
+  const std::size_t most = first + kMostJobs;
+  if (jobs.size() <= most) return jobs.size();
+  for (std::size_t end = most; end > first; --end) {
+    if (jobs[end].waits) return end;
+  }
+  return most;
 }
 
 }  // namespace
 
-bool fits_together(const ConvolutionShape& shape) {
+bool fits_persistent(const ConvolutionShape& shape) {
   return convolution_fits(shape) && kSharedBytes <= largest_shared_bytes();
 }
 
-void Together::convolve(const ConvolutionShape& shape, const Convolution& convolution,
-                        Tiling tiling, bool beside) {
+int PersistentLayers::convolve(const ConvolutionShape& shape, const Convolution& convolution,
+                               Tiling tiling, int phase) {
   LayerJob job = job_of(shape);
   job.x = convolution.x;
   job.weight = convolution.weight;
@@ -222,22 +226,22 @@ void Together::convolve(const ConvolutionShape& shape, const Convolution& convol
   job.relu = convolution.relu;
   job.rounds = convolution.rounds;
   job.kind = tiling.by_taps ? LayerJob::kProductsOfTaps : LayerJob::kConvolution;
-  job.waits = !beside;
   ConvolutionCall call;
   set_up(job, static_cast<int>(batch_), call);
   job.blocks = call.row_tiles * call.column_tiles * tiling.parts;
-  if (job.blocks == 0) throw std::runtime_error("there is no such tile for several layers");
-  jobs_.push_back(job);
-  if (job.sums == nullptr) return;
+  if (job.blocks == 0) throw std::runtime_error("persistent kernels have no such tile");
+  add(job, phase++);
+  if (job.sums == nullptr) return phase;
   job.kind = tiling.by_taps ? LayerJob::kAddTaps : LayerJob::kAddParts;
-  job.waits = true;
   set_up(job, static_cast<int>(batch_), call);
-  job.blocks = up(call.values, 8 * kTogetherThreads);
-  jobs_.push_back(job);
+  job.blocks = up(call.values, 8 * kPersistentThreads);
+  add(job, phase++);
+  return phase;
 }
 
-void Together::weight_gradient(const ConvolutionShape& shape, const void* small_map,
-                               const void* large_map, float* parts, Tiling tiling, bool beside) {
+int PersistentLayers::weight_gradient(const ConvolutionShape& shape, const void* small_map,
+                                      const void* large_map, float* parts, Tiling tiling,
+                                      int phase) {
   LayerJob job = job_of(shape);
   job.x = small_map;
   job.weight = large_map;
@@ -245,47 +249,67 @@ void Together::weight_gradient(const ConvolutionShape& shape, const void* small_
   job.parts = static_cast<uint16_t>(tiling.parts);
   job.tile = static_cast<uint8_t>(tiling.tile);
   job.kind = LayerJob::kWeightGradient;
-  job.waits = !beside;
   WeightGradientCall call;
   with_factor(type_,
               [&](auto value) { set_up<decltype(value)>(job, static_cast<int>(batch_), call); });
   job.blocks = call.row_tiles * call.column_tiles * tiling.parts;
-  if (job.blocks == 0) throw std::runtime_error("there is no such tile for several layers");
+  if (job.blocks == 0) throw std::runtime_error("persistent kernels have no such tile");
   if (up(call.chunks, call.chunks_of_part) != tiling.parts) {
     throw std::runtime_error("there are too many parts of a weight's gradient");
   }
-  jobs_.push_back(job);
+  add(job, phase);
+  return phase + 1;
 }
 
-int64_t Together::launches() const {
+void PersistentLayers::add(const LayerJob& job, int phase) {
+  const auto index = static_cast<std::size_t>(phase);
+  if (phases_.size() <= index) phases_.resize(index + 1);
+  phases_[index].push_back(job);
+}
+
+std::vector<LayerJob> PersistentLayers::in_order() const {
+  std::vector<LayerJob> jobs;
+  for (const std::vector<LayerJob>& phase : phases_) {
+    const std::size_t first = jobs.size();
+    jobs.insert(jobs.end(), phase.begin(), phase.end());
+    if (!phase.empty()) jobs[first].waits = true;
+  }
+  return jobs;
+}
+
+int64_t PersistentLayers::launches() const {
+  const std::vector<LayerJob> jobs = in_order();
   int64_t count = 0;
-  for (std::size_t first = 0; first < jobs_.size(); first = end_of_launch(jobs_, first)) ++count;
+  for (std::size_t first = 0; first < jobs.size(); first = end_of_launch(jobs, first)) ++count;
   return count;
 }
 
-void Together::run(unsigned long long* counters, CudaStream stream) {
-  if (jobs_.empty()) return;
+void PersistentLayers::run(unsigned long long* counters, CudaStream stream) {
+  if (empty()) return;
+  const std::vector<LayerJob> jobs = in_order();
   fill_zero(counters, launches() * sizeof(*counters), stream);
   with_factor(type_, [&](auto value) {
     using T = decltype(value);
-    const int most = co_resident_blocks(together_kernel<T>, kTogetherThreads, kSharedBytes);
-    for (std::size_t first = 0; first < jobs_.size();) {
-      const std::size_t end = end_of_launch(jobs_, first);
+    const int most =
+        co_resident_blocks(persistent_layers_kernel<T>, kPersistentThreads, kSharedBytes);
+    for (std::size_t first = 0; first < jobs.size();) {
+      const std::size_t end = end_of_launch(jobs, first);
       JobTable table;
       table.batch = static_cast<int>(batch_);
       table.counter = counters++;
-      int64_t blocks = 0, beside = 0;
+      int64_t blocks = 0, of_phase = 0;
       for (std::size_t i = first; i < end; ++i) {
-        beside = (jobs_[i].waits ? 0 : beside) + jobs_[i].blocks;
-        blocks = std::max(blocks, beside);
-        table.jobs[table.count++] = jobs_[i];
+        of_phase = (jobs[i].waits ? 0 : of_phase) + jobs[i].blocks;
+        blocks = std::max(blocks, of_phase);
+        table.jobs[table.count++] = jobs[i];
       }
-      launch_cooperative(together_kernel<T>, static_cast<unsigned>(std::min<int64_t>(blocks, most)),
-                         kTogetherThreads, kSharedBytes, stream, table);
+      launch_cooperative(persistent_layers_kernel<T>,
+                         static_cast<unsigned>(std::min<int64_t>(blocks, most)), kPersistentThreads,
+                         kSharedBytes, stream, table);
       first = end;
     }
   });
-  jobs_.clear();
+  phases_.clear();
 }
 
 }  // namespace asng::cuda
