@@ -74,6 +74,9 @@ class MaskedSupernet(nn.Module):
             x = F.relu(x + skipped if layer.skip else x)
         return F.conv_transpose2d(x, self.output, padding=1)
 
+    def restore(self, x: Tensor, architectures: Sequence[Layers]) -> list[Tensor]:
+        return [self(x, layers) for layers in architectures]
+
     def masked(self, x: Tensor, layer: CaeLayer) -> Tensor:
         mask = x.new_zeros(1, self.channels, 1, 1)
         mask[:, : layer.channels] = 1
@@ -92,7 +95,7 @@ def some_iterations(space: CaeSpace, count: int) -> list[Iteration]:
 
 
 def iteration(
-    supernet: nn.Module,
+    supernet: CaeSupernet | MaskedSupernet,
     step: Callable[[], None],
     architectures: Iteration,
     target: Tensor,
@@ -100,18 +103,17 @@ def iteration(
 ) -> None:
     corrupted = target * (target > 0.5)
 
-    def loss(layers: Layers) -> Tensor:
+    def losses(both: Sequence[Layers]) -> Tensor:
         enabled = precision is torch.bfloat16
         with torch.autocast(target.device.type, torch.bfloat16, enabled=enabled):
-            out = supernet(corrupted, layers)
-        return F.mse_loss(out.float(), target)
+            outs = supernet.restore(corrupted, both)
+        return torch.stack([F.mse_loss(out.float(), target) for out in outs])
 
     training, testing = architectures
-    torch.stack([loss(layers) for layers in training]).mean().backward()
+    losses(training).mean().backward()
     step()
     with torch.no_grad():
-        for layers in testing:
-            loss(layers)
+        losses(testing)
 
 
 def stepper(supernet: nn.Module) -> Callable[[], None]:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from asng_ext.nn import CaeSpace
+from asng_ext.ops import autoencoder as cae_ops
+
 Case = tuple[Tensor, Tensor, Tensor, int, tuple[int, int]]
+ChainCase = tuple[Tensor, list[Tensor], list[Tensor], Tensor, list[int]]
+"""Images, and weights and strides of an autoencoder."""
 
 
 def sample(
@@ -66,3 +72,78 @@ def assert_same(got: list[Tensor], expected: list[Tensor], tolerance: float = 1e
         assert a.dtype == b.dtype
         scale = 1 + b.abs().max()
         torch.testing.assert_close(a / scale, b / scale, rtol=tolerance, atol=tolerance)
+
+
+def chain_sample(
+    channels: list[int],
+    kernels: list[int],
+    strides: list[int],
+    size: tuple[int, int] = (7, 6),
+    batch: int = 2,
+    images: int = 3,
+    seed: int = 0,
+) -> ChainCase:
+    """Images and weights, which are leading slices of larger ones that end in NaN."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    def weight(rows: int, columns: int, kernel: int) -> Tensor:
+        whole = torch.full((rows + 2, columns + 1, kernel, kernel), torch.nan).double()
+        fan_in = max(rows, columns) * kernel**2
+        whole[:rows, :columns] = draw(rows, columns, kernel, kernel) / fan_in**0.5
+        return whole[:rows, :columns]
+
+    inside = [*channels[1:], *channels[-1:]]
+    encoder = [weight(*pair) for pair in zip(channels, [images, *channels], kernels)]
+    decoder = [weight(*pair) for pair in zip(inside, channels, kernels)]
+    output = weight((channels or [images])[0], images, 3)
+    return draw(batch, images, *size), encoder, decoder, output, strides
+
+
+def plain_chain(x: Tensor, *weights: Tensor, strides: list[int]) -> Tensor:
+    """In PyTorch, by the layers' definition."""
+    count = len(strides)
+    encoder, decoder, output = weights[:count], weights[count:-1], weights[-1]
+    maps = [x]
+    for weight, stride in zip(encoder, strides):
+        maps.append(plain_encode(maps[-1], weight, stride))
+    y = maps[-1]
+    for i in reversed(range(count)):
+        skipped = maps[i + 1] if strides[i] == 1 else None
+        y = plain_decode(y, decoder[i], skipped, strides[i], tuple(maps[i].shape[2:]))
+    return plain_decode(y, output, None, 1, tuple(x.shape[2:]), relu=False)
+
+
+def fused_chain(x: Tensor, *weights: Tensor, strides: list[int]) -> Tensor:
+    """By the operator for whole autoencoders."""
+    count = len(strides)
+    chain = cae_ops.Chain(weights[:count], weights[count:-1], weights[-1], strides)
+    return cae_ops.chains(x, [chain])[0]
+
+
+def run_chain(
+    function: Callable[..., Tensor], case: ChainCase, device: str = "cpu"
+) -> list[Tensor]:
+    """Output, and gradients of images and of all weights."""
+    x, encoder, decoder, output, strides = case
+    given: list[Tensor | None] = [t.to(device) for t in (x, *encoder, *decoder, output)]
+    return run(partial(function, strides=strides), given)
+
+
+def in_dtype(case: ChainCase, dtype: torch.dtype) -> ChainCase:
+    x, encoder, decoder, output, strides = case
+    parts = ([w.to(dtype) for w in part] for part in (encoder, decoder))
+    return (x.to(dtype), *parts, output.to(dtype), strides)
+
+
+def random_layers(space: CaeSpace, seed: int) -> Any:
+    generator = torch.Generator().manual_seed(seed)
+    variables = space.search_space()
+    draws = [int(torch.randint(n, (), generator=generator)) for n in variables.sizes]
+    numbers = [
+        v.low + (v.high - v.low) * float(torch.rand((), generator=generator))
+        for v in variables.numerical.values()
+    ]
+    return space.decode(variables.decode(draws, numbers))

@@ -134,27 +134,34 @@ class _Autoencoder(nn.Module):
     def _prepare(self, layers: Sequence[CaeLayer]) -> None:
         """Is called before the weights of these layers, and the output's, are read."""
 
-    def _restore(self, x: Tensor, layers: Sequence[CaeLayer]) -> Tensor:
+    def _restore(self, x: Tensor, architectures: Sequence[Sequence[CaeLayer]]) -> list[Tensor]:
+        """The same images by each architecture."""
         if x.ndim != 4 or x.shape[1] != self.in_channels or 0 in x.shape:
             raise ValueError(
                 f"x must be (N, {self.in_channels}, H, W) and have pixels, got {tuple(x.shape)}"
             )
-        layers, sizes = fitting_layers(layers, *x.shape[2:])
-        self._prepare(layers)
+        fitting = [fitting_layers(layers, *x.shape[2:]) for layers in architectures]
+        self._prepare([layer for layers, _ in fitting for layer in layers])
         x = x.contiguous(memory_format=torch.channels_last)
         on_cpu = torch.is_autocast_enabled("cpu") and x.device.type == "cpu"
         if on_cpu and cae_ops.available() and not torch.cpu._is_amx_tile_supported():
             # Without a unit for matrices (AMX) a processor does not multiply bfloat16 faster than
             # the compiled layers do float32, although it may have instructions for it.
             with torch.autocast("cpu", enabled=False):
-                return self._run_layers(x if x.dtype == torch.float64 else x.float(), layers, sizes)
-        return self._run_layers(x, layers, sizes)
+                return self._run(x if x.dtype == torch.float64 else x.float(), fitting)
+        return self._run(x, fitting)
+
+    def _run(
+        self, x: Tensor, fitting: Sequence[tuple[Sequence[CaeLayer], Sequence[tuple[int, int]]]]
+    ) -> list[Tensor]:
+        """By layers and the sizes that `fitting_layers` gives with them."""
+        if _fuses_chain(x):
+            return cae_ops.chains(x, [self._chain(x.shape[1], layers) for layers, _ in fitting])
+        return [self._run_layers(x, layers, sizes) for layers, sizes in fitting]
 
     def _run_layers(
         self, x: Tensor, layers: Sequence[CaeLayer], sizes: Sequence[tuple[int, int]]
     ) -> Tensor:
-        if _fuses_chain(x):
-            return self._run_chain(x, layers)
         encoded: list[Tensor | None] = []
         for layer in layers:
             weight = self._weight(self.encoder, layer, layer.channels, x.shape[1])
@@ -165,17 +172,17 @@ class _Autoencoder(nn.Module):
             x = _decode(x, weight, encoded.pop(), layer.stride, size)
         return _decode(x, self._output_weight(x.shape[1]), None, 1, x.shape[2:], relu=False)
 
-    def _run_chain(self, x: Tensor, layers: Sequence[CaeLayer]) -> Tensor:
+    def _chain(self, image_channels: int, layers: Sequence[CaeLayer]) -> cae_ops.Chain:
         encoder, decoder = [], []
         channels = [layer.channels for layer in layers]
         # The innermost decoder layer reads the last encoder layer.
         for layer, before, inside in zip(
-            layers, [x.shape[1], *channels], [*channels[1:], *channels[-1:]]
+            layers, [image_channels, *channels], [*channels[1:], *channels[-1:]]
         ):
             encoder.append(self._weight(self.encoder, layer, layer.channels, before))
             decoder.append(self._weight(self.decoder, layer, inside, layer.channels))
-        output = self._output_weight(channels[0] if layers else x.shape[1])
-        return cae_ops.chain(x, encoder, decoder, output, [layer.stride for layer in layers])
+        output = self._output_weight(channels[0] if layers else image_channels)
+        return cae_ops.Chain(encoder, decoder, output, [layer.stride for layer in layers])
 
 
 class CaeSupernet(_Autoencoder):
@@ -235,7 +242,27 @@ class CaeSupernet(_Autoencoder):
         Raises:
             ValueError: If `x` has another shape or a layer is none of the space.
         """
-        return self._restore(x, layers)
+        return self.restore(x, [layers])[0]
+
+    def restore(self, x: Tensor, architectures: Sequence[Sequence[CaeLayer]]) -> list[Tensor]:
+        """What `forward` gives of the same images by each of some architectures.
+
+        On a CUDA device they are computed in one call, with fewer launches than one by one.
+
+        Args:
+            x: (N, in_channels, H, W) images, of any size.
+            architectures: One or more, as `CaeSpace.decode` gives them.
+
+        Returns:
+            Restored images of each architecture, in order.
+
+        Raises:
+            ValueError: If `x` has another shape, a layer is none of the space, or there is no
+                architecture.
+        """
+        if not architectures:
+            raise ValueError("architectures must be one or more, got none")
+        return self._restore(x, architectures)
 
     def _prepare(self, layers: Sequence[CaeLayer]) -> None:
         keys = [_key(layer.index, layer.kernel, layer.skip) for layer in layers]
@@ -308,7 +335,7 @@ class CaeNetwork(_Autoencoder):
         """
         if x.shape[2:] != self.image_size:
             raise ValueError(f"x must be images of size {self.image_size}, got {tuple(x.shape)}")
-        return self._restore(x, self.layers)
+        return self._restore(x, [self.layers])[0]
 
     @torch.no_grad()
     def inherit(self, supernet: CaeSupernet) -> None:

@@ -26,19 +26,19 @@ def register_operator(
     fake: Callable[..., Any],
     setup_context: Callable[..., None],
     backward: Callable[..., Any],
-    gradients: Mapping[str, str | None],
+    gradients: Mapping[str, str | None] | Callable[..., Any],
     casts: Mapping[int, Cast],
 ) -> None:
     """Registers an operator's fake, derivative and autocast rule and `_<name>_backward`'s fake.
 
     The second operator returns contiguous `gradients` of those of its arguments, in order; where an
     argument is named with one, it says whether that gradient is needed, which otherwise is empty;
-    so is the list of those of a list.
+    so is the list of those of a list. Instead of names it may be the second operator's fake.
 
     `backward(ctx, grad)` uses that second operator by `call_backward`, and gives gradients of the
     first arguments, which are dropped where none are needed; the others have none. `grad`, of the
-    first result, is contiguous. An operator that keeps nothing where `ctx.save` is false has no
-    derivative then.
+    first result, is contiguous; of a list it is a list, with None where there is no gradient. An
+    operator that keeps nothing where `ctx.save` is false has no derivative then.
 
     The second operator has no derivative: with `create_graph=True` gradients can be computed, and
     raise RuntimeError when differentiated.
@@ -48,13 +48,13 @@ def register_operator(
         ctx.set_materialize_grads(False)
         setup_context(ctx, inputs, output)
 
-    def all_gradients(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
+    def all_gradients(ctx: Any, grad: Any, *_: Any) -> tuple[Any, ...]:
         if not getattr(ctx, "save", True):
             raise RuntimeError(
                 "the operator was called with save=False, so it has no backward pass"
             )
         needed = ctx.needs_input_grad
-        given = () if grad is None else backward(ctx, grad.contiguous())
+        given = backward(ctx, _contiguous(grad)) if _tensors((grad,)) else ()
         grads = [*given, *[None] * (len(needed) - len(given))]
         return tuple(
             (g or [None] * len(need)) if isinstance(need, list) else g if need else None
@@ -69,7 +69,8 @@ def register_operator(
 
     arguments = getattr(torch.ops.asng, f"_{name}_backward").default._schema.arguments
 
-    def backward_fake(*args: Any) -> tuple[Any, ...]:
+    def named_fake(*args: Any) -> tuple[Any, ...]:
+        assert not callable(gradients)
         given = {argument.name: arg for argument, arg in zip(arguments, args, strict=True)}
         return tuple(
             [w.new_empty(w.shape) for w in given[of] if flag is None or given[flag]]
@@ -79,10 +80,17 @@ def register_operator(
         )
 
     register_fake(name, fake)
-    register_fake(f"_{name}_backward", backward_fake)
+    register_fake(f"_{name}_backward", gradients if callable(gradients) else named_fake)
     torch.library.register_autograd(f"asng::{name}", all_gradients, setup_context=setup)
     torch.library.register_autograd(f"asng::_{name}_backward", raise_error)
     register_autocast(name, casts)
+
+
+def _contiguous(grad: Any) -> Any:
+    """A tensor, or each one of a list."""
+    if isinstance(grad, Tensor):
+        return grad.contiguous()
+    return [None if g is None else g.contiguous() for g in grad]
 
 
 def _tensors(args: tuple[Any, ...]) -> list[Tensor]:

@@ -9,15 +9,16 @@ convolution by about 1e-5 of the largest value. On CUDA devices the convolutions
 PyTorch loses around them is saved: a layer keeps its input, its output and the weight it was given,
 not a copy of it; skip and ReLU take one pass, in place; one call gives both gradients.
 
-On CUDA devices `chain` is a whole autoencoder in one operator: the host spends little time on a
-convolution, channels are padded with zeros to few widths, which tensor cores take, and all weights
-are brought into the order in which convolutions read them in two launches. In bfloat16, and in
+On CUDA devices `chains` is whole autoencoders, those of a population, in one operator: the host
+spends little time on a convolution, channels are padded with zeros to few widths, which tensor
+cores take, and all weights are brought into the order in which convolutions read them in two
+launches. In bfloat16, and in
 float32 with TF32, its convolutions are kernels of our own, with skip and ReLU in them, but for
 large ones of which PyTorch's are faster; else they are PyTorch's. The environment variable
 `ASNG_CUDA_CONVOLUTIONS` chooses: `auto`, which is the default, `own` or `cudnn`. With
-`ASNG_CUDA_LAYERS=persistent` those of our own that follow each other are one persistent kernel,
-whose blocks wait for each other between layers, instead of one launch or two `each`, which is the
-default; the bits are the same.
+`ASNG_CUDA_LAYERS=persistent` those of our own that follow each other, beside those of the other
+autoencoders, are one persistent kernel, whose blocks wait for each other between layers, instead of
+one launch or two `each`, which is the default; the bits are the same.
 
 All have first derivatives and run under `torch.compile` and `torch.autocast`. On the CPU they take
 float32 or float64, and compute in float32 under autocast; on CUDA devices they take bfloat16 and
@@ -30,7 +31,8 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from itertools import islice
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -52,8 +54,9 @@ from asng_ext.ops._registration import (
 
 __all__ = [
     "KERNELS",
+    "Chain",
     "available",
-    "chain",
+    "chains",
     "convolutions",
     "cuda_available",
     "decode",
@@ -133,51 +136,59 @@ def decode(
     return out.permute(0, 3, 1, 2)
 
 
-def chain(
-    x: Tensor,
-    encoder: Sequence[Tensor],
-    decoder: Sequence[Tensor],
-    output: Tensor,
-    strides: Sequence[int],
-) -> Tensor:
-    """A whole autoencoder, on CUDA devices alone: what `encode` and `decode` give, layer by layer.
+class Chain(NamedTuple):
+    """A whole autoencoder of n layers for images of C channels."""
+
+    encoder: Sequence[Tensor]
+    """Weights of n layers, (Cᵢ, Cᵢ₋₁, k, k) with any odd k up to 31, where C₀ is C."""
+    decoder: Sequence[Tensor]
+    """Weights of their mirror images, (Cᵢ₊₁, Cᵢ, k, k), where Cₙ₊₁ is Cₙ."""
+    output: Tensor
+    """(C₁, C, k, k), or (C, C, k, k) where there are no layers."""
+    strides: Sequence[int]
+    """1 or 2, of each layer."""
+
+
+def chains(x: Tensor, autoencoders: Sequence[Chain]) -> list[Tensor]:
+    """Whole autoencoders, on CUDA devices alone: what `encode` and `decode` give, layer by layer.
 
     A layer with stride 1 has a skip: the encoder's output is added to the decoder's. ReLU follows
-    every layer, and after them the output's convolution, without ReLU, gives the image.
+    every layer, and after them the output's convolution, without ReLU, gives the image. The bits do
+    not depend on which autoencoders there are beside one.
 
     The arguments are checked by the operator alone.
 
     Args:
-        x: Images (N, C, H, W).
-        encoder: Weights of n layers, (Cᵢ, Cᵢ₋₁, k, k) with any odd k up to 31, where C₀ is C.
-        decoder: Weights of their mirror images, (Cᵢ₊₁, Cᵢ, k, k), where Cₙ₊₁ is Cₙ.
-        output: (C₁, C, k, k), or (C, C, k, k) where there are no layers.
-        strides: 1 or 2, of each layer.
+        x: Images (N, C, H, W), the same for all.
+        autoencoders: One or more.
 
     Returns:
-        (N, C, H, W), channels-last.
+        (N, C, H, W) of each, channels-last.
 
     Raises:
         RuntimeError: An argument does not fit, or is not on a CUDA device.
     """
     weights = [
         weight if _has_contiguous_rows(weight) else weight.contiguous()
-        for weight in (*encoder, *reversed(decoder), output)
+        for chain in autoencoders
+        for weight in (*chain.encoder, *reversed(chain.decoder), chain.output)
     ]
+    strides = [stride for chain in autoencoders for stride in chain.strides]
+    layers = [len(chain.strides) for chain in autoencoders]
     images, save, tf32 = _to_nhwc(x), torch.is_grad_enabled(), allows_tf32()
-    out: Tensor
+    outs: Sequence[Tensor]
     if torch.compiler.is_compiling():
-        out = call("cae_chain", images, weights, list(strides), save, tf32)[0]
+        outs = call("cae_chains", images, weights, strides, layers, save, tf32)[0]
     else:
         # The same in a third of the time that PyTorch's way takes with a list of weights.
-        out = _Chain.apply(  # type: ignore[no-untyped-call]
-            as_under_autocast(images, _feature_map_dtype), list(strides), save, tf32, *weights
+        outs = _Chains.apply(  # type: ignore[no-untyped-call]
+            as_under_autocast(images, _feature_map_dtype), strides, layers, save, tf32, *weights
         )
-    return out.permute(0, 3, 1, 2)
+    return [out.permute(0, 3, 1, 2) for out in outs]
 
 
 def convolutions(dtype: torch.dtype) -> str:
-    """Whose convolutions `chain` takes for feature maps of a dtype, and why, in words."""
+    """Whose convolutions `chains` takes for feature maps of a dtype, and why, in words."""
     choice = os.environ.get(_CHOICE) or "auto"
     if choice == "cudnn":
         return f"convolutions are cuDNN's, as {_CHOICE} says"
@@ -192,29 +203,35 @@ def convolutions(dtype: torch.dtype) -> str:
     return "convolutions are cuDNN's: those of our own are for TF32 and bfloat16"
 
 
-class _Chain(torch.autograd.Function):
-    """See `chain`."""
+class _Chains(torch.autograd.Function):
+    """See `chains`."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, strides: list[int], save: bool, tf32: bool, *weights: Tensor
-    ) -> Tensor:
+        ctx: Any,
+        x: Tensor,
+        strides: list[int],
+        layers: list[int],
+        save: bool,
+        tf32: bool,
+        *weights: Tensor,
+    ) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
-        ctx.strides, ctx.tf32 = strides, tf32
-        out: Tensor
+        ctx.strides, ctx.layers, ctx.tf32 = strides, layers, tf32
         with torch._C._AutoDispatchBelowAutograd():
-            out, saved = torch.ops.asng.cae_chain(x, list(weights), strides, save, tf32)
+            outs, saved = torch.ops.asng.cae_chains(x, list(weights), strides, layers, save, tf32)
         ctx.save_for_backward(*saved, *weights)
-        return out
+        return tuple(outs)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         needed = ctx.needs_input_grad
-        if grad is None:
+        if all(grad is None for grad in grads):
             return (None,) * len(needed)
-        grad_x, grads = _chain_backward(ctx, grad.contiguous())
-        found = (grad_x, None, None, None, *grads)
+        given = [None if grad is None else grad.contiguous() for grad in grads]
+        grad_x, of_weights = _chains_backward(ctx, given)
+        found = (grad_x, None, None, None, None, *of_weights)
         return tuple(g if need else None for g, need in zip(found, needed))
 
 
@@ -308,40 +325,83 @@ def _decode_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return grad_x, grad_weight, grad
 
 
-def _chain_fake(
-    x: Tensor, weights: Sequence[Tensor], strides: Sequence[int], save: bool, *_: Any
-) -> tuple[Tensor, list[Tensor]]:
-    """What is kept are all feature maps but the result."""
+def _chains_fake(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    strides: Sequence[int],
+    layers: Sequence[int],
+    save: bool,
+    *_: Any,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """What is kept are the images, and of each autoencoder all feature maps but the result."""
     batch, *size, channels = x.shape
-    sizes, padded = [size], [_rounded_up(channels, 8)]
-    for weight, stride in zip(weights, strides):
-        sizes.append([-(-side // stride) for side in sizes[-1]])
-        padded.append(_rounded_up(weight.shape[0], 32))
-    # The decoder's layers lead back, in the size before each layer.
-    sizes += sizes[-2::-1]
-    padded += padded[:0:-1]
-    kept = [(batch, *size, width) for size, width in zip(sizes, padded)]
-    return x.new_empty(x.shape), [x.new_empty(shape) for shape in kept if save]
+    kept = [(batch, *size, _rounded_up(channels, 8))]
+    given, steps = iter(weights), iter(strides)
+    for count in layers:
+        sizes, padded = [size], [kept[0][3]]
+        for weight, stride in zip(list(islice(given, 2 * count + 1)), islice(steps, count)):
+            sizes.append([-(-side // stride) for side in sizes[-1]])
+            padded.append(_rounded_up(weight.shape[0], 32))
+        # The decoder's layers lead back, in the size before each layer.
+        sizes += sizes[-2::-1]
+        padded += padded[:0:-1]
+        kept += [(batch, *size, width) for size, width in zip(sizes[1:], padded[1:])]
+    outs = [x.new_empty(x.shape) for _ in layers]
+    return outs, [x.new_empty(shape) for shape in kept if save]
 
 
 def _rounded_up(count: int, block: int) -> int:
     return -(-count // block) * block
 
 
-def _chain_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, list[Tensor]]) -> None:
-    _, weights, ctx.strides, ctx.save, ctx.tf32 = inputs
+def _chains_setup(
+    ctx: Any, inputs: tuple[Any, ...], output: tuple[list[Tensor], list[Tensor]]
+) -> None:
+    _, weights, ctx.strides, ctx.layers, ctx.save, ctx.tf32 = inputs
     ctx.save_for_backward(*output[1], *weights)
 
 
-def _chain_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    # Of 2n + 1 convolutions all inputs are kept.
-    kept = 2 * len(ctx.strides) + 1
-    tensors = list(ctx.saved_tensors)
-    flags = (ctx.needs_input_grad[0], ctx.tf32)
-    grads: tuple[Any, ...] = call_backward(
-        "cae_chain", grad, tensors[:kept], tensors[kept:], ctx.strides, *flags
+def _chains_backward(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
+    """By those autoencoders whose result has a gradient."""
+    image, *tensors = ctx.saved_tensors
+    # Of each one's 2n + 1 convolutions all inputs are kept, but the image once.
+    first_weight = 2 * len(ctx.strides)
+    maps, weights = iter(tensors[:first_weight]), iter(tensors[first_weight:])
+    strides = iter(ctx.strides)
+    kept: tuple[list[Any], ...] = ([image], [], [], [])
+    for grad, n in zip(grads, ctx.layers):
+        parts = islice(maps, 2 * n), islice(weights, 2 * n + 1), islice(strides, n), [n]
+        for all_of_them, part in zip(kept, parts):
+            own = list(part)
+            if grad is not None:
+                all_of_them += own
+    grad_x, found = call_backward(
+        "cae_chains",
+        [grad for grad in grads if grad is not None],
+        *kept,
+        ctx.needs_input_grad[0],
+        ctx.tf32,
     )
-    return grads
+    of_weights = iter(found)
+    return grad_x, [
+        None if grad is None else next(of_weights)
+        for grad, n in zip(grads, ctx.layers)
+        for _ in range(2 * n + 1)
+    ]
+
+
+def _chains_backward_fake(
+    grads: Sequence[Tensor],
+    saved: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    strides: Sequence[int],
+    layers: Sequence[int],
+    x_needs_grad: bool,
+    tf32: bool,
+) -> tuple[Tensor, list[Tensor]]:
+    grad = grads[0]
+    of_weights = [weight.new_empty(weight.shape) for weight in weights]
+    return grad.new_empty(grad.shape if x_needs_grad else (0,)), of_weights
 
 
 # The kernels for CUDA devices; they take tensors of any device, so that tests can run them.
@@ -445,7 +505,7 @@ def _weight_dtype(device_type: str, dtype: torch.dtype) -> torch.dtype | None:
 _CASTS: dict[str, dict[int, Cast]] = {
     "cae_encode": {0: _feature_map_dtype, 1: _weight_dtype},
     "cae_decode": {0: _feature_map_dtype, 1: _weight_dtype, 2: _feature_map_dtype},
-    "cae_chain": {0: _feature_map_dtype, 1: _weight_dtype},
+    "cae_chains": {0: _feature_map_dtype, 1: _weight_dtype},
 }
 _GRADIENTS = {"x": "x_needs_grad", "weight": None}
 
@@ -456,12 +516,12 @@ if available():
     ):
         register_operator(_name, _fake, _setup, _backward, _GRADIENTS, _CASTS[_name])
     register_operator(
-        "cae_chain",
-        _chain_fake,
-        _chain_setup,
-        _chain_backward,
-        {"grad": "x_needs_grad", "weights": None},
-        _CASTS["cae_chain"],
+        "cae_chains",
+        _chains_fake,
+        _chains_setup,
+        _chains_backward,
+        _chains_backward_fake,
+        _CASTS["cae_chains"],
     )
     register_fake("_cae_finish", lambda y, skipped, relu: None)
     _register_cuda(LIBRARY)

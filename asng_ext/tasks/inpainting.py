@@ -141,7 +141,8 @@ class InpaintingTask(ImageTask[InpaintingConfig]):
         """(λ,) mean squared error, and the mean PSNR in dB."""
         corrupted, target = batch
         with autocast(self.config.precision, self.device):
-            outs = [supernet(corrupted, self.cae_space.decode(values)) for values in samples]
+            architectures = [self.cae_space.decode(values) for values in samples]
+            outs = cast(CaeSupernet, supernet).restore(corrupted, architectures)
         losses = torch.stack([F.mse_loss(out.float(), target) for out in outs])
         return losses, {"psnr": torch.stack([_psnr(out, target) for out in outs]).mean()}
 

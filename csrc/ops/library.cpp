@@ -207,21 +207,24 @@ STABLE_TORCH_LIBRARY(asng, m) {
   // be of their type: adds `skipped` to y, contiguous, then ReLU, in place.
   m.def("_cae_finish(Tensor(a!) y, Tensor? skipped, bool relu) -> ()");
 
-  // On CUDA devices alone: a whole autoencoder of images x (B, H, W, C), n layers and the
-  // convolution that gives the image. Feature maps and weights as above, any odd k up to 31; each
-  // row of a weight is contiguous.
-  //   weights (2n + 1)           in the order of their use: those of the encoder, those of the
-  //                              decoder, which lead back, and (C₁, C, k, k) of the last
-  //   strides (n)                of the encoder's layers; with 1 a layer has a skip
-  // ReLU follows all but the last one. Returns (B, H, W, C), and if `save` what the backward pass
-  // needs: the feature maps (B, H', W', P), beginning with x.
+  // On CUDA devices alone: λ whole autoencoders of the same images x (B, H, W, C), each with n layers
+  // and the convolution that gives the image. Feature maps and weights as above, any odd k up
+  // to 31; each row of a weight is contiguous.
+  //   weights (Σ (2n + 1))       of one autoencoder after the other, in the order of their use: of
+  //                              the encoder, of the decoder, which lead back, and (C₁, C, k, k) of
+  //                              the last convolution
+  //   strides (Σ n)              of the encoders' layers; with 1 a layer has a skip
+  //   layers (λ)                 n
+  // ReLU follows all but the last one. Returns λ results (B, H, W, C), and if `save` what the
+  // backward pass needs: x, and for each the other feature maps but the result, (B, H', W', P).
   m.def(
-      "cae_chain(Tensor x, Tensor[] weights, int[] strides, bool save, bool tf32) "
-      "-> (Tensor, Tensor[])");
-  // Gradients of x (empty unless wanted) and of the weights, contiguous.
+      "cae_chains(Tensor x, Tensor[] weights, int[] strides, int[] layers, bool save, bool tf32) "
+      "-> (Tensor[], Tensor[])");
+  // Of the gradients of all results those of x (empty unless wanted; a sum in the order of the
+  // autoencoders) and of the weights, contiguous.
   m.def(
-      "_cae_chain_backward(Tensor grad, Tensor[] saved, Tensor[] weights, int[] strides, "
-      "bool x_needs_grad, bool tf32) -> (Tensor, Tensor[])");
+      "_cae_chains_backward(Tensor[] grads, Tensor[] saved, Tensor[] weights, int[] strides, "
+      "int[] layers, bool x_needs_grad, bool tf32) -> (Tensor, Tensor[])");
 
   // Gives memory that the operators keep for the next call back to the system; returns the bytes.
   m.def("_release_cached() -> int");

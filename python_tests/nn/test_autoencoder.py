@@ -267,12 +267,41 @@ def test_wrong_images_and_layers() -> None:
         supernet(torch.zeros(1, 3, 8, 8), [CaeLayer(8, 3, 3, True)])
     with pytest.raises(ValueError, match="rows and columns must be from 1"):
         supernet(torch.zeros(1, 3, 8, 8), [CaeLayer(0, 3, 9, True)])
+    with pytest.raises(ValueError, match="architectures must be one or more, got none"):
+        supernet.restore(torch.zeros(1, 3, 8, 8), [])
+    with pytest.raises(ValueError, match="layers must be of the space"):
+        supernet.restore(torch.zeros(1, 3, 8, 8), [[], [CaeLayer(8, 3, 3, True)]])
     with pytest.raises(ValueError, match="x must be images of size"):
         CaeNetwork(base_layers(1), image_size=(8, 8))(torch.zeros(1, 3, 4, 4))
     with pytest.raises(ValueError, match="image_size must be positive"):
         CaeNetwork(base_layers(1), image_size=(0, 8))
     with pytest.raises(ValueError, match="in_channels"):
         CaeSupernet(CAT, 0)
+
+
+@pytest.mark.parametrize("space", [CAT, INT], ids=["cat", "int"])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_the_same_images_by_several_architectures(space: CaeSpace, autocast: bool) -> None:
+    """The bits of one after the other, with SGD between."""
+    x = torch.rand(2, 3, 9, 8)
+    chains = [space.decode(random_values(space, seed)) for seed in range(12)]
+    found = []
+    for at_once in (False, True):
+        torch.manual_seed(0)
+        supernet = CaeSupernet(space)
+        sgd = ActiveSGD(supernet, 0.05, 0.9, 0.5)
+        for first in range(0, 12, 3):
+            some = [*chains[first : first + 3], chains[first], ()]
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                outs = (
+                    supernet.restore(x, some) if at_once else [supernet(x, chain) for chain in some]
+                )
+            torch.stack([(out.float() - x).square().mean() for out in outs]).mean().backward()
+            sgd.step()
+            found.append([out.detach() for out in outs])
+        found.append(list(supernet.state_dict().values()))
+    for one, other in zip(found[:5], found[5:], strict=True):
+        assert all(torch.equal(*pair) for pair in zip(one, other, strict=True))
 
 
 # ------------------------------------------------------------------------------ compiled layers

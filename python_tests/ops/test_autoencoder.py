@@ -12,7 +12,20 @@ from typing import Any
 
 import pytest
 import torch
-from autoencoder_samples import Case, assert_same, plain_decode, plain_encode, run, sample
+from autoencoder_samples import (
+    Case,
+    assert_same,
+    chain_sample,
+    fused_chain,
+    in_dtype,
+    plain_chain,
+    plain_decode,
+    plain_encode,
+    random_layers,
+    run,
+    run_chain,
+    sample,
+)
 from devices import CUDA, CUDA_DEVICES, GRID
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -507,62 +520,6 @@ class TestFinish:
         torch.library.opcheck(finish, (y, None, True))
 
 
-Chain = tuple[Tensor, list[Tensor], list[Tensor], Tensor, list[int]]
-
-
-def chain_sample(
-    channels: list[int],
-    kernels: list[int],
-    strides: list[int],
-    size: tuple[int, int] = (7, 6),
-    batch: int = 2,
-    images: int = 3,
-) -> Chain:
-    """Images and weights, which are leading slices of larger ones that end in NaN."""
-    generator = torch.Generator().manual_seed(0)
-
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, dtype=torch.float64)
-
-    def weight(rows: int, columns: int, kernel: int) -> Tensor:
-        whole = torch.full((rows + 2, columns + 1, kernel, kernel), torch.nan).double()
-        fan_in = max(rows, columns) * kernel**2
-        whole[:rows, :columns] = draw(rows, columns, kernel, kernel) / fan_in**0.5
-        return whole[:rows, :columns]
-
-    inside = [*channels[1:], *channels[-1:]]
-    encoder = [weight(*pair) for pair in zip(channels, [images, *channels], kernels)]
-    decoder = [weight(*pair) for pair in zip(inside, channels, kernels)]
-    output = weight((channels or [images])[0], images, 3)
-    return draw(batch, images, *size), encoder, decoder, output, strides
-
-
-def plain_chain(x: Tensor, *weights: Tensor, strides: list[int]) -> Tensor:
-    """In PyTorch, by the layers' definition."""
-    count = len(strides)
-    encoder, decoder, output = weights[:count], weights[count:-1], weights[-1]
-    maps = [x]
-    for weight, stride in zip(encoder, strides):
-        maps.append(plain_encode(maps[-1], weight, stride))
-    y = maps[-1]
-    for i in reversed(range(count)):
-        skipped = maps[i + 1] if strides[i] == 1 else None
-        y = plain_decode(y, decoder[i], skipped, strides[i], tuple(maps[i].shape[2:]))
-    return plain_decode(y, output, None, 1, tuple(x.shape[2:]), relu=False)
-
-
-def fused_chain(x: Tensor, *weights: Tensor, strides: list[int]) -> Tensor:
-    count = len(strides)
-    return cae_ops.chain(x, weights[:count], weights[count:-1], weights[-1], strides)
-
-
-def run_chain(function: Callable[..., Tensor], case: Chain, device: str = "cpu") -> list[Tensor]:
-    """Output, and gradients of images and of all weights."""
-    x, encoder, decoder, output, strides = case
-    given: list[Tensor | None] = [t.to(device) for t in (x, *encoder, *decoder, output)]
-    return run(partial(function, strides=strides), given)
-
-
 @pytest.mark.grid
 @pytest.mark.parametrize("device", CUDA_DEVICES)
 class TestChain:
@@ -651,7 +608,7 @@ class TestChain:
         kind = torch.float32 if weight_dtype == "float32" else dtype
         weights = [w.to(device, kind) for w in (*encoder, *reversed(decoder), output)]
         images = x.to(device, dtype).permute(0, 2, 3, 1).contiguous()
-        out, saved = torch.ops.asng.cae_chain(images, weights, strides, True, False)
+        (out,), saved = torch.ops.asng.cae_chains(images, weights, strides, [3], True, False)
         plain = [w.to(dtype).double().cpu() for w in weights]
         order = (*plain[:3], *plain[5:2:-1], plain[6])
         rounded = images.cpu().permute(0, 3, 1, 2).double()
@@ -660,8 +617,8 @@ class TestChain:
         error = (out.cpu().permute(0, 3, 1, 2) - expected).norm() / expected.norm()
         assert all(t.dtype == dtype for t in (out, *saved))
         assert error < 0.05
-        grad_x, grads = torch.ops.asng._cae_chain_backward(
-            out, saved, weights, strides, True, False
+        grad_x, grads = torch.ops.asng._cae_chains_backward(
+            [out], saved, weights, strides, [3], True, False
         )
         probe = out.cpu().permute(0, 3, 1, 2).double()
         want = torch.autograd.grad((expected * probe).sum(), leaves)
@@ -675,29 +632,6 @@ class TestChain:
         x, encoder, decoder, output, strides = case
         leaves = [t.to(device).clone().requires_grad_() for t in (x, *encoder, *decoder, output)]
         assert torch.autograd.gradcheck(partial(fused_chain, strides=strides), leaves)
-
-    def test_opcheck(self, device: str) -> None:
-        x, encoder, decoder, output, strides = chain_sample([2, 33], [3, 1], [1, 2], (2, 2), 1)
-        weights = [w.to(device).requires_grad_() for w in (*encoder, *reversed(decoder), output)]
-        images = x.to(device).permute(0, 2, 3, 1).contiguous().requires_grad_()
-        operators = torch.ops.asng
-        for save in (True, False):
-            # Without, there is no derivative.
-            leaves = [t if save else t.detach() for t in (images, *weights)]
-            arguments = (leaves[0], leaves[1:], strides, save, False)
-            torch.library.opcheck(operators.cae_chain, arguments)
-        grad, saved = operators.cae_chain(images.detach(), weights, strides, True, False)
-        plain = [w.detach() for w in weights]
-        for needs_grad in (True, False):
-            arguments = (
-                grad.detach(),
-                [t.detach() for t in saved],
-                plain,
-                strides,
-                needs_grad,
-                True,
-            )
-            torch.library.opcheck(operators._cae_chain_backward, arguments)
 
     def test_compiled(self, device: str) -> None:
         case = chain_sample([6, 5], [3, 1], [1, 2])
@@ -722,7 +656,7 @@ class TestChain:
         assert torch.equal(out, again)
         images = x.to(device).permute(0, 2, 3, 1).contiguous()
         order = [*weights[:2], weights[3], weights[2], weights[4]]
-        assert torch.ops.asng.cae_chain(images, order, strides, False, False)[1] == []
+        assert torch.ops.asng.cae_chains(images, order, strides, [2], False, False)[1] == []
 
     def test_errors(self, device: str) -> None:
         x, encoder, decoder, output, strides = chain_sample([6, 5], [3, 3], [1, 2])
@@ -735,7 +669,7 @@ class TestChain:
         wide = torch.zeros(6, 6, 33, 33, dtype=torch.float64, device=device)
         wrong: Wrong = [
             (call(weights, [1, 3]), RuntimeError, "strides must be 1 or 2, got 3"),
-            (call(weights, [1]), RuntimeError, "must be 3 weights for 1 strides, got 5"),
+            (call(weights, [1]), RuntimeError, "must be 3 weights for 1 layers of 1 auto.*, got 5"),
             (call(weights, strides, images[:, :2]), RuntimeError, "weight 0 must have 2 columns"),
             (call(weights, strides, images[:0]), RuntimeError, "must have 4 dimensions and not be"),
             (call(weights, strides, images.float()), RuntimeError, "must have the dtype of x"),
@@ -832,7 +766,7 @@ class TestTensorCores:
                 1 + seed % 3,
                 1 + seed % 4,
             )
-            given = self._as(case, dtype)
+            given = in_dtype(case, dtype)
             expected = run_chain(partial(rounded_chain, dtype=dtype), case)
             results = [run_chain(fused_chain, given, device) for _ in range(2)]
             assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
@@ -857,7 +791,7 @@ class TestTensorCores:
                 (6, 5),
                 1,
             )
-            given = self._as(case, dtype)
+            given = in_dtype(case, dtype)
             results = []
             for way in ("each", "persistent"):
                 monkeypatch.setenv("ASNG_CUDA_LAYERS", way)
@@ -875,7 +809,7 @@ class TestTensorCores:
         outputs = []
         for way in ("own", "cudnn", "auto"):
             monkeypatch.setenv("ASNG_CUDA_CONVOLUTIONS", way)
-            got = run_chain(fused_chain, self._as(case, torch.float32), device)
+            got = run_chain(fused_chain, in_dtype(case, torch.float32), device)
             outputs.append(got[0])
             # The grid stands in for cuDNN with what does not round; signs of ReLU do not turn.
             exact = way == "cudnn" and device == "cpu"
@@ -903,7 +837,7 @@ class TestTensorCores:
             run_chain(fused_chain, case, device)
         torch.backends.cudnn.allow_tf32 = False
         with pytest.raises(RuntimeError, match="own, which is not for other precisions"):
-            run_chain(fused_chain, self._as(case, torch.float32), device)
+            run_chain(fused_chain, in_dtype(case, torch.float32), device)
         monkeypatch.setenv("ASNG_CUDA_CONVOLUTIONS", "fast")
         with pytest.raises(RuntimeError, match="must be cudnn, own or auto, got fast"):
             run_chain(fused_chain, case, device)
@@ -911,17 +845,6 @@ class TestTensorCores:
         monkeypatch.setenv("ASNG_CUDA_LAYERS", "all")
         with pytest.raises(RuntimeError, match="must be each or persistent, got all"):
             run_chain(fused_chain, case, device)
-
-    @staticmethod
-    def _as(case: Chain, dtype: torch.dtype) -> Chain:
-        x, encoder, decoder, output, strides = case
-        return (
-            x.to(dtype),
-            [w.to(dtype) for w in encoder],
-            [w.to(dtype) for w in decoder],
-            output.to(dtype),
-            strides,
-        )
 
 
 class TestSupernet:
@@ -975,11 +898,9 @@ class TestSupernet:
             supernet = CaeSupernet(space).double().to(device)
             sgd = ActiveSGD(supernet, 0.05, 0.9, 0.5)
             for step in range(8):
-                losses = [
-                    (supernet(x, random_layers(space, 2 * step + i)) - x).square().mean()
-                    for i in range(2)
-                ]
-                torch.stack(losses).mean().backward()
+                both = [random_layers(space, 2 * step + i) for i in range(2)]
+                outs = supernet.restore(x, both)
+                torch.stack([(out - x).square().mean() for out in outs]).mean().backward()
                 sgd.step()
                 with torch.no_grad():
                     supernet(x, random_layers(space, 50 + step))
@@ -1058,17 +979,6 @@ class TestSupernet:
                 sgd.step()
             finally:
                 torch.cuda.set_sync_debug_mode("default")
-
-
-def random_layers(space: CaeSpace, seed: int) -> Any:
-    generator = torch.Generator().manual_seed(seed)
-    variables = space.search_space()
-    draws = [int(torch.randint(n, (), generator=generator)) for n in variables.sizes]
-    numbers = [
-        v.low + (v.high - v.low) * float(torch.rand((), generator=generator))
-        for v in variables.numerical.values()
-    ]
-    return space.decode(variables.decode(draws, numbers))
 
 
 def _never(*_: Any) -> bool:

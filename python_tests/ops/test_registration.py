@@ -101,8 +101,8 @@ def _examples() -> dict[str, tuple[Any, ...]]:
     weights = [weight, draw(5, 5, 3, 3), draw(5, 3, 3, 3)]
     # Images and two feature maps, padded to 8 and 32 channels.
     kept = [draw(2, 4, 4, 8), draw(2, 2, 2, 32), draw(2, 4, 4, 32)]
-    examples["cae_chain"] = (x, weights, [2], True, True)
-    examples["_cae_chain_backward"] = (draw(*x.shape), kept, weights, [2], True, True)
+    examples["cae_chains"] = (x, weights, [2], [1], True, True)
+    examples["_cae_chains_backward"] = ([draw(*x.shape)], kept, weights, [2], [1], True, True)
 
     pixels, labels = torch.zeros(4, 3, 5, 2, dtype=torch.uint8), torch.tensor([0, 1, 2, 0])
     plan = (torch.tensor([3, 0]), torch.ones(2, 5, dtype=torch.int64))
