@@ -207,9 +207,9 @@ STABLE_TORCH_LIBRARY(asng, m) {
   // be of their type: adds `skipped` to y, contiguous, then ReLU, in place.
   m.def("_cae_finish(Tensor(a!) y, Tensor? skipped, bool relu) -> ()");
 
-  // On CUDA devices alone: λ whole autoencoders of the same images x (B, H, W, C), each with n layers
-  // and the convolution that gives the image. Feature maps and weights as above, any odd k up
-  // to 31; each row of a weight is contiguous.
+  // On CUDA devices alone: λ whole autoencoders of the same images x (B, H, W, C), each with n
+  // layers and the convolution that gives the image. Feature maps and weights as above, any odd k
+  // up to 31; each row of a weight is contiguous.
   //   weights (Σ (2n + 1))       of one autoencoder after the other, in the order of their use: of
   //                              the encoder, of the decoder, which lead back, and (C₁, C, k, k) of
   //                              the last convolution
