@@ -207,7 +207,7 @@ inline int device_attribute(cudaDeviceAttr attribute) {
 
 template <class T>
 __device__ T* dynamic_shared() {
-  extern __shared__ __align__(32) unsigned char asng_dynamic_shared[];
+  extern __shared__ __align__(1024) unsigned char asng_dynamic_shared[];
   return reinterpret_cast<T*>(asng_dynamic_shared);
 }
 

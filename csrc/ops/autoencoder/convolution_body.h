@@ -24,10 +24,18 @@ template <class S>
 ASNG_HD constexpr int shared_bytes() {
   return S::kStages * (S::kRows + S::kColumns) * kDepthBytes;
 }
+using Group256x128 = WarpgroupTile<256, 128, 2, 4, 1>;
+using Group256x160 = WarpgroupTile<256, 160, 2, 4, 1>;
+using Group256x96 = WarpgroupTile<256, 96, 2, 4, 1>;
+using Group128x128 = WarpgroupTile<128, 128, 1, 3, 2>;
+using Group128x96 = WarpgroupTile<128, 96, 1, 3, 2>;
+using Group128x64 = WarpgroupTile<128, 64, 1, 4, 2>;
+
 template <class F>
 void with_convolution_tile(int tile, F f) {
   with_tile<Tile256x128, Tile256x160, Tile256x96, Tile128x128, Tile128x96, Tile128x64, Tile64x64,
-            Tile128x32>(tile, f);
+            Tile128x32, Group256x128, Group256x160, Group256x96, Group128x128, Group128x96,
+            Group128x64>(tile, f);
 }
 
 // Pixels of the result: all, or those of a parity of their row and of their column, to which few
@@ -259,48 +267,55 @@ __device__ __forceinline__ void convolve_tile(const ConvolutionCall& call, int b
 #pragma unroll
     for (int i = 0; i < kMyColumns; ++i) {
       const int column = row + i * kAtOnce;
+      // Warpgroups read product j of a group of columns behind product j - 1.
+      const int place = S::kOfWarpgroups ? column / (8 * kGroup) * 8 * kGroup +
+                                               column % kGroup * 8 + column / kGroup % 8
+                                         : column;
       const bool there = is_tap && first_column + column < out_channels;
       copy_async16(
-          stage + (S::kRows + column) * kDepthBytes + (piece ^ column / kGroup % kPieces) * kPiece,
+          stage + (S::kRows + place) * kDepthBytes + (piece ^ column / kGroup % kPieces) * kPiece,
           weight + (there ? from_weight + i * (kAtOnce / 8) * eight_pitch : 0), there);
     }
     channel += kDeep;
     to_next_tap();
   };
 
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const int warp_row = warp / S::kAcross * S::kWarpRows;
-  const int warp_column = warp % S::kAcross * S::kWarpColumns;
-  // Where this lane's rows of matrices begin, see load_matrices, and the piece there.
-  const int left = (warp_row + lane % 16) * kDepthBytes, left_piece = lane / 16 ^ lane % 8;
-  const int right = (S::kRows + warp_column + kGroup * (lane % 8) + lane / 16) * kDepthBytes;
-  const int right_piece = lane / 8 % 2 ^ lane % 8;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warp_column = S::column(warp);
+  const int chunks = min(chunks_of_part, all_chunks - first_chunk);
+  constexpr int kStageBytes = (S::kRows + S::kColumns) * kDepthBytes;
   Sums<T, S> sums;
   sums.clear();
-  const auto read = [&](Factors<T, S>& factors, const char* stage, int k) {
-#pragma unroll
-    for (int i = 0; i < S::kDown; ++i) {
-      load_matrices(factors.left[i],
-                    stage + left + i * 16 * kDepthBytes + (left_piece ^ 2 * k) * kPiece);
-    }
-#pragma unroll
-    for (int j = 0; j < S::kBeside / 2; ++j) {
-      const int column = 2 * j / kGroup * 8 * kGroup + 2 * j % kGroup;
-      unsigned both[4];
-      load_matrices(both, stage + right + column * kDepthBytes + (right_piece ^ 2 * k) * kPiece);
-      factors.set_right(j, both);
-    }
-  };
-  const auto use = [&](const char* stage) {
-    add_stage<T, S>(sums, [&](Factors<T, S>& factors, int k) { read(factors, stage, k); });
-  };
   wait();
-  run_ring<S::kStages, (S::kRows + S::kColumns) * kDepthBytes>(
-      min(chunks_of_part, all_chunks - first_chunk), shared, load, use);
+  if constexpr (S::kOfWarpgroups) {
+    run_ring_of_warpgroups<S, kStageBytes>(
+        chunks, shared, load, [&](const char* stage) { begin_stage<T, S>(sums, stage); });
+  } else {
+    // Where this lane's rows of matrices begin, see load_matrices, and the piece there.
+    const int left = (S::row(warp, 0) + lane % 16) * kDepthBytes, left_piece = lane / 16 ^ lane % 8;
+    const int right = (S::kRows + warp_column + kGroup * (lane % 8) + lane / 16) * kDepthBytes;
+    const int right_piece = lane / 8 % 2 ^ lane % 8;
+    const auto read = [&](Factors<T, S>& factors, const char* stage, int k) {
+#pragma unroll
+      for (int i = 0; i < S::kDown; ++i) {
+        load_matrices(factors.left[i],
+                      stage + left + i * 16 * kDepthBytes + (left_piece ^ 2 * k) * kPiece);
+      }
+#pragma unroll
+      for (int j = 0; j < S::kBeside / 2; ++j) {
+        const int column = 2 * j / kGroup * 8 * kGroup + 2 * j % kGroup;
+        unsigned both[4];
+        load_matrices(both, stage + right + column * kDepthBytes + (right_piece ^ 2 * k) * kPiece);
+        factors.set_right(j, both);
+      }
+    };
+    run_ring<S::kStages, kStageBytes>(chunks, shared, load, [&](const char* stage) {
+      add_stage<T, S>(sums, [&](Factors<T, S>& factors, int k) { read(factors, stage, k); });
+    });
+  }
 
 #pragma unroll
   for (int i = 0; i < 2 * S::kDown; ++i) {
-    const int at = first_row + warp_row + i * 8 + lane / 4;
+    const int at = first_row + S::row(warp, i / 2) + i % 2 * 8 + lane / 4;
     if (at >= rows) continue;
     const int b = at / image, in_image = at - b * image;
     const int u = in_image / pixels.width, v = in_image - u * pixels.width;

@@ -12,6 +12,7 @@
 #include "core/hd.h"
 #include "ops/autoencoder/convolution.h"
 #include "platform/cuda.h"
+#include "platform/warpgroup.h"
 
 namespace asng::cuda {
 
@@ -24,11 +25,38 @@ struct Tile {
   static constexpr int kRows = kTileRows, kColumns = kTileColumns, kStages = kDeepStages;
   static constexpr int kThreads = 32 * kWarpsDown * kWarpsAcross;
   static constexpr int kBlocks = kBlocksTogether;  // on a multiprocessor
+  static constexpr bool kOfWarpgroups = false;
   static constexpr int kAcross = kWarpsAcross;
   static constexpr int kWarpRows = kRows / kWarpsDown, kWarpColumns = kColumns / kWarpsAcross;
   // Products of a warp, which are 16×8 each.
   static constexpr int kDown = kWarpRows / 16, kBeside = kWarpColumns / 8;
   static_assert(kWarpColumns % 16 == 0 && kWarpRows % 16 == 0);
+
+  // Of a warp: where its products begin in the tile, which stand below each other.
+  ASNG_HD static constexpr int row(int warp, int product) {
+    return warp / kAcross * kWarpRows + product * 16;
+  }
+  ASNG_HD static constexpr int column(int warp) { return warp % kAcross * kWarpColumns; }
+};
+
+// The same, multiplied by warpgroups, each of which has some rows and all columns.
+template <int kTileRows, int kTileColumns, int kWarpgroups, int kDeepStages, int kBlocksTogether>
+struct WarpgroupTile {
+  static constexpr int kRows = kTileRows, kColumns = kTileColumns, kStages = kDeepStages;
+  static constexpr int kThreads = 128 * kWarpgroups;
+  static constexpr int kBlocks = kBlocksTogether;
+  static constexpr bool kOfWarpgroups = true;
+  static constexpr int kGroupRows = kRows / kWarpgroups;
+  // Products of a warpgroup, which are as wide as the tile, and of each 16×8 ones of a warp.
+  static constexpr int kDown = kGroupRows / 64, kBeside = kColumns / 8;
+  // A block alone on its multiprocessor multiplies a stage while it gets ready for the next one.
+  static constexpr int kOpenStages = kBlocks == 1 ? 1 : 0;
+  static_assert(kGroupRows % 64 == 0 && kColumns % 32 == 0 && kStages >= kOpenStages + 3);
+
+  ASNG_HD static constexpr int row(int warp, int product) {
+    return warp / 4 * kGroupRows + product * 64 + warp % 4 * 16;
+  }
+  ASNG_HD static constexpr int column(int) { return 0; }
 };
 
 // Those that products of both kinds have.
@@ -41,7 +69,8 @@ ASNG_HD inline int up(int64_t a, int64_t b) { return static_cast<int>((a + b - 1
 // What is known of a tile to predict times, in µs.
 struct TileSpeed {
   int rows, columns, threads, shared_bytes, blocks;
-  double speed;  // the fastest tile's is 1
+  double speed;  // that of the fastest tile of warps is 1
+  bool of_warpgroups = false;
 };
 // A multiprocessor multiplies and adds for so many numbers of a tile and 128 bytes of depth,
 // whatever the type, and this is what it takes to write a float to memory and read it again, and to
@@ -165,6 +194,52 @@ __device__ __forceinline__ void run_ring(int chunks, char* shared, Load load, Us
     filled = filled == kStages - 1 ? 0 : filled + 1;
     used = used == kStages - 1 ? 0 : used + 1;
   }
+}
+
+// Begins the products of a stage whose factors stand as platform/warpgroup.h says, those of columns
+// behind those of rows.
+template <class T, class S>
+__device__ __forceinline__ void begin_stage(Sums<T, S>& sums, const char* stage) {
+  const char* const rows = stage + threadIdx.x / 128 * S::kGroupRows * kDepthBytes;
+  const char* const columns = stage + S::kRows * kDepthBytes;
+  begin_products();
+#pragma unroll
+  for (int k = 0; k < kPieces / 2; ++k) {
+#pragma unroll
+    for (int i = 0; i < S::kDown; ++i) {
+      multiply_matrices(T(), sums.of[i],
+                        describe_matrix(rows + i * 64 * kDepthBytes + 2 * k * kPiece),
+                        describe_matrix(columns + 2 * k * kPiece));
+    }
+  }
+  close_products();
+}
+
+// As run_ring, where begin(stage) only begins to multiply a chunk.
+template <class S, int kStageBytes, class Load, class Begin>
+__device__ __forceinline__ void run_ring_of_warpgroups(int chunks, char* shared, Load load,
+                                                       Begin begin) {
+  constexpr int kStages = S::kStages, kAhead = kStages - 1 - S::kOpenStages;
+#pragma unroll
+  for (int c = 0; c < kAhead; ++c) {
+    if (c < chunks) load(shared + c * kStageBytes);
+    close_copies();
+  }
+  int filled = kAhead, used = 0;
+#pragma unroll 1
+  for (int c = 0; c < chunks; ++c) {
+    wait_for_closed_copies<kAhead - 1>();
+    show_to_products();
+    wait_for_closed_products<S::kOpenStages>();
+    // This also says that all are done with the stage that is filled next.
+    __syncthreads();
+    begin(shared + used * kStageBytes);
+    if (c + kAhead < chunks) load(shared + filled * kStageBytes);
+    close_copies();
+    filled = filled == kStages - 1 ? 0 : filled + 1;
+    used = used == kStages - 1 ? 0 : used + 1;
+  }
+  wait_for_closed_products<0>();
 }
 
 }  // namespace asng::cuda

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "ops/autoencoder/convolution.h"
+#include "platform/warpgroup.h"
 
 namespace asng::cuda {
 
@@ -35,6 +36,28 @@ inline Launches launches_choice() {
   if (name.empty() || name == "each") return Launches::kEach;
   if (name == "persistent") return Launches::kPersistent;
   throw std::runtime_error("ASNG_CUDA_LAYERS must be each or persistent, got " + name);
+}
+
+// By which instructions tensor cores multiply in convolutions of our own.
+enum class TensorCores {
+  kMma,    // of a warp
+  kWgmma,  // of a warpgroup, where it is faster; see platform/warpgroup.h
+};
+
+// As the environment variable ASNG_CUDA_TENSOR_CORES says: mma, which is the default, or wgmma.
+inline TensorCores tensor_cores_choice() {
+  const char* variable = std::getenv("ASNG_CUDA_TENSOR_CORES");
+  const std::string name = variable == nullptr ? "" : variable;
+  if (name.empty() || name == "mma") return TensorCores::kMma;
+  if (name != "wgmma") {
+    throw std::runtime_error("ASNG_CUDA_TENSOR_CORES must be mma or wgmma, got " + name);
+  }
+  if (!has_warpgroup_products()) {
+    throw std::runtime_error(
+        "ASNG_CUDA_TENSOR_CORES is wgmma, which takes a GPU of compute capability 9.0 and a build "
+        "for it (TORCH_CUDA_ARCH_LIST with 9.0)");
+  }
+  return TensorCores::kWgmma;
 }
 
 // A result of a layer or of its mirror image.

@@ -55,10 +55,14 @@ struct Fiber {
   uint3 index{};
   State state = State::kRunnable;
   Wait wait;
+  DelayedWork delayed = DelayedWork(1);
 };
 
+// What instructions ask for at most.
+constexpr std::align_val_t kSharedAlignment{1024};
+
 struct FreeAligned {
-  void operator()(unsigned char* memory) const { ::operator delete(memory, std::align_val_t{128}); }
+  void operator()(unsigned char* memory) const { ::operator delete(memory, kSharedAlignment); }
 };
 
 struct Block {
@@ -132,7 +136,7 @@ struct Grid {
     for (std::size_t b = 0; b < resident; ++b) {
       blocks[b].fibers = std::span(fibers).subspan(b * threads, threads);
       blocks[b].shared.reset(static_cast<unsigned char*>(
-          ::operator new(std::max<std::size_t>(shared_bytes, 1), std::align_val_t{128})));
+          ::operator new(std::max<std::size_t>(shared_bytes, 1), kSharedAlignment)));
     }
     while (stacks().size() < fibers.size()) stacks().push_back(std::make_unique<Stack>());
   }
@@ -359,6 +363,8 @@ void run(const void* function, dim3 grid, dim3 block, std::size_t shared_bytes,
     state.run_from(backward ? blocks - resident - b : b);
   }
 }
+
+DelayedWork& delayed_work() { return active->current->delayed; }
 
 void* dynamic_shared() { return active->current->block->shared.get(); }
 

@@ -22,6 +22,7 @@
 #include <limits>
 #include <source_location>
 #include <type_traits>
+#include <vector>
 
 #define __global__
 #define __device__
@@ -84,6 +85,10 @@ struct StaticShared {
 };
 
 void* dynamic_shared();
+
+// What this thread has begun and a device does beside it, in groups of which the last one is open.
+using DelayedWork = std::vector<std::vector<std::function<void()>>>;
+DelayedWork& delayed_work();
 
 // For what a device does to one space of memory only: throws for the address of another. Static
 // shared memory is not told from global memory.
