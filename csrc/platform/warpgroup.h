@@ -39,12 +39,16 @@ inline constexpr bool kMayMultiplyByWarpgroups = true;
 __device__ __forceinline__ void show_to_products() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
-// Before the first product of some, and what was done to the sums before.
+// A sum as it is here: what is done to it before and what thereafter stay on their sides. Compilers
+// do not know that products begun before change it until they are waited for.
+__device__ __forceinline__ void settle(float& sum) { asm volatile("" : "+f"(sum)::"memory"); }
+// Before the first product of some, whose sums are settled.
 __device__ __forceinline__ void begin_products() {
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 }
 // Makes a group of the products begun since the last one, and waits for all groups but the last
-// kOpen ones. Until then neither sums nor factors may be touched.
+// kOpen ones. Until then neither sums nor factors may be touched; and
+// sums are to be settled.
 __device__ __forceinline__ void close_products() {
   asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
 }
@@ -53,13 +57,37 @@ __device__ __forceinline__ void wait_for_closed_products() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kOpen) : "memory");
 }
 
-// The matrix whose first row's 32 bytes stand there, as instructions want it said: its address,
-// 1,024 bytes from 8 rows to the next 8, and the order of pieces.
-__device__ __forceinline__ uint64_t describe_matrix(const void* first) {
+// 32 bytes, in depth, of a factor that stands in shared memory, as instructions want it said: its
+// address, the distances to the next 64 values of a turned one and from 8 rows to the next 8, and
+// the order of pieces. behind() is what stands so many bytes behind.
+inline __device__ uint64_t describe_matrix(const void* first, unsigned slab) {
   const auto address = static_cast<uint64_t>(__cvta_generic_to_shared(first));
-  return (address & 0x3ffff) >> 4 | uint64_t{1} << 16 | uint64_t{1024 / 16} << 32 |
+  return (address & 0x3ffff) >> 4 | uint64_t{slab / 16} << 16 | uint64_t{1024 / 16} << 32 |
          uint64_t{1} << 62;
 }
+// The depth lies in its rows, as said above.
+struct SharedMatrix {
+  uint64_t descriptor;
+  __device__ __forceinline__ explicit SharedMatrix(const void* first)
+      : descriptor(describe_matrix(first, 16)) {}
+  __device__ __forceinline__ SharedMatrix behind(int bytes) const {
+    SharedMatrix other = *this;
+    other.descriptor += bytes / 16;
+    return other;
+  }
+};
+// In bfloat16 alone: each row has 64 values of the same depth, and the next 64 of them begin `slab`
+// bytes behind.
+struct TurnedSharedMatrix {
+  uint64_t descriptor;
+  __device__ __forceinline__ TurnedSharedMatrix(const void* first, unsigned slab)
+      : descriptor(describe_matrix(first, slab)) {}
+  __device__ __forceinline__ TurnedSharedMatrix behind(int bytes) const {
+    TurnedSharedMatrix other = *this;
+    other.descriptor += bytes / 16;
+    return other;
+  }
+};
 
 // c += a·bᵀ of 64 rows of a and 8·kBeside of b. Warp w of the warpgroup has rows 16·w to 16·w + 15
 // of c, as of mma_tf32: lane 4·g + t holds of product j columns 8·j + 2·t and 8·j + 2·t + 1, first
@@ -77,36 +105,37 @@ __device__ __forceinline__ uint64_t describe_matrix(const void* first) {
   ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 #define ASNG_R16_4 \
   ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79"
-#define ASNG_PRODUCT(kBeside, kColumns, kRegisters, kTo, registers, ...)                       \
-  __device__ __forceinline__ void multiply_matrices(float, float (&c)[kBeside][4], uint64_t a, \
-                                                    uint64_t b) {                              \
-    asm volatile("wgmma.mma_async.sync.aligned.m64n" kColumns "k8.f32.tf32.tf32 {" registers   \
-                 "}, %" kRegisters ", %" kTo ", 1, 1, 1;"                                      \
-                 : __VA_ARGS__                                                                 \
-                 : "l"(a), "l"(b));                                                            \
-  }                                                                                            \
-  __device__ __forceinline__ void multiply_matrices(__nv_bfloat16, float (&c)[kBeside][4],     \
-                                                    uint64_t a, uint64_t b) {                  \
-    asm volatile("wgmma.mma_async.sync.aligned.m64n" kColumns "k16.f32.bf16.bf16 {" registers  \
-                 "}, %" kRegisters ", %" kTo ", 1, 1, 1, 0, 0;"                                \
-                 : __VA_ARGS__                                                                 \
-                 : "l"(a), "l"(b));                                                            \
+#define ASNG_PRODUCT(kBeside, Type, Matrix, kShape, registers, kRegisters, kTo, kMore, ...)  \
+  __device__ __forceinline__ void multiply_matrices(Type, float (&c)[kBeside][4], Matrix a,  \
+                                                    Matrix b) {                              \
+    asm volatile("wgmma.mma_async.sync.aligned.m64n" kShape " {" registers "}, %" kRegisters \
+                 ", %" kTo ", 1, 1, 1" kMore ";"                                             \
+                 : __VA_ARGS__                                                               \
+                 : "l"(a.descriptor), "l"(b.descriptor));                                    \
   }
-ASNG_PRODUCT(8, "64", "32", "33", ASNG_R16_0 ASNG_R16_1, ASNG_C16(0), ASNG_C16(4))
-ASNG_PRODUCT(12, "96", "48", "49", ASNG_R16_0 ASNG_R16_1 ASNG_R16_2, ASNG_C16(0), ASNG_C16(4),
-             ASNG_C16(8))
-ASNG_PRODUCT(16, "128", "64", "65", ASNG_R16_0 ASNG_R16_1 ASNG_R16_2 ASNG_R16_3, ASNG_C16(0),
-             ASNG_C16(4), ASNG_C16(8), ASNG_C16(12))
-ASNG_PRODUCT(20, "160", "80", "81", ASNG_R16_0 ASNG_R16_1 ASNG_R16_2 ASNG_R16_3 ASNG_R16_4,
-             ASNG_C16(0), ASNG_C16(4), ASNG_C16(8), ASNG_C16(12), ASNG_C16(16))
+#define ASNG_PRODUCTS(kBeside, kColumns, registers, kRegisters, kTo, ...)                        \
+  ASNG_PRODUCT(kBeside, float, SharedMatrix, kColumns "k8.f32.tf32.tf32", registers, kRegisters, \
+               kTo, "", __VA_ARGS__)                                                             \
+  ASNG_PRODUCT(kBeside, __nv_bfloat16, SharedMatrix, kColumns "k16.f32.bf16.bf16", registers,    \
+               kRegisters, kTo, ", 0, 0", __VA_ARGS__)                                           \
+  ASNG_PRODUCT(kBeside, __nv_bfloat16, TurnedSharedMatrix, kColumns "k16.f32.bf16.bf16",         \
+               registers, kRegisters, kTo, ", 1, 1", __VA_ARGS__)
+ASNG_PRODUCTS(8, "64", ASNG_R16_0 ASNG_R16_1, "32", "33", ASNG_C16(0), ASNG_C16(4))
+ASNG_PRODUCTS(12, "96", ASNG_R16_0 ASNG_R16_1 ASNG_R16_2, "48", "49", ASNG_C16(0), ASNG_C16(4),
+              ASNG_C16(8))
+ASNG_PRODUCTS(16, "128", ASNG_R16_0 ASNG_R16_1 ASNG_R16_2 ASNG_R16_3, "64", "65", ASNG_C16(0),
+              ASNG_C16(4), ASNG_C16(8), ASNG_C16(12))
+ASNG_PRODUCTS(20, "160", ASNG_R16_0 ASNG_R16_1 ASNG_R16_2 ASNG_R16_3 ASNG_R16_4, "80", "81",
+              ASNG_C16(0), ASNG_C16(4), ASNG_C16(8), ASNG_C16(12), ASNG_C16(16))
+#undef ASNG_PRODUCTS
+#undef ASNG_PRODUCT
 #undef ASNG_R16_0
 #undef ASNG_R16_1
 #undef ASNG_R16_2
 #undef ASNG_R16_3
 #undef ASNG_R16_4
-#undef ASNG_PRODUCT
-#undef ASNG_C4
 #undef ASNG_C16
+#undef ASNG_C4
 
 }  // namespace asng::cuda
 

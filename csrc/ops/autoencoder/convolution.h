@@ -41,7 +41,7 @@ struct Tiling {
   bool by_taps = false;
 };
 int convolution_tile_count();
-int gradient_tile_count();
+int gradient_tile_count(Float type);
 // (rows, columns) of a block.
 std::pair<int, int> convolution_tile_size(int tile);
 std::pair<int, int> gradient_tile_size(int tile);

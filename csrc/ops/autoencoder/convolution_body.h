@@ -24,10 +24,8 @@ template <class S>
 ASNG_HD constexpr int shared_bytes() {
   return S::kStages * (S::kRows + S::kColumns) * kDepthBytes;
 }
-using Group256x128 = WarpgroupTile<256, 128, 2, 4, 1>;
 using Group256x160 = WarpgroupTile<256, 160, 2, 4, 1>;
 using Group256x96 = WarpgroupTile<256, 96, 2, 4, 1>;
-using Group128x128 = WarpgroupTile<128, 128, 1, 3, 2>;
 using Group128x96 = WarpgroupTile<128, 96, 1, 3, 2>;
 using Group128x64 = WarpgroupTile<128, 64, 1, 4, 2>;
 
@@ -287,8 +285,11 @@ __device__ __forceinline__ void convolve_tile(const ConvolutionCall& call, int b
   sums.clear();
   wait();
   if constexpr (S::kOfWarpgroups) {
-    run_ring_of_warpgroups<S, kStageBytes>(
-        chunks, shared, load, [&](const char* stage) { begin_stage<T, S>(sums, stage); });
+    const int rows = S::group() * S::kGroupRows * kDepthBytes;
+    run_ring_of_warpgroups<S, kStageBytes>(sums, chunks, shared, load, [&](const char* stage) {
+      begin_stage<64 * kDepthBytes, 2 * kPiece>(sums, SharedMatrix(stage + rows),
+                                                SharedMatrix(stage + S::kRows * kDepthBytes));
+    });
   } else {
     // Where this lane's rows of matrices begin, see load_matrices, and the piece there.
     const int left = (S::row(warp, 0) + lane % 16) * kDepthBytes, left_piece = lane / 16 ^ lane % 8;

@@ -56,6 +56,14 @@ struct WarpgroupTile {
   ASNG_HD static constexpr int row(int warp, int product) {
     return warp / 4 * kGroupRows + product * 64 + warp % 4 * 16;
   }
+  // This thread's warpgroup, as a number that compilers see to be the same for a whole warp.
+  __device__ static __forceinline__ int group() {
+    if constexpr (kWarpgroups == 1) {
+      return 0;
+    } else {
+      return __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 128, 0);
+    }
+  }
   ASNG_HD static constexpr int column(int) { return 0; }
 };
 
@@ -63,6 +71,8 @@ struct WarpgroupTile {
 using Tile256x128 = Tile<256, 128, 4, 2, 4, 1>;
 using Tile128x128 = Tile<128, 128, 2, 2, 3, 2>;
 using Tile64x64 = Tile<64, 64, 2, 2, 4, 3>;
+using Group256x128 = WarpgroupTile<256, 128, 2, 4, 1>;
+using Group128x128 = WarpgroupTile<128, 128, 1, 3, 2>;
 
 ASNG_HD inline int up(int64_t a, int64_t b) { return static_cast<int>((a + b - 1) / b); }
 
@@ -125,15 +135,23 @@ template <class T, class S>
 struct Sums {
   float of[S::kDown][S::kBeside][4];
 
-  __device__ __forceinline__ void clear() {
+  template <class F>
+  __device__ __forceinline__ void each(F f) {
 #pragma unroll
     for (int i = 0; i < S::kDown; ++i) {
 #pragma unroll
       for (int j = 0; j < S::kBeside; ++j) {
 #pragma unroll
-        for (int k = 0; k < 4; ++k) of[i][j][k] = 0;
+        for (int k = 0; k < 4; ++k) f(of[i][j][k]);
       }
     }
+  }
+  __device__ __forceinline__ void clear() {
+    each([](float& sum) { sum = 0; });
+  }
+  // See platform/warpgroup.h.
+  __device__ __forceinline__ void settle_all() {
+    each([](float& sum) { settle(sum); });
   }
 };
 template <class T, class S>
@@ -196,29 +214,26 @@ __device__ __forceinline__ void run_ring(int chunks, char* shared, Load load, Us
   }
 }
 
-// Begins the products of a stage whose factors stand as platform/warpgroup.h says, those of columns
-// behind those of rows.
-template <class T, class S>
-__device__ __forceinline__ void begin_stage(Sums<T, S>& sums, const char* stage) {
-  const char* const rows = stage + threadIdx.x / 128 * S::kGroupRows * kDepthBytes;
-  const char* const columns = stage + S::kRows * kDepthBytes;
+// Begins the products of a stage: those of a warpgroup's rows, of which 64 lie kBlockBytes behind
+// the last, and of the columns, both kStepBytes behind for the next 32 bytes of their depth.
+template <int kBlockBytes, int kStepBytes, class T, class S, class Matrix>
+__device__ __forceinline__ void begin_stage(Sums<T, S>& sums, Matrix rows, Matrix columns) {
   begin_products();
 #pragma unroll
   for (int k = 0; k < kPieces / 2; ++k) {
 #pragma unroll
     for (int i = 0; i < S::kDown; ++i) {
-      multiply_matrices(T(), sums.of[i],
-                        describe_matrix(rows + i * 64 * kDepthBytes + 2 * k * kPiece),
-                        describe_matrix(columns + 2 * k * kPiece));
+      multiply_matrices(T(), sums.of[i], rows.behind(i * kBlockBytes + k * kStepBytes),
+                        columns.behind(k * kStepBytes));
     }
   }
   close_products();
 }
 
-// As run_ring, where begin(stage) only begins to multiply a chunk.
-template <class S, int kStageBytes, class Load, class Begin>
-__device__ __forceinline__ void run_ring_of_warpgroups(int chunks, char* shared, Load load,
-                                                       Begin begin) {
+// As run_ring, where begin(stage) only begins to multiply a chunk; all are done in the end.
+template <class S, int kStageBytes, class T, class Load, class Begin>
+__device__ __forceinline__ void run_ring_of_warpgroups(Sums<T, S>& sums, int chunks, char* shared,
+                                                       Load load, Begin begin) {
   constexpr int kStages = S::kStages, kAhead = kStages - 1 - S::kOpenStages;
 #pragma unroll
   for (int c = 0; c < kAhead; ++c) {
@@ -226,20 +241,22 @@ __device__ __forceinline__ void run_ring_of_warpgroups(int chunks, char* shared,
     close_copies();
   }
   int filled = kAhead, used = 0;
+  sums.settle_all();
 #pragma unroll 1
   for (int c = 0; c < chunks; ++c) {
     wait_for_closed_copies<kAhead - 1>();
     show_to_products();
-    wait_for_closed_products<S::kOpenStages>();
     // This also says that all are done with the stage that is filled next.
     __syncthreads();
     begin(shared + used * kStageBytes);
     if (c + kAhead < chunks) load(shared + filled * kStageBytes);
     close_copies();
+    wait_for_closed_products<S::kOpenStages>();
     filled = filled == kStages - 1 ? 0 : filled + 1;
     used = used == kStages - 1 ? 0 : used + 1;
   }
   wait_for_closed_products<0>();
+  sums.settle_all();
 }
 
 }  // namespace asng::cuda

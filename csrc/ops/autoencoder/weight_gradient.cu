@@ -2,8 +2,10 @@
 #include <algorithm>
 #include <limits>
 #include <stdexcept>
+#include <type_traits>
 
 #include "ops/autoencoder/convolution.h"
+#include "ops/autoencoder/cuda_path.h"
 #include "ops/autoencoder/weight_gradient_body.h"
 #include "platform/cuda.h"
 
@@ -13,26 +15,34 @@ namespace {
 
 template <class S>
 constexpr TileSpeed tile_speed(double speed) {
-  return {S::kRows,   S::kColumns, S::kThreads, S::kStages * stage_bytes<__nv_bfloat16, S>(),
-          S::kBlocks, speed};
+  return {S::kRows,   S::kColumns, S::kThreads,     S::kStages * stage_bytes<__nv_bfloat16, S>(),
+          S::kBlocks, speed,       S::kOfWarpgroups};
 }
+// Those of warpgroups are predicted, not measured.
 constexpr TileSpeed kTiles[] = {tile_speed<Tile256x128>(0.88), tile_speed<Tile160x256>(0.88),
                                 tile_speed<Tile96x256>(0.8),   tile_speed<Tile64x256>(0.7),
                                 tile_speed<Tile128x128>(0.86), tile_speed<Tile64x64>(0.5),
-                                tile_speed<Tile64x128>(0.66)};
-constexpr int kTileCount = static_cast<int>(std::size(kTiles));
-// The last ones are for launches of several layers alone.
-constexpr int kTilesForEach = kTileCount - 1;
+                                tile_speed<Tile64x128>(0.66),  tile_speed<Group256x128>(1.5),
+                                tile_speed<Group128x128>(1.2), tile_speed<Group64x128>(0.9)};
+constexpr int kTileCount = static_cast<int>(std::size(kTiles)), kTilesOfWarps = 7;
+static_assert(!kTiles[kTilesOfWarps - 1].of_warpgroups && kTiles[kTilesOfWarps].of_warpgroups);
+// For launches of several layers alone.
+constexpr int kTileForTogether = 6;
 template <class T, class S>
 __global__ __launch_bounds__(S::kThreads, S::kBlocks) void weight_gradient_kernel(
     const WeightGradientCall call) {
-  add_products<T, S>(call, static_cast<int>(blockIdx.x), dynamic_shared<char>(),
-                     [] { wait_for_earlier_kernels(); });
+  if constexpr (!S::kOfWarpgroups || kMayMultiplyByWarpgroups) {
+    add_products<T, S>(call, static_cast<int>(blockIdx.x), dynamic_shared<char>(),
+                       [] { wait_for_earlier_kernels(); });
+  }
 }
 
 }  // namespace
 
-int gradient_tile_count() { return kTileCount; }
+// Warpgroups cannot turn factors in TF32.
+int gradient_tile_count(Float type) {
+  return type == Float::kBFloat16 ? kTileCount : kTilesOfWarps;
+}
 std::pair<int, int> gradient_tile_size(int tile) {
   return {kTiles[tile].rows, kTiles[tile].columns};
 }
@@ -50,9 +60,10 @@ Tiling weight_gradient_tiling(Float type, const ConvolutionShape& shape, Launche
   const auto tiles_of = [&](const TileSpeed& tile) {
     return static_cast<int64_t>(up(shape.small_channels, tile.rows)) * up(columns, tile.columns);
   };
-  for (int i = 0; i < kTilesForEach; ++i) {
+  const bool warpgroups = tensor_cores_choice() == TensorCores::kWgmma;
+  for (int i = 0; i < (warpgroups ? gradient_tile_count(type) : kTilesOfWarps); ++i) {
     const TileSpeed& tile = kTiles[i];
-    if (tile.shared_bytes > static_cast<int64_t>(shared)) continue;
+    if (i == kTileForTogether || tile.shared_bytes > static_cast<int64_t>(shared)) continue;
     const int64_t tiles = tiles_of(tile);
     // As many parts as leave all multiprocessors about as much work, once or several times.
     for (int rounds = 1; rounds <= kMostRounds; ++rounds) {
@@ -70,7 +81,7 @@ Tiling weight_gradient_tiling(Float type, const ConvolutionShape& shape, Launche
   if (launches == Launches::kEach) return best;
   // Of the tiles whose blocks are alike the fastest one for as many parts.
   best_time = std::numeric_limits<double>::infinity();
-  for (int i = 0; i < kTileCount; ++i) {
+  for (int i = 0; i < kTilesOfWarps; ++i) {
     const TileSpeed& tile = kTiles[i];
     if (tile.threads != kPersistentThreads) continue;
     const double time =
@@ -102,9 +113,13 @@ void weight_gradient(Float type, const ConvolutionShape& shape, const void* smal
       using S = decltype(tile);
       call.row_tiles = up(call.small_channels, S::kRows);
       call.column_tiles = up(call.kernel * call.kernel * call.channels, S::kColumns);
-      launch_early(weight_gradient_kernel<T, S>,
-                   static_cast<unsigned>(call.row_tiles * call.column_tiles * tiling.parts),
-                   S::kThreads, S::kStages * stage_bytes<T, S>(), stream, call);
+      if constexpr (S::kOfWarpgroups && std::is_same_v<T, float>) {
+        throw std::runtime_error("there is no such tile in TF32");
+      } else {
+        launch_early(weight_gradient_kernel<T, S>,
+                     static_cast<unsigned>(call.row_tiles * call.column_tiles * tiling.parts),
+                     S::kThreads, S::kStages * stage_bytes<T, S>(), stream, call);
+      }
     });
   });
 }

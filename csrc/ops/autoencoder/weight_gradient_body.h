@@ -16,10 +16,13 @@ using Tile96x256 = Tile<96, 256, 2, 4, 4, 1>;
 using Tile64x256 = Tile<64, 256, 2, 4, 4, 1>;
 using Tile64x128 = Tile<64, 128, 2, 2, 4, 2>;
 
+// Of warpgroups, which take turned factors in bfloat16 alone.
+using Group64x128 = WarpgroupTile<64, 128, 1, 4, 2>;
+
 template <class F>
 void with_gradient_tile(int tile, F f) {
-  with_tile<Tile256x128, Tile160x256, Tile96x256, Tile64x256, Tile128x128, Tile64x64, Tile64x128>(
-      tile, f);
+  with_tile<Tile256x128, Tile160x256, Tile96x256, Tile64x256, Tile128x128, Tile64x64, Tile64x128,
+            Group256x128, Group128x128, Group64x128>(tile, f);
 }
 
 // What a stage has of a pixel: whole groups of pieces whose order is changed.
@@ -116,6 +119,18 @@ struct PixelFactors<__nv_bfloat16> {
   }
 };
 
+// Where in a stage, behind the factors before, the tile's piece `piece` of pixel q is. Warpgroups
+// want slabs of 64 channels, one behind the other.
+template <class T, class S, int kWidth>
+__device__ __forceinline__ int place_of(int q, int piece) {
+  if constexpr (S::kOfWarpgroups) {
+    constexpr int kDeep = kDepthBytes / sizeof(T);
+    return (piece / kPieces * kDeep + q) * kDepthBytes + (piece ^ q) % kPieces * kPiece;
+  } else {
+    return q * row_bytes<T, kWidth>() + PixelFactors<T>::swizzled(q, piece) * kPiece;
+  }
+}
+
 // Rows of the product are channels of the smaller map, columns are taps and channels of the larger
 // one, and the depth are pixels. A part of the pixels is a block's.
 // Calls wait() before the first access to maps.
@@ -155,7 +170,7 @@ __device__ __forceinline__ void add_products(const WeightGradientCall& call, int
     const int channel = first_row + piece * kWide;
     from[i] = (first_chunk * kDeep + q) * small_channels + channel;
     of_pixel[i] = channel < call.small_channels ? first_chunk * kDeep + q : call.pixels;
-    to_row[i] = q * row_bytes<T, S::kRows>() + Read::swizzled(q, piece) * kPiece;
+    to_row[i] = place_of<T, S, S::kRows>(q, piece);
   }
   // And of the larger map one piece of some neighboring pixels.
   // The tap of the piece of the larger map is the same for all pixels.
@@ -195,8 +210,7 @@ __device__ __forceinline__ void add_products(const WeightGradientCall& call, int
       const bool there = is_column && other_at + i < pixels &&
                          static_cast<unsigned>(y) < static_cast<unsigned>(large_height) &&
                          static_cast<unsigned>(x) < static_cast<unsigned>(large_width);
-      copy_async16(stage + (other_pixel + i) * row_bytes<T, S::kColumns>() +
-                       Read::swizzled(other_pixel + i, other_piece) * kPiece,
+      copy_async16(stage + place_of<T, S, S::kColumns>(other_pixel + i, other_piece),
                    large_map + (there ? start + (y * large_width + x) * channels : 0), there);
       x += stride;
       to_next_row();
@@ -206,24 +220,33 @@ __device__ __forceinline__ void add_products(const WeightGradientCall& call, int
     while (x >= row_step + tap_x) to_next_row();
   };
 
-  const int warp = threadIdx.x / 32;
-  const int warp_row = warp / S::kAcross * S::kWarpRows;
-  const int warp_column = warp % S::kAcross * S::kWarpColumns;
+  const int warp = threadIdx.x / 32, warp_column = S::column(warp);
   Sums<T, S> sums;
   sums.clear();
-  const auto use = [&](const char* stage) {
-    add_stage<T, S>(sums, [&](Factors<T, S>& factors, int k) {
-      Read::read(factors, stage, warp_row, warp_column, k);
-    });
-  };
   wait();
-  run_ring<S::kStages, stage_bytes<T, S>()>(chunks, shared, load, use);
+  if constexpr (S::kOfWarpgroups) {
+    constexpr int kSlab = kDeep * kDepthBytes;
+    const int rows = S::group() * S::kDown * kSlab;
+    const auto begin = [&](const char* stage) {
+      // 32 bytes of depth are 16 pixels.
+      begin_stage<kSlab, 16 * kDepthBytes>(
+          sums, TurnedSharedMatrix(stage + rows, kSlab),
+          TurnedSharedMatrix(stage + S::kRows / 64 * kSlab, kSlab));
+    };
+    run_ring_of_warpgroups<S, stage_bytes<T, S>()>(sums, chunks, shared, load, begin);
+  } else {
+    run_ring<S::kStages, stage_bytes<T, S>()>(chunks, shared, load, [&](const char* stage) {
+      add_stage<T, S>(sums, [&](Factors<T, S>& factors, int k) {
+        Read::read(factors, stage, S::row(warp, 0), warp_column, k);
+      });
+    });
+  }
 
   float* const to = call.parts + static_cast<int64_t>(part) * call.small_channels * columns;
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
 #pragma unroll
   for (int i = 0; i < 2 * S::kDown; ++i) {
-    const int r = first_row + warp_row + i / 2 * 16 + Read::row(g, i % 2);
+    const int r = first_row + S::row(warp, i / 2) + Read::row(g, i % 2);
 #pragma unroll
     for (int j = 0; j < S::kBeside; ++j) {
       const int c = first_column + warp_column + j * 8 + 2 * t;

@@ -11,22 +11,20 @@
 
 namespace asng::cuda_on_cpu {
 
-// The place of byte `byte` of row `row`, counted from a piece of the first row.
-inline const char* in_matrix(const char* first, int row, int byte) {
-  const auto at = reinterpret_cast<uintptr_t>(first) + row * 128 + byte;
+// What stands at an address, if pieces stand in the order that instructions expect.
+template <class Word>
+Word in_order(const char* first, int64_t offset) {
+  const auto at = reinterpret_cast<uintptr_t>(first) + offset;
   const auto* place = reinterpret_cast<const char*>(at ^ (at >> 7 & 7) << 4);
   check_shared(place);
-  return place;
+  Word word;
+  std::memcpy(&word, place, sizeof(word));
+  return word;
 }
-inline float factor(float, const char* first, int row, int k, const Location& where) {
-  unsigned bits;
-  std::memcpy(&bits, in_matrix(first, row, 4 * k), 4);
-  return checked_factor(bits, where);
-}
-inline float factor(__nv_bfloat16, const char* first, int row, int k, const Location&) {
-  std::uint16_t bits;
-  std::memcpy(&bits, in_matrix(first, row, 2 * k), 2);
-  return __uint_as_float(static_cast<unsigned>(bits) << 16);
+inline void check_matrix(const void* first) {
+  if (reinterpret_cast<uintptr_t>(first) % 1024 != 0) {
+    throw std::runtime_error("a matrix does not begin at a multiple of 1,024 bytes");
+  }
 }
 
 }  // namespace asng::cuda_on_cpu
@@ -36,6 +34,7 @@ namespace asng::cuda {
 inline bool has_warpgroup_products() { return true; }
 inline constexpr bool kMayMultiplyByWarpgroups = true;
 inline void show_to_products() {}
+inline void settle(float&) {}
 inline void begin_products(cuda_on_cpu::Location where = cuda_on_cpu::Location::current()) {
   cuda_on_cpu::exchange("begin_products", 0xffffffffu, false, cuda_on_cpu::lane(), nullptr, 0,
                         where);
@@ -50,16 +49,49 @@ void wait_for_closed_products() {
   }
 }
 
-inline const char* describe_matrix(const void* first) {
-  const auto at = reinterpret_cast<uintptr_t>(first);
-  if (at % 1024 >= 128 || at % 32 != 0) {
-    throw std::runtime_error("a matrix does not begin at a multiple of 1,024 bytes");
-  }
-  return static_cast<const char*>(first);
-}
+// value() is that of a factor, by its row (or column of the other factor) and depth.
+struct SharedMatrix {
+  const char* first;
 
-template <class T, int kBeside>
-void multiply_matrices(T type, float (&c)[kBeside][4], const char* a, const char* b,
+  explicit SharedMatrix(const void* first) : first(static_cast<const char*>(first)) {
+    cuda_on_cpu::check_matrix(first);
+  }
+  SharedMatrix behind(int bytes) const {
+    SharedMatrix other = *this;
+    other.first += bytes;
+    return other;
+  }
+  float value(float, int row, int k, const cuda_on_cpu::Location& where) const {
+    const auto bits = cuda_on_cpu::in_order<unsigned>(first, row * 128 + k * 4);
+    return cuda_on_cpu::checked_factor(bits, where);
+  }
+  float value(__nv_bfloat16, int row, int k, const cuda_on_cpu::Location&) const {
+    const auto bits = cuda_on_cpu::in_order<std::uint16_t>(first, row * 128 + k * 2);
+    return __uint_as_float(static_cast<unsigned>(bits) << 16);
+  }
+};
+struct TurnedSharedMatrix {
+  const char* first;
+  unsigned slab;
+
+  TurnedSharedMatrix(const void* first, unsigned slab)
+      : first(static_cast<const char*>(first)), slab(slab) {
+    cuda_on_cpu::check_matrix(first);
+  }
+  TurnedSharedMatrix behind(int bytes) const {
+    TurnedSharedMatrix other = *this;
+    other.first += bytes;
+    return other;
+  }
+  float value(__nv_bfloat16, int row, int k, const cuda_on_cpu::Location&) const {
+    const int64_t at = static_cast<int64_t>(row / 64) * slab + row % 64 * 2 + k * 128;
+    const auto bits = cuda_on_cpu::in_order<std::uint16_t>(first, at);
+    return __uint_as_float(static_cast<unsigned>(bits) << 16);
+  }
+};
+
+template <class T, class Matrix, int kBeside>
+void multiply_matrices(T type, float (&c)[kBeside][4], Matrix a, Matrix b,
                        cuda_on_cpu::Location where = cuda_on_cpu::Location::current()) {
   auto product = [&c, type, a, b, where, warp = threadIdx.x / 32 % 4,
                   lane = cuda_on_cpu::lane()]() {
@@ -68,7 +100,7 @@ void multiply_matrices(T type, float (&c)[kBeside][4], const char* a, const char
     for (int half = 0; half < 2; ++half) {
       const int row = static_cast<int>(warp) * 16 + lane / 4 + 8 * half;
       for (int k = 0; k < kDepth; ++k) {
-        left[half][k] = cuda_on_cpu::factor(type, a, row, k, where);
+        left[half][k] = a.value(type, row, k, where);
       }
     }
     for (int j = 0; j < kBeside; ++j) {
@@ -76,7 +108,7 @@ void multiply_matrices(T type, float (&c)[kBeside][4], const char* a, const char
         const int column = 8 * j + lane % 4 * 2 + n;
         float sum[2] = {};
         for (int k = 0; k < kDepth; ++k) {
-          const float right = cuda_on_cpu::factor(type, b, column, k, where);
+          const float right = b.value(type, column, k, where);
           for (int half = 0; half < 2; ++half) sum[half] += left[half][k] * right;
         }
         for (int half = 0; half < 2; ++half) c[j][2 * half + n] += sum[half];

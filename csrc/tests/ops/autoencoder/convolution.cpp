@@ -213,7 +213,7 @@ void check_tiles() {
     check_convolution<T>(layer, false, kEnds[1], {tile, 1});
     check_convolution<T>(layer, true, kEnds[3], {tile, 1 + tile});
   }
-  for (int tile = 0; tile < gradient_tile_count(); ++tile) {
+  for (int tile = 0; tile < gradient_tile_count(Type<T>::kName); ++tile) {
     CAPTURE(tile);
     for (int of_part : {1, 2, 100}) {
       check_gradient<T>(layer, {tile, parts_of(layer.shape, of_part, 128 / sizeof(T))});
@@ -458,7 +458,7 @@ TEST_CASE("CUDA: tiles for persistent kernels") {
     CHECK(gradient_tile_size(tiling.tile).second <= 128);
     CHECK(tiling.parts == each.parts);
     // A tile is not for launches of their own.
-    CHECK(each.tile < gradient_tile_count() - 1);
+    CHECK(gradient_tile_size(each.tile) != std::pair(64, 128));
   }
   const asng::cuda_on_cpu::LaunchesOnly small_memory(64 * 1024);
   CHECK(!fits_persistent({.batch = 1,
@@ -504,6 +504,45 @@ TEST_CASE("CUDA: tiles for large convolutions") {
   narrow.channels = narrow.small_channels = 64;
   narrow.kernel = 1;
   CHECK(weight_gradient_tiling(Float::kBFloat16, narrow).parts > 2);
+}
+
+TEST_CASE("CUDA: tiles of warpgroups") {
+  const ConvolutionShape wide = {.batch = 16,
+                                 .height = 64,
+                                 .width = 64,
+                                 .channels = 256,
+                                 .small_channels = 256,
+                                 .kernel = 5,
+                                 .stride = 1};
+  const Tiling of_warps = convolution_tiling(Float::kBFloat16, false, wide);
+  const Tiling gradient_of_warps = weight_gradient_tiling(Float::kBFloat16, wide);
+  const Tiling in_tf32 = weight_gradient_tiling(Float::kFloat32, wide);
+  setenv("ASNG_CUDA_TENSOR_CORES", "wgmma", 1);
+  CHECK(tensor_cores_choice() == TensorCores::kWgmma);
+  const Tiling tiling = convolution_tiling(Float::kBFloat16, false, wide);
+  CHECK(tiling.tile != of_warps.tile);
+  CHECK(convolution_tile_size(tiling.tile) == std::pair(256, 128));
+  CHECK(weight_gradient_tiling(Float::kBFloat16, wide).tile != gradient_of_warps.tile);
+  // Tensor cores do not turn factors in TF32.
+  CHECK(weight_gradient_tiling(Float::kFloat32, wide).tile == in_tf32.tile);
+  CHECK(gradient_tile_count(Float::kFloat32) < gradient_tile_count(Float::kBFloat16));
+  const Layer<float> layer({.batch = 1,
+                            .height = 2,
+                            .width = 2,
+                            .channels = 8,
+                            .small_channels = 8,
+                            .kernel = 1,
+                            .stride = 1},
+                           1);
+  Values<float> parts(64);
+  CHECK_THROWS_WITH(
+      weight_gradient(Float::kFloat32, layer.shape, layer.small.data(), layer.large.data(),
+                      parts.data(), {gradient_tile_count(Float::kFloat32), 1}, nullptr),
+      "there is no such tile in TF32");
+  setenv("ASNG_CUDA_TENSOR_CORES", "fast", 1);
+  CHECK_THROWS_WITH(tensor_cores_choice(), "ASNG_CUDA_TENSOR_CORES must be mma or wgmma, got fast");
+  unsetenv("ASNG_CUDA_TENSOR_CORES");
+  CHECK(tensor_cores_choice() == TensorCores::kMma);
 }
 
 TEST_CASE("CUDA: whose convolutions") {
