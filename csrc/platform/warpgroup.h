@@ -8,6 +8,7 @@
 #pragma once
 
 #include <cstdint>
+#include <stdexcept>
 
 #include "platform/cuda.h"
 
@@ -140,3 +141,14 @@ ASNG_PRODUCTS(20, "160", ASNG_R16_0 ASNG_R16_1 ASNG_R16_2 ASNG_R16_3 ASNG_R16_4,
 }  // namespace asng::cuda
 
 #endif
+
+namespace asng::cuda {
+
+inline void require_warpgroup_products() {
+  if (has_warpgroup_products()) return;
+  throw std::runtime_error(
+      "products by warpgroups (wgmma) take a GPU of compute capability 9.0 and a build for it, by "
+      "TORCH_CUDA_ARCH_LIST with 9.0");
+}
+
+}  // namespace asng::cuda

@@ -6,27 +6,19 @@
 
 #include "ops/autoencoder/convolution.h"
 #include "ops/autoencoder/convolution_body.h"
-#include "ops/autoencoder/cuda_path.h"
 #include "platform/cuda.h"
 
 namespace asng::cuda {
 
 namespace {
 
-template <class S>
-constexpr TileSpeed tile_speed(double speed) {
-  return {S::kRows,   S::kColumns, S::kThreads,     shared_bytes<S>(),
-          S::kBlocks, speed,       S::kOfWarpgroups};
-}
 // Those of warpgroups are predicted, not measured: as fast as their factors can come from the
 // second-level cache, of which the smallest tiles of warps have got 73 bytes a ns on an H200.
-constexpr TileSpeed kTiles[] = {
-    tile_speed<Tile256x128>(1.0),  tile_speed<Tile256x160>(1.0), tile_speed<Tile256x96>(0.95),
-    tile_speed<Tile128x128>(0.99), tile_speed<Tile128x96>(0.9),  tile_speed<Tile128x64>(0.83),
-    tile_speed<Tile64x64>(0.66),   tile_speed<Tile128x32>(0.6),  tile_speed<Group256x128>(1.8),
-    tile_speed<Group256x160>(1.9), tile_speed<Group256x96>(1.6), tile_speed<Group128x128>(1.4),
-    tile_speed<Group128x96>(1.2),  tile_speed<Group128x64>(1)};
+constexpr double kSpeeds[] = {1, 1, 0.95, 0.99, 0.9, 0.83, 0.66, 0.6, 1.8, 1.9, 1.6, 1.4, 1.2, 1};
+constexpr auto kTiles = speeds_of(ConvolutionTiles(), kSpeeds,
+                                  [](auto tile) { return shared_bytes<decltype(tile)>(); });
 constexpr int kTileCount = static_cast<int>(std::size(kTiles));
+
 template <class T, class S>
 __global__ __launch_bounds__(S::kThreads,
                              S::kBlocks) void convolution_kernel(const ConvolutionCall call) {
@@ -90,12 +82,11 @@ Plan fastest(Float type, bool transposed, const Sizes& sizes) {
   ConvolutionCall call = call_of(sizes, transposed);
   const std::size_t shared = largest_shared_bytes();
   const int multiprocessors = multiprocessor_count();
-  const bool warpgroups = tensor_cores_choice() == TensorCores::kWgmma;
   Plan best;
   for (int i = 0; i < kTileCount; ++i) {
     const TileSpeed& tile = kTiles[i];
     if (tile.shared_bytes > static_cast<int64_t>(shared)) continue;
-    if (tile.of_warpgroups && !warpgroups) continue;
+    if (!allows(tile)) continue;
     const int64_t tiles =
         static_cast<int64_t>(add_classes(tile.rows, call)) * up(call.out_channels, tile.columns);
     const int chunks = most_chunks(call, deep_of(type));
@@ -120,7 +111,7 @@ int fastest_narrow(Float type, bool transposed, const Sizes& sizes, int parts) {
   double best_time = std::numeric_limits<double>::infinity();
   for (int i = 0; i < kTileCount; ++i) {
     const TileSpeed& tile = kTiles[i];
-    if (tile.threads != kPersistentThreads || tile.of_warpgroups) continue;
+    if (tile.threads != kPersistentThreads || !allows(tile)) continue;
     const int64_t tiles =
         static_cast<int64_t>(add_classes(tile.rows, call)) * up(call.out_channels, tile.columns);
     const double time = blocks_time(
@@ -197,8 +188,9 @@ void convolve(Float type, const ConvolutionShape& shape, const Convolution& conv
     call.sums = convolution.parts;
     call.parts = 1;
   }
-  with_convolution_tile(tiling.tile, [&](auto tile) {
+  const bool found = with_tile(ConvolutionTiles(), tiling.tile, [&](auto tile) {
     using S = decltype(tile);
+    if (S::kOfWarpgroups) require_warpgroup_products();
     call.column_tiles = up(call.out_channels, S::kColumns);
     call.row_tiles = add_classes(S::kRows, call);
     with_factor(type, [&](auto value) {
@@ -216,6 +208,7 @@ void convolve(Float type, const ConvolutionShape& shape, const Convolution& conv
       }
     });
   });
+  if (!found) throw std::runtime_error("there is no such tile");
 }
 
 }  // namespace asng::cuda

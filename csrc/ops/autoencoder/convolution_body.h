@@ -29,12 +29,9 @@ using Group256x96 = WarpgroupTile<256, 96, 2, 4, 1>;
 using Group128x96 = WarpgroupTile<128, 96, 1, 3, 2>;
 using Group128x64 = WarpgroupTile<128, 64, 1, 4, 2>;
 
-template <class F>
-void with_convolution_tile(int tile, F f) {
-  with_tile<Tile256x128, Tile256x160, Tile256x96, Tile128x128, Tile128x96, Tile128x64, Tile64x64,
-            Tile128x32, Group256x128, Group256x160, Group256x96, Group128x128, Group128x96,
-            Group128x64>(tile, f);
-}
+using ConvolutionTiles = TileList<Tile256x128, Tile256x160, Tile256x96, Tile128x128, Tile128x96,
+                                  Tile128x64, Tile64x64, Tile128x32, Group256x128, Group256x160,
+                                  Group256x96, Group128x128, Group128x96, Group128x64>;
 
 // Pixels of the result: all, or those of a parity of their row and of their column, to which few
 // taps belong. Row u and column v of them are pixel (u·spread + first_y, v·spread + first_x) of the

@@ -6,11 +6,14 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
+#include <cstddef>
 #include <cstdint>
 #include <stdexcept>
 
 #include "core/hd.h"
 #include "ops/autoencoder/convolution.h"
+#include "ops/autoencoder/cuda_path.h"
 #include "platform/cuda.h"
 #include "platform/warpgroup.h"
 
@@ -74,6 +77,9 @@ using Tile64x64 = Tile<64, 64, 2, 2, 4, 3>;
 using Group256x128 = WarpgroupTile<256, 128, 2, 4, 1>;
 using Group128x128 = WarpgroupTile<128, 128, 1, 3, 2>;
 
+template <class... Tiles>
+struct TileList {};
+
 ASNG_HD inline int up(int64_t a, int64_t b) { return static_cast<int>((a + b - 1) / b); }
 
 // What is known of a tile to predict times, in µs.
@@ -82,6 +88,20 @@ struct TileSpeed {
   double speed;  // that of the fastest tile of warps is 1
   bool of_warpgroups = false;
 };
+template <class... Tiles, std::size_t kCount, class Bytes>
+constexpr std::array<TileSpeed, kCount> speeds_of(TileList<Tiles...>,
+                                                  const double (&speeds)[kCount], Bytes bytes) {
+  static_assert(sizeof...(Tiles) == kCount);
+  std::array<TileSpeed, kCount> all = {TileSpeed{Tiles::kRows, Tiles::kColumns, Tiles::kThreads,
+                                                 bytes(Tiles()), Tiles::kBlocks, 0,
+                                                 Tiles::kOfWarpgroups}...};
+  for (std::size_t i = 0; i < kCount; ++i) all[i].speed = speeds[i];
+  return all;
+}
+// Whether the instructions that it takes may be used.
+inline bool allows(const TileSpeed& tile) {
+  return !tile.of_warpgroups || tensor_cores_choice() == TensorCores::kWgmma;
+}
 // A multiprocessor multiplies and adds for so many numbers of a tile and 128 bytes of depth,
 // whatever the type, and this is what it takes to write a float to memory and read it again, and to
 // launch another kernel.
@@ -109,15 +129,26 @@ void with_factor(Float type, F f) {
   }
 }
 
-// Calls f with tile number `tile` of some.
+// Calls f with tile number `tile` of a list, and says whether there is one.
+#pragma nv_exec_check_disable
 template <class First, class... Others, class F>
-void with_tile(int tile, F f) {
-  if (tile == 0) return f(First());
-  if constexpr (sizeof...(Others) > 0) {
-    with_tile<Others...>(tile - 1, f);
-  } else {
-    throw std::runtime_error("there is no such tile");
+ASNG_HD bool with_tile(TileList<First, Others...>, int tile, F f) {
+  if (tile == 0) {
+    f(First());
+    return true;
   }
+  if constexpr (sizeof...(Others) > 0) {
+    return with_tile(TileList<Others...>(), tile - 1, f);
+  } else {
+    return false;
+  }
+}
+// Unless it is none of a persistent kernel's.
+template <class Tiles, class F>
+ASNG_HD void with_persistent_tile(Tiles tiles, int tile, F f) {
+  with_tile(tiles, tile, [&](auto shape) {
+    if constexpr (decltype(shape)::kThreads == kPersistentThreads) f(shape);
+  });
 }
 
 __device__ __forceinline__ void multiply(float, float (&c)[4], const unsigned (&a)[4],

@@ -52,11 +52,7 @@ inline TensorCores tensor_cores_choice() {
   if (name != "wgmma") {
     throw std::runtime_error("ASNG_CUDA_TENSOR_CORES must be mma or wgmma, got " + name);
   }
-  if (!has_warpgroup_products()) {
-    throw std::runtime_error(
-        "ASNG_CUDA_TENSOR_CORES is wgmma, which takes a GPU of compute capability 9.0 and a build "
-        "for it (TORCH_CUDA_ARCH_LIST with 9.0)");
-  }
+  require_warpgroup_products();
   return TensorCores::kWgmma;
 }
 

@@ -21,47 +21,23 @@ struct JobTable {
 };
 static_assert(sizeof(JobTable) < 4000);
 
-// The tiles whose blocks have kPersistentThreads threads, by their numbers among all.
-template <class F>
-ASNG_HD void with_narrow_tile(int tile, F f) {
-  switch (tile) {
-    case 3:
-      return f(Tile128x128());
-    case 4:
-      return f(Tile128x96());
-    case 5:
-      return f(Tile128x64());
-    case 6:
-      return f(Tile64x64());
-    case 7:
-      return f(Tile128x32());
-  }
-}
-template <class F>
-ASNG_HD void with_narrow_gradient_tile(int tile, F f) {
-  switch (tile) {
-    case 4:
-      return f(Tile128x128());
-    case 5:
-      return f(Tile64x64());
-    case 6:
-      return f(Tile64x128());
-  }
-}
-
 // What a block knows of the job that it works on.
 struct Calls {
   ConvolutionCall convolution;
   WeightGradientCall gradient;
 };
 
-// Of all tiles, the most; those of gradients are the same for all types.
-constexpr int kRingBytes =
-    std::max({shared_bytes<Tile128x128>(), shared_bytes<Tile128x96>(), shared_bytes<Tile128x64>(),
-              shared_bytes<Tile64x64>(), shared_bytes<Tile128x32>(),
-              Tile128x128::kStages * stage_bytes<float, Tile128x128>(),
-              Tile64x64::kStages * stage_bytes<float, Tile64x64>(),
-              Tile64x128::kStages * stage_bytes<float, Tile64x128>()});
+// Of all tiles, the most.
+template <class... Tiles>
+constexpr int most_bytes(TileList<Tiles...>, auto bytes) {
+  return std::max({(Tiles::kThreads == kPersistentThreads ? bytes(Tiles()) : 0)...});
+}
+constexpr int kRingBytes = std::max(
+    most_bytes(ConvolutionTiles(), [](auto tile) { return shared_bytes<decltype(tile)>(); }),
+    most_bytes(GradientTiles(), [](auto tile) {
+      using S = decltype(tile);
+      return S::kStages * std::max(stage_bytes<float, S>(), stage_bytes<__nv_bfloat16, S>());
+    }));
 constexpr std::size_t kSharedBytes = kRingBytes + sizeof(Calls);
 
 ASNG_HD inline Sizes sizes_of(const LayerJob& job, int batch) {
@@ -82,7 +58,7 @@ ASNG_HD inline void set_up(const LayerJob& job, int batch, ConvolutionCall& call
   call.sums = job.sums;
   call.parts = job.parts;
   if (job.kind != LayerJob::kConvolution && !of_taps) return;
-  with_narrow_tile(job.tile, [&](auto tile) {
+  with_persistent_tile(ConvolutionTiles(), job.tile, [&](auto tile) {
     using S = decltype(tile);
     call.column_tiles = up(call.out_channels, S::kColumns);
     call.row_tiles = add_classes(S::kRows, call);
@@ -97,8 +73,9 @@ ASNG_HD void set_up(const LayerJob& job, int batch, WeightGradientCall& call) {
   call.large_map = job.weight;
   call.parts = job.sums;
   divide<T>(call, job.parts);
-  with_narrow_gradient_tile(job.tile, [&](auto tile) {
+  with_persistent_tile(GradientTiles(), job.tile, [&](auto tile) {
     using S = decltype(tile);
+    if constexpr (!kMultipliesGradients<T, S>) return;
     call.row_tiles = up(call.small_channels, S::kRows);
     call.column_tiles = up(call.kernel * call.kernel * call.channels, S::kColumns);
   });
@@ -117,34 +94,56 @@ __device__ __forceinline__ Calls& shared_calls() {
   return *reinterpret_cast<Calls*>(dynamic_shared<char>() + kRingBytes);
 }
 
-// Functions of their own: what the loop over jobs keeps takes them no registers.
 template <class T, class S>
-__device__ __noinline__ void convolve_narrow(int block) {
+__device__ __forceinline__ void convolve_inline(int block) {
   convolve_tile<T, S>(shared_calls().convolution, block, dynamic_shared<char>(), [] {});
 }
 template <class T, class S>
-__device__ __noinline__ void add_narrow_products(int block) {
+__device__ __forceinline__ void add_products_inline(int block) {
   add_products<T, S>(shared_calls().gradient, block, dynamic_shared<char>(), [] {});
 }
+// Functions of their own: what the loop over jobs keeps takes them no registers. But calls of one
+// with products of warpgroups would have each product waited for.
+template <class T, class S>
+__device__ __noinline__ void convolve_apart(int block) {
+  convolve_inline<T, S>(block);
+}
+template <class T, class S>
+__device__ __noinline__ void add_products_apart(int block) {
+  add_products_inline<T, S>(block);
+}
 
-template <class T>
+template <class T, bool kWarpgroups>
 __device__ __forceinline__ void work(const LayerJob& job, int block) {
   switch (job.kind) {
     case LayerJob::kConvolution:
     case LayerJob::kProductsOfTaps:
-      return with_narrow_tile(job.tile,
-                              [&](auto tile) { convolve_narrow<T, decltype(tile)>(block); });
+      return with_persistent_tile(ConvolutionTiles(), job.tile, [&](auto tile) {
+        using S = decltype(tile);
+        if constexpr (!S::kOfWarpgroups) {
+          convolve_apart<T, S>(block);
+        } else if constexpr (kWarpgroups) {
+          convolve_inline<T, S>(block);
+        }
+      });
     case LayerJob::kAddParts:
       return add_parts<T, kPersistentThreads>(shared_calls().convolution, block);
     case LayerJob::kAddTaps:
       return add_taps<T, kPersistentThreads>(shared_calls().convolution, block);
     case LayerJob::kWeightGradient:
-      return with_narrow_gradient_tile(
-          job.tile, [&](auto tile) { add_narrow_products<T, decltype(tile)>(block); });
+      return with_persistent_tile(GradientTiles(), job.tile, [&](auto tile) {
+        using S = decltype(tile);
+        if constexpr (!S::kOfWarpgroups) {
+          add_products_apart<T, S>(block);
+        } else if constexpr (kWarpgroups && kMultipliesGradients<T, S>) {
+          add_products_inline<T, S>(block);
+        }
+      });
   }
 }
 
-template <class T>
+// With tiles of warpgroups, too, or without.
+template <class T, bool kWarpgroups>
 __global__ __launch_bounds__(kPersistentThreads,
                              2) void persistent_layers_kernel(const JobTable table) {
   Calls& calls = shared_calls();
@@ -162,7 +161,7 @@ __global__ __launch_bounds__(kPersistentThreads,
         __syncthreads();
       }
       for (; tile < end; tile += static_cast<int>(gridDim.x)) {
-        work<T>(job, tile - before);
+        work<T, kWarpgroups && kMayMultiplyByWarpgroups>(job, tile - before);
         __syncthreads();
       }
       before = end;
@@ -192,6 +191,11 @@ LayerJob job_of(const ConvolutionShape& shape) {
   job.kernel = static_cast<uint8_t>(shape.kernel);
   job.stride = static_cast<uint8_t>(shape.stride);
   return job;
+}
+
+void check_tile(const LayerJob& job) {
+  if (job.blocks == 0) throw std::runtime_error("persistent kernels have no such tile");
+  if (job.of_warpgroups) require_warpgroup_products();
 }
 
 // Which job begins the launch after one that begins with job `first`: if possible, where a phase
@@ -226,10 +230,12 @@ int PersistentLayers::convolve(const ConvolutionShape& shape, const Convolution&
   job.relu = convolution.relu;
   job.rounds = convolution.rounds;
   job.kind = tiling.by_taps ? LayerJob::kProductsOfTaps : LayerJob::kConvolution;
+  with_tile(ConvolutionTiles(), tiling.tile,
+            [&](auto tile) { job.of_warpgroups = decltype(tile)::kOfWarpgroups; });
   ConvolutionCall call;
   set_up(job, static_cast<int>(batch_), call);
   job.blocks = call.row_tiles * call.column_tiles * tiling.parts;
-  if (job.blocks == 0) throw std::runtime_error("persistent kernels have no such tile");
+  check_tile(job);
   add(job, phase++);
   if (job.sums == nullptr) return phase;
   job.kind = tiling.by_taps ? LayerJob::kAddTaps : LayerJob::kAddParts;
@@ -249,11 +255,13 @@ int PersistentLayers::weight_gradient(const ConvolutionShape& shape, const void*
   job.parts = static_cast<uint16_t>(tiling.parts);
   job.tile = static_cast<uint8_t>(tiling.tile);
   job.kind = LayerJob::kWeightGradient;
+  with_tile(GradientTiles(), tiling.tile,
+            [&](auto tile) { job.of_warpgroups = decltype(tile)::kOfWarpgroups; });
   WeightGradientCall call;
   with_factor(type_,
               [&](auto value) { set_up<decltype(value)>(job, static_cast<int>(batch_), call); });
   job.blocks = call.row_tiles * call.column_tiles * tiling.parts;
-  if (job.blocks == 0) throw std::runtime_error("persistent kernels have no such tile");
+  check_tile(job);
   if (up(call.chunks, call.chunks_of_part) != tiling.parts) {
     throw std::runtime_error("there are too many parts of a weight's gradient");
   }
@@ -290,8 +298,11 @@ void PersistentLayers::run(unsigned long long* counters, CudaStream stream) {
   fill_zero(counters, launches() * sizeof(*counters), stream);
   with_factor(type_, [&](auto value) {
     using T = decltype(value);
-    const int most =
-        co_resident_blocks(persistent_layers_kernel<T>, kPersistentThreads, kSharedBytes);
+    const bool of_warpgroups = std::any_of(jobs.begin(), jobs.end(),
+                                           [](const LayerJob& job) { return job.of_warpgroups; });
+    const auto kernel =
+        of_warpgroups ? persistent_layers_kernel<T, true> : persistent_layers_kernel<T, false>;
+    const int most = co_resident_blocks(kernel, kPersistentThreads, kSharedBytes);
     for (std::size_t first = 0; first < jobs.size();) {
       const std::size_t end = end_of_launch(jobs, first);
       JobTable table;
@@ -303,9 +314,8 @@ void PersistentLayers::run(unsigned long long* counters, CudaStream stream) {
         blocks = std::max(blocks, of_phase);
         table.jobs[table.count++] = jobs[i];
       }
-      launch_cooperative(persistent_layers_kernel<T>,
-                         static_cast<unsigned>(std::min<int64_t>(blocks, most)), kPersistentThreads,
-                         kSharedBytes, stream, table);
+      launch_cooperative(kernel, static_cast<unsigned>(std::min<int64_t>(blocks, most)),
+                         kPersistentThreads, kSharedBytes, stream, table);
       first = end;
     }
   });

@@ -27,6 +27,7 @@ struct LayerJob {
   uint8_t tile, kernel, stride;
   bool waits : 1;  // for all jobs before it
   bool transposed : 1, relu : 1, rounds : 1;
+  bool of_warpgroups : 1;  // its tile
 };
 
 // Whether a persistent kernel may have this convolution.

@@ -2,10 +2,8 @@
 #include <algorithm>
 #include <limits>
 #include <stdexcept>
-#include <type_traits>
 
 #include "ops/autoencoder/convolution.h"
-#include "ops/autoencoder/cuda_path.h"
 #include "ops/autoencoder/weight_gradient_body.h"
 #include "platform/cuda.h"
 
@@ -13,21 +11,17 @@ namespace asng::cuda {
 
 namespace {
 
-template <class S>
-constexpr TileSpeed tile_speed(double speed) {
-  return {S::kRows,   S::kColumns, S::kThreads,     S::kStages * stage_bytes<__nv_bfloat16, S>(),
-          S::kBlocks, speed,       S::kOfWarpgroups};
-}
 // Those of warpgroups are predicted, not measured.
-constexpr TileSpeed kTiles[] = {tile_speed<Tile256x128>(0.88), tile_speed<Tile160x256>(0.88),
-                                tile_speed<Tile96x256>(0.8),   tile_speed<Tile64x256>(0.7),
-                                tile_speed<Tile128x128>(0.86), tile_speed<Tile64x64>(0.5),
-                                tile_speed<Tile64x128>(0.66),  tile_speed<Group256x128>(1.5),
-                                tile_speed<Group128x128>(1.2), tile_speed<Group64x128>(0.9)};
+constexpr double kSpeeds[] = {0.88, 0.88, 0.8, 0.7, 0.86, 0.5, 0.66, 1.5, 1.2, 0.9};
+constexpr auto kTiles = speeds_of(GradientTiles(), kSpeeds, [](auto tile) {
+  using S = decltype(tile);
+  return S::kStages * stage_bytes<__nv_bfloat16, S>();
+});
 constexpr int kTileCount = static_cast<int>(std::size(kTiles)), kTilesOfWarps = 7;
 static_assert(!kTiles[kTilesOfWarps - 1].of_warpgroups && kTiles[kTilesOfWarps].of_warpgroups);
-// For launches of several layers alone.
-constexpr int kTileForTogether = 6;
+// For persistent kernels alone.
+constexpr int kNarrowTile = 6;
+
 template <class T, class S>
 __global__ __launch_bounds__(S::kThreads, S::kBlocks) void weight_gradient_kernel(
     const WeightGradientCall call) {
@@ -60,10 +54,10 @@ Tiling weight_gradient_tiling(Float type, const ConvolutionShape& shape, Launche
   const auto tiles_of = [&](const TileSpeed& tile) {
     return static_cast<int64_t>(up(shape.small_channels, tile.rows)) * up(columns, tile.columns);
   };
-  const bool warpgroups = tensor_cores_choice() == TensorCores::kWgmma;
-  for (int i = 0; i < (warpgroups ? gradient_tile_count(type) : kTilesOfWarps); ++i) {
+  for (int i = 0; i < gradient_tile_count(type); ++i) {
     const TileSpeed& tile = kTiles[i];
-    if (i == kTileForTogether || tile.shared_bytes > static_cast<int64_t>(shared)) continue;
+    if (i == kNarrowTile || !allows(tile)) continue;
+    if (tile.shared_bytes > static_cast<int64_t>(shared)) continue;
     const int64_t tiles = tiles_of(tile);
     // As many parts as leave all multiprocessors about as much work, once or several times.
     for (int rounds = 1; rounds <= kMostRounds; ++rounds) {
@@ -81,9 +75,9 @@ Tiling weight_gradient_tiling(Float type, const ConvolutionShape& shape, Launche
   if (launches == Launches::kEach) return best;
   // Of the tiles whose blocks are alike the fastest one for as many parts.
   best_time = std::numeric_limits<double>::infinity();
-  for (int i = 0; i < kTilesOfWarps; ++i) {
+  for (int i = 0; i < gradient_tile_count(type); ++i) {
     const TileSpeed& tile = kTiles[i];
-    if (tile.threads != kPersistentThreads) continue;
+    if (tile.threads != kPersistentThreads || !allows(tile)) continue;
     const double time =
         blocks_time(tile, tiles_of(tile) * best.parts, up(chunks, best.parts), multiprocessors);
     if (time < best_time) {
@@ -109,11 +103,12 @@ void weight_gradient(Float type, const ConvolutionShape& shape, const void* smal
     if (up(call.chunks, call.chunks_of_part) != tiling.parts) {
       throw std::runtime_error("there are too many parts of a weight's gradient");
     }
-    with_gradient_tile(tiling.tile, [&](auto tile) {
+    const bool found = with_tile(GradientTiles(), tiling.tile, [&](auto tile) {
       using S = decltype(tile);
+      if (S::kOfWarpgroups) require_warpgroup_products();
       call.row_tiles = up(call.small_channels, S::kRows);
       call.column_tiles = up(call.kernel * call.kernel * call.channels, S::kColumns);
-      if constexpr (S::kOfWarpgroups && std::is_same_v<T, float>) {
+      if constexpr (!kMultipliesGradients<T, S>) {
         throw std::runtime_error("there is no such tile in TF32");
       } else {
         launch_early(weight_gradient_kernel<T, S>,
@@ -121,6 +116,7 @@ void weight_gradient(Float type, const ConvolutionShape& shape, const void* smal
                      S::kThreads, S::kStages * stage_bytes<T, S>(), stream, call);
       }
     });
+    if (!found) throw std::runtime_error("there is no such tile");
   });
 }
 

@@ -16,14 +16,14 @@ using Tile96x256 = Tile<96, 256, 2, 4, 4, 1>;
 using Tile64x256 = Tile<64, 256, 2, 4, 4, 1>;
 using Tile64x128 = Tile<64, 128, 2, 2, 4, 2>;
 
-// Of warpgroups, which take turned factors in bfloat16 alone.
 using Group64x128 = WarpgroupTile<64, 128, 1, 4, 2>;
 
-template <class F>
-void with_gradient_tile(int tile, F f) {
-  with_tile<Tile256x128, Tile160x256, Tile96x256, Tile64x256, Tile128x128, Tile64x64, Tile64x128,
-            Group256x128, Group128x128, Group64x128>(tile, f);
-}
+// Warpgroups take turned factors in bfloat16 alone.
+
+using GradientTiles = TileList<Tile256x128, Tile160x256, Tile96x256, Tile64x256, Tile128x128,
+                               Tile64x64, Tile64x128, Group256x128, Group128x128, Group64x128>;
+template <class T, class S>
+inline constexpr bool kMultipliesGradients = !S::kOfWarpgroups || sizeof(T) == 2;
 
 // What a stage has of a pixel: whole groups of pieces whose order is changed.
 template <class T, int kWidth>

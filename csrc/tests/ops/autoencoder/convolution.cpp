@@ -289,11 +289,15 @@ struct InARow {
   Values<T> maps[3];
   Values<float> parts[3], gradient;
 
-  // Tiles and parts of all kinds.
+  // Tiles and parts of all kinds: those of blocks of 128 threads.
+  static constexpr int kVariants = 8, kTiles[kVariants] = {3, 4, 5, 6, 7, 11, 12, 13};
+  static constexpr int kGradientTiles[] = {4, 5, 6, 8, 9};
   explicit InARow(int variant)
-      : tilings{
-            {3 + variant % 5, 1 + variant % 3}, {3 + (variant + 2) % 5, 1 + variant % 2}, {7, 1}},
-        of_gradient{4 + variant % 3, parts_of(second.shape, 1 + variant, 128 / sizeof(T))} {
+      : tilings{{kTiles[variant % kVariants], 1 + variant % 3},
+                {kTiles[(variant + 2) % kVariants], 1 + variant % 2},
+                {7, 1}},
+        of_gradient{kGradientTiles[variant % (sizeof(T) == 2 ? 5 : 3)],
+                    parts_of(second.shape, 1 + variant, 128 / sizeof(T))} {
     tilings[2].by_taps = true;
     forget();
   }
@@ -345,7 +349,7 @@ struct InARow {
 
 template <class T>
 void check_persistent() {
-  for (int variant = 0; variant < 5; ++variant) {
+  for (int variant = 0; variant < InARow<T>::kVariants; ++variant) {
     CAPTURE(variant);
     InARow<T> expected(variant), got(variant);
     // Beside them others, of which the first one may begin later.
