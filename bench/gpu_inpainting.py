@@ -8,8 +8,8 @@ Against two baselines on the same GPU:
   lacks multiplied by 0, SGD over all weights; in TF32 alone, which PyTorch's convolutions take by
   default.
 
-On a GPU iterations with persistent kernels are also compared with those that launch each layer, see
-docs/gpu.md.
+On a GPU iterations are also compared in the ways of docs/gpu.md: a launch for each layer or
+persistent kernels, products of warps or of warpgroups.
 
 An iteration trains the weights with two architectures and evaluates two more, as they are drawn at
 the start of a search; times are means over the same ones for all. cuDNN's own search for the
@@ -206,14 +206,27 @@ def plain_run(kind: str, space: CaeSpace, target: Tensor) -> Callable[[Any], Non
     return run
 
 
-def launching(layers: str, run: Callable[[Any], None]) -> Callable[[Any], None]:
-    """Runs with `persistent` kernels or with launches of `each` layer."""
+def ways(device: torch.device) -> dict[str, dict[str, str]]:
+    """How our convolutions may be launched and multiplied, by environment variables; first as they
+    are without any."""
+    products = ["mma"]
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) == (9, 0):
+        products.append("wgmma")
+    return {
+        f"{layers}, {product}": {"ASNG_CUDA_LAYERS": layers, "ASNG_CUDA_TENSOR_CORES": product}
+        for layers in ("each", "persistent")
+        for product in products
+    }
 
-    def launched(architectures: Any) -> None:
-        with patch.dict(os.environ, ASNG_CUDA_LAYERS=layers):
+
+def running(way: dict[str, str], run: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Runs in one of these ways."""
+
+    def ran(architectures: Any) -> None:
+        with patch.dict(os.environ, way):
             run(architectures)
 
-    return launched
+    return ran
 
 
 def halved(kind: str) -> str:
@@ -233,10 +246,10 @@ def iteration_rows(
         baselines["2019"] = partial(make_run, "2019", space, target)
     contests = {baseline: (ours, make) for baseline, make in baselines.items()}
     if device.type == "cuda" and kind != "float32":
-        contests["persistent and each"] = (
-            lambda: launching("persistent", ours()),
-            lambda: launching("each", ours()),
-        )
+        usual, *others = ways(device).items()
+        for way in others:
+            starts = [lambda way=way: running(way[1], ours()) for way in (way, usual)]
+            contests[f"{way[0]} and {usual[0]}"] = (starts[0], starts[1])
     for baseline, starts in contests.items():
         peaks, runs = [], []
         for start in starts:
@@ -285,9 +298,9 @@ def _peak(device: torch.device) -> float:
 
 def show_kernels(kind: str, name: str, space: CaeSpace, target: Tensor, count: int) -> None:
     """Which kernels one of our iterations launches, and what that takes the host."""
-    for layers in ("persistent", "each"):
-        print(f"ASNG_CUDA_LAYERS={layers}:")
-        run = launching(layers, make_run(kind, space, target))
+    for way, variables in ways(target.device).items():
+        print(f"{way}:")
+        run = running(variables, make_run(kind, space, target))
         _show_kernels(kind, name, run, some_iterations(space, count))
 
 

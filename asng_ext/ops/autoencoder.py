@@ -12,13 +12,14 @@ not a copy of it; skip and ReLU take one pass, in place; one call gives both gra
 On CUDA devices `chains` is whole autoencoders, those of a population, in one operator: the host
 spends little time on a convolution, channels are padded with zeros to few widths, which tensor
 cores take, and all weights are brought into the order in which convolutions read them in two
-launches. In bfloat16, and in
-float32 with TF32, its convolutions are kernels of our own, with skip and ReLU in them, but for
-large ones of which PyTorch's are faster; else they are PyTorch's. The environment variable
-`ASNG_CUDA_CONVOLUTIONS` chooses: `auto`, which is the default, `own` or `cudnn`. With
-`ASNG_CUDA_LAYERS=persistent` those of our own that follow each other, beside those of the other
-autoencoders, are one persistent kernel, whose blocks wait for each other between layers, instead of
-one launch or two `each`, which is the default; the bits are the same.
+launches. In bfloat16, and in float32 with TF32, its convolutions are kernels of our own, with skip
+and ReLU in them, but for large ones of which PyTorch's are faster; else they are PyTorch's. The
+environment variable `ASNG_CUDA_CONVOLUTIONS` chooses: `auto`, which is the default, `own` or
+`cudnn`. With `ASNG_CUDA_LAYERS=persistent` those of our own that follow each other, beside those of
+the other autoencoders, are one persistent kernel, whose blocks wait for each other between layers,
+instead of one launch or two `each`, which is the default; the bits are the same. With
+`ASNG_CUDA_TENSOR_CORES=wgmma` warpgroups multiply instead of warps (`mma`, the default), on GPUs of
+compute capability 9.0 alone.
 
 All have first derivatives and run under `torch.compile` and `torch.autocast`. On the CPU they take
 float32 or float64, and compute in float32 under autocast; on CUDA devices they take bfloat16 and
@@ -68,6 +69,7 @@ KERNELS = (3, 5)
 
 _CHOICE = "ASNG_CUDA_CONVOLUTIONS"
 _LAYERS = "ASNG_CUDA_LAYERS"
+_TENSOR_CORES = "ASNG_CUDA_TENSOR_CORES"
 _WIDE = (torch.float32, torch.float64)
 _HALF = (torch.bfloat16, torch.float16)
 
@@ -192,8 +194,11 @@ def convolutions(dtype: torch.dtype) -> str:
     choice = os.environ.get(_CHOICE) or "auto"
     if choice == "cudnn":
         return f"convolutions are cuDNN's, as {_CHOICE} says"
-    persistent = os.environ.get(_LAYERS) == "persistent"
-    ours = "convolutions are kernels of our own" + (", persistent ones" if persistent else "")
+    ours = "convolutions are kernels of our own"
+    if os.environ.get(_LAYERS) == "persistent":
+        ours += ", persistent ones"
+    if os.environ.get(_TENSOR_CORES) == "wgmma":
+        ours += ", with products of warpgroups"
     if choice == "auto":
         ours += ", or cuDNN's where those are faster"
     if dtype == torch.bfloat16:

@@ -743,6 +743,15 @@ class TestTensorCores:
     def _own(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("ASNG_CUDA_CONVOLUTIONS", "own")
 
+    @pytest.fixture(params=["mma", "wgmma"])
+    def products(
+        self, request: pytest.FixtureRequest, device: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        if device != "cpu" and torch.cuda.get_device_capability() != (9, 0):
+            pytest.skip("products by warpgroups are for compute capability 9.0")
+        monkeypatch.setenv("ASNG_CUDA_TENSOR_CORES", request.param)
+
+    @pytest.mark.usefixtures("products")
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
     @pytest.mark.parametrize(
         "space",
@@ -775,6 +784,7 @@ class TestTensorCores:
                 # it is next to nothing ReLU may take it for either.
                 assert error(got, want) < (2e-3 if dtype == torch.float32 else 2e-2)
 
+    @pytest.mark.usefixtures("products")
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
     def test_persistent_layers(
         self, dtype: torch.dtype, device: str, monkeypatch: pytest.MonkeyPatch
@@ -826,6 +836,10 @@ class TestTensorCores:
         with monkeypatch.context() as patch:
             patch.setenv("ASNG_CUDA_LAYERS", "persistent")
             assert "of our own, persistent ones, in TF32" in cae_ops.convolutions(torch.float32)
+            patch.setenv("ASNG_CUDA_TENSOR_CORES", "wgmma")
+            assert "persistent ones, with products of warpgroups, in TF32" in (
+                cae_ops.convolutions(torch.float32)
+            )
         torch.backends.cudnn.allow_tf32 = False
         assert "are cuDNN's: those" in cae_ops.convolutions(torch.float32)
         monkeypatch.setenv("ASNG_CUDA_CONVOLUTIONS", "cudnn")
@@ -845,6 +859,11 @@ class TestTensorCores:
         monkeypatch.setenv("ASNG_CUDA_LAYERS", "all")
         with pytest.raises(RuntimeError, match="must be each or persistent, got all"):
             run_chain(fused_chain, case, device)
+        monkeypatch.delenv("ASNG_CUDA_LAYERS")
+        monkeypatch.setenv("ASNG_CUDA_CONVOLUTIONS", "own")
+        monkeypatch.setenv("ASNG_CUDA_TENSOR_CORES", "all")
+        with pytest.raises(RuntimeError, match="must be mma or wgmma, got all"):
+            run_chain(fused_chain, in_dtype(case, torch.bfloat16), device)
 
 
 class TestSupernet:
