@@ -20,7 +20,6 @@ from asng_ext.runs.checkpoints import Epochs, Part
 from asng_ext.runs.config import RetrainConfig, affecting_results
 from asng_ext.runs.folder import RunFolder
 from asng_ext.tasks.protocol import RetrainTask, check_members, shown_metrics
-from asng_ext.training.batch_norm import synced_batch_norm
 from asng_ext.training.divergence import Halvings, raise_if_diverged
 from asng_ext.training.metrics import Means
 from asng_ext.training.precision import autocast
@@ -102,6 +101,9 @@ def _retrain(
     with DrawsFrom(seed, "network"):
         network = task.network(values)
     if config.sync_batch_norm and ranks.size > 1:
+        # Here, as it imports PyTorch's compiler.
+        from asng_ext.training.synced_batch_norm import synced_batch_norm
+
         synced_batch_norm(network, ranks)
     device = next(network.parameters()).device
     weight_optimizer = make_weight_optimizer(network, config)

@@ -31,13 +31,22 @@ def stores_bfloat16(device_type: str) -> bool:
     return device_type in ("cuda", "meta")
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def allows_tf32() -> bool:
     """Whether products of float32 matrices may be in TF32 on a CUDA device.
 
     They may where PyTorch's own convolutions may: by its setting when the operator is called, or
     compiled.
     """
+    if torch.compiler.is_compiling():
+        # Here, as it imports PyTorch's compiler, which takes a second.
+        from asng_ext.ops._while_compiling import constant_allows_tf32
+
+        return bool(constant_allows_tf32())
+    return convolves_in_tf32()
+
+
+def convolves_in_tf32() -> bool:
+    """Whether PyTorch's own convolutions may be in TF32 now."""
     conv = torch.backends.cudnn.conv  # type: ignore[attr-defined]
     return bool(conv.fp32_precision == "tf32")
 

@@ -19,7 +19,6 @@ from torch.utils import _pytree as pytree
 
 from asng_ext.distributed import Ranks
 from asng_ext.training.active_sgd import ActiveSGD
-from asng_ext.training.batch_norm import SyncedBatchNorm
 
 __all__ = ["BatchPart", "Spread", "part_of_batch", "rows_of_part"]
 
@@ -111,7 +110,8 @@ class Spread:
             self._gradients = _Slices(ranks, weight_optimizer)
         else:
             self._gradients = _Gradients(list(model.parameters()))
-        self._statistics = _RunningStatistics(ranks, self._groups, model)
+        if ranks.size > 1:
+            self._statistics = _RunningStatistics(ranks, self._groups, model)
 
     def own(self, batch: Any, samples: Any = None) -> tuple[Any, Any]:
         """The part of a batch and the samples that are for this rank."""
@@ -272,6 +272,9 @@ class _RunningStatistics:
     """
 
     def __init__(self, ranks: Ranks, groups: Sequence[Sequence[int]], model: nn.Module) -> None:
+        # Here, as it imports PyTorch's compiler.
+        from asng_ext.training.synced_batch_norm import SyncedBatchNorm
+
         self._ranks = ranks
         self._groups = groups
         self._modules: list[Any] = [
