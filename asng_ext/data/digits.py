@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ._optional import require
 from .augment import DIGITS_AUGMENTATION
@@ -18,15 +24,30 @@ def load_digits(seed: int = 0) -> ImageData:
 
     Raises ImportError if scikit-learn is missing.
     """
-    purpose = "the digits data set comes with"
-    bundle = require("sklearn.datasets", "scikit-learn", purpose).load_digits()
-    gray = torch.as_tensor(bundle.images, dtype=torch.float64)
-    images = (gray * (255 / 16)).round().to(torch.uint8).unsqueeze(3)
-    labels = torch.as_tensor(bundle.target, dtype=torch.int64)
-    names = tuple(str(name) for name in bundle.target_names)
+    table = torch.as_tensor(_table())
+    gray = table[:, :64].to(torch.float64).view(-1, 8, 8, 1)
+    images = (gray * (255 / 16)).round().to(torch.uint8)
+    labels = table[:, 64].to(torch.int64)
+    names = tuple("0123456789")
     is_test = stratified(labels, seed, "digits")
     return ImageData.of(
         ImageSet(images[~is_test], labels[~is_test], names),
         ImageSet(images[is_test], labels[is_test], names),
         DIGITS_AUGMENTATION,
     )
+
+
+def _table() -> NDArray[Any]:
+    """(1797, 65): the gray levels of each image, 0..16, and its class.
+
+    From scikit-learn's file, since importing scikit-learn, with pandas, takes seconds. Where the
+    file is not found, by its own function.
+    """
+    package = find_spec("sklearn")
+    for folder in (package and package.submodule_search_locations) or ():
+        file = Path(folder, "datasets", "data", "digits.csv.gz")
+        if file.is_file():
+            return np.loadtxt(file, np.uint8, delimiter=",")
+    purpose = "the digits data set comes with"
+    bundle = require("sklearn.datasets", "scikit-learn", purpose).load_digits()
+    return np.column_stack([bundle.data, bundle.target])

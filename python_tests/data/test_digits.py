@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -50,7 +51,23 @@ def test_division_depends_on_the_seed_alone(
     assert not torch.equal(first.test.images, load_digits(2).test.images)
 
 
+def test_scikit_learn_is_imported_where_its_file_is_elsewhere(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("sklearn.datasets")
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "sklearn.datasets", None)  # cannot be imported
+        data = load_digits(4)
+    monkeypatch.setattr(Path, "is_file", lambda path: False)
+    other = load_digits(4)
+    for part, same in ((data.train, other.train), (data.test, other.test)):
+        assert torch.equal(part.images, same.images)
+        assert torch.equal(part.labels, same.labels)
+        assert part.class_names == same.class_names
+
+
 def test_without_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    for module in ("sklearn", "sklearn.datasets"):
+        monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ImportError, match="pip install scikit-learn"):
         load_digits(0)
