@@ -13,7 +13,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
@@ -414,19 +413,16 @@ def _seconds_of(experiment: Experiment) -> float:
 def _seconds_after_epochs(experiment: Experiment) -> float:
     """What follows the epochs of a whole search takes, found out after a few steps."""
     timed = _TimedSearch(experiment)
-    task: Any = experiment.task
-    batches = task.weight_batches
+    steps = min(_WARM_UP, timed.steps - 1)  # no more batches are asked for than there are
     seconds = math.nan
 
-    def clocked(epoch: int) -> Iterator[Any]:
+    def begun(epoch: int) -> None:
         nonlocal seconds
-        # No more batches are asked for than there are steps.
-        yield from islice(batches(epoch), min(_WARM_UP, task.search_steps - 1))
-        seconds = sum(map(timed.seconds_after, range(experiment.search_config.epochs)))
-        raise _EnoughError
+        if len(timed.begins) > steps:
+            seconds = sum(map(timed.seconds_after, range(experiment.search_config.epochs)))
+            raise _EnoughError
 
-    task.weight_batches = clocked
-    timed.search()
+    timed.search(begun)
     return seconds
 
 
@@ -435,26 +431,40 @@ class _EnoughError(Exception):
 
 
 class _TimedSearch:
-    """A search that is timed, of which the strategy can be asked for more."""
+    """A search that is timed, of which the strategy can be asked for more.
+
+    Attributes:
+        steps: Of an epoch.
+        begins: When each step has begun.
+    """
 
     def __init__(self, experiment: Experiment) -> None:
         self._experiment = experiment
         self._method: Any = None
+        self.steps: int = experiment.task.search_steps
+        self.begins: list[float] = []
 
-    def search(self, callback: EpochCallback | None = None) -> None:
-        """Searches until it is enough."""
+    def search(self, begun: Callable[[int], None], callback: EpochCallback | None = None) -> None:
+        """Searches until it is enough: ``begun``, called with the epoch when a step begins, or
+        ``callback`` raises _EnoughError."""
         experiment: Any = self._experiment
-        method = experiment.method
+        method, batches = experiment.method, experiment.task.weight_batches
 
         def kept(*start: Any) -> Any:
             self._method = method(*start)
             return self._method
 
-        experiment.method = kept
+        def clocked(epoch: int) -> Iterator[Any]:
+            for batch in batches(epoch):
+                self.begins.append(self._now())
+                begun(epoch)
+                yield batch
+
+        experiment.method, experiment.task.weight_batches = kept, clocked
         with contextlib.suppress(_EnoughError):
             experiment.search(callback=callback)
 
-    def now(self) -> float:
+    def _now(self) -> float:
         """Seconds of a clock, when all that was begun is done."""
         if self._experiment.device.type == "cuda":
             torch.cuda.synchronize(self._experiment.device)
@@ -462,10 +472,10 @@ class _TimedSearch:
 
     def seconds_after(self, epoch: int) -> float:
         """What follows that epoch takes, in the middle of the search."""
-        begun = self.now()
+        begun = self._now()
         if isinstance(self._method, Strategy):
             self._method.end_epoch(epoch)
-        return self.now() - begun
+        return self._now() - begun
 
 
 def _measured(experiment: Experiment) -> float:
@@ -475,10 +485,7 @@ def _measured(experiment: Experiment) -> float:
     first takes too long, those of single steps and of what follows an epoch.
     """
     timed = _TimedSearch(experiment)
-    task: Any = experiment.task
-    steps: int = task.search_steps
-    batches = task.weight_batches
-    begins: list[float] = []
+    begins = timed.begins
     epochs: list[float] = []
     after = 0.0
 
@@ -487,23 +494,19 @@ def _measured(experiment: Experiment) -> float:
         if len(epochs) > 1 and sum(epochs[1:]) >= _MEASURED_SECONDS:
             raise _EnoughError
 
-    def clocked(epoch: int) -> Iterator[Any]:
+    def begun(epoch: int) -> None:
         nonlocal after
-        for batch in batches(epoch):
-            begins.append(timed.now())
-            enough = len(begins) > 2 * _WARM_UP and not epochs
-            if enough and begins[-1] - begins[_WARM_UP] >= _MEASURED_SECONDS:
-                after = timed.seconds_after(epoch)
-                raise _EnoughError
-            yield batch
+        enough = len(begins) > 2 * _WARM_UP and not epochs
+        if enough and begins[-1] - begins[_WARM_UP] >= _MEASURED_SECONDS:
+            after = timed.seconds_after(epoch)
+            raise _EnoughError
 
-    task.weight_batches = clocked
-    timed.search(note)
+    timed.search(begun, note)
     if len(epochs) > 1:
         return sum(epochs[1:]) / (len(epochs) - 1)
     if epochs:
         return epochs[0]
-    return steps * (begins[-1] - begins[_WARM_UP]) / (len(begins) - 1 - _WARM_UP) + after
+    return timed.steps * (begins[-1] - begins[_WARM_UP]) / (len(begins) - 1 - _WARM_UP) + after
 
 
 # Workers
