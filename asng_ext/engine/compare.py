@@ -7,6 +7,7 @@ import io
 import math
 import multiprocessing
 import signal
+import statistics
 import tempfile
 import threading
 import time
@@ -49,6 +50,8 @@ __all__ = ["COMPARISON", "Comparison", "compare"]
 COMPARISON = "compare.json"
 
 _MEASURED_SECONDS = 5.0
+_MEASURED_SEEDS = 3
+"""Distributions of different seeds go to choices that take more or less time."""
 _WARM_UP = 3  # steps, and as many are measured at least
 _FEW_EPOCHS = 5
 
@@ -85,8 +88,8 @@ def compare(
     and what is missing is added. After each run compare.csv and compare.txt are written, and
     figure2.png where matplotlib is installed.
 
-    Of minutes, the first seed of a strategy is searched for a moment to find out how many epochs
-    fit in; all its runs have as many, and their config.toml says so.
+    Of minutes, a strategy is searched for a moment with each of its first three seeds to find out
+    how many epochs fit in on average; all its runs have as many, and their config.toml says so.
 
     Args:
         path: The folder, which must be empty, new, or of a comparison.
@@ -279,21 +282,29 @@ def _run_all(
     todo = [job for job in jobs if comparison.row(job.name) is None]
     if len(todo) < len(jobs):
         say(stream, f"{len(jobs) - len(todo)} of {len(jobs)} runs are done\n")
-    measured: dict[str, _Job] = {}
+    measured: dict[str, dict[int, _Job]] = {}
     for job in todo:
         if not job.given and job.name.strategy not in comparison.epochs:
-            measured.setdefault(job.name.strategy, job)
+            of_seeds = measured.setdefault(job.name.strategy, {})
+            if len(of_seeds) < _MEASURED_SEEDS:
+                of_seeds.setdefault(job.name.seed, job)
+    some = [job for of_seeds in measured.values() for job in of_seeds.values()]
     found: Iterable[tuple[_Job, _Outcome]]
     if budget.steps is not None:
-        found = [(job, _Outcome(epochs_within(budget, job.steps))) for job in measured.values()]
+        found = [(job, _Outcome(_Speed(0.0, 0.0))) for job in some]
     else:
-        found = workers.outcomes(_EpochsInMinutes(budget), list(measured.values()))
+        found = workers.outcomes(_speed, some)
+    speeds: dict[str, list[_Speed]] = {strategy: [] for strategy in measured}
     why: dict[str, str] = {}
-    for job, (epochs, cause, _) in found:
+    for job, (speed, cause, _) in found:
         strategy = job.name.strategy
         if cause is not None:
             why[strategy] = cause
-        else:
+            continue
+        speeds[strategy].append(speed)
+        if len(speeds[strategy]) == len(measured[strategy]):
+            seconds, once = map(statistics.fmean, zip(*speeds[strategy]))
+            epochs = epochs_within(budget, job.steps, seconds, once)
             comparison.set_epochs(strategy, epochs)
             say(stream, f"{strategy}: {epochs:,} epochs for {budget}\n")
     done, ready = len(jobs) - len(todo), []
@@ -373,34 +384,36 @@ def _run(job: _Job) -> None:
         experiment.retrain()
 
 
-@dataclass(frozen=True)
-class _EpochsInMinutes:
-    """Says how many epochs of a search fit into a budget of minutes."""
+class _Speed(NamedTuple):
+    """Seconds that an epoch of a search takes, and what comes once, however many there are."""
 
-    budget: Budget
+    epoch: float
+    once: float
 
-    def __call__(self, job: _Job) -> int:
-        search = {**job.config["search"], "test_every": 0}
-        kind = get_strategy(search["strategy"])
-        options = filter(None, [search.get("strategy_options", ""), kind.measured_with])
-        search["strategy_options"] = ",".join(options)
-        config = {**job.config, "search": search}
-        # What a search leaves in its folder is of no use here.
-        with tempfile.TemporaryDirectory() as folder:
 
-            def run(epochs: int) -> Experiment:
-                own = {**config, "search": {**config["search"], "epochs": epochs}}
-                return Experiment.create(Path(folder) / f"run{epochs}", own, None)
+def _speed(job: _Job) -> _Speed:
+    """That of a search, found out by searching for a moment."""
+    search = {**job.config["search"], "test_every": 0}
+    kind = get_strategy(search["strategy"])
+    options = filter(None, [search.get("strategy_options", ""), kind.measured_with])
+    search["strategy_options"] = ",".join(options)
+    config = {**job.config, "search": search}
+    # What a search leaves in its folder is of no use here.
+    with tempfile.TemporaryDirectory() as folder:
 
-            # So many that no phase between them comes.
-            seconds, more = _measured(run(1_000_000)), 0.0
-            if kind.in_phases:
-                few = run(_FEW_EPOCHS)
-                if seconds < _MEASURED_SECONDS:
-                    more = max(0.0, _seconds_of(few) - _FEW_EPOCHS * seconds)
-                else:
-                    more = _seconds_after_epochs(few)
-            return epochs_within(self.budget, job.steps, seconds, more)
+        def run(epochs: int) -> Experiment:
+            own = {**config, "search": {**config["search"], "epochs": epochs}}
+            return Experiment.create(Path(folder) / f"run{epochs}", own, None)
+
+        # So many that no phase between them comes.
+        seconds, once = _measured(run(1_000_000)), 0.0
+        if kind.in_phases:
+            few = run(_FEW_EPOCHS)
+            if seconds < _MEASURED_SECONDS:
+                once = max(0.0, _seconds_of(few) - _FEW_EPOCHS * seconds)
+            else:
+                once = _seconds_after_epochs(few)
+        return _Speed(seconds, once)
 
 
 def _seconds_of(experiment: Experiment) -> float:

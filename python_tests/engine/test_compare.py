@@ -360,7 +360,8 @@ def test_what_follows_long_epochs_is_part_of_the_budget(
     config: dict[str, Any] = {**CONFIG, "seed": 0, "search": search}
     steps = Experiment(RunFolder(tmp_path), {**config, "search": {**search, "epochs": 1}}, None)
     job = compare_module._Job(tmp_path, RunName(kind.name, 0), config, steps.task.search_steps)
-    search["epochs"] = compare_module._EpochsInMinutes(Budget(minutes=5))(job)
+    speed = compare_module._speed(job)
+    search["epochs"] = contestants.epochs_within(Budget(minutes=5), job.steps, *speed)
     assert search["epochs"] == epochs
     begun = _CLOCK.now
     Experiment.create(tmp_path / "run", config, None).search()
@@ -368,24 +369,27 @@ def test_what_follows_long_epochs_is_part_of_the_budget(
 
 
 def test_minutes_are_epochs_of_all_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as fit in on average, where the seeds that there are first differ in speed."""
     seen = []
 
     def measured(run: Experiment) -> float:
         seen.append((run.search_config.strategy, run.seed))
-        return 2.0
+        return 1.0 + run.seed
 
     def begun(job: Any) -> None:
         Experiment.create_or_open(job.folder, job.config, None)
 
     monkeypatch.setattr(compare_module, "_measured", measured)
     monkeypatch.setattr(compare_module, "_run", begun)
-    for seeds in (1, 2):
-        budget = Budget(minutes=0.11)  # 6.6 seconds
-        compare(tmp_path / "m", CONFIG, ["sng"], budget, seeds=seeds, stream=None)
-    assert seen == [("sng", 0)]
-    for seed in range(2):
-        config = RunFolder(tmp_path / "m" / f"sng-seed{seed}").read_config()
-        assert config["search"]["epochs"] == 3
+    for first, then, measured_seeds, epochs in ((2, 3, 2, 4), (4, 4, 3, 3)):
+        folder, seen[:] = tmp_path / str(first), []
+        for seeds in (first, then):
+            budget = Budget(minutes=0.11)  # 6.6 seconds
+            compare(folder, CONFIG, ["sng"], budget, seeds=seeds, stream=None)
+        assert seen == [("sng", seed) for seed in range(measured_seeds)]
+        for seed in range(then):
+            config = RunFolder(folder / f"sng-seed{seed}").read_config()
+            assert config["search"]["epochs"] == epochs
 
 
 @pytest.mark.parametrize(
@@ -535,12 +539,12 @@ def test_what_strategies_do_beside_epochs_is_part_of_the_budget(
 
     monkeypatch.setattr(compare_module, "_measured", lambda run: 0.5)
     monkeypatch.setattr(compare_module, "_seconds_of", whole)
-    for name, epochs in (("random", 4), ("asng", 10)):
+    for name, speed in (("random", (0.5, 3.0)), ("asng", (0.5, 0.0))):
         search = {**CONFIG["search"], "strategy": name}
         job = compare_module._Job(
             tmp_path, RunName(name, 0), {**CONFIG, "seed": 0, "search": search}, 1
         )
-        assert compare_module._EpochsInMinutes(Budget(minutes=5 / 60))(job) == epochs
+        assert compare_module._speed(job) == speed
     assert seen == [("random", 5)]
 
 
