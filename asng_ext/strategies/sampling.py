@@ -20,9 +20,12 @@ __all__ = ["Evolution", "RandomSearch", "TrainsUniformly"]
 class TrainsUniformly(CategoricalStrategy):
     """Each step trains one architecture, all being equally likely; what follows the last epoch
     chooses one. Until then an arbitrary one is recommended.
-
-    If there is an option ``batches``, it says on how many it is chosen, with 0 for all.
     """
+
+    @property
+    def chosen_on(self) -> int:
+        """The number of batches on which it is chosen; 0 for all that there are."""
+        return 0
 
     @property
     def theta(self) -> None:
@@ -37,8 +40,7 @@ class TrainsUniformly(CategoricalStrategy):
 
     def end_epoch(self, epoch: int) -> None:
         if epoch + 1 == self.epochs:
-            count = getattr(self.options, "batches", 0) or None
-            self.best = self.choose(list(islice(self.validation(epoch), count)))
+            self.best = self.choose(list(islice(self.validation(epoch), self.chosen_on or None)))
 
     def choose(self, batches: Sequence[Batch]) -> list[int]:
         """The architecture that is best on batches that trained no weights."""
@@ -114,6 +116,10 @@ class Evolution(TrainsUniformly):
     name = "evolution"
     Options = EvolutionOptions
     options: EvolutionOptions
+
+    @property
+    def chosen_on(self) -> int:
+        return self.options.batches
 
     def choose(self, batches: Sequence[Batch]) -> list[int]:
         options = self.options

@@ -252,6 +252,10 @@ class Smash(TrainsUniformly):
     Options = SmashOptions
     options: SmashOptions
 
+    @property
+    def chosen_on(self) -> int:
+        return self.options.batches
+
     def supernet(self, task: SearchTask) -> nn.Module:
         made = task.supernet()
         if not isinstance(made, CellSupernet):

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import small_classification as small
 from toy_supernet import CHOICES, ToyTask, begun
 
 
@@ -74,6 +75,24 @@ def test_the_oldest_dies_and_the_best_that_lived_is_chosen(monkeypatch: Any) -> 
     # It has all children while it lives, which is one cycle, and none afterwards.
     assert parents[0] == best
     assert best not in parents[3:]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "count"),
+    [("random", {}, 9), ("evolution", {"batches": 2}, 2), ("evolution", {"batches": 0}, 9),
+     ("smash", {"batches": 2}, 2), ("smash", {"batches": 0}, 9)],
+)  # fmt: skip
+def test_on_how_many_batches_it_is_chosen(
+    name: str, options: dict[str, int], count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = small.task()
+    monkeypatch.setattr(task, "theta_batches", lambda epoch: iter(range(9)))
+    strategy = begun(name, task, epochs=2, **options)
+    seen: list[list[Any]] = []
+    monkeypatch.setattr(strategy, "choose", lambda batches: seen.append(batches))
+    for epoch in range(2):
+        strategy.end_epoch(epoch)
+    assert seen == [list(range(count))]  # after the last epoch
 
 
 @pytest.mark.parametrize("name", ["random", "evolution"])
