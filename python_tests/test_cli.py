@@ -288,6 +288,19 @@ def test_errors_say_what_is_wrong(
     assert not out.exists()
 
 
+@pytest.mark.parametrize("command", ["search classification", "show", "toy"])
+def test_options_that_are_unknown_are_those_of_the_command(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        asng(*command.split(), *(["run"] if command == "show" else []), "--epohs=3")
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == (
+        f"asng {command}: error: unrecognized arguments: --epohs=3; `asng {command} --help` says "
+        "more\n"
+    )
+
+
 def test_a_full_folder_is_not_overwritten(
     searched: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
