@@ -747,7 +747,7 @@ def _without(option: str, arguments: Sequence[str]) -> list[str]:
 def _finish_search(experiment: Experiment, resume_from: str | None = None) -> None:
     experiment.search(*filter(None, [resume_from]))
     tell(f"architecture: {experiment.run.file('architecture.json')}")
-    tell(f"retrain it:   {shlex.join(['asng', 'retrain', str(experiment.run.path)])}")
+    tell(f"retrain it:   {experiment.run.retrain_command}")
 
 
 def _open(args: argparse.Namespace) -> Experiment:

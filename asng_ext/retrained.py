@@ -214,8 +214,8 @@ def load_network(run_or_file: Path | str) -> ImageClassifier | ImageRestorer:
     path = as_path("run_or_file", run_or_file)
     again = "`asng retrain RUN`, with its run folder,"
     if path.is_dir():
-        again = f"`asng retrain {path}`"
-        path = RunFolder.open(path).file("network.pt")
+        run = RunFolder.open(path)
+        path, again = run.file("network.pt"), f"`{run.retrain_command}`"
         if not path.exists():
             raise FileNotFoundError(
                 f"{path} is missing: the run has not been retrained; {again} does that"
@@ -308,6 +308,8 @@ def read_architecture(run_or_file: Path | str) -> tuple[Path, dict[str, Any]]:
                 f"{path} is missing: the search has not finished; continue it with "
                 f"`{run.resume_command}`"
             )
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing; give a run folder or an architecture.json")
     content = RunFolder(path.parent).read_json(path.name)
     if not isinstance(content.get("architecture"), dict):
         raise ValueError(f'{path} must hold an architecture by names as "architecture"')

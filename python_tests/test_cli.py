@@ -317,7 +317,7 @@ def test_a_full_folder_is_not_overwritten(
         small_runs.classification(searched, data=str(searched / "none"))
     file = searched / "config.toml"
     assert asng("search", "classification", *small.OPTIONS, "--out", file) == 2
-    assert f"run folder {file} exists" in capsys.readouterr().err
+    assert f"run folder {file} is a file" in capsys.readouterr().err
     assert (searched / "config.toml").read_bytes() == before
 
 

@@ -163,16 +163,20 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
         asng.load_network(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"no\.pt is missing"):
         asng.load_network(tmp_path / "no.pt")
-    run = small_runs.classification(tmp_path / "run")
+    with pytest.raises(FileNotFoundError, match=r"no is missing; give a run folder or an arch"):
+        asng.load_architecture(tmp_path / "no")
+    folder = tmp_path / "a run"
+    run = small_runs.classification(folder)
     with pytest.raises(FileNotFoundError, match=r"has not finished; continue it with `asng resume"):
-        asng.load_architecture(tmp_path / "run")
+        asng.load_architecture(folder)
     run.search()
-    asng.load_architecture(tmp_path / "run")
-    with pytest.raises(FileNotFoundError, match=r"has not been retrained; `asng retrain .*run`"):
-        asng.load_network(tmp_path / "run")
+    asng.load_architecture(folder)
+    for load in (asng.load_network, lambda _: run.evaluate()):
+        with pytest.raises(FileNotFoundError, match=rf"`asng retrain '{folder}'`"):
+            load(folder)
     run.run.write_json("other.json", {"architecture": 3})
     with pytest.raises(ValueError, match=r"other\.json must hold an architecture by names"):
-        asng.load_architecture(tmp_path / "run" / "other.json")
+        asng.load_architecture(folder / "other.json")
 
 
 @pytest.mark.parametrize("name", ["search.pt", "retrain.pt"])

@@ -294,7 +294,7 @@ class Experiment:
         if self.architecture_file.is_given():
             raise ValueError(
                 f"{self.run.path} was begun with an architecture and searches none; continue it "
-                f"with `asng retrain {self.run.path}`"
+                f"with `{self.run.retrain_command}`"
             )
         return self.run.read_json(_START) if self.run.file(_START).exists() else self._read_start()
 
@@ -401,7 +401,7 @@ class Experiment:
             FileNotFoundError: If there is none yet.
             ValueError: If network.pt is damaged or not of this task.
         """
-        path, again = self.run.file("network.pt"), f"`asng retrain {self.run.path}`"
+        path, again = self.run.file("network.pt"), f"`{self.run.retrain_command}`"
         try:
             state = self.run.load("network.pt")
         except ValueError as error:

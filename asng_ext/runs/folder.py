@@ -19,11 +19,6 @@ from asng_ext.runs.lock import LOCK_FILE, FolderLock
 
 __all__ = ["RunFolder"]
 
-_NOT_EMPTY = (
-    "run folder {} exists and is not empty; choose another, or continue the run that is in it "
-    "with `{}`"
-)
-
 
 class RunFolder:
     """The files of one run.
@@ -89,17 +84,27 @@ class RunFolder:
         """What continues the run, for a shell."""
         return shlex.join(["asng", "resume", str(self.path)])
 
+    @property
+    def retrain_command(self) -> str:
+        """What retrains the architecture of the run, for a shell."""
+        return shlex.join(["asng", "retrain", str(self.path)])
+
     @staticmethod
     def check_unused(path: Path | str) -> None:
         """Raises FileExistsError if there is something where a run is to be created."""
         path = as_path("path", path)
-        if path.is_dir():
-            names = (entry.name for entry in path.iterdir())
-            used = any(name != LOCK_FILE and not LEFTOVER.fullmatch(name) for name in names)
-        else:
-            used = path.exists()
-        if used:
-            raise FileExistsError(_NOT_EMPTY.format(path, RunFolder(path).resume_command))
+        if not path.exists():
+            return
+        if not path.is_dir():
+            raise FileExistsError(f"run folder {path} is a file; choose another")
+        names = (entry.name for entry in path.iterdir())
+        if any(name != LOCK_FILE and not LEFTOVER.fullmatch(name) for name in names):
+            words, run = "", RunFolder(path)
+            if run.file("config.toml").exists():
+                words = f", or continue the run that is in it with `{run.resume_command}`"
+            raise FileExistsError(
+                f"run folder {path} exists and is not empty; choose another{words}"
+            )
 
     @classmethod
     def open(cls, path: Path | str) -> RunFolder:

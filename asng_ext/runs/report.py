@@ -57,7 +57,7 @@ def report(run: RunFolder) -> str:
     elif found is None:
         lines.append(_command("next", run.resume_command))
     elif not network or not retrained:
-        lines.append(_command("next", f"asng retrain {folder}"))
+        lines.append(_command("next", run.retrain_command))
     else:
         lines.append(_command("next", f"asng export {folder}"))
         lines.append(_command("or", f"asng predict {folder} IMAGE..."))

@@ -138,12 +138,20 @@ def test_metrics_are_those_that_are_known_or_those_in_the_file(tmp_path: Path) -
 
 def test_command_that_resumes_is_for_a_shell(tmp_path: Path) -> None:
     path = tmp_path / "a run"
-    RunFolder.create(path, {})
-    (path / "search.csv").touch()
+    run = RunFolder.create(path, {})
     command = f"asng resume '{path}'"
-    assert RunFolder(path).resume_command == command
+    assert run.resume_command == command
+    assert run.retrain_command == f"asng retrain '{path}'"
     with pytest.raises(FileExistsError, match=re.escape(f"with `{command}`")):
         RunFolder.check_unused(path)
+
+
+def test_what_is_no_run_cannot_be_continued(tmp_path: Path) -> None:
+    (tmp_path / "notes").touch()
+    for path, words in ((tmp_path, "exists and is not empty"), (tmp_path / "notes", "is a file")):
+        with pytest.raises(FileExistsError) as caught:
+            RunFolder.create(path, {})
+        assert str(caught.value) == f"run folder {path} {words}; choose another"
 
 
 def test_run_folder(tmp_path: Path) -> None:
