@@ -170,11 +170,16 @@ class StackedCell(nn.Module):
         return [cast(Tensor, getattr(self, name)) for name in _host.CELL_WEIGHTS]
 
     def forward(
-        self, prev_prev: Tensor, prev: Tensor, inputs: Tensor, operations: Tensor
+        self,
+        prev_prev: Tensor,
+        prev: Tensor,
+        inputs: Tensor,
+        operations: Tensor,
+        plan: ops.cell.Plan | None = None,
     ) -> tuple[Tensor, Tensor]:
         """(λ or 1, B, H, W, P) twice to (λ, B, H', W', P), and prev for the next but one."""
         return ops.cell.cell_passing_on(
-            prev_prev, prev, inputs, operations, self.weights(), self.prev_prev_is_larger
+            prev_prev, prev, inputs, operations, self.weights(), self.prev_prev_is_larger, plan
         )
 
 
@@ -287,8 +292,10 @@ class FusedCellSupernet(CellSupernet):
         wants_auxiliary = self.training and self.auxiliary is not None
         if wants_auxiliary or not ops.cell.runs_stacks(x.device):
             return self._run_cells(stem, inputs, operations)
-        weights = [cast(StackedCell, cell).weights() for cell in self.cells]
-        return ops.cell.cells(stem, inputs, operations, weights), None
+        return ops.cell.cells(stem, inputs, operations, self._cell_weights()), None
+
+    def _cell_weights(self) -> list[list[Tensor]]:
+        return [cast(StackedCell, cell).weights() for cell in self.cells]
 
     def _run_cells(
         self, stem: Tensor, inputs: Tensor, operations: Tensor
@@ -296,9 +303,10 @@ class FusedCellSupernet(CellSupernet):
         """The same, cell by cell."""
         prev_prev = prev = stem
         auxiliary_logits: Tensor | None = None
-        for i, cell in enumerate(self.cells):
+        plans = ops.cell.plans(stem, inputs, operations, self._cell_weights())
+        for i, (cell, plan) in enumerate(zip(self.cells, plans, strict=True)):
             kind = int(self.is_reduction[i])
-            prev, prev_prev = cell(prev_prev, prev, inputs[kind], operations[kind])
+            prev, prev_prev = cell(prev_prev, prev, inputs[kind], operations[kind], plan)
             if self.training and self.auxiliary is not None and i == self.auxiliary_at:
                 # Its normalization takes the statistics of one architecture at a time.
                 auxiliary_logits = torch.stack(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import namedtuple
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,16 +29,25 @@ from asng_ext.ops._registration import (
     as_under_autocast,
     call,
     call_backward,
+    register_autocast,
     register_fake,
     register_operator,
 )
 
-__all__ = ["CellWeights", "cell", "cell_passing_on", "cells", "runs_stacks"]
+__all__ = ["CellWeights", "Plan", "cell", "cell_passing_on", "cells", "plans", "runs_stacks"]
 
 CellWeights: Any = namedtuple("CellWeights", _host.CELL_WEIGHTS)  # type: ignore[misc]
 """The weights of a cell by name, in the order in which the operators take them; their shapes are
 those of `_host.cell_weights`. A cell other than a reduction cell has an empty tensor for its
 reduction."""
+
+
+class Plan(NamedTuple):
+    """What the kernels of one cell look up and pack, for CUDA devices: see `plans`."""
+
+    forward: Tensor
+    backward: Tensor | None
+    """None where there will be no backward pass."""
 
 
 def runs_stacks(device: torch.device) -> bool:
@@ -80,6 +89,32 @@ def cell(
     return out
 
 
+def plans(
+    images: Tensor, inputs: Tensor, operations: Tensor, weights: Sequence[Sequence[Tensor]]
+) -> list[Plan | None]:
+    """What the kernels of each cell of a stack look up and pack, for all cells at once.
+
+    On CUDA devices a cell that is called without a plan makes it itself, in a launch of its own for
+    each pass. Elsewhere there are no plans.
+
+    Args: see `cells`. The weights must not change before the cells are called.
+
+    Returns:
+        Of each cell the plan for one call of `cell_passing_on`, or None.
+
+    Raises:
+        RuntimeError: An argument does not fit.
+    """
+    if not _libraries.has_cuda_kernels(images.device) or torch.compiler.is_compiling():
+        return [None] * len(weights)
+    flat = [weight for cell_weights in weights for weight in cell_weights]
+    args, backward = (images, inputs, operations, flat), torch.is_grad_enabled()
+    with torch.no_grad():
+        forward = torch.ops.asng._cell_plans(*args, False)
+        others = torch.ops.asng._cell_plans(*args, True) if backward else [None] * len(forward)
+    return [Plan(*pair) for pair in zip(forward, others, strict=True)]
+
+
 def cell_passing_on(
     prev_prev: Tensor,
     prev: Tensor,
@@ -87,11 +122,12 @@ def cell_passing_on(
     operations: Tensor,
     weights: Sequence[Tensor],
     prev_prev_is_larger: bool = False,
+    plan: Plan | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`cell`, and prev again, for the cell after the next, which reads it as its prev_prev.
 
     On CUDA devices this cell's gradient of prev is added to the one that comes back from there,
-    where that lies, without a launch of its own.
+    where that lies, without a launch of its own. `plan` is used up.
 
     Returns:
         The output, and what has the values of prev, which nothing but a cell may read: other
@@ -100,13 +136,16 @@ def cell_passing_on(
     Raises:
         RuntimeError, ValueError: See `cell`.
     """
-    args = (prev_prev, prev, inputs, operations, weights, prev_prev_is_larger)
-    adds = _libraries.has_cuda_kernels(prev.device) and torch.is_grad_enabled()
-    if not adds or torch.compiler.is_compiling():
-        return cell(*args), prev
+    on_host = not _libraries.has_cuda_kernels(prev.device)
+    grad, tf32 = torch.is_grad_enabled(), allows_tf32()
+    if on_host or torch.compiler.is_compiling() or (plan is None and not grad):
+        return cell(prev_prev, prev, inputs, operations, weights, prev_prev_is_larger), prev
+    if plan is not None and not grad:
+        args = (plan.forward, prev_prev, prev, inputs, operations, list(weights))
+        return torch.ops.asng._planned_cell(*args, prev_prev_is_larger, False, tf32)[0], prev
     prev_prev, prev = (as_under_autocast(x, cast_feature_maps) for x in (prev_prev, prev))
     out, passed_on = _PassingOn.apply(  # type: ignore[no-untyped-call]
-        prev_prev, prev, inputs, operations, prev_prev_is_larger, allows_tf32(), *weights
+        plan, prev_prev, prev, inputs, operations, prev_prev_is_larger, tf32, *weights
     )
     return out, passed_on
 
@@ -117,6 +156,7 @@ class _PassingOn(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
+        plan: Plan | None,
         prev_prev: Tensor,
         prev: Tensor,
         inputs: Tensor,
@@ -128,7 +168,11 @@ class _PassingOn(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.flags = prev_prev_is_larger, tf32
         args = (prev_prev, prev, inputs, operations, list(weights), prev_prev_is_larger, True, tf32)
-        out, saved = torch.ops.asng.cell(*args)
+        if plan is None:
+            out, saved = torch.ops.asng.cell(*args)
+        else:
+            out, saved = torch.ops.asng._planned_cell(plan.forward, *args)
+        ctx.plan = None if plan is None else plan.backward
         ctx.save_for_backward(prev_prev, prev, out, saved, inputs, operations, *weights)
         return out, prev
 
@@ -137,19 +181,18 @@ class _PassingOn(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor | None, grad_prev: Tensor | None) -> tuple[Any, ...]:
         tensors, weights = ctx.saved_tensors[:6], list(ctx.saved_tensors[6:])
         larger, tf32 = ctx.flags
-        none = [None] * len(weights)
         if grad is None:
-            return None, grad_prev, None, None, None, None, *none
-        needed = ctx.needs_input_grad
-        args = (grad.contiguous(), *tensors, weights, larger, needed[0])
-        if grad_prev is None or not needed[1]:
-            flags = (needed[1], tf32)
-            grad_prev_prev, grad_prev, grads = torch.ops.asng._cell_backward(*args, *flags)
-        else:
-            # No one else has it: the cell that prev was passed on to has just made it.
-            grad_prev = grad_prev.contiguous()
-            grad_prev_prev, grads = torch.ops.asng._cell_backward_onto(*args, grad_prev, tf32)
+            return None, None, grad_prev, *[None] * (4 + len(weights))
+        # A further backward pass has no plan.
+        plan, ctx.plan = ctx.plan, None
+        needed = ctx.needs_input_grad[1:]
+        # No one else has it: the cell that prev was passed on to has just made it.
+        onto = grad_prev.contiguous() if grad_prev is not None and needed[1] else None
+        args = (grad.contiguous(), *tensors, weights, larger, *needed[:2], onto, plan, tf32)
+        grad_prev_prev, new_prev, grads = torch.ops.asng._cell_backward_onto(*args)
+        grad_prev = new_prev if onto is None else onto
         return (
+            None,
             grad_prev_prev if needed[0] else None,
             grad_prev if needed[1] else None,
             *(None, None, None, None),
@@ -215,12 +258,19 @@ def _cell_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return grad_prev_prev, grad_prev, None, None, grads
 
 
+def _planned_cell_fake(plan: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    return _cell_fake(*args)
+
+
 def _cell_backward_onto_fake(
-    grad: Tensor, prev_prev: Tensor, *args: Any
-) -> tuple[Tensor, list[Tensor]]:
-    weights, needs_grad = args[5], args[7]
-    shape = prev_prev.shape if needs_grad else (0,)
-    return prev_prev.new_empty(shape), [w.new_empty(w.shape) for w in weights]
+    grad: Tensor, prev_prev: Tensor, prev: Tensor, *args: Any
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    weights, needs_grad, prev_needs_grad, grad_prev = args[4], *args[6:9]
+    return (
+        prev_prev.new_empty(prev_prev.shape if needs_grad else (0,)),
+        prev.new_empty(prev.shape if prev_needs_grad and grad_prev is None else (0,)),
+        [w.new_empty(w.shape) for w in weights],
+    )
 
 
 def _of_cells(weights: Sequence[Tensor]) -> list[Any]:
@@ -258,6 +308,10 @@ if available():
     _casts = {0: cast_feature_maps, 1: cast_feature_maps, 4: cast_weights}
     register_operator("cell", _cell_fake, _cell_setup, _cell_backward, _gradients, _casts)
     register_fake("_cell_backward_onto", _cell_backward_onto_fake)
+    register_fake("_planned_cell", _planned_cell_fake)
+    register_autocast("_planned_cell", {1 + i: cast for i, cast in _casts.items()})
+    # How large plans are is known to the kernels alone, so that there are none without values.
+    register_autocast("_cell_plans", {0: cast_feature_maps, 3: cast_weights})
     _gradients = {"images": "images_need_grad", "weights": None}
     _casts = {0: cast_feature_maps, 3: cast_weights}
     register_operator("cells", _cells_fake, _cells_setup, _cells_backward, _gradients, _casts)

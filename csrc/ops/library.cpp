@@ -56,13 +56,24 @@ STABLE_TORCH_LIBRARY(asng, m) {
       "Tensor inputs, Tensor operations, Tensor[] weights, bool prev_prev_is_larger, "
       "bool prev_prev_needs_grad, bool prev_needs_grad, bool tf32) "
       "-> (Tensor, Tensor, Tensor[])");
-  // The same on CUDA devices alone, where the gradient of prev is added to what another reader has
-  // sent: to grad_prev.
+  // On CUDA devices alone: what the kernels of all cells of a stack look up and pack before a pass,
+  // forward or backward, of the same images, in one launch for eight cells or more. Arguments as for
+  // `cells`. Returns a plan for one pass of each cell, which uses it up.
   m.def(
-      "_cell_backward_onto(Tensor grad, Tensor prev_prev, Tensor prev, Tensor output, Tensor "
-      "saved, "
-      "Tensor inputs, Tensor operations, Tensor[] weights, bool prev_prev_is_larger, "
-      "bool prev_prev_needs_grad, Tensor(a!) grad_prev, bool tf32) -> (Tensor, Tensor[])");
+      "_cell_plans(Tensor images, Tensor inputs, Tensor operations, Tensor[] weights, "
+      "bool backward) -> Tensor[]");
+  // The same as `cell`, with its plan.
+  m.def(
+      "_planned_cell(Tensor(a!) plan, Tensor prev_prev, Tensor prev, Tensor inputs, "
+      "Tensor operations, Tensor[] weights, bool prev_prev_is_larger, bool save, bool tf32) "
+      "-> (Tensor, Tensor)");
+  // The same as `_cell_backward` on CUDA devices alone. Where another reader of prev has sent a
+  // gradient, grad_prev, that of prev is added to it, and the result for it is empty.
+  m.def(
+      "_cell_backward_onto(Tensor grad, Tensor prev_prev, Tensor prev, Tensor output, "
+      "Tensor saved, Tensor inputs, Tensor operations, Tensor[] weights, "
+      "bool prev_prev_is_larger, bool prev_prev_needs_grad, bool prev_needs_grad, "
+      "Tensor(a!)? grad_prev, Tensor(b!)? plan, bool tf32) -> (Tensor, Tensor, Tensor[])");
 
   // A stack of cells, one after the other: the first reads `images` twice, each later one the
   // outputs of the two cells before it. What it computes is what the cells alone compute; it need

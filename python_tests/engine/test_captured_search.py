@@ -166,6 +166,14 @@ def test_few_launches_surround_the_cells(precision: str) -> None:
     assert others.count("aten::add") == 1
     assert others.count("aten::_to_copy") <= 1
     assert set(others) <= {"aten::add", "aten::_to_copy"}
+    # All cells are planned at once: for both passes of the weights' step and for the other one.
+    own = [name.removeprefix("asng::") for name in launches.names if name not in others]
+    cells = len(supernet.cells)
+    assert {name: own.count(name) for name in own if "cell" in name} == {
+        "_cell_plans": 3,
+        "_planned_cell": 2 * cells,
+        "_cell_backward_onto": cells,
+    }
 
 
 def test_optimizers_on_the_host_are_not_capturable() -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from asng_ext import _host, ops
 from asng_ext.nn.operations import OPERATIONS
+from asng_ext.ops import _libraries
 
 pytestmark = pytest.mark.operators
 
@@ -24,12 +25,14 @@ pytestmark = pytest.mark.operators
 WITHOUT_GRAPHS = ("test_schema", "test_autograd_registration", "test_faketensor")
 
 
-def sample(dtype: torch.dtype, device: str = "cpu") -> tuple[Any, Tensor, Tensor, Tensor]:
+def sample(
+    dtype: torch.dtype, device: str = "cpu", size: tuple[int, int] = (6, 5)
+) -> tuple[Any, Tensor, Tensor, Tensor]:
     """A small supernet, feature maps for its cells, and indices of two architectures."""
     _, fused = pair(dtype, channels=4, cells=3)
     fused = fused.to(device)
     inputs, operations = fused._index_tensors(draw(2), torch.device(device))
-    x = torch.randn(2, 3, 6, 5, dtype=dtype).to(device)
+    x = torch.randn(2, 3, *size, dtype=dtype).to(device)
     return fused, fused._run_stem(x).detach().requires_grad_(), inputs, operations
 
 
@@ -133,9 +136,10 @@ class TestPassingOn:
         alone = torch.ops.asng._cell_backward(*args, larger, True, True, False)
         other = torch.randn_like(prev)
         both = other.clone()
-        got = torch.ops.asng._cell_backward_onto(*args, larger, True, both, False)
+        got = torch.ops.asng._cell_backward_onto(*args, larger, True, True, both, None, False)
         assert torch.equal(got[0], alone[0])
-        assert all(torch.equal(a, b) for a, b in zip(got[1], alone[2], strict=True))
+        assert got[1].numel() == 0
+        assert all(torch.equal(a, b) for a, b in zip(got[2], alone[2], strict=True))
         near = 0.01 if dtype == torch.bfloat16 else 0
         torch.testing.assert_close(both, other + alone[1], rtol=near, atol=near)
 
@@ -146,9 +150,9 @@ class TestPassingOn:
         out, saved = torch.ops.asng.cell(*given, False, True, False)
         kept = torch.randn_like(x)
         both = kept.clone()
-        args = (torch.ones_like(out), x, x, out, saved, *given[2:], False, True, both, False)
+        args = (torch.ones_like(out), x, x, out, saved, *given[2:], False, True, True)
         with torch.no_grad():
-            torch.ops.asng._cell_backward_onto(*args)
+            torch.ops.asng._cell_backward_onto(*args, both, None, False)
         assert torch.equal(both, kept)
 
     def test_opcheck(self, device: str) -> None:
@@ -156,9 +160,11 @@ class TestPassingOn:
         given = (x.detach(), x.detach(), inputs[0], operations[0])
         weights = [w.detach() for w in fused.cells[0].weights()]
         out, saved = torch.ops.asng.cell(*given, weights, False, True, False)
-        args = (out, *given[:2], out, saved, *given[2:], weights, False, True)
+        args = (out, *given[:2], out, saved, *given[2:], weights, False, True, True)
         onto = torch.ops.asng._cell_backward_onto
-        torch.library.opcheck(onto, (*args, torch.zeros_like(x), False), test_utils=WITHOUT_GRAPHS)
+        for grad_prev in (torch.zeros_like(x), None):
+            rest = (grad_prev, None, False)
+            torch.library.opcheck(onto, (*args, *rest), test_utils=WITHOUT_GRAPHS)
 
     @pytest.mark.parametrize("autocast", [False, True])
     def test_gradients_of_a_stack(self, autocast: bool, device: str) -> None:
@@ -192,6 +198,65 @@ class TestPassingOn:
         (grad,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)
         with pytest.raises(RuntimeError, match="once_differentiable"):
             grad.sum().backward()
+
+
+@pytest.mark.grid
+@pytest.mark.parametrize("device", CUDA_DEVICES)
+class TestPlans:
+    """What cells look up and pack, for all of them at once, on CUDA devices alone."""
+
+    @pytest.mark.parametrize("autocast", [False, True])
+    @pytest.mark.parametrize("size", [(8, 8), (6, 5)])
+    def test_planned_cells_give_the_same_bits(
+        self, size: tuple[int, int], autocast: bool, device: str
+    ) -> None:
+        """In one launch and in many; a second backward pass, and a pass without one, too."""
+        fused, x, inputs, operations = sample(torch.float32, device, size)
+        weights = [cell.weights() for cell in fused.cells]
+        leaves = [x, *fused.cells.parameters()]
+
+        def run(planned: bool) -> Tensor:
+            prev_prev = prev = x
+            with torch.autocast(device, torch.bfloat16, enabled=autocast):
+                plans = ops.cell.plans(x, inputs, operations, weights)
+                for i, (cell, plan) in enumerate(zip(fused.cells, plans, strict=True)):
+                    assert plan is not None
+                    assert (plan.backward is None) != torch.is_grad_enabled()
+                    kind = int(fused.is_reduction[i])
+                    given = (prev_prev, prev, inputs[kind], operations[kind])
+                    prev, prev_prev = cell(*given, plan if planned else None)
+            return prev
+
+        with torch.no_grad():
+            forward = [run(planned) for planned in (False, True)]
+        runs = []
+        for planned in (False, True):
+            out = run(planned)
+            probe = torch.linspace(-1, 1, out.numel()).view(out.shape).to(out)
+            runs.append([out, *torch.autograd.grad(out, leaves, probe, retain_graph=True)])
+            runs.append([out, *torch.autograd.grad(out, leaves, probe)])
+        for other in runs[1:]:
+            assert all(torch.equal(a, b) for a, b in zip(runs[0], other, strict=True))
+        assert torch.equal(forward[0], forward[1])
+        assert torch.equal(forward[0], runs[0][0])
+
+    def test_a_plan_of_another_size_is_refused(self, device: str) -> None:
+        fused, x, inputs, operations = sample(torch.float32, device)
+        weights = [cell.weights() for cell in fused.cells]
+        with torch.no_grad():
+            plans = ops.cell.plans(x, inputs, operations, weights)
+            assert plans[0] is not None
+            part = plans[0]._replace(forward=plans[0].forward[:-1])
+            with pytest.raises(RuntimeError, match="plan must have shape"):
+                fused.cells[0](x, x, inputs[0], operations[0], part)
+
+    def test_without_kernels_there_are_none(
+        self, device: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        fused, x, inputs, operations = sample(torch.float32, device)
+        weights = [cell.weights() for cell in fused.cells]
+        monkeypatch.setattr(_libraries, "has_cuda_kernels", lambda device: False)
+        assert ops.cell.plans(x, inputs, operations, weights) == [None] * 3
 
 
 class TestCells:

@@ -70,13 +70,22 @@ def _examples() -> dict[str, tuple[Any, ...]]:
     examples["cell"] = (*cell, True, False)
     examples["_cell_backward"] = (out, *cell[:2], out, saved, *cell[2:], True, True, False)
 
-    onto = (out, *cell[:2], out, saved, *cell[2:], True, torch.zeros_like(cell[1]), False)
-    examples["_cell_backward_onto"] = onto
+    kinds = (index[:, None, None].repeat(1, 2, 1, 1), index[:, None, None].repeat(1, 2, 1, 1) + 3)
+    examples["_cell_plans"] = (images[0], *kinds, weights, True)
+    has_plans = _has_kernel("_cell_plans", "CPU")
+    forward, backward = (
+        o._cell_plans(images[0], *kinds, weights, backward)[0]
+        if has_plans
+        else torch.zeros(8, dtype=torch.uint8)
+        for backward in (False, True)
+    )
+    examples["_planned_cell"] = (forward, *cell, True, False)
+    onto = (out, *cell[:2], out, saved, *cell[2:], True, True, torch.zeros_like(cell[1]))
+    examples["_cell_backward_onto"] = (*onto, backward, False)
 
-    chain = (index[:, None, None].repeat(1, 2, 1, 1), index[:, None, None].repeat(1, 2, 1, 1) + 3)
-    out, saved = o.cells(images[0], *chain, weights, True)
-    examples["cells"] = (images[0], *chain, weights, True)
-    examples["_cells_backward"] = (out, images[0], out, saved, *chain, weights, True)
+    out, saved = o.cells(images[0], *kinds, weights, True)
+    examples["cells"] = (images[0], *kinds, weights, True)
+    examples["_cells_backward"] = (out, images[0], out, saved, *kinds, weights, True)
 
     # Of two nodes, the second of which reads the first.
     edges = [0, 0, 3, 0, 1, 0, 1, 2, 4, 1, 1, 1]

@@ -2,6 +2,8 @@
 // the files that define them. Every launch may throw std::runtime_error.
 #pragma once
 
+#include <vector>
+
 #include "kernels/cuda/dag.h"
 #include "kernels/cuda/packed_weights.h"
 #include "kernels/cuda/persistent.h"
@@ -27,6 +29,9 @@ struct PlanJob {
 // Looks up what every edge computes, packs the weights, clears the counters.
 template <class T>
 void make_plan(const PlanJob<T>& job, CudaStream stream);
+// The same for several cells, in one launch for as many as its parameters have room for.
+template <class T>
+void make_plans(const std::vector<PlanJob<T>>& jobs, CudaStream stream);
 template <class T>
 void pack_matrix(const Matrix<T>& matrix, bool backward, CudaStream stream);
 

@@ -1,6 +1,8 @@
 // What comes before a pass: every edge looked up once, and the weights it needs packed for the
 // kernels, padded and in the order in which they are read.
 #include <algorithm>
+#include <type_traits>
+#include <vector>
 
 #include "kernels/cuda/launchers.h"
 #include "kernels/cuda/mixture.h"
@@ -11,6 +13,19 @@ namespace {
 
 // Blocks of a slot, or of a matrix, at most.
 constexpr int kMostParts = 16;
+// What the parameters of a kernel may take.
+constexpr size_t kMostParameters = 4096;
+
+constexpr int kMatrices = std::extent_v<decltype(PlanJob<float>::matrices)>;
+
+// Those of several cells.
+template <class T>
+struct PlanJobs {
+  static constexpr int kMost = kMostParameters / sizeof(PlanJob<T>);
+
+  PlanJob<T> jobs[kMost];
+};
+static_assert(PlanJobs<float>::kMost >= 8 && PlanJobs<double>::kMost >= 8);
 
 // What an edge computes, without its multiplicity.
 template <class T>
@@ -122,8 +137,9 @@ __device__ void pack_separable(const PlanJob<T>& job, const PlannedEdge& edge, i
   }
 }
 
+// Blocks along x are those of a job's slots and matrices, and there may be more.
 template <class T>
-__global__ __launch_bounds__(kThreads) void plan_kernel(const PlanJob<T> job) {
+__device__ void plan(const PlanJob<T>& job) {
   const DagShape& s = job.shape;
   const int slots = s.slots(), block = blockIdx.x;
   const int first = blockIdx.y * kThreads + threadIdx.x, step = gridDim.y * kThreads;
@@ -141,6 +157,7 @@ __global__ __launch_bounds__(kThreads) void plan_kernel(const PlanJob<T> job) {
     job.used[i] = read;
   }
   if (block >= slots) {
+    if (block >= slots + kMatrices) return;
     const Matrix<T>& matrix = job.matrices[block - slots];
     if (matrix.packed != nullptr) pack(matrix, job.backward, first, step);
     return;
@@ -158,6 +175,16 @@ __global__ __launch_bounds__(kThreads) void plan_kernel(const PlanJob<T> job) {
                               job.weights.reduction + index * s.channels * s.channels, packed};
     pack(matrix, job.backward, first, step);
   }
+}
+
+template <class T>
+__global__ __launch_bounds__(kThreads) void plan_kernel(const PlanJob<T> job) {
+  plan(job);
+}
+
+template <class T>
+__global__ __launch_bounds__(kThreads) void plans_kernel(const PlanJobs<T> all) {
+  plan(all.jobs[blockIdx.z]);
 }
 
 // A factorized reduction whose rows for even and for odd pixels lie apart.
@@ -230,14 +257,34 @@ int edge_items(const DagShape& s) {
          (tile_count(square_matrix(s.channels, s.padded)) + kMostKernelElements * (s.padded / 4));
 }
 
+// Blocks that plan a cell.
+template <class T>
+dim3 plan_blocks(const PlanJob<T>& job) {
+  int items = edge_items(job.shape);
+  for (const Matrix<T>& matrix : job.matrices) items = std::max(items, tile_count(matrix.shape));
+  return dim3(job.shape.slots() + kMatrices, parts(items));
+}
+
 }  // namespace
 
 template <class T>
 void make_plan(const PlanJob<T>& job, CudaStream stream) {
-  const DagShape& s = job.shape;
-  int items = edge_items(s);
-  for (const Matrix<T>& matrix : job.matrices) items = std::max(items, tile_count(matrix.shape));
-  launch(plan_kernel<T>, dim3(s.slots() + 3, parts(items)), kThreads, 0, stream, job);
+  launch(plan_kernel<T>, plan_blocks(job), kThreads, 0, stream, job);
+}
+
+template <class T>
+void make_plans(const std::vector<PlanJob<T>>& jobs, CudaStream stream) {
+  for (size_t first = 0; first < jobs.size(); first += PlanJobs<T>::kMost) {
+    PlanJobs<T> some;
+    dim3 blocks(0, 0, 0);
+    for (; blocks.z < PlanJobs<T>::kMost && first + blocks.z < jobs.size(); ++blocks.z) {
+      const PlanJob<T>& job = some.jobs[blocks.z] = jobs[first + blocks.z];
+      const dim3 needed = plan_blocks(job);
+      blocks.x = std::max(blocks.x, needed.x);
+      blocks.y = std::max(blocks.y, needed.y);
+    }
+    launch(plans_kernel<T>, blocks, kThreads, 0, stream, some);
+  }
 }
 
 template <class T>
@@ -251,9 +298,10 @@ void pack_matrix(const Matrix<T>& matrix, bool backward, CudaStream stream) {
   launch(pack_kernel<T>, parts(tile_count(matrix.shape)), kThreads, 0, stream, matrix, backward);
 }
 
-#define ASNG_INSTANTIATE(T)                                         \
-  template void make_plan(const PlanJob<T>&, CudaStream);           \
-  template void plan_mixture(const MixturePlanJob<T>&, CudaStream); \
+#define ASNG_INSTANTIATE(T)                                             \
+  template void make_plan(const PlanJob<T>&, CudaStream);               \
+  template void make_plans(const std::vector<PlanJob<T>>&, CudaStream); \
+  template void plan_mixture(const MixturePlanJob<T>&, CudaStream);     \
   template void pack_matrix(const Matrix<T>&, bool, CudaStream);
 ASNG_INSTANTIATE(float)
 ASNG_INSTANTIATE(double)

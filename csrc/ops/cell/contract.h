@@ -177,4 +177,45 @@ struct CellCall : Call<CellShape> {
   }
 };
 
+// Cells one after the other, each of which reads the outputs of the two before it.
+struct CellStackCall {
+  ScalarType dtype;  // of the feature maps
+  std::vector<CellShape> shapes;
+
+  CellStackCall(const Tensor& images, const Tensor& inputs, const Tensor& operations,
+                const std::vector<Tensor>& weights, Backend backend)
+      : dtype(check_feature_maps(images, "images", 5, backend)) {
+    STD_TORCH_CHECK(inputs.dim() == 4, "inputs must have 4 dimensions, got ", inputs.dim());
+    const int64_t archs = inputs.size(1), nodes = inputs.size(2);
+    check_like(inputs, "inputs", ScalarType::Int, {2, archs, nodes, 2}, images);
+    check_like(operations, "operations", ScalarType::Int, {2, archs, nodes, 2}, images);
+    STD_TORCH_CHECK(!weights.empty() && weights.size() % kCellWeights == 0, "weights must be ",
+                    kCellWeights, " for each cell, got ", weights.size());
+    CellInput prev_prev = cell_input(images), prev = prev_prev;
+    bool prev_prev_is_larger = false;
+    for (size_t i = 0; i < weights.size(); i += kCellWeights) {
+      const CellShape s = cell_shape(archs, nodes, images.size(1), prev_prev, prev, &weights[i],
+                                     prev_prev_is_larger, dtype, images);
+      prev_prev = prev;
+      prev = {archs, s.channels, s.padded, s.out_height, s.out_width};
+      prev_prev_is_larger = s.reduction;
+      shapes.push_back(s);
+    }
+  }
+
+  // Where the indices of a cell begin: normal cells come first, then reduction cells.
+  static const int32_t* of_cell(const CellShape& s, const Tensor& indices) {
+    return indices.const_data_ptr<int32_t>() + (s.reduction ? s.archs * s.nodes * 2 : 0);
+  }
+
+  template <class T>
+  static std::vector<CellWeights<T>> of_cells(const std::vector<Tensor>& tensors) {
+    std::vector<CellWeights<T>> all;
+    for (size_t i = 0; i < tensors.size(); i += kCellWeights) {
+      all.push_back(pointers<CellWeights, T>(&tensors[i]));
+    }
+    return all;
+  }
+};
+
 }  // namespace asng

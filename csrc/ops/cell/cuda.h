@@ -7,6 +7,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 #include "ops/cell/shape.h"
 #include "platform/bfloat16.h"
@@ -35,19 +36,35 @@ void node_backward(const asng::DagShape& shape, bool tf32,
                    const V* bank, const V* grad_out, const Compute<V>* saved, V* grad_bank,
                    const OperationWeights<Compute<V>>& grads, void* scratch, CudaStream stream);
 
+// What the kernels of a cell look up and read before a pass: the edges, weights in their order,
+// and counters. Cells that are not planned, for which `plan` is null, do so themselves.
+template <class V>
+struct CellToPlan {
+  CellShape shape;
+  CellWeights<const Compute<V>> weights;
+  Choices choices;
+  void* plan = nullptr;  // as many bytes as cell_plan_size says, aligned to 256
+};
+template <class V>
+size_t cell_plan_size(const CellShape& shape, bool backward);
+// Plans cells for a forward or a backward pass, in one launch or as many as their number asks for.
+// A plan is for one pass of one cell.
+template <class V>
+void plan_cells(const std::vector<CellToPlan<V>>& cells, bool backward, CudaStream stream);
+
 // `saved` and `scratch` as above.
 template <class V>
-size_t cell_scratch(const CellShape& shape, bool save, bool backward);
+size_t cell_scratch(const CellShape& shape, bool save, bool backward, bool planned = false);
 template <class V>
 void cell_forward(const CellShape& shape, bool tf32, const CellWeights<const Compute<V>>& weights,
                   const Choices& choices, const V* prev_prev, const V* prev, V* y,
-                  Compute<V>* saved, void* scratch, CudaStream stream);
+                  Compute<V>* saved, void* scratch, CudaStream stream, void* plan = nullptr);
 // grad_prev_prev and grad_prev may be null. With adds_to_prev, what is in grad_prev is added to.
 template <class V>
 void cell_backward(const CellShape& shape, bool tf32, const CellWeights<const Compute<V>>& weights,
                    const Choices& choices, const V* prev_prev, const V* prev, const V* y,
                    const V* grad_y, const Compute<V>* saved, V* grad_prev_prev, V* grad_prev,
                    const CellWeights<Compute<V>>& grads, void* scratch, CudaStream stream,
-                   bool adds_to_prev = false);
+                   bool adds_to_prev = false, void* plan = nullptr);
 
 }  // namespace asng::cuda

@@ -83,18 +83,22 @@ void cell_backward(const CellShape& shape, bool tf32, const CellWeights<const Co
                    const Choices& choices, const V* prev_prev, const V* prev, const V* y,
                    const V* grad_y, const Compute<V>* saved, V* grad_prev_prev, V* grad_prev,
                    const CellWeights<Compute<V>>& grads, void* scratch, CudaStream stream,
-                   bool adds_to_prev) {
+                   bool adds_to_prev, void* plan) {
   using T = Compute<V>;
-  Arena arena(scratch);
+  Arena arena(scratch), of_plan(plan);
   // What was saved, and the output, are only read.
-  Cell<V> cell(arena, shape, tf32, true, const_cast<T*>(saved), true);
-  cell.set(weights, choices, prev_prev, prev, const_cast<V*>(y));
+  Cell<V> cell(plan == nullptr ? arena : of_plan, arena, shape, tf32, true, const_cast<T*>(saved),
+               true);
+  cell.set(prev_prev, prev, const_cast<V*>(y));
   cell.job.grad_y = grad_y;
   cell.job.inputs[0].grad = grad_prev_prev;
   cell.job.inputs[1].grad = grad_prev;
   cell.job.inputs[1].adds = adds_to_prev;
   const Dag<V>& dag = cell.job.dag;
-  make_plan(cell.plan, stream);
+  if (plan == nullptr) {
+    cell.set(weights, choices);
+    make_plan(cell.plan, stream);
+  }
   output_backward(cell, stream);
   nodes_and_inputs_backward(cell, stream);
   inputs_backward(cell, stream);
@@ -115,7 +119,7 @@ void cell_backward(const CellShape& shape, bool tf32, const CellWeights<const Co
   template void cell_backward<V>(const CellShape&, bool, const CellWeights<const Compute<V>>&,     \
                                  const Choices&, const V*, const V*, const V*, const V*,           \
                                  const Compute<V>*, V*, V*, const CellWeights<Compute<V>>&, void*, \
-                                 CudaStream, bool);
+                                 CudaStream, bool, void*);
 ASNG_EVERY_STORED_TYPE(ASNG_INSTANTIATE)
 
 }  // namespace asng::cuda

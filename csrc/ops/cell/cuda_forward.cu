@@ -24,20 +24,43 @@ void node_forward(const asng::DagShape& shape, bool tf32,
 }
 
 template <class V>
-size_t cell_scratch(const CellShape& shape, bool save, bool backward) {
-  Arena arena(nullptr);
-  Cell<V>(arena, shape, false, save, nullptr, backward);
+size_t cell_plan_size(const CellShape& shape, bool backward) {
+  Arena of_plan(nullptr), arena(nullptr);
+  Cell<V>(of_plan, arena, shape, false, true, nullptr, backward);
+  return of_plan.used();
+}
+
+template <class V>
+void plan_cells(const std::vector<CellToPlan<V>>& cells, bool backward, CudaStream stream) {
+  std::vector<PlanJob<Compute<V>>> jobs;
+  for (const CellToPlan<V>& c : cells) {
+    Arena of_plan(c.plan), arena(nullptr);
+    Cell<V> cell(of_plan, arena, c.shape, false, true, nullptr, backward);
+    cell.set(c.weights, c.choices);
+    jobs.push_back(cell.plan);
+  }
+  make_plans(jobs, stream);
+}
+
+template <class V>
+size_t cell_scratch(const CellShape& shape, bool save, bool backward, bool planned) {
+  Arena of_plan(nullptr), arena(nullptr);
+  Cell<V>(planned ? of_plan : arena, arena, shape, false, save, nullptr, backward);
   return arena.used();
 }
 
 template <class V>
 void cell_forward(const CellShape& shape, bool tf32, const CellWeights<const Compute<V>>& weights,
                   const Choices& choices, const V* prev_prev, const V* prev, V* y,
-                  Compute<V>* saved, void* scratch, CudaStream stream) {
-  Arena arena(scratch);
-  Cell<V> cell(arena, shape, tf32, saved != nullptr, saved, false);
-  cell.set(weights, choices, prev_prev, prev, y);
-  make_plan(cell.plan, stream);
+                  Compute<V>* saved, void* scratch, CudaStream stream, void* plan) {
+  Arena arena(scratch), of_plan(plan);
+  Cell<V> cell(plan == nullptr ? arena : of_plan, arena, shape, tf32, saved != nullptr, saved,
+               false);
+  cell.set(prev_prev, prev, y);
+  if (plan == nullptr) {
+    cell.set(weights, choices);
+    make_plan(cell.plan, stream);
+  }
   if constexpr (std::is_same_v<Compute<V>, float>) {
     if (cell.handover.blocks > 0) {
       return whole_cell_forward(cell.job, cell.handover, saved != nullptr, stream);
@@ -56,10 +79,12 @@ void cell_forward(const CellShape& shape, bool tf32, const CellWeights<const Com
   template void node_forward<V>(const asng::DagShape&, bool,                                  \
                                 const OperationWeights<const Compute<V>>&, const Choices&,    \
                                 const V*, V*, Compute<V>*, void*, CudaStream);                \
-  template size_t cell_scratch<V>(const CellShape&, bool, bool);                              \
+  template size_t cell_plan_size<V>(const CellShape&, bool);                                  \
+  template void plan_cells<V>(const std::vector<CellToPlan<V>>&, bool, CudaStream);           \
+  template size_t cell_scratch<V>(const CellShape&, bool, bool, bool);                        \
   template void cell_forward<V>(const CellShape&, bool, const CellWeights<const Compute<V>>&, \
                                 const Choices&, const V*, const V*, V*, Compute<V>*, void*,   \
-                                CudaStream);
+                                CudaStream, void*);
 ASNG_EVERY_STORED_TYPE(ASNG_INSTANTIATE)
 
 }  // namespace asng::cuda

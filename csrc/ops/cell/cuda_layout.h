@@ -11,19 +11,20 @@
 
 namespace asng::cuda {
 
-// What every launcher needs: the plan, packed weights, partial sums.
+// What every launcher needs: the plan, packed weights, and counters, which lie together, and
+// partial sums.
 template <class V>
-void allocate_dag(Arena& arena, Dag<V>& dag, PlanJob<Compute<V>>& job) {
+void allocate_dag(Arena& of_plan, Arena& arena, Dag<V>& dag, PlanJob<Compute<V>>& job) {
   using T = Compute<V>;
   const DagShape& s = dag.shape;
   job.shape = s;
   const int sums = std::max(s.archs * s.edges, 2 * s.archs);
   // With those of two sorts of arrivals, twice as large.
   job.counter_count = (sums + 1) / 2 * 2 + 4 * s.archs;
-  dag.plan = job.plan = arena.take<PlannedEdge>(s.slots());
-  dag.used = job.used = arena.take<int32_t>(s.archs * s.states());
-  dag.packed = job.packed = arena.take<T>(static_cast<int64_t>(s.slots()) * s.slot_weights());
-  dag.counters = job.counters = arena.take<unsigned>(job.counter_count);
+  dag.plan = job.plan = of_plan.take<PlannedEdge>(s.slots());
+  dag.used = job.used = of_plan.take<int32_t>(s.archs * s.states());
+  dag.packed = job.packed = of_plan.take<T>(static_cast<int64_t>(s.slots()) * s.slot_weights());
+  dag.counters = job.counters = of_plan.take<unsigned>(job.counter_count);
   dag.partials = arena.take<double>(static_cast<int64_t>(sums) * kMaxSplits * 3 * s.padded);
 }
 
@@ -56,7 +57,7 @@ struct Node {
   // `saved` is where the backward pass finds what it needs; if `keeps` is false there is none.
   Node(Arena& arena, const asng::DagShape& shape, bool tf32, bool keeps, T* saved, bool backward) {
     dag.shape = DagShape(shape, tf32);
-    allocate_dag(arena, dag, plan);
+    allocate_dag(arena, arena, dag, plan);
     const SavedSize size = shape.saved();
     if (!keeps) saved = arena.take<T>(saved_values<V>(size.statistics, size.feature_maps));
     dag.norms = saved;
@@ -108,15 +109,17 @@ struct Cell {
   Handover output_handover;  // in a backward pass
   int64_t archs, padded, in_size, out_size;
 
-  // `saved` is where the backward pass finds what it needs; if `keeps` is false there is none.
-  Cell(Arena& arena, const CellShape& shape, bool tf32, bool keeps, T* saved, bool backward) {
+  // What make_plan writes comes from `of_plan`, which may be the arena of all else. `saved` is
+  // where the backward pass finds what it needs; if `keeps` is false there is none.
+  Cell(Arena& of_plan, Arena& arena, const CellShape& shape, bool tf32, bool keeps, T* saved,
+       bool backward) {
     Dag<V>& dag = job.dag;
     const DagShape& s = dag.shape = DagShape(shape.dag(), tf32);
     archs = s.archs;
     padded = s.padded;
     in_size = s.in_size();
     out_size = s.out_size();
-    allocate_dag(arena, dag, plan);
+    allocate_dag(of_plan, arena, dag, plan);
     plan.backward = backward;
     if (!backward && in_one_launch(whole_cell_forward_obstacle(s))) {
       allocate_sums(arena, handover, whole_cell_forward_columns(s), 1);
@@ -134,7 +137,7 @@ struct Cell {
     for (int which = 0; which < 3; ++which) {
       const MatrixShape matrix = which == 2 ? output_matrix(shape) : input_matrix(shape, which);
       plan.matrices[which].shape = matrix;
-      plan.matrices[which].packed = arena.take<T>(matrix.packed_size());
+      plan.matrices[which].packed = of_plan.take<T>(matrix.packed_size());
       job.packed[which] = plan.matrices[which].packed;
       if (which == 2) continue;
       const CellInput& input = which == 0 ? shape.prev_prev : shape.prev;
@@ -217,11 +220,13 @@ struct Cell {
     }
   }
 
-  void set(const CellWeights<const T>& weights, const Choices& choices, const V* prev_prev,
-           const V* prev, V* y) {
+  void set(const V* prev_prev, const V* prev, V* y) {
     job.inputs[0].x = prev_prev;
     job.inputs[1].x = prev;
     job.y = y;
+  }
+
+  void set(const CellWeights<const T>& weights, const Choices& choices) {
     plan.inputs = choices.inputs;
     plan.operations = choices.operations;
     plan.weights = weights.operations;

@@ -127,30 +127,10 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> cell_backward(
   return {grad_prev_prev, grad_prev, grads};
 }
 
-struct CellStackCall {
-  ScalarType dtype;
-  std::vector<CellShape> shapes;
-
-  CellStackCall(const Tensor& images, const Tensor& inputs, const Tensor& operations,
-                const std::vector<Tensor>& weights)
-      : dtype(check_feature_maps(images, "images", 5, kBackend)) {
-    STD_TORCH_CHECK(inputs.dim() == 4, "inputs must have 4 dimensions, got ", inputs.dim());
-    const int64_t archs = inputs.size(1), nodes = inputs.size(2);
-    check_like(inputs, "inputs", ScalarType::Int, {2, archs, nodes, 2}, images);
-    check_like(operations, "operations", ScalarType::Int, {2, archs, nodes, 2}, images);
-    STD_TORCH_CHECK(!weights.empty() && weights.size() % kCellWeights == 0, "weights must be ",
-                    kCellWeights, " for each cell, got ", weights.size());
-    CellInput prev_prev = cell_input(images), prev = prev_prev;
-    bool prev_prev_is_larger = false;
-    for (size_t i = 0; i < weights.size(); i += kCellWeights) {
-      const CellShape s = cell_shape(archs, nodes, images.size(1), prev_prev, prev, &weights[i],
-                                     prev_prev_is_larger, dtype, images);
-      prev_prev = prev;
-      prev = {archs, s.channels, s.padded, s.out_height, s.out_width};
-      prev_prev_is_larger = s.reduction;
-      shapes.push_back(s);
-    }
-  }
+struct StackCall : CellStackCall {
+  StackCall(const Tensor& images, const Tensor& inputs, const Tensor& operations,
+            const std::vector<Tensor>& weights)
+      : CellStackCall(images, inputs, operations, weights, kBackend) {}
 
   std::vector<int64_t> out_sizes() const {
     const CellShape& s = shapes.back();
@@ -163,27 +143,16 @@ struct CellStackCall {
                      const std::vector<Tensor>& weights) const {
     std::vector<const int32_t*> from, kinds;
     for (const CellShape& s : shapes) {
-      // Normal cells come first, then reduction cells.
-      const int64_t offset = s.reduction ? s.archs * s.nodes * 2 : 0;
-      from.push_back(inputs.const_data_ptr<int32_t>() + offset);
-      kinds.push_back(operations.const_data_ptr<int32_t>() + offset);
+      from.push_back(of_cell(s, inputs));
+      kinds.push_back(of_cell(s, operations));
     }
     return CellStack<T>(shapes, of_cells<const T>(weights), from, kinds);
-  }
-
-  template <class T>
-  static std::vector<CellWeights<T>> of_cells(const std::vector<Tensor>& tensors) {
-    std::vector<CellWeights<T>> all;
-    for (size_t i = 0; i < tensors.size(); i += kCellWeights) {
-      all.push_back(pointers<CellWeights, T>(&tensors[i]));
-    }
-    return all;
   }
 };
 
 std::tuple<Tensor, Tensor> cells(Tensor images, Tensor inputs, Tensor operations,
                                  std::vector<Tensor> weights, bool save) {
-  const CellStackCall call(images, inputs, operations, weights);
+  const StackCall call(images, inputs, operations, weights);
   Tensor out = new_tensor(call.out_sizes(), call.dtype, false);
   Tensor saved = new_tensor({save ? call.saved_size() : 0}, call.dtype, false);
   with_type(call.dtype, [&](auto type) {
@@ -200,7 +169,7 @@ std::tuple<Tensor, std::vector<Tensor>> cells_backward(Tensor grad, Tensor image
                                                        Tensor operations,
                                                        std::vector<Tensor> weights,
                                                        bool images_need_grad) {
-  const CellStackCall call(images, inputs, operations, weights);
+  const StackCall call(images, inputs, operations, weights);
   check_like(grad, "grad", call.dtype, call.out_sizes(), images);
   check_like(output, "output", call.dtype, call.out_sizes(), images);
   check_like(saved, "saved", call.dtype, {call.saved_size()}, images);
@@ -212,7 +181,7 @@ std::tuple<Tensor, std::vector<Tensor>> cells_backward(Tensor grad, Tensor image
     const T* x = images.const_data_ptr<T>();
     call.stack<T>(inputs, operations, weights)
         .backward(x, x, output.const_data_ptr<T>(), grad.const_data_ptr<T>(),
-                  saved.mutable_data_ptr<T>(), to, to, CellStackCall::of_cells<T>(grads));
+                  saved.mutable_data_ptr<T>(), to, to, StackCall::of_cells<T>(grads));
   });
   return {grad_images, grads};
 }

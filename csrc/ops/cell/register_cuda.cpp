@@ -1,6 +1,7 @@
 // The operators of nodes and cells on CUDA devices. Indices stay on the device, unvalidated: see
 // kernels/cuda/dag.h for those out of range.
 
+#include <optional>
 #include <tuple>
 #include <vector>
 
@@ -98,9 +99,41 @@ std::tuple<Tensor, std::vector<Tensor>> mixed_node_backward(Tensor grad, Tensor 
   return {grad_bank, grads};
 }
 
-std::tuple<Tensor, Tensor> cell(Tensor prev_prev, Tensor prev, Tensor inputs, Tensor operations,
-                                std::vector<Tensor> weights, bool prev_prev_is_larger, bool save,
-                                bool tf32) {
+std::vector<Tensor> cell_plans(Tensor images, Tensor inputs, Tensor operations,
+                               std::vector<Tensor> weights, bool backward) {
+  const CellStackCall call(images, inputs, operations, weights, kBackend);
+  check_pairs(inputs.size(1), 2);
+  const DeviceStreamGuard current(images);
+  std::vector<Tensor> plans;
+  with_type(call.dtype, [&](auto type) {
+    using V = decltype(type);
+    const auto of_cells = CellStackCall::of_cells<const Compute<V>>(weights);
+    std::vector<CellToPlan<V>> cells;
+    for (size_t i = 0; i < call.shapes.size(); ++i) {
+      const CellShape& s = call.shapes[i];
+      plans.push_back(new_scratch(images, cell_plan_size<V>(s, backward)));
+      const Choices choices = {call.of_cell(s, inputs), call.of_cell(s, operations)};
+      cells.push_back({s, of_cells[i], choices, plans.back().data_ptr()});
+    }
+    plan_cells<V>(cells, backward, current.stream());
+  });
+  return plans;
+}
+
+// Where it lies; null if there is none.
+template <class V>
+void* plan_pointer(const std::optional<Tensor>& plan, const CellShape& shape, bool backward,
+                   const Tensor& like) {
+  if (!plan) return nullptr;
+  const int64_t size = static_cast<int64_t>(cell_plan_size<V>(shape, backward));
+  check_like(*plan, "plan", ScalarType::Byte, {size}, like);
+  return plan->data_ptr();
+}
+
+std::tuple<Tensor, Tensor> run_cell(const std::optional<Tensor>& plan, const Tensor& prev_prev,
+                                    const Tensor& prev, const Tensor& inputs,
+                                    const Tensor& operations, const std::vector<Tensor>& weights,
+                                    bool prev_prev_is_larger, bool save, bool tf32) {
   const CellCall call =
       cell_call(prev_prev, prev, inputs, operations, weights, prev_prev_is_larger);
   const DeviceStreamGuard current(prev);
@@ -109,12 +142,28 @@ std::tuple<Tensor, Tensor> cell(Tensor prev_prev, Tensor prev, Tensor inputs, Te
   with_type(call.dtype, [&](auto type) {
     using V = decltype(type);
     using T = Compute<V>;
-    const Tensor scratch = new_scratch(prev, cell_scratch<V>(call.shape, save, false));
+    void* const ready = plan_pointer<V>(plan, call.shape, false, prev);
+    const Tensor scratch =
+        new_scratch(prev, cell_scratch<V>(call.shape, save, false, ready != nullptr));
     cell_forward<V>(call.shape, tf32, pointers<CellWeights, const T>(weights.data()),
                     choices_of(inputs, operations), data<V>(prev_prev), data<V>(prev), data<V>(out),
-                    save ? data<T>(saved) : nullptr, scratch.data_ptr(), current.stream());
+                    save ? data<T>(saved) : nullptr, scratch.data_ptr(), current.stream(), ready);
   });
   return {out, saved};
+}
+
+std::tuple<Tensor, Tensor> cell(Tensor prev_prev, Tensor prev, Tensor inputs, Tensor operations,
+                                std::vector<Tensor> weights, bool prev_prev_is_larger, bool save,
+                                bool tf32) {
+  return run_cell({}, prev_prev, prev, inputs, operations, weights, prev_prev_is_larger, save,
+                  tf32);
+}
+
+std::tuple<Tensor, Tensor> planned_cell(Tensor plan, Tensor prev_prev, Tensor prev, Tensor inputs,
+                                        Tensor operations, std::vector<Tensor> weights,
+                                        bool prev_prev_is_larger, bool save, bool tf32) {
+  return run_cell(plan, prev_prev, prev, inputs, operations, weights, prev_prev_is_larger, save,
+                  tf32);
 }
 
 // Writes the gradient of prev to grad_prev, or adds it, unless that is empty; returns the others.
@@ -122,7 +171,7 @@ std::tuple<Tensor, std::vector<Tensor>> gradients_of_cell(
     const Tensor& grad, const Tensor& prev_prev, const Tensor& prev, const Tensor& output,
     const Tensor& saved, const Tensor& inputs, const Tensor& operations,
     const std::vector<Tensor>& weights, bool prev_prev_is_larger, bool prev_prev_needs_grad,
-    const Tensor& grad_prev, bool adds_to_prev, bool tf32) {
+    const Tensor& grad_prev, bool adds_to_prev, const std::optional<Tensor>& plan, bool tf32) {
   const CellCall call =
       cell_call(prev_prev, prev, inputs, operations, weights, prev_prev_is_larger);
   call.check_backward(grad, saved, prev);
@@ -135,13 +184,16 @@ std::tuple<Tensor, std::vector<Tensor>> gradients_of_cell(
   with_type(call.dtype, [&](auto type) {
     using V = decltype(type);
     using T = Compute<V>;
-    const Tensor scratch = new_scratch(prev, cell_scratch<V>(call.shape, true, true));
-    cell_backward<V>(
-        call.shape, tf32, pointers<CellWeights, const T>(weights.data()),
-        choices_of(inputs, operations), data<V>(prev_prev), data<V>(prev), data<V>(output),
-        data<V>(grad), data<T>(saved), prev_prev_needs_grad ? data<V>(grad_prev_prev) : nullptr,
-        grad_prev.numel() > 0 ? data<V>(grad_prev) : nullptr,
-        pointers<CellWeights, T>(grads.data()), scratch.data_ptr(), current.stream(), adds_to_prev);
+    void* const ready = plan_pointer<V>(plan, call.shape, true, prev);
+    const Tensor scratch =
+        new_scratch(prev, cell_scratch<V>(call.shape, true, true, ready != nullptr));
+    cell_backward<V>(call.shape, tf32, pointers<CellWeights, const T>(weights.data()),
+                     choices_of(inputs, operations), data<V>(prev_prev), data<V>(prev),
+                     data<V>(output), data<V>(grad), data<T>(saved),
+                     prev_prev_needs_grad ? data<V>(grad_prev_prev) : nullptr,
+                     grad_prev.numel() > 0 ? data<V>(grad_prev) : nullptr,
+                     pointers<CellWeights, T>(grads.data()), scratch.data_ptr(), current.stream(),
+                     adds_to_prev, ready);
   });
   return {grad_prev_prev, grads};
 }
@@ -153,19 +205,26 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> cell_backward_operator(
   Tensor grad_prev = new_gradient(prev, prev_needs_grad);
   const auto [grad_prev_prev, grads] =
       gradients_of_cell(grad, prev_prev, prev, output, saved, inputs, operations, weights,
-                        prev_prev_is_larger, prev_prev_needs_grad, grad_prev, false, tf32);
+                        prev_prev_is_larger, prev_prev_needs_grad, grad_prev, false, {}, tf32);
   return {grad_prev_prev, grad_prev, grads};
 }
 
-std::tuple<Tensor, std::vector<Tensor>> cell_backward_onto(
+std::tuple<Tensor, Tensor, std::vector<Tensor>> cell_backward_onto(
     Tensor grad, Tensor prev_prev, Tensor prev, Tensor output, Tensor saved, Tensor inputs,
     Tensor operations, std::vector<Tensor> weights, bool prev_prev_is_larger,
-    bool prev_prev_needs_grad, Tensor grad_prev, bool tf32) {
+    bool prev_prev_needs_grad, bool prev_needs_grad, std::optional<Tensor> grad_prev,
+    std::optional<Tensor> plan, bool tf32) {
   const auto sizes = prev.sizes();
-  check_like(grad_prev, "grad_prev", prev.scalar_type(), {sizes.begin(), sizes.end()}, prev);
-  check_aligned(grad_prev, "grad_prev");
-  return gradients_of_cell(grad, prev_prev, prev, output, saved, inputs, operations, weights,
-                           prev_prev_is_larger, prev_prev_needs_grad, grad_prev, true, tf32);
+  if (grad_prev) {
+    check_like(*grad_prev, "grad_prev", prev.scalar_type(), {sizes.begin(), sizes.end()}, prev);
+    check_aligned(*grad_prev, "grad_prev");
+  }
+  // What is added to is not a result.
+  Tensor new_prev = new_gradient(prev, prev_needs_grad && !grad_prev);
+  const auto [grad_prev_prev, grads] = gradients_of_cell(
+      grad, prev_prev, prev, output, saved, inputs, operations, weights, prev_prev_is_larger,
+      prev_prev_needs_grad, grad_prev.value_or(new_prev), grad_prev.has_value(), plan, tf32);
+  return {grad_prev_prev, new_prev, grads};
 }
 
 }  // namespace
@@ -175,6 +234,8 @@ STABLE_TORCH_LIBRARY_IMPL(asng, ASNG_CUDA_KEY, m) {
   m.impl("_mixed_node_backward", TORCH_BOX(&mixed_node_backward));
   m.impl("cell", TORCH_BOX(&cell));
   m.impl("_cell_backward", TORCH_BOX(&cell_backward_operator));
+  m.impl("_cell_plans", TORCH_BOX(&cell_plans));
+  m.impl("_planned_cell", TORCH_BOX(&planned_cell));
   m.impl("_cell_backward_onto", TORCH_BOX(&cell_backward_onto));
 }
 

@@ -369,6 +369,30 @@ TEST_CASE("CUDA: cells in one launch are those of the CPU") {
   }
 }
 
+// More than one launch plans, of different numbers of edges.
+template <class V>
+void check_planned_together(std::vector<Example<CellShape>> examples) {
+  for (unsigned seed = 0; seed < 14; ++seed) {
+    CellShape s;
+    s.archs = 1 + seed % 2;
+    s.nodes = 1 + seed % 4;
+    s.images = 1;
+    s.channels = 3;
+    s.prev_prev = s.prev = {s.archs, 4, 0, 4, 4};
+    examples.push_back(cell_example(s, seed));
+  }
+  const std::vector<Tensors> together = on_cuda_together<V>(examples);
+  for (size_t i = 0; i < examples.size(); ++i) CHECK(together[i] == on_cuda<V>(examples[i]));
+}
+
+TEST_CASE("CUDA: cells that are planned together are the same as each by itself") {
+  std::vector<Example<CellShape>> examples;
+  for (unsigned kind = 0; kind < 4; ++kind) examples.push_back(cell_of_kind(kind, 6));
+  check_planned_together<double>(examples);
+  check_planned_together<float>(
+      {whole_cell(false, 2, 4, 16, 4, 4, 1), whole_cell(true, 2, 4, 20, 4, 4, 3)});
+}
+
 TEST_CASE("CUDA: large images and batches in one launch") {
   const PathSet chosen("persistent");
   for (const auto& [reduction, images, channels, size] :

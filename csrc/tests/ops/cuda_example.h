@@ -1,6 +1,8 @@
 // What the calls of example.h give on the CUDA kernels that run on the CPU.
 #pragma once
 
+#include <list>
+
 #include "ops/cell/cuda.h"
 #include "ops/mixture/cuda.h"
 #include "ops/stem/cuda.h"
@@ -28,19 +30,24 @@ void run_on_cuda(const Example<DagShape>& e, bool tf32, Buffers<V>& b) {
                          pointers<OperationWeights<T>>(b.grads), other.get(), nullptr);
 }
 
+// Null: it is not planned.
+struct Plans {
+  void *forward = nullptr, *backward = nullptr;
+};
+
 template <class V, class T = cuda::Compute<V>>
-void run_on_cuda(const Example<CellShape>& e, bool tf32, Buffers<V>& b) {
-  const bool save = !b.saved.empty();
+void run_on_cuda(const Example<CellShape>& e, bool tf32, Buffers<V>& b, const Plans& plans = {}) {
+  const bool save = !b.saved.empty(), planned = plans.forward != nullptr;
   const auto weights = pointers<CellWeights<const T>>(b.weights);
-  const DeviceMemory scratch(cuda::cell_scratch<V>(e.shape, save, false));
+  const DeviceMemory scratch(cuda::cell_scratch<V>(e.shape, save, false, planned));
   cuda::cell_forward<V>(e.shape, tf32, weights, choices(e), b.maps[0].data(), b.maps[1].data(),
-                        b.out.data(), or_null(b.saved), scratch.get(), nullptr);
+                        b.out.data(), or_null(b.saved), scratch.get(), nullptr, plans.forward);
   if (!save) return;
-  const DeviceMemory other(cuda::cell_scratch<V>(e.shape, true, true));
+  const DeviceMemory other(cuda::cell_scratch<V>(e.shape, true, true, planned));
   cuda::cell_backward<V>(e.shape, tf32, weights, choices(e), b.maps[0].data(), b.maps[1].data(),
                          b.out.data(), b.probe.data(), b.saved.data(), or_null(b.grad_maps[0]),
                          or_null(b.grad_maps[1]), pointers<CellWeights<T>>(b.grads), other.get(),
-                         nullptr);
+                         nullptr, false, plans.backward);
 }
 
 template <class V>
@@ -99,6 +106,33 @@ Tensors on_cuda(const Example<Shape>& e, bool tf32 = false, bool save = true) {
   Buffers<V> buffers(e, save ? saved_on_cuda<V>(e.shape) : 0, 0xff);
   run_on_cuda(e, tf32, buffers);
   return buffers.results(save);
+}
+
+// Cells that are planned together.
+template <class V>
+std::vector<Tensors> on_cuda_together(const std::vector<Example<CellShape>>& examples) {
+  using T = cuda::Compute<V>;
+  std::vector<Buffers<V>> buffers;
+  for (const auto& e : examples) buffers.emplace_back(e, saved_on_cuda<V>(e.shape), 0xff);
+  std::list<DeviceMemory> memory;
+  std::vector<Plans> plans(examples.size());
+  for (const bool backward : {false, true}) {
+    std::vector<cuda::CellToPlan<V>> cells;
+    for (size_t i = 0; i < examples.size(); ++i) {
+      const Example<CellShape>& e = examples[i];
+      void* const plan = memory.emplace_back(cuda::cell_plan_size<V>(e.shape, backward)).get();
+      (backward ? plans[i].backward : plans[i].forward) = plan;
+      cells.push_back(
+          {e.shape, pointers<CellWeights<const T>>(buffers[i].weights), choices(e), plan});
+    }
+    cuda::plan_cells<V>(cells, backward, nullptr);
+  }
+  std::vector<Tensors> results;
+  for (size_t i = 0; i < examples.size(); ++i) {
+    run_on_cuda(examples[i], false, buffers[i], plans[i]);
+    results.push_back(buffers[i].results(true));
+  }
+  return results;
 }
 
 }  // namespace asng::test
