@@ -94,10 +94,11 @@ def plans(
 ) -> list[Plan | None]:
     """What the kernels of each cell of a stack look up and pack, for all cells at once.
 
-    On CUDA devices a cell that is called without a plan makes it itself, in a launch of its own for
+    On CUDA devices a cell that is called without a plan makes it itself, in launches of its own for
     each pass. Elsewhere there are no plans.
 
-    Args: see `cells`. The weights must not change before the cells are called.
+    Args: see `cells`. Later `images` may be others of the same size and type; the weights must not
+        change before the cells are called.
 
     Returns:
         Of each cell the plan for one call of `cell_passing_on`, or None.

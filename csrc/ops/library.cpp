@@ -57,8 +57,8 @@ STABLE_TORCH_LIBRARY(asng, m) {
       "bool prev_prev_needs_grad, bool prev_needs_grad, bool tf32) "
       "-> (Tensor, Tensor, Tensor[])");
   // On CUDA devices alone: what the kernels of all cells of a stack look up and pack before a pass,
-  // forward or backward, of the same images, in one launch for eight cells or more. Arguments as for
-  // `cells`. Returns a plan for one pass of each cell, which uses it up.
+  // forward or backward, of such images, in at most two launches for eight cells. Arguments as
+  // for `cells`. Returns a plan for one pass of each cell, which uses it up.
   m.def(
       "_cell_plans(Tensor images, Tensor inputs, Tensor operations, Tensor[] weights, "
       "bool backward) -> Tensor[]");

@@ -21,6 +21,8 @@ inline constexpr int kThreads = 128;  // of a block, in every kernel that works 
 // Blocks per multiprocessor for __launch_bounds__. Some large kernels do with the registers that
 // are left where there are four, and would by themselves take a few more.
 constexpr int resident_blocks(bool four) { return four ? 4 : 1; }
+// What the parameters of a kernel may take.
+inline constexpr size_t kMostParameters = 4096;
 // Blocks that share a reduction, at most.
 inline constexpr int kMaxSplits = 256;
 

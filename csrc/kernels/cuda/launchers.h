@@ -26,10 +26,8 @@ struct PlanJob {
   int counter_count = 0;
   bool backward = false;
 };
-// Looks up what every edge computes, packs the weights, clears the counters.
-template <class T>
-void make_plan(const PlanJob<T>& job, CudaStream stream);
-// The same for several cells, in one launch for as many as its parameters have room for.
+// Looks up what every edge computes, packs the weights, clears the counters; of several cells in
+// one launch, of as many as its parameters have room for.
 template <class T>
 void make_plans(const std::vector<PlanJob<T>>& jobs, CudaStream stream);
 template <class T>
@@ -58,11 +56,25 @@ int weight_split_count(const DagShape& shape);
 const char* nodes_backward_obstacle(const DagShape& shape);
 // Columns of the handover.
 int nodes_backward_columns(const DagShape& shape);
+template <class V>
+struct NodesJob {
+  Dag<V> dag;
+  Gradients<V> gradients;
+  V* input_grads = nullptr;             // see gather
+  float* input_coefficients = nullptr;  // the same
+  // The plan: as many bytes as nodes_plan_size says for each architecture.
+  void* plan = nullptr;
+  const void* scratch = nullptr;  // where the memory of the gradients begins
+};
+size_t nodes_plan_size();
+// Plans the nodes of cells, whose addresses are counted as persistent_plan.h says, in as few
+// launches as their number allows. What make_plans writes must be there.
+template <class V>
+void plan_nodes(const std::vector<NodesJob<V>>& jobs, CudaStream stream);
 // From the gradients of leaf nodes, which must be there, those of all nodes and of the inputs, as
 // `gather` gives them, and of the weights, one split for each block of an architecture.
 template <class V>
-void nodes_backward(const Dag<V>& dag, const Gradients<V>& gradients, V* input_grads,
-                    float* input_coefficients, const Handover& handover, CudaStream stream);
+void nodes_backward(const NodesJob<V>& job, const Handover& handover, CudaStream stream);
 
 // gather.cu
 
@@ -97,6 +109,9 @@ struct CellJob {
   const T* packed[3] = {nullptr, nullptr, nullptr};  // of prev_prev, prev and output
   V* y = nullptr;                                    // (archs, out_size)
   T* y_norms = nullptr;                              // (archs, 2, padded)
+  // The plan of a cell that is computed in one launch: as many bytes as whole_cell_plan_size says
+  // for each architecture.
+  void* plan = nullptr;
   // Backward.
   const V* grad_y = nullptr;
   const V* input_grads = nullptr;                     // see gather
@@ -119,6 +134,10 @@ struct CellJob {
 const char* whole_cell_forward_obstacle(const DagShape& shape);
 // Columns of the handover.
 int whole_cell_forward_columns(const DagShape& shape);
+size_t whole_cell_plan_size();
+// Plans cells, as plan_nodes does.
+template <class V>
+void plan_whole_cells(const std::vector<CellJob<V>>& jobs, CudaStream stream);
 // All of the cell. Without a backward pass there must be a place for the stages of every node, too.
 template <class V>
 void whole_cell_forward(const CellJob<V>& job, const Handover& handover, bool keeps_maxima,

@@ -13,8 +13,6 @@ namespace {
 
 // Blocks of a slot, or of a matrix, at most.
 constexpr int kMostParts = 16;
-// What the parameters of a kernel may take.
-constexpr size_t kMostParameters = 4096;
 
 constexpr int kMatrices = std::extent_v<decltype(PlanJob<float>::matrices)>;
 
@@ -178,12 +176,7 @@ __device__ void plan(const PlanJob<T>& job) {
 }
 
 template <class T>
-__global__ __launch_bounds__(kThreads) void plan_kernel(const PlanJob<T> job) {
-  plan(job);
-}
-
-template <class T>
-__global__ __launch_bounds__(kThreads) void plans_kernel(const PlanJobs<T> all) {
+__global__ __launch_bounds__(kThreads) void plan_kernel(const PlanJobs<T> all) {
   plan(all.jobs[blockIdx.z]);
 }
 
@@ -268,11 +261,6 @@ dim3 plan_blocks(const PlanJob<T>& job) {
 }  // namespace
 
 template <class T>
-void make_plan(const PlanJob<T>& job, CudaStream stream) {
-  launch(plan_kernel<T>, plan_blocks(job), kThreads, 0, stream, job);
-}
-
-template <class T>
 void make_plans(const std::vector<PlanJob<T>>& jobs, CudaStream stream) {
   for (size_t first = 0; first < jobs.size(); first += PlanJobs<T>::kMost) {
     PlanJobs<T> some;
@@ -283,7 +271,7 @@ void make_plans(const std::vector<PlanJob<T>>& jobs, CudaStream stream) {
       blocks.x = std::max(blocks.x, needed.x);
       blocks.y = std::max(blocks.y, needed.y);
     }
-    launch(plans_kernel<T>, blocks, kThreads, 0, stream, some);
+    launch(plan_kernel<T>, blocks, kThreads, 0, stream, some);
   }
 }
 
@@ -299,7 +287,6 @@ void pack_matrix(const Matrix<T>& matrix, bool backward, CudaStream stream) {
 }
 
 #define ASNG_INSTANTIATE(T)                                             \
-  template void make_plan(const PlanJob<T>&, CudaStream);               \
   template void make_plans(const std::vector<PlanJob<T>>&, CudaStream); \
   template void plan_mixture(const MixturePlanJob<T>&, CudaStream);     \
   template void pack_matrix(const Matrix<T>&, bool, CudaStream);

@@ -147,12 +147,14 @@ __device__ inline double from_word(unsigned word) {
 }
 
 // Hands over this block's sums, two kinds for each channel of `items` items, after `earlier` ones
-// in this launch. `totals` (items, 2, C) are zeros afterwards.
+// in this launch. `totals` (items, 2, C) are zeros afterwards. Here and below the thread's number
+// is opaque: what follows from it would be computed before all exchanges, and take registers all
+// along.
 template <int C>
 __device__ void hand_over_sums(const Handover& handover, int earlier, int items, double* totals) {
   float* words = handover.of_block(blockIdx.x) + earlier * 2 * C;
   __syncthreads();
-  for (int j = threadIdx.x * 4; j < items * 2 * C; j += kCellThreads * 4) {
+  for (int j = opaque(threadIdx.x) * 4; j < items * 2 * C; j += kCellThreads * 4) {
     hand_over(words + j, make_uint4(to_word(totals[j]), to_word(totals[j + 1]),
                                     to_word(totals[j + 2]), to_word(totals[j + 3])));
 #pragma unroll
@@ -174,7 +176,7 @@ __device__ void add_up_sums(const Handover& handover, int earlier, int items, do
                             Finish finish) {
   constexpr int kQuads = C / 2, kSlices = kCellThreads / kQuads, kInWarp = 32 / kQuads;
   constexpr int kItems = kMeetingItems<C>, kAtOnce = C / 16;  // blocks of a thread
-  const int t = threadIdx.x, quad = t % kQuads, slice = t / kQuads;
+  const int t = opaque(threadIdx.x), quad = t % kQuads, slice = t / kQuads;
   if (earlier == 0) {
     if (t == 0) wait_for(handover.arrivals + blockIdx.y, handover.blocks);
     __syncthreads();

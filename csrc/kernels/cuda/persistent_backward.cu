@@ -16,6 +16,7 @@
 
 #include "kernels/cuda/gemm.h"
 #include "kernels/cuda/launchers.h"
+#include "kernels/cuda/persistent_plan.h"
 #include "kernels/cuda/pool.h"
 
 namespace asng::cuda {
@@ -37,16 +38,6 @@ struct Layout {
   // Of images of nodes and of inputs: 2³² / their width, rounded up, and 1 / the pixels of all.
   unsigned per_row, per_input_row;
   double share, input_share;
-};
-
-template <class V>
-struct Job {
-  Dag<V> dag;
-  Gradients<V> gradients;
-  V* input_grads;  // (inputs, archs, in_size)
-  float* input_coefficients;
-  Layout layout;
-  Handover handover;
 };
 
 // Some of what is to be done, in order; what belongs to round r begins at before[r].
@@ -106,6 +97,7 @@ struct Item {
 
 template <class V>
 struct alignas(16) Plan {
+  Bases bases;
   DagShape shape;
   Layout layout;
   PlannedEdge edges[kMostEdges];
@@ -118,7 +110,37 @@ struct alignas(16) Plan {
   Item items[kMostListed];
   Completion<V> completions[2 + kMostNodes];
   Pass<V> passes[kMostEdges];
+
+  // To all addresses; for all threads of the block.
+  __device__ void add_bases() {
+    int turn = threadIdx.x;
+    turn = bases.add_to<7>(stages, turn);
+    turn = bases.add_to<1>(items, turn);
+    turn = bases.add_to<3>(completions, turn);
+    turn = bases.add_to<2>(passes, turn);
+  }
 };
+
+template <class V>
+struct Job {
+  Dag<V> dag;
+  Gradients<V> gradients;
+  V* input_grads;  // (inputs, archs, in_size)
+  float* input_coefficients;
+  Layout layout;
+  Handover handover;
+  Plan<V>* plans;  // (archs)
+  const void* scratch;
+};
+
+// Those of several cells.
+template <class V>
+struct Jobs {
+  static constexpr int kMost = kMostParameters / sizeof(Job<V>);
+
+  Job<V> jobs[kMost];
+};
+static_assert(Jobs<float>::kMost >= 8);
 
 // Images of C channels in shared memory, and how they are divided up. Rows of an image as large as
 // the nodes' are kPitch pixels apart, and around it are kBorder pixels of zeros; one that is read
@@ -752,12 +774,12 @@ __device__ __forceinline__ void compute_stage(const Job<V>& job, const Stage<V>&
   const int elements = stage.elements, count = elements + 2;
   float* of_taps = in_global(stage.split) + C * C;
 #pragma unroll 1
-  for (int j = threadIdx.x; j < elements * C; j += kCellThreads) {
+  for (int j = Place::thread(); j < elements * C; j += kCellThreads) {
     const int c = static_cast<int>(multiply_high(j, stage.per_element));
     const float sum = sum_of_warps<C>(red, count, j - c * elements, c);
     of_taps[j] = adds ? of_taps[j] + sum : sum;
   }
-  const int j = kCellThreads - 1 - threadIdx.x;
+  const int j = kCellThreads - 1 - Place::thread();
   if (stage.item >= 0 && j < 2 * C) {
     totals[stage.item * 2 * C + j] +=
         static_cast<double>(sum_of_warps<C>(red, count, elements + j / C, j % C));
@@ -957,12 +979,13 @@ __device__ __noinline__ void rank(List& list, int t, int rounds) {
 __device__ inline int node_of(int edge) { return edge / kCellEdges; }
 
 // Looks up what is to be done, and when; for all threads of the block.
-template <int C, class V>
-__device__ void make_plan(const Job<V>& job, float* shared, Plan<V>& plan) {
+template <class V>
+__device__ void make_plan(const Job<V>& job, int arch, Plan<V>& plan) {
   const Dag<V>& dag = job.dag;
   const DagShape& s = dag.shape;
   const Layout& l = job.layout;
-  const int arch = blockIdx.y, t = threadIdx.x, edges = s.nodes * kCellEdges;
+  const int t = threadIdx.x, edges = s.nodes * kCellEdges, C = s.padded;
+  float* const shared = counted_from<float>(Base::kShared);
   if (t == 0) {
     plan.shape = s;
     plan.layout = l;
@@ -1072,7 +1095,8 @@ __device__ void make_plan(const Job<V>& job, float* shared, Plan<V>& plan) {
         first ? grad_of(edge.input) : intermediate,
         dag.pointwise(arch, node, e, which),
         dag.depthwise(arch, node, e, which),
-        job.gradients.weight_split(s, arch, node, e, blockIdx.x) + which * s.stage_weights(),
+        counted_from(Base::kOfBlock, job.gradients.weight_split(s, arch, node, e, 0)) +
+            which * s.stage_weights(),
         !first                   ? norm_place(i, 0)
         : edge.input >= s.inputs ? -1
                                  : input_norm_place(edge.input),
@@ -1137,6 +1161,16 @@ __device__ void make_plan(const Job<V>& job, float* shared, Plan<V>& plan) {
   }
 }
 
+template <class V>
+__global__ __launch_bounds__(kCellThreads) void nodes_plan_kernel(const Jobs<V> all) {
+  const Job<V>& job = all.jobs[blockIdx.x];
+  const int arch = blockIdx.y;
+  if (arch >= job.dag.shape.archs) return;
+  Plan<V>& plan = *dynamic_shared<Plan<V>>();
+  make_plan(job, arch, plan);
+  keep_plan(plan, job.plans + arch);
+}
+
 // Starts to copy the scales and shifts of all normalizations.
 template <int C, class V>
 __device__ void start_norms(const Job<V>& job, float* to) {
@@ -1152,13 +1186,14 @@ __device__ void start_norms(const Job<V>& job, float* to) {
   }
 }
 
-// Starts to bring a block's first image nearer.
+// Starts to bring a block's first image nearer. As in Cut, what follows from numbers of threads and
+// blocks is computed where it is needed.
 template <class V>
 __device__ void prefetch_image(const V* images, int values) {
   const char* bytes =
-      reinterpret_cast<const char*>(images + static_cast<int64_t>(blockIdx.x) * values);
+      reinterpret_cast<const char*>(images + static_cast<int64_t>(opaque(blockIdx.x)) * values);
 #pragma unroll 1
-  for (int i = threadIdx.x * 128; i < values * static_cast<int>(sizeof(V));
+  for (int i = opaque(threadIdx.x) * 128; i < values * static_cast<int>(sizeof(V));
        i += kCellThreads * 128) {
     prefetch(bytes + i);
   }
@@ -1168,18 +1203,22 @@ template <class V, int C, bool kStrided, bool kExact>
 __global__ __launch_bounds__(kCellThreads, 1) void nodes_backward_kernel(const Job<V> job) {
   const DagShape& s = job.dag.shape;
   const Layout& l = job.layout;
-  const int first_image = blockIdx.x;
+  const int first_image = opaque(blockIdx.x);
   Plan<V>& plan = *dynamic_shared<Plan<V>>();
   float* shared = reinterpret_cast<float*>(&plan + 1);
   double* totals = reinterpret_cast<double*>(shared + l.totals);
+  start_plan(job.plans, plan);
+  plan.bases.set(job.dag.plan, job.dag.input_norms, job.scratch,
+                 s.slot_weights() * static_cast<int64_t>(sizeof(float)), shared);
   begin(job.handover);
   start_norms<C>(job, shared + l.norms);
   for (int i = threadIdx.x; i < (s.nodes * kCellEdges + s.inputs) * 2 * C; i += kCellThreads) {
     totals[i] = 0;
   }
   if (!kStrided && l.ahead) fill_borders<C>(l, s.out_height, s.out_width, true, shared);
-  make_plan<C>(job, shared, plan);
   wait_for_copies();
+  __syncthreads();
+  plan.add_bases();
   __syncthreads();
   const int stages = plan.stage_list.before[kMostPhases];
   const auto start = [&](int number, int image) {
@@ -1330,6 +1369,18 @@ Layout make_layout(const DagShape& s) {
   return l;
 }
 
+template <class V>
+Job<V> make_job(const NodesJob<V>& nodes, const Handover& handover) {
+  return {nodes.dag,
+          nodes.gradients,
+          nodes.input_grads,
+          nodes.input_coefficients,
+          make_layout<V>(nodes.dag.shape),
+          handover,
+          static_cast<Plan<V>*>(nodes.plan),
+          nodes.scratch};
+}
+
 template <class V, int C>
 auto choose_channels(const DagShape& s) {
   return choose_kernel<V>(s.tf32, [&](auto rounds) {
@@ -1358,11 +1409,27 @@ int nodes_backward_columns(const DagShape& s) {
   return (2 * s.nodes * kCellEdges + s.inputs) * 2 * s.padded;
 }
 
+size_t nodes_plan_size() { return sizeof(Plan<float>); }
+
 template <class V>
-void nodes_backward(const Dag<V>& dag, const Gradients<V>& gradients, V* input_grads,
-                    float* input_coefficients, const Handover& handover, CudaStream stream) {
-  const DagShape& s = dag.shape;
-  const Job<V> job = {dag, gradients, input_grads, input_coefficients, make_layout<V>(s), handover};
+void plan_nodes(const std::vector<NodesJob<V>>& all, CudaStream stream) {
+  static_assert(sizeof(Plan<V>) == sizeof(Plan<float>));
+  for (size_t first = 0; first < all.size(); first += Jobs<V>::kMost) {
+    Jobs<V> some;
+    const int count = static_cast<int>(std::min<size_t>(all.size() - first, Jobs<V>::kMost));
+    int archs = 0;
+    for (int i = 0; i < count; ++i) {
+      some.jobs[i] = make_job(all[first + i], {});
+      archs = std::max(archs, some.jobs[i].dag.shape.archs);
+    }
+    launch(nodes_plan_kernel<V>, dim3(count, archs), kCellThreads, sizeof(Plan<V>), stream, some);
+  }
+}
+
+template <class V>
+void nodes_backward(const NodesJob<V>& nodes, const Handover& handover, CudaStream stream) {
+  const DagShape& s = nodes.dag.shape;
+  const Job<V> job = make_job(nodes, handover);
   const auto kernel = s.padded == 16   ? choose_channels<V, 16>(s)
                       : s.padded == 32 ? choose_channels<V, 32>(s)
                                        : choose_channels<V, 64>(s);
@@ -1374,9 +1441,11 @@ void nodes_backward(const Dag<V>& dag, const Gradients<V>& gradients, V* input_g
          pixel_sums_bytes(s.padded, sizeof(float)), stream, job, splits);
 }
 
-template void nodes_backward(const Dag<float>&, const Gradients<float>&, float*, float*,
-                             const Handover&, CudaStream);
-template void nodes_backward(const Dag<BFloat16>&, const Gradients<BFloat16>&, BFloat16*, float*,
-                             const Handover&, CudaStream);
+#define ASNG_INSTANTIATE(V)                                              \
+  template void plan_nodes(const std::vector<NodesJob<V>>&, CudaStream); \
+  template void nodes_backward(const NodesJob<V>&, const Handover&, CudaStream);
+ASNG_INSTANTIATE(float)
+ASNG_INSTANTIATE(BFloat16)
+#undef ASNG_INSTANTIATE
 
 }  // namespace asng::cuda

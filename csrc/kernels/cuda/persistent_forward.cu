@@ -4,6 +4,7 @@
 // while blocks wait for each other.
 #include "kernels/cuda/launchers.h"
 #include "kernels/cuda/norm.h"
+#include "kernels/cuda/persistent_plan.h"
 #include "kernels/cuda/persistent_projection.h"
 
 namespace asng::cuda {
@@ -22,15 +23,6 @@ struct Layout {
   int size;
   int rows[kSeparableCount][2];  // of the separable convolutions on nodes, and on inputs
   int reduction_rows, pool_rows[2];
-};
-
-template <class V>
-struct Job {
-  CellJob<V> cell;
-  unsigned shared;  // of the inputs: each architecture projects them for itself, so not in `cell`
-  Layout layout;
-  Handover handover;
-  bool keeps_maxima;
 };
 
 // The two inputs and the output.
@@ -57,21 +49,50 @@ struct Stage {
 template <class V>
 struct Term {
   const V* x;
+  uint32_t* maxima;  // of a max pool, where they are kept
   int norm;          // its place in shared memory, or -1
-  uint32_t* maxima;  // null: not kept
   Form form;         // an identity also stands for what has been normalized
   int multiplicity, height, width, stride;
 };
 
 template <class V>
 struct Plan {
+  Bases bases;
   Schedule schedule;
   Stage<V> stages[2 * kMostEdges];  // in the order of the schedule
   Term<V> terms[kMostEdges];
   Norm projections[kProjections];
   bool needed[kProjections];
   bool read[kMostNodes];  // by another node, so that it is no part of the output
+
+  // To all addresses; for all threads of the block.
+  __device__ void add_bases() {
+    int turn = threadIdx.x;
+    turn = bases.add_to<7>(stages, turn);
+    turn = bases.add_to<2>(terms, turn);
+    turn = bases.add_to<2>(projections, turn);
+  }
 };
+
+template <class V>
+struct Job {
+  CellJob<V> cell;
+  unsigned shared;  // of the inputs: each architecture projects them for itself, so not in `cell`
+  Layout layout;
+  Handover handover;
+  bool keeps_maxima;
+
+  ASNG_HD Plan<V>* plans() const { return static_cast<Plan<V>*>(cell.plan); }  // (archs)
+};
+
+// Those of several cells.
+template <class V>
+struct Jobs {
+  static constexpr int kMost = kMostParameters / sizeof(Job<V>);
+
+  Job<V> jobs[kMost];
+};
+static_assert(Jobs<float>::kMost >= 8);
 
 // Source columns and rows that `count` outputs see.
 ASNG_HD constexpr int reach(int count, int stride, int extent) {
@@ -91,11 +112,11 @@ __device__ inline int window_elements(int separable) {
 }
 
 // Looks up what the projections need.
-template <int C, class V>
-__device__ void plan_projections(const Job<V>& job, float* norms, Plan<V>& plan) {
+template <class V>
+__device__ void plan_projections(const Job<V>& job, int arch, float* norms, Plan<V>& plan) {
   const Dag<V>& dag = job.cell.dag;
   const DagShape& s = dag.shape;
-  const int arch = blockIdx.y, t = threadIdx.x;
+  const int t = threadIdx.x, C = s.padded;
   if (t < kProjections) {
     float* kept = t < s.inputs ? const_cast<float*>(dag.state(arch, t).norm)
                                : job.cell.y_norms + arch * 2 * C;
@@ -112,15 +133,14 @@ __device__ void plan_projections(const Job<V>& job, float* norms, Plan<V>& plan)
   if (node >= 0 && node < s.nodes) {
     plan.read[node] = dag.used[arch * s.states() + s.inputs + node] != 0;
   }
-  __syncthreads();
 }
 
 // Looks up what the stages and terms need.
-template <int C, class V>
-__device__ void make_plan(const Job<V>& job, float* norms, Plan<V>& plan) {
+template <class V>
+__device__ void plan_nodes(const Job<V>& job, int arch, float* norms, Plan<V>& plan) {
   const Dag<V>& dag = job.cell.dag;
   const DagShape& s = dag.shape;
-  const int arch = blockIdx.y, t = threadIdx.x;
+  const int t = threadIdx.x, C = s.padded;
   const Schedule& schedule = plan.schedule;
   float* of_stages = norms + kProjections * 2 * C;
   const auto state = [&](int index) {
@@ -155,20 +175,30 @@ __device__ void make_plan(const Job<V>& job, float* norms, Plan<V>& plan) {
     const PlannedEdge edge = schedule.edges[which];
     const State<V> from = state(edge.input);
     const int last = schedule.stage_count[which] - 1;
-    const bool keeps = job.keeps_maxima && edge.form == Form::kMaxPool;
     const int place = last >= 0               ? kProjections + which * 2 + last
                       : edge.input < s.inputs ? edge.input
                                               : -1;
     plan.terms[which] = {last < 0 ? from.x : dag.stage(arch, node, e, last),
+                         edge.form == Form::kMaxPool ? dag.maxima(arch, node, e) : nullptr,
                          place < 0 ? -1 : job.layout.norms + place * 2 * C,
-                         keeps ? dag.maxima(arch, node, e) : nullptr,
                          last < 0 ? edge.form : Form::kIdentity,
                          edge.multiplicity,
                          last < 0 ? from.height : s.out_height,
                          last < 0 ? from.width : s.out_width,
                          dag.stride(edge)};
   }
-  __syncthreads();
+}
+
+template <class V>
+__global__ __launch_bounds__(kCellThreads) void cell_plan_kernel(const Jobs<V> all) {
+  const Job<V>& job = all.jobs[blockIdx.x];
+  const int arch = blockIdx.y;
+  if (arch >= job.cell.dag.shape.archs) return;
+  Plan<V>& plan = *dynamic_shared<Plan<V>>();
+  float* const norms = counted_from<float>(Base::kShared) + job.layout.norms;
+  plan_projections(job, arch, norms, plan);
+  plan_nodes(job, arch, norms, plan);
+  keep_plan(plan, job.plans() + arch);
 }
 
 // A projection of an image, up to the sums for its normalization, which are added to `totals`
@@ -478,7 +508,7 @@ __device__ void combine(const Job<V>& job, const Term<V>* terms, V* out, int ima
           }
           continue;
         }
-        uint32_t* maxima = in_global(term.maxima);
+        uint32_t* maxima = job.keeps_maxima ? in_global(term.maxima) : nullptr;
         if (maxima != nullptr) {
           maxima += image * image_size / 4;
           pool(std::true_type(), std::true_type());
@@ -508,9 +538,14 @@ __global__ __launch_bounds__(kCellThreads, 1) void cell_forward_kernel(const Job
   const Schedule& schedule = plan.schedule;
   float* shared = reinterpret_cast<float*>(&plan + 1);
   double* totals = reinterpret_cast<double*>(shared + job.layout.sums);
+  start_plan(job.plans(), plan);
+  plan.bases.set(dag.plan, dag.input_norms, nullptr, 0, shared);
   for (int i = threadIdx.x; i < s.nodes * kCellEdges * 2 * C; i += kCellThreads) totals[i] = 0;
   begin(job.handover);
-  plan_projections<C>(job, shared + job.layout.norms, plan);
+  wait_for_copies();
+  __syncthreads();
+  plan.add_bases();
+  __syncthreads();
   // Phase −1 is that of the inputs, and the one behind the last that of the output.
   int earlier = 0;
   for (int phase = -1; phase < 0 || phase <= schedule.phases; ++phase) {
@@ -551,8 +586,6 @@ __global__ __launch_bounds__(kCellThreads, 1) void cell_forward_kernel(const Job
         hand_over_sums<C>(job.handover, earlier, end - begin, totals);
       }
     }
-    // Until the sums of other blocks are there.
-    if (of_inputs) make_plan<C>(job, shared + job.layout.norms, plan);
     if (begin == end) continue;
     const double share = 1 / (static_cast<double>(s.images) *
                               (of_inputs ? s.height * s.width : s.out_height * s.out_width));
@@ -640,6 +673,14 @@ bool make_layout(const DagShape& s, Layout& l) {
   return fits;
 }
 
+template <class V>
+Job<V> make_job(const CellJob<V>& cell, const Handover& handover, bool keeps_maxima) {
+  Job<V> job = {cell, cell.dag.shape.shared, {}, handover, keeps_maxima};
+  job.cell.dag.shape.shared = 0;
+  make_layout(cell.dag.shape, job.layout);
+  return job;
+}
+
 template <class V, int C>
 auto choose_channels(bool tf32) {
   return choose_kernel<V>(
@@ -664,13 +705,28 @@ int whole_cell_forward_columns(const DagShape& s) {
   return (kProjections + 2 * s.nodes * kCellEdges) * 2 * s.padded;
 }
 
+size_t whole_cell_plan_size() { return sizeof(Plan<float>); }
+
+template <class V>
+void plan_whole_cells(const std::vector<CellJob<V>>& all, CudaStream stream) {
+  static_assert(sizeof(Plan<V>) == sizeof(Plan<float>));
+  for (size_t first = 0; first < all.size(); first += Jobs<V>::kMost) {
+    Jobs<V> some;
+    const int count = static_cast<int>(std::min<size_t>(all.size() - first, Jobs<V>::kMost));
+    int archs = 0;
+    for (int i = 0; i < count; ++i) {
+      some.jobs[i] = make_job(all[first + i], {}, true);
+      archs = std::max(archs, all[first + i].dag.shape.archs);
+    }
+    launch(cell_plan_kernel<V>, dim3(count, archs), kCellThreads, sizeof(Plan<V>), stream, some);
+  }
+}
+
 template <class V>
 void whole_cell_forward(const CellJob<V>& cell, const Handover& handover, bool keeps_maxima,
                         CudaStream stream) {
   const DagShape& s = cell.dag.shape;
-  Job<V> job = {cell, s.shared, {}, handover, keeps_maxima};
-  job.cell.dag.shape.shared = 0;
-  make_layout(s, job.layout);
+  const Job<V> job = make_job(cell, handover, keeps_maxima);
   const auto kernel = s.padded == 16   ? choose_channels<V, 16>(s.tf32)
                       : s.padded == 32 ? choose_channels<V, 32>(s.tf32)
                                        : choose_channels<V, 64>(s.tf32);
@@ -678,7 +734,11 @@ void whole_cell_forward(const CellJob<V>& cell, const Handover& handover, bool k
                      sizeof(Plan<V>) + job.layout.size * sizeof(float), stream, job);
 }
 
-template void whole_cell_forward(const CellJob<float>&, const Handover&, bool, CudaStream);
-template void whole_cell_forward(const CellJob<BFloat16>&, const Handover&, bool, CudaStream);
+#define ASNG_INSTANTIATE(V)                                                   \
+  template void plan_whole_cells(const std::vector<CellJob<V>>&, CudaStream); \
+  template void whole_cell_forward(const CellJob<V>&, const Handover&, bool, CudaStream);
+ASNG_INSTANTIATE(float)
+ASNG_INSTANTIATE(BFloat16)
+#undef ASNG_INSTANTIATE
 
 }  // namespace asng::cuda

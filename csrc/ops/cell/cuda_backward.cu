@@ -36,13 +36,11 @@ void inputs_backward(const Cell<V>& cell, CudaStream stream) {
 
 // From the gradients of the leaf nodes to those of the projected inputs.
 template <class V>
-void nodes_and_inputs_backward(const Cell<V>& cell, CudaStream stream) {
+void nodes_and_inputs_backward(const Cell<V>& cell, const void* scratch, CudaStream stream) {
   const Dag<V>& dag = cell.job.dag;
   if constexpr (std::is_same_v<Compute<V>, float>) {
     if (cell.handover.blocks > 0) {
-      nodes_backward(dag, cell.gradients, cell.input_grads, cell.input_coefficients, cell.handover,
-                     stream);
-      return;
+      return nodes_backward(cell.nodes(scratch), cell.handover, stream);
     }
   }
   const int inputs = dag.shape.inputs;
@@ -68,7 +66,7 @@ void node_backward(const asng::DagShape& shape, bool tf32,
   Node<V> node(arena, shape, tf32, true, const_cast<T*>(saved), true);  // only read
   node.set(weights, choices, bank);
   node.gradients.nodes = const_cast<V*>(grad_out);  // the same
-  make_plan(node.plan, stream);
+  make_plans<Compute<V>>({node.plan}, stream);
   reduce_edges(node.dag, node.gradients, 0, stream);
   stage_backward(node.dag, node.gradients, 0, 1, stream);
   intermediate_backward(node.dag, node.gradients, 0, stream);
@@ -85,22 +83,18 @@ void cell_backward(const CellShape& shape, bool tf32, const CellWeights<const Co
                    const CellWeights<Compute<V>>& grads, void* scratch, CudaStream stream,
                    bool adds_to_prev, void* plan) {
   using T = Compute<V>;
-  Arena arena(scratch), of_plan(plan);
+  if (plan == nullptr) plan = take_plan<V>(shape, weights, choices, true, scratch, stream);
+  Arena of_plan(plan), arena(scratch);
   // What was saved, and the output, are only read.
-  Cell<V> cell(plan == nullptr ? arena : of_plan, arena, shape, tf32, true, const_cast<T*>(saved),
-               true);
+  Cell<V> cell(of_plan, arena, shape, tf32, true, const_cast<T*>(saved), true);
   cell.set(prev_prev, prev, const_cast<V*>(y));
   cell.job.grad_y = grad_y;
   cell.job.inputs[0].grad = grad_prev_prev;
   cell.job.inputs[1].grad = grad_prev;
   cell.job.inputs[1].adds = adds_to_prev;
   const Dag<V>& dag = cell.job.dag;
-  if (plan == nullptr) {
-    cell.set(weights, choices);
-    make_plan(cell.plan, stream);
-  }
   output_backward(cell, stream);
-  nodes_and_inputs_backward(cell, stream);
+  nodes_and_inputs_backward(cell, scratch, stream);
   inputs_backward(cell, stream);
   WeightJob<T> sum = weight_job(dag, cell.gradients, grads.operations);
   T* const matrices[3] = {grads.prev_prev, grads.prev, grads.output};

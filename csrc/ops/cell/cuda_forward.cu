@@ -18,7 +18,7 @@ void node_forward(const asng::DagShape& shape, bool tf32,
   Node<V> node(arena, shape, tf32, saved != nullptr, saved, false);
   node.set(weights, choices, bank);
   node.dag.nodes = out;
-  make_plan(node.plan, stream);
+  make_plans<Compute<V>>({node.plan}, stream);
   for (int stage = 0; stage < 2; ++stage) stage_forward(node.dag, 0, stage, stream);
   combine_forward(node.dag, 0, saved != nullptr, stream);
 }
@@ -33,34 +33,44 @@ size_t cell_plan_size(const CellShape& shape, bool backward) {
 template <class V>
 void plan_cells(const std::vector<CellToPlan<V>>& cells, bool backward, CudaStream stream) {
   std::vector<PlanJob<Compute<V>>> jobs;
+  std::vector<CellJob<V>> whole;
+  std::vector<NodesJob<V>> nodes;
   for (const CellToPlan<V>& c : cells) {
-    Arena of_plan(c.plan), arena(nullptr);
-    Cell<V> cell(of_plan, arena, c.shape, false, true, nullptr, backward);
+    Arena of_plan(c.plan), arena(counted_from<char>(Base::kScratch));
+    Cell<V> cell(of_plan, arena, c.shape, false, true, counted_from<Compute<V>>(Base::kSaved),
+                 backward);
     cell.set(c.weights, c.choices);
     jobs.push_back(cell.plan);
+    // What reads these weights is given the beginning of the plan, with the edges.
+    cell.job.dag.packed = counted_from<Compute<V>>(Base::kPlanned) +
+                          (cell.job.dag.packed - static_cast<Compute<V>*>(c.plan));
+    if constexpr (std::is_same_v<Compute<V>, float>) {
+      if (cell.handover.blocks == 0) continue;
+      backward ? nodes.push_back(cell.nodes(nullptr)) : whole.push_back(cell.job);
+    }
   }
   make_plans(jobs, stream);
+  if constexpr (std::is_same_v<Compute<V>, float>) {
+    plan_whole_cells(whole, stream);
+    plan_nodes(nodes, stream);
+  }
 }
 
 template <class V>
 size_t cell_scratch(const CellShape& shape, bool save, bool backward, bool planned) {
   Arena of_plan(nullptr), arena(nullptr);
-  Cell<V>(planned ? of_plan : arena, arena, shape, false, save, nullptr, backward);
-  return arena.used();
+  Cell<V>(of_plan, arena, shape, false, save, nullptr, backward);
+  return arena.used() + (planned ? 0 : of_plan.used());
 }
 
 template <class V>
 void cell_forward(const CellShape& shape, bool tf32, const CellWeights<const Compute<V>>& weights,
                   const Choices& choices, const V* prev_prev, const V* prev, V* y,
                   Compute<V>* saved, void* scratch, CudaStream stream, void* plan) {
-  Arena arena(scratch), of_plan(plan);
-  Cell<V> cell(plan == nullptr ? arena : of_plan, arena, shape, tf32, saved != nullptr, saved,
-               false);
+  if (plan == nullptr) plan = take_plan<V>(shape, weights, choices, false, scratch, stream);
+  Arena of_plan(plan), arena(scratch);
+  Cell<V> cell(of_plan, arena, shape, tf32, saved != nullptr, saved, false);
   cell.set(prev_prev, prev, y);
-  if (plan == nullptr) {
-    cell.set(weights, choices);
-    make_plan(cell.plan, stream);
-  }
   if constexpr (std::is_same_v<Compute<V>, float>) {
     if (cell.handover.blocks > 0) {
       return whole_cell_forward(cell.job, cell.handover, saved != nullptr, stream);

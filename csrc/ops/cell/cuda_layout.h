@@ -5,6 +5,7 @@
 
 #include "kernels/cuda/launchers.h"
 #include "kernels/cuda/norm.h"
+#include "kernels/cuda/persistent_plan.h"
 #include "ops/cell/cuda.h"
 #include "ops/cell/cuda_path.h"
 #include "platform/memory.h"
@@ -109,8 +110,8 @@ struct Cell {
   Handover output_handover;  // in a backward pass
   int64_t archs, padded, in_size, out_size;
 
-  // What make_plan writes comes from `of_plan`, which may be the arena of all else. `saved` is
-  // where the backward pass finds what it needs; if `keeps` is false there is none.
+  // The cell's plan is in `of_plan`, and all else that is not kept in `arena`. `saved` is where the
+  // backward pass finds what it needs; if `keeps` is false there is none.
   Cell(Arena& of_plan, Arena& arena, const CellShape& shape, bool tf32, bool keeps, T* saved,
        bool backward) {
     Dag<V>& dag = job.dag;
@@ -123,6 +124,7 @@ struct Cell {
     plan.backward = backward;
     if (!backward && in_one_launch(whole_cell_forward_obstacle(s))) {
       allocate_sums(arena, handover, whole_cell_forward_columns(s), 1);
+      job.plan = of_plan.take<char>(s.archs * whole_cell_plan_size());
     }
     // Without a backward pass all nodes use one place for their stages, one after the other, where
     // that is how they are computed.
@@ -148,7 +150,7 @@ struct Cell {
       if (input.archs == 1) dag.shape.shared |= 1u << which;
     }
     plan.shape.shared = dag.shape.shared;
-    if (backward) allocate_backward(arena);
+    if (backward) allocate_backward(of_plan, arena);
   }
 
   // Whether one launch does it all: `obstacle` is what keeps the cell from that, or null.
@@ -185,10 +187,11 @@ struct Cell {
     dag.z = dag.nodes + dag.shape.nodes * archs * out_size;
   }
 
-  void allocate_backward(Arena& arena) {
+  void allocate_backward(Arena& of_plan, Arena& arena) {
     const DagShape& s = job.dag.shape;
     if (in_one_launch(nodes_backward_obstacle(s))) {
       allocate_sums(arena, handover, nodes_backward_columns(s), 1);
+      nodes_plan = of_plan.take<char>(s.archs * nodes_plan_size());
       // What products are rounded does not change the size of anything.
       allocate_sums(arena, output_handover, 2 * s.padded, 2);
       if (!std::is_same_v<V, BFloat16> && !s.tf32) output_handover.blocks = 0;
@@ -220,6 +223,11 @@ struct Cell {
     }
   }
 
+  // `scratch` is where the arena begins.
+  NodesJob<V> nodes(const void* scratch) const {
+    return {job.dag, gradients, input_grads, input_coefficients, nodes_plan, scratch};
+  }
+
   void set(const V* prev_prev, const V* prev, V* y) {
     job.inputs[0].x = prev_prev;
     job.inputs[1].x = prev;
@@ -237,6 +245,18 @@ struct Cell {
 
   V* input_grads = nullptr;
   T* input_coefficients = nullptr;
+  void* nodes_plan = nullptr;  // see NodesJob
 };
+
+// Plans a cell in the first part of its scratch memory, and goes on to where the rest begins;
+// returns where the plan is.
+template <class V>
+void* take_plan(const CellShape& shape, const CellWeights<const Compute<V>>& weights,
+                const Choices& choices, bool backward, void*& scratch, CudaStream stream) {
+  void* const plan = scratch;
+  plan_cells<V>({{shape, weights, choices, plan}}, backward, stream);
+  scratch = static_cast<char*>(scratch) + cell_plan_size<V>(shape, backward);
+  return plan;
+}
 
 }  // namespace asng::cuda

@@ -1,10 +1,10 @@
-// What blocks of a cell tell each other.
-#include "kernels/cuda/persistent.h"
-
+// What blocks of a cell tell each other, and what they are told.
 #include <doctest/doctest.h>
 
 #include <cmath>
 #include <limits>
+
+#include "kernels/cuda/persistent_plan.h"
 
 namespace asng::test {
 namespace {
@@ -29,6 +29,32 @@ TEST_CASE("CUDA: sums keep their value as words") {
   CHECK(kept(-kInfinity) == -kInfinity);
   CHECK(std::isnan(kept(std::nan(""))));
   CHECK(std::isnan(from_word(to_word(-std::nan("")))));
+}
+
+TEST_CASE("CUDA: addresses of plans are counted from where memory will begin") {
+  struct Record {
+    float *first, *second;
+    int other;
+  };
+  float planned[4], saved[4], scratch[16], shared[4];
+  const auto in_scratch = counted_from<float>(Base::kScratch) + 2;
+  Record records[] = {
+      {counted_from<float>(Base::kSaved) + 3, nullptr, 7},
+      {counted_from<float>(Base::kShared), in_scratch, 8},
+      {counted_from(Base::kOfBlock, in_scratch), counted_from<float>(Base::kPlanned) + 1, 9}};
+  Bases bases;
+  blockIdx.x = 3;  // each four values further
+  bases.set(planned, saved, scratch, 4 * sizeof(float), shared);
+  blockIdx.x = 0;
+  // Of words of other records before and behind these it is no thread's turn.
+  for (int turn = -2; turn < 8; ++turn) CHECK(bases.add_to<2>(records, turn) == turn - 6);
+  CHECK(records[0].first == saved + 3);
+  CHECK(records[0].second == nullptr);
+  CHECK(records[1].first == shared);
+  CHECK(records[1].second == scratch + 2);
+  CHECK(records[2].first == scratch + 2 + 3 * 4);
+  CHECK(records[2].second == planned + 1);
+  CHECK(records[0].other + records[1].other + records[2].other == 24);
 }
 
 }  // namespace
