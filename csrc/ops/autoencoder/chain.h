@@ -80,6 +80,9 @@ struct Chain {
 
   int64_t pixels(const ChainMap& map) const { return batch * map.height * map.width; }
   int64_t values(const ChainMap& map) const { return pixels(map) * map.padded; }
+  std::vector<int64_t> sizes(const ChainMap& map) const {
+    return {batch, map.height, map.width, map.padded};
+  }
 
  private:
   void add_map(int64_t height, int64_t width, int64_t channels, int64_t block) {
