@@ -98,9 +98,12 @@ constexpr std::array<TileSpeed, kCount> speeds_of(TileList<Tiles...>,
   for (std::size_t i = 0; i < kCount; ++i) all[i].speed = speeds[i];
   return all;
 }
-// Whether the instructions that it takes may be used.
+// Whether the instructions that it takes may be used; an error if they were chosen and are missing.
 inline bool allows(const TileSpeed& tile) {
-  return !tile.of_warpgroups || tensor_cores_choice() == TensorCores::kWgmma;
+  if (!tile.of_warpgroups) return true;
+  if (tensor_cores_choice() == TensorCores::kMma) return false;
+  require_warpgroup_products();
+  return true;
 }
 // A multiprocessor multiplies and adds for so many numbers of a tile and 128 bytes of depth,
 // whatever the type, and this is what it takes to write a float to memory and read it again, and to

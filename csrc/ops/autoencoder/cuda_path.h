@@ -7,7 +7,6 @@
 #include <string>
 
 #include "ops/autoencoder/convolution.h"
-#include "platform/warpgroup.h"
 
 namespace asng::cuda {
 
@@ -49,11 +48,8 @@ inline TensorCores tensor_cores_choice() {
   const char* variable = std::getenv("ASNG_CUDA_TENSOR_CORES");
   const std::string name = variable == nullptr ? "" : variable;
   if (name.empty() || name == "mma") return TensorCores::kMma;
-  if (name != "wgmma") {
-    throw std::runtime_error("ASNG_CUDA_TENSOR_CORES must be mma or wgmma, got " + name);
-  }
-  require_warpgroup_products();
-  return TensorCores::kWgmma;
+  if (name == "wgmma") return TensorCores::kWgmma;
+  throw std::runtime_error("ASNG_CUDA_TENSOR_CORES must be mma or wgmma, got " + name);
 }
 
 // A result of a layer or of its mirror image.
