@@ -89,6 +89,11 @@ inline Tensor new_like(const Tensor& t) {
   const auto sizes = t.sizes();
   return new_tensor(t, {sizes.begin(), sizes.end()});
 }
+inline std::vector<Tensor> new_like(const std::vector<Tensor>& tensors) {
+  std::vector<Tensor> all;
+  for (const Tensor& t : tensors) all.push_back(new_like(t));
+  return all;
+}
 inline Tensor new_scratch(const Tensor& like, size_t bytes) {
   const int64_t size = static_cast<int64_t>(bytes);
   return torch::stable::new_empty(like, {&size, 1}, ScalarType::Byte);

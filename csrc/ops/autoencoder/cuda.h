@@ -1,5 +1,5 @@
 // What autoencoders need on CUDA devices beside convolutions, which are PyTorch's or those of
-// convolution.h: see register_cuda.cpp and asng_ext/ops/autoencoder.py.
+// convolution.h: see chain_steps.h and asng_ext/ops/autoencoder.py.
 #pragma once
 
 #include <cstdint>

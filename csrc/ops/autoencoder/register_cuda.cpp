@@ -2,6 +2,7 @@
 // asng_ext/ops/autoencoder.py; and whole autoencoders, some at once.
 
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "ops/autoencoder/chain_contract.h"
@@ -151,8 +152,7 @@ std::tuple<Tensor, std::vector<Tensor>> cae_chains_backward(
   Queue queue = chains.queue();
   const Tensor padded = chains.pad(weights, true);
   const std::vector<Tensor> of_results = chains.with_padding(grads);
-  std::vector<Tensor> grad_weights;
-  for (const Tensor& weight : weights) grad_weights.push_back(new_like(weight));
+  const std::vector<Tensor> grad_weights = new_like(weights);
   PaddedGradients gradients;
   std::vector<BackwardPass> passes;
   passes.reserve(layers.size());

@@ -48,14 +48,8 @@ Choices choices_of(const Tensor& inputs, const Tensor& operations) {
   return {data<int32_t>(inputs), data<int32_t>(operations)};
 }
 
-std::vector<Tensor> new_like(const std::vector<Tensor>& weights) {
-  std::vector<Tensor> grads;
-  for (const Tensor& weight : weights) grads.push_back(cuda::new_like(weight));
-  return grads;
-}
-
 Tensor new_gradient(const Tensor& t, bool needs_grad) {
-  return needs_grad ? cuda::new_like(t) : new_tensor(t, {0});
+  return needs_grad ? new_like(t) : new_tensor(t, {0});
 }
 
 std::tuple<Tensor, Tensor> mixed_node(Tensor bank, Tensor inputs, Tensor operations,
@@ -85,7 +79,7 @@ std::tuple<Tensor, std::vector<Tensor>> mixed_node_backward(Tensor grad, Tensor 
   check_aligned(grad, "grad");
   check_aligned(saved, "saved");
   const DeviceStreamGuard current(bank);
-  Tensor grad_bank = cuda::new_like(bank);
+  Tensor grad_bank = new_like(bank);
   const std::vector<Tensor> grads = new_like(weights);
   with_type(call.dtype, [&](auto type) {
     using V = decltype(type);

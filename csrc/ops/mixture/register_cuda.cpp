@@ -33,12 +33,6 @@ std::vector<Pointer> data_of(const std::vector<Tensor>& tensors) {
   return pointers;
 }
 
-std::vector<Tensor> new_like(const std::vector<Tensor>& tensors) {
-  std::vector<Tensor> all;
-  for (const Tensor& t : tensors) all.push_back(cuda::new_like(t));
-  return all;
-}
-
 template <class V>
 MixtureArguments<V> arguments_of(const std::vector<Tensor>& inputs, const Tensor& coefficients,
                                  const std::vector<Tensor>& weights, bool tf32) {
@@ -80,7 +74,7 @@ std::tuple<std::vector<Tensor>, Tensor, std::vector<Tensor>> mixture_backward_op
   const std::vector<Tensor> grad_inputs = new_like(inputs);
   std::vector<Tensor> grad_weights;
   if (weights_need_grad) grad_weights = new_like(weights);
-  Tensor grad_coefficients = cuda::new_like(coefficients);
+  Tensor grad_coefficients = new_like(coefficients);
   with_type(call.dtype, [&](auto type) {
     using V = decltype(type);
     using T = Compute<V>;
