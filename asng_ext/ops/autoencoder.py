@@ -9,17 +9,9 @@ convolution by about 1e-5 of the largest value. On CUDA devices the convolutions
 PyTorch loses around them is saved: a layer keeps its input, its output and the weight it was given,
 not a copy of it; skip and ReLU take one pass, in place; one call gives both gradients.
 
-On CUDA devices `chains` is whole autoencoders, those of a population, in one operator: the host
-spends little time on a convolution, channels are padded with zeros to few widths, which tensor
-cores take, and all weights are brought into the order in which convolutions read them in two
-launches. In bfloat16, and in float32 with TF32, its convolutions are kernels of our own, with skip
-and ReLU in them, but for large ones of which PyTorch's are faster; else they are PyTorch's. The
-environment variable `ASNG_CUDA_CONVOLUTIONS` chooses: `auto`, which is the default, `own` or
-`cudnn`. With `ASNG_CUDA_LAYERS=persistent` those of our own that follow each other, beside those of
-the other autoencoders, are one persistent kernel, whose blocks wait for each other between layers,
-instead of one launch or two `each`, which is the default; the bits are the same. With
-`ASNG_CUDA_TENSOR_CORES=wgmma` warpgroups multiply instead of warps (`mma`, the default), on GPUs of
-compute capability 9.0 alone.
+On CUDA devices `chains` is whole autoencoders, those of a population, in one operator, so that the
+host spends little time on a convolution. docs/gpu.md says whose convolutions it takes, how they are
+launched, and which environment variables choose.
 
 All have first derivatives and run under `torch.compile` and `torch.autocast`. On the CPU they take
 float32 or float64, and compute in float32 under autocast; on CUDA devices they take bfloat16 and
@@ -222,11 +214,11 @@ class _Chains(torch.autograd.Function):
         *weights: Tensor,
     ) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
-        ctx.strides, ctx.layers, ctx.tf32 = strides, layers, tf32
+        inputs = x, list(weights), strides, layers, save, tf32
         with torch._C._AutoDispatchBelowAutograd():
-            outs, saved = torch.ops.asng.cae_chains(x, list(weights), strides, layers, save, tf32)
-        ctx.save_for_backward(*saved, *weights)
-        return tuple(outs)
+            output = torch.ops.asng.cae_chains(*inputs)
+        _chains_setup(ctx, inputs, output)
+        return tuple(output[0])
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -373,20 +365,14 @@ def _chains_backward(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...
     first_weight = 2 * len(ctx.strides)
     maps, weights = iter(tensors[:first_weight]), iter(tensors[first_weight:])
     strides = iter(ctx.strides)
-    kept: tuple[list[Any], ...] = ([image], [], [], [])
+    args: tuple[list[Any], ...] = ([], [image], [], [], [])
     for grad, n in zip(grads, ctx.layers):
-        parts = islice(maps, 2 * n), islice(weights, 2 * n + 1), islice(strides, n), [n]
-        for all_of_them, part in zip(kept, parts):
-            own = list(part)
-            if grad is not None:
-                all_of_them += own
-    grad_x, found = call_backward(
-        "cae_chains",
-        [grad for grad in grads if grad is not None],
-        *kept,
-        ctx.needs_input_grad[0],
-        ctx.tf32,
-    )
+        parts = islice(maps, 2 * n), islice(weights, 2 * n + 1), islice(strides, n)
+        own = [grad], *map(list, parts), [n]
+        if grad is not None:
+            for all_of_them, part in zip(args, own):
+                all_of_them += part
+    grad_x, found = call_backward("cae_chains", *args, ctx.needs_input_grad[0], ctx.tf32)
     of_weights = iter(found)
     return grad_x, [
         None if grad is None else next(of_weights)
