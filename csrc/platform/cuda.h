@@ -8,6 +8,10 @@
 // both: a device's limits are on the sum, and so what a launch asks for is all that counts.
 #pragma once
 
+#if defined(ASNG_WITHOUT_NVCC)
+#error "nvcc does not compile this source, so it cannot include what is for devices"
+#endif
+
 #include <cmath>
 #include <cstddef>
 #include <cstring>
