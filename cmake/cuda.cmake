@@ -6,10 +6,13 @@ macro(asng_enable_cuda)
     message(FATAL_ERROR "Set CMAKE_CUDA_ARCHITECTURES, such as \"80-real;90\"")
   endif()
   # Machine code for 9.0 may use what no other architecture has, see csrc/platform/warpgroup.h.
-  string(REGEX REPLACE "(^|;)90-real($|;)" "\\190a-real\\2" CMAKE_CUDA_ARCHITECTURES
-                       "${CMAKE_CUDA_ARCHITECTURES}")
-  string(REGEX REPLACE "(^|;)90($|;)" "\\190a-real;90-virtual\\2" CMAKE_CUDA_ARCHITECTURES
-                       "${CMAKE_CUDA_ARCHITECTURES}")
+  # CMake 3.24 alone takes no such name.
+  if(NOT CMAKE_VERSION MATCHES "^3\\.24\\.")
+    string(REGEX REPLACE "(^|;)90-real($|;)" "\\190a-real\\2" CMAKE_CUDA_ARCHITECTURES
+                         "${CMAKE_CUDA_ARCHITECTURES}")
+    string(REGEX REPLACE "(^|;)90($|;)" "\\190a-real;90-virtual\\2" CMAKE_CUDA_ARCHITECTURES
+                         "${CMAKE_CUDA_ARCHITECTURES}")
+  endif()
   if(CMAKE_CUDA_ARCHITECTURES MATCHES "90a")
     add_compile_definitions(ASNG_SM90A)
   endif()
