@@ -49,6 +49,30 @@ struct Wait {
 
 struct Block;
 
+// What a thread has started to copy, and where each closed group ends.
+struct Copies {
+  struct Copy {
+    void* to;
+    const void* from;
+    std::size_t bytes;
+  };
+  std::vector<Copy> started;
+  std::vector<std::size_t> ends;
+
+  void make_first(std::size_t count) {
+    for (std::size_t i = 0; i < count; ++i) {
+      const Copy& copy = started[i];
+      if (copy.from == nullptr) {
+        std::memset(copy.to, 0, copy.bytes);
+      } else {
+        std::memcpy(copy.to, copy.from, copy.bytes);
+      }
+    }
+    started.erase(started.begin(), started.begin() + static_cast<std::ptrdiff_t>(count));
+    for (std::size_t& end : ends) end -= std::min(end, count);
+  }
+};
+
 struct Fiber {
   Context context;
   Block* block = nullptr;
@@ -56,6 +80,7 @@ struct Fiber {
   State state = State::kRunnable;
   Wait wait;
   DelayedWork delayed = DelayedWork(1);
+  Copies copies;
 };
 
 // What instructions ask for at most.
@@ -270,6 +295,9 @@ struct Grid {
     Stack& stack = stack_of(fiber);
     stack.begin();
     fiber.state = State::kRunnable;
+    fiber.delayed.assign(1, {});
+    fiber.copies.started.clear();
+    fiber.copies.ends.clear();
     const auto rest = static_cast<unsigned int>(fiber.block->number(fiber));
     fiber.index = {rest % blockDim.x, rest / blockDim.x % blockDim.y,
                    rest / (blockDim.x * blockDim.y)};
@@ -365,6 +393,29 @@ void run(const void* function, dim3 grid, dim3 block, std::size_t shared_bytes,
 }
 
 DelayedWork& delayed_work() { return active->current->delayed; }
+
+void start_copy(void* to, const void* from, std::size_t bytes) {
+  check_shared(to);
+  std::memset(to, 0xff, bytes);
+  active->current->copies.started.push_back({to, from, bytes});
+}
+void close_copies() {
+  Copies& copies = active->current->copies;
+  copies.ends.push_back(copies.started.size());
+}
+void wait_for_copies() {
+  Copies& copies = active->current->copies;
+  copies.make_first(copies.started.size());
+  copies.ends.clear();
+}
+void wait_for_closed_copies(std::size_t open) {
+  Copies& copies = active->current->copies;
+  if (copies.ends.size() <= open) return;
+  const auto last = static_cast<std::ptrdiff_t>(copies.ends.size() - open);
+  const std::size_t count = copies.ends[static_cast<std::size_t>(last) - 1];
+  copies.ends.erase(copies.ends.begin(), copies.ends.begin() + last);
+  copies.make_first(count);
+}
 
 void* dynamic_shared() { return active->current->block->shared.get(); }
 

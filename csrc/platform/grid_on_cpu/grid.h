@@ -90,6 +90,14 @@ void* dynamic_shared();
 using DelayedWork = std::vector<std::vector<std::function<void()>>>;
 DelayedWork& delayed_work();
 
+// Copies to shared memory, which are as late as they may be: made when they are waited for. Until
+// then there is NaN, so that neither what was there before nor what is to come can be read. From
+// null come zeros.
+void start_copy(void* to, const void* from, std::size_t bytes);
+void close_copies();
+void wait_for_copies();
+void wait_for_closed_copies(std::size_t open);
+
 // For what a device does to one space of memory only: throws for the address of another. Static
 // shared memory is not told from global memory.
 void check_global(const void* address);

@@ -222,6 +222,25 @@ TEST_CASE("CUDA: what works on one space of memory gets no address of the other"
   }
 }
 
+TEST_CASE("CUDA: copies that are not waited for are not there") {
+  const std::array<float4, 3> values = {float4{1, 2, 3, 4}, {5, 6, 7, 8}, {9, 10, 11, 12}};
+  const std::array<float, 4> expected = {4, 8, 12, 0};
+  for (const int open : {0, 2}) {
+    std::array<float4, 8> out{};
+    sample_copies(values.data(), out.data(), open, nullptr);
+    for (int i = 0; i < 4; ++i) {
+      CAPTURE(i);
+      CHECK(out[4 + i].w == expected[i]);
+      // The zeros are of the first group.
+      if (open == 0 || i == 0 || i == 3) {
+        CHECK(out[i].w == expected[i]);
+      } else {
+        CHECK(std::isnan(out[i].w));
+      }
+    }
+  }
+}
+
 TEST_CASE("CUDA: LaunchesOnly checks launches and runs nothing") {
   const asng::cuda_on_cpu::LaunchesOnly check(64 * 1024);
   const auto launch = [](std::size_t bytes) {

@@ -173,8 +173,27 @@ __global__ void access_kernel(Access how, bool shared, float4* values) {
   wait_for_copies();
 }
 
+template <int kOpen>
+__global__ void copies_kernel(const float4* values, float4* out) {
+  float4* memory = dynamic_shared<float4>();
+  for (int i = 0; i < 4; ++i) memory[i] = make_float4(7, 7, 7, 7);
+  copy_async16(memory + 3, values, false);
+  for (int i = 0; i < 3; ++i) {
+    copy_async16(memory + i, values + i);
+    close_copies();
+  }
+  wait_for_closed_copies<kOpen>();
+  for (int i = 0; i < 4; ++i) out[i] = memory[i];
+  wait_for_copies();
+  for (int i = 0; i < 4; ++i) out[4 + i] = memory[i];
+}
+
 }  // namespace
 
+void sample_copies(const float4* values, float4* out, int open, CudaStream stream) {
+  const auto kernel = open == 0 ? copies_kernel<0> : copies_kernel<2>;
+  launch(kernel, 1, 1, 4 * sizeof(float4), stream, values, out);
+}
 void sample_access(Access how, bool shared, float4* values, CudaStream stream) {
   launch(access_kernel, 1, 1, 2 * sizeof(float4), stream, how, shared, values);
 }
