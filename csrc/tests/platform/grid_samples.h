@@ -27,7 +27,7 @@ void sample_both_kinds(std::size_t shared_bytes, int* out, CudaStream stream);
 // Reads, copies or writes four values, with shared memory in the place of `values` or not.
 enum class Access { kRead, kWrite, kCopy, kStoreShared };
 void sample_access(Access how, bool shared, float4* values, CudaStream stream);
-// Three copies, each a group, of which `open` are not waited for; behind them zeros of the first one.
+// Three copies, each a group, of which `open` are not waited for; then zeros of the first one.
 void sample_copies(const float4* values, float4* out, int open, CudaStream stream);
 void sample_race(int* out, CudaStream stream);
 // Five blocks, each of which sums up all parts once all blocks have arrived; none is absent if < 0.
