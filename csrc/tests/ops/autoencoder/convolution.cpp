@@ -480,8 +480,13 @@ TEST_CASE("CUDA: convolutions of every tile") {
 }
 
 TEST_CASE("CUDA: convolutions of every shape") {
-  check_shapes<float>();
-  check_shapes<__nv_bfloat16>();
+  for (const char* products : {"mma", "wgmma"}) {
+    CAPTURE(products);
+    setenv("ASNG_CUDA_TENSOR_CORES", products, 1);
+    check_shapes<float>();
+    check_shapes<__nv_bfloat16>();
+  }
+  unsetenv("ASNG_CUDA_TENSOR_CORES");
 }
 
 TEST_CASE("CUDA: tiles for large convolutions") {
