@@ -2,11 +2,11 @@
 #pragma once
 
 #include <algorithm>
-#include <cstdlib>
 #include <stdexcept>
 #include <string>
 
 #include "ops/autoencoder/convolution.h"
+#include "platform/environment.h"
 
 namespace asng::cuda {
 
@@ -19,22 +19,13 @@ enum class Convolutions {
 // As the environment variable ASNG_CUDA_CONVOLUTIONS says: cudnn, own or auto, which is the
 // default.
 inline Convolutions convolutions_choice() {
-  const char* variable = std::getenv("ASNG_CUDA_CONVOLUTIONS");
-  const std::string name = variable == nullptr ? "" : variable;
-  if (name.empty() || name == "auto") return Convolutions::kAuto;
-  if (name == "cudnn") return Convolutions::kCudnn;
-  if (name == "own") return Convolutions::kOwn;
-  throw std::runtime_error("ASNG_CUDA_CONVOLUTIONS must be cudnn, own or auto, got " + name);
+  return chosen("ASNG_CUDA_CONVOLUTIONS", {"cudnn", "own", "auto"}, Convolutions::kAuto);
 }
 
 // How convolutions of our own are launched, as the environment variable ASNG_CUDA_LAYERS says:
 // each, which is the default, or persistent, so many in one kernel as there are in a row.
 inline Launches launches_choice() {
-  const char* variable = std::getenv("ASNG_CUDA_LAYERS");
-  const std::string name = variable == nullptr ? "" : variable;
-  if (name.empty() || name == "each") return Launches::kEach;
-  if (name == "persistent") return Launches::kPersistent;
-  throw std::runtime_error("ASNG_CUDA_LAYERS must be each or persistent, got " + name);
+  return chosen("ASNG_CUDA_LAYERS", {"each", "persistent"}, Launches::kEach);
 }
 
 // By which instructions tensor cores multiply in convolutions of our own.
@@ -45,11 +36,7 @@ enum class TensorCores {
 
 // As the environment variable ASNG_CUDA_TENSOR_CORES says: mma, which is the default, or wgmma.
 inline TensorCores tensor_cores_choice() {
-  const char* variable = std::getenv("ASNG_CUDA_TENSOR_CORES");
-  const std::string name = variable == nullptr ? "" : variable;
-  if (name.empty() || name == "mma") return TensorCores::kMma;
-  if (name == "wgmma") return TensorCores::kWgmma;
-  throw std::runtime_error("ASNG_CUDA_TENSOR_CORES must be mma or wgmma, got " + name);
+  return chosen("ASNG_CUDA_TENSOR_CORES", {"mma", "wgmma"}, TensorCores::kMma);
 }
 
 // A result of a layer or of its mirror image.

@@ -1,9 +1,7 @@
 // Which kernels a cell runs on.
 #pragma once
 
-#include <cstdlib>
-#include <stdexcept>
-#include <string>
+#include "platform/environment.h"
 
 namespace asng::cuda {
 
@@ -18,12 +16,7 @@ enum class Path {
 // As the environment variable ASNG_CUDA_PATH says: generic, persistent or auto, which is the
 // default.
 inline Path path_choice() {
-  const char* variable = std::getenv("ASNG_CUDA_PATH");
-  const std::string name = variable == nullptr ? "" : variable;
-  if (name.empty() || name == "auto") return Path::kAuto;
-  if (name == "generic") return Path::kGeneric;
-  if (name == "persistent") return Path::kPersistent;
-  throw std::runtime_error("ASNG_CUDA_PATH must be generic, persistent or auto, got " + name);
+  return chosen("ASNG_CUDA_PATH", {"generic", "persistent", "auto"}, Path::kAuto);
 }
 
 }  // namespace asng::cuda

@@ -125,6 +125,15 @@ struct Layer {
   }
 };
 
+// As large as they come.
+constexpr ConvolutionShape kWide = {.batch = 16,
+                                    .height = 64,
+                                    .width = 64,
+                                    .channels = 256,
+                                    .small_channels = 256,
+                                    .kernel = 5,
+                                    .stride = 1};
+
 // What is done to a result.
 struct End {
   bool adds, masks, relu, rounds;
@@ -490,22 +499,15 @@ TEST_CASE("CUDA: convolutions of every shape") {
 }
 
 TEST_CASE("CUDA: tiles for large convolutions") {
-  const ConvolutionShape wide = {.batch = 16,
-                                 .height = 64,
-                                 .width = 64,
-                                 .channels = 256,
-                                 .small_channels = 256,
-                                 .kernel = 5,
-                                 .stride = 1};
-  CHECK(convolution_tile_size(convolution_tiling(Float::kFloat32, false, wide).tile) ==
+  CHECK(convolution_tile_size(convolution_tiling(Float::kFloat32, false, kWide).tile) ==
         std::pair(256, 128));
   // Of few pixels there are few tiles, so several parts.
-  ConvolutionShape low = wide;
+  ConvolutionShape low = kWide;
   low.height = low.width = 8;
   low.batch = 1;
-  CHECK(convolution_tiling(Float::kFloat32, false, wide).parts == 1);
+  CHECK(convolution_tiling(Float::kFloat32, false, kWide).parts == 1);
   CHECK(convolution_tiling(Float::kFloat32, false, low).parts > 1);
-  ConvolutionShape narrow = wide;
+  ConvolutionShape narrow = kWide;
   narrow.channels = 8;
   CHECK(convolution_tiling(Float::kFloat32, true, narrow).by_taps);
   CHECK(!convolution_tiling(Float::kFloat32, false, narrow).by_taps);
@@ -516,24 +518,17 @@ TEST_CASE("CUDA: tiles for large convolutions") {
 }
 
 TEST_CASE("CUDA: tiles of warpgroups") {
-  const ConvolutionShape wide = {.batch = 16,
-                                 .height = 64,
-                                 .width = 64,
-                                 .channels = 256,
-                                 .small_channels = 256,
-                                 .kernel = 5,
-                                 .stride = 1};
-  const Tiling of_warps = convolution_tiling(Float::kBFloat16, false, wide);
-  const Tiling gradient_of_warps = weight_gradient_tiling(Float::kBFloat16, wide);
-  const Tiling in_tf32 = weight_gradient_tiling(Float::kFloat32, wide);
+  const Tiling of_warps = convolution_tiling(Float::kBFloat16, false, kWide);
+  const Tiling gradient_of_warps = weight_gradient_tiling(Float::kBFloat16, kWide);
+  const Tiling in_tf32 = weight_gradient_tiling(Float::kFloat32, kWide);
   setenv("ASNG_CUDA_TENSOR_CORES", "wgmma", 1);
   CHECK(tensor_cores_choice() == TensorCores::kWgmma);
-  const Tiling tiling = convolution_tiling(Float::kBFloat16, false, wide);
+  const Tiling tiling = convolution_tiling(Float::kBFloat16, false, kWide);
   CHECK(tiling.tile != of_warps.tile);
   CHECK(convolution_tile_size(tiling.tile) == std::pair(256, 128));
-  CHECK(weight_gradient_tiling(Float::kBFloat16, wide).tile != gradient_of_warps.tile);
+  CHECK(weight_gradient_tiling(Float::kBFloat16, kWide).tile != gradient_of_warps.tile);
   // Tensor cores do not turn factors in TF32.
-  CHECK(weight_gradient_tiling(Float::kFloat32, wide).tile == in_tf32.tile);
+  CHECK(weight_gradient_tiling(Float::kFloat32, kWide).tile == in_tf32.tile);
   CHECK(gradient_tile_count(Float::kFloat32) < gradient_tile_count(Float::kBFloat16));
   const Layer<float> layer({.batch = 1,
                             .height = 2,
@@ -576,20 +571,13 @@ TEST_CASE("CUDA: whose convolutions") {
   CHECK(!own(Convolutions::kAuto, Float::kFloat64, true, shape));
   CHECK(!own(Convolutions::kAuto, Float::kBFloat16, true, huge));
   // Where there is much to do, cuDNN's are faster: in bfloat16 all, in TF32 transposed ones.
-  const ConvolutionShape large = {.batch = 16,
-                                  .height = 64,
-                                  .width = 64,
-                                  .channels = 256,
-                                  .small_channels = 256,
-                                  .kernel = 5,
-                                  .stride = 1};
-  CHECK(!own(Convolutions::kAuto, Float::kBFloat16, true, large));
-  CHECK(!own(Convolutions::kAuto, Float::kFloat32, true, large));
-  CHECK(!is_own(Convolutions::kAuto, Float::kFloat32, true, large, ConvolutionPass::kTranspose));
+  CHECK(!own(Convolutions::kAuto, Float::kBFloat16, true, kWide));
+  CHECK(!own(Convolutions::kAuto, Float::kFloat32, true, kWide));
+  CHECK(!is_own(Convolutions::kAuto, Float::kFloat32, true, kWide, ConvolutionPass::kTranspose));
   CHECK(
-      is_own(Convolutions::kAuto, Float::kFloat32, true, large, ConvolutionPass::kWeightGradient));
-  CHECK(own(Convolutions::kOwn, Float::kBFloat16, true, large));
-  ConvolutionShape halves = large;
+      is_own(Convolutions::kAuto, Float::kFloat32, true, kWide, ConvolutionPass::kWeightGradient));
+  CHECK(own(Convolutions::kOwn, Float::kBFloat16, true, kWide));
+  ConvolutionShape halves = kWide;
   halves.stride = 2;
   CHECK(own(Convolutions::kAuto, Float::kFloat32, true, halves));
   CHECK_THROWS_WITH(own(Convolutions::kOwn, Float::kFloat32, false, shape),
