@@ -48,8 +48,8 @@ __device__ __forceinline__ void begin_products() {
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 }
 // Makes a group of the products begun since the last one, and waits for all groups but the last
-// kOpen ones. Until then neither sums nor factors may be touched; and
-// sums are to be settled.
+// kOpen ones. Until then neither sums nor factors may be touched. Sums are to be settled
+// thereafter.
 __device__ __forceinline__ void close_products() {
   asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
 }
