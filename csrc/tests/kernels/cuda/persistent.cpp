@@ -43,9 +43,9 @@ TEST_CASE("CUDA: addresses of plans are counted from where memory will begin") {
       {counted_from<float>(Base::kShared), in_scratch, 8},
       {counted_from(Base::kOfBlock, in_scratch), counted_from<float>(Base::kPlanned) + 1, 9}};
   Bases bases;
-  blockIdx.x = 3;  // each four values further
+  threadIdx = {};
+  blockIdx = {3, 0, 0};  // each four values further
   bases.set(planned, saved, scratch, 4 * sizeof(float), shared);
-  blockIdx.x = 0;
   // Of words of other records before and behind these it is no thread's turn.
   for (int turn = -2; turn < 8; ++turn) CHECK(bases.add_to<2>(records, turn) == turn - 6);
   CHECK(records[0].first == saved + 3);
