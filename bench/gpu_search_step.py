@@ -85,8 +85,9 @@ def paths_of_cells(supernet: FusedCellSupernet, x: torch.Tensor, population: int
         return "cells: a launch for each step, as ASNG_CUDA_PATH says"
     calls: list[tuple[Any, list[torch.Tensor]]] = []
 
-    def note(cell: Any, args: tuple[torch.Tensor, ...]) -> None:
-        calls.append((cell, [arg.detach() for arg in args]))
+    def note(cell: Any, args: tuple[Any, ...]) -> None:
+        # Without the plan, which is for one pass.
+        calls.append((cell, [arg.detach() for arg in args[:4]]))
 
     hooks = [cell.register_forward_pre_hook(note) for cell in supernet.cells]
     variables = len(supernet.space.categories)
