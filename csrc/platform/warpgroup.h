@@ -37,19 +37,20 @@ inline constexpr bool kMayMultiplyByWarpgroups = true;
 
 // What this thread has written to shared memory, and copies that it has waited for, are there for
 // products of those that meet it at a barrier thereafter.
-__device__ __forceinline__ void show_to_products() {
+__device__ __forceinline__ void fence_async_proxy() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
-// A sum as it is here: what is done to it before and what thereafter stay on their sides. Compilers
-// do not know that products begun before change it until they are waited for.
-__device__ __forceinline__ void settle(float& sum) { asm volatile("" : "+f"(sum)::"memory"); }
-// Before the first product of some, whose sums are settled.
+// What is done to a sum before and what thereafter stay on their sides. Compilers do not know that
+// products begun before change it until they are waited for.
+__device__ __forceinline__ void fence_operand(float& sum) {
+  asm volatile("" : "+f"(sum)::"memory");
+}
+// Before the first product of some, behind a fence of their sums.
 __device__ __forceinline__ void begin_products() {
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 }
 // Makes a group of the products begun since the last one, and waits for all groups but the last
-// kOpen ones. Until then neither sums nor factors may be touched. Sums are to be settled
-// thereafter.
+// kOpen ones. Until then neither sums nor factors may be touched; sums need a fence thereafter.
 __device__ __forceinline__ void close_products() {
   asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
 }
@@ -60,32 +61,20 @@ __device__ __forceinline__ void wait_for_closed_products() {
 
 // 32 bytes, in depth, of a factor that stands in shared memory, as instructions want it said: its
 // address, the distances to the next 64 values of a turned one and from 8 rows to the next 8, and
-// the order of pieces. behind() is what stands so many bytes behind.
-inline __device__ uint64_t describe_matrix(const void* first, unsigned slab) {
-  const auto address = static_cast<uint64_t>(__cvta_generic_to_shared(first));
-  return (address & 0x3ffff) >> 4 | uint64_t{slab / 16} << 16 | uint64_t{1024 / 16} << 32 |
-         uint64_t{1} << 62;
-}
-// The depth lies in its rows, as said above.
-struct SharedMatrix {
-  uint64_t descriptor;
-  __device__ __forceinline__ explicit SharedMatrix(const void* first)
-      : descriptor(describe_matrix(first, 16)) {}
-  __device__ __forceinline__ SharedMatrix behind(int bytes) const {
-    SharedMatrix other = *this;
-    other.descriptor += bytes / 16;
-    return other;
-  }
-};
-// In bfloat16 alone: each row has 64 values of the same depth, and the next 64 of them begin `slab`
-// bytes behind.
-struct TurnedSharedMatrix {
-  uint64_t descriptor;
-  __device__ __forceinline__ TurnedSharedMatrix(const void* first, unsigned slab)
-      : descriptor(describe_matrix(first, slab)) {}
-  __device__ __forceinline__ TurnedSharedMatrix behind(int bytes) const {
-    TurnedSharedMatrix other = *this;
-    other.descriptor += bytes / 16;
+// the order of pieces. The depth lies in its rows, as said above; or it is turned, in bfloat16
+// alone: each row has 64 values of the same depth, and the next 64 of them begin `leading` bytes
+// behind.
+template <bool kTurned>
+struct MatrixDescriptor {
+  uint64_t bits;
+
+  __device__ __forceinline__ explicit MatrixDescriptor(const void* first, unsigned leading = 16)
+      : bits((static_cast<uint64_t>(__cvta_generic_to_shared(first)) & 0x3ffff) >> 4 |
+             uint64_t{leading / 16} << 16 | uint64_t{1024 / 16} << 32 | uint64_t{1} << 62) {}
+  // Of what stands so many bytes behind.
+  __device__ __forceinline__ MatrixDescriptor behind(int bytes) const {
+    MatrixDescriptor other = *this;
+    other.bits += bytes / 16;
     return other;
   }
 };
@@ -112,14 +101,14 @@ struct TurnedSharedMatrix {
     asm volatile("wgmma.mma_async.sync.aligned.m64n" kShape " {" registers "}, %" kRegisters \
                  ", %" kTo ", 1, 1, 1" kMore ";"                                             \
                  : __VA_ARGS__                                                               \
-                 : "l"(a.descriptor), "l"(b.descriptor));                                    \
+                 : "l"(a.bits), "l"(b.bits));                                                \
   }
-#define ASNG_PRODUCTS(kBeside, kColumns, registers, kRegisters, kTo, ...)                        \
-  ASNG_PRODUCT(kBeside, float, SharedMatrix, kColumns "k8.f32.tf32.tf32", registers, kRegisters, \
-               kTo, "", __VA_ARGS__)                                                             \
-  ASNG_PRODUCT(kBeside, __nv_bfloat16, SharedMatrix, kColumns "k16.f32.bf16.bf16", registers,    \
-               kRegisters, kTo, ", 0, 0", __VA_ARGS__)                                           \
-  ASNG_PRODUCT(kBeside, __nv_bfloat16, TurnedSharedMatrix, kColumns "k16.f32.bf16.bf16",         \
+#define ASNG_PRODUCTS(kBeside, kColumns, registers, kRegisters, kTo, ...)                       \
+  ASNG_PRODUCT(kBeside, float, MatrixDescriptor<false>, kColumns "k8.f32.tf32.tf32", registers, \
+               kRegisters, kTo, "", __VA_ARGS__)                                                \
+  ASNG_PRODUCT(kBeside, __nv_bfloat16, MatrixDescriptor<false>, kColumns "k16.f32.bf16.bf16",   \
+               registers, kRegisters, kTo, ", 0, 0", __VA_ARGS__)                               \
+  ASNG_PRODUCT(kBeside, __nv_bfloat16, MatrixDescriptor<true>, kColumns "k16.f32.bf16.bf16",    \
                registers, kRegisters, kTo, ", 1, 1", __VA_ARGS__)
 ASNG_PRODUCTS(8, "64", ASNG_R16_0 ASNG_R16_1, "32", "33", ASNG_C16(0), ASNG_C16(4))
 ASNG_PRODUCTS(12, "96", ASNG_R16_0 ASNG_R16_1 ASNG_R16_2, "48", "49", ASNG_C16(0), ASNG_C16(4),

@@ -82,11 +82,12 @@ Plan fastest(Float type, bool transposed, const Sizes& sizes) {
   ConvolutionCall call = call_of(sizes, transposed);
   const std::size_t shared = largest_shared_bytes();
   const int multiprocessors = multiprocessor_count();
+  const bool warpgroups = allows_warpgroups();
   Plan best;
   for (int i = 0; i < kTileCount; ++i) {
     const TileSpeed& tile = kTiles[i];
     if (tile.shared_bytes > static_cast<int64_t>(shared)) continue;
-    if (!allows(tile)) continue;
+    if (tile.of_warpgroups && !warpgroups) continue;
     const int64_t tiles =
         static_cast<int64_t>(add_classes(tile.rows, call)) * up(call.out_channels, tile.columns);
     const int chunks = most_chunks(call, deep_of(type));
@@ -107,11 +108,12 @@ Plan fastest(Float type, bool transposed, const Sizes& sizes) {
 // Of the tiles for Launches::kPersistent the fastest one for so many parts.
 int fastest_narrow(Float type, bool transposed, const Sizes& sizes, int parts) {
   ConvolutionCall call = call_of(sizes, transposed);
+  const bool warpgroups = allows_warpgroups();
   int best = 0;
   double best_time = std::numeric_limits<double>::infinity();
   for (int i = 0; i < kTileCount; ++i) {
     const TileSpeed& tile = kTiles[i];
-    if (tile.threads != kPersistentThreads || !allows(tile)) continue;
+    if (tile.threads != kPersistentThreads || (tile.of_warpgroups && !warpgroups)) continue;
     const int64_t tiles =
         static_cast<int64_t>(add_classes(tile.rows, call)) * up(call.out_channels, tile.columns);
     const double time = blocks_time(

@@ -24,14 +24,14 @@ template <class S>
 ASNG_HD constexpr int shared_bytes() {
   return S::kStages * (S::kRows + S::kColumns) * kDepthBytes;
 }
-using Group256x160 = WarpgroupTile<256, 160, 2, 4, 1>;
-using Group256x96 = WarpgroupTile<256, 96, 2, 4, 1>;
-using Group128x96 = WarpgroupTile<128, 96, 1, 3, 2>;
-using Group128x64 = WarpgroupTile<128, 64, 1, 4, 2>;
+using Wgmma256x160 = WarpgroupTile<256, 160, 2, 4, 1>;
+using Wgmma256x96 = WarpgroupTile<256, 96, 2, 4, 1>;
+using Wgmma128x96 = WarpgroupTile<128, 96, 1, 3, 2>;
+using Wgmma128x64 = WarpgroupTile<128, 64, 1, 4, 2>;
 
 using ConvolutionTiles = TileList<Tile256x128, Tile256x160, Tile256x96, Tile128x128, Tile128x96,
-                                  Tile128x64, Tile64x64, Tile128x32, Group256x128, Group256x160,
-                                  Group256x96, Group128x128, Group128x96, Group128x64>;
+                                  Tile128x64, Tile64x64, Tile128x32, Wgmma256x128, Wgmma256x160,
+                                  Wgmma256x96, Wgmma128x128, Wgmma128x96, Wgmma128x64>;
 
 // Pixels of the result: all, or those of a parity of their row and of their column, to which few
 // taps belong. Row u and column v of them are pixel (u·spread + first_y, v·spread + first_x) of the
@@ -284,8 +284,9 @@ __device__ __forceinline__ void convolve_tile(const ConvolutionCall& call, int b
   if constexpr (S::kOfWarpgroups) {
     const int rows = S::group() * S::kGroupRows * kDepthBytes;
     run_ring_of_warpgroups<S, kStageBytes>(sums, chunks, shared, load, [&](const char* stage) {
-      begin_stage<64 * kDepthBytes, 2 * kPiece>(sums, SharedMatrix(stage + rows),
-                                                SharedMatrix(stage + S::kRows * kDepthBytes));
+      begin_stage<64 * kDepthBytes, 2 * kPiece>(
+          sums, MatrixDescriptor<false>(stage + rows),
+          MatrixDescriptor<false>(stage + S::kRows * kDepthBytes));
     });
   } else {
     // Where this lane's rows of matrices begin, see load_matrices, and the piece there.

@@ -74,8 +74,8 @@ struct WarpgroupTile {
 using Tile256x128 = Tile<256, 128, 4, 2, 4, 1>;
 using Tile128x128 = Tile<128, 128, 2, 2, 3, 2>;
 using Tile64x64 = Tile<64, 64, 2, 2, 4, 3>;
-using Group256x128 = WarpgroupTile<256, 128, 2, 4, 1>;
-using Group128x128 = WarpgroupTile<128, 128, 1, 3, 2>;
+using Wgmma256x128 = WarpgroupTile<256, 128, 2, 4, 1>;
+using Wgmma128x128 = WarpgroupTile<128, 128, 1, 3, 2>;
 
 template <class... Tiles>
 struct TileList {};
@@ -98,9 +98,8 @@ constexpr std::array<TileSpeed, kCount> speeds_of(TileList<Tiles...>,
   for (std::size_t i = 0; i < kCount; ++i) all[i].speed = speeds[i];
   return all;
 }
-// Whether the instructions that it takes may be used; an error if they were chosen and are missing.
-inline bool allows(const TileSpeed& tile) {
-  if (!tile.of_warpgroups) return true;
+// Whether tiles of warpgroups may be used; an error if they were chosen and cannot be.
+inline bool allows_warpgroups() {
   if (tensor_cores_choice() == TensorCores::kMma) return false;
   require_warpgroup_products();
   return true;
@@ -184,8 +183,8 @@ struct Sums {
     each([](float& sum) { sum = 0; });
   }
   // See platform/warpgroup.h.
-  __device__ __forceinline__ void settle_all() {
-    each([](float& sum) { settle(sum); });
+  __device__ __forceinline__ void fence_operands() {
+    each([](float& sum) { fence_operand(sum); });
   }
 };
 template <class T, class S>
@@ -275,11 +274,11 @@ __device__ __forceinline__ void run_ring_of_warpgroups(Sums<T, S>& sums, int chu
     close_copies();
   }
   int filled = kAhead, used = 0;
-  sums.settle_all();
+  sums.fence_operands();
 #pragma unroll 1
   for (int c = 0; c < chunks; ++c) {
     wait_for_closed_copies<kAhead - 1>();
-    show_to_products();
+    fence_async_proxy();
     // This also says that all are done with the stage that is filled next.
     __syncthreads();
     begin(shared + used * kStageBytes);
@@ -290,7 +289,7 @@ __device__ __forceinline__ void run_ring_of_warpgroups(Sums<T, S>& sums, int chu
     used = used == kStages - 1 ? 0 : used + 1;
   }
   wait_for_closed_products<0>();
-  sums.settle_all();
+  sums.fence_operands();
 }
 
 }  // namespace asng::cuda

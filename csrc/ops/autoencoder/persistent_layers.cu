@@ -193,8 +193,11 @@ LayerJob job_of(const ConvolutionShape& shape) {
   return job;
 }
 
-void check_tile(const LayerJob& job) {
+// Of a job whose blocks have been counted.
+template <class Tiles>
+void check_tile(Tiles tiles, LayerJob& job) {
   if (job.blocks == 0) throw std::runtime_error("persistent kernels have no such tile");
+  with_tile(tiles, job.tile, [&](auto tile) { job.of_warpgroups = decltype(tile)::kOfWarpgroups; });
   if (job.of_warpgroups) require_warpgroup_products();
 }
 
@@ -230,12 +233,10 @@ int PersistentLayers::convolve(const ConvolutionShape& shape, const Convolution&
   job.relu = convolution.relu;
   job.rounds = convolution.rounds;
   job.kind = tiling.by_taps ? LayerJob::kProductsOfTaps : LayerJob::kConvolution;
-  with_tile(ConvolutionTiles(), tiling.tile,
-            [&](auto tile) { job.of_warpgroups = decltype(tile)::kOfWarpgroups; });
   ConvolutionCall call;
   set_up(job, static_cast<int>(batch_), call);
   job.blocks = call.row_tiles * call.column_tiles * tiling.parts;
-  check_tile(job);
+  check_tile(ConvolutionTiles(), job);
   add(job, phase++);
   if (job.sums == nullptr) return phase;
   job.kind = tiling.by_taps ? LayerJob::kAddTaps : LayerJob::kAddParts;
@@ -255,13 +256,11 @@ int PersistentLayers::weight_gradient(const ConvolutionShape& shape, const void*
   job.parts = static_cast<uint16_t>(tiling.parts);
   job.tile = static_cast<uint8_t>(tiling.tile);
   job.kind = LayerJob::kWeightGradient;
-  with_tile(GradientTiles(), tiling.tile,
-            [&](auto tile) { job.of_warpgroups = decltype(tile)::kOfWarpgroups; });
   WeightGradientCall call;
   with_factor(type_,
               [&](auto value) { set_up<decltype(value)>(job, static_cast<int>(batch_), call); });
   job.blocks = call.row_tiles * call.column_tiles * tiling.parts;
-  check_tile(job);
+  check_tile(GradientTiles(), job);
   if (up(call.chunks, call.chunks_of_part) != tiling.parts) {
     throw std::runtime_error("there are too many parts of a weight's gradient");
   }

@@ -49,15 +49,15 @@ Tiling weight_gradient_tiling(Float type, const ConvolutionShape& shape, Launche
   const int chunks = up(pixels, kDepthBytes / (type == Float::kFloat32 ? 4 : 2));
   constexpr int kMostParts = 128, kMostRounds = 6;
   const double part_time = kPerPart * static_cast<double>(columns * shape.small_channels);
+  const int count = allows_warpgroups() ? gradient_tile_count(type) : kTilesOfWarps;
   Tiling best;
   double best_time = std::numeric_limits<double>::infinity();
   const auto tiles_of = [&](const TileSpeed& tile) {
     return static_cast<int64_t>(up(shape.small_channels, tile.rows)) * up(columns, tile.columns);
   };
-  for (int i = 0; i < gradient_tile_count(type); ++i) {
+  for (int i = 0; i < count; ++i) {
     const TileSpeed& tile = kTiles[i];
-    if (i == kNarrowTile || !allows(tile)) continue;
-    if (tile.shared_bytes > static_cast<int64_t>(shared)) continue;
+    if (i == kNarrowTile || tile.shared_bytes > static_cast<int64_t>(shared)) continue;
     const int64_t tiles = tiles_of(tile);
     // As many parts as leave all multiprocessors about as much work, once or several times.
     for (int rounds = 1; rounds <= kMostRounds; ++rounds) {
@@ -75,9 +75,9 @@ Tiling weight_gradient_tiling(Float type, const ConvolutionShape& shape, Launche
   if (launches == Launches::kEach) return best;
   // Of the tiles whose blocks are alike the fastest one for as many parts.
   best_time = std::numeric_limits<double>::infinity();
-  for (int i = 0; i < gradient_tile_count(type); ++i) {
+  for (int i = 0; i < count; ++i) {
     const TileSpeed& tile = kTiles[i];
-    if (tile.threads != kPersistentThreads || !allows(tile)) continue;
+    if (tile.threads != kPersistentThreads) continue;
     const double time =
         blocks_time(tile, tiles_of(tile) * best.parts, up(chunks, best.parts), multiprocessors);
     if (time < best_time) {

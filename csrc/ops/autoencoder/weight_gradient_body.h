@@ -16,12 +16,12 @@ using Tile96x256 = Tile<96, 256, 2, 4, 4, 1>;
 using Tile64x256 = Tile<64, 256, 2, 4, 4, 1>;
 using Tile64x128 = Tile<64, 128, 2, 2, 4, 2>;
 
-using Group64x128 = WarpgroupTile<64, 128, 1, 4, 2>;
+using Wgmma64x128 = WarpgroupTile<64, 128, 1, 4, 2>;
 
 // Warpgroups take turned factors in bfloat16 alone.
 
 using GradientTiles = TileList<Tile256x128, Tile160x256, Tile96x256, Tile64x256, Tile128x128,
-                               Tile64x64, Tile64x128, Group256x128, Group128x128, Group64x128>;
+                               Tile64x64, Tile64x128, Wgmma256x128, Wgmma128x128, Wgmma64x128>;
 template <class T, class S>
 inline constexpr bool kMultipliesGradients = !S::kOfWarpgroups || sizeof(T) == 2;
 
@@ -230,8 +230,8 @@ __device__ __forceinline__ void add_products(const WeightGradientCall& call, int
     const auto begin = [&](const char* stage) {
       // 32 bytes of depth are 16 pixels.
       begin_stage<kSlab, 16 * kDepthBytes>(
-          sums, TurnedSharedMatrix(stage + rows, kSlab),
-          TurnedSharedMatrix(stage + S::kRows / 64 * kSlab, kSlab));
+          sums, MatrixDescriptor<true>(stage + rows, kSlab),
+          MatrixDescriptor<true>(stage + S::kRows / 64 * kSlab, kSlab));
     };
     run_ring_of_warpgroups<S, stage_bytes<T, S>()>(sums, chunks, shared, load, begin);
   } else {

@@ -33,8 +33,8 @@ namespace asng::cuda {
 
 inline bool has_warpgroup_products() { return true; }
 inline constexpr bool kMayMultiplyByWarpgroups = true;
-inline void show_to_products() {}
-inline void settle(float&) {}
+inline void fence_async_proxy() {}
+inline void fence_operand(float&) {}
 // Lanes do not wait for each other here, so that a missing barrier shows.
 inline void begin_products() {}
 inline void close_products() { cuda_on_cpu::delayed_work().emplace_back(); }
@@ -48,41 +48,28 @@ void wait_for_closed_products() {
 }
 
 // value() is that of a factor, by its row (or column of the other factor) and depth.
-struct SharedMatrix {
+template <bool kTurned>
+struct MatrixDescriptor {
   const char* first;
+  unsigned leading;
 
-  explicit SharedMatrix(const void* first) : first(static_cast<const char*>(first)) {
+  explicit MatrixDescriptor(const void* first, unsigned leading = 16)
+      : first(static_cast<const char*>(first)), leading(leading) {
     cuda_on_cpu::check_matrix(first);
   }
-  SharedMatrix behind(int bytes) const {
-    SharedMatrix other = *this;
+  MatrixDescriptor behind(int bytes) const {
+    MatrixDescriptor other = *this;
     other.first += bytes;
     return other;
   }
   float value(float, int row, int k, const cuda_on_cpu::Location& where) const {
+    static_assert(!kTurned);
     const auto bits = cuda_on_cpu::in_order<unsigned>(first, row * 128 + k * 4);
     return cuda_on_cpu::checked_factor(bits, where);
   }
   float value(__nv_bfloat16, int row, int k, const cuda_on_cpu::Location&) const {
-    const auto bits = cuda_on_cpu::in_order<std::uint16_t>(first, row * 128 + k * 2);
-    return __uint_as_float(static_cast<unsigned>(bits) << 16);
-  }
-};
-struct TurnedSharedMatrix {
-  const char* first;
-  unsigned slab;
-
-  TurnedSharedMatrix(const void* first, unsigned slab)
-      : first(static_cast<const char*>(first)), slab(slab) {
-    cuda_on_cpu::check_matrix(first);
-  }
-  TurnedSharedMatrix behind(int bytes) const {
-    TurnedSharedMatrix other = *this;
-    other.first += bytes;
-    return other;
-  }
-  float value(__nv_bfloat16, int row, int k, const cuda_on_cpu::Location&) const {
-    const int64_t at = static_cast<int64_t>(row / 64) * slab + row % 64 * 2 + k * 128;
+    const int64_t at = kTurned ? static_cast<int64_t>(row / 64) * leading + row % 64 * 2 + k * 128
+                               : row * 128 + k * 2;
     const auto bits = cuda_on_cpu::in_order<std::uint16_t>(first, at);
     return __uint_as_float(static_cast<unsigned>(bits) << 16);
   }
