@@ -23,6 +23,14 @@ inline constexpr int kThreads = 128;  // of a block, in every kernel that works 
 constexpr int resident_blocks(bool four) { return four ? 4 : 1; }
 // What the parameters of a kernel may take.
 inline constexpr size_t kMostParameters = 4096;
+
+// Of several cells, as many as a launch takes.
+template <class Job>
+struct Jobs {
+  static constexpr int kMost = kMostParameters / sizeof(Job);
+
+  Job jobs[kMost];
+};
 // Blocks that share a reduction, at most.
 inline constexpr int kMaxSplits = 256;
 

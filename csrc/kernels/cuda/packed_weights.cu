@@ -16,13 +16,8 @@ constexpr int kMostParts = 16;
 
 constexpr int kMatrices = std::extent_v<decltype(PlanJob<float>::matrices)>;
 
-// Those of several cells.
 template <class T>
-struct PlanJobs {
-  static constexpr int kMost = kMostParameters / sizeof(PlanJob<T>);
-
-  PlanJob<T> jobs[kMost];
-};
+using PlanJobs = Jobs<PlanJob<T>>;
 static_assert(PlanJobs<float>::kMost >= 8 && PlanJobs<double>::kMost >= 8);
 
 // What an edge computes, without its multiplicity.

@@ -215,7 +215,7 @@ __device__ void make_plan(const Job<V>& job, int arch, Plan<V>& plan) {
 }
 
 template <class V>
-__global__ __launch_bounds__(kCellThreads) void nodes_plan_kernel(const Jobs<V> all) {
+__global__ __launch_bounds__(kCellThreads) void nodes_plan_kernel(const Jobs<Job<V>> all) {
   const Job<V>& job = all.jobs[blockIdx.x];
   const int arch = blockIdx.y;
   if (arch >= job.dag.shape.archs) return;
@@ -298,16 +298,9 @@ size_t nodes_plan_size() { return sizeof(Plan<float>); }
 template <class V>
 void plan_nodes(const std::vector<NodesJob<V>>& all, CudaStream stream) {
   static_assert(sizeof(Plan<V>) == sizeof(Plan<float>));
-  for (size_t first = 0; first < all.size(); first += Jobs<V>::kMost) {
-    Jobs<V> some;
-    const int count = static_cast<int>(std::min<size_t>(all.size() - first, Jobs<V>::kMost));
-    int archs = 0;
-    for (int i = 0; i < count; ++i) {
-      some.jobs[i] = make_job(all[first + i], {});
-      archs = std::max(archs, some.jobs[i].dag.shape.archs);
-    }
-    launch(nodes_plan_kernel<V>, dim3(count, archs), kCellThreads, sizeof(Plan<V>), stream, some);
-  }
+  launch_plans<Plan<V>>(
+      nodes_plan_kernel<V>, all, [](const NodesJob<V>& nodes) { return make_job(nodes, {}); },
+      stream);
 }
 
 #define ASNG_INSTANTIATE(V)                                                          \

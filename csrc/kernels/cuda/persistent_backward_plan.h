@@ -116,14 +116,7 @@ struct Job {
   const void* scratch;
 };
 
-// Those of several cells.
-template <class V>
-struct Jobs {
-  static constexpr int kMost = kMostParameters / sizeof(Job<V>);
-
-  Job<V> jobs[kMost];
-};
-static_assert(Jobs<float>::kMost >= 8);
+static_assert(Jobs<Job<float>>::kMost >= 8);
 
 // From what the launchers are given.
 template <class V>

@@ -85,14 +85,7 @@ struct Job {
   ASNG_HD Plan<V>* plans() const { return static_cast<Plan<V>*>(cell.plan); }  // (archs)
 };
 
-// Those of several cells.
-template <class V>
-struct Jobs {
-  static constexpr int kMost = kMostParameters / sizeof(Job<V>);
-
-  Job<V> jobs[kMost];
-};
-static_assert(Jobs<float>::kMost >= 8);
+static_assert(Jobs<Job<float>>::kMost >= 8);
 
 // Source columns and rows that `count` outputs see.
 ASNG_HD constexpr int reach(int count, int stride, int extent) {
@@ -190,7 +183,7 @@ __device__ void plan_nodes(const Job<V>& job, int arch, float* norms, Plan<V>& p
 }
 
 template <class V>
-__global__ __launch_bounds__(kCellThreads) void cell_plan_kernel(const Jobs<V> all) {
+__global__ __launch_bounds__(kCellThreads) void cell_plan_kernel(const Jobs<Job<V>> all) {
   const Job<V>& job = all.jobs[blockIdx.x];
   const int arch = blockIdx.y;
   if (arch >= job.cell.dag.shape.archs) return;
@@ -710,16 +703,9 @@ size_t whole_cell_plan_size() { return sizeof(Plan<float>); }
 template <class V>
 void plan_whole_cells(const std::vector<CellJob<V>>& all, CudaStream stream) {
   static_assert(sizeof(Plan<V>) == sizeof(Plan<float>));
-  for (size_t first = 0; first < all.size(); first += Jobs<V>::kMost) {
-    Jobs<V> some;
-    const int count = static_cast<int>(std::min<size_t>(all.size() - first, Jobs<V>::kMost));
-    int archs = 0;
-    for (int i = 0; i < count; ++i) {
-      some.jobs[i] = make_job(all[first + i], {}, true);
-      archs = std::max(archs, all[first + i].dag.shape.archs);
-    }
-    launch(cell_plan_kernel<V>, dim3(count, archs), kCellThreads, sizeof(Plan<V>), stream, some);
-  }
+  launch_plans<Plan<V>>(
+      cell_plan_kernel<V>, all, [](const CellJob<V>& cell) { return make_job(cell, {}, true); },
+      stream);
 }
 
 template <class V>

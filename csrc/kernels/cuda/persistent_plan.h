@@ -4,8 +4,11 @@
 // plan from global to shared memory puts in where they do.
 #pragma once
 
+#include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <vector>
 
 #include "kernels/cuda/persistent.h"
 
@@ -87,6 +90,26 @@ __device__ void keep_plan(const Plan& plan, Plan* to) {
     const char* from = reinterpret_cast<const char*>(&plan) + i;
     std::memcpy(&piece, __builtin_assume_aligned(from, 16), 16);
     write_at_once(reinterpret_cast<char*>(to) + i, piece);
+  }
+}
+
+// Makes the plans of all cells, a block for each cell and architecture: of make(cell), the jobs
+// that the kernel takes.
+template <class Plan, class Job, class Cell, class Make>
+void launch_plans(void (*kernel)(Jobs<Job>), const std::vector<Cell>& cells, Make make,
+                  CudaStream stream) {
+  for (std::size_t first = 0; first < cells.size(); first += Jobs<Job>::kMost) {
+    Jobs<Job> some;
+    const auto count =
+        static_cast<unsigned>(std::min<std::size_t>(cells.size() - first, Jobs<Job>::kMost));
+    int archs = 0;
+    for (unsigned i = 0; i < count; ++i) {
+      const Cell& cell = cells[first + i];
+      some.jobs[i] = make(cell);
+      archs = std::max(archs, cell.dag.shape.archs);
+    }
+    launch(kernel, dim3(count, static_cast<unsigned>(archs)), kCellThreads, sizeof(Plan), stream,
+           some);
   }
 }
 
