@@ -271,7 +271,10 @@ def process(*arguments: Any) -> int:
     path = [str(Path(__file__).parent), str(Path(small.__file__).parent)]
     code = PROCESS.format(path=path)
     return subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)], stderr=subprocess.PIPE
+        [sys.executable, "-c", code, *map(str, arguments)],
+        stderr=subprocess.PIPE,
+        # Bits depend on the number of threads.
+        env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())},
     ).returncode
 
 
