@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from asng_ext.training.cuda_graphs import CudaGraphs
+
 READS = (
     "_local_scalar_dense",
     "nonzero",
@@ -145,6 +147,33 @@ class RecordingGraphs:
             recorder.replay()
 
         return replay
+
+
+class CountingCudaGraphs(CudaGraphs):
+    """CUDA graphs that count, as `RecordingGraphs` does."""
+
+    def __init__(self) -> None:
+        super().__init__(torch.device("cuda", torch.cuda.current_device()))
+        self.ran = self.captured = self.replays = 0
+
+    def run(self, work: Callable[[], None]) -> None:
+        self.ran += 1
+        super().run(work)
+
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+        self.captured += 1
+        replay = super().capture(work)
+
+        def counted() -> None:
+            self.replays += 1
+            replay()
+
+        return counted
+
+
+def counting(device: str) -> Any:
+    """What captures on a device, and counts."""
+    return RecordingGraphs() if device == "cpu" else CountingCudaGraphs()
 
 
 def _storage(tensor: Tensor) -> int:

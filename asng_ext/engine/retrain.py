@@ -20,6 +20,7 @@ from asng_ext.runs.checkpoints import Epochs, Part
 from asng_ext.runs.config import RetrainConfig, affecting_results
 from asng_ext.runs.folder import RunFolder
 from asng_ext.tasks.protocol import RetrainTask, check_members, shown_metrics
+from asng_ext.training.cuda_graphs import CudaGraphs, GraphBackend, replayed
 from asng_ext.training.divergence import Halvings, raise_if_diverged
 from asng_ext.training.metrics import Means
 from asng_ext.training.precision import autocast
@@ -42,10 +43,14 @@ def retrain(
     seed: int,
     run: RunFolder | None = None,
     stream: TextIO | None = STDERR,
+    graphs: GraphBackend | None = None,
     resume_from: Path | None = None,
     ranks: Ranks = ALONE,
 ) -> tuple[nn.Module, dict[str, float]]:
     """Trains the network of an architecture and tests it.
+
+    On a GPU a step whose ``task`` is ``retrain_capturable`` is captured and replayed, unless
+    ``config.graphs`` or ``config.compile`` says otherwise, or several ranks train together.
 
     Signals do to it what they do to :func:`asng_ext.engine.search.search`.
 
@@ -58,6 +63,7 @@ def retrain(
             and test metrics (results.json). If it holds a checkpoint, training continues from it,
             bit for bit and from a step within an epoch, too.
         stream: Where progress is shown; None for nowhere.
+        graphs: What captures steps; by default CUDA graphs, on a GPU.
         resume_from: A checkpoint of this training to continue from, instead of the newest one.
         ranks: The processes that train together, all of which call this with the same arguments.
             They divide the batches. Rank 0 alone reads and writes ``run`` and shows progress.
@@ -82,7 +88,7 @@ def retrain(
     """
     check_members("task", task, RetrainTask)
     stream = stream if ranks.first else None
-    loop = partial(_retrain, task, values, config, seed, stream, ranks)
+    loop = partial(_retrain, task, values, config, seed, stream, graphs, ranks)
     return run_loop(loop, "retrain", config, run, ranks, resume_from, partial(say, stream))
 
 
@@ -92,6 +98,7 @@ def _retrain(
     config: RetrainConfig,
     seed: int,
     stream: TextIO | None,
+    graphs: GraphBackend | None,
     ranks: Ranks,
     run: RunFolder | None,
     stop: Stop,
@@ -106,8 +113,14 @@ def _retrain(
 
         synced_batch_norm(network, ranks)
     device = next(network.parameters()).device
-    weight_optimizer = make_weight_optimizer(network, config)
+    if graphs is None and device.type == "cuda":
+        graphs = CudaGraphs(device)
+    blocker = _capture_blocker(task, config, ranks)
+    # Also where graphs are off: the numbers are to be the same.
+    capturable = graphs is not None and blocker is None
+    weight_optimizer = make_weight_optimizer(network, config, capturable=capturable)
     spread = Spread(ranks, network, weight_optimizer, 1, task.part_of_batch)
+    means = Means()
     epochs = Epochs(
         run,
         "retrain",
@@ -134,12 +147,27 @@ def _retrain(
     schedule = cosine if config.schedule == "cosine" else multi_step_decay
     steps = task.retrain_steps
     total, done = config.epochs * steps, epochs.done * steps + epochs.steps_done
-    progress = Progress("retrain", total, done, stream)
+    # To show what was measured, the host synchronizes with the device.
+    interval = 0.25 if device.type == "cpu" else 10.0
+    progress = Progress("retrain", total, done, stream, interval)
+
+    def train(batch: Any) -> None:
+        weight_optimizer.zero_grad()
+        spread.begin()
+        part, _ = spread.own(batch)
+        with autocast(config.precision, device):
+            loss, further = task.training_loss(runner, part)
+        loss.backward(spread.share_of_each(loss))  # type: ignore[no-untyped-call]
+        loss, further = spread.together(loss, further, trained=True)
+        weight_optimizer.step()
+        means.add({"loss": loss, **further}, "train_")
+
+    iteration = replayed(train, graphs if config.graphs else None, blocker, progress.note)
     shown = {"train": "train", "test": "test"}
     tested: dict[str, float] = {}
     for epoch in range(epochs.done, config.epochs):
         task.begin_epoch(network, epoch, config.epochs)
-        means = Means()
+        means.reset()
         check = partial(_check, means, network, epoch)
         network.train()
         draws = draws_of(seed, f"retrain epoch {epoch}", device, own_generators=task.own_generators)
@@ -158,17 +186,8 @@ def _retrain(
         for step, batch in enumerate(batches, epochs.steps_done):
             rate = schedule(highest, epoch * steps + step, total)
             set_learning_rate(weight_optimizer, rate)
-            weight_optimizer.zero_grad()
-            spread.begin()
             with draws_of_rank(draws, ranks, seed, f"retrain epoch {epoch} step {step}", device):
-                part, _ = spread.own(batch)
-                with autocast(config.precision, device):
-                    loss, further = task.training_loss(runner, part)
-                loss.backward(spread.share_of_each(loss))  # type: ignore[no-untyped-call]
-            loss, further = spread.together(loss, further, trained=True)
-            nn.utils.clip_grad_norm_(network.parameters(), config.gradient_clip)
-            weight_optimizer.step()
-            means.add({"loss": loss, **further}, "train_")
+                iteration(task.prepare_batch(network, batch))
             epochs.stepped(steps, check)
             if progress.due():
                 progress.draw(epoch * steps + step + 1, shown_metrics(means.read(), task, shown))
@@ -198,6 +217,15 @@ def _retrain(
         with autocast(config.precision, device):
             run.write_json("results.json", {**tested, **task.details(network)})
     return network, tested
+
+
+def _capture_blocker(task: RetrainTask, config: RetrainConfig, ranks: Ranks) -> str | None:
+    """Why steps cannot be captured, or None."""
+    if not task.retrain_capturable:
+        return f"the task, {type(task).__name__}, is not retrain_capturable"
+    if config.compile:
+        return "the network is compiled"
+    return "several ranks train together" if ranks.size > 1 else None
 
 
 def _check(means: Means, network: nn.Module, epoch: int, first: int, last: int) -> None:

@@ -33,7 +33,7 @@ from asng_ext.tasks.protocol import (
     shown_metrics,
 )
 from asng_ext.training.active_sgd import ActiveSGD
-from asng_ext.training.cuda_graphs import CudaGraphs, GraphBackend, Replayed
+from asng_ext.training.cuda_graphs import CudaGraphs, GraphBackend, replayed
 from asng_ext.training.divergence import Halvings, raise_if_diverged
 from asng_ext.training.metrics import Means
 from asng_ext.training.schedules import cosine, restarted
@@ -237,12 +237,7 @@ def _search(
     }
     if task.kernels:
         progress.note(task.kernels)
-    iteration: Callable[[Any], None] = strategy.step
-    if graphs is not None and config.graphs:
-        if blocker is None:
-            iteration = Replayed(iteration, graphs, lambda why: progress.note(_NO_GRAPHS + why))
-        else:
-            progress.note(_NO_GRAPHS + blocker)
+    iteration = replayed(strategy.step, graphs if config.graphs else None, blocker, progress.note)
     for epoch in range(epochs.done, config.epochs):
         means.reset()
         clock.reset()
@@ -379,7 +374,6 @@ def _pairs(task: SearchTask, epoch: int) -> Iterator[tuple[Batch, Batch]]:
         yield pair[0], pair[1]
 
 
-_NO_GRAPHS = "steps run without CUDA graphs: "
 _NO_NCCL = "ranks exchange gradients by another backend than NCCL"
 
 

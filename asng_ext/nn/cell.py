@@ -288,8 +288,7 @@ class Cell(nn.Module):
         prev_prev: Tensor,
         prev: Tensor,
         architecture: CellArchitecture,
-        drop_path_rate: float | None = None,
-        draws: Iterator[Tensor] | None = None,
+        drop_path_factors: Iterator[Tensor] | None = None,
     ) -> Tensor:
         """Runs the operations of `architecture` and no others.
 
@@ -297,10 +296,8 @@ class Cell(nn.Module):
             prev_prev: (N, prev_prev_channels, H, W), or twice as high and wide if it is larger.
             prev: (N, prev_channels, H, W).
             architecture: What to compute.
-            drop_path_rate: Probability with which a sample of the batch skips an operation other
-                than a true identity; None does not draw at all.
-            draws: (N,) random numbers for each of the `dropped_edges`; None draws them from
-                PyTorch's global generator.
+            drop_path_factors: (N,) of `drop_path_factors` for each of the `dropped_edges`; None
+                drops nothing.
 
         Returns:
             (N, channels, H, W), or (N, channels, ⌈H/2⌉, ⌈W/2⌉) of a reduction cell.
@@ -314,9 +311,9 @@ class Cell(nn.Module):
         for node, (left, right) in enumerate(architecture.nodes):
             first = self.run_edge(node, left, states)
             second = first if left == right else self.run_edge(node, right, states)
-            if drop_path_rate is not None:
-                first = self._drop(node, left, first, drop_path_rate, draws)
-                second = self._drop(node, right, second, drop_path_rate, draws)
+            if drop_path_factors is not None:
+                first = self._drop(node, left, first, drop_path_factors)
+                second = self._drop(node, right, second, drop_path_factors)
             states[node + FIRST_NODE] = first + second
         leaf = architecture.leaf_nodes
         y: Tensor = self.output([states[node + FIRST_NODE] for node in leaf], leaf)
@@ -337,12 +334,8 @@ class Cell(nn.Module):
         edges = [(node, edge) for node, pair in enumerate(architecture.nodes) for edge in pair]
         return sum(not self._is_identity(node, edge) for node, edge in edges)
 
-    def _drop(
-        self, node: int, edge: Edge, x: Tensor, rate: float, draws: Iterator[Tensor] | None
-    ) -> Tensor:
-        if self._is_identity(node, edge):
-            return x
-        return drop_path(x, rate, None if draws is None else next(draws))
+    def _drop(self, node: int, edge: Edge, x: Tensor, factors: Iterator[Tensor]) -> Tensor:
+        return x if self._is_identity(node, edge) else drop_path(x, next(factors))
 
     def _is_identity(self, node: int, edge: Edge) -> bool:
         return isinstance(self.operations[_key(node, edge)], nn.Identity)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from asng_ext._checks import brief, check_number, is_integer, is_number
 from asng_ext.nn.cell import Architecture, Cell, CellArchitecture, CellSpace, Population
 from asng_ext.nn.mixture import CellMixture, Relaxation, cell_mixtures
-from asng_ext.nn.operations import Norm, batch_statistics_norm, plain_norm
+from asng_ext.nn.operations import Norm, batch_statistics_norm, drop_path_factors, plain_norm
 
 __all__ = ["CellNetwork", "CellSupernet", "parameter_count", "widest_channels"]
 
@@ -121,8 +121,7 @@ class _CellStack(nn.Module):
         self,
         x: Tensor,
         architectures: tuple[CellArchitecture, CellArchitecture] | tuple[CellMixture, CellMixture],
-        drop_path_rate: float | None = None,
-        draws: Iterator[Tensor] | None = None,
+        drop_path_factors: Iterator[Tensor] | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Logits (N, classes); with those of the auxiliary head in training, if there is one.
 
@@ -137,7 +136,7 @@ class _CellStack(nn.Module):
             if isinstance(architecture, CellMixture):
                 y = self._run_mixture(architecture, cell, prev_prev, prev)
             else:
-                y = cell(prev_prev, prev, architecture, drop_path_rate, draws)
+                y = cell(prev_prev, prev, architecture, drop_path_factors)
             prev_prev, prev = prev, y
             if self.training and self.auxiliary is not None and i == self.auxiliary_at:
                 auxiliary_logits = self.auxiliary(prev)
@@ -356,8 +355,8 @@ class CellNetwork(_CellStack):
         """Probability, in [0, 1), with which an image of the batch skips an operation in training.
 
         It concerns every operation but identities; a factorized reduction in the place of an
-        identity is no identity. Under `torch.compile` the first change compiles the network
-        again, later changes do not.
+        identity is no identity. A network that is compiled or captured is to be given what it
+        drops, see `draw_drop_path`.
         """
         return self._drop_path_rate
 
@@ -369,44 +368,49 @@ class CellNetwork(_CellStack):
             raise ValueError(f"drop_path_rate must be at least 0 and less than 1, got {rate}")
         self._drop_path_rate = float(rate)
 
-    def draw_drop_path(self, images: int) -> Tensor | None:
-        """Draws the random numbers of drop-path for a forward pass from `generator`.
+    def draw_drop_path(self, images: int, device: torch.device | None = None) -> Tensor:
+        """Draws what drop-path does in a forward pass, whatever mode the network is in.
 
-        Drawn outside of `forward`, which `torch.compile` can then compile whole: it cannot trace
-        draws from a generator of one's own.
+        Drawn outside of `forward`, which then does the same whatever the rate: a compiled or
+        captured one need not be made anew for another.
+
+        Args:
+            images: N, how many.
+            device: Where to draw from PyTorch's global generator, if `generator` is None.
 
         Returns:
-            (edges, images), or None where nothing is dropped or there is no generator.
+            (N, edges) factors of `drop_path_factors`.
         """
-        generator = self.generator
-        if generator is None or not self._drops():
-            return None
         edges = sum(
             cast(Cell, cell).dropped_edges(self._architectures[reduction])
             for cell, reduction in zip(self.cells, self.is_reduction, strict=True)
         )
-        return torch.rand(edges, images, generator=generator, device=generator.device)
+        generator = self.generator
+        draws = torch.rand(
+            edges, images, generator=generator, device=generator.device if generator else device
+        )
+        return drop_path_factors(draws, self.drop_path_rate).t()
 
     def forward(
-        self, x: Tensor, drop_path_draws: Tensor | None = None
+        self, x: Tensor, drop_path_factors: Tensor | None = None
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Classifies images of shape (N, in_channels, H, W), in any memory format.
 
         Args:
             x: The images.
-            drop_path_draws: What `draw_drop_path` gives for N images; without them, drop-path draws
-                from PyTorch's global generator.
+            drop_path_factors: What `draw_drop_path` gives for N images, which counts in training
+                only; without them, `forward` calls it where the rate is above 0.
 
         Returns:
             Logits, (N, classes). With an auxiliary head, in training mode, the pair of the logits
             and those of the head.
         """
-        rate = self.drop_path_rate if self._drops() else None
-        draws = None if drop_path_draws is None else iter(drop_path_draws.unbind())
-        return self._run(x, self._architectures, rate, draws)
-
-    def _drops(self) -> bool:
-        return self.training and self.drop_path_rate > 0
+        factors = drop_path_factors if self.training else None
+        if factors is None and self.training and self.drop_path_rate > 0:
+            factors = self.draw_drop_path(len(x), x.device)
+        return self._run(
+            x, self._architectures, None if factors is None else iter(factors.unbind(1))
+        )
 
     def inherit_weights(self, supernet: CellSupernet) -> None:
         """Starts from the supernet's weights instead of random ones.

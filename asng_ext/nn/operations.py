@@ -28,6 +28,7 @@ __all__ = [
     "average_pool",
     "batch_statistics_norm",
     "drop_path",
+    "drop_path_factors",
     "make_operation",
     "plain_norm",
 ]
@@ -182,19 +183,27 @@ def make_operation(name: str, channels: int, stride: int, norm: Norm) -> nn.Modu
             return SeparableConv(channels, operation.kernel, operation.dilation, stride, norm)
 
 
-def drop_path(x: Tensor, rate: float, draws: Tensor | None = None) -> Tensor:
-    """Zeroes each image of the batch with probability `rate` and scales up the others.
+def drop_path_factors(draws: Tensor, rate: float) -> Tensor:
+    """What drop-path multiplies images with: 0 with probability `rate`, or else 1 / (1 − rate).
 
-    The expectation stays that of `x`.
+    The expectation of an image stays what it is.
+
+    Args:
+        draws: Uniform random numbers in [0, 1), in any shape.
+        rate: Probability, in [0, 1).
+
+    Returns:
+        A factor for each number, in its shape.
+    """
+    keep = 1 - rate
+    return (draws < keep) / keep
+
+
+def drop_path(x: Tensor, factors: Tensor) -> Tensor:
+    """Zeroes some images of the batch and scales up the others.
 
     Args:
         x: (N, C, H, W).
-        rate: Probability, in [0, 1).
-        draws: (N,) uniform random numbers in [0, 1), one per image, on the device of `x`; None
-            draws them from PyTorch's global generator.
+        factors: (N,) of `drop_path_factors`, on the device of `x`.
     """
-    keep = 1 - rate
-    if draws is None:
-        draws = torch.rand(x.shape[0], device=x.device)
-    kept = draws.view(-1, 1, 1, 1) < keep
-    return x * (kept / keep).to(x.dtype)
+    return x * factors.view(-1, 1, 1, 1).to(x.dtype)

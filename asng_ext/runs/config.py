@@ -145,6 +145,11 @@ def _on_divergence_setting() -> Any:
     return setting("stop", what, choices=("stop", "retry"), runtime_only=True)
 
 
+def _graphs_setting() -> Any:
+    what = "replay steps as CUDA graphs, on a GPU and where they can be captured"
+    return setting(True, what, runtime_only=True)
+
+
 @dataclass(frozen=True)
 class SearchConfig(Checked):
     """Settings of the search loop; the defaults are those of Section 3.2."""
@@ -212,11 +217,7 @@ class SearchConfig(Checked):
     keep: int = _keep_setting()
     check_every: int = _check_every_setting()
     on_divergence: str = _on_divergence_setting()
-    graphs: bool = setting(
-        True,
-        "replay steps as CUDA graphs, on a GPU and where they can be captured",
-        runtime_only=True,
-    )
+    graphs: bool = _graphs_setting()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -275,6 +276,7 @@ class RetrainConfig(Checked):
     keep: int = _keep_setting()
     check_every: int = _check_every_setting()
     on_divergence: str = _on_divergence_setting()
+    graphs: bool = _graphs_setting()
 
 
 def pairs(setting: str, text: str) -> dict[str, str]:

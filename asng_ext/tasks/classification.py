@@ -129,7 +129,7 @@ class ClassificationTask(ImageTask[ClassificationConfig]):
             ) from None
 
     def _check_batch_sizes(self) -> None:
-        """Labeled normalization cannot train on a single value per channel: found out before the
+        """Batch normalization cannot train on a single value per channel: found out before the
         search, not after."""
         height, width = self.data.image_size
         if self._weight_stream.batch_size == 1 and max(height, width) <= 4:
@@ -240,9 +240,9 @@ class ClassificationTask(ImageTask[ClassificationConfig]):
             y, total = self.data.train.labels, len(batch.indices)
             y = y.index_select(0, batch.indices) if self._class_weights is not None else y
         else:
-            x, y = batch
-            total, rows = len(x), rows_of_part(len(x), index, count)
-            part = (x[rows], y[rows], rows.start, rows.stop, total)
+            y, total = batch[1], len(batch[1])
+            rows = rows_of_part(total, index, count)
+            part = tuple(rows_of_all[rows] for rows_of_all in batch)
         share = (rows.stop - rows.start) / total
         if self._class_weights is None:
             return BatchPart(part, share)
@@ -322,13 +322,20 @@ class ClassificationTask(ImageTask[ClassificationConfig]):
         network.drop_path_rate = self.config.drop_path * epoch / max(1, epochs - 1)
         network.generator = seeded_generator(self.seed, f"retrain epoch {epoch}", self.device)
 
-    def training_loss(self, network: nn.Module, batch: Any) -> tuple[Tensor, Metrics]:
-        """Cross-entropy in nats, with the auxiliary head's share, and the accuracy."""
-        x, y, *part = batch
-        first, last, total = part or (0, len(x), len(x))
+    def prepare_batch(self, network: nn.Module, batch: Labeled) -> tuple[Tensor, ...]:
+        """With the factors of drop-path, also in an epoch in which its rate is still 0."""
+        if not self.config.drop_path:
+            return batch
         # Compiled or not, the network has the methods of a CellNetwork.
-        draws = cast(CellNetwork, network).draw_drop_path(total)
-        out = network(x, draws if draws is None else draws[:, first:last])
+        factors = cast(CellNetwork, network).draw_drop_path(len(batch[0]), self.device)
+        return (*batch, factors)
+
+    def training_loss(
+        self, network: nn.Module, batch: tuple[Tensor, ...]
+    ) -> tuple[Tensor, Metrics]:
+        """Cross-entropy in nats, with the auxiliary head's share, and the accuracy."""
+        x, y, *factors = batch
+        out = network(x, *factors)
         weights = self._class_weights
         if isinstance(out, tuple):
             logits, auxiliary = out

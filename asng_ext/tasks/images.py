@@ -35,6 +35,7 @@ class ImageTask(TaskDefaults, Generic[Config]):
     """
 
     own_generators = True
+    retrain_capturable = True
     name: str
     steps_per_epoch = 0
 

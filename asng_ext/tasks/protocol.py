@@ -91,6 +91,8 @@ class TaskDefaults:
             device whatever the numbers are, takes samples that are there, and draws only from
             PyTorch's global generators.
         capture_blocker: Why not, in words that follow the name of the task.
+        retrain_capturable: Whether steps of the retraining can be captured: the same of
+            ``training_loss``.
         kernels: What computes the supernet, where there is a choice, in words that the search
             shows.
         shown_metrics: The metrics that the loops show beside the loss, and how they are called
@@ -100,6 +102,7 @@ class TaskDefaults:
     own_generators: bool = False
     capturable: bool = False
     capture_blocker: str = "works on the host (it is not capturable)"
+    retrain_capturable: bool = False
     kernels: str = ""
     shown_metrics: Mapping[str, str] = MappingProxyType({})
 
@@ -117,6 +120,10 @@ class TaskDefaults:
 
     def begin_epoch(self, network: nn.Module, epoch: int, epochs: int) -> None:
         """Nothing changes from epoch to epoch."""
+
+    def prepare_batch(self, network: nn.Module, batch: Any) -> Any:
+        """The batch itself: the network needs nothing else."""
+        return batch
 
     def summary(self, values: Mapping[str, Any]) -> Mapping[str, Any]:
         """Nothing is said of a network."""
@@ -219,6 +226,9 @@ class RetrainTask(_TaskOfALoop, Protocol):
     """Data, network and loss of a retraining."""
 
     @property
+    def retrain_capturable(self) -> bool: ...
+
+    @property
     def retrain_steps(self) -> int:
         """Steps per epoch."""
 
@@ -229,7 +239,12 @@ class RetrainTask(_TaskOfALoop, Protocol):
         """Batches of all training data; a function of the epoch alone."""
 
     def begin_epoch(self, network: nn.Module, epoch: int, epochs: int) -> None:
-        """Sets what changes from epoch to epoch."""
+        """Sets what changes from epoch to epoch. A captured step sees of that what is changed
+        within tensors, and what ``prepare_batch`` takes from it."""
+
+    def prepare_batch(self, network: nn.Module, batch: Any) -> Any:
+        """The batch with what else a step is given, such as random numbers from a generator of
+        the task's own. Before each step, and no part of what is captured of it."""
 
     def training_loss(self, network: nn.Module, batch: Any) -> tuple[Tensor, Metrics]:
         """The loss to minimize, and further means over the batch."""

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-__all__ = ["CudaGraphs", "GraphBackend", "Replayed"]
+__all__ = ["CudaGraphs", "GraphBackend", "Replayed", "replayed"]
 
 WARM_UPS = 3
 """Steps of a shape that run as usual before one is captured."""
@@ -202,6 +202,31 @@ class Replayed:
         self._gave_up = True
         self._shapes.clear()
         self._report(reason)
+
+
+def replayed(
+    step: Callable[[Any], None],
+    backend: GraphBackend | None,
+    blocker: str | None,
+    note: Callable[[str], None],
+) -> Callable[[Any], None]:
+    """The step of a loop, replayed if it can be.
+
+    Args:
+        step: See `Replayed`.
+        backend: What captures; None for steps that run as usual, of which nothing is said.
+        blocker: What is known to keep the step from being captured.
+        note: Takes a line that says why steps run as usual.
+    """
+
+    def report(why: str) -> None:
+        note(f"steps run without CUDA graphs: {why}")
+
+    if backend is not None and blocker is None:
+        return Replayed(step, backend, report)
+    if backend is not None and blocker is not None:
+        report(blocker)
+    return step
 
 
 def _described(leaf: Any) -> Hashable:

@@ -1,5 +1,5 @@
-"""The weights' SGD: the search's, which may be captured in a CUDA graph, and the retraining's, or
-Adam instead of it."""
+"""What trains weights: SGD, or Adam, of a gradient whose norm is limited, and both such that their
+steps can be captured in a CUDA graph."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from asng_ext.runs.config import RetrainConfig, SearchConfig
 from asng_ext.training.active_sgd import ActiveSGD, is_sliceable
 
 __all__ = [
+    "CapturableAdam",
     "CapturableSGD",
+    "ClippedAdam",
     "ClippedSGD",
     "make_weight_optimizer",
     "restore_weight_optimizer",
@@ -28,21 +30,66 @@ class ClippedSGD(torch.optim.SGD):
 
     Args:
         model: All of its parameters are trained.
-        config: Settings of the search.
+        config: Settings of the loop.
         settings: Further arguments of :class:`torch.optim.SGD`.
     """
 
-    def __init__(self, model: nn.Module, config: SearchConfig, **settings: Any) -> None:
+    def __init__(
+        self, model: nn.Module, config: SearchConfig | RetrainConfig, **settings: Any
+    ) -> None:
         given = {"lr": config.learning_rate, "momentum": config.momentum, **settings}
-        given["nesterov"] = config.nesterov
+        given["nesterov"] = isinstance(config, SearchConfig) and config.nesterov
         super().__init__(model.parameters(), weight_decay=config.weight_decay, **given)
         self.max_norm = config.gradient_clip
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """One step."""
-        weights = [weight for group in self.param_groups for weight in group["params"]]
-        nn.utils.clip_grad_norm_(weights, self.max_norm)
+        _clip(self)
         super().step()
+
+
+class ClippedAdam(torch.optim.Adam):
+    """Adam of a gradient whose norm is limited by ``gradient_clip`` of the config.
+
+    Args:
+        model: All of its parameters are trained.
+        config: Settings of the retraining.
+        settings: Further arguments of :class:`torch.optim.Adam`.
+    """
+
+    def __init__(self, model: nn.Module, config: RetrainConfig, **settings: Any) -> None:
+        given = {"lr": config.learning_rate, "weight_decay": config.weight_decay, **settings}
+        super().__init__(model.parameters(), **given)
+        self.max_norm = config.gradient_clip
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """One step."""
+        _clip(self)
+        super().step()
+
+
+def _clip(optimizer: ClippedSGD | ClippedAdam) -> None:
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    nn.utils.clip_grad_norm_(weights, optimizer.max_norm)
+
+
+def _rate_on_device(model: nn.Module, config: SearchConfig | RetrainConfig) -> Tensor:
+    device = next(model.parameters()).device
+    return torch.full((), config.learning_rate, dtype=torch.float32, device=device)
+
+
+class CapturableAdam(ClippedAdam):
+    """Adam whose learning rate and count of steps are tensors on the device: its step can be
+    captured in a graph."""
+
+    # The first steps run uncaptured, of which PyTorch would warn.
+    _warned_capturable_if_run_uncaptured = True
+
+    def __init__(self, model: nn.Module, config: RetrainConfig) -> None:
+        # Fused is one kernel that reads both on the device.
+        super().__init__(
+            model, config, lr=_rate_on_device(model, config), fused=True, capturable=True
+        )
 
 
 class CapturableSGD(ClippedSGD):
@@ -53,11 +100,9 @@ class CapturableSGD(ClippedSGD):
     a step is two launches.
     """
 
-    def __init__(self, model: nn.Module, config: SearchConfig) -> None:
-        device = next(model.parameters()).device
-        rate = torch.full((), config.learning_rate, dtype=torch.float32, device=device)
+    def __init__(self, model: nn.Module, config: SearchConfig | RetrainConfig) -> None:
         # Fused is one kernel that reads the learning rate on the device.
-        super().__init__(model, config, lr=rate, fused=True)
+        super().__init__(model, config, lr=_rate_on_device(model, config), fused=True)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drops the gradients: what backward makes need not be added to zeros."""
@@ -121,28 +166,24 @@ def make_weight_optimizer(
 ) -> torch.optim.Optimizer:
     """SGD or Adam over all weights with the settings of the config; the search takes SGD.
 
-    The search's clips the gradient itself, and with ``capturable`` its steps can be captured in a
-    graph. A model of
-    sliceable weights alone, such as the supernet of autoencoders, gets an SGD whose work is that of
-    the weights in use; it has no weight decay, which would move all of them.
+    It clips the gradient itself, and with ``capturable`` its steps can be captured in a graph. A
+    supernet of sliceable weights alone, such as that of autoencoders, gets an SGD whose work is
+    that of the weights in use; it has no weight decay, which would move all of them.
     """
-    weights, rate, decay = model.parameters(), config.learning_rate, config.weight_decay
     if isinstance(config, RetrainConfig):
         if config.optimizer == "adam":
-            return torch.optim.Adam(weights, lr=rate, weight_decay=decay)
-    elif is_sliceable(model):
-        if decay:
+            return (CapturableAdam if capturable else ClippedAdam)(model, config)
+        return (CapturableSGD if capturable else ClippedSGD)(model, config)
+    if is_sliceable(model):
+        if config.weight_decay:
             raise ValueError(
                 "weight_decay must be 0 for a supernet of sliceable weights, which rest when idle, "
-                f"got {decay}"
+                f"got {config.weight_decay}"
             )
         if config.nesterov:
             raise ValueError("nesterov must be off for a supernet of sliceable weights, got True")
-        return ActiveSGD(model, rate, config.momentum, config.gradient_clip)
-    else:
-        kind = CapturableSGD if capturable and not config.nesterov else ClippedSGD
-        return kind(model, config)
-    return torch.optim.SGD(weights, lr=rate, momentum=config.momentum, weight_decay=decay)
+        return ActiveSGD(model, config.learning_rate, config.momentum, config.gradient_clip)
+    return (CapturableSGD if capturable and not config.nesterov else ClippedSGD)(model, config)
 
 
 def restore_weight_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import pytest
 import small_classification as small
 import torch
 from devices import DEVICES
-from recording_graphs import Launches, RecordingGraphs
+from recording_graphs import Launches, RecordingGraphs, counting
 from tensor_task import StackedTask, asng_in_tensors
 from torch import nn
 
@@ -24,7 +24,7 @@ from asng_ext.runs.config import SearchConfig
 from asng_ext.runs.folder import RunFolder
 from asng_ext.strategies.ask_tell import AskTell
 from asng_ext.strategies.protocol import Parts
-from asng_ext.training.cuda_graphs import WARM_UPS, CudaGraphs
+from asng_ext.training.cuda_graphs import WARM_UPS
 from asng_ext.training.metrics import Means
 from asng_ext.training.weight_optimizers import (
     make_weight_optimizer,
@@ -40,32 +40,6 @@ CONFIG = SearchConfig(epochs=3, learning_rate=0.3, gradient_clip=0.5)
 def outcome(result: SearchResult, optimizer: Any) -> list[Any]:
     state = dict(result.supernet.state_dict())
     return [result.architecture, state, result.rows, optimizer.state_dict()]
-
-
-class CountingCudaGraphs(CudaGraphs):
-    """CUDA graphs that count, as `RecordingGraphs` does."""
-
-    def __init__(self) -> None:
-        super().__init__(torch.device("cuda", torch.cuda.current_device()))
-        self.ran = self.captured = self.replays = 0
-
-    def run(self, work: Callable[[], None]) -> None:
-        self.ran += 1
-        super().run(work)
-
-    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
-        self.captured += 1
-        replay = super().capture(work)
-
-        def counted() -> None:
-            self.replays += 1
-            replay()
-
-        return counted
-
-
-def counting(device: str) -> Any:
-    return RecordingGraphs() if device == "cpu" else CountingCudaGraphs()
 
 
 def run_search(
@@ -355,14 +329,14 @@ class Strict(StackedTask):
 @pytest.mark.cuda
 @pytest.mark.parametrize("graphs", [True, False])
 def test_nothing_in_an_epoch_waits_for_the_device(graphs: bool) -> None:
-    counted = CountingCudaGraphs()
+    counted = counting("cuda")
     run_search(replace(CONFIG, graphs=graphs), counted, task=Strict("cuda"), device="cuda")
     assert counted.captured == int(graphs)
 
 
 @pytest.mark.cuda
 def test_a_step_that_waits_is_found_before_it_is_captured() -> None:
-    counted, stream = CountingCudaGraphs(), io.StringIO()
+    counted, stream = counting("cuda"), io.StringIO()
     run_search(CONFIG, counted, task=Reads("cuda"), device="cuda", stream=stream)
     assert counted.captured == 0
     assert "the step synchronizes with the device (" in stream.getvalue()

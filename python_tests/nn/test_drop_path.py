@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from asng_ext.nn import CellNetwork, CellSpace
-from asng_ext.nn.operations import FactorizedReduction
+from asng_ext.nn.operations import FactorizedReduction, drop_path_factors
 
 
 @pytest.fixture(autouse=True)
@@ -48,18 +48,35 @@ def test_drop_path_repeats_with_the_seed() -> None:
 def test_drop_path_draws_from_a_generator_of_its_own() -> None:
     network = drop_path_network(3).train()
     x = torch.randn(16, 3, 8, 8)
-    assert network.draw_drop_path(16) is None
+    kept = network(x)
+    assert torch.equal(network(x, network.draw_drop_path(16)), kept)  # the rate is 0
     network.drop_path_rate = 0.5
     torch.manual_seed(1)
     expected = network(x)
+    assert not torch.equal(expected, kept)
     network.generator = torch.Generator().manual_seed(1)
     state = torch.get_rng_state()
-    draws = network.draw_drop_path(16)
-    assert draws is not None
-    assert torch.equal(network(x, draws), expected)
+    factors = network.draw_drop_path(16)
+    assert factors.shape == (16, 2 * len(network.cells))
+    assert set(factors.unique().tolist()) == {0.0, 2.0}
+    assert torch.equal(network(x, factors), expected)
     assert not torch.equal(network(x, network.draw_drop_path(16)), expected)
+    # The running statistics have moved: they decide in evaluation.
+    factors = network.draw_drop_path(16)
+    assert torch.equal(network.eval()(x, factors), network(x))
     assert torch.equal(torch.get_rng_state(), state)
-    assert network.eval().draw_drop_path(16) is None
+
+
+def test_drop_path_draws_rows_of_images() -> None:
+    """So that ranks can divide them."""
+    network = drop_path_network(3).train()
+    network.drop_path_rate = 0.5
+    x, factors = torch.randn(16, 3, 8, 8), network.draw_drop_path(16)
+    changed = factors.clone()
+    factors[5], changed[5] = 2, 0
+    network.eval().training = True  # each image by itself
+    different = (network(x, factors) != network(x, changed)).any(dim=1)
+    assert different.tolist() == [i == 5 for i in range(16)]
 
 
 def test_drop_path_keeps_the_expectation_of_a_node() -> None:
@@ -69,7 +86,8 @@ def test_drop_path_keeps_the_expectation_of_a_node() -> None:
     nodes: list[Tensor] = []
     cell.output.register_forward_pre_hook(lambda module, args: nodes.append(args[0][0]))
     cell(x, x, architecture)
-    cell(x, x, architecture, 0.4)
+    draws = torch.rand(2, 4000)
+    cell(x, x, architecture, iter(drop_path_factors(draws, 0.4)))
     exact, dropped = nodes
     torch.testing.assert_close(dropped.mean(0), exact.mean(0), rtol=0.05, atol=0.05)
     # Each of the two equal edges is dropped by itself: none, one or both.
@@ -86,7 +104,7 @@ def test_drop_path_spares_identities_but_not_factorized_reductions() -> None:
     cell = network.cells[0]
     architecture = network.space.parse(network.architecture)[0]
     x = torch.randn(4, 12, 4, 4)
-    torch.testing.assert_close(cell(x, x, architecture, 0.9), cell(x, x, architecture))
+    assert torch.equal(cell(x, x, architecture, iter(())), cell(x, x, architecture))
     assert isinstance(network.cells[1].operations["node0_input1_identity"], FactorizedReduction)
     x = torch.randn(64, 3, 8, 8)
     expected = network(x)
@@ -104,7 +122,7 @@ def test_wrong_drop_path_rate(rate: float) -> None:
 
 
 @pytest.mark.parametrize("generator", [None, torch.Generator()])
-def test_changing_drop_path_rate_recompiles_once(generator: torch.Generator | None) -> None:
+def test_changing_drop_path_rate_does_not_recompile(generator: torch.Generator | None) -> None:
     torch.compiler.reset()
     network = drop_path_network(0)
     network.generator = generator
@@ -118,4 +136,4 @@ def test_changing_drop_path_rate_recompiles_once(generator: torch.Generator | No
     for rate in (0.0, 0.1, 0.2, 0.3):
         network.drop_path_rate = rate
         compiled(torch.randn(2, 3, 8, 8), compiled.draw_drop_path(2))
-    assert len(graphs) == 2
+    assert len(graphs) == 1
