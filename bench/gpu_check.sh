@@ -52,8 +52,8 @@ export PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 
 # Name and least number of seconds of each part, the most important first: what one leaves, the later
 # ones may use. Nothing goes without a build, which may take all but what the others need at least.
-names=(environment build tests search kernels memcheck racecheck ops optimizer inpainting mixture)
-least=(5 60 40 40 15 20 20 20 10 10 30)
+names=(environment build tests search kernels memcheck racecheck ops optimizer inpainting mixture retrain)
+least=(5 60 40 40 15 20 20 20 10 10 15 15)
 
 # Seconds that a part may take.
 limit_of() {
@@ -153,7 +153,7 @@ tests() {
   fi
   # The logic around graphs with this version of torch.
   "$python" -m pytest "${options[@]}" -m "not cuda" python_tests/training/test_cuda_graphs.py \
-    python_tests/engine/test_captured_search.py || status=1
+    python_tests/engine/test_captured_{search,retrain}.py || status=1
   # What memcheck and racecheck look at.
   [ "$device" = cuda ] || "$python" bench/gpu_small.py --device cpu || status=1
   return $status
@@ -204,6 +204,7 @@ for name in "${names[@]:2}"; do
     ops) command="bench gpu_ops" ;;
     inpainting) command="bench gpu_inpainting" ;;
     mixture) command="bench gpu_mixture" ;;
+    retrain) command="bench gpu_retrain_step" ;;
   esac
   if [ $usable = no ]; then
     note $name "skipped: no build" 0
