@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 UPDATES = [
     "csrc/optimizer/cpu.cpp",
-    "csrc/optimizer/cuda.cu",
+    "csrc/optimizer/cuda_tell.cu",
     "csrc/optimizer/toy/step.cpp",
     "asng_ext/optimizers/reference.py",
 ]
