@@ -7,9 +7,11 @@ import argparse
 import contextlib
 import dataclasses
 import datetime
+import difflib
 import importlib.util
 import json
 import os
+import re
 import shlex
 import signal
 import sys
@@ -174,26 +176,60 @@ def _plain_warnings() -> Iterator[None]:
 
 class _Parser(argparse.ArgumentParser):
     """It says in one line what is wrong, and does not mind that nobody reads its help; some
-    versions of Python raise an error.
+    versions of Python raise an error. Options are not abbreviated: one command's may begin as
+    another's do.
 
     Args:
         fill: Adds its arguments. It is called when the parser is used: there are hundreds of
             options in all.
+        other_options: Where options are that it does not have, in words.
         named: Arguments of an :class:`argparse.ArgumentParser`.
     """
 
-    def __init__(self, *, fill: Callable[[_Parser], object] | None = None, **named: Any) -> None:
-        super().__init__(**named)
+    def __init__(
+        self,
+        *,
+        fill: Callable[[_Parser], object] | None = None,
+        other_options: str = "",
+        **named: Any,
+    ) -> None:
+        super().__init__(allow_abbrev=False, **named)
         self._fill = fill
+        self._other_options = other_options
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         fill, self._fill = self._fill, None
         if fill is not None:
             fill(self)
-        parsed, unknown = super().parse_known_args(args, namespace)
+        arguments = list(sys.argv[1:] if args is None else args)
+        # Found out first: what follows one may be taken for something else.
+        if options := list(self._unknown_options(arguments)):
+            words = f"unrecognized arguments: {' '.join(map(self._with_hint, options))}"
+            self.error("; ".join(filter(None, [words, self._other_options])))
+        parsed, unknown = super().parse_known_args(arguments, namespace)
         if unknown:  # a command says so itself, and how to get its own help
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
         return parsed, unknown
+
+    def _unknown_options(self, arguments: Sequence[str]) -> Iterator[str]:
+        """Those that are no options of this parser. What follows a command is for it to know."""
+        for argument in arguments:
+            if argument == "--" or (self._subparsers and not argument.startswith("-")):
+                return
+            # Not a negative number, nor a text with spaces.
+            name = re.fullmatch(r"(-[a-zA-Z]|--[^\s=]+)(=.*)?", argument, re.DOTALL)
+            if name and name[1] not in self._option_string_actions:
+                yield argument
+
+    def _with_hint(self, option: str) -> str:
+        """An unknown option with those that may be meant."""
+        known = {name.lstrip("-"): name for name in self._option_string_actions}
+        given = option.partition("=")[0].lstrip("-")
+        meant = [name for name in known if name.startswith(given)]
+        meant = meant or difflib.get_close_matches(given, known, cutoff=0.75)
+        if not meant:
+            return option
+        return f"{option} (did you mean {' or '.join(known[name] for name in meant[:3])}?)"
 
     def error(self, message: str) -> Any:
         words = " ".join(message.split())
@@ -219,6 +255,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Neural architecture search by adaptive stochastic natural gradient (ASNG).",
         epilog="Ctrl-C, closing the terminal, SIGTERM and SIGUSR1 end a search or retraining after "
         "its iteration, and it says how to continue; nohup keeps it from ending with the terminal.",
+        other_options="options come after COMMAND",
     )
     parser.add_argument("--version", action="version", version=f"asng-ext {__version__}")
     commands: Any = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -230,14 +267,19 @@ def _parser() -> argparse.ArgumentParser:
         + ", ".join(f"{tasks.get(name).demo} for {name}" for name in tasks.names())
         + ". `asng search TASK --help` shows them.",
         fill=_fill_demo,
+        other_options="a demo has the settings of its preset, and `asng search TASK` takes others",
     )
     commands.add_parser(
-        "search", help="search an architecture", fill=partial(_fill_tasks, _fill_search, _SEARCH)
+        "search",
+        help="search an architecture",
+        fill=partial(_fill_tasks, _fill_search, _SEARCH),
+        other_options="options come after TASK",
     )
     commands.add_parser(
         "compare",
         help="search by several strategies under the same budget, and compare what they find",
         fill=partial(_fill_tasks, _fill_compare, _COMPARE),
+        other_options="options come after TASK",
     )
     commands.add_parser(
         "resume",
@@ -737,7 +779,7 @@ def _without(option: str, arguments: Sequence[str]) -> list[str]:
     kept, values = [], iter(arguments)
     for argument in values:
         name, equals, _ = argument.partition("=")
-        if not (option.startswith(name) and len(name) > len("--re")):  # it may be abbreviated
+        if name != option:
             kept.append(argument)
         elif not equals:
             next(values, None)

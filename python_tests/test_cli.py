@@ -201,7 +201,7 @@ def test_what_may_change_on_resume(
 
 
 def test_a_command_line_continues_as_without_its_checkpoint() -> None:
-    for option in (["--resume-from", "a.pt"], ["--resume-from=a.pt"], ["--resume", "a.pt"]):
+    for option in (["--resume-from", "a.pt"], ["--resume-from=a.pt"]):
         arguments = ["resume", *option, "run", "--keep=3"]
         assert cli._without("--resume-from", arguments) == ["resume", "run", "--keep=3"]
 
@@ -288,17 +288,59 @@ def test_errors_say_what_is_wrong(
     assert not out.exists()
 
 
-@pytest.mark.parametrize("command", ["search classification", "show", "toy"])
+@pytest.mark.parametrize(
+    ("arguments", "answer"),
+    [
+        ("show run --epohs=3", "asng show: --epohs=3"),
+        ("toy --epohs=3", "asng toy: --epohs=3"),
+        (
+            "search classification --epohs=3",
+            "asng search classification: --epohs=3 (did you mean --epochs?)",
+        ),
+        # No option is abbreviated, nor what follows it taken for something else.
+        (
+            "compare classification --seed 3",
+            "asng compare classification: --seed (did you mean --seeds?)",
+        ),
+        (
+            "retrain run --retrain-ep 3",
+            "asng retrain: --retrain-ep (did you mean --retrain-epochs?)",
+        ),
+        ("resume run --no-graph", "asng resume: --no-graph (did you mean --no-graphs?)"),
+        ("evaluate run --dev=cpu", "asng evaluate: --dev=cpu (did you mean --device?)"),
+        (
+            "toy --run 3 --o x",
+            "asng toy: --run (did you mean --runs?) --o (did you mean --out or --optimizers?)",
+        ),
+        ("export -f onnx run", "asng export: -f (did you mean --format?)"),
+        (
+            "demo --epochs 1",
+            "asng demo: --epochs; a demo has the settings of its preset, and `asng search TASK` takes "
+            "others",
+        ),
+        ("search --epochs 1 classification", "asng search: --epochs; options come after TASK"),
+        ("--seed 1 demo", "asng: --seed; options come after COMMAND"),
+        ("--vers", "asng: --vers (did you mean --version?); options come after COMMAND"),
+        ("show run -1", "asng show: -1"),
+    ],
+)
 def test_options_that_are_unknown_are_those_of_the_command(
-    command: str, capsys: pytest.CaptureFixture[str]
+    arguments: str, answer: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as caught:
-        asng(*command.split(), *(["run"] if command == "show" else []), "--epohs=3")
+        asng(*arguments.split())
     assert caught.value.code == 2
+    command, _, words = answer.partition(": ")
     assert capsys.readouterr().err == (
-        f"asng {command}: error: unrecognized arguments: --epohs=3; `asng {command} --help` says "
-        "more\n"
+        f"{command}: error: unrecognized arguments: {words}; `{command} --help` says more\n"
     )
+
+
+def test_what_only_looks_like_an_option() -> None:
+    parse = cli._parser().parse_args
+    assert parse(["show", "--", "--run"]).folder == "--run"
+    assert parse(["toy", "--alphas", "-1", "-.5"]).alphas == [-1, -0.5]
+    assert parse(["predict", "run", "-- a.png"]).images == ["-- a.png"]
 
 
 def test_a_full_folder_is_not_overwritten(
