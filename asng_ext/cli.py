@@ -31,7 +31,7 @@ from asng_ext.distributed import ALONE, Ranks, RanksDifferError, joined
 from asng_ext.engine import contestants
 from asng_ext.runs.config import RetrainConfig, SearchConfig, load_toml
 from asng_ext.runs.folder import RunFolder
-from asng_ext.runs.report import report
+from asng_ext.runs.report import report, retrain_command
 from asng_ext.tasks import TaskKind
 from asng_ext.toy import study as toy_study
 
@@ -789,7 +789,7 @@ def _without(option: str, arguments: Sequence[str]) -> list[str]:
 def _finish_search(experiment: Experiment, resume_from: str | None = None) -> None:
     experiment.search(*filter(None, [resume_from]))
     tell(f"architecture: {experiment.run.file('architecture.json')}")
-    tell(f"retrain it:   {experiment.run.retrain_command}")
+    tell(f"retrain it:   {retrain_command(experiment.run)}")
 
 
 def _open(args: argparse.Namespace) -> Experiment:

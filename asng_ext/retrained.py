@@ -17,6 +17,7 @@ from asng_ext.data import normalize
 from asng_ext.nn import CaeLayer, CaeNetwork, CellNetwork, CellSpace
 from asng_ext.runs.checkpoints import fitting
 from asng_ext.runs.folder import RunFolder
+from asng_ext.runs.report import warn_of_earlier_network
 
 __all__ = [
     "ImageClassifier",
@@ -210,9 +211,13 @@ def load_network(run_or_file: Path | str) -> ImageClassifier | ImageRestorer:
         ValueError: If the file is damaged, of an earlier version, which did not save all that is
             needed, or of a task that does not say how its networks are built.
         ImportError: If safetensors is needed and not installed.
+
+    Warns:
+        UserWarning: If the search of the run folder has found another architecture since.
     """
     path = as_path("run_or_file", run_or_file)
     again = "`asng retrain RUN`, with its run folder,"
+    run = None
     if path.is_dir():
         run = RunFolder.open(path)
         path, again = run.file("network.pt"), f"`{run.retrain_command}`"
@@ -240,7 +245,10 @@ def load_network(run_or_file: Path | str) -> ImageClassifier | ImageRestorer:
                 f"its task, {content['identity'].get('task')!r}, does not say by `blueprint` how "
                 "its networks are built"
             )
-        return _built(content, content["network"])
+        network = _built(content, content["network"])
+    if run is not None:
+        warn_of_earlier_network(run, content.get("architecture"))
+    return network
 
 
 def from_safetensors(path: Path) -> ImageClassifier | ImageRestorer:

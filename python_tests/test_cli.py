@@ -315,8 +315,8 @@ def test_errors_say_what_is_wrong(
         ("export -f onnx run", "asng export: -f (did you mean --format?)"),
         (
             "demo --epochs 1",
-            "asng demo: --epochs; a demo has the settings of its preset, and `asng search TASK` takes "
-            "others",
+            "asng demo: --epochs; a demo has the settings of its preset, and `asng search TASK` "
+            "takes others",
         ),
         ("search --epochs 1 classification", "asng search: --epochs; options come after TASK"),
         ("--seed 1 demo", "asng: --seed; options come after COMMAND"),

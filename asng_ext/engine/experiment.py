@@ -25,6 +25,7 @@ from asng_ext.runs.checkpoints import CheckpointMismatchError, fitting
 from asng_ext.runs.config import RetrainConfig, SearchConfig
 from asng_ext.runs.folder import RunFolder
 from asng_ext.runs.metrics import MetricsTable
+from asng_ext.runs.report import warn_of_earlier_network
 from asng_ext.strategies.protocol import Strategy
 from asng_ext.tasks.protocol import Optimizer, Task, check_members
 from asng_ext.training.precision import autocast
@@ -400,6 +401,9 @@ class Experiment:
         Raises:
             FileNotFoundError: If there is none yet.
             ValueError: If network.pt is damaged or not of this task.
+
+        Warns:
+            UserWarning: If the search has found another architecture since.
         """
         path, again = self.run.file("network.pt"), f"`{self.run.retrain_command}`"
         try:
@@ -424,5 +428,6 @@ class Experiment:
             with DrawsFrom(self.seed, "network"):
                 network = task.network(state["architecture"])
             network.load_state_dict(state["network"])
+        warn_of_earlier_network(self.run, state["architecture"])
         with autocast(made_with.get("precision", self.retrain_config.precision), self.device):
             return task.test(network)

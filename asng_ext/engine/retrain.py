@@ -215,7 +215,8 @@ def _retrain(
             },
         )
         with autocast(config.precision, device):
-            run.write_json("results.json", {**tested, **task.details(network)})
+            details = {**task.details(network), "architecture": dict(values)}
+            run.write_json("results.json", {**tested, **details})
     return network, tested
 
 

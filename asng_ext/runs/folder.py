@@ -33,7 +33,7 @@ class RunFolder:
     init.json                   where the search starts, if the settings say
     latency.json                milliseconds of parts of networks, if their sum is limited
     network.pt                  the retrained network: weights, and all that it is built from
-    results.json                test metrics of the retrained network
+    results.json                test metrics of the retrained network, and its architecture
     times.json                  seconds of a run that is compared with others
     *.png                       pictures
     events/                     TensorBoard events, if tensorboard is installed

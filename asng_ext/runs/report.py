@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import shlex
 import textwrap
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from asng_ext.runs.folder import RunFolder
 from asng_ext.runs.metrics import MetricsTable
 
-__all__ = ["report"]
+__all__ = ["report", "retrain_command", "warn_of_earlier_network"]
 
 _WIDTH, _INDENT = 80, 12
 _SHOWN_TIES = _SHOWN_CLASSES = 3
@@ -34,7 +35,7 @@ def report(run: RunFolder) -> str:
     found = run.read_json("architecture.json") if run.file("architecture.json").exists() else None
     _, search = _progress(run, config, "search")
     retrained, retraining = _progress(run, config, "retrain")
-    network = run.file("network.pt").exists()
+    network, since = run.file("network.pt").exists(), ""
 
     if found is not None and found.get("given"):
         search = "none: the architecture was given"
@@ -46,6 +47,8 @@ def report(run: RunFolder) -> str:
         results = run.read_json("results.json")
         tested = _numbers(results, "test ", ".4f")
         before = "" if retrained else " (of the network of a retraining before)"
+        if since := _found_since(run, results.get("architecture")):
+            before = f" (of an architecture found before: {since})"
         lines.append(_line("network", tested + before))
         if hardest := _hardest(results.get("classes")):
             lines.append(_line("hardest", hardest))
@@ -58,10 +61,62 @@ def report(run: RunFolder) -> str:
         lines.append(_command("next", run.resume_command))
     elif not network or not retrained:
         lines.append(_command("next", run.retrain_command))
+    elif since:
+        lines.append(_command("next", retrain_command(run)))
+        lines.append(_command("or", f"asng export {folder}, for the network of before"))
     else:
         lines.append(_command("next", f"asng export {folder}"))
         lines.append(_command("or", f"asng predict {folder} IMAGE..."))
     return "\n".join(lines)
+
+
+def _found_since(run: RunFolder, architecture: Any) -> str:
+    """How architecture.json differs from the architecture of the retrained network: a search may
+    have gone on since. "" if it does not, or one is not known."""
+    if not run.file("architecture.json").exists():
+        return ""
+    found = run.read_json("architecture.json").get("architecture")
+    if not isinstance(found, Mapping) or not isinstance(architecture, Mapping):
+        return ""
+    names = {**found, **architecture}
+    differing = [name for name in names if found.get(name) != architecture.get(name)]
+    if not differing:
+        return ""
+    return f"{len(differing)} of {len(names)} choices are others in architecture.json"
+
+
+def retrain_command(run: RunFolder) -> str:
+    """What retrains the architecture that was found last, for a shell: after a retraining of one
+    that was found before, it begins anew.
+
+    Raises:
+        ValueError: If a file of the run is damaged.
+    """
+    results = run.read_json("results.json") if run.file("results.json").exists() else {}
+    checkpoint = run.file("retrain.pt")
+    if not (checkpoint.exists() and _found_since(run, results.get("architecture"))):
+        return run.retrain_command
+    return f"{shlex.join(['rm', str(checkpoint)])} && {run.retrain_command}"
+
+
+def warn_of_earlier_network(run: RunFolder, architecture: Any) -> None:
+    """Warns if the retrained network of a run is of an architecture that was found before its
+    search went on. Of damaged files, which the network does not need, nothing is known.
+
+    Args:
+        run: Its folder.
+        architecture: That of the network, by names.
+    """
+    try:
+        since, command = _found_since(run, architecture), retrain_command(run)
+    except ValueError:
+        return
+    if since:
+        warnings.warn(
+            f"the network in {run.path} is of an architecture found before: {since}; to retrain "
+            f"that one: `{command}`",
+            stacklevel=3,
+        )
 
 
 def _progress(run: RunFolder, config: Mapping[str, Any], loop: str) -> tuple[bool, str]:

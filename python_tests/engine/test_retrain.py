@@ -31,7 +31,7 @@ def test_trains_and_tests(tmp_path: Path) -> None:
     network, tested = retrain(task, values, config, seed=0, run=run, stream=None)
     assert tested["accuracy"] > 0.6
     details = task.details(network)
-    assert run.read_json("results.json") == {**tested, **details}
+    assert run.read_json("results.json") == {**tested, **details, "architecture": values}
     classes = details["classes"]
     assert list(classes) == list("0123456789")
     assert [each["train"] for each in classes.values()] == task.data.train.counts()

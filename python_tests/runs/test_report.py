@@ -118,6 +118,59 @@ def test_a_run_that_was_retrained(states: dict[str, Path], tmp_path: Path) -> No
     assert shown["next"] == f"asng retrain {copy}"
 
 
+@pytest.mark.filterwarnings("always")  # of what is tested here
+def test_a_search_that_went_on_after_the_retraining(
+    states: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The network is still that of the architecture of before, which all say that use it."""
+    path = tmp_path / "a run"
+    shutil.copytree(states["retrained"], path)
+    run = RunFolder.open(path)
+    found = run.read_json("architecture.json")
+    values = found["architecture"]
+    for name in ("normal/node0/input0", "reduction/node0/input1"):
+        values[name] = {"older": "newer", "newer": "older"}[values[name]]
+    run.write_json("architecture.json", found)
+
+    words = f"of an architecture found before: 2 of {len(values)} choices are others in"
+    shown = lines_of(path)
+    assert shown["network"].endswith(f" ({words} architecture.json)")
+    checkpoint, folder = path / "retrain.pt", f"'{path}'"
+    assert shown["next"] == f"rm '{checkpoint}' && asng retrain {folder}"
+    assert shown["or"] == f"asng export {folder}, for the network of before"
+    for command in ("evaluate", "export"):
+        assert cli.main([command, str(path)]) == 0
+        warned = capsys.readouterr().err
+        assert f"asng: warning: the network in {path} is {words}" in warned
+        assert f"`{shown['next']}`" in warned
+    assert cli.main(["retrain", str(path)]) == 2
+    assert f"remove {checkpoint} to begin anew" in capsys.readouterr().err
+    checkpoint.unlink()
+    assert lines_of(path)["next"] == f"asng retrain {folder}"
+    assert cli.main(["retrain", str(path)]) == 0
+    assert lines_of(path)["next"] == f"asng export {folder}"
+    assert run.read_json("results.json")["architecture"] == values
+    assert cli.main(["export", str(path)]) == 0
+    assert "warning" not in capsys.readouterr().err
+
+    # What the network does not need may be damaged.
+    (path / "architecture.json").write_text("{")
+    assert cli.main(["export", str(path)]) == 0
+
+
+def test_what_a_search_that_goes_on_says(
+    states: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "run"
+    shutil.copytree(states["retrained"], path)
+    results = RunFolder.open(path).read_json("results.json")
+    RunFolder.open(path).write_json("results.json", {**results, "architecture": {"a": "b"}})
+    assert cli.main(["resume", str(path)]) == 0
+    assert f"retrain it:   rm {path / 'retrain.pt'} && asng retrain {path}\n" in (
+        capsys.readouterr().out
+    )
+
+
 def test_lines_fit_into_80_columns(
     states: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
