@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -218,13 +219,25 @@ def test_bfloat16() -> None:
 
 
 @pytest.mark.slow
-def test_compiled(tmp_path: Path) -> None:
+def test_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without inductor, which takes half a minute: that it compiles such networks is a test of
+    theirs."""
+    compiled = partial(torch.compile, backend="aot_eager")
+    seen = []
+
+    def counted(network: nn.Module) -> Any:
+        seen.append(network)
+        return compiled(network)
+
+    monkeypatch.setattr(torch, "compile", counted)
     task = small.task(drop_path=0.0, auxiliary_weight=0.0)
     values = architecture(task)
     run = RunFolder.create(tmp_path / "run")
     config = replace(small.RETRAIN, compile=True, epochs=2)
-    _, tested = retrain(task, values, config, seed=0, run=run, stream=None)
+    network, tested = retrain(task, values, config, seed=0, run=run, stream=None)
+    assert seen == [network]
     _, plain = retrain(task, values, replace(config, compile=False), seed=0, stream=None)
+    assert seen == [network]
     assert tested["loss"] == pytest.approx(plain["loss"], rel=0.05)
     state = run.load("network.pt")
     assert state is not None
