@@ -31,8 +31,14 @@ struct Jobs {
 
   Job jobs[kMost];
 };
-// Blocks that share a reduction, at most.
-inline constexpr int kMaxSplits = 256;
+// Blocks of a launch that computes so many sums, at most, and those that share one of them. If
+// there are few sums, enough for large devices, several a multiprocessor; not for the one at hand,
+// because bits depend on it.
+inline constexpr int kManySplits = 256, kManyBlocks = 1024;
+ASNG_HD constexpr int most_blocks(int sums) {
+  return sums * kManySplits > kManyBlocks ? sums * kManySplits : kManyBlocks;
+}
+ASNG_HD constexpr int most_splits(int sums) { return most_blocks(sums) / sums; }
 
 inline int narrow(int64_t value) { return static_cast<int>(value); }
 
@@ -116,10 +122,10 @@ struct Dag {
   // use one place in turn.
   V* z = nullptr;
   int64_t z_nodes = 0;
-  T* norms = nullptr;         // (nodes, archs, edges, 2, 2, padded)
-  const T* packed = nullptr;  // (archs, nodes, edges, slot_weights)
-  double* partials = nullptr;
-  unsigned* counters = nullptr;  // zeros; every kernel leaves them so
+  T* norms = nullptr;            // (nodes, archs, edges, 2, 2, padded)
+  const T* packed = nullptr;     // (archs, nodes, edges, slot_weights)
+  double* partials = nullptr;    // as many as partial_values() says
+  unsigned* counters = nullptr;  // zeros, sum_counters(); every kernel leaves them so
 
   __device__ const PlannedEdge& edge(int arch, int node, int e) const {
     return plan[shape.slot(arch, node, e)];

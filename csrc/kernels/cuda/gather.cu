@@ -202,7 +202,7 @@ __global__ __launch_bounds__(kGatherThreads,
   const int arch = shared_input ? 0 : blockIdx.y;
   // At an input that architectures share, their blocks share the work.
   const int split = shared_input ? blockIdx.y * job.splits + blockIdx.x : blockIdx.x;
-  const int splits = shared_input ? min(job.splits * s.archs, kMaxSplits) : job.splits;
+  const int splits = shared_input ? job.splits * s.archs : job.splits;
   if (split >= splits) return;
   double* totals = dynamic_shared<double>();
   T* shared = reinterpret_cast<T*>(totals + 3 * s.padded);
@@ -479,7 +479,7 @@ void reduce_mixture(const Dag<V>& dag, const Gradients<V>& gradients, const Mixt
   const DagShape& s = dag.shape;
   MixtureJob<V> job = {dag, gradients, terms, node};
   job.grad_coefficients = grad_coefficients;
-  job.splits = pixel_splits(s.out_size() / s.padded, s.padded);
+  job.splits = pixel_splits(s.out_size() / s.padded, s.padded, s.edges);
   const auto kernel = s.stride == 1 ? &reduce_mixture_kernel<1, V> : &reduce_mixture_kernel<2, V>;
   launch(kernel, dim3(job.splits, s.edges), kThreads,
          pixel_sums_bytes(s.padded, sizeof(Compute<V>)), stream, job);
@@ -515,7 +515,7 @@ void gather(const Dag<V>& dag, const Gradients<V>& gradients, int first, int cou
   const auto start = [&](auto stride, auto input, int height, int width) {
     constexpr int S = stride();
     const int splits = item_splits(InputPatches<S>{height, width}.count(s.images), s.padded,
-                                   kGatherThreads, kGatherBlocks / (s.archs * count));
+                                   kGatherThreads, std::max(kGatherBlocks / (s.archs * count), 1));
     const size_t bytes = item_sums_bytes(s.padded, kGatherThreads, sizeof(Compute<V>)) +
                          sizeof(LookedUp) + consumers * sizeof(Consumer<int32_t>);
     launch(gather_kernel<S, input(), V>, dim3(splits, s.archs, count), kGatherThreads, bytes,
@@ -535,7 +535,7 @@ void gather(const Dag<V>& dag, const Gradients<V>& gradients, int first, int cou
 template <class V>
 void reduce_edges(const Dag<V>& dag, const Gradients<V>& gradients, int node, CudaStream stream) {
   const DagShape& s = dag.shape;
-  const int splits = pixel_splits(s.out_size() / s.padded, s.padded);
+  const int splits = pixel_splits(s.out_size() / s.padded, s.padded, s.archs * s.edges);
   launch(reduce_edges_kernel<V>, dim3(splits, s.archs * s.edges), kThreads,
          pixel_sums_bytes(s.padded, sizeof(Compute<V>)), stream,
          Job<V>{dag, gradients, nullptr, nullptr, node, splits});

@@ -45,9 +45,9 @@ void stage_backward(const Dag<V>& dag, const Gradients<V>& gradients, int node, 
 template <class V>
 void intermediate_backward(const Dag<V>& dag, const Gradients<V>& gradients, int node,
                            CudaStream stream);
-// Splits of the weights' gradients that stage_backward writes.
+// Splits of the weights' gradients that stage_backward writes, of so many edges at once.
 template <class V>
-int weight_split_count(const DagShape& shape);
+int weight_split_count(const DagShape& shape, int edges);
 
 // persistent_backward.cu, persistent_backward_plan.cu
 

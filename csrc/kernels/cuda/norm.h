@@ -1,7 +1,8 @@
 // Batch normalization: sums over the pixels of a batch, statistics and coefficients from them, and
 // the values normalized. Sums do not depend on the order in which blocks run: every block writes
-// those of its split, and the block that finishes last adds them in the order of the splits. What
-// runs once a block is short code rather than unrolled: it waits for its instructions, too.
+// those of its split, and the block that finishes last adds them in the order of the splits, if
+// they are many, those of some neighbors first. What runs once a block is short code rather than
+// unrolled: it waits for its instructions, too.
 #pragma once
 
 #include <algorithm>
@@ -27,28 +28,22 @@ __device__ inline void clear(double* values, int count) {
   for (int j = threadIdx.x; j < count; j += blockDim.x) values[j] = 0;
 }
 
-// Writes this block's totals as split `split` of `splits` of the group whose sums and counter these
-// are. Returns true in the block that is the last one to do so, with the sums in `totals`. `shared`
-// is shared memory for two doubles a thread, aligned to 16 bytes, whose contents are lost.
-__device__ inline bool sum_over_blocks(double* totals, int columns, double* partials,
-                                       unsigned* counter, int split, int splits, void* shared) {
+// Splits whose sums a block adds at once.
+inline constexpr int kNeighbors = 32;
+
+// What a launch that computes so many sums, over no more blocks each than there are along x or than
+// most_splits(), needs at most: counters, and partial sums of three kinds.
+ASNG_HD constexpr int counters_of(int splits) { return (splits + kNeighbors - 1) / kNeighbors + 1; }
+ASNG_HD constexpr int sum_counters(int sums) { return sums * counters_of(most_splits(sums)); }
+ASNG_HD constexpr int64_t partial_values(int sums, int padded) {
+  return static_cast<int64_t>(most_blocks(sums)) * 3 * padded;
+}
+
+// Writes to `totals` the sums of `count` parts, `distance` values apart.
+__device__ inline void sum_parts(const double* parts, int64_t distance, int count, int columns,
+                                 double* totals, double2* slices_of) {
   constexpr int kAtOnce = 16;  // loads of a thread
-  double2* slices_of = static_cast<double2*>(shared);
   const int t = threadIdx.x, threads = blockDim.x;
-  __syncthreads();
-#pragma unroll 1
-  for (int j = t; j < columns; j += threads) {
-    partials[static_cast<int64_t>(split) * columns + j] = totals[j];
-  }
-  __syncthreads();
-  bool last = false;
-  if (t == 0) {
-    // A fence also orders what the barrier has ordered before it, so one thread's is enough.
-    __threadfence();
-    last = atomicInc(counter, splits - 1) == static_cast<unsigned>(splits - 1);
-    __threadfence();
-  }
-  if (__syncthreads_or(last) == 0) return false;
   const int pairs = columns / 2, width = min(pairs, threads), slices = threads / width;
   const int lane = t % width, slice = t / width;
   for (int first = 0; first < pairs; first += width) {
@@ -56,14 +51,14 @@ __device__ inline bool sum_over_blocks(double* totals, int columns, double* part
     const bool mine = slice < slices && pair < pairs;
     double2 sum = make_double2(0, 0);
     if (mine) {
-      const double2* from = reinterpret_cast<const double2*>(partials) + pair + slice * pairs;
-      const int step = slices * pairs;
-      for (int p = slice; p < splits; p += kAtOnce * slices, from += kAtOnce * step) {
+      const int64_t step = slices * (distance / 2);
+      const double2* from = reinterpret_cast<const double2*>(parts + slice * distance) + pair;
+      for (int p = slice; p < count; p += kAtOnce * slices, from += kAtOnce * step) {
         double2 values[kAtOnce];
 #pragma unroll
         for (int k = 0; k < kAtOnce; ++k) {
           values[k] = make_double2(0, 0);
-          if (p + k * slices < splits) values[k] = __ldcg(from + k * step);
+          if (p + k * slices < count) values[k] = __ldcg(from + k * step);
         }
 #pragma unroll
         for (int k = 0; k < kAtOnce; ++k) {
@@ -85,18 +80,50 @@ __device__ inline bool sum_over_blocks(double* totals, int columns, double* part
     }
     __syncthreads();
   }
-  return true;
 }
 
-// The same of `kinds` sums per channel, where the partial sums and the counter are those of group
-// `group` of a dag.
+// Writes this block's totals as split `split` of `splits` of the group whose sums and counters,
+// counters_of(splits), these are. Returns true in the block that is the last one to do so, with the
+// sums in `totals`. `shared` is shared memory for two doubles a thread, aligned to 16 bytes, whose
+// contents are lost.
+__device__ inline bool sum_over_blocks(double* totals, int columns, double* partials,
+                                       unsigned* counters, int split, int splits, void* shared) {
+  // First of neighbors; then the first of them stands for all.
+  for (int64_t distance = columns;; distance *= kNeighbors) {
+    const int place = split / kNeighbors, first = place * kNeighbors;
+    const int count = min(splits - first, kNeighbors);
+    __syncthreads();
+#pragma unroll 1
+    for (int j = threadIdx.x; j < columns; j += blockDim.x) {
+      partials[split * distance + j] = totals[j];
+    }
+    __syncthreads();
+    bool last = false;
+    if (threadIdx.x == 0) {
+      // A fence also orders what the barrier has ordered before it, so one thread's is enough.
+      __threadfence();
+      last = atomicInc(counters + place, count - 1) == static_cast<unsigned>(count - 1);
+      __threadfence();
+    }
+    if (__syncthreads_or(last) == 0) return false;
+    sum_parts(partials + first * distance, distance, count, columns, totals,
+              static_cast<double2*>(shared));
+    if (splits <= kNeighbors) return true;
+    split = place;
+    splits = (splits + kNeighbors - 1) / kNeighbors;
+    counters += splits;
+  }
+}
+
+// The same of `kinds` sums per channel, where the partial sums and the counters are those of group
+// `group` of a dag: every group has some for as many splits as there are blocks along x.
 template <class V>
 __device__ bool sum_over_splits(const Dag<V>& dag, int group, int kinds, int split, int splits,
                                 double* totals, void* shared) {
-  const int padded = dag.shape.padded;
+  const int padded = dag.shape.padded, blocks = gridDim.x;
   return sum_over_blocks(totals, kinds * padded,
-                         dag.partials + static_cast<int64_t>(group) * kMaxSplits * 3 * padded,
-                         dag.counters + group, split, splits, shared);
+                         dag.partials + static_cast<int64_t>(group) * blocks * 3 * padded,
+                         dag.counters + group * counters_of(blocks), split, splits, shared);
 }
 
 // The same where the splits are the blocks along x.
@@ -228,12 +255,10 @@ inline size_t pixel_sums_bytes(int padded, size_t value_bytes) {
   return item_sums_bytes(padded, kThreads, value_bytes);
 }
 
-// Splits of items over blocks of so many threads, such that every thread has some: `most`, or, if
-// that is out of its range, as near as possible.
+// Splits of items over blocks of so many threads, such that every thread has some, `most` at most.
 inline int item_splits(int64_t items, int padded, int threads, int most) {
   const int slots = std::max(threads / (padded / 4), 1);
-  const int64_t splits = std::min<int64_t>((items + slots - 1) / slots, kMaxSplits);
-  return static_cast<int>(std::min<int64_t>(splits, std::max(most, 1)));
+  return static_cast<int>(std::min<int64_t>((items + slots - 1) / slots, most));
 }
 
 // Pixels of a thread in sum_gradient that are under way at once.
@@ -242,8 +267,9 @@ inline constexpr int kPixelsAtOnce = 4;
 ASNG_HD inline int pixel_groups(int64_t pixels) {
   return static_cast<int>((pixels + kPixelsAtOnce - 1) / kPixelsAtOnce);
 }
-inline int pixel_splits(int64_t pixels, int padded) {
-  return item_splits(pixel_groups(pixels), padded, kThreads, kMaxSplits);
+// In a launch that computes so many sums.
+inline int pixel_splits(int64_t pixels, int padded, int sums) {
+  return item_splits(pixel_groups(pixels), padded, kThreads, most_splits(sums));
 }
 
 // Adds Σ g and Σ g·normalized to the totals.

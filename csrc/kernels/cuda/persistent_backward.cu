@@ -197,7 +197,7 @@ void nodes_backward(const NodesJob<V>& nodes, const Handover& handover, CudaStre
   launch_cooperative(kernel, dim3(handover.blocks, s.archs), kCellThreads,
                      layout_bytes<V>(job.layout), stream, job);
   if (s.shared == 0) return;
-  const int splits = pixel_splits(s.in_size() / s.padded, s.padded);
+  const int splits = pixel_splits(s.in_size() / s.padded, s.padded, s.inputs);
   launch(shared_inputs_kernel<V>, dim3(splits, s.inputs), kThreads,
          pixel_sums_bytes(s.padded, sizeof(float)), stream, job, splits);
 }

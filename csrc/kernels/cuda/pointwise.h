@@ -38,10 +38,10 @@ ASNG_HD inline int pointwise_backward_values(int padded, int value_bytes) {
   return values > 16 * kThreads ? values : 16 * kThreads;
 }
 
-// Splits and dynamic shared memory of a launch that calls pointwise_forward.
-inline int pointwise_splits(const PointwiseShape& shape, int value_bytes) {
+// Splits and dynamic shared memory of a launch that calls pointwise_forward, for so many sums.
+inline int pointwise_splits(const PointwiseShape& shape, int value_bytes, int sums) {
   const int run = pointwise_pixels(shape, value_bytes);
-  return std::min((shape.pixels() + run - 1) / run, kMaxSplits);
+  return std::min((shape.pixels() + run - 1) / run, most_splits(sums));
 }
 inline size_t pointwise_bytes(const PointwiseShape& shape, int value_bytes) {
   return 3 * static_cast<size_t>(shape.padded) * sizeof(double) +

@@ -112,7 +112,7 @@ size_t backward_bytes(int padded) {
 template <class V>
 void reduce_output(const CellJob<V>& job, CudaStream stream) {
   const DagShape& s = job.dag.shape;
-  const int splits = pixel_splits(s.out_size() / s.padded, s.padded);
+  const int splits = pixel_splits(s.out_size() / s.padded, s.padded, s.archs);
   launch(reduce_output_kernel<V>, dim3(splits, s.archs), kThreads,
          pixel_sums_bytes(s.padded, sizeof(Compute<V>)), stream, job, splits);
 }
@@ -146,7 +146,7 @@ template <class V>
 int pointwise_split_count(int64_t pixels, int padded, int depth) {
   const int run = pointwise_backward_pixels(padded, sizeof(Compute<V>));
   const int64_t runs = (pixels + run - 1) / run;
-  const int64_t most = std::max(16, std::min(kMaxSplits, (1 << 20) / (padded * depth)));
+  const int64_t most = std::max(16, std::min(kManySplits, (1 << 20) / (padded * depth)));
   return static_cast<int>(std::min(runs, most));
 }
 

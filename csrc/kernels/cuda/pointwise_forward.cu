@@ -77,7 +77,7 @@ template <class V>
 void project_inputs(const CellJob<V>& job, CudaStream stream) {
   const DagShape& s = job.dag.shape;
   const PointwiseShape shape = {s.images, s.height, s.width, s.padded};
-  const int splits = pointwise_splits(shape, sizeof(Compute<V>));
+  const int splits = pointwise_splits(shape, sizeof(Compute<V>), 2 * s.archs);
   const auto kernel = choose_kernel<V>(
       s.tf32, [](auto tensor_cores) { return &project_inputs_kernel<tensor_cores(), V>; });
   launch(kernel, dim3(splits, s.archs, 2), kThreads, pointwise_bytes(shape, sizeof(Compute<V>)),
@@ -88,7 +88,7 @@ template <class V>
 void project_output(const CellJob<V>& job, CudaStream stream) {
   const DagShape& s = job.dag.shape;
   const PointwiseShape shape = {s.images, s.out_height, s.out_width, s.padded};
-  const int splits = pointwise_splits(shape, sizeof(Compute<V>));
+  const int splits = pointwise_splits(shape, sizeof(Compute<V>), s.archs);
   const auto kernel = choose_kernel<V>(
       s.tf32, [](auto tensor_cores) { return &project_output_kernel<tensor_cores(), V>; });
   launch(kernel, dim3(splits, s.archs), kThreads, pointwise_bytes(shape, sizeof(Compute<V>)),

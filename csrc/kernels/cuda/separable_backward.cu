@@ -257,26 +257,31 @@ void intermediate_backward(const Dag<V>& dag, const Gradients<V>& gradients, int
   using T = Compute<V>;
   const DagShape& s = dag.shape;
   const TileLayout layout = tile_layout(s, 1, sizeof(T), false);
-  const int splits = std::min(tile_count(layout.tile, s), kMaxSplits);
+  const int splits = std::min(tile_count(layout.tile, s), most_splits(s.archs * s.edges));
   launch(intermediate_backward_kernel<V>, dim3(splits, s.archs * s.edges), kThreads,
          shared_bytes(layout, sizeof(T)), stream, Job<V>{dag, gradients, layout, node, 0, splits});
 }
 
 template <class V>
-int weight_split_count(const DagShape& s) {
+int weight_split_count(const DagShape& s, int edges) {
   const auto tile_count_of = [&](int stride) {
     return tile_count(tile_layout(s, stride, sizeof(Compute<V>), true).tile, s);
   };
   // In both stages every split has a tile.
   const int tiles = std::min(tile_count_of(1), tile_count_of(s.stride));
-  // Every split writes a matrix that is summed in the end: fewer splits of large ones.
-  return std::min(tiles, std::max(16, std::min(kMaxSplits, (1 << 19) / (s.padded * s.padded))));
+  // Every split writes matrices that are summed in the end: all together should not be much more
+  // than a feature map, or not much at all.
+  const int64_t few = std::clamp((1 << 19) / (s.padded * s.padded), 16, kManySplits);
+  const int64_t most =
+      std::clamp<int64_t>(s.out_size() * 3 / 2 / s.slot_weights(), few, most_splits(edges));
+  const int tiles_each = static_cast<int>((tiles + most - 1) / most);
+  return (tiles + tiles_each - 1) / tiles_each;
 }
 
 #define ASNG_INSTANTIATE(V)                                                                 \
   template void stage_backward(const Dag<V>&, const Gradients<V>&, int, int, CudaStream);   \
   template void intermediate_backward(const Dag<V>&, const Gradients<V>&, int, CudaStream); \
-  template int weight_split_count<V>(const DagShape&);
+  template int weight_split_count<V>(const DagShape&, int);
 ASNG_EVERY_STORED_TYPE(ASNG_INSTANTIATE)
 
 }  // namespace asng::cuda

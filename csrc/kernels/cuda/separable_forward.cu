@@ -101,7 +101,7 @@ void stage_forward(const Dag<V>& dag, int node, int stage, CudaStream stream) {
   // Nodes that read inputs and nodes have the larger tiles of stride 2.
   const int stride = stage == 0 ? s.stride : 1;
   const TileLayout layout = tile_layout(s, stride, sizeof(T), false);
-  const int splits = std::min(tile_count(layout.tile, s), kMaxSplits);
+  const int splits = std::min(tile_count(layout.tile, s), most_splits(s.archs * s.edges));
   const size_t bytes = shared_bytes(layout, sizeof(T));
   check_shared(bytes, s.channels);
   const auto kernel = choose_tile_kernel<V>(

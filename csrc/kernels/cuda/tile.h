@@ -26,7 +26,7 @@ ASNG_HD constexpr int pointwise_budget(int value_bytes) { return value_bytes == 
 ASNG_HD inline int pointwise_pixels(const PointwiseShape& shape, int value_bytes) {
   int run = 256;
   while (run * (shape.padded < 64 ? shape.padded : 64) > pointwise_budget(value_bytes)) run /= 2;
-  while (run > 2 * kTile && shape.pixels() / run < kMaxSplits) run /= 2;
+  while (run > 2 * kTile && shape.pixels() / run < kManySplits) run /= 2;
   return run;
 }
 ASNG_HD inline int pointwise_chunk(int run, int value_bytes) {
@@ -141,7 +141,7 @@ inline TileLayout tile_layout(const DagShape& s, int stride, size_t value_bytes,
   while (pixels > kTile && pixels * s.padded > budget) pixels /= 2;
   // Small feature maps are cut smaller, so that there are blocks for every multiprocessor.
   const int64_t all = static_cast<int64_t>(s.images) * s.out_height * s.out_width;
-  while (pixels > 2 * kTile && all / pixels < kMaxSplits) pixels /= 2;
+  while (pixels > 2 * kTile && all / pixels < kManySplits) pixels /= 2;
   TileLayout l = tile_layout(s, stride, value_bytes, backward, pixels);
   // So are those whose channels would leave a block without the room.
   const size_t bytes = shared_bytes(l, value_bytes);

@@ -10,7 +10,7 @@ namespace asng::cuda {
 
 namespace {
 
-constexpr int kLanes = 32, kSlices = 8;
+constexpr int kLanes = 32, kSlices = 16;
 constexpr int kAtOnce = 8;  // loads of a thread
 constexpr int kBlockValues = 4 * kLanes;
 // The depthwise and the pointwise weights of each separable convolution, the reduction, and the

@@ -21,19 +21,19 @@ void allocate_dag(Arena& of_plan, Arena& arena, Dag<V>& dag, PlanJob<Compute<V>>
   job.shape = s;
   const int sums = std::max(s.archs * s.edges, 2 * s.archs);
   // With those of two sorts of arrivals, twice as large.
-  job.counter_count = (sums + 1) / 2 * 2 + 4 * s.archs;
+  job.counter_count = (sum_counters(sums) + 1) / 2 * 2 + 4 * s.archs;
   dag.plan = job.plan = of_plan.take<PlannedEdge>(s.slots());
   dag.used = job.used = of_plan.take<int32_t>(s.archs * s.states());
   dag.packed = job.packed = of_plan.take<T>(static_cast<int64_t>(s.slots()) * s.slot_weights());
   dag.counters = job.counters = of_plan.take<unsigned>(job.counter_count);
-  dag.partials = arena.take<double>(static_cast<int64_t>(sums) * kMaxSplits * 3 * s.padded);
+  dag.partials = arena.take<double>(partial_values(sums, s.padded));
 }
 
 template <class V>
 void allocate_gradients(Arena& arena, const DagShape& s, Gradients<V>& g) {
   using T = Compute<V>;
   const int64_t pairs = static_cast<int64_t>(s.archs) * s.edges;
-  g.splits = weight_split_count<V>(s);
+  g.splits = weight_split_count<V>(s, narrow(pairs));
   g.depth = arena.take<V>(s.slots() * s.depth_size());
   g.second_depth = arena.take<V>(pairs * s.out_size());
   g.intermediate = arena.take<V>(pairs * s.out_size());

@@ -4,6 +4,7 @@
 
 #include "kernels/cuda/launchers.h"
 #include "kernels/cuda/mixture.h"
+#include "kernels/cuda/norm.h"
 #include "ops/mixture/cuda.h"
 #include "platform/memory.h"
 
@@ -85,7 +86,7 @@ class Mixture {
     DagShape& s = dag_.shape = DagShape(shape.dag, tf32);
     const int64_t edges = static_cast<int64_t>(order_.edges.size());
     const int64_t packed = order_.normalized * static_cast<int64_t>(s.slot_weights());
-    const int64_t most = order_.most(&NodeEdges::count);
+    const int most = order_.most(&NodeEdges::count);
     bank_ = arena.take<V>(s.inputs * s.in_size());
     dag_.inputs = bank_;
     plan_.shape = s;
@@ -93,9 +94,9 @@ class Mixture {
     dag_.plan = plan_.plan = arena.take<PlannedEdge>(edges);
     terms_.edges = plan_.edges = arena.take<MixtureEdge>(edges);
     dag_.packed = plan_.packed = arena.take<T>(packed);
-    plan_.counter_count = narrow(most);
-    dag_.counters = plan_.counters = arena.take<unsigned>(most);
-    dag_.partials = arena.take<double>(most * kMaxSplits * 3 * s.padded);
+    plan_.counter_count = sum_counters(most);
+    dag_.counters = plan_.counters = arena.take<unsigned>(plan_.counter_count);
+    dag_.partials = arena.take<double>(partial_values(most, s.padded));
     const SavedSize size = shape.saved_on_cuda();
     if (keeps) {
       dag_.norms = saved;
@@ -155,7 +156,7 @@ class Mixture {
     const DagShape& s = dag_.shape;
     Gradients<V>& g = gradients_;
     const int64_t separables = order_.most(&NodeEdges::separable);
-    g.splits = weight_split_count<V>(s);
+    g.splits = weight_split_count<V>(s, std::max(order_.most(&NodeEdges::normalized), 1));
     g.nodes = arena.take<V>(s.nodes * s.out_size());
     g.depth = arena.take<V>(order_.normalized * s.depth_size());
     g.second_depth = arena.take<V>(separables * s.out_size());

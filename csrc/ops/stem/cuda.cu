@@ -23,7 +23,7 @@ struct StemJob {
   V* z = nullptr;     // (images, height, width, padded)
   V* y = nullptr;     // the same
   double* partials = nullptr;
-  unsigned* counter = nullptr;
+  unsigned* counters = nullptr;
   // Backward.
   const V* grad_y = nullptr;
   T* coefficients = nullptr;   // (3, padded)
@@ -60,7 +60,7 @@ __global__ __launch_bounds__(kThreads) void stem_kernel(const StemJob<V> job, in
   const PointwiseShape shape = pointwise_shape(job);
   pointwise_forward<kTensorCores>([&](int) { return window_source(job); }, 1, shape, job.packed,
                                   blockIdx.x, splits, job.z, totals, shared);
-  if (sum_over_blocks(totals, 2 * job.padded, job.partials, job.counter, blockIdx.x, splits,
+  if (sum_over_blocks(totals, 2 * job.padded, job.partials, job.counters, blockIdx.x, splits,
                       shared)) {
     finish_norm(totals, shape.pixels(), job.padded, job.norm);
   }
@@ -96,7 +96,7 @@ __global__ __launch_bounds__(kThreads) void stem_reduce_kernel(const StemJob<V> 
   T* shared = reinterpret_cast<T*>(totals + 3 * padded);
   clear(totals, 3 * padded);
   sum_gradient(job.grad_y, job.z, job.norm, pixels, padded, blockIdx.x, splits, shared, totals);
-  if (!sum_over_blocks(totals, 2 * padded, job.partials, job.counter, blockIdx.x, splits, shared))
+  if (!sum_over_blocks(totals, 2 * padded, job.partials, job.counters, blockIdx.x, splits, shared))
     return;
   finish_gradient(totals, totals + padded, pixels, padded, job.norm, true, 1.0, job.coefficients);
   __syncthreads();
@@ -141,8 +141,8 @@ struct Memory {
     matrix.shape.channels = kStemKernelElements * job.in_channels;
     matrix.shape.padded_channels = job.depth();
     matrix.shape.window = job.in_channels;
-    job.partials = arena.take<double>(static_cast<int64_t>(kMaxSplits) * 3 * s.padded);
-    job.counter = arena.take<unsigned>(1);
+    job.partials = arena.take<double>(partial_values(1, job.padded));
+    job.counters = arena.take<unsigned>(sum_counters(1));
     if (!backward) {
       job.packed = matrix.packed = arena.take<T>(matrix.shape.packed_size());
       return;
@@ -186,9 +186,9 @@ void stem_forward(const StemShape& shape, bool tf32, const Compute<V>* weight,
   StemJob<V>& job = memory.job;
   job.bias = bias;
   job.y = y;
-  fill_zero(job.counter, sizeof(unsigned), stream);
+  fill_zero(job.counters, sum_counters(1) * sizeof(unsigned), stream);
   pack_matrix(memory.matrix, false, stream);
-  const int splits = pointwise_splits(pointwise_shape(job), sizeof(T));
+  const int splits = pointwise_splits(pointwise_shape(job), sizeof(T), 1);
   const auto kernel =
       choose_kernel<V>(tf32, [](auto tensor_cores) { return &stem_kernel<tensor_cores(), V>; });
   launch(kernel, splits, kThreads, pointwise_bytes(pointwise_shape(job), sizeof(T)), stream, job,
@@ -212,8 +212,8 @@ void stem_backward(const StemShape& shape, bool tf32, const Compute<V>* scale, c
   job.grad_y = grad_y;
   job.grad_scale = grad_scale;
   job.grad_bias = grad_bias;
-  fill_zero(job.counter, sizeof(unsigned), stream);
-  const int splits = pixel_splits(shape.pixels(), job.padded);
+  fill_zero(job.counters, sum_counters(1) * sizeof(unsigned), stream);
+  const int splits = pixel_splits(shape.pixels(), job.padded, 1);
   launch(stem_reduce_kernel<V>, splits, kThreads, pixel_sums_bytes(job.padded, sizeof(T)), stream,
          job, splits);
   const auto kernel = choose_kernel<V>(

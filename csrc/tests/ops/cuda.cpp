@@ -146,7 +146,7 @@ TEST_CASE("CUDA: feature maps of any size") {
 
 TEST_CASE("CUDA: large batches and many channels") {
   for (const int64_t stride : {1, 2}) {
-    // More tiles than blocks share a sum, and larger ones in the larger batch.
+    // More tiles than splits of the gradients of weights, and larger ones in the larger batch.
     for (const auto& [channels, images] : {std::pair{16, 120}, {32, 60}, {64, 60}}) {
       const auto e = single(kSeparable5, stride, 1, 9, 17, channels, images / stride);
       compare("batch", on_cuda<float>(e), on_cpu<double>(e), bounds(kSingle, 3, 2));
@@ -167,6 +167,13 @@ TEST_CASE("CUDA: large batches and many channels") {
     // Tiles that are smaller, because those of other numbers of channels would not fit.
     const auto e = node_example(490, 3, 5, stride, 1, 1, 1, {0}, {kSeparable3});
     compare("490 channels", on_cuda<double>(e), on_cpu<double>(e), kDouble);
+  }
+}
+
+TEST_CASE("CUDA: more tiles than blocks share a sum") {
+  for (const int64_t stride : {1, 2}) {
+    const auto e = single(kSeparable5, stride, 1, 2, 3, 16, 1100);
+    compare("many images", on_cuda<float>(e), on_cpu<double>(e), bounds(kSingle, 3, 2));
   }
 }
 
