@@ -72,6 +72,7 @@ __global__ __launch_bounds__(kThreads, sizeof(typename Job::Value) == 8 ? 1
   using T = Compute<V>;
   const Dag<V>& dag = job.dag;
   const DagShape& s = dag.shape;
+  wait_for_earlier_kernels();
   const int arch = blockIdx.y;
   V* out = dag.nodes + (static_cast<int64_t>(job.node) * s.archs + arch) * s.out_size();
   const NodePatches patches = {s.out_height, s.out_width};
@@ -134,8 +135,8 @@ void combine(const Job& job, CudaStream stream) {
   const int count = NodePatches{s.out_height, s.out_width}.count(s.images);
   const int slots = std::max(kThreads / (s.padded / 4), 1);
   const auto kernel = s.stride == 1 ? &combine_kernel<1, Job> : &combine_kernel<2, Job>;
-  launch(kernel, dim3(std::min((count + slots - 1) / slots, 4096), s.archs), kThreads, 0, stream,
-         job);
+  launch_early(kernel, dim3(std::min((count + slots - 1) / slots, 4096), s.archs), kThreads, 0,
+               stream, job);
 }
 
 }  // namespace

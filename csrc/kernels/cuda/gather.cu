@@ -196,6 +196,7 @@ __global__ __launch_bounds__(kGatherThreads,
   constexpr int kPixels = InputPatches<S>::kPixels;
   const Dag<V>& dag = job.dag;
   const DagShape& s = dag.shape;
+  wait_for_earlier_kernels();
   const int index = job.first + blockIdx.z, node = index - s.inputs;
   if (kInput != (index < s.inputs)) return;
   const bool shared_input = kInput && s.is_shared(index);
@@ -297,6 +298,7 @@ __global__ __launch_bounds__(kThreads) void reduce_edges_kernel(const Job<V> job
   using T = Compute<V>;
   const Dag<V>& dag = job.dag;
   const DagShape& s = dag.shape;
+  wait_for_earlier_kernels();
   const int arch = blockIdx.y / s.edges, e = blockIdx.y % s.edges, node = job.first;
   const PlannedEdge edge = dag.edge(arch, node, e);
   if (edge.multiplicity == 0 || !dag.normalized(edge)) return;
@@ -518,8 +520,9 @@ void gather(const Dag<V>& dag, const Gradients<V>& gradients, int first, int cou
                                    kGatherThreads, std::max(kGatherBlocks / (s.archs * count), 1));
     const size_t bytes = item_sums_bytes(s.padded, kGatherThreads, sizeof(Compute<V>)) +
                          sizeof(LookedUp) + consumers * sizeof(Consumer<int32_t>);
-    launch(gather_kernel<S, input(), V>, dim3(splits, s.archs, count), kGatherThreads, bytes,
-           stream, Job<V>{dag, gradients, input_grads, coefficients, first, splits, consumers});
+    launch_early(gather_kernel<S, input(), V>, dim3(splits, s.archs, count), kGatherThreads, bytes,
+                 stream,
+                 Job<V>{dag, gradients, input_grads, coefficients, first, splits, consumers});
   };
   const std::integral_constant<int, 1> one;
   const std::integral_constant<int, 2> two;
@@ -536,9 +539,9 @@ template <class V>
 void reduce_edges(const Dag<V>& dag, const Gradients<V>& gradients, int node, CudaStream stream) {
   const DagShape& s = dag.shape;
   const int splits = pixel_splits(s.out_size() / s.padded, s.padded, s.archs * s.edges);
-  launch(reduce_edges_kernel<V>, dim3(splits, s.archs * s.edges), kThreads,
-         pixel_sums_bytes(s.padded, sizeof(Compute<V>)), stream,
-         Job<V>{dag, gradients, nullptr, nullptr, node, splits});
+  launch_early(reduce_edges_kernel<V>, dim3(splits, s.archs * s.edges), kThreads,
+               pixel_sums_bytes(s.padded, sizeof(Compute<V>)), stream,
+               Job<V>{dag, gradients, nullptr, nullptr, node, splits});
 }
 
 #define ASNG_INSTANTIATE(V)                                                                        \

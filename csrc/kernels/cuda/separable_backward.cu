@@ -136,6 +136,7 @@ template <bool kTensorCores, class V>
 __global__ __launch_bounds__(kThreads, resident_blocks(kTensorCores)) void stage_backward_kernel(
     const Job<V> job) {
   const Dag<V>& dag = job.dag;
+  wait_for_earlier_kernels();
   const int arch = blockIdx.y / dag.shape.edges, e = blockIdx.y % dag.shape.edges;
   const PlannedEdge edge = dag.edge(arch, job.node, e);
   const bool reduces = job.stage == 0 && dag.factorized(edge);
@@ -219,6 +220,7 @@ __global__ __launch_bounds__(
     resident_blocks(sizeof(Compute<V>) == 4)) void intermediate_backward_kernel(const Job<V> job) {
   using T = Compute<V>;
   const Dag<V>& dag = job.dag;
+  wait_for_earlier_kernels();
   const int arch = blockIdx.y / dag.shape.edges, e = blockIdx.y % dag.shape.edges;
   const PlannedEdge edge = dag.edge(arch, job.node, e);
   if (edge.multiplicity == 0 || !dag.separable(edge)) return;
@@ -247,8 +249,8 @@ void stage_backward(const Dag<V>& dag, const Gradients<V>& gradients, int node, 
   check_shared(values * sizeof(T), s.channels);
   const auto kernel = choose_tile_kernel<V>(
       layout, s.tf32, [](auto tensor_cores) { return &stage_backward_kernel<tensor_cores(), V>; });
-  launch(kernel, dim3(gradients.splits, s.archs * s.edges), kThreads, values * sizeof(T), stream,
-         Job<V>{dag, gradients, layout, node, stage, gradients.splits});
+  launch_early(kernel, dim3(gradients.splits, s.archs * s.edges), kThreads, values * sizeof(T),
+               stream, Job<V>{dag, gradients, layout, node, stage, gradients.splits});
 }
 
 template <class V>
@@ -258,8 +260,9 @@ void intermediate_backward(const Dag<V>& dag, const Gradients<V>& gradients, int
   const DagShape& s = dag.shape;
   const TileLayout layout = tile_layout(s, 1, sizeof(T), false);
   const int splits = std::min(tile_count(layout.tile, s), most_splits(s.archs * s.edges));
-  launch(intermediate_backward_kernel<V>, dim3(splits, s.archs * s.edges), kThreads,
-         shared_bytes(layout, sizeof(T)), stream, Job<V>{dag, gradients, layout, node, 0, splits});
+  launch_early(intermediate_backward_kernel<V>, dim3(splits, s.archs * s.edges), kThreads,
+               shared_bytes(layout, sizeof(T)), stream,
+               Job<V>{dag, gradients, layout, node, 0, splits});
 }
 
 template <class V>

@@ -72,6 +72,7 @@ __global__ __launch_bounds__(kThreads,
                                              4)) void stage_forward_kernel(const Job<V> job) {
   using T = Compute<V>;
   const Dag<V>& dag = job.dag;
+  wait_for_earlier_kernels();
   const int arch = blockIdx.y / dag.shape.edges, e = blockIdx.y % dag.shape.edges;
   const PlannedEdge edge = dag.edge(arch, job.node, e);
   const bool reduces = job.stage == 0 && dag.factorized(edge);
@@ -106,8 +107,8 @@ void stage_forward(const Dag<V>& dag, int node, int stage, CudaStream stream) {
   check_shared(bytes, s.channels);
   const auto kernel = choose_tile_kernel<V>(
       layout, s.tf32, [](auto tensor_cores) { return &stage_forward_kernel<tensor_cores(), V>; });
-  launch(kernel, dim3(splits, s.archs * s.edges), kThreads, bytes, stream,
-         Job<V>{dag, layout, node, stage, splits});
+  launch_early(kernel, dim3(splits, s.archs * s.edges), kThreads, bytes, stream,
+               Job<V>{dag, layout, node, stage, splits});
 }
 
 template void stage_forward(const Dag<float>&, int, int, CudaStream);

@@ -121,6 +121,7 @@ __device__ Vec4<T> matrix_sum(const WeightJob<T>& job, const MatrixGradient<T>& 
 template <class T>
 __global__ __launch_bounds__(kLanes* kSlices) void weights_kernel(const Job<T> job) {
   __shared__ Vec4<T> sums[kSlices][kLanes];
+  wait_for_earlier_kernels();
   const WeightJob<T>& weights = job.weights;
   const DagShape& s = weights.shape;
   int number = 0;
@@ -239,7 +240,8 @@ void sum_weight_splits(const WeightJob<T>& weights, CudaStream stream) {
   for (int i = 0; i < 3; ++i) {
     job.add(kMatrices + i, weights.matrices[i].shape, 1, weights.matrices[i].grad, 0);
   }
-  if (job.blocks != 0) launch(weights_kernel<T>, job.blocks, dim3(kLanes, kSlices), 0, stream, job);
+  if (job.blocks == 0) return;
+  launch_early(weights_kernel<T>, job.blocks, dim3(kLanes, kSlices), 0, stream, job);
 }
 
 template void sum_weight_splits(const WeightJob<float>&, CudaStream);
