@@ -43,15 +43,16 @@ struct MixtureJob {
   }
 };
 
-// Two pixels of a node, one above the other.
-using NodePatches = Patches<2, 1>;
+// Some pixels of a node, one above the other; S is the stride of operations on inputs.
+template <int S>
+using NodePatches = Patches<S == 1 ? 4 : 2, 1>;
 
 // Adds a pool of an edge, of which the positions of maxima are kept if `maxima` is not null.
-template <int S, class V>
+template <int S, class Patches, class V>
 __device__ __forceinline__ void add_pool(const DagShape& s, const State<V>& from, bool is_max,
                                          uint32_t* maxima, Compute<V> factor,
-                                         const NodePatches& patches, const Pixel& first, int c,
-                                         Vec4<Compute<V>> (&sums)[NodePatches::kPixels]) {
+                                         const Patches& patches, const Pixel& first, int c,
+                                         Vec4<Compute<V>> (&sums)[Patches::kPixels]) {
   const auto keep = [&](int pixel, uint32_t places) {
     if (maxima != nullptr && patches.inside(first, pixel)) {
       maxima[patches.offset(first, pixel, s.padded, c) / 4] = places;
@@ -65,9 +66,9 @@ __device__ __forceinline__ void add_pool(const DagShape& s, const State<V>& from
 }
 
 template <int S, class Job>
-__global__ __launch_bounds__(kThreads, sizeof(typename Job::Value) == 8 ? 1
-                                       : S == 1 ? 5
-                                                : 4) void combine_kernel(const Job job) {
+__global__ __launch_bounds__(kThreads, sizeof(typename Job::Value) == 8
+                                           ? 1
+                                           : 4) void combine_kernel(const Job job) {
   using V = typename Job::Value;
   using T = Compute<V>;
   const Dag<V>& dag = job.dag;
@@ -75,10 +76,10 @@ __global__ __launch_bounds__(kThreads, sizeof(typename Job::Value) == 8 ? 1
   wait_for_earlier_kernels();
   const int arch = blockIdx.y;
   V* out = dag.nodes + (static_cast<int64_t>(job.node) * s.archs + arch) * s.out_size();
-  const NodePatches patches = {s.out_height, s.out_width};
+  const NodePatches<S> patches = {s.out_height, s.out_width};
   visit_patches(patches.count(s.images), s.padded, [&](int patch, int c) {
     const Pixel first = patches.at(patch);
-    Vec4<T> sums[NodePatches::kPixels] = {};
+    Vec4<T> sums[NodePatches<S>::kPixels] = {};
     for (int e = 0; e < s.edges; ++e) {
       const PlannedEdge edge = dag.edge(arch, job.node, e);
       if (edge.multiplicity == 0) continue;
@@ -87,7 +88,7 @@ __global__ __launch_bounds__(kThreads, sizeof(typename Job::Value) == 8 ? 1
       if (edge.form == Form::kNone) {
         const T not_a_number = static_cast<T>(nan(""));
 #pragma unroll
-        for (int i = 0; i < NodePatches::kPixels; ++i) {
+        for (int i = 0; i < NodePatches<S>::kPixels; ++i) {
 #pragma unroll
           for (int j = 0; j < 4; ++j) {
             if (c + j < s.channels) sums[i].v[j] = not_a_number;
@@ -111,17 +112,17 @@ __global__ __launch_bounds__(kThreads, sizeof(typename Job::Value) == 8 ? 1
         } else {
           from = dag.state(arch, edge.input);
         }
-        Vec4<T> values[NodePatches::kPixels];
+        Vec4<T> values[NodePatches<S>::kPixels];
         patches.load(from.x, first, s.padded, c, values);
         const Affine<T> affine = load_affine(from.norm, s.padded, c);
 #pragma unroll
-        for (int i = 0; i < NodePatches::kPixels; ++i) {
+        for (int i = 0; i < NodePatches<S>::kPixels; ++i) {
           add_product(sums[i], affine(values[i]), fill_vec4(factor));
         }
       }
     }
 #pragma unroll
-    for (int i = 0; i < NodePatches::kPixels; ++i) {
+    for (int i = 0; i < NodePatches<S>::kPixels; ++i) {
       if (patches.inside(first, i)) {
         write_vec4(out + patches.offset(first, i, s.padded, c), sums[i]);
       }
@@ -132,7 +133,8 @@ __global__ __launch_bounds__(kThreads, sizeof(typename Job::Value) == 8 ? 1
 template <class Job>
 void combine(const Job& job, CudaStream stream) {
   const DagShape& s = job.dag.shape;
-  const int count = NodePatches{s.out_height, s.out_width}.count(s.images);
+  const int count = s.stride == 1 ? NodePatches<1>{s.out_height, s.out_width}.count(s.images)
+                                  : NodePatches<2>{s.out_height, s.out_width}.count(s.images);
   const int slots = std::max(kThreads / (s.padded / 4), 1);
   const auto kernel = s.stride == 1 ? &combine_kernel<1, Job> : &combine_kernel<2, Job>;
   launch_early(kernel, dim3(std::min((count + slots - 1) / slots, 4096), s.archs), kThreads, 0,

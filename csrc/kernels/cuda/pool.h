@@ -21,15 +21,6 @@ __device__ __forceinline__ void pool_forward(const State<V>& from, int padded, c
   // greater, and the first pixel of the window that is inside of the image is the maximum.
   const T none = kMax ? -static_cast<T>(INFINITY) : T(0);
   const int top = first.y * S - 1, left = first.x * S - 1;
-  Vec4<T> result[kPixels];
-  int place[kPixels][4];
-#pragma unroll
-  for (int p = 0; p < kPixels; ++p) {
-    result[p] = fill_vec4(none);
-    const int start = (p == 0 && top < 0 ? kPoolKernel : 0) + (left < 0 ? 1 : 0);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) place[p][i] = start;
-  }
   const V* image = image_of(from.x, first.image, from.height, from.width, padded, c);
   const int line = from.width * padded;
   Vec4<T> values[kRows][kPoolKernel];
@@ -42,32 +33,46 @@ __device__ __forceinline__ void pool_forward(const State<V>& from, int padded, c
       values[r][q] = load_vec4(row + min(max(left + q, 0), from.width - 1) * padded);
     }
   }
-  const Affine<T> affine = load_affine(from.norm, padded, c);
+  if (from.norm != nullptr) {
+    const Affine<T> affine = load_affine(from.norm, padded, c);
+#pragma unroll
+    for (int i = 0; i < kRows * kPoolKernel; ++i) {
+      Vec4<T>& value = values[i / kPoolKernel][i % kPoolKernel];
+      value = affine(value);
+    }
+  }
+  // Every row of the input once, which windows one above the other have in common.
+  Vec4<T> result[kPixels];
+  int place[kPixels][4];
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
     const bool in_image = is_within(top + r, from.height);
 #pragma unroll
-    for (int q = 0; q < kPoolKernel; ++q) {
-      const bool inside = in_image && is_within(left + q, from.width);
-      values[r][q] = affine(values[r][q]);
-#pragma unroll
-      for (int i = 0; i < 4; ++i) values[r][q].v[i] = inside ? values[r][q].v[i] : none;
-    }
-#pragma unroll
-    for (int p = 0; p < kPixels; ++p) {
-      const int ky = r - p * S;
-      if (ky < 0 || ky >= kPoolKernel) continue;
+    for (int i = 0; i < 4; ++i) {
+      T of_row = none;
+      int column = left < 0 ? 1 : 0;
+      const auto add = [](T v, int at, T& sum, int& at_most) {
+        if (!kMax) {
+          sum += v;
+        } else if (v > sum || v != v) {
+          sum = v;
+          at_most = at;
+        }
+      };
 #pragma unroll
       for (int q = 0; q < kPoolKernel; ++q) {
+        const bool inside = in_image && is_within(left + q, from.width);
+        const T v = inside ? values[r][q].v[i] : none;
+        q == 0 ? static_cast<void>(of_row = v) : add(v, q, of_row, column);
+      }
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const T v = values[r][q].v[i];
-          if (!kMax) {
-            result[p].v[i] += v;
-          } else if (v > result[p].v[i] || v != v) {
-            result[p].v[i] = v;
-            place[p][i] = ky * kPoolKernel + q;
-          }
+      for (int p = 0; p < kPixels; ++p) {
+        const int ky = r - p * S;
+        if (ky == 0) {
+          result[p].v[i] = of_row;
+          place[p][i] = p == 0 && top < 0 ? kPoolKernel + (left < 0 ? 1 : 0) : column;
+        } else if (ky > 0 && ky < kPoolKernel) {
+          add(of_row, ky * kPoolKernel + column, result[p].v[i], place[p][i]);
         }
       }
     }
