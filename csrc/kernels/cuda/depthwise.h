@@ -117,32 +117,36 @@ __device__ __forceinline__ void depthwise(const Tile& t, const T* source, int ro
   }
 }
 
-// grad[kernel elements of a channel] += Σ over the tile of depth · source, for the channels of a
-// chunk. `scratch` has room for 20·kThreads values. A thread has two lines of the kernel, which
-// read the same line of the source for neighboring rows of `depth`, so that each is loaded once.
+// grad[kernel elements, channels] += Σ over the tile of depth · source, for the channels of a
+// chunk, in (kernel elements, padded). A warp has up to two lines of the kernel, which read the
+// same line of the source for neighboring rows of `depth`, so that each is loaded once; where warps
+// are left, two divide the pixels between them, and the sums of the second lie behind those of the
+// first.
 template <int K, int S, int D, class T>
 __device__ __forceinline__ void depthwise_weight(const Tile& t, const T* source, int row,
-                                                 const T* depth, int depth_row, T* scratch,
+                                                 const T* depth, int depth_row, int padded,
                                                  T* grad) {
   constexpr bool kPairs = D == 1;
   constexpr int kItems = kPairs ? (K + 1) / 2 : K, kSpan = 3 * S + (K - 1) * D + 1;
-  const auto first_line = [](int item) { return kPairs ? item / S * 2 * S + item % S : item; };
-  const int log_quads = t.log_chunk - 2, log_across = t.log_width - 2;
-  const unsigned items = kItems << log_quads, groups = kThreads / items,
-                 group = threadIdx.x / items;
-  const int number = threadIdx.x - group * items, item = number >> log_quads,
-            quad = (number - (item << log_quads)) * 4, ky = first_line(item);
+  constexpr int kSets = kWarps / kItems;
+  static_assert(kSets == 1 || (kSets == 2 && 2 * K * K <= kMostKernelElements));
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, item = warp % kItems;
+  const int set = warp / kItems, ky = kPairs ? item / S * 2 * S + item % S : item;
+  if (set >= kSets) return;
   const bool second = kPairs && ky + S < K;
+  const int log_quads = t.log_chunk - 2, log_across = t.log_width - 2;
+  const int quad = (lane & ((1 << log_quads) - 1)) * 4;
+  const int groups = kSets * 32 >> log_quads, group = (set * 32 + lane) >> log_quads;
   const int columns = (t.width() - 1) * S + (K - 1) * D + 1;
   // Parts of four columns and some rows.
   int rows = 1;
-  while (rows < t.height && t.pixels() / (4 * rows) > static_cast<int>(groups)) rows *= 2;
+  while (rows < t.height && t.pixels() / (4 * rows) > groups) rows *= 2;
   const int parts = t.pixels() / (4 * rows);
   Vec4<T> sums[2][K];
 #pragma unroll
   for (int k = 0; k < 2 * K; ++k) sums[k / K][k % K] = fill_vec4(T(0));
 #pragma unroll 1
-  for (int part = group < groups ? group : parts; part < parts; part += groups) {
+  for (int part = group; part < parts; part += groups) {
     const int y = (part >> log_across) * rows, x = (part & ((1 << log_across) - 1)) * 4;
     const T* from = source + ((y * S + ky * D) * columns + x * S) * row + quad;
     const T* at = depth + ((y << t.log_width) + x) * depth_row + quad;
@@ -170,30 +174,42 @@ __device__ __forceinline__ void depthwise_weight(const Tile& t, const T* source,
       at += depth_row << t.log_width;
     }
   }
-#pragma unroll
-  for (int which = 0; which < (kPairs ? 2 : 1); ++which) {
-    __syncthreads();
-#pragma unroll
-    for (int k = 0; k < K; ++k) store_vec4(scratch + threadIdx.x * 20 + k * 4, sums[which][k]);
-    __syncthreads();
+  // Of the lanes with the same channels.
 #pragma unroll 1
-    for (int i = threadIdx.x; i < kItems * K << t.log_chunk; i += kThreads) {
-      const int c = i & (t.chunk() - 1), element = i >> t.log_chunk;
-      const int of_item = element / K, kx = element % K, line = first_line(of_item) + which * S;
-      const T* from = scratch + ((of_item << log_quads) + c / 4) * 20 + kx * 4 + c % 4;
-      T sum = 0;
-      for (unsigned g = 0; g < groups; ++g) sum += from[g * items * 20];
-      if (line < K) grad[c * K * K + line * K + kx] += sum;
+  for (int lanes = 1 << log_quads; lanes < 32; lanes *= 2) {
+#pragma unroll
+    for (int k = 0; k < 2 * K; ++k) {
+      Vec4<T>& sum = sums[k / K][k % K];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) sum.v[i] += __shfl_xor_sync(0xffffffffu, sum.v[i], lanes);
     }
+  }
+  if (lane >> log_quads != 0) return;
+  grad += (set * K + ky) * K * padded + quad;
+#pragma unroll
+  for (int k = 0; k < 2 * K; ++k) {
+    if (k >= K && !second) continue;
+    T* to = grad + (k / K * S * K + k % K) * padded;
+    sums[k / K][k % K] += load_vec4(to);
+    store_vec4(to, sums[k / K][k % K]);
   }
 }
 
+// As Window, with a stride.
+template <int K, int S, int D>
+struct StridedWindow : Window<K, D> {
+  static constexpr int stride = S;
+};
+
 // ReLU and the depthwise convolution of all channels of a tile, as a factor in rows of shared
-// memory. The last chunk of the input stays where the layout has it.
-template <int K, int S, int D, bool kTensorCores, class V>
+// memory. Before that is written, before(StridedWindow, channel) is called for every chunk of
+// the input, which then is where the layout has it; all threads must be past what they read of the
+// rows when one returns from there.
+template <int K, int S, int D, bool kTensorCores, class V, class Before>
 __device__ __forceinline__ void depthwise_tile(const State<V>& from, int padded,
                                                const TileLayout& l, const TilePlace& at,
-                                               const Compute<V>* weight, Compute<V>* shared) {
+                                               const Compute<V>* weight, Compute<V>* shared,
+                                               const Before& before) {
   using T = Compute<V>;
   const Tile& tile = l.tile;
 #pragma unroll 1
@@ -202,6 +218,7 @@ __device__ __forceinline__ void depthwise_tile(const State<V>& from, int padded,
     load_source<K, S, D, true>(from, padded, tile, at, channel, l.source_row(), shared + l.source);
     wait_for_copies();
     __syncthreads();
+    before(StridedWindow<K, S, D>(), channel);
     depthwise<K, S, D>(tile, shared + l.source, l.source_row(), shared + l.elements,
                        [&](int pixel, int c, const Vec4<T>(&sums)[4]) {
                          T* to = shared + pixel * l.row + channel + c;
@@ -215,15 +232,16 @@ __device__ __forceinline__ void depthwise_tile(const State<V>& from, int padded,
 }
 
 // The same of separable convolution `separable`.
-template <bool kTensorCores, class V>
+template <bool kTensorCores, class V, class Before>
 __device__ __forceinline__ void depthwise_tile(int separable, bool strided, const State<V>& from,
                                                int padded, const TileLayout& l, const TilePlace& at,
-                                               const Compute<V>* weight, Compute<V>* shared) {
+                                               const Compute<V>* weight, Compute<V>* shared,
+                                               const Before& before) {
   with_window(separable, [&](auto w) {
-    strided
-        ? depthwise_tile<w.kernel, 2, w.dilation, kTensorCores>(from, padded, l, at, weight, shared)
-        : depthwise_tile<w.kernel, 1, w.dilation, kTensorCores>(from, padded, l, at, weight,
-                                                                shared);
+    strided ? depthwise_tile<w.kernel, 2, w.dilation, kTensorCores>(from, padded, l, at, weight,
+                                                                    shared, before)
+            : depthwise_tile<w.kernel, 1, w.dilation, kTensorCores>(from, padded, l, at, weight,
+                                                                    shared, before);
   });
 }
 

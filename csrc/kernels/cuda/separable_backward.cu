@@ -22,25 +22,6 @@ struct Job {
   int node, stage, splits;
 };
 
-// The gradient of the depthwise weights, of all channels of a tile. The last chunk of the input is
-// there already, and so is all of it if it is the only one.
-template <int K, int S, int D, class V>
-__device__ __forceinline__ void sum_elements(const State<V>& from, int padded, const TileLayout& l,
-                                             const TilePlace& at, Compute<V>* shared) {
-  const Tile& tile = l.tile;
-#pragma unroll 1
-  for (int channel = 0; channel < padded; channel += tile.chunk()) {
-    if (tile.chunk() < padded) {
-      __syncthreads();
-      load_source<K, S, D, true>(from, padded, tile, at, channel, l.source_row(),
-                                 shared + l.source);
-      __syncthreads();
-    }
-    depthwise_weight<K, S, D>(tile, shared + l.source, l.source_row(), shared + channel, l.row,
-                              shared + l.grad, shared + l.elements_grad + channel * K * K);
-  }
-}
-
 template <bool kTensorCores, class V>
 __device__ __forceinline__ void convolve_backward(const Job<V>& job, int arch, int e,
                                                   const PlannedEdge& edge, const State<V>& from,
@@ -76,10 +57,13 @@ __device__ __forceinline__ void convolve_backward(const Job<V>& job, int arch, i
     __syncthreads();
     load_gradients<kTensorCores>(g, z, coefficients, padded, tile.pixels(), l.row, grads,
                                  [&](int p) { return tile_pixel(tile, shape, at, p); });
-    depthwise_tile<kTensorCores>(edge.separable, strided, from, padded, l, at, depthwise_weights,
-                                 shared);
-    matmul.add(grads, l.row, shared, l.row, tile.pixels(), weight_split, padded,
-               index == static_cast<int>(blockIdx.x));
+    if (index + job.splits < tiles) {
+      const TilePlace next = tile_place(tile, shape, index + job.splits);
+      prefetch_tile(g, shape.out_height, shape.out_width, padded, 1, tile, next);
+      prefetch_tile(z, shape.out_height, shape.out_width, padded, 1, tile, next);
+      prefetch_tile(from.x, from.height, from.width, padded, strided ? 2 : 1, tile, next);
+    }
+    wait_for_copies();
     __syncthreads();
     const int passes = Matmul<kTensorCores, T>::passes(tile.pixels(), padded);
 #pragma unroll 1
@@ -92,18 +76,28 @@ __device__ __forceinline__ void convolve_backward(const Job<V>& job, int arch, i
         if (pixel >= 0) write_vec4(to + pixel * padded + c, value);
       });
     }
-    __syncthreads();
-    with_window(edge.separable, [&](auto w) {
-      constexpr int K = w.kernel, D = w.dilation;
-      strided ? sum_elements<K, 2, D>(from, padded, l, at, shared)
-              : sum_elements<K, 1, D>(from, padded, l, at, shared);
-    });
+    // Where the gradient of the depthwise output was there is then that output, as every chunk of
+    // the input is there but once.
+    depthwise_tile<kTensorCores>(edge.separable, strided, from, padded, l, at, depthwise_weights,
+                                 shared, [&](auto w, int channel) {
+                                   depthwise_weight<w.kernel, w.stride, w.dilation>(
+                                       tile, shared + l.source, l.source_row(), shared + channel,
+                                       l.row, padded, elements_grad + channel);
+                                   __syncthreads();
+                                 });
+    matmul.add(grads, l.row, shared, l.row, tile.pixels(), weight_split, padded,
+               index == static_cast<int>(blockIdx.x));
   }
   __syncthreads();
-  matmul.finish(weight_split, padded, grads, true);
+  matmul.finish(weight_split, padded, shared, true);
+  // From (kernel elements, padded) to (padded, kernel elements).
+  const int kernel = operation_info(edge.operation).kernel, elements = kernel * kernel;
 #pragma unroll 1
-  for (int i = threadIdx.x; i < kMostKernelElements * padded; i += kThreads) {
-    weight_split[padded * padded + i] = elements_grad[i];
+  for (int i = threadIdx.x; i < elements * padded; i += kThreads) {
+    const int channel = i / elements, from_element = (i - channel * elements) * padded + channel;
+    T sum = elements_grad[from_element];
+    if (2 * elements <= kMostKernelElements) sum += elements_grad[elements * padded + from_element];
+    weight_split[padded * padded + i] = sum;
   }
 }
 
@@ -170,6 +164,11 @@ __device__ __forceinline__ void transposed(const Job<V>& job, int arch, int e, d
 #pragma unroll 1
   for (int index = blockIdx.x; index < tiles; index += job.splits) {
     const TilePlace at = tile_place(tile, shape, index);
+    if (index + job.splits < tiles) {
+      const TilePlace next = tile_place(tile, shape, index + job.splits);
+      prefetch_tile(grad.x, grad.height, grad.width, padded, 1, tile, next);
+      prefetch_tile(z, grad.height, grad.width, padded, 1, tile, next);
+    }
 #pragma unroll 1
     for (int channel = 0; channel < padded; channel += tile.chunk()) {
       load_elements<K, true>(weight, padded, tile, channel, shared + l.elements);

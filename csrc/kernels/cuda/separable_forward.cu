@@ -35,8 +35,12 @@ __device__ __forceinline__ void convolve(const Job<V>& job, int arch, int e,
 #pragma unroll 1
   for (int index = blockIdx.x; index < tiles; index += job.splits) {
     const TilePlace at = tile_place(tile, shape, index);
+    if (index + job.splits < tiles) {
+      prefetch_tile(from.x, from.height, from.width, padded, strided ? 2 : 1, tile,
+                    tile_place(tile, shape, index + job.splits));
+    }
     depthwise_tile<kTensorCores>(edge.separable, strided, from, padded, l, at, depthwise_weight,
-                                 shared);
+                                 shared, [](auto, int) {});
     const int passes = Matmul<kTensorCores, T>::passes(tile.pixels(), padded);
     int count = 0;
 #pragma unroll 1

@@ -67,8 +67,10 @@ struct TileLayout {
   int row;       // between the pixels of `depth`, which come first, and of `grad`
   int source;    // input pixels of a chunk, with the padding that the kernel needs
   int elements;  // depthwise weights of a chunk
-  int weight;    // the 1×1 weight in rows of `weight_row()`; 0: too large, it is read where it lies
-  int grad;      // gradients, in a backward pass
+  // The 1×1 weight in rows of `weight_row()`; 0: so large that there is room for more blocks if it
+  // is read where it lies.
+  int weight;
+  int grad;  // gradients, in a backward pass
   int elements_grad;
   int values;
 
@@ -121,14 +123,15 @@ inline TileLayout tile_layout(const DagShape& s, int stride, size_t value_bytes,
   l.elements = l.source + source;
   l.weight = l.grad = l.elements + kMostKernelElements * l.tile.chunk();
   const int weight = l.padded * l.weight_row();
-  if (weight * value_bytes <= 20 * 1024 && pixels > kFewestPixels) {
+  if (weight * value_bytes <= 8 * 1024 && pixels > kFewestPixels) {
     l.grad += weight;
   } else {
     l.weight = 0;
   }
   l.elements_grad = l.values = l.grad;
   if (backward) {
-    l.elements_grad += std::max(pixels * l.row, kThreads * 20);
+    // What lies before has room for the sums of OuterProduct.
+    l.elements_grad = std::max(l.grad + pixels * l.row, 16 * kThreads);
     l.values = l.elements_grad + kMostKernelElements * s.padded;
   }
   return l;
@@ -137,7 +140,7 @@ inline TileLayout tile_layout(const DagShape& s, int stride, size_t value_bytes,
 inline TileLayout tile_layout(const DagShape& s, int stride, size_t value_bytes, bool backward) {
   // About as many values in a tile whatever the number of channels.
   const int budget = value_bytes == 8 ? 1024 : 4096;
-  int pixels = stride == 2 || backward ? 128 : 256;
+  int pixels = stride == 1 && !backward ? 256 : backward && s.padded > 16 ? 64 : 128;
   while (pixels > kTile && pixels * s.padded > budget) pixels /= 2;
   // Small feature maps are cut smaller, so that there are blocks for every multiprocessor.
   const int64_t all = static_cast<int64_t>(s.images) * s.out_height * s.out_width;
@@ -178,6 +181,22 @@ __device__ inline int tile_pixel(const Tile& t, const DagShape& s, const TilePla
   const int y = at.y + (q >> t.log_width), x = at.x + (q & (t.width() - 1));
   if (y >= s.out_height || x >= s.out_width) return -1;
   return (at.image * s.out_height + y) * s.out_width + x;
+}
+
+// Starts to bring near what a block is about to read of feature maps: at the pixels of a tile,
+// where they are the output with `stride`.
+template <class V>
+__device__ __forceinline__ void prefetch_tile(const V* images, int height, int width, int padded,
+                                              int stride, const Tile& t, const TilePlace& at) {
+  constexpr int kLine = 128 / sizeof(V);
+  const int top = at.y * stride, left = at.x * stride;
+  const int rows = min(t.height * stride, height - top);
+  const int lines = (min(t.width() * stride, width - left) * padded + kLine - 1) / kLine;
+  images += ((static_cast<int64_t>(at.image) * height + top) * width + left) * padded;
+  for (int i = threadIdx.x; i < rows * lines; i += kThreads) {
+    const int row = i / lines;
+    prefetch(images + static_cast<int64_t>(row) * width * padded + (i - row * lines) * kLine);
+  }
 }
 
 // Divides numbers below 2¹⁶ without a division each.
