@@ -77,12 +77,13 @@ __device__ __forceinline__ void pool_forward(const State<V>& from, int padded, c
       }
     }
   }
+  const T scale = kMax ? factor : factor / T(kPoolPixels);
 #pragma unroll
   for (int p = 0; p < kPixels; ++p) {
     if (kMax) keep(p, place[p][0] | place[p][1] << 8 | place[p][2] << 16 | place[p][3] << 24);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      to[p].v[i] += factor * (kMax ? result[p].v[i] : result[p].v[i] / T(kPoolPixels));
+      to[p].v[i] += scale * result[p].v[i];
     }
   }
 }
