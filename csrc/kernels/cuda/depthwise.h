@@ -13,7 +13,8 @@ __device__ __forceinline__ void load_source(const State<V>& from, int padded, co
                                             const TilePlace& at, int channel, int row,
                                             Compute<V>* to) {
   using T = Compute<V>;
-  constexpr int kExtent = (K - 1) * D + 1, kAtOnce = sizeof(T) == 8 ? 4 : 8;
+  // In bfloat16 the chunks of most tiles, which are half as many pieces, with one go.
+  constexpr int kExtent = (K - 1) * D + 1, kAtOnce = sizeof(T) == 8 ? 4 : kWide<V> == 2 ? 5 : 8;
   const int log_pieces = t.log_chunk - (kWide<V> == 2 ? 3 : 2), step = kThreads >> log_pieces;
   const int piece = (threadIdx.x & ((1 << log_pieces) - 1)) * 4 * kWide<V>;
   const int columns = (t.width() - 1) * S + kExtent,

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/cuda/tile.h"
 #include "ops/cell/cuda.h"
 #include "ops/stem/cuda.h"
 #include "optimizer/cuda.h"
@@ -160,6 +161,20 @@ TEST_CASE("CUDA: channels fit smaller devices") {
   CHECK(first_refused<BFloat16>(kSmall) > kMostChannels);
   CHECK(first_refused<double>(kSmall) > 240);
   CHECK(first_refused<double>(kMiddle) > 448);
+}
+
+// Of compute capability 9.0, where 228 KiB are those of a multiprocessor, and 1 KiB of every block
+// is not its own.
+TEST_CASE("CUDA: tiles of up to 64 channels leave room for other blocks") {
+  const auto blocks = [](std::size_t bytes) { return 228 * 1024 / (bytes + 1024); };
+  for (const auto& [channels, size] : {std::pair{16, 32}, {32, 16}, {64, 8}, {64, 32}}) {
+    INFO(channels, " channels, ", size, " pixels");
+    const cuda::DagShape s(dag({512, size, size}, channels, 1), true);
+    const auto values = static_cast<std::size_t>(cuda::tile_layout(s, 1, 4, true).values);
+    CHECK(blocks(4 * values) >= (channels < 64 ? 4 : 3));
+    CHECK(blocks(cuda::shared_bytes(cuda::tile_layout(s, 1, 4, false), 4)) >=
+          (channels == 32 ? 3 : 4));
+  }
 }
 
 TEST_CASE("CUDA: a refusal says what is needed") {
