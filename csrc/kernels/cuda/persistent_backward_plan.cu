@@ -232,10 +232,14 @@ constexpr int sum_values() {
 }
 
 template <class V>
-Layout make_layout(const DagShape& s) {
-  const int c = s.padded, width = 512 / c, edges = s.nodes * kCellEdges;
-  const int out = (tiled(s.out_height) + 4) * (width + 4) * c;
-  const int in = s.stride == 2 ? std::max(out, s.height * 2 * width * c) : out;
+bool fits(const Layout& l) {
+  return layout_bytes<V>(l) <= largest_shared_bytes();
+}
+
+// `source` and `grads` are what images take.
+template <class V>
+Layout place_all(const DagShape& s, int source, int grads) {
+  const int c = s.padded, edges = s.nodes * kCellEdges;
   const int sums = c == 16 ? sum_values<16>() : c == 32 ? sum_values<32>() : sum_values<64>();
   Layout l;
   l.per_row = ~0u / s.out_width + 1;
@@ -248,17 +252,43 @@ Layout make_layout(const DagShape& s) {
   l.taps = l.totals + 2 * (edges + s.inputs) * 2 * c;
   l.weight = l.taps + kMostKernelElements * c;
   l.source = l.weight + c * (c + 4);
-  l.grads = l.source + in;
-  l.matrix = l.grads + out;
+  l.grads = l.source + source;
+  l.matrix = l.grads + grads;
+  l.rows = 0;
   // As many copies as there are warps that share a part of the weight, if there is room.
   for (l.copies = 256 / c;; l.copies /= 2) {
     l.size = l.matrix + std::max(l.copies * c * c, sums);
-    l.ahead = layout_bytes<V>(l) <= largest_shared_bytes();
-    if (l.ahead || l.copies == 2) break;
+    l.ahead = fits<V>(l);
+    if (l.ahead) break;
+    l.size = std::max(l.matrix + l.copies * c * c, l.source + sums);
+    if (l.copies == 1 || (l.copies == 2 && fits<V>(l))) break;
   }
   l.scratch = l.ahead ? l.matrix : l.source;
-  if (!l.ahead) l.size = std::max(l.matrix + l.copies * c * c, l.source + sums);
   return l;
+}
+
+// Images are whole if there is room, and otherwise in strips that are as high as they may be: first
+// of all such that images may come while sums are taken.
+template <class V>
+Layout make_layout(const DagShape& s) {
+  const int c = s.padded, width = kWholeRow / c;
+  if (s.out_width <= width) {
+    const int grads = (tiled(s.out_height) + 4) * (width + 4) * c;
+    const int source = s.stride == 2 ? std::max(grads, s.height * 2 * width * c) : grads;
+    const Layout l = place_all<V>(s, source, grads);
+    if (fits<V>(l)) return l;
+  }
+  Layout best;
+  for (int rows = 4; rows <= tiled(s.out_height); rows += 4) {
+    const int grads = (rows + 4) * (s.out_width + 4) * c;
+    const int source =
+        s.stride == 2 ? std::max(grads, (2 * rows + 3) * 2 * s.out_width * c) : grads;
+    Layout l = place_all<V>(s, source, grads);
+    l.rows = rows;
+    if (rows > 4 && (!fits<V>(l) || l.ahead < best.ahead)) break;
+    best = l;
+  }
+  return best;
 }
 
 }  // namespace
@@ -281,9 +311,9 @@ const char* nodes_backward_obstacle(const DagShape& s) {
   }
   if (s.padded != 16 && s.padded != 32 && s.padded != 64) return "its number of channels";
   if (s.out_width % 4 != 0) return "the width of its images, which is not a multiple of 4";
-  if (s.out_width * s.padded > 512 ||
-      layout_bytes<float>(make_layout<float>(s)) > largest_shared_bytes()) {
-    return "the size of its images, which exceed shared memory";
+  if (s.width > 64 || s.height > 64) return "the size of its images";
+  if (!fits<float>(make_layout<float>(s))) {
+    return "the size of a row of its images, of which strips exceed shared memory";
   }
   if (blocks_per_arch(s.images, s.archs) == 0) return "the number of its architectures";
   return nullptr;

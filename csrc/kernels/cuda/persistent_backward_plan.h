@@ -15,6 +15,7 @@ struct Layout {
   int weight;        // (C, C + 4)
   int source, grads;
   int matrix, copies;  // (copies, C, C), of a weight's gradient, to which warps add in turns
+  int rows;            // of nodes in a strip, a multiple of 4; 0 where images are whole
   int scratch;  // for sums: in the place of the matrix or, where there is no room, of the images
   int size;
   bool ahead;  // whether images may come while sums are taken
@@ -22,6 +23,9 @@ struct Layout {
   unsigned per_row, per_input_row;
   double share, input_share;
 };
+
+// Values in a row of an image that is whole in shared memory, at most.
+inline constexpr int kWholeRow = 512;
 
 // Some of what is to be done, in order; what belongs to round r begins at before[r].
 inline constexpr int kMostListed = 2 * kMostEdges + 2;

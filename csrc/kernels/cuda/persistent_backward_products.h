@@ -64,12 +64,13 @@ __device__ __forceinline__ void finish_weight(float* weight) {
 
 // The warp's terms of Σ gz ⊗ depth over the pixels of a tile, whose first one is at (y, x) of the
 // image; depth[i] is the value of pixel i of the lane's column.
-template <int C, bool kExact>
-__device__ __forceinline__ void add_outer(const float* grads, int y, int x,
-                                          const float2 (&depth)[4], float (&sums)[C / 16][2][4]) {
-  constexpr int kBorder = Cut<C>::kBorder, kRowValues = Cut<C>::kPitch * C;
-  const int g = Cut<C>::lane() / 4, t = Cut<C>::lane() % 4;
-  const float* tile = grads + (y + kBorder) * kRowValues + x * C;
+template <bool kExact, int C, bool kStrips>
+__device__ __forceinline__ void add_outer(const Rows<C, kStrips>& rows, const float* grads, int y,
+                                          int x, const float2 (&depth)[4],
+                                          float (&sums)[C / 16][2][4]) {
+  constexpr int kBorder = Cut<C>::kBorder;
+  const int g = Cut<C>::lane() / 4, t = Cut<C>::lane() % 4, row_values = rows.values();
+  const float* tile = grads + (y + kBorder) * row_values + x * C;
 #pragma unroll
   for (int m = 0; m < C / 16; ++m) {
     const float* upper = tile + Cut<C>::place(kBorder + t, m * 16 + g);
@@ -85,8 +86,8 @@ __device__ __forceinline__ void add_outer(const float* grads, int y, int x,
       Factor<kExact, 4> left;
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        left.set_rounded(2 * i, upper[(2 * s + i) * kRowValues]);
-        left.set_rounded(2 * i + 1, lower[(2 * s + i) * kRowValues]);
+        left.set_rounded(2 * i, upper[(2 * s + i) * row_values]);
+        left.set_rounded(2 * i + 1, lower[(2 * s + i) * row_values]);
       }
       multiply_add(sums[m][0], left, right[0]);
       multiply_add(sums[m][1], left, right[1]);
@@ -139,19 +140,20 @@ __device__ __forceinline__ void finish_outer(const float (&sums)[C / 16][2][4], 
 
 // Calls emit(place, value) for each pair of neighboring values of grads · weight and their place in
 // an image. Between reading and writing a pixel's values, `emit` may take the place of grads.
-template <int C, bool kExact, class Emit>
+template <bool kExact, int C, bool kStrips, class Emit>
 __device__ __forceinline__ void multiply_weight(const float* grads, const float* weight, int height,
-                                                const Rows<C>& image, Emit emit) {
+                                                const Rows<C, kStrips>& image, Emit emit) {
   constexpr int kBorder = Cut<C>::kBorder, kRow = Cut<C>::kRow, kTurns = Cut<C>::kTurns;
   const int lane = Cut<C>::lane(), g = lane / 4, t = lane % 4, pixels = height * image.width;
   const int turn = Cut<C>::turn(), group = Cut<C>::group();
+  const int pitch = image.values() / C;
   for (int first = 0; first < pixels; first += kTurns * 16) {
     const int pixel = first + turn * 16 + g;
     int places[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int y = image.row_of(pixel + 8 * half), x = pixel + 8 * half - y * image.width;
-      places[half] = ((y + kBorder) * Cut<C>::kPitch + x - g % 4) * C;
+      places[half] = ((y + kBorder) * pitch + x - g % 4) * C;
     }
     float sums[2][4] = {};
     if (pixel < pixels) {

@@ -448,6 +448,8 @@ void opt_in(const void* function, std::size_t bytes) {
 }
 
 std::size_t largest_shared_bytes() { return largest_shared; }
+SharedLimit::SharedLimit(std::size_t bytes) { largest_shared = bytes; }
+SharedLimit::~SharedLimit() { largest_shared = kLargestShared; }
 
 void fill_zero(void* memory, std::size_t bytes) {
   if (!launches_only) std::memset(memory, 0, bytes);

@@ -66,6 +66,15 @@ void opt_in(const void* function, std::size_t bytes);
 inline constexpr std::size_t kLargestShared = 227 * 1024;  // of compute capability 9.0
 std::size_t largest_shared_bytes();
 
+// While one of these lives, blocks may opt in to so much less.
+class SharedLimit {
+ public:
+  explicit SharedLimit(std::size_t bytes);
+  ~SharedLimit();
+  SharedLimit(const SharedLimit&) = delete;
+  SharedLimit& operator=(const SharedLimit&) = delete;
+};
+
 void fill_zero(void* memory, std::size_t bytes);
 void copy_memory(void* to, const void* from, std::size_t bytes);
 

@@ -314,8 +314,9 @@ TEST_CASE("CUDA: cells that one launch is not for") {
 
 // A cell whose nodes are computed in one launch where that is allowed.
 Example<CellShape> whole_cell(bool reduction, int64_t archs, int64_t images, int64_t channels,
-                              int64_t out_height, int64_t out_width, unsigned seed) {
-  const int64_t stride = reduction ? 2 : 1;
+                              int64_t out_height, int64_t out_width, unsigned seed,
+                              bool odd = false) {
+  const int64_t stride = reduction ? 2 : 1, missing = reduction && odd ? 1 : 0;
   CellShape s;
   s.archs = archs;
   s.nodes = 3;
@@ -323,7 +324,8 @@ Example<CellShape> whole_cell(bool reduction, int64_t archs, int64_t images, int
   s.channels = channels;
   s.reduction = reduction;
   s.prev_prev = {seed % 2 == 1 ? 1 : archs, 20};
-  s.prev = {seed % 4 == 3 ? 1 : archs, 16, 0, out_height * stride, out_width * stride};
+  s.prev = {seed % 4 == 3 ? 1 : archs, 16, 0, out_height * stride - missing,
+            out_width * stride - missing};
   s.prev_prev_is_larger = seed % 3 == 0;
   return cell_example(s, seed);
 }
@@ -390,6 +392,69 @@ void check_planned_together(std::vector<Example<CellShape>> examples) {
   }
   const std::vector<Tensors> together = on_cuda_together<V>(examples);
   for (size_t i = 0; i < examples.size(); ++i) CHECK(together[i] == on_cuda<V>(examples[i]));
+}
+
+// All operations on the edges of the architectures in turn.
+void set_operations(Example<CellShape>& e, int first) {
+  for (size_t i = 0; i < e.operations.size(); ++i) {
+    e.operations[i] = (static_cast<int32_t>(i) + first) % kOperationCount;
+  }
+}
+
+// So much shared memory that small images of 16, 32 and 64 channels are in strips of four rows.
+constexpr size_t kSmallShared[] = {62500, 94500, 188000};
+
+TEST_CASE("CUDA: small strips in one launch are those of the CPU") {
+  const Bounds tf32 = bounds(kRounded, kCell.products, kCell.kinks);
+  for (const bool reduction : {false, true}) {
+    for (const int archs : {1, 2, 3}) {
+      const int channels = 8 << archs, height = archs == 2 ? 10 : 9;
+      INFO("archs ", archs, ", reduction ", reduction);
+      Example<CellShape> e = whole_cell(reduction, archs, archs == 2 ? 3 : 2, channels, height, 8,
+                                        (reduction ? 30 : 20) + archs, archs != 2);
+      set_operations(e, archs);
+      const Tensors expected = on_cpu<double>(e);
+      const Tensors whole = in_tf32(e);
+      const cuda_on_cpu::SharedLimit limit(kSmallShared[archs - 1]);
+      const std::vector<Tensors> got = in_every_type(e);
+      compare("TF32", got[0], expected, tf32);
+      compare("float32", got[1], expected, bounds(kSingle, kCell.maps, kCell.kinks));
+      compare("bfloat16", got[2], expected, bounds(kStored, kCell.maps, kCell.kinks));
+      // Sums are in another order.
+      CHECK(got[0] != whole);
+      if (kSanitized) continue;
+      const cuda_on_cpu::Backward backward;
+      CHECK(in_tf32(e) == got[0]);
+    }
+  }
+}
+
+// The first ones have rows of 1,024 values, then there are some of 2,048.
+TEST_CASE("CUDA: strips of large images backward are those of the CPU") {
+  for (const auto& [reduction, archs, images, channels, height, width] :
+       {std::tuple{false, 1, 4, 16, 18, 64},
+        {false, 2, 1, 32, 15, 32},
+        {false, 1, 1, 64, 10, 16},
+        {true, 1, 1, 32, 6, 32},
+        {true, 1, 1, 64, 5, 16},
+        {false, 1, 1, 32, 5, 64},
+        {false, 1, 1, 64, 6, 32},
+        {true, 1, 1, 16, 32, 32}}) {
+    INFO("channels ", channels, ", size ", height, " x ", width, ", reduction ", reduction);
+    Example<CellShape> e = whole_cell(reduction, archs, images, channels, height, width, 4, true);
+    set_operations(e, width);
+    compare("TF32", in_tf32(e), on_cpu<double>(e), bounds(kRounded, kCell.products, kCell.kinks));
+  }
+}
+
+// More of an image than strips of four rows are.
+TEST_CASE("CUDA: rows that are too large for strips") {
+  for (const auto& [reduction, channels, width] :
+       {std::tuple{false, 64, 64}, {true, 64, 32}, {true, 32, 64}}) {
+    const auto e = whole_cell(reduction, 1, 1, channels, 4, width, 1);
+    const PathSet chosen("persistent");
+    CHECK_THROWS_AS(on_cuda<float>(e), std::runtime_error);
+  }
 }
 
 TEST_CASE("CUDA: cells that are planned together are the same as each by itself") {
