@@ -7,10 +7,9 @@
 namespace asng::cuda::gradients_of_nodes {
 
 // Images of C channels in shared memory, and how they are divided up. A whole image has at most
-// kWidth pixels in a row. Channels lie in such an order that eight
-// of four neighboring pixels, or four pairs of them, are in different banks. A warp works on 16
-// channels, of which a lane has two, and on tiles of 4×4 pixels, of which a lane has a column;
-// kTurns warps share the pixels.
+// kWidth pixels in a row. Channels lie in such an order that eight of four neighboring pixels, or
+// four pairs of them, are in different banks. A warp works on 16 channels, of which a lane has two,
+// and on tiles of 4×4 pixels, of which a lane has a column; kTurns warps share the pixels.
 template <int C>
 struct Cut {
   static constexpr int kWidth = kWholeRow / C, kBorder = 2;
@@ -82,7 +81,7 @@ struct Piece {
 };
 template <>
 struct Piece<true> {
-  int image, top;
+  int image, top = 0;
 
   __device__ __forceinline__ int rows(const Layout& l, int height) const {
     return min(l.rows, height - top);
@@ -116,24 +115,29 @@ __device__ __forceinline__ Span rows_of(const Piece<kStrips>& piece, const Layou
 // stride 2 has none but, in a strip, the rows above and below.
 template <int C, bool kStrips>
 struct Rows {
+  // Pixels from a row to the next, of images as wide as the nodes' and where they are read with
+  // stride S. Of what is whole they are the same for all widths.
+  template <int S>
+  static __device__ __forceinline__ int apart(int out_width) {
+    const int columns = kStrips ? out_width : Cut<C>::kWidth;
+    return S == 1 ? columns + 2 * Cut<C>::kBorder : 2 * columns;
+  }
+
   int width;
   unsigned per_row;
-  // From a row to the next, in pixels. Of what is whole they are the same for all widths.
-  int pitch = kStrips ? width + 2 * Cut<C>::kBorder : Cut<C>::kWidth + 2 * Cut<C>::kBorder;
-  int border = Cut<C>::kBorder;
+  int pitch = apart<1>(width), border = Cut<C>::kBorder;
 
   // Of the source of a stage.
   template <class V>
   static __device__ __forceinline__ Rows source(const Stage<V>& stage, int out_width) {
-    return stage.stride == 1
-               ? Rows{stage.width, stage.per_row}
-               : Rows{stage.width, stage.per_row, 2 * (kStrips ? out_width : Cut<C>::kWidth), 0};
+    return stage.stride == 1 ? Rows{stage.width, stage.per_row}
+                             : Rows{stage.width, stage.per_row, apart<2>(out_width), 0};
   }
-  // Values from a row to the next: of the gradients, and of sources that are read with stride S.
+  // Values from a row to the next where these are the nodes': of the gradients, and of sources that
+  // are read with stride S.
   template <int S = 1>
   __device__ __forceinline__ int values() const {
-    if constexpr (S == 2) return 2 * (kStrips ? width : Cut<C>::kWidth) * C;
-    return (kStrips ? width + 2 * Cut<C>::kBorder : Cut<C>::kWidth + 2 * Cut<C>::kBorder) * C;
+    return apart<S>(width) * C;
   }
   // The rows and columns around a source that is read with stride S.
   template <int S>

