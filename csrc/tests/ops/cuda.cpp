@@ -463,8 +463,9 @@ TEST_CASE("CUDA: cells that are planned together are the same as each by itself"
   std::vector<Example<CellShape>> examples;
   for (unsigned kind = 0; kind < 4; ++kind) examples.push_back(cell_of_kind(kind, 6));
   check_planned_together<double>(examples);
-  check_planned_together<float>(
-      {whole_cell(false, 2, 4, 16, 4, 4, 1), whole_cell(true, 2, 4, 20, 4, 4, 3)});
+  check_planned_together<float>({whole_cell(false, 2, 4, 16, 4, 4, 1),
+                                 whole_cell(true, 2, 4, 20, 4, 4, 3),
+                                 whole_cell(false, 1, 1, 32, 14, 32, 2)});
 }
 
 TEST_CASE("CUDA: large images and batches in one launch") {
