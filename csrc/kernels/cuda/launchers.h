@@ -49,7 +49,7 @@ void intermediate_backward(const Dag<V>& dag, const Gradients<V>& gradients, int
 template <class V>
 int weight_split_count(const DagShape& shape, int edges);
 
-// persistent_backward.cu, persistent_backward_plan.cu
+// persistent_backward.cu, persistent_backward_plan.cu, persistent_backward_strips.cu
 
 // What keeps a cell in float32 or bfloat16 from having the gradients of all its nodes computed in
 // one launch; null if nothing does.

@@ -313,7 +313,7 @@ const char* nodes_backward_obstacle(const DagShape& s) {
   if (s.out_width % 4 != 0) return "the width of its images, which is not a multiple of 4";
   if (s.width > 64 || s.height > 64) return "the size of its images";
   if (!fits<float>(make_layout<float>(s))) {
-    return "the size of a row of its images, of which strips exceed shared memory";
+    return "the size of its images, of which not even four rows fit in shared memory";
   }
   if (blocks_per_arch(s.images, s.archs) == 0) return "the number of its architectures";
   return nullptr;

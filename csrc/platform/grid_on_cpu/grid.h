@@ -66,7 +66,7 @@ void opt_in(const void* function, std::size_t bytes);
 inline constexpr std::size_t kLargestShared = 227 * 1024;  // of compute capability 9.0
 std::size_t largest_shared_bytes();
 
-// While one of these lives, blocks may opt in to so much less.
+// While one of these lives, blocks may opt in to that much, less than otherwise.
 class SharedLimit {
  public:
   explicit SharedLimit(std::size_t bytes);
