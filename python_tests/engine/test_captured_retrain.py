@@ -19,11 +19,6 @@ from asng_ext.engine.retrain import retrain
 from asng_ext.runs.config import RetrainConfig
 from asng_ext.runs.folder import RunFolder
 from asng_ext.training.cuda_graphs import WARM_UPS
-from asng_ext.training.weight_optimizers import (
-    make_weight_optimizer,
-    restore_weight_optimizer,
-    set_learning_rate,
-)
 
 SGD = replace(small.RETRAIN, gradient_clip=0.5)
 ADAM = replace(SGD, optimizer="adam", learning_rate=3e-3, weight_decay=1e-3)
@@ -84,30 +79,6 @@ def test_a_captured_retraining_continues_bit_for_bit(config: RetrainConfig, tmp_
     graphs = RecordingGraphs()
     assert small.equal(outcome(config, graphs, run=run), whole)
     assert (graphs.captured, graphs.replays) == (1, 2 * 3 - WARM_UPS)
-
-
-def test_a_checkpoint_of_either_adam_continues_with_the_other() -> None:
-    """A run may have begun on a CPU and go on on a GPU, and the other way round."""
-    finals = []
-    for first, second in ((False, True), (True, False), (False, False), (True, True)):
-        torch.manual_seed(0)
-        model = nn.Conv2d(1, 4, 3)
-        optimizer = make_weight_optimizer(model, ADAM, capturable=first)
-        x = torch.randn(3, 1, 5, 5)
-        for step in range(6):
-            if step == 3:
-                state = optimizer.state_dict()
-                optimizer = make_weight_optimizer(model, ADAM, capturable=second)
-                restore_weight_optimizer(optimizer, state)
-                assert isinstance(optimizer.param_groups[0]["lr"], torch.Tensor) == second
-                assert bool(optimizer.param_groups[0]["fused"]) == second
-            set_learning_rate(optimizer, 0.1 / (step + 1))
-            optimizer.zero_grad()
-            model(x).square().mean().backward()
-            optimizer.step()
-        finals.append(model.weight.detach().clone())
-    for final in finals[1:]:
-        torch.testing.assert_close(final, finals[0])
 
 
 def reading() -> Any:

@@ -20,7 +20,7 @@ import asng_ext as asng
 from asng_ext.engine.search import SearchResult, search
 from asng_ext.nn import fused
 from asng_ext.nn.sliceable_weight import WeightBank
-from asng_ext.runs.config import SearchConfig
+from asng_ext.runs.config import RetrainConfig, SearchConfig
 from asng_ext.runs.folder import RunFolder
 from asng_ext.strategies.ask_tell import AskTell
 from asng_ext.strategies.protocol import Parts
@@ -267,18 +267,23 @@ def test_without_a_gpu_nothing_is_said() -> None:
     assert "CUDA" not in stream.getvalue()
 
 
-def test_a_checkpoint_of_either_optimizer_continues_with_the_other() -> None:
+@pytest.mark.parametrize(
+    "config", [CONFIG, RetrainConfig(optimizer="adam", weight_decay=1e-3)], ids=["sgd", "adam"]
+)
+def test_a_checkpoint_of_either_optimizer_continues_with_the_other(
+    config: SearchConfig | RetrainConfig,
+) -> None:
     """A run may have begun on a CPU and go on on a GPU, and the other way round."""
     finals = []
     for first, second in ((False, True), (True, False), (False, False), (True, True)):
         torch.manual_seed(0)
         model = nn.Conv2d(1, 4, 3).to(memory_format=torch.channels_last)
-        optimizer = make_weight_optimizer(model, CONFIG, capturable=first)
+        optimizer = make_weight_optimizer(model, config, capturable=first)
         x = torch.randn(3, 1, 5, 5)
         for step in range(6):
             if step == 3:
                 state = optimizer.state_dict()
-                optimizer = make_weight_optimizer(model, CONFIG, capturable=second)
+                optimizer = make_weight_optimizer(model, config, capturable=second)
                 restore_weight_optimizer(optimizer, state)
                 assert isinstance(optimizer.param_groups[0]["lr"], torch.Tensor) == second
                 assert bool(optimizer.param_groups[0]["fused"]) == second
