@@ -347,6 +347,10 @@ class CellNetwork(_CellStack):
         )
         self._architectures = architectures
         self.architecture = space.check(architecture)
+        self._dropped_edges = sum(
+            cast(Cell, cell).dropped_edges(architectures[reduction])
+            for cell, reduction in zip(self.cells, self.is_reduction, strict=True)
+        )
         self.drop_path_rate = drop_path_rate
         self.generator: torch.Generator | None = None
 
@@ -381,13 +385,12 @@ class CellNetwork(_CellStack):
         Returns:
             (N, edges) factors of `drop_path_factors`.
         """
-        edges = sum(
-            cast(Cell, cell).dropped_edges(self._architectures[reduction])
-            for cell, reduction in zip(self.cells, self.is_reduction, strict=True)
-        )
         generator = self.generator
         draws = torch.rand(
-            edges, images, generator=generator, device=generator.device if generator else device
+            self._dropped_edges,
+            images,
+            generator=generator,
+            device=generator.device if generator else device,
         )
         return drop_path_factors(draws, self.drop_path_rate).t()
 
