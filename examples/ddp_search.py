@@ -63,7 +63,7 @@ def main(ranks: Ranks) -> None:
 
     torch.manual_seed(0)  # DistributedDataParallel sends the weights of rank 0 to all, too
     model = supernet()
-    optimizer = same_samples(asng.ASNG(search_space(model), delta_init=0.5, seed=0))
+    optimizer = same_samples(asng.ASNG(search_space(model), delta_init=0.5, seed=3))
     losses: nn.Module = Losses(model)
     if ranks.size > 1:
         losses = DistributedDataParallel(losses, find_unused_parameters=True)
