@@ -103,6 +103,14 @@ class Progress:
         self.drawn = 0.0
         self.width = 0
 
+    @classmethod
+    def of_loop(
+        cls, label: str, total: int, done: int, stream: TextIO | None, device: str
+    ) -> Progress:
+        """For a loop on a device of this type. To show what was measured, the host waits for it,
+        unless it is the host, so the live line is drawn less often."""
+        return cls(label, total, done, stream, 0.25 if device == "cpu" else 10.0)
+
     def left(self, done: int) -> float:
         """Seconds left, from the pace so far."""
         if done <= self.first:

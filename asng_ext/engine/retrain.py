@@ -147,9 +147,7 @@ def _retrain(
     schedule = cosine if config.schedule == "cosine" else multi_step_decay
     steps = task.retrain_steps
     total, done = config.epochs * steps, epochs.done * steps + epochs.steps_done
-    # To show what was measured, the host synchronizes with the device.
-    interval = 0.25 if device.type == "cpu" else 10.0
-    progress = Progress("retrain", total, done, stream, interval)
+    progress = Progress.of_loop("retrain", total, done, stream, device.type)
 
     def train(batch: Any) -> None:
         weight_optimizer.zero_grad()

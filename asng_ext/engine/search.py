@@ -224,10 +224,8 @@ def _search(
         replicated=partial(_replicated, strategy, device),
     )
     steps = task.search_steps
-    # To show what was measured, the host synchronizes with the device.
-    interval = 0.25 if device.type == "cpu" else 10.0
     total, done = config.epochs * steps, epochs.done * steps + epochs.steps_done
-    progress = Progress("search", total, done, stream, interval)
+    progress = Progress.of_loop("search", total, done, stream, device.type)
     rate_after = partial(_learning_rate, config, halvings, steps)
     clock = _Clock()
     within = {

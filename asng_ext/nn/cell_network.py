@@ -310,7 +310,8 @@ class CellNetwork(_CellStack):
         drop_path_rate: See the attribute.
 
     Attributes:
-        generator: On the network's device; where `draw_drop_path` draws, None at first.
+        generator: On the network's device; where `draw_drop_path` draws. None, as at first, for
+            PyTorch's global one.
 
     Raises:
         ValueError: The architecture is not one of the space, `cells` is less than 3, another number
@@ -372,7 +373,7 @@ class CellNetwork(_CellStack):
             raise ValueError(f"drop_path_rate must be at least 0 and less than 1, got {rate}")
         self._drop_path_rate = float(rate)
 
-    def draw_drop_path(self, images: int, device: torch.device | None = None) -> Tensor:
+    def draw_drop_path(self, images: int) -> Tensor:
         """Draws what drop-path does in a forward pass, whatever mode the network is in.
 
         Drawn outside of `forward`, which then does the same whatever the rate: a compiled or
@@ -380,18 +381,12 @@ class CellNetwork(_CellStack):
 
         Args:
             images: N, how many.
-            device: Where to draw from PyTorch's global generator, if `generator` is None.
 
         Returns:
             (N, edges) factors of `drop_path_factors`.
         """
-        generator = self.generator
-        draws = torch.rand(
-            self._dropped_edges,
-            images,
-            generator=generator,
-            device=generator.device if generator else device,
-        )
+        device = self.classifier.weight.device
+        draws = torch.rand(self._dropped_edges, images, generator=self.generator, device=device)
         return drop_path_factors(draws, self.drop_path_rate).t()
 
     def forward(
@@ -410,7 +405,7 @@ class CellNetwork(_CellStack):
         """
         factors = drop_path_factors if self.training else None
         if factors is None and self.training and self.drop_path_rate > 0:
-            factors = self.draw_drop_path(len(x), x.device)
+            factors = self.draw_drop_path(len(x))
         return self._run(
             x, self._architectures, None if factors is None else iter(factors.unbind(1))
         )

@@ -62,7 +62,7 @@ def report(run: RunFolder) -> str:
     elif not network or not retrained:
         lines.append(_command("next", run.retrain_command))
     elif since:
-        lines.append(_command("next", retrain_command(run)))
+        lines.append(_command("next", _retrain_command(run, since)))
         lines.append(_command("or", f"asng export {folder}, for the network of before"))
     else:
         lines.append(_command("next", f"asng export {folder}"))
@@ -93,8 +93,13 @@ def retrain_command(run: RunFolder) -> str:
         ValueError: If a file of the run is damaged.
     """
     results = run.read_json("results.json") if run.file("results.json").exists() else {}
+    return _retrain_command(run, _found_since(run, results.get("architecture")))
+
+
+def _retrain_command(run: RunFolder, since: str) -> str:
+    """The same, where it is known what :func:`_found_since` says."""
     checkpoint = run.file("retrain.pt")
-    if not (checkpoint.exists() and _found_since(run, results.get("architecture"))):
+    if not (since and checkpoint.exists()):
         return run.retrain_command
     return f"{shlex.join(['rm', str(checkpoint)])} && {run.retrain_command}"
 
@@ -108,13 +113,13 @@ def warn_of_earlier_network(run: RunFolder, architecture: Any) -> None:
         architecture: That of the network, by names.
     """
     try:
-        since, command = _found_since(run, architecture), retrain_command(run)
+        since = _found_since(run, architecture)
     except ValueError:
         return
     if since:
         warnings.warn(
             f"the network in {run.path} is of an architecture found before: {since}; to retrain "
-            f"that one: `{command}`",
+            f"that one: `{_retrain_command(run, since)}`",
             stacklevel=3,
         )
 

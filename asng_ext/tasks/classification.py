@@ -327,7 +327,7 @@ class ClassificationTask(ImageTask[ClassificationConfig]):
         if not self.config.drop_path:
             return batch
         # Compiled or not, the network has the methods of a CellNetwork.
-        factors = cast(CellNetwork, network).draw_drop_path(len(batch[0]), self.device)
+        factors = cast(CellNetwork, network).draw_drop_path(len(batch[0]))
         return (*batch, factors)
 
     def training_loss(

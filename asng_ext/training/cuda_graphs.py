@@ -222,10 +222,11 @@ def replayed(
     def report(why: str) -> None:
         note(f"steps run without CUDA graphs: {why}")
 
-    if backend is not None and blocker is None:
+    if backend is None:
+        return step
+    if blocker is None:
         return Replayed(step, backend, report)
-    if backend is not None and blocker is not None:
-        report(blocker)
+    report(blocker)
     return step
 
 
