@@ -17,6 +17,7 @@ from asng_ext._checks import brief
 __all__ = [
     "LEFTOVER",
     "as_path",
+    "cache_folder",
     "read_text",
     "remove_leftovers",
     "sync_folder",
@@ -37,6 +38,14 @@ _REMEDIES = {
     errno.EISDIR: "a file belongs there: move the folder away",
     errno.ENOTDIR: "a folder belongs above it: move the file there away",
 }
+
+
+def cache_folder(cache: str | Path | None = None) -> Path:
+    """Where to keep what can be made again: by default "asng-ext" in the user's cache folder."""
+    if cache is not None:
+        return as_path("cache", cache)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "asng-ext"
 
 
 @contextlib.contextmanager

@@ -206,17 +206,10 @@ def plain_run(kind: str, space: CaeSpace, target: Tensor) -> Callable[[Any], Non
     return run
 
 
-def ways(device: torch.device) -> dict[str, dict[str, str]]:
-    """How our convolutions may be launched and multiplied, by environment variables; first as they
-    are without any."""
-    products = ["mma"]
-    if device.type == "cuda" and torch.cuda.get_device_capability(device) == (9, 0):
-        products.append("wgmma")
-    return {
-        f"{layers}, {product}": {"ASNG_CUDA_LAYERS": layers, "ASNG_CUDA_TENSOR_CORES": product}
-        for layers in ("each", "persistent")
-        for product in products
-    }
+def ways(kind: str, device: torch.device) -> dict[str, dict[str, str]]:
+    """How convolutions may be computed, by environment variables; first as they are without."""
+    dtype = torch.bfloat16 if kind == "bfloat16" else torch.float32
+    return cae_ops.candidates(dtype, device) or {"cuDNN": {}}
 
 
 def running(way: dict[str, str], run: Callable[[Any], None]) -> Callable[[Any], None]:
@@ -245,8 +238,8 @@ def iteration_rows(
     if kind == "TF32":
         baselines["2019"] = partial(make_run, "2019", space, target)
     contests = {baseline: (ours, make) for baseline, make in baselines.items()}
-    if device.type == "cuda" and kind != "float32":
-        usual, *others = ways(device).items()
+    if device.type == "cuda":
+        usual, *others = ways(kind, device).items()
         for way in others:
             starts = [lambda way=way: running(way[1], ours()) for way in (way, usual)]
             contests[f"{way[0]} and {usual[0]}"] = (starts[0], starts[1])
@@ -298,7 +291,7 @@ def _peak(device: torch.device) -> float:
 
 def show_kernels(kind: str, name: str, space: CaeSpace, target: Tensor, count: int) -> None:
     """Which kernels one of our iterations launches, and what that takes the host."""
-    for way, variables in ways(target.device).items():
+    for way, variables in ways(kind, target.device).items():
         print(f"{way}:")
         run = running(variables, make_run(kind, space, target))
         _show_kernels(kind, name, run, some_iterations(space, count))

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asng_ext._checks import check_integer
-from asng_ext._files import as_path
+from asng_ext._files import as_path, cache_folder
 from asng_ext._terminal import say
 
 from .augment import Augmentation
@@ -30,7 +30,7 @@ from .image_files import (
 from .images import ImageData
 from .labels import check_classes
 from .own import DataShape, Labeled, divided
-from .pixel_cache import cache_folder, cache_key, cached, stored
+from .pixel_cache import cache_key, cached, stored
 
 __all__ = ["data_from_folder", "folder_shape"]
 

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TextIO
 
 from asng_ext._checks import check_positive
-from asng_ext._files import as_path
+from asng_ext._files import as_path, cache_folder
 from asng_ext._terminal import STDERR
 
 from .image_files import image_paths, no_images, reader
 from .images import ImageData
 from .photos import unlabeled
-from .pixel_cache import MappedImages, cache_folder, cache_key, cached
+from .pixel_cache import MappedImages, cache_key, cached
 
 __all__ = ["load_folder"]
 

@@ -16,12 +16,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from asng_ext._files import as_path, with_remedy, write_atomically
+from asng_ext._files import with_remedy, write_atomically
 from asng_ext._terminal import Progress, say
 
 from .image_files import Reader, in_threads, named, none_readable
 
-__all__ = ["MappedImages", "Pixels", "cache_folder", "cache_key", "cached", "stored", "written"]
+__all__ = ["MappedImages", "Pixels", "cache_key", "cached", "stored", "written"]
 
 RESIDENT = 2**28
 """Bytes of a mapped file that may be resident: several are mapped at once, and together they take
@@ -68,14 +68,6 @@ class Pixels(NamedTuple):
 
     mapped: MappedImages
     kept: NDArray[np.bool_]
-
-
-def cache_folder(cache: str | Path | None) -> Path:
-    """Where pixels are kept: by default in the user's cache folder."""
-    if cache is not None:
-        return as_path("cache", cache)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "asng-ext"
 
 
 def cache_key(paths: Sequence[Path], folder: Path, *what: object) -> str:

@@ -13,6 +13,7 @@ from asng_ext._random import DrawsFrom
 from asng_ext._terminal import STDERR
 from asng_ext.distributed import ALONE, Ranks
 from asng_ext.engine.architecture_file import ArchitectureFile
+from asng_ext.engine.autotune import chosen_environment, tuned_variables
 from asng_ext.engine.limits import costs_and_limits, make_penalty
 from asng_ext.engine.optimizer import make_optimizer, read_start
 from asng_ext.engine.pictures import draw_search, drawing, write_events
@@ -260,18 +261,19 @@ class Experiment:
         optimizer = self.method(self.ranks.from_first(self._kept_start))
         with self.ranks.held_by_first(self.run.lock), self._settings_kept():
             penalty = self.penalty()
-            result = search(
-                self.task,
-                optimizer,
-                self.search_config,
-                seed=self.seed,
-                run=self.run,
-                stream=self.stream,
-                penalty=penalty,
-                resume_from=Path(resume_from) if resume_from is not None else None,
-                ranks=self.ranks,
-                callback=callback,
-            )
+            with chosen_environment(self.ranks.from_first(self._kernel_variables)):
+                result = search(
+                    self.task,
+                    optimizer,
+                    self.search_config,
+                    seed=self.seed,
+                    run=self.run,
+                    stream=self.stream,
+                    penalty=penalty,
+                    resume_from=Path(resume_from) if resume_from is not None else None,
+                    ranks=self.ranks,
+                    callback=callback,
+                )
             if not self.ranks.first:
                 return result.architecture
             # A strategy may have no distribution, nor a user's optimizer one that could be shown.
@@ -289,6 +291,14 @@ class Experiment:
                 draw_search(plots, self.run, self.task.space, result.rows, theta)
             write_events(self.run, "search", len(result.rows), flat(self.config))
         return result.architecture
+
+    def _kernel_variables(self) -> Mapping[str, str]:
+        """Environment variables for the fastest kernels; none where they are not to be tried."""
+        config = self.search_config
+        if not config.autotune or strategies.get(config.strategy).place:
+            return {}
+        settings = {**self.config, "device": str(self.device)}
+        return tuned_variables(self.task, settings, config, self.run, self.device, self.stream)
 
     def _kept_start(self) -> dict[str, Any]:
         """Where the search starts: what init.json holds, or the setting init names."""

@@ -49,6 +49,7 @@ __all__ = [
     "KERNELS",
     "Chain",
     "available",
+    "candidates",
     "chains",
     "convolutions",
     "cuda_available",
@@ -193,11 +194,28 @@ def convolutions(dtype: torch.dtype) -> str:
         ours += ", with products of warpgroups"
     if choice == "auto":
         ours += ", or cuDNN's where those are faster"
-    if dtype == torch.bfloat16:
-        return f"{ours}, in bfloat16"
-    if dtype == torch.float32 and allows_tf32():
-        return f"{ours}, in TF32"
-    return "convolutions are cuDNN's: those of our own are for TF32 and bfloat16"
+    if not _may_be_own(dtype):
+        return "convolutions are cuDNN's: those of our own are for TF32 and bfloat16"
+    return f"{ours}, in {'bfloat16' if dtype == torch.bfloat16 else 'TF32'}"
+
+
+def _may_be_own(dtype: torch.dtype) -> bool:
+    return dtype == torch.bfloat16 or (dtype == torch.float32 and allows_tf32())
+
+
+def candidates(dtype: torch.dtype, device: torch.device) -> dict[str, dict[str, str]]:
+    """The ways in which `chains` can compute on a GPU, as environment variables by name: first the
+    one that is taken without any, then those that may be faster for feature maps of the dtype.
+    Empty where cuDNN alone can."""
+    if not _may_be_own(dtype):
+        return {}
+    hopper = device.type == "cuda" and torch.cuda.get_device_capability(device) == (9, 0)
+    found = {
+        f"{layers}, {products}": {_LAYERS: layers, _TENSOR_CORES: products}
+        for layers in ("each", "persistent")
+        for products in ("mma", *(("wgmma",) if hopper else ()))
+    }
+    return {**found, "cuDNN": {_CHOICE: "cudnn"}}
 
 
 class _Chains(torch.autograd.Function):

@@ -34,7 +34,23 @@ from asng_ext.ops._registration import (
     register_operator,
 )
 
-__all__ = ["CellWeights", "Plan", "cell", "cell_passing_on", "cells", "plans", "runs_stacks"]
+__all__ = [
+    "CANDIDATES",
+    "CellWeights",
+    "Plan",
+    "cell",
+    "cell_passing_on",
+    "cells",
+    "plans",
+    "runs_stacks",
+]
+
+CANDIDATES = {
+    "one launch": {"ASNG_CUDA_PATH": "auto"},
+    "many launches": {"ASNG_CUDA_PATH": "generic"},
+}
+"""The ways in which cells can be computed on a GPU, as environment variables by name: first the one
+that is taken without any, where a shape allows it."""
 
 CellWeights: Any = namedtuple("CellWeights", _host.CELL_WEIGHTS)  # type: ignore[misc]
 """The weights of a cell by name, in the order in which the operators take them; their shapes are

@@ -218,6 +218,11 @@ class SearchConfig(Checked):
     check_every: int = _check_every_setting()
     on_divergence: str = _on_divergence_setting()
     graphs: bool = _graphs_setting()
+    autotune: bool = setting(
+        True,
+        "on a GPU, try which kernels are the fastest, before a search of 10,000 steps or more",
+        runtime_only=True,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

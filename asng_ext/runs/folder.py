@@ -31,6 +31,7 @@ class RunFolder:
                                 so on if more are kept
     architecture.json           the architecture found, by names
     init.json                   where the search starts, if the settings say
+    kernels.json                which kernels search the fastest on a GPU, of those tried
     latency.json                milliseconds of parts of networks, if their sum is limited
     network.pt                  the retrained network: weights, and all that it is built from
     results.json                test metrics of the retrained network, and its architecture

@@ -34,6 +34,7 @@ from asng_ext.nn import (
 from asng_ext.nn.cell_network import accuracy_of
 from asng_ext.nn.operations import make_operation, plain_norm
 from asng_ext.ops import _libraries
+from asng_ext.ops.cell import CANDIDATES
 from asng_ext.retrained import ImageClassifier
 from asng_ext.space import Samples, SearchSpace
 from asng_ext.tasks.images import ImageTask
@@ -174,6 +175,12 @@ class ClassificationTask(ImageTask[ClassificationConfig]):
         if self.config.implementation != "auto":
             return self.config.implementation == "fused"
         return _libraries.available_on(self.device)
+
+    @property
+    def kernel_candidates(self) -> Mapping[str, Mapping[str, str]]:  # type: ignore[override]
+        """Ways to compute cells on a GPU."""
+        compiled = self.capturable and _libraries.has_cuda_kernels(self.device)
+        return CANDIDATES if compiled else {}
 
     def supernet(self) -> CellSupernet:
         """The supernet, on the compiled operators where they can be used."""

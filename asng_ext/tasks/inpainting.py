@@ -120,10 +120,20 @@ class InpaintingTask(ImageTask[InpaintingConfig]):
     @property
     def kernels(self) -> str:  # type: ignore[override]
         """Whose convolutions run on a GPU."""
-        if self.device.type != "cuda" or not cae_ops.cuda_available():
-            return ""
-        half = self.config.precision == "bfloat16"
-        return cae_ops.convolutions(torch.bfloat16 if half else torch.float32)
+        return cae_ops.convolutions(self._map_dtype) if self._compiled_on_gpu else ""
+
+    @property
+    def kernel_candidates(self) -> Mapping[str, Mapping[str, str]]:  # type: ignore[override]
+        """Ways to compute convolutions on a GPU."""
+        return cae_ops.candidates(self._map_dtype, self.device) if self._compiled_on_gpu else {}
+
+    @property
+    def _compiled_on_gpu(self) -> bool:
+        return self.device.type == "cuda" and cae_ops.cuda_available()
+
+    @property
+    def _map_dtype(self) -> torch.dtype:
+        return torch.bfloat16 if self.config.precision == "bfloat16" else torch.float32
 
     def supernet(self) -> CaeSupernet:
         """The supernet; it computes channels last."""

@@ -95,6 +95,8 @@ class TaskDefaults:
             ``training_loss``.
         kernels: What computes the supernet, where there is a choice, in words that the search
             shows.
+        kernel_candidates: What may compute it, as environment variables by name, first what does
+            by default; empty where there is no choice. See :mod:`asng_ext.engine.autotune`.
         shown_metrics: The metrics that the loops show beside the loss, and how they are called
             there: {"psnr": "PSNR"}.
     """
@@ -104,6 +106,7 @@ class TaskDefaults:
     capture_blocker: str = "works on the host (it is not capturable)"
     retrain_capturable: bool = False
     kernels: str = ""
+    kernel_candidates: Mapping[str, Mapping[str, str]] = MappingProxyType({})
     shown_metrics: Mapping[str, str] = MappingProxyType({})
 
     def identity(self, loop: str) -> dict[str, Any]:
@@ -180,6 +183,9 @@ class SearchTask(_TaskOfALoop, Protocol):
 
     @property
     def kernels(self) -> str: ...
+
+    @property
+    def kernel_candidates(self) -> Mapping[str, Mapping[str, str]]: ...
 
     @property
     def space(self) -> SearchSpace:

@@ -411,6 +411,7 @@ def test_means_are_of_as_many_steps_as_are_replayed() -> None:
 def test_neutral_settings_are_not_lasting() -> None:
     config = SearchConfig()
     assert set(asdict(config)) - set(affecting_results(config)) == {
+        "autotune",
         "check_every",
         "checkpoint_minutes",
         "graphs",

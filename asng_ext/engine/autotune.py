@@ -1,0 +1,235 @@
+"""Which kernels search the fastest on this GPU, found by trying them before a long search.
+
+Some operators can be computed in several ways that give the same numbers but for rounding. Which is
+the fastest depends on the GPU and on the sizes. Each candidate runs the first iterations of the
+search, on the task's data, in a process of its own: one that crashes, hangs or computes something
+else costs a few seconds and not the search. What was found stays in a file, so that the same search
+takes the same kernels, and thus gives the same bits, when it is repeated.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO
+
+import torch
+
+from asng_ext import __version__
+from asng_ext._files import cache_folder, write_atomically
+from asng_ext._terminal import say
+from asng_ext.runs.checkpoints import fitting
+from asng_ext.runs.config import SearchConfig, affecting_results
+from asng_ext.runs.folder import RunFolder
+from asng_ext.tasks.protocol import SearchTask
+
+__all__ = ["Candidates", "Tuned", "chosen_environment", "tune", "tuned_variables"]
+
+Candidates = Mapping[str, Mapping[str, str]]
+"""Environment variables by the name of what they choose; first what is taken without a trial."""
+
+LEAST_STEPS = 10_000
+"""Steps of a search from which a trial, of a quarter of a minute, pays."""
+GAIN = 0.03
+"""The share of time that a candidate must save to be preferred to one before it."""
+TOLERANCE = 0.05
+"""The largest relative difference of the mean loss of a candidate from that of the first."""
+TIMEOUT = 300.0
+"""Seconds after which a trial is taken to hang."""
+
+_FILE = "kernels.json"
+COMMAND = (sys.executable, "-m", "asng_ext.engine.kernel_trial")
+
+
+class Tuned(NamedTuple):
+    """What was found: a candidate, and of those that worked the milliseconds of an iteration."""
+
+    name: str
+    variables: Mapping[str, str]
+    milliseconds: Mapping[str, float]
+    failed: Mapping[str, str]
+    """Why the others did not."""
+
+    def __str__(self) -> str:
+        times = ", ".join(f"{name} {time:.2f} ms" for name, time in self.milliseconds.items())
+        words = f"kernels: {self.name}, the fastest for this search ({times} an iteration)"
+        return "; ".join([words, *(f"{name} failed: {why}" for name, why in self.failed.items())])
+
+
+@contextlib.contextmanager
+def chosen_environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """In this context the process has these environment variables, too."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def tuned_variables(
+    task: SearchTask,
+    settings: Mapping[str, Any],
+    config: SearchConfig,
+    run: RunFolder,
+    device: torch.device,
+    stream: TextIO | None,
+) -> Mapping[str, str]:
+    """The environment variables of the fastest kernels for a search.
+
+    They are what the run's kernels.json says for this GPU. Without it they are tried, and it is
+    written, if the search has not begun and is long, and the user has chosen none by the
+    environment.
+
+    Args:
+        task: What is searched; it has the candidates.
+        settings: All settings of the experiment.
+        config: Those of the search.
+        run: Its folder.
+        device: The GPU.
+        stream: Where to say what was found; None for nowhere.
+
+    Raises:
+        ValueError: If kernels.json is damaged.
+    """
+    candidates, path = task.kernel_candidates, run.file(_FILE)
+    if not candidates or any(os.environ.keys() & chosen.keys() for chosen in candidates.values()):
+        return {}
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    if path.exists():
+        with fitting(path, "remove it for the kernels that are taken without a trial"):
+            content = run.read_json(_FILE)
+            if content["device"] == name:
+                return dict(content["variables"])
+    elif run.file("search.pt").exists() or config.epochs * task.search_steps < LEAST_STEPS:
+        return {}
+    key = [affecting_results(config), settings[settings["task"]], config.graphs, name]
+    kept = cache_folder() / _kept_name(*key, candidates, torch.__version__, __version__)
+    tuned = tune(candidates, settings, kept, stream)
+    say(stream, f"search: {tuned or 'none could be tried'}\n")
+    if tuned is None:
+        return {}
+    run.write_json(_FILE, {"device": name, **tuned._asdict()})
+    return tuned.variables
+
+
+def tune(
+    candidates: Candidates,
+    config: Mapping[str, Any],
+    kept: Path | None,
+    stream: TextIO | None = None,
+    *,
+    command: tuple[str, ...] = COMMAND,
+    timeout: float = TIMEOUT,
+) -> Tuned | None:
+    """The fastest of the candidates, from ``kept`` if it is there, else by a trial.
+
+    Args:
+        candidates: What there is to choose from.
+        config: All settings of the experiment.
+        kept: A file for what is found; None for none. One that cannot be read or written is as if
+            there were none.
+        stream: Where to say that they are tried; None for nowhere.
+        command: What tries them: a program such as :mod:`asng_ext.engine.kernel_trial`.
+        timeout: Seconds after which it is taken to hang.
+
+    Returns:
+        None if the first candidate could not be tried.
+    """
+    if kept is not None:
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            known = Tuned(**json.loads(kept.read_text()))
+            if candidates.get(known.name) == known.variables:
+                return known
+    say(stream, f"search: trying {len(candidates)} ways to compute it on this GPU\n")
+    ended = _trials(candidates, config, command, timeout)
+    first = next(iter(candidates))
+    if "error" in ended[first]:
+        return None
+    milliseconds: dict[str, float] = {}
+    failed: dict[str, str] = {}
+    fastest, expected = first, ended[first]["loss"]
+    for name, trial in ended.items():
+        if "error" in trial:
+            failed[name] = trial["error"]
+        elif not math.isclose(trial["loss"], expected, rel_tol=TOLERANCE):
+            failed[name] = f"its mean loss was {trial['loss']:.4g}, not {expected:.4g}"
+        else:
+            milliseconds[name] = 1e3 * trial["seconds"]
+            if milliseconds[name] < (1 - GAIN) * milliseconds[fastest]:
+                fastest = name
+    tuned = Tuned(fastest, dict(candidates[fastest]), milliseconds, failed)
+    if kept is not None:
+        content = json.dumps(tuned._asdict(), indent=2).encode()
+        with contextlib.suppress(OSError):
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(kept, lambda file: file.write(content))
+    return tuned
+
+
+def _kept_name(*what: Any) -> str:
+    """The name of a file for what was found for all this, of plain values."""
+    words = json.dumps(what, sort_keys=True, default=str)
+    return f"kernels-{hashlib.sha256(words.encode()).hexdigest()[:16]}.json"
+
+
+def _trials(
+    candidates: Candidates, config: Mapping[str, Any], command: tuple[str, ...], timeout: float
+) -> dict[str, dict[str, Any]]:
+    """What the command wrote of each candidate. It is started again for those that are left when
+    one has ended it."""
+    ended: dict[str, dict[str, Any]] = {}
+    # The process of a launcher like torchrun's would take the trial for one of its ranks.
+    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")}
+    while left := {name: v for name, v in candidates.items() if name not in ended}:
+        # The first is the measure of the others.
+        given = json.dumps([config, left, next(iter(ended.values()), {})])
+        begun, why = next(iter(left)), ""
+        with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
+            try:
+                done = subprocess.run(
+                    command,
+                    input=given.encode(),
+                    stdout=output,
+                    stderr=subprocess.PIPE,
+                    env=environment,
+                    timeout=timeout,
+                    check=False,
+                )
+                why = _why(done)
+            except subprocess.TimeoutExpired:
+                why = f"it took more than {timeout:g} seconds"
+            except OSError as error:
+                why = str(error)
+            output.seek(0)
+            for line in output:
+                with contextlib.suppress(ValueError):
+                    written = json.loads(line)
+                    begun = written["name"]
+                    if len(written) > 1:
+                        ended[begun] = written
+        if begun not in ended:
+            ended[begun] = {"error": why}
+        if "error" in next(iter(ended.values())):
+            return {**{name: {"error": "not tried"} for name in candidates}, **ended}
+    return ended
+
+
+def _why(done: subprocess.CompletedProcess[bytes]) -> str:
+    if done.returncode < 0:
+        return f"it ended by {signal.Signals(-done.returncode).name}"
+    lines = done.stderr.decode(errors="replace").strip().splitlines()
+    return lines[-1] if lines else f"it ended with exit code {done.returncode}"
