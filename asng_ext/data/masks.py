@@ -52,16 +52,14 @@ def draw_masks(
     if kind == "pixel":
         draws = torch.rand(shape, generator=generator, device=device)
         return (draws >= MISSING_SHARE).float()
-    y = torch.arange(height, device=device)[:, None]
-    x = torch.arange(width, device=device)
     if kind == "center":
-        top, left = height // 4, width // 4
-        inside = (y >= top) & (y < top + height // 2) & (x >= left) & (x < left + width // 2)
-        return (~inside).float().expand(shape).contiguous()
-    halves = torch.stack(
-        torch.broadcast_tensors(  # type: ignore[no-untyped-call]
-            x < width // 2, x >= width - width // 2, y < height // 2, y >= height - height // 2
-        )
-    )
+        masks, top, left = torch.ones(shape, device=device), height // 4, width // 4
+        masks[:, :, top : top + height // 2, left : left + width // 2].zero_()
+        return masks
+    halves = torch.ones(4, 1, height, width, device=device)
+    halves[0, :, :, : width // 2].zero_()
+    halves[1, :, :, width - width // 2 :].zero_()
+    halves[2, :, : height // 2].zero_()
+    halves[3, :, height - height // 2 :].zero_()
     chosen = torch.randint(4, (count,), generator=generator, device=device)
-    return (~halves).float().index_select(0, chosen)[:, None]
+    return halves.index_select(0, chosen)

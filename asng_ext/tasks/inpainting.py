@@ -154,7 +154,7 @@ class InpaintingTask(ImageTask[InpaintingConfig]):
             architectures = [self.cae_space.decode(values) for values in samples]
             outs = cast(CaeSupernet, supernet).restore(corrupted, architectures)
         losses = torch.stack([F.mse_loss(out.float(), target) for out in outs])
-        return losses, {"psnr": torch.stack([_psnr(out, target) for out in outs]).mean()}
+        return losses, {"psnr": _psnr(torch.cat(outs), target.repeat(len(outs), 1, 1, 1))}
 
     def test_supernet(self, supernet: nn.Module, values: Mapping[str, Any]) -> dict[str, float]:
         """Test metrics of one architecture with the supernet's weights."""
