@@ -12,7 +12,6 @@ from asng_ext.distributed import ALONE, Ranks
 from asng_ext.optimizers import Penalty
 from asng_ext.strategies.protocol import Parts, Strategy
 from asng_ext.tasks.protocol import Batch, Optimizer, TaskDefaults
-from asng_ext.training.batch_norm import frozen_batch_norm
 from asng_ext.training.spread import Spread
 
 __all__ = ["AskTell"]
@@ -72,7 +71,7 @@ class AskTell(Strategy):
 
     def _train_weights(self, batch: Batch) -> None:
         parts = self.parts
-        parts.supernet.train()
+        parts.modes.train()
         samples = self.optimizer.ask()
         parts.weight_optimizer.zero_grad(set_to_none=False)
         self._spread.begin()
@@ -86,7 +85,7 @@ class AskTell(Strategy):
     def _move_distribution(self, batch: Batch) -> None:
         parts = self.parts
         samples = self.optimizer.ask()
-        with torch.no_grad(), frozen_batch_norm(parts.supernet):
+        with torch.no_grad(), parts.modes.frozen_batch_norm():
             losses, metrics = parts.task.losses(parts.supernet, *self._spread.own(batch, samples))
             losses, metrics = self._spread.together(losses, metrics, trained=False)
         ranked, costs = self.penalty.ranked(samples, losses) if self.penalty else (losses, {})

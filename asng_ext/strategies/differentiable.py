@@ -19,7 +19,6 @@ from asng_ext.runs.config import Checked, setting
 from asng_ext.strategies.categorical import CategoricalStrategy
 from asng_ext.strategies.protocol import Parts
 from asng_ext.tasks.protocol import Batch, Metrics, RelaxedTask, SearchTask
-from asng_ext.training.batch_norm import frozen_batch_norm
 from asng_ext.training.divergence import DivergedError
 from asng_ext.training.weight_optimizers import restore_weight_optimizer
 
@@ -76,7 +75,7 @@ class _Logits(CategoricalStrategy):
         )
 
     def step(self, batches: tuple[Batch, Batch]) -> None:
-        self.parts.supernet.train()
+        self.parts.modes.train()
         self.train(*batches)
 
     def stepped(self) -> None:
@@ -140,7 +139,7 @@ class _Logits(CategoricalStrategy):
 
     def train_logits(self, batch: Batch, relaxation: Relaxation) -> None:
         """A step of the logits on the loss of a mixture that depends on them."""
-        with frozen_batch_norm(self.parts.supernet):
+        with self.parts.modes.frozen_batch_norm():
             loss, metrics = self.loss(batch, relaxation)
             gradients = torch.autograd.grad(loss, self.logits, allow_unused=True)
         self.move_logits(gradients)
@@ -183,7 +182,7 @@ class DartsSecondOrder(Darts):
     name = "darts2"
 
     def train(self, for_weights: Batch, for_logits: Batch) -> None:
-        with frozen_batch_norm(self.parts.supernet):
+        with self.parts.modes.frozen_batch_norm():
             loss, metrics, gradients = self.unrolled(for_weights, for_logits)
         self.move_logits(gradients)
         self.parts.means.add({"loss": loss, **metrics}, "theta_", watched="loss")

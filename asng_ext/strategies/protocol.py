@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import nn
 from asng_ext.space import SearchSpace
 from asng_ext.tasks.protocol import Batch, SearchTask
 from asng_ext.training.metrics import Means
+from asng_ext.training.modes import Modes
 
 __all__ = ["Parts", "Strategy"]
 
@@ -26,12 +27,17 @@ class Parts:
         supernet: The supernet that :meth:`Strategy.supernet` made.
         weight_optimizer: The optimizer of its weights, whose learning rate the loop sets.
         means: Where metrics of a step go: "train_" and "theta_" with their names.
+        modes: Of the supernet.
     """
 
     task: SearchTask
     supernet: nn.Module
     weight_optimizer: torch.optim.Optimizer
     means: Means
+    modes: Modes = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.modes = Modes(self.supernet)
 
 
 class Strategy(ABC):

@@ -14,7 +14,6 @@ from asng_ext.runs.config import Checked
 from asng_ext.space import Samples
 from asng_ext.strategies.protocol import Parts, Strategy
 from asng_ext.tasks.protocol import Batch, SearchTask
-from asng_ext.training.batch_norm import frozen_batch_norm
 
 __all__ = ["SeededStrategy"]
 
@@ -56,7 +55,7 @@ class SeededStrategy(Strategy):
     def train_weights(self, batch: Batch, samples: Samples) -> None:
         """A step of the weights on the mean loss of architectures."""
         parts = self.parts
-        parts.supernet.train()
+        parts.modes.train()
         parts.weight_optimizer.zero_grad(set_to_none=False)
         losses, metrics = self.task.losses(parts.supernet, batch, samples)
         losses.mean().backward()  # type: ignore[no-untyped-call]
@@ -66,6 +65,6 @@ class SeededStrategy(Strategy):
     def evaluate(self, batch: Batch, samples: Samples) -> tuple[Tensor, dict[str, Tensor]]:
         """(λ,) losses of architectures and the means of metrics, without a trace in the
         supernet."""
-        supernet = self.parts.supernet
-        with torch.no_grad(), frozen_batch_norm(supernet):
-            return self.task.losses(supernet, batch, samples)
+        parts = self.parts
+        with torch.no_grad(), parts.modes.frozen_batch_norm():
+            return self.task.losses(parts.supernet, batch, samples)

@@ -30,8 +30,8 @@ from asng_ext.nn import Choice, search_space, set_architecture
 from asng_ext.runs.config import SearchConfig, affecting_results
 from asng_ext.runs.folder import RunFolder
 from asng_ext.tasks.protocol import TaskDefaults
-from asng_ext.training.batch_norm import frozen_batch_norm
 from asng_ext.training.divergence import Halvings
+from asng_ext.training.modes import Modes
 from asng_ext.training.schedules import cosine
 from asng_ext.training.weight_optimizers import make_weight_optimizer
 
@@ -113,7 +113,7 @@ def test_evaluating_leaves_no_trace_in_batch_norm() -> None:
     supernet = task.supernet().train()
     samples = asng.ASNG(task.space, population_size=2, seed=0).ask()
     before = {name: value.clone() for name, value in supernet.state_dict().items()}
-    with torch.no_grad(), frozen_batch_norm(supernet):
+    with torch.no_grad(), Modes(supernet).frozen_batch_norm():
         task.losses(supernet, next(iter(task.theta_batches(0))), samples)
     assert small.equal(before, dict(supernet.state_dict()))
     norms = [module for module in supernet.modules() if isinstance(module, nn.BatchNorm1d)]
@@ -125,8 +125,26 @@ def test_evaluating_leaves_no_trace_in_batch_norm() -> None:
 def test_the_batch_normalizes_while_statistics_are_frozen() -> None:
     norm = nn.BatchNorm1d(4).train()
     x = torch.randn(50, 4) * 7 + 3
-    with frozen_batch_norm(norm):
+    with Modes(norm).frozen_batch_norm():
         torch.testing.assert_close(norm(x).mean(dim=0), torch.zeros(4), atol=1e-5, rtol=0)
+
+
+def test_a_step_trains_whatever_was_left_in_another_mode() -> None:
+    class KeepsItsFirst(nn.Sequential):
+        def train(self, mode: bool = True) -> KeepsItsFirst:
+            super().train(mode)
+            self[0].eval()
+            return self
+
+    for kind, expected in ((nn.Sequential, [True, True]), (KeepsItsFirst, [False, True])):
+        model = kind(nn.BatchNorm1d(2), nn.Sequential(nn.Dropout()))
+        modes = Modes(model)
+        model[1][0].eval()
+        modes.train()
+        assert [model[0].training, model[1][0].training] == expected
+        model.eval()
+        modes.train()
+        assert [model[0].training, model[1][0].training] == expected
 
 
 def test_unused_weights_go_on_with_momentum_and_decay() -> None:
@@ -528,9 +546,10 @@ def test_members_that_are_missing_are_named() -> None:
         search(Old(), optimizer, SearchConfig(epochs=1), seed=0, stream=None)  # type: ignore[arg-type]
     assert str(caught.value) == (
         "task must have all members of asng_ext.tasks.protocol.SearchTask, and Old lacks "
-        "capturable, capture_blocker, identity, kernels, own_generators, part_of_batch, "
-        "shown_metrics, test_supernet; inherit TaskDefaults for capturable, capture_blocker, "
-        "identity, kernels, own_generators, part_of_batch, shown_metrics, test_supernet"
+        "capturable, capture_blocker, identity, kernel_candidates, kernels, own_generators, "
+        "part_of_batch, shown_metrics, test_supernet; inherit TaskDefaults for capturable, "
+        "capture_blocker, identity, kernel_candidates, kernels, own_generators, part_of_batch, "
+        "shown_metrics, test_supernet"
     )
     with pytest.raises(TypeError, match=r"^optimizer must have all members of .* object lacks ask"):
         search(OwnTask(), object(), SearchConfig(epochs=1), seed=0, stream=None)  # type: ignore[arg-type]
