@@ -209,6 +209,17 @@ def test_a_trial_of_the_first_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.toml"]
 
 
+@pytest.mark.cuda
+@pytest.mark.parametrize("task", ["classification", "inpainting"])
+def test_all_candidates_work_on_a_gpu(tmp_path: Path, task: str) -> None:
+    config = {**getattr(small_runs, task)(tmp_path / "run").config, "device": "cuda"}
+    candidates = Experiment(RunFolder(tmp_path / "run"), config, None).task.kernel_candidates
+    found = tune(candidates, config, None)
+    assert found is not None
+    assert found.failed == {}
+    assert found.milliseconds.keys() == candidates.keys()
+
+
 def test_what_a_trial_writes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """As many steps are timed as there are, also over the end of the data, and all candidates
     compute the same but for what their variables change."""
