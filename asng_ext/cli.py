@@ -442,6 +442,12 @@ def _fill_retrain(retrain: _Parser) -> None:
     retrain.add_argument("--seed", type=int, default=argparse.SUPPRESS, help="of the new run (0)")
     _add_run(retrain)
     _add_resume_from(retrain)
+    retrain.add_argument(
+        "--restart",
+        action="store_true",
+        help="begin anew, such as with other settings, or with the architecture of a search that "
+        "went on; what there is of a retraining before stays until the new one takes its place",
+    )
     _add_device_of_run(retrain)
     _add_section(retrain, "retrain", RetrainConfig, hidden_prefix="retrain-")
     for kind in map(tasks.get, tasks.names()):
@@ -829,14 +835,19 @@ def _begin_with_architecture(args: argparse.Namespace) -> Experiment:
 
 
 def _retrain(args: argparse.Namespace) -> None:
+    if args.restart and (args.architecture or args.resume_from):
+        option = "--architecture" if args.architecture else "--resume-from"
+        raise ValueError(f"--restart is for a run that was retrained before, and not for {option}")
     if args.architecture is not None:
         experiment = _begin_with_architecture(args)
     elif args.config or hasattr(args, "seed"):
         raise ValueError("--config and --seed are for a new run, and need --architecture")
     else:
         experiment = _open(args)
-        args.resume = _without("--resume-from", args.arguments)
-    _report(experiment, experiment.retrain(*filter(None, [args.resume_from])))
+        # An interrupted one continues from the checkpoint that it writes.
+        arguments = _without("--resume-from", args.arguments)
+        args.resume = [each for each in arguments if each != "--restart"]
+    _report(experiment, experiment.retrain(args.resume_from, restart=args.restart))
 
 
 def _evaluate(args: argparse.Namespace) -> None:

@@ -17,7 +17,7 @@ from asng_ext.data import normalize
 from asng_ext.nn import CaeLayer, CaeNetwork, CellNetwork, CellSpace
 from asng_ext.runs.checkpoints import fitting
 from asng_ext.runs.folder import RunFolder
-from asng_ext.runs.report import warn_of_earlier_network
+from asng_ext.runs.report import retrain_command, warn_of_earlier_network
 
 __all__ = [
     "ImageClassifier",
@@ -220,7 +220,7 @@ def load_network(run_or_file: Path | str) -> ImageClassifier | ImageRestorer:
     run = None
     if path.is_dir():
         run = RunFolder.open(path)
-        path, again = run.file("network.pt"), f"`{run.retrain_command}`"
+        path, again = run.file("network.pt"), f"`{retrain_command(run)}`"
         if not path.exists():
             raise FileNotFoundError(
                 f"{path} is missing: the run has not been retrained; {again} does that"
@@ -314,7 +314,7 @@ def read_architecture(run_or_file: Path | str) -> tuple[Path, dict[str, Any]]:
         if not path.exists():
             raise FileNotFoundError(
                 f"{path} is missing: the search has not finished; continue it with "
-                f"`{run.resume_command}`"
+                f"`{run.command('resume')}`"
             )
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing; give a run folder or an architecture.json")

@@ -99,18 +99,13 @@ def test_what_is_said_of_the_network_is_true_of_network_pt(
     folder = tmp_path / "run"
     shutil.copytree(searched, folder)
 
-    def begin_anew() -> None:
-        for name in ("retrain.pt", "retrain.prev.pt"):
-            (folder / name).unlink(missing_ok=True)
-
-    begin_anew()
     options = [
         "--epochs=1",
         "--final-channels=5",
         "--final-cells=4",
         "--retrain-precision=bfloat16",
     ]
-    assert asng("retrain", folder, *options) == 0
+    assert asng("retrain", folder, "--restart", *options) == 0
     found = json.loads((folder / "architecture.json").read_text())
     state = RunFolder(folder).load("network.pt")
     assert state is not None
@@ -125,7 +120,7 @@ def test_what_is_said_of_the_network_is_true_of_network_pt(
     assert network["parameters"] + network["parameters_auxiliary"] == weights
     results = json.loads((folder / "results.json").read_text())
 
-    begin_anew()
+    (folder / "retrain.pt").unlink()
     capsys.readouterr()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(

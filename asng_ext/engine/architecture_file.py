@@ -65,7 +65,7 @@ class ArchitectureFile:
             FileNotFoundError: If the search has not finished.
             ValueError: If it is not one of this task.
         """
-        path, resume = self.run.file(_FILE), f"`{self.run.resume_command}`"
+        path, resume = self.run.file(_FILE), f"`{self.run.command('resume')}`"
         if not path.exists():
             raise FileNotFoundError(
                 f"{path} is missing: the search has not finished; continue it with {resume}"

@@ -26,9 +26,10 @@ from asng_ext.runs.checkpoints import CheckpointMismatchError, fitting
 from asng_ext.runs.config import RetrainConfig, SearchConfig
 from asng_ext.runs.folder import RunFolder
 from asng_ext.runs.metrics import MetricsTable
-from asng_ext.runs.report import warn_of_earlier_network
+from asng_ext.runs.report import retrain_command, warn_of_earlier_network
 from asng_ext.strategies.protocol import Strategy
 from asng_ext.tasks.protocol import Optimizer, Task, check_members
+from asng_ext.training.divergence import version_of
 from asng_ext.training.precision import autocast
 
 __all__ = ["Experiment"]
@@ -305,7 +306,7 @@ class Experiment:
         if self.architecture_file.is_given():
             raise ValueError(
                 f"{self.run.path} was begun with an architecture and searches none; continue it "
-                f"with `{self.run.retrain_command}`"
+                f"with `{self.run.command('retrain')}`"
             )
         return self.run.read_json(_START) if self.run.file(_START).exists() else self._read_start()
 
@@ -352,23 +353,29 @@ class Experiment:
         return self.architecture_file.read()[1]
 
     @contextlib.contextmanager
-    def _settings_kept(self) -> Iterator[None]:
-        """What is done in this context is done with the settings that config.toml says."""
+    def _settings_kept(self, replacing: str = "") -> Iterator[None]:
+        """What is done in this context is done with the settings that config.toml says. They are
+        those of before again if nothing comes of it, not even a checkpoint that would replace that
+        of the name ``replacing``."""
         if not self.ranks.first:
             yield
             return
         before = self.run.read_config() if self.run.file("config.toml").exists() else None
+        version = version_of(self.run, replacing) if replacing else 0
         # Written first, so that what is interrupted continues with the settings it began with.
         if before is not None and checked(before)[0] != self.config:
             self.run.write_config(self.config)
         try:
             yield
-        except CheckpointMismatchError:  # nothing has been trained
-            if before is not None:
+        except BaseException as error:
+            kept = version != 0 and version == version_of(self.run, replacing)
+            if before is not None and (kept or isinstance(error, CheckpointMismatchError)):
                 self.run.write_config(before)
             raise
 
-    def retrain(self, resume_from: Path | str | None = None) -> dict[str, float]:
+    def retrain(
+        self, resume_from: Path | str | None = None, *, restart: bool = False
+    ) -> dict[str, float]:
         """Retrains the architecture, or continues to; returns its test metrics.
 
         Writes config.toml with the settings used, retrain.csv, retrain.pt, network.pt,
@@ -376,11 +383,12 @@ class Experiment:
 
         Args:
             resume_from: A checkpoint of this training to continue from, instead of the newest one.
+            restart: Begin anew, see :func:`asng_ext.engine.retrain.retrain`.
         """
         self._check_ranks("retrain")
         with self.ranks.held_by_first(self.run.lock):
             values = self.ranks.from_first(self.architecture)
-            with self._settings_kept():
+            with self._settings_kept("retrain.pt" if restart else ""):
                 network, tested = retrain(
                     self.task,
                     values,
@@ -389,6 +397,7 @@ class Experiment:
                     run=self.run,
                     stream=self.stream,
                     resume_from=Path(resume_from) if resume_from is not None else None,
+                    restart=restart,
                     ranks=self.ranks,
                 )
             if not self.ranks.first:
@@ -415,7 +424,7 @@ class Experiment:
         Warns:
             UserWarning: If the search has found another architecture since.
         """
-        path, again = self.run.file("network.pt"), f"`{self.run.retrain_command}`"
+        path, again = self.run.file("network.pt"), f"`{retrain_command(self.run)}`"
         try:
             state = self.run.load("network.pt")
         except ValueError as error:

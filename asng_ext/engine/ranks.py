@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -14,6 +13,7 @@ from asng_ext._random import Draws, GlobalGenerators, OwnGenerators
 from asng_ext._signals import Stop, asked_to_stop
 from asng_ext._threads import cpu_threads
 from asng_ext.distributed import Ranks
+from asng_ext.runs.checkpoints import Origin
 from asng_ext.runs.config import RetrainConfig, SearchConfig
 from asng_ext.runs.folder import RunFolder
 from asng_ext.training.divergence import Halvings, version_of, with_retries
@@ -24,12 +24,12 @@ Result = TypeVar("Result")
 
 
 def run_loop(
-    loop: Callable[[RunFolder | None, Stop, Halvings, Path | None], Result],
+    loop: Callable[[RunFolder | None, Stop, Halvings, Origin], Result],
     name: str,
     config: SearchConfig | RetrainConfig,
     run: RunFolder | None,
     ranks: Ranks,
-    resume_from: Path | None,
+    resume_from: Origin,
     begin_anew: Callable[[str], object],
 ) -> Result:
     """What a loop returns, which is run again if it diverges and the settings say so.
@@ -44,7 +44,7 @@ def run_loop(
         config: Its settings.
         run: The folder; None for none. Other ranks than the first need not have it.
         ranks: Who runs the loop.
-        resume_from: The checkpoint to continue from, instead of the newest.
+        resume_from: What to continue from.
         begin_anew: See there.
     """
     saves = ranks.from_first(lambda: run is not None)

@@ -16,7 +16,7 @@ from asng_ext._signals import Stop
 from asng_ext._terminal import STDERR, Progress, say
 from asng_ext.distributed import ALONE, Ranks
 from asng_ext.engine.ranks import draws_of_rank, run_loop
-from asng_ext.runs.checkpoints import Epochs, Part
+from asng_ext.runs.checkpoints import ANEW, Epochs, Origin, Part
 from asng_ext.runs.config import RetrainConfig, affecting_results
 from asng_ext.runs.folder import RunFolder
 from asng_ext.tasks.protocol import RetrainTask, check_members, shown_metrics
@@ -45,6 +45,7 @@ def retrain(
     stream: TextIO | None = STDERR,
     graphs: GraphBackend | None = None,
     resume_from: Path | None = None,
+    restart: bool = False,
     ranks: Ranks = ALONE,
 ) -> tuple[nn.Module, dict[str, float]]:
     """Trains the network of an architecture and tests it.
@@ -65,6 +66,9 @@ def retrain(
         stream: Where progress is shown; None for nowhere.
         graphs: What captures steps; by default CUDA graphs, on a GPU.
         resume_from: A checkpoint of this training to continue from, instead of the newest one.
+        restart: Begin anew. What ``run`` holds of a training before stays until there is something
+            in its place: checkpoints and metrics until the first checkpoint, the network and its
+            test metrics until the end.
         ranks: The processes that train together, all of which call this with the same arguments.
             They divide the batches. Rank 0 alone reads and writes ``run`` and shows progress.
 
@@ -76,6 +80,7 @@ def retrain(
             checkpoint before stays. With ``config.on_divergence`` "retry" and a ``run`` training
             first continues from there at half the learning rate, at most three times.
         TypeError: If the task lacks a member of its protocol.
+        ValueError: If there is a checkpoint to continue from, and it is to begin anew.
         CheckpointMismatchError: If the checkpoint in ``run`` is of other settings or another
             architecture, or damaged, and the one before, too.
         BlockingIOError: If another process uses ``run``.
@@ -87,9 +92,12 @@ def retrain(
         UserWarning: As :class:`asng_ext.runs.checkpoints.Epochs` does.
     """
     check_members("task", task, RetrainTask)
+    if restart and resume_from is not None:
+        raise ValueError(f"resume_from must not be given to begin anew, got {resume_from}")
     stream = stream if ranks.first else None
     loop = partial(_retrain, task, values, config, seed, stream, graphs, ranks)
-    return run_loop(loop, "retrain", config, run, ranks, resume_from, partial(say, stream))
+    origin = ANEW if restart else resume_from
+    return run_loop(loop, "retrain", config, run, ranks, origin, partial(say, stream))
 
 
 def _retrain(
@@ -103,7 +111,7 @@ def _retrain(
     run: RunFolder | None,
     stop: Stop,
     halvings: Halvings,
-    resume_from: Path | None,
+    resume_from: Origin,
 ) -> tuple[nn.Module, dict[str, float]]:
     with DrawsFrom(seed, "network"):
         network = task.network(values)
@@ -202,6 +210,8 @@ def _retrain(
         with autocast(config.precision, device):
             tested = task.test(network)
     if run:
+        with autocast(config.precision, device):
+            details = {**task.details(network), "architecture": dict(values)}
         run.save(
             "network.pt",
             {
@@ -212,9 +222,7 @@ def _retrain(
                 "version": __version__,
             },
         )
-        with autocast(config.precision, device):
-            details = {**task.details(network), "architecture": dict(values)}
-            run.write_json("results.json", {**tested, **details})
+        run.write_json("results.json", {**tested, **details})
     return network, tested
 
 

@@ -19,7 +19,7 @@ from asng_ext._terminal import STDERR, Progress, say
 from asng_ext.distributed import ALONE, Ranks
 from asng_ext.engine.ranks import draws_of_rank, run_loop
 from asng_ext.optimizers import Penalty
-from asng_ext.runs.checkpoints import Epochs, Part
+from asng_ext.runs.checkpoints import Epochs, Origin, Part
 from asng_ext.runs.config import SearchConfig, affecting_results
 from asng_ext.runs.folder import RunFolder
 from asng_ext.strategies.ask_tell import AskTell
@@ -175,7 +175,7 @@ def _search(
     run: RunFolder | None,
     stop: Stop,
     halvings: Halvings,
-    resume_from: Path | None,
+    resume_from: Origin,
 ) -> SearchResult:
     with DrawsFrom(seed, "supernet"):
         supernet = strategy.supernet(task)

@@ -7,9 +7,10 @@ import json
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import torch
 
@@ -21,8 +22,19 @@ from asng_ext.ops import _libraries
 from asng_ext.runs.folder import RunFolder
 from asng_ext.runs.metrics import Distributions, Events, MetricsTable
 
-__all__ = ["CheckpointMismatchError", "Epochs", "Part", "fitting"]
+__all__ = ["ANEW", "Anew", "CheckpointMismatchError", "Epochs", "Origin", "Part", "fitting"]
 
+
+class Anew(Enum):
+    """Says that a loop continues from no checkpoint; its one value is :data:`ANEW`."""
+
+    ANEW = "anew"
+
+
+ANEW: Final = Anew.ANEW
+
+Origin: TypeAlias = "Path | Anew | None"
+"""What a loop continues from: that checkpoint, none, or the newest one in its folder."""
 
 _STEPS_UNCHECKED = 100
 """After so many steps of an epoch ranks compare all parts."""
@@ -72,7 +84,9 @@ class Epochs:
         check_every: Steps after which it is looked whether the loop has diverged, as after the last
             one of an epoch and before each checkpoint.
         stop: Says when to write the last one.
-        resume_from: The checkpoint to continue from instead of the newest one in the folder.
+        resume_from: The checkpoint to continue from instead of the newest one in the folder. With
+            :data:`ANEW`, and where there is none, the first checkpoint that is written takes the
+            place of all that are there and of the table.
         ranks: Who runs the loop. Rank 0 alone has a ``run``, and reads the checkpoint for all.
         replicated: Gives what must be the same on all ranks after each step; the parts must be
             after some.
@@ -108,7 +122,7 @@ class Epochs:
         keep: int = 2,
         check_every: int = 100,
         stop: Stop | None = None,
-        resume_from: Path | None = None,
+        resume_from: Origin = None,
         ranks: Ranks = ALONE,
         replicated: Callable[[], Any] | None = None,
     ) -> None:
@@ -137,6 +151,7 @@ class Epochs:
         self._replicated = replicated
         self._saves = ranks.from_first(lambda: run is not None)
         ranks.check_same({**self.identity, **self._same})
+        self._begins = False
         self._events: Events | None = None
         try:
             rows = self._resume(total, assumed or {}, resume_from)
@@ -154,40 +169,46 @@ class Epochs:
         if self._run is None:
             return []
         self._table = MetricsTable(self._run.file(f"{self._loop}.csv"), self.done, rows)
-        if self.done < total:
-            self._events = Events(self._run.file("events") / self._loop, after=self.done)
         return self._table.rows
 
-    def _read(self, chosen: Path | None) -> tuple[Path, dict[str, Any]] | None:
+    def _read(self, chosen: Origin) -> tuple[Path, dict[str, Any]] | None:
         """The checkpoint to continue from, if there is one."""
-        if chosen is None:
-            return self._run.load_checkpoint(f"{self._loop}.pt") if self._run else None
-        if self._run is None:
+        if self._run is None or chosen is ANEW:
             return None
+        if chosen is None:
+            return self._run.load_checkpoint(f"{self._loop}.pt", self._remedy(self._run.path))
         content = RunFolder(chosen.parent).load(chosen.name)
         if content is None:
             raise ValueError(f"resume_from must be a checkpoint, and there is no {chosen}")
         return chosen, content
 
+    def _remedy(self, folder: Path) -> str:
+        """How to begin anew, in words."""
+        if self._loop == "retrain":
+            return f"begin anew with `{RunFolder(folder).command('retrain', '--restart')}`"
+        return f"remove {folder / f'{self._loop}.pt'} to begin anew"
+
     def _resume(
-        self, total: int, assumed: Mapping[str, Any], chosen: Path | None
+        self, total: int, assumed: Mapping[str, Any], chosen: Origin
     ) -> list[dict[str, float]] | None:
         """Loads the checkpoint, if there is one; returns its metrics, None for those in the
         table."""
         checkpoint = self._ranks.from_first(partial(self._read, chosen))
         if checkpoint is None:
+            self._begins = True
             return None
         path, state = checkpoint
-        with fitting(path):
+        remedy = self._remedy(path.parent)
+        with fitting(path, remedy):
             changed = _differences(path, state, self.identity, assumed)
             others = [name for name, value in self._same.items() if state[name] != value]
         if changed or others:
             what = f"other settings: {changed}" if changed else f"another {others[0]}"
             raise ValueError(
                 f"the {self._loop} in {path.parent} was begun with {what}; continue it with the "
-                f"same, or remove {path} to begin anew"
+                f"same, or {remedy}"
             )
-        with fitting(path):
+        with fitting(path, remedy):
             self._path, self._within = path, state.get("within", {})
             self.done, rows = _epochs_of(state, total)
             self.steps_done = self._within.get("steps_done", 0)
@@ -220,7 +241,7 @@ class Epochs:
         if not within:
             return
         try:
-            with fitting(self._path):
+            with fitting(self._path, self._remedy(self._path.parent)):
                 check_integer("steps_done", self.steps_done, 1, 2**63)
                 for name, part in parts.items():
                     given = within if part.assumed is None else {name: part.assumed, **within}
@@ -298,8 +319,10 @@ class Epochs:
         self._check_ranks()  # reading states makes deferred steps, so on all ranks
         if self._run is not None:
             # If it ends before the checkpoint is there, they are written again, and count once.
-            if self._events:
-                self._events.add(row, distributions)
+            if self._events is None:  # not before: they may take the place of earlier ones
+                events = self._run.file("events") / self._loop
+                self._events = Events(events, after=self.done - 1)
+            self._events.add(row, distributions)
             self._save({"epochs_done": self.done})
             self._table.write()
         self._stop.raise_if_asked()
@@ -314,7 +337,13 @@ class Epochs:
             **{name: part.state_dict() for name, part in self._parts.items()},
             **more,
         }
-        self._run.save(f"{self._loop}.pt", state, keep=self._keep)
+        name = f"{self._loop}.pt"
+        self._run.save(name, state, keep=1 if self._begins else self._keep)
+        if self._begins:
+            self._run.remove_previous(name)
+            if not self.rows:
+                self._table.write()
+            self._begins = False
         self._written = time.monotonic()
 
     def _computed_by(self) -> dict[str, Any]:
@@ -368,7 +397,7 @@ def _epochs_of(state: Mapping[str, Any], epochs: int) -> tuple[int, list[dict[st
 
 
 @contextlib.contextmanager
-def fitting(path: Path, remedy: str = "move it away to begin anew") -> Iterator[None]:
+def fitting(path: Path, remedy: str) -> Iterator[None]:
     """Whatever goes wrong when a file is taken apart becomes a ValueError that names it."""
     try:
         yield

@@ -80,15 +80,9 @@ class RunFolder:
                 run.write_config(config)
         return run
 
-    @property
-    def resume_command(self) -> str:
-        """What continues the run, for a shell."""
-        return shlex.join(["asng", "resume", str(self.path)])
-
-    @property
-    def retrain_command(self) -> str:
-        """What retrains the architecture of the run, for a shell."""
-        return shlex.join(["asng", "retrain", str(self.path)])
+    def command(self, name: str, *options: str) -> str:
+        """A command of ``asng`` on the run, such as "resume" or "retrain", for a shell."""
+        return shlex.join(["asng", name, str(self.path), *options])
 
     @staticmethod
     def check_unused(path: Path | str) -> None:
@@ -102,7 +96,7 @@ class RunFolder:
         if any(name != LOCK_FILE and not LEFTOVER.fullmatch(name) for name in names):
             words, run = "", RunFolder(path)
             if run.file("config.toml").exists():
-                words = f", or continue the run that is in it with `{run.resume_command}`"
+                words = f", or continue the run that is in it with `{run.command('resume')}`"
             raise FileExistsError(
                 f"run folder {path} exists and is not empty; choose another{words}"
             )
@@ -218,8 +212,12 @@ class RunFolder:
             raise ValueError(f"{path} is not a complete checkpoint: {words}") from error
         return content
 
-    def load_checkpoint(self, name: str) -> tuple[Path, dict[str, Any]] | None:
+    def load_checkpoint(self, name: str, remedy: str) -> tuple[Path, dict[str, Any]] | None:
         """Reads a checkpoint, or, with a warning, the newest one before that is not damaged.
+
+        Args:
+            name: The file's.
+            remedy: What to do if all are damaged, in words.
 
         Returns:
             The file and what it holds; None if there is none.
@@ -242,10 +240,14 @@ class RunFolder:
                     os.replace(previous, path)
                     return path, before
             raise ValueError(
-                f"{error}; there is no checkpoint before it that could be used: remove {path} to "
-                "begin anew"
+                f"{error}; there is no checkpoint before it that could be used: {remedy}"
             ) from None
         return None if content is None else (path, content)
+
+    def remove_previous(self, name: str) -> None:
+        """Removes the checkpoints before one."""
+        for path in self._all_previous(name):
+            path.unlink(missing_ok=True)
 
     def _all_previous(self, name: str) -> list[Path]:
         """The checkpoints before one, newest first."""

@@ -42,8 +42,7 @@ class MetricsTable:
         self.rows: list[dict[str, float]] = []
         if rows is not None:
             self.rows = [dict(row) for row in rows]
-            if self.rows:
-                self.write()
+            self.write()
         elif keep and path.exists():
             self.rows = self._read()[:keep]
 
@@ -58,8 +57,11 @@ class MetricsTable:
             raise ValueError(f"{self.path} is not a table of metrics: {error}") from None
 
     def write(self) -> None:
-        """Writes all rows; columns that a row lacks stay empty."""
-        write_csv(self.path, self.rows)
+        """Writes all rows; columns that a row lacks stay empty. Without rows there is no file."""
+        if self.rows:
+            write_csv(self.path, self.rows)
+        elif self.path.exists():
+            self.path.unlink()
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import textwrap
 import warnings
@@ -58,12 +59,11 @@ def report(run: RunFolder) -> str:
         lines.append(_line("in use", f"by {user}"))
         lines.append(_command("next", f"asng show {folder}, once that has ended"))
     elif found is None:
-        lines.append(_command("next", run.resume_command))
-    elif not network or not retrained:
-        lines.append(_command("next", run.retrain_command))
-    elif since:
-        lines.append(_command("next", _retrain_command(run, since)))
-        lines.append(_command("or", f"asng export {folder}, for the network of before"))
+        lines.append(_command("next", run.command("resume")))
+    elif not network or not retrained or since:
+        lines.append(_command("next", retrain_command(run)))
+        if network and retrained:
+            lines.append(_command("or", f"asng export {folder}, for the network of before"))
     else:
         lines.append(_command("next", f"asng export {folder}"))
         lines.append(_command("or", f"asng predict {folder} IMAGE..."))
@@ -86,22 +86,14 @@ def _found_since(run: RunFolder, architecture: Any) -> str:
 
 
 def retrain_command(run: RunFolder) -> str:
-    """What retrains the architecture that was found last, for a shell: after a retraining of one
-    that was found before, it begins anew.
-
-    Raises:
-        ValueError: If a file of the run is damaged.
-    """
-    results = run.read_json("results.json") if run.file("results.json").exists() else {}
-    return _retrain_command(run, _found_since(run, results.get("architecture")))
-
-
-def _retrain_command(run: RunFolder, since: str) -> str:
-    """The same, where it is known what :func:`_found_since` says."""
-    checkpoint = run.file("retrain.pt")
-    if not (since and checkpoint.exists()):
-        return run.retrain_command
-    return f"{shlex.join(['rm', str(checkpoint)])} && {run.retrain_command}"
+    """What retrains the architecture that was found last, or continues to, for a shell: it begins
+    anew if a retraining of one that was found before is done, as far as files can be read."""
+    restart = False
+    with contextlib.suppress(ValueError, OSError):
+        if run.file("retrain.pt").exists() and run.file("results.json").exists():
+            since = _found_since(run, run.read_json("results.json").get("architecture"))
+            restart = bool(since) and _progress(run, run.read_config(), "retrain")[0]
+    return run.command("retrain", *(["--restart"] if restart else []))
 
 
 def warn_of_earlier_network(run: RunFolder, architecture: Any) -> None:
@@ -119,7 +111,7 @@ def warn_of_earlier_network(run: RunFolder, architecture: Any) -> None:
     if since:
         warnings.warn(
             f"the network in {run.path} is of an architecture found before: {since}; to retrain "
-            f"that one: `{_retrain_command(run, since)}`",
+            f"that one: `{retrain_command(run)}`",
             stacklevel=3,
         )
 

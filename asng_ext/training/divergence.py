@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
 from asng_ext._checks import check_integer
+from asng_ext.runs.checkpoints import Origin
 from asng_ext.runs.folder import RunFolder
 
 __all__ = ["DivergedError", "Halvings", "raise_if_diverged", "version_of", "with_retries"]
@@ -96,9 +96,9 @@ class Halvings:
 
 
 def with_retries(
-    loop: Callable[[Halvings, Path | None], Result],
+    loop: Callable[[Halvings, Origin], Result],
     version: Callable[[], int],
-    resume_from: Path | None,
+    resume_from: Origin,
     begin_anew: Callable[[str], object],
 ) -> Result:
     """Runs a loop that continues from its last checkpoint; if it diverges, again, at half the
@@ -107,7 +107,7 @@ def with_retries(
     Args:
         loop: Trains, from that checkpoint or the newest, with learning rates times those halvings.
         version: Says which checkpoint is the newest.
-        resume_from: The one to begin with, instead of the newest, until the loop has written one.
+        resume_from: What to begin with, instead of the newest, until the loop has written one.
         begin_anew: Is called before the loop runs again, with what has happened.
     """
     halvings, before = Halvings(), version()

@@ -136,12 +136,12 @@ def test_metrics_are_those_that_are_known_or_those_in_the_file(tmp_path: Path) -
     assert path.read_text().splitlines()[0] == "epoch,loss,test"
 
 
-def test_command_that_resumes_is_for_a_shell(tmp_path: Path) -> None:
+def test_commands_are_for_a_shell(tmp_path: Path) -> None:
     path = tmp_path / "a run"
     run = RunFolder.create(path, {})
     command = f"asng resume '{path}'"
-    assert run.resume_command == command
-    assert run.retrain_command == f"asng retrain '{path}'"
+    assert run.command("resume") == command
+    assert run.command("retrain", "--restart") == f"asng retrain '{path}' --restart"
     with pytest.raises(FileExistsError, match=re.escape(f"with `{command}`")):
         RunFolder.check_unused(path)
 
@@ -274,18 +274,18 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path: Path) -> Non
     for number in (1, 2):
         run.save("search.pt", {"n": number}, keep=2)
     path = run.file("search.pt")
-    assert run.load_checkpoint("search.pt") == (path, {"n": 2})
+    assert run.load_checkpoint("search.pt", "begin anew") == (path, {"n": 2})
     path.write_bytes(path.read_bytes()[:-5])
     with pytest.warns(UserWarning, match=r"search\.pt is not .*; continuing from search\.prev\.pt"):
-        assert run.load_checkpoint("search.pt") == (path, {"n": 1})
-    assert run.load_checkpoint("search.pt") == (path, {"n": 1})
+        assert run.load_checkpoint("search.pt", "begin anew") == (path, {"n": 1})
+    assert run.load_checkpoint("search.pt", "begin anew") == (path, {"n": 1})
     path.write_bytes(b"")
-    with pytest.raises(ValueError, match=r"no checkpoint before .* remove .*search\.pt"):
-        run.load_checkpoint("search.pt")
+    with pytest.raises(ValueError, match=r"no checkpoint before .* could be used: begin anew$"):
+        run.load_checkpoint("search.pt", "begin anew")
     path.unlink()
     path.mkdir()
     with pytest.raises(IsADirectoryError, match="move the folder away"):
-        run.load_checkpoint("search.pt")
+        run.load_checkpoint("search.pt", "begin anew")
 
 
 def test_as_many_checkpoints_are_kept_as_are_wanted(tmp_path: Path) -> None:
@@ -298,7 +298,7 @@ def test_as_many_checkpoints_are_kept_as_are_wanted(tmp_path: Path) -> None:
     for name in names[:2]:
         run.file(name).write_bytes(b"damaged")
     with pytest.warns(UserWarning, match=r"search\.pt is not .* from search\.prev2\.pt") as warned:
-        assert run.load_checkpoint("search.pt") == (run.file("search.pt"), {"n": 4})
+        assert run.load_checkpoint("search.pt", "begin anew") == (run.file("search.pt"), {"n": 4})
     assert len(warned) == 1
 
 

@@ -135,8 +135,8 @@ def test_a_search_that_went_on_after_the_retraining(
     words = f"of an architecture found before: 2 of {len(values)} choices are others in"
     shown = lines_of(path)
     assert shown["network"].endswith(f" ({words} architecture.json)")
-    checkpoint, folder = path / "retrain.pt", f"'{path}'"
-    assert shown["next"] == f"rm '{checkpoint}' && asng retrain {folder}"
+    folder = f"'{path}'"
+    assert shown["next"] == f"asng retrain {folder} --restart"
     assert shown["or"] == f"asng export {folder}, for the network of before"
     for command in ("evaluate", "export"):
         assert cli.main([command, str(path)]) == 0
@@ -144,10 +144,8 @@ def test_a_search_that_went_on_after_the_retraining(
         assert f"asng: warning: the network in {path} is {words}" in warned
         assert f"`{shown['next']}`" in warned
     assert cli.main(["retrain", str(path)]) == 2
-    assert f"remove {checkpoint} to begin anew" in capsys.readouterr().err
-    checkpoint.unlink()
-    assert lines_of(path)["next"] == f"asng retrain {folder}"
-    assert cli.main(["retrain", str(path)]) == 0
+    assert f"begin anew with `{shown['next']}`" in capsys.readouterr().err
+    assert cli.main(["retrain", str(path), "--restart"]) == 0
     assert lines_of(path)["next"] == f"asng export {folder}"
     assert run.read_json("results.json")["architecture"] == values
     assert cli.main(["export", str(path)]) == 0
@@ -166,9 +164,9 @@ def test_what_a_search_that_goes_on_says(
     results = RunFolder.open(path).read_json("results.json")
     RunFolder.open(path).write_json("results.json", {**results, "architecture": {"a": "b"}})
     assert cli.main(["resume", str(path)]) == 0
-    assert f"retrain it:   rm {path / 'retrain.pt'} && asng retrain {path}\n" in (
-        capsys.readouterr().out
-    )
+    assert f"retrain it:   asng retrain {path} --restart\n" in capsys.readouterr().out
+    RunFolder.open(path).file("retrain.pt").unlink()  # then there is nothing to continue
+    assert lines_of(path)["next"] == f"asng retrain {path}"
 
 
 def test_lines_fit_into_80_columns(
