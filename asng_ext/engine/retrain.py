@@ -20,7 +20,7 @@ from asng_ext.runs.checkpoints import ANEW, Epochs, Origin, Part
 from asng_ext.runs.config import RetrainConfig, affecting_results
 from asng_ext.runs.folder import RunFolder
 from asng_ext.tasks.protocol import RetrainTask, check_members, shown_metrics
-from asng_ext.training.cuda_graphs import CudaGraphs, GraphBackend, replayed
+from asng_ext.training.cuda_graphs import GraphBackend, graphs_on, replayed
 from asng_ext.training.divergence import Halvings, raise_if_diverged
 from asng_ext.training.metrics import Means
 from asng_ext.training.precision import autocast
@@ -121,8 +121,7 @@ def _retrain(
 
         synced_batch_norm(network, ranks)
     device = next(network.parameters()).device
-    if graphs is None and device.type == "cuda":
-        graphs = CudaGraphs(device)
+    graphs = graphs or graphs_on(device)
     blocker = _capture_blocker(task, config, ranks)
     # Also where graphs are off: the numbers are to be the same.
     capturable = graphs is not None and blocker is None

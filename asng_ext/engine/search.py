@@ -33,7 +33,7 @@ from asng_ext.tasks.protocol import (
     shown_metrics,
 )
 from asng_ext.training.active_sgd import ActiveSGD
-from asng_ext.training.cuda_graphs import CudaGraphs, GraphBackend, replayed
+from asng_ext.training.cuda_graphs import GraphBackend, graphs_on, replayed
 from asng_ext.training.divergence import Halvings, raise_if_diverged
 from asng_ext.training.metrics import Means
 from asng_ext.training.schedules import cosine, restarted
@@ -180,8 +180,7 @@ def _search(
     with DrawsFrom(seed, "supernet"):
         supernet = strategy.supernet(task)
     device = next(supernet.parameters()).device
-    if graphs is None and device.type == "cuda":
-        graphs = CudaGraphs(device)
+    graphs = graphs or graphs_on(device)
     blocker = strategy.capture_blocker
     if not task.capturable:
         blocker = f"the task, {type(task).__name__}, {task.capture_blocker}"

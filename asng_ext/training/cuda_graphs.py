@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-__all__ = ["CudaGraphs", "GraphBackend", "Replayed", "replayed"]
+__all__ = ["CudaGraphs", "GraphBackend", "Replayed", "graphs_on", "replayed"]
 
 WARM_UPS = 3
 """Steps of a shape that run as usual before one is captured."""
@@ -103,6 +103,11 @@ class CudaGraphs:
         with torch.cuda.stream(self._stream), torch.cuda.graph(graph, stream=self._stream):
             work()
         return graph.replay
+
+
+def graphs_on(device: torch.device) -> GraphBackend | None:
+    """What captures steps on a device: CUDA graphs on a GPU, nothing elsewhere."""
+    return CudaGraphs(device) if device.type == "cuda" else None
 
 
 @dataclass

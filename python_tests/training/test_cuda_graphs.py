@@ -12,7 +12,7 @@ import torch
 from recording_graphs import RecordingGraphs
 from torch import Tensor
 
-from asng_ext.training.cuda_graphs import MOST_SHAPES, CudaGraphs, GraphBackend, Replayed
+from asng_ext.training.cuda_graphs import MOST_SHAPES, CudaGraphs, GraphBackend, Replayed, graphs_on
 
 
 class Counter:
@@ -249,6 +249,8 @@ def test_cuda_graphs_work_on_a_stream_of_their_own(monkeypatch: pytest.MonkeyPat
     assert graphs.device == torch.device("cuda:3")
     with pytest.raises(ValueError, match="device must be a CUDA device, got cpu"):
         CudaGraphs(torch.device("cpu"))
+    assert isinstance(graphs_on(torch.device("cuda")), CudaGraphs)
+    assert graphs_on(torch.device("cpu")) is None
 
     def work() -> None:
         cuda.calls.append(f"work on {cuda.current.name}")
