@@ -23,6 +23,9 @@ import small_classification as small
 import small_runs
 
 from asng_ext import cli, tasks
+from asng_ext.cli import commands, parser
+from asng_ext.cli.parser import make_parser
+from asng_ext.cli.settings import make_config
 from asng_ext.data import MASKS
 from asng_ext.distributed import ALONE
 from asng_ext.engine.experiment import Experiment
@@ -198,7 +201,7 @@ def test_what_may_change_on_resume(
 def test_a_command_line_continues_as_without_its_checkpoint() -> None:
     for option in (["--resume-from", "a.pt"], ["--resume-from=a.pt"]):
         arguments = ["resume", *option, "run", "--keep=3"]
-        assert cli._without("--resume-from", arguments) == ["resume", "run", "--keep=3"]
+        assert commands._without("--resume-from", arguments) == ["resume", "run", "--keep=3"]
 
 
 def test_resume_if_exists(
@@ -238,10 +241,10 @@ def test_options_come_before_the_file_and_the_file_before_the_preset(tmp_path: P
     settings.write_text(
         'seed = 9\n[search]\nepochs = 7\nalpha = 2\n[classification]\ndata = "digits"\n'
     )
-    args = cli._parser().parse_args(
+    args = make_parser().parse_args(
         ["search", "classification", "--config", str(settings), "--epochs", "5"]
     )
-    config = cli._config(
+    config = make_config(
         tasks.get("classification"), args, None, load_toml(settings.read_text(), "settings")
     )
     assert config["seed"] == 9
@@ -332,7 +335,7 @@ def test_options_that_are_unknown_are_those_of_the_command(
 
 
 def test_what_only_looks_like_an_option() -> None:
-    parse = cli._parser().parse_args
+    parse = make_parser().parse_args
     assert parse(["show", "--", "--run"]).folder == "--run"
     assert parse(["toy", "--alphas", "-1", "-.5"]).alphas == [-1, -0.5]
     assert parse(["predict", "run", "-- a.png"]).images == ["-- a.png"]
@@ -389,8 +392,8 @@ def test_bad_settings_files(
 def test_a_broken_run_folder_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "run"
     options = [*small.OPTIONS, "--out", str(folder)]
-    args = cli._parser().parse_args(["search", "classification", *options])
-    Experiment.create(folder, cli._config(tasks.get("classification"), args, None, {}), stream=None)
+    args = make_parser().parse_args(["search", "classification", *options])
+    Experiment.create(folder, make_config(tasks.get("classification"), args, None, {}), stream=None)
     assert asng("retrain", folder) == 2
     error = capsys.readouterr().err
     assert "architecture.json is missing" in error
@@ -438,7 +441,7 @@ def test_a_lack_of_memory_is_no_traceback(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(cli, "_resume", fail)
+    monkeypatch.setattr(commands, "run_resume", fail)
     assert asng("resume", "somewhere") == 2
     assert "memory" in (words := capsys.readouterr().err)
     assert words.endswith("a smaller batch_size needs less\n")
@@ -448,7 +451,7 @@ def test_other_runtime_errors_are_not_hidden(monkeypatch: pytest.MonkeyPatch) ->
     def fail(*_: object) -> None:
         raise RuntimeError("an illegal memory access")
 
-    monkeypatch.setattr(cli, "_resume", fail)
+    monkeypatch.setattr(commands, "run_resume", fail)
     with pytest.raises(RuntimeError, match="illegal"):
         asng("resume", "somewhere")
 
@@ -466,8 +469,8 @@ def test_several_processes_are_refused_before_anything_is_written(
         Experiment.create(folder, {"task": "classification"})
     assert not folder.exists()
     monkeypatch.setenv("WORLD_SIZE", "1")
-    args = cli._parser().parse_args(["search", "classification", *small.OPTIONS])
-    config = cli._config(tasks.get("classification"), args, None, {})
+    args = make_parser().parse_args(["search", "classification", *small.OPTIONS])
+    config = make_config(tasks.get("classification"), args, None, {})
     Experiment.create(folder, config, stream=None)
 
 
@@ -475,10 +478,10 @@ def test_runs_without_a_folder_get_one_each(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    args = cli._parser().parse_args(["search", "classification", *small.OPTIONS])
+    args = make_parser().parse_args(["search", "classification", *small.OPTIONS])
     args.ranks = ALONE
-    config = cli._config(tasks.get("classification"), args, None, {})
-    folders = {cli._create(args, "digits", config).run.path for _ in range(3)}
+    config = make_config(tasks.get("classification"), args, None, {})
+    folders = {commands._create(args, "digits", config).run.path for _ in range(3)}
     assert len(folders) == 3
     assert all(folder.parent == Path("runs") for folder in folders)
 
@@ -529,16 +532,16 @@ for command in ["--version", *(f"{command} --help" for command in commands)]:
 def test_options_of_other_commands_are_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
     """There are hundreds, which take longer than the command ``show``."""
     made: list[str] = []
-    add = cli._add_section
+    add = parser._add_section
 
-    def noted(parser: Any, *given: Any, **named: Any) -> None:
-        made.append(parser.prog)
-        add(parser, *given, **named)
+    def noted(of_command: Any, *given: Any, **named: Any) -> None:
+        made.append(of_command.prog)
+        add(of_command, *given, **named)
 
-    monkeypatch.setattr(cli, "_add_section", noted)
-    cli._parser().parse_args(["show", "runs/digits"])
+    monkeypatch.setattr(parser, "_add_section", noted)
+    make_parser().parse_args(["show", "runs/digits"])
     assert not made
-    cli._parser().parse_args(["search", "classification"])
+    make_parser().parse_args(["search", "classification"])
     assert made == 3 * ["asng search classification"]
 
 
@@ -739,7 +742,7 @@ def test_a_word_about_tensorboard(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(Experiment, "search", lambda self: {})
-    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(commands.importlib.util, "find_spec", lambda name: None)
     assert asng("search", "classification", *small.OPTIONS, "--out", tmp_path / "run") == 0
     assert capsys.readouterr().err.count("tensorboard is not installed") == 1
 
@@ -774,8 +777,8 @@ def test_options_of_earlier_versions(
     _, _, value = old.partition("=")
     for words in ([old], old.split("=")):
         renamed = cli._with_new_names([*command.split(), *words])
-        args = vars(cli._parser().parse_args(renamed))
-        assert args == vars(cli._parser().parse_args([*command.split(), new, value]))
+        args = vars(make_parser().parse_args(renamed))
+        assert args == vars(make_parser().parse_args([*command.split(), new, value]))
         name = command.split()[0]
         note = f"asng: note: {old.partition('=')[0]} of `asng {name}` is now {new}\n"
         assert capsys.readouterr().err == note
@@ -784,7 +787,7 @@ def test_options_of_earlier_versions(
 
 
 def test_options_of_retraining_are_those_of_the_search_as_well() -> None:
-    parse = cli._parser().parse_args
+    parse = make_parser().parse_args
     for item in dataclasses.fields(RetrainConfig):
         name = item.metadata["option"] or f"retrain-{item.name.replace('_', '-')}"
         choices = item.metadata["choices"]
@@ -800,8 +803,8 @@ def test_options_of_retraining_are_those_of_the_search_as_well() -> None:
 
 def test_a_precision_for_each_phase() -> None:
     both = ["--search-precision=bfloat16", "--retrain-precision=float32"]
-    args = cli._parser().parse_args(["search", "classification", *both])
-    config = cli._config(tasks.get("classification"), args, None, {})
+    args = make_parser().parse_args(["search", "classification", *both])
+    config = make_config(tasks.get("classification"), args, None, {})
     assert config["classification"]["precision"] == "bfloat16"
     assert config["retrain"]["precision"] == "float32"
 

@@ -11,6 +11,7 @@ import pytest
 import small_runs
 
 from asng_ext import cli, strategies
+from asng_ext.cli.parser import make_parser
 from asng_ext.data import load_digits
 
 ROOT = Path(__file__).parents[1]
@@ -68,7 +69,7 @@ def test_commands_of_the_docs_are_commands() -> None:
             lines += re.findall(r"^(?:\S*/)?asng (.+)$", block.replace("\\\n", " "), re.M)
     assert lines
     for line in lines:
-        cli._parser().parse_args(line.split("#")[0].split())
+        make_parser().parse_args(line.split("#")[0].split())
 
 
 def test_options_of_strategies_have_the_defaults_that_the_docs_say() -> None:

@@ -18,6 +18,7 @@ import torch
 import asng_ext as asng
 from asng_ext import cli, export
 from asng_ext._files import remove_leftovers
+from asng_ext.cli.parser import make_parser
 from asng_ext.export import FORMATS, export_network
 from asng_ext.retrained import ImageClassifier, ImageRestorer
 from asng_ext.runs.folder import RunFolder
@@ -256,7 +257,7 @@ def test_a_run_without_a_network_says_how_to_get_one(
 
 
 def test_the_formats_of_the_command_are_those_there_are() -> None:
-    parse = cli._parser().parse_args
+    parse = make_parser().parse_args
     assert [parse(["export", "run", f"--format={name}"]).format for name in FORMATS] == list(
         FORMATS
     )

@@ -12,7 +12,9 @@ import torch
 from toy_supernet import CHOICES, PLANTED, ToyTask, begun, make_step
 
 import asng_ext as asng
-from asng_ext import cli, strategies, tasks
+from asng_ext import strategies, tasks
+from asng_ext.cli.parser import make_parser
+from asng_ext.cli.settings import make_config
 from asng_ext.engine.experiment import Experiment
 from asng_ext.engine.search import search
 from asng_ext.nn import FusedCellSupernet
@@ -221,8 +223,8 @@ def test_each_can_be_begun_with_its_published_settings(task: str, tmp_path: Path
     }[task]
 
     def settings(*more: str) -> dict[str, Any]:
-        args = cli._parser().parse_args(["search", task, *options, *more])
-        return cli._config(tasks.get(task), args, None, {})
+        args = make_parser().parse_args(["search", task, *options, *more])
+        return make_config(tasks.get(task), args, None, {})
 
     for name in strategies.names(task):
         experiment = Experiment(RunFolder(tmp_path), settings(f"--strategy={name}"), None)
