@@ -90,9 +90,9 @@ def tuned_variables(
 ) -> Mapping[str, str]:
     """The environment variables of the fastest kernels for a search.
 
-    They are what the run's kernels.json says for this GPU. Without it they are tried, and it is
-    written, if the search has not begun and is long, and the user has chosen none by the
-    environment.
+    They are what the run's kernels.json says for this GPU; if it is of another, or of kernels that
+    there are no longer, they are tried anew. Without it they are tried, and it is written, if the
+    search has not begun and is long. Nothing is if the user has chosen some by the environment.
 
     Args:
         task: What is searched; it has the candidates.
@@ -112,16 +112,20 @@ def tuned_variables(
     if path.exists():
         with fitting(path, "remove it for the kernels that are taken without a trial"):
             content = run.read_json(_FILE)
-            if content["device"] == name:
-                return dict(content["variables"])
+            before = content["variables"]
+            # Those of another version may mean nothing, or something else, now.
+            if content["device"] == name and before in [dict(each) for each in candidates.values()]:
+                return dict(before)
     elif run.file("search.pt").exists() or config.epochs * task.search_steps < LEAST_STEPS:
         return {}
     key = [affecting_results(config), settings[settings["task"]], config.graphs, name]
-    kept = cache_folder() / _kept_name(*key, candidates, torch.__version__, __version__)
+    kept = None
+    with contextlib.suppress(RuntimeError):  # of a user without a home
+        kept = cache_folder() / _kept_name(*key, candidates, torch.__version__, __version__)
     tuned = tune(candidates, settings, kept, stream)
-    say(stream, f"search: {tuned or 'none could be tried'}\n")
     if tuned is None:
         return {}
+    say(stream, f"search: {tuned}\n")
     run.write_json(_FILE, {"device": name, **tuned._asdict()})
     return tuned.variables
 
@@ -142,7 +146,7 @@ def tune(
         config: All settings of the experiment.
         kept: A file for what is found; None for none. One that cannot be read or written is as if
             there were none.
-        stream: Where to say that they are tried; None for nowhere.
+        stream: Where to say that they are tried, and why they cannot be; None for nowhere.
         command: What tries them: a program such as :mod:`asng_ext.engine.kernel_trial`.
         timeout: Seconds after which it is taken to hang.
 
@@ -158,6 +162,7 @@ def tune(
     ended = _trials(candidates, config, command, timeout)
     first = next(iter(candidates))
     if "error" in ended[first]:
+        say(stream, f"search: none could be tried: {ended[first]['error']}\n")
         return None
     milliseconds: dict[str, float] = {}
     failed: dict[str, str] = {}
@@ -216,9 +221,9 @@ def _trials(
                 why = str(error)
             output.seek(0)
             for line in output:
-                with contextlib.suppress(ValueError):
-                    written = json.loads(line)
-                    begun = written["name"]
+                written = _written(line)
+                if (name := written.get("name")) in left:
+                    begun = name
                     if len(written) > 1:
                         ended[begun] = written
         if begun not in ended:
@@ -226,6 +231,15 @@ def _trials(
         if "error" in next(iter(ended.values())):
             return {**{name: {"error": "not tried"} for name in candidates}, **ended}
     return ended
+
+
+def _written(line: str) -> dict[str, Any]:
+    """What a line of the command says; nothing if it is something else, as libraries print."""
+    try:
+        content = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) and isinstance(content.get("name"), str) else {}
 
 
 def _why(done: subprocess.CompletedProcess[bytes]) -> str:

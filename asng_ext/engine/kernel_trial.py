@@ -68,6 +68,7 @@ def measure(
     first: Mapping[str, Any],
     *,
     seed: int,
+    device: torch.device,
     write: Callable[[str], object],
 ) -> None:
     """Tries candidates one after the other.
@@ -79,6 +80,7 @@ def measure(
         candidates: What to try.
         first: What was written of the first candidate; empty if it is among those to try.
         seed: Decides the initial weights.
+        device: Where the task computes.
         write: Takes lines of JSON: {"name"} when one begins, and when it has ended that with
             "seconds" of an iteration, the mean "loss" and how many "steps" were timed, or "error".
     """
@@ -90,8 +92,8 @@ def measure(
         marks: list[float] = []
 
         def mark(*_: Any) -> None:
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
             marks.append(time.perf_counter())
 
         few: Any = _FirstSteps(task, WARM_UPS + steps, mark)
@@ -113,7 +115,7 @@ def measure(
             result = {"error": words[0]}
         write(json.dumps({"name": name, **result}))
         gc.collect()  # a supernet and its SGD refer to each other
-        if torch.cuda.is_available():
+        if device.type == "cuda":
             torch.cuda.empty_cache()
         if "CUDA error" in result.get("error", ""):
             os._exit(1)  # all that this process would do on the GPU fails from here on
@@ -129,6 +131,7 @@ def _main() -> None:
         candidates,
         first,
         seed=experiment.seed,
+        device=experiment.device,
         write=lambda line: print(line, flush=True),
     )
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import sys
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pytest
 import small_runs
@@ -31,7 +32,7 @@ import json, os, sys, time
 config, candidates, first = json.load(sys.stdin)
 assert ("RANK" in os.environ) == ("WORLD_SIZE" in os.environ) == False
 assert first == {} if "usual" in candidates else first["loss"] == 2
-print("something else, as libraries print")
+print("something else, as libraries print", 1, [], {"a": 1}, {"name": "b", "c": 1}, sep="\\n")
 for name in candidates:
     print(json.dumps({"name": name}), flush=True)
     if name in config["broken"]:
@@ -49,10 +50,13 @@ for name in candidates:
 
 
 def tuned(
-    kept: Path | None = None, broken: str = "", names: tuple[str, ...] = NAMES
+    kept: Path | None = None,
+    broken: str = "",
+    names: tuple[str, ...] = NAMES,
+    stream: TextIO | None = None,
 ) -> Tuned | None:
     candidates = {name: {"ASNG_TRIED": name} for name in names}
-    return tune(candidates, {"broken": [broken]}, kept, command=CHILD, timeout=2)
+    return tune(candidates, {"broken": [broken]}, kept, stream, command=CHILD, timeout=2)
 
 
 def test_the_fastest_that_works(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,7 +81,9 @@ def test_the_fastest_that_works(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_nothing_is_found_without_the_first() -> None:
-    assert tuned(broken="usual") is None
+    said = io.StringIO()
+    assert tuned(broken="usual", stream=said) is None
+    assert said.getvalue().endswith("search: none could be tried: no GPU at all\n")
     assert tune({"a": {}}, {}, None, command=("/no/such/program",)) is None
 
 
@@ -112,7 +118,7 @@ def tries(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Mapping[str, 
 
     def noted(candidates: Any, settings: Mapping[str, Any], kept: Path | None, _: Any) -> Tuned:
         seen.append(settings)
-        assert kept is not None
+        assert (kept is None) == (os.environ.get("HOME") == "none")
         return Tuned("b", candidates["b"], {"a": 2.0, "b": 1.0}, {})
 
     monkeypatch.setattr(
@@ -161,16 +167,35 @@ def test_a_search_takes_what_was_found_and_resumes_with_it(
     assert len(tries) == 2
     assert json.loads(kernels.read_text())["device"] == "cpu"
 
+    # Of kernels that there are no longer.
+    kernels.write_text(kernels.read_text().replace('"ASNG_X": "2"', '"ASNG_Y": 3'))
+    Experiment.open(tmp_path / "run", loops={"search": {"epochs": 4}}, stream=None).search()
+    assert len(tries) == 3
+    assert json.loads(kernels.read_text())["variables"] == {"ASNG_X": "2"}
+
     kernels.write_text("{}")
     with pytest.raises(ValueError, match=r"kernels\.json.*remove it"):
-        Experiment.open(tmp_path / "run", loops={"search": {"epochs": 4}}, stream=None).search()
+        Experiment.open(tmp_path / "run", loops={"search": {"epochs": 5}}, stream=None).search()
 
     # Begun without a trial, as by an earlier version.
     kernels.unlink()
     seen.clear()
-    Experiment.open(tmp_path / "run", loops={"search": {"epochs": 4}}, stream=None).search()
+    Experiment.open(tmp_path / "run", loops={"search": {"epochs": 5}}, stream=None).search()
     assert set(seen) == {None}
-    assert len(tries) == 2
+    assert len(tries) == 3
+
+
+def test_a_search_of_a_user_without_a_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tries: list[Any]
+) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    run = small_runs.classification(tmp_path / "run")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", no_home)
+    monkeypatch.setenv("HOME", "none")  # for what stands for the trial
+    assert run._kernel_variables() == {"ASNG_X": "2"}
 
 
 @pytest.mark.parametrize("why", ["off", "short", "chosen", "another strategy", "nothing found"])
@@ -243,6 +268,7 @@ def test_what_a_trial_writes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
         {name: {"ASNG_X": name} for name in ("usual", "same", "double", "raise")},
         {},
         seed=0,
+        device=torch.device("cpu"),
         write=lambda line: lines.append(json.loads(line)),
     )
     assert lines[::2] == [{"name": name} for name in ("usual", "same", "double", "raise")]
@@ -251,6 +277,22 @@ def test_what_a_trial_writes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     assert same["loss"] == usual["loss"]
     assert double["loss"] > 1.5 * usual["loss"]
     assert failed == {"name": "raise", "error": "cannot be computed so"}
+
+
+def test_a_trial_waits_for_the_gpu_that_it_is_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = small_runs.classification(tmp_path / "run")
+    monkeypatch.setattr(kernel_trial, "SECONDS", 0.0)
+    monkeypatch.setattr(kernel_trial, "WARM_UPS", 1)
+    waits: list[Any] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: waits.append(device))
+    device = torch.device("cuda", 1)
+    lines: list[str] = []
+    measure = partial(kernel_trial.measure, seed=0, device=device, write=lines.append)
+    measure(run.task, run.method, run.search_config, {"usual": {}}, {})
+    assert "seconds" in lines[-1]
+    assert waits == [device] * 4  # before and after the steps, of the few and of those that count
 
 
 @pytest.mark.parametrize("hopper", [True, False])
