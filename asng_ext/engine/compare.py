@@ -185,6 +185,8 @@ def _job(
     steps: int,
 ) -> _Job:
     own = {**of.config(config), "seed": name.seed}
+    # All strategies compute on the same kernels, and a search on those that it was measured with.
+    own["search"] = {**own.get("search", {}), "autotune": False}
     if name.mask:
         task = own["task"]
         own[task] = {**own.get(task, {}), "mask": name.mask}

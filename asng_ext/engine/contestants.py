@@ -75,7 +75,7 @@ UNEQUAL = (
     *(name for name in strategies.OF_OPTIMIZERS if name not in _OF_OTHERS),
 )
 """Settings of the search that would make strategies differ in more than they do."""
-DECIDED = (*UNEQUAL, "epochs", "mask", "space", "network")
+DECIDED = (*UNEQUAL, "epochs", "autotune", "mask", "space", "network")
 """Settings of the search and of the task that are not the user's, or not the same for all."""
 
 BUDGETS: Mapping[str, str] = {

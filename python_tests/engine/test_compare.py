@@ -390,6 +390,7 @@ def test_minutes_are_epochs_of_all_seeds(tmp_path: Path, monkeypatch: pytest.Mon
         for seed in range(then):
             config = RunFolder(folder / f"sng-seed{seed}").read_config()
             assert config["search"]["epochs"] == epochs
+            assert config["search"]["autotune"] is False  # the kernels that were measured
 
 
 @pytest.mark.parametrize(
