@@ -47,7 +47,13 @@ TIMEOUT = 300.0
 """Seconds after which a trial is taken to hang."""
 
 _FILE = "kernels.json"
-COMMAND = (sys.executable, "-m", "asng_ext.engine.kernel_trial")
+COMMAND = (
+    sys.executable,
+    "-c",
+    "import sys; sys.path[:] = sys.argv[1:]; from asng_ext.engine.kernel_trial import main; main()",
+)
+"""It takes the modules of this process, whose places are its arguments, and not files of the same
+names in the working directory, as ``-m`` would."""
 
 
 class Tuned(NamedTuple):
@@ -147,7 +153,8 @@ def tune(
         kept: A file for what is found; None for none. One that cannot be read or written is as if
             there were none.
         stream: Where to say that they are tried, and why they cannot be; None for nowhere.
-        command: What tries them: a program such as :mod:`asng_ext.engine.kernel_trial`.
+        command: What tries them: a program such as :mod:`asng_ext.engine.kernel_trial`. Is given
+            where this process looks for modules.
         timeout: Seconds after which it is taken to hang.
 
     Returns:
@@ -206,7 +213,7 @@ def _trials(
         with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
             try:
                 done = subprocess.run(
-                    command,
+                    [*command, *sys.path],
                     input=given.encode(),
                     stdout=output,
                     stderr=subprocess.PIPE,

@@ -1,7 +1,7 @@
 """The process that tries kernels for :mod:`asng_ext.engine.autotune`.
 
-Run as ``python -m asng_ext.engine.kernel_trial``: takes ``[config, candidates, first]`` as JSON on
-standard input, and writes lines of JSON, see :func:`measure`.
+It calls :func:`main`: takes ``[config, candidates, first]`` as JSON on standard input, and writes
+lines of JSON, see :func:`measure`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from asng_ext.runs.config import SearchConfig
 from asng_ext.runs.folder import RunFolder
 from asng_ext.tasks.protocol import Batch, SearchTask
 
-__all__ = ["measure"]
+__all__ = ["main", "measure"]
 
 WARM_UPS = 12
 """Steps before the first that is timed: kernels are loaded and graphs captured in them."""
@@ -121,7 +121,8 @@ def measure(
             os._exit(1)  # all that this process would do on the GPU fails from here on
 
 
-def _main() -> None:
+def main() -> None:
+    """Tries what standard input says, and writes to standard output."""
     config, candidates, first = json.load(sys.stdin)
     experiment = Experiment(RunFolder("."), config, None)
     measure(
@@ -134,7 +135,3 @@ def _main() -> None:
         device=experiment.device,
         write=lambda line: print(line, flush=True),
     )
-
-
-if __name__ == "__main__":
-    _main()

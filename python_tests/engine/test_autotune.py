@@ -87,6 +87,16 @@ def test_nothing_is_found_without_the_first() -> None:
     assert tune({"a": {}}, {}, None, command=("/no/such/program",)) is None
 
 
+def test_a_trial_runs_no_file_of_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "random.py").write_text('raise SystemExit("of the user")')
+    monkeypatch.chdir(tmp_path)
+    said = io.StringIO()
+    assert tune({"usual": {}}, {"task": "none"}, None, said) is None
+    assert "task must be" in said.getvalue()
+
+
 def test_what_was_found_is_kept(tmp_path: Path) -> None:
     kept = tmp_path / "cache" / "kernels.json"
     some = partial(tuned, names=("usual", "quick"))
