@@ -2,8 +2,8 @@
 
 Some operators can be computed in several ways that give the same numbers but for rounding. Which is
 the fastest depends on the GPU and on the sizes. Each candidate runs the first iterations of the
-search, on the task's data, in a process of its own: one that crashes, hangs or computes something
-else costs a few seconds and not the search. What was found stays in a file, so that the same search
+search, on the task's data, in another process: one that crashes, hangs or computes something else
+costs some time and not the search. What was found stays in a file, so that the same search
 takes the same kernels, and thus gives the same bits, when it is repeated.
 """
 
