@@ -18,9 +18,11 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from queue import Empty, SimpleQueue
+from typing import IO, Any, NamedTuple, TextIO
 
 import torch
 
@@ -43,8 +45,8 @@ GAIN = 0.03
 """The share of time that a candidate must save to be preferred to one before it."""
 TOLERANCE = 0.05
 """The largest relative difference of the mean loss of a candidate from that of the first."""
-TIMEOUT = 300.0
-"""Seconds after which a trial is taken to hang."""
+TIMEOUT = 200.0
+"""Seconds without a word from a trial after which it is taken to hang."""
 
 _FILE = "kernels.json"
 COMMAND = (
@@ -67,7 +69,7 @@ class Tuned(NamedTuple):
 
     def __str__(self) -> str:
         times = ", ".join(f"{name} {time:.2f} ms" for name, time in self.milliseconds.items())
-        words = f"kernels: {self.name}, the fastest for this search ({times} an iteration)"
+        words = f"kernels: {self.name} ({times} an iteration)"
         return "; ".join([words, *(f"{name} failed: {why}" for name, why in self.failed.items())])
 
 
@@ -75,8 +77,8 @@ class Tuned(NamedTuple):
 def chosen_environment(variables: Mapping[str, str]) -> Iterator[None]:
     """In this context the process has these environment variables, too."""
     before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
     try:
+        os.environ.update(variables)
         yield
     finally:
         for name, value in before.items():
@@ -112,11 +114,12 @@ def tuned_variables(
         ValueError: If kernels.json is damaged.
     """
     candidates, path = task.kernel_candidates, run.file(_FILE)
-    if not candidates or any(os.environ.keys() & chosen.keys() for chosen in candidates.values()):
+    variables = {variable for chosen in candidates.values() for variable in chosen}
+    if not candidates or any(os.environ.get(variable) for variable in variables):
         return {}
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     if path.exists():
-        with fitting(path, "remove it for the kernels that are taken without a trial"):
+        with fitting(path, "remove it"):
             content = run.read_json(_FILE)
             before = content["variables"]
             # Those of another version may mean nothing, or something else, now.
@@ -124,7 +127,8 @@ def tuned_variables(
                 return dict(before)
     elif run.file("search.pt").exists() or config.epochs * task.search_steps < LEAST_STEPS:
         return {}
-    key = [affecting_results(config), settings[settings["task"]], config.graphs, name]
+    of_search = {**affecting_results(config), "epochs": 0, "penalty": ""}
+    key = [of_search, settings[settings["task"]], config.graphs, name]
     kept = None
     with contextlib.suppress(RuntimeError):  # of a user without a home
         kept = cache_folder() / _kept_name(*key, candidates, torch.__version__, __version__)
@@ -138,24 +142,24 @@ def tuned_variables(
 
 def tune(
     candidates: Candidates,
-    config: Mapping[str, Any],
+    settings: Mapping[str, Any],
     kept: Path | None,
     stream: TextIO | None = None,
     *,
-    command: tuple[str, ...] = COMMAND,
+    command: Sequence[str] = COMMAND,
     timeout: float = TIMEOUT,
 ) -> Tuned | None:
     """The fastest of the candidates, from ``kept`` if it is there, else by a trial.
 
     Args:
         candidates: What there is to choose from.
-        config: All settings of the experiment.
-        kept: A file for what is found; None for none. One that cannot be read or written is as if
-            there were none.
+        settings: All settings of the experiment.
+        kept: A file for what is found if none fails; None for none. One that cannot be read or
+            written is as if there were none.
         stream: Where to say that they are tried, and why they cannot be; None for nowhere.
         command: What tries them: a program such as :mod:`asng_ext.engine.kernel_trial`. Is given
             where this process looks for modules.
-        timeout: Seconds after which it is taken to hang.
+        timeout: Seconds without a word from it after which it is taken to hang.
 
     Returns:
         None if the first candidate could not be tried.
@@ -166,7 +170,7 @@ def tune(
             if candidates.get(known.name) == known.variables:
                 return known
     say(stream, f"search: trying {len(candidates)} ways to compute it on this GPU\n")
-    ended = _trials(candidates, config, command, timeout)
+    ended = _trials(candidates, settings, command, timeout)
     first = next(iter(candidates))
     if "error" in ended[first]:
         say(stream, f"search: none could be tried: {ended[first]['error']}\n")
@@ -184,7 +188,7 @@ def tune(
             if milliseconds[name] < (1 - GAIN) * milliseconds[fastest]:
                 fastest = name
     tuned = Tuned(fastest, dict(candidates[fastest]), milliseconds, failed)
-    if kept is not None:
+    if kept is not None and not failed:
         content = json.dumps(tuned._asdict(), indent=2).encode()
         with contextlib.suppress(OSError):
             kept.parent.mkdir(parents=True, exist_ok=True)
@@ -199,45 +203,85 @@ def _kept_name(*what: Any) -> str:
 
 
 def _trials(
-    candidates: Candidates, config: Mapping[str, Any], command: tuple[str, ...], timeout: float
+    candidates: Candidates, settings: Mapping[str, Any], command: Sequence[str], timeout: float
 ) -> dict[str, dict[str, Any]]:
     """What the command wrote of each candidate. It is started again for those that are left when
-    one has ended it."""
+    one has ended it; when one hangs, no others are tried."""
     ended: dict[str, dict[str, Any]] = {}
-    # The process of a launcher like torchrun's would take the trial for one of its ranks.
-    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")}
     while left := {name: v for name, v in candidates.items() if name not in ended}:
+        begun = next(iter(left))
         # The first is the measure of the others.
-        given = json.dumps([config, left, next(iter(ended.values()), {})])
-        begun, why = next(iter(left)), ""
-        with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
+        given = json.dumps([settings, left, next(iter(ended.values()), {})])
+        why, hangs = "", False
+        with contextlib.closing(_lines([*command, *sys.path], given, timeout)) as lines:
             try:
-                done = subprocess.run(
-                    [*command, *sys.path],
-                    input=given.encode(),
-                    stdout=output,
-                    stderr=subprocess.PIPE,
-                    env=environment,
-                    timeout=timeout,
-                    check=False,
-                )
-                why = _why(done)
-            except subprocess.TimeoutExpired:
-                why = f"it took more than {timeout:g} seconds"
-            except OSError as error:
+                for line in lines:
+                    written = _written(line)
+                    if (name := written.get("name")) in left:
+                        begun = name
+                        if len(written) > 1:
+                            ended[begun] = written
+            except (OSError, RuntimeError, TimeoutError) as error:
                 why = str(error)
-            output.seek(0)
-            for line in output:
-                written = _written(line)
-                if (name := written.get("name")) in left:
-                    begun = name
-                    if len(written) > 1:
-                        ended[begun] = written
+                hangs = isinstance(error, TimeoutError)
         if begun not in ended:
             ended[begun] = {"error": why}
-        if "error" in next(iter(ended.values())):
+        if hangs or "error" in next(iter(ended.values())):
             return {**{name: {"error": "not tried"} for name in candidates}, **ended}
     return ended
+
+
+def _lines(command: Sequence[str], given: str, timeout: float) -> Generator[str, None, None]:
+    """What a process writes, line by line; it is given a line, and ends with this generator.
+
+    Raises:
+        OSError: If it cannot be started.
+        RuntimeError: If it ends with an error.
+        TimeoutError: If no line comes for so many seconds.
+    """
+    # The process of a launcher like torchrun's would take the trial for one of its ranks.
+    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")}
+    with (
+        tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors,
+        subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            env=environment,
+            text=True,
+            errors="replace",
+        ) as process,
+    ):
+        assert process.stdin is not None
+        assert process.stdout is not None
+        read: SimpleQueue[str | None] = SimpleQueue()
+        threading.Thread(target=_read, args=(process.stdout, read), daemon=True).start()
+        try:
+            with contextlib.suppress(BrokenPipeError):
+                # Left open: the process ends when it is closed, however this one ends.
+                print(given, file=process.stdin, flush=True)
+            while (line := read.get(timeout=timeout)) is not None:
+                yield line
+            process.wait(timeout)
+        except (Empty, subprocess.TimeoutExpired):
+            raise TimeoutError(f"it took more than {timeout:g} seconds") from None
+        finally:
+            process.kill()
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()
+        if process.returncode < 0:
+            raise RuntimeError(f"it ended by {signal.Signals(-process.returncode).name}")
+        if process.returncode > 0:
+            errors.seek(0)
+            last = errors.read().strip().splitlines()[-1:]
+            raise RuntimeError(last[0] if last else f"its exit code was {process.returncode}")
+
+
+def _read(source: IO[str], to: SimpleQueue[str | None]) -> None:
+    for line in source:
+        to.put(line)
+    to.put(None)
 
 
 def _written(line: str) -> dict[str, Any]:
@@ -247,10 +291,3 @@ def _written(line: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) and isinstance(content.get("name"), str) else {}
-
-
-def _why(done: subprocess.CompletedProcess[bytes]) -> str:
-    if done.returncode < 0:
-        return f"it ended by {signal.Signals(-done.returncode).name}"
-    lines = done.stderr.decode(errors="replace").strip().splitlines()
-    return lines[-1] if lines else f"it ended with exit code {done.returncode}"

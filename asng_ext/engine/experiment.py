@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -29,7 +30,6 @@ from asng_ext.runs.metrics import MetricsTable
 from asng_ext.runs.report import retrain_command, warn_of_earlier_network
 from asng_ext.strategies.protocol import Strategy
 from asng_ext.tasks.protocol import Optimizer, Task, check_members
-from asng_ext.training.divergence import version_of
 from asng_ext.training.precision import autocast
 
 __all__ = ["Experiment"]
@@ -353,23 +353,19 @@ class Experiment:
         return self.architecture_file.read()[1]
 
     @contextlib.contextmanager
-    def _settings_kept(self, replacing: str = "") -> Iterator[None]:
-        """What is done in this context is done with the settings that config.toml says. They are
-        those of before again if nothing comes of it, not even a checkpoint that would replace that
-        of the name ``replacing``."""
+    def _settings_kept(self) -> Iterator[None]:
+        """What is done in this context is done with the settings that config.toml says."""
         if not self.ranks.first:
             yield
             return
         before = self.run.read_config() if self.run.file("config.toml").exists() else None
-        version = version_of(self.run, replacing) if replacing else 0
         # Written first, so that what is interrupted continues with the settings it began with.
         if before is not None and checked(before)[0] != self.config:
             self.run.write_config(self.config)
         try:
             yield
-        except BaseException as error:
-            kept = version != 0 and version == version_of(self.run, replacing)
-            if before is not None and (kept or isinstance(error, CheckpointMismatchError)):
+        except CheckpointMismatchError:  # nothing has been trained
+            if before is not None:
                 self.run.write_config(before)
             raise
 
@@ -388,7 +384,8 @@ class Experiment:
         self._check_ranks("retrain")
         with self.ranks.held_by_first(self.run.lock):
             values = self.ranks.from_first(self.architecture)
-            with self._settings_kept("retrain.pt" if restart else ""):
+            # Those of what it replaces stay until the first checkpoint takes its place.
+            with contextlib.nullcontext() if restart else self._settings_kept():
                 network, tested = retrain(
                     self.task,
                     values,
@@ -398,6 +395,7 @@ class Experiment:
                     stream=self.stream,
                     resume_from=Path(resume_from) if resume_from is not None else None,
                     restart=restart,
+                    begun=partial(self.run.write_config, self.config) if restart else None,
                     ranks=self.ranks,
                 )
             if not self.ranks.first:

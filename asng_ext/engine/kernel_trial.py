@@ -1,7 +1,7 @@
 """The process that tries kernels for :mod:`asng_ext.engine.autotune`.
 
-It calls :func:`main`: takes ``[config, candidates, first]`` as JSON on standard input, and writes
-lines of JSON, see :func:`measure`.
+It calls :func:`main`: takes ``[config, candidates, first]`` as a line of JSON on standard input,
+and writes lines of JSON, see :func:`measure`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import gc
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain, count, islice
@@ -122,8 +123,10 @@ def measure(
 
 
 def main() -> None:
-    """Tries what standard input says, and writes to standard output."""
-    config, candidates, first = json.load(sys.stdin)
+    """Tries what a line of standard input says, and writes to standard output. It ends with who
+    holds the other end of standard input."""
+    config, candidates, first = json.loads(sys.stdin.readline())
+    threading.Thread(target=_end_with_input, daemon=True).start()
     experiment = Experiment(RunFolder("."), config, None)
     measure(
         experiment.task,
@@ -135,3 +138,8 @@ def main() -> None:
         device=experiment.device,
         write=lambda line: print(line, flush=True),
     )
+
+
+def _end_with_input() -> None:
+    sys.stdin.read()
+    os._exit(1)

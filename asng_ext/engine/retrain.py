@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, TextIO, cast
@@ -46,6 +46,7 @@ def retrain(
     graphs: GraphBackend | None = None,
     resume_from: Path | None = None,
     restart: bool = False,
+    begun: Callable[[], object] | None = None,
     ranks: Ranks = ALONE,
 ) -> tuple[nn.Module, dict[str, float]]:
     """Trains the network of an architecture and tests it.
@@ -69,6 +70,7 @@ def retrain(
         restart: Begin anew. What ``run`` holds of a training before stays until there is something
             in its place: checkpoints and metrics until the first checkpoint, the network and its
             test metrics until the end.
+        begun: Is called when a training that is begun has written its first checkpoint.
         ranks: The processes that train together, all of which call this with the same arguments.
             They divide the batches. Rank 0 alone reads and writes ``run`` and shows progress.
 
@@ -95,7 +97,7 @@ def retrain(
     if restart and resume_from is not None:
         raise ValueError(f"resume_from must not be given to begin anew, got {resume_from}")
     stream = stream if ranks.first else None
-    loop = partial(_retrain, task, values, config, seed, stream, graphs, ranks)
+    loop = partial(_retrain, task, values, config, seed, stream, graphs, ranks, begun)
     origin = ANEW if restart else resume_from
     return run_loop(loop, "retrain", config, run, ranks, origin, partial(say, stream))
 
@@ -108,6 +110,7 @@ def _retrain(
     stream: TextIO | None,
     graphs: GraphBackend | None,
     ranks: Ranks,
+    begun: Callable[[], object] | None,
     run: RunFolder | None,
     stop: Stop,
     halvings: Halvings,
@@ -148,6 +151,7 @@ def _retrain(
         stop=stop,
         resume_from=resume_from,
         ranks=ranks,
+        begun=begun,
     )
     # Compiled after the weights are in place; state dicts are those of the plain network.
     runner = cast(nn.Module, torch.compile(network)) if config.compile else network

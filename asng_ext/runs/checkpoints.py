@@ -90,6 +90,8 @@ class Epochs:
         ranks: Who runs the loop. Rank 0 alone has a ``run``, and reads the checkpoint for all.
         replicated: Gives what must be the same on all ranks after each step; the parts must be
             after some.
+        begun: Is called where there is a ``run`` when a loop that continues from no checkpoint has
+            written its first one.
 
     Attributes:
         rows: The metrics of each epoch.
@@ -125,6 +127,7 @@ class Epochs:
         resume_from: Origin = None,
         ranks: Ranks = ALONE,
         replicated: Callable[[], Any] | None = None,
+        begun: Callable[[], object] | None = None,
     ) -> None:
         # A checkpoint of other than plain values could not be read again.
         self.identity: dict[str, Any] = json.loads(json.dumps(identity))
@@ -152,6 +155,7 @@ class Epochs:
         self._saves = ranks.from_first(lambda: run is not None)
         ranks.check_same({**self.identity, **self._same})
         self._begins = False
+        self._begun = begun
         self._events: Events | None = None
         try:
             rows = self._resume(total, assumed or {}, resume_from)
@@ -343,6 +347,8 @@ class Epochs:
             self._run.remove_previous(name)
             if not self.rows:
                 self._table.write()
+            if self._begun is not None:
+                self._begun()
             self._begins = False
         self._written = time.monotonic()
 
