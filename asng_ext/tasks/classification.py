@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
@@ -22,6 +23,7 @@ from asng_ext.data.labels import check_classes
 from asng_ext.data.sources import is_own
 from asng_ext.nn import (
     CellNetwork,
+    CellSpace,
     CellSupernet,
     Latencies,
     Relaxation,
@@ -51,6 +53,21 @@ _TEST_BATCH = 500
 """Images that are tested at once; of more than 32×32 pixels as many fewer."""
 _SHOWN = 18
 """Test images in the picture of mistakes."""
+
+
+@lru_cache(maxsize=64)
+def _widest_channels(
+    space: CellSpace,
+    architecture: tuple[int, ...],
+    limit: int,
+    cells: int,
+    classes: int,
+    in_channels: int,
+) -> int:
+    """Kept, as a run asks several times, and each time takes as long as three networks."""
+    return widest_channels(
+        space, architecture, limit, cells=cells, classes=classes, in_channels=in_channels
+    )
 
 
 def load_data(config: ClassificationConfig, seed: int) -> ImageData:
@@ -293,13 +310,13 @@ class ClassificationTask(ImageTask[ClassificationConfig]):
     def channels(self, values: Mapping[str, Any]) -> int:
         """Channels of the first cell of the final network."""
         config = self.config
-        return config.final_channels or widest_channels(
+        return config.final_channels or _widest_channels(
             self.cell_space,
-            self.cell_space.to_indices(values),
+            tuple(self.cell_space.to_indices(values)),
             config.parameter_limit,
-            cells=config.final_cells,
-            classes=self.data.classes,
-            in_channels=self.data.channels,
+            config.final_cells,
+            self.data.classes,
+            self.data.channels,
         )
 
     def network(self, values: Mapping[str, Any]) -> CellNetwork:
