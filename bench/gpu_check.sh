@@ -39,7 +39,8 @@ parts="$scratch/parts.tsv"
 # However this ends.
 report() {
   echo "in $out, after $SECONDS s"
-  "$python" "$root/bench/gpu_report.py" "$parts" "$out" 2>> "$log" || cat "$parts"
+  # Without a compiled cache beside the sources.
+  "$python" -B "$root/bench/gpu_report.py" "$parts" "$out" 2>> "$log" || cat "$parts"
   rm -rf "$scratch"
 }
 trap report EXIT
@@ -47,8 +48,8 @@ trap 'exit 143' TERM
 trap 'exit 130' INT
 : > "$log"
 : > "$parts"
-# Without a compiled cache beside the sources; output of a part that is stopped is not lost.
-export PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
+# Output of a part that is stopped is not lost.
+export PYTHONUNBUFFERED=1
 
 # Name and least number of seconds of each part, the most important first: what one leaves, the later
 # ones may use. Nothing goes without a build, which may take all but what the others need at least.
@@ -128,8 +129,8 @@ build() {
 # What runs uses a copy of the package, so that nothing is written into the working tree.
 copy() {
   mkdir -p "$scratch/package" &&
-    cp -r "$root/python_tests" "$root/bench" "$root/pyproject.toml" "$scratch/package/" &&
-    cp -r "${package:-$root}/asng_ext" "$scratch/package/" &&
+    cp -rp "$root/python_tests" "$root/bench" "$root/pyproject.toml" "$scratch/package/" &&
+    cp -rp "${package:-$root}/asng_ext" "$scratch/package/" &&
     { [ -n "$package" ] || rm -f "$scratch/package/asng_ext/"*.so; }
 }
 
@@ -143,7 +144,7 @@ workers() {
 
 tests() {
   # Warnings of other versions of other packages are no errors here.
-  local options=(-q -o filterwarnings=default -p no:cacheprovider) status=0 processes
+  local options=(-q -o filterwarnings=default -p no:cacheprovider) status=0 processes graphs
   processes=$(workers)
   if [ "$processes" -gt 1 ] && "$python" -c 'import xdist' 2> /dev/null; then
     options+=(-n "$processes")
@@ -151,9 +152,10 @@ tests() {
   if [ "$device" = cuda ]; then
     FAIL_WITHOUT_CUDA=1 "$python" -m pytest "${options[@]}" -m cuda python_tests || status=1
   fi
-  # The logic around graphs with this version of torch.
-  "$python" -m pytest "${options[@]}" -m "not cuda" python_tests/training/test_cuda_graphs.py \
-    python_tests/engine/test_captured_{search,retrain}.py || status=1
+  # The logic around graphs with this version of torch; without a GPU a part of it.
+  graphs=(python_tests/training/test_cuda_graphs.py)
+  [ "$device" = cpu ] || graphs+=(python_tests/engine/test_captured_{search,retrain}.py)
+  "$python" -m pytest "${options[@]}" -m "not cuda" "${graphs[@]}" || status=1
   # What memcheck and racecheck look at.
   [ "$device" = cuda ] || "$python" bench/gpu_small.py --device cpu || status=1
   return $status
