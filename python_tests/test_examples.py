@@ -62,12 +62,14 @@ def test_a_job_that_is_queued_again_goes_on(tmp_path: Path) -> None:
         """,
     }
     (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "matplotlib.py").write_text("raise ImportError")  # no pictures
     for name, body in programs.items():
         path = tmp_path / "bin" / name
         path.write_text(f"#!/bin/bash\n{body}\n")
         path.chmod(0o755)
     environment = os.environ | {
         "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+        "PYTHONPATH": f"{tmp_path / 'bin'}:{os.environ.get('PYTHONPATH', '')}",
         "SLURM_JOB_ID": "7",
     }
     command = ["bash", FOLDER / "slurm_search.sh", "digits", tmp_path / "run", *small.OPTIONS[1:]]

@@ -10,7 +10,8 @@ import sys
 
 import asng_ext
 
-# Every module gets a process of its own, forked when PyTorch is there, which takes seconds to load.
+# Every module gets a process of its own, forked when PyTorch is there, which takes seconds to load,
+# and asng_ext itself, which comes first with each of them.
 CODE = """
 import importlib, os, sys, traceback
 import torch
@@ -33,6 +34,7 @@ def check(name):
     assert weight.grad is not None, "stem has no derivative"
 
 failed = []
+check("asng_ext")
 for name in sys.argv[1:]:
     child = os.fork()
     if child == 0:

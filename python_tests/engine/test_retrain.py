@@ -230,7 +230,7 @@ def test_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         return compiled(network)
 
     monkeypatch.setattr(torch, "compile", counted)
-    task = small.task(drop_path=0.0, auxiliary_weight=0.0)
+    task = small.task(nodes=1, drop_path=0.0, auxiliary_weight=0.0)
     values = architecture(task)
     run = RunFolder.create(tmp_path / "run")
     config = replace(small.RETRAIN, compile=True, epochs=2)

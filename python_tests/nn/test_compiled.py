@@ -5,13 +5,13 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._dynamo.testing import CompileCounterWithBackend
 
 from asng_ext.nn import (
     CaeCatSpace,
@@ -20,6 +20,9 @@ from asng_ext.nn import (
     CellSpace,
     FusedCellSupernet,
 )
+
+if TYPE_CHECKING:  # seconds to import, for this file alone
+    from torch._dynamo.testing import CompileCounterWithBackend
 
 pytestmark = [
     pytest.mark.slow,
@@ -91,6 +94,8 @@ def train(
 def test_steps_compiled_with_inductor(
     make: Callable[[], tuple[nn.Module, Callable[[], Tensor]]], operator: str
 ) -> None:
+    from torch._dynamo.testing import CompileCounterWithBackend
+
     backend = CompileCounterWithBackend("inductor")
     losses, weights = train(make, backend)
     expected = train(make)

@@ -139,7 +139,7 @@ def test_captured_steps_give_the_numbers_of_others(name: str, of: Any) -> None:
         task = of()
         task.__class__ = type("Capturable", (type(task),), {"capturable": True})
         config = SearchConfig(
-            epochs=4,
+            epochs=2,
             batch_size=20,
             strategy=name,
             strategy_options="learning_rate=0.01",
@@ -154,8 +154,8 @@ def test_captured_steps_give_the_numbers_of_others(name: str, of: Any) -> None:
     plain, expected = searched(RecordingGraphs(), False)
     steps = ToyTask.search_steps if of is ToyTask else small.task().search_steps
     assert graphs.captured == 1
-    assert graphs.replays == 4 * steps - 3
-    assert state["steps"] == expected["steps"] == 4 * steps
+    assert graphs.replays == 2 * steps - WARM_UPS > 0
+    assert state["steps"] == expected["steps"] == 2 * steps
     assert small.equal(state, expected)
     assert small.equal(captured.supernet.state_dict(), plain.supernet.state_dict())
 
