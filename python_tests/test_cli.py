@@ -667,7 +667,7 @@ sys.exit(main())
 def test_a_signal_ends_a_search_with_the_command_that_goes_on(
     number: signal.Signals, searched: Path, tmp_path: Path
 ) -> None:
-    """In a process of its own, which is forked, and the run continues to what it would have been."""
+    """In a process that is forked, and the run continues to what it would have been."""
     folder = tmp_path / "a run"
     command = ["search", "classification", *small.OPTIONS, "--seed=3", "--checkpoint-minutes=1e-9"]
     child = os.fork()
