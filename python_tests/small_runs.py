@@ -24,7 +24,7 @@ def classification(path: Path, **settings: Any) -> Experiment:
         "task": "classification",
         "seed": 0,
         "search": asdict(replace(small.SEARCH, epochs=1, batch_size=256)),
-        "retrain": asdict(replace(small.RETRAIN, epochs=2, batch_size=128)),
+        "retrain": asdict(replace(small.RETRAIN, epochs=2, batch_size=256)),
         "classification": asdict(replace(small.TASK, **settings)),
     }
     return Experiment.create(path, config, stream=None)
