@@ -103,7 +103,7 @@ def compare(
 
 
 def main() -> None:
-    parser = options(__doc__, quick="one round, few images, the main case only")
+    parser = options(__doc__, quick="few rounds, the main case only")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--peak-of", choices=("fused", "plain"), help=argparse.SUPPRESS)
@@ -117,11 +117,10 @@ def main() -> None:
         print(peak_memory())
         return
     print(f"instruction set: {ops.capability()}, threads: {args.threads}")
-    rounds = 1 if args.quick else args.rounds
+    rounds = 2 if args.quick else args.rounds
     plain: dict[str, type[nn.Module]] = {"fused": FusedCellSupernet, "plain": CellSupernet}
-    batch, channels, size = (2, 4, 16) if args.quick else (64, 16, 32)
-    main_case = f"B={batch} C={channels} λ=2"
-    rows = compare(main_case, {**plain, "2019": NCHW}, rounds, 2, batch, channels, size)
+    main_case = "B=64 C=16 λ=2"
+    rows = compare(main_case, {**plain, "2019": NCHW}, rounds, 2, 64, 16, 32)
     if not args.quick:
         name, kinds = "cell search step, peak memory", ("fused", "plain")
         rows.append(peak_row(name, f"{main_case} vs plain", *(["--peak-of", k] for k in kinds)))

@@ -119,7 +119,7 @@ def print_floor(row: Row, floor: float) -> float:
 
 
 def main() -> None:
-    parser = options(__doc__, quick="few rounds, one size, few images")
+    parser = options(__doc__, quick="few rounds, one size")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -128,17 +128,18 @@ def main() -> None:
         f"instruction set: {ops.capability()}, threads: {args.threads}, {flops / 1e9:.0f} GFLOP/s"
     )
     rows: list[Row] = []
-    batch = 4 if args.quick else 64
     for channels, size in SIZES[:1] if args.quick else SIZES:
-        speed = copying_speed(batch * channels * size * size)
+        speed = copying_speed(64 * channels * size * size)
         for name in OPERATIONS:
             for backward in (False, True):
-                fused, eager = case(name, channels, size, batch, backward)
+                fused, eager = case(name, channels, size, 64, backward)
+                rounds = 3 if args.quick else 9
                 label = "forward + backward" if backward else "forward"
-                label = f"{batch}×{channels}×{size}×{size} {label}"
-                row = compare(name, label, fused, eager, quick=args.quick)
+                row = compare(
+                    name, f"64×{channels}×{size}×{size} {label}", fused, eager, rounds=rounds
+                )
                 rows.append(row)
-                work_flops, work_bytes = work(name, channels, size, batch, backward)
+                work_flops, work_bytes = work(name, channels, size, 64, backward)
                 floor = max(work_flops / flops, work_bytes / speed)
                 print_floor(row, 1e6 * floor)
     finish(rows, args.json)

@@ -150,10 +150,11 @@ def drop_in(variables: int, categories: int, count: int) -> Callable[[], None]:
 def main() -> None:
     parser = options(__doc__, quick="fewer and smaller cases")
     args = parser.parse_args()
+    rounds = 5 if args.quick else 15
     rows: list[Row] = []
 
     def add(name: str, case: str, a: Callable[[], Any], b: Callable[[], Any]) -> None:
-        rows.append(compare(name, case, a, b, rounds=15, quick=args.quick))
+        rows.append(compare(name, case, a, b, rounds=rounds))
 
     for variables in (30, 1000):
         shape = (variables, 5, 2)

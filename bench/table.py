@@ -61,12 +61,10 @@ def compare(
     baseline: Callable[[], Any],
     *,
     rounds: int = 9,
-    quick: bool = False,
+    slice_seconds: float = 0.05,
     unit: str = "us",
 ) -> Row:
-    """Times both alternately; medians, and the median of the rounds' ratios. Quickly, there are two
-    short rounds, which show that both run."""
-    rounds, slice_seconds = (2, 0.005) if quick else (rounds, 0.05)
+    """Times both alternately; medians, and the median of the rounds' ratios."""
     scale = {"s": 1.0, "ms": 1e3, "us": 1e6}[unit]
     counts = _repeats(ours, slice_seconds), _repeats(baseline, slice_seconds)
     pairs = [(_seconds(ours, counts[0]), _seconds(baseline, counts[1])) for _ in range(rounds)]
