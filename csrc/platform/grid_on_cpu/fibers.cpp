@@ -38,7 +38,7 @@ asng_switch_stack:
 namespace asng::cuda_on_cpu {
 
 namespace {
-constexpr std::size_t kPageBytes = 4096;
+constexpr std::size_t kPageBytes = 4096, kCacheLineBytes = 64;
 }  // namespace
 
 void Context::start(void* bottom, std::size_t bytes, void (*entry)()) {
@@ -59,7 +59,7 @@ void Context::start(void* bottom, std::size_t bytes, void (*entry)()) {
 #endif
 }
 
-Stack::Stack() {
+Stack::Stack(std::size_t number) : bytes_(kStackBytes - number * kCacheLineBytes % kPageBytes) {
   base_ = mmap(nullptr, kStackBytes + kPageBytes, PROT_READ | PROT_WRITE,
                MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (base_ == MAP_FAILED || mprotect(base_, kPageBytes, PROT_NONE) != 0) {

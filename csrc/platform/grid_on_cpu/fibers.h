@@ -42,18 +42,22 @@ class Context {
 // A stack with a page below it that must not be touched, so that an overflow is a crash at once.
 class Stack {
  public:
-  Stack();
+  explicit Stack(std::size_t number);
   ~Stack();
   Stack(const Stack&) = delete;
   Stack& operator=(const Stack&) = delete;
 
   void* bottom() const;
+  // Of stacks with other numbers a little fewer or more: if all began at the same place in a page,
+  // their tops would drive each other out of the cache.
+  std::size_t bytes() const { return bytes_; }
   // A thread that was abandoned has left the guards of its variables behind.
   void begin();
   void end() { in_use_ = false; }
 
  private:
   void* base_;
+  std::size_t bytes_;
   bool in_use_ = false;
 };
 

@@ -1,5 +1,6 @@
 #include "platform/grid_on_cpu/grid.h"
 
+#include <bit>
 #include <cstdio>
 #include <exception>
 #include <memory>
@@ -26,22 +27,22 @@ constexpr unsigned int kLargestBlock = 1024;
 constexpr std::size_t kPlainShared = 48 * 1024;
 constexpr std::size_t kLargestResident = 16 * 1024;
 
-enum class State { kRunnable, kAtBarrier, kInWarpOperation, kSpinning, kDone };
+enum class State : unsigned char { kRunnable, kAtBarrier, kInWarpOperation, kSpinning, kDone };
 
-// What a thread waits for and, once it may continue, what it received.
+// What a thread waits for and, once it may continue, what it received from its warp.
 struct Wait {
   const char* what = "";
   Location where;
   bool predicate = false;
   unsigned int mask = 0;
   int source = 0;
-  std::size_t size = 0;
-  unsigned char value[16] = {};
+  unsigned int size = 0;
+  alignas(16) unsigned char value[16] = {};
+  Exchanged exchanged = {};
+  Collective collective = nullptr;
   const unsigned long long* counter = nullptr;  // or else `word`, until it is odd
   const unsigned int* word = nullptr;
   unsigned long long target = 0;
-  int count = 0;
-  Exchanged exchanged = {};
 
   // Of a wait for other blocks.
   bool over() const { return counter != nullptr ? *counter >= target : *word % 2 == 1; }
@@ -77,10 +78,12 @@ struct Fiber {
   Context context;
   Block* block = nullptr;
   uint3 index{};
-  State state = State::kRunnable;
+  unsigned int number = 0;  // in its block
   Wait wait;
-  DelayedWork delayed = DelayedWork(1);
+  DelayedWork delayed;
   Copies copies;
+
+  unsigned int lane() const { return number % 32; }
 };
 
 // What instructions ask for at most.
@@ -90,20 +93,40 @@ struct FreeAligned {
   void operator()(unsigned char* memory) const { ::operator delete(memory, kSharedAlignment); }
 };
 
+// There may be many more barriers and warp operations than arithmetic, so the last thread that
+// arrives finds what the others brought without a look at each.
 struct Block {
   uint3 index{};
   std::span<Fiber> fibers;
+  std::vector<State> states;
+  std::vector<unsigned int> going;  // of each warp the lanes that are runnable or spinning
   std::unique_ptr<unsigned char, FreeAligned> shared;
-  std::size_t at_barrier = 0;
 
-  std::size_t number(const Fiber& fiber) const {
-    return static_cast<std::size_t>(&fiber - fibers.data());
+  // The barrier that threads arrive at, and how many of those that are there passed true.
+  std::size_t at_barrier = 0;
+  const Wait* barrier = nullptr;
+  bool same_barrier = true;
+  int predicates = 0;
+  int passed_predicates = 0;  // of the barrier before
+
+  State state(const Fiber& fiber) const { return states[fiber.number]; }
+  void set(const Fiber& fiber, State state) {
+    const unsigned int lane = 1u << fiber.lane();
+    unsigned int& lanes = going[fiber.number / 32];
+    const bool goes = state == State::kRunnable || state == State::kSpinning;
+    lanes = goes ? lanes | lane : lanes & ~lane;
+    states[fiber.number] = state;
+  }
+  void set_all_runnable() {
+    std::fill(states.begin(), states.end(), State::kRunnable);
+    std::fill(going.begin(), going.end(), ~0u);
+    if (fibers.size() % 32 != 0) going.back() = (1u << fibers.size() % 32) - 1;
   }
 };
 
 struct Grid;
-thread_local Grid* active = nullptr;
-thread_local bool backward = false;
+ASNG_OF_THREAD Grid* active = nullptr;
+ASNG_OF_THREAD bool backward = false;
 thread_local bool launches_only = false;
 thread_local std::size_t largest_shared = kLargestShared;
 
@@ -148,6 +171,9 @@ struct Grid {
   std::size_t shared_bytes;
   Context scheduler;
   Fiber* current = nullptr;
+  // The threads of a block take turns: a warp, and which lanes of it had none yet.
+  std::size_t warp = 0;
+  unsigned int left = 0;
   std::exception_ptr error;
   std::size_t live = 0;
 #if defined(__SANITIZE_ADDRESS__)
@@ -160,10 +186,13 @@ struct Grid {
       : kernel(kernel), fibers(resident * threads), blocks(resident), shared_bytes(shared_bytes) {
     for (std::size_t b = 0; b < resident; ++b) {
       blocks[b].fibers = std::span(fibers).subspan(b * threads, threads);
+      blocks[b].states.resize(threads);
+      blocks[b].going.resize((threads + 31) / 32);
       blocks[b].shared.reset(static_cast<unsigned char*>(
           ::operator new(std::max<std::size_t>(shared_bytes, 1), kSharedAlignment)));
     }
-    while (stacks().size() < fibers.size()) stacks().push_back(std::make_unique<Stack>());
+    while (stacks().size() < fibers.size())
+      stacks().push_back(std::make_unique<Stack>(stacks().size()));
   }
 
   Stack& stack_of(const Fiber& fiber) const {
@@ -173,7 +202,14 @@ struct Grid {
   static void enter() {
     Grid& grid = *active;
 #if defined(__SANITIZE_ADDRESS__)
-    __sanitizer_finish_switch_fiber(nullptr, &grid.scheduler_bottom, &grid.scheduler_size);
+    const void* bottom = nullptr;
+    std::size_t size = 0;
+    __sanitizer_finish_switch_fiber(nullptr, &bottom, &size);
+    // Of the first one, which the scheduler has called.
+    if (grid.scheduler_bottom == nullptr) {
+      grid.scheduler_bottom = bottom;
+      grid.scheduler_size = size;
+    }
 #endif
     try {
       grid.kernel();
@@ -181,44 +217,61 @@ struct Grid {
       grid.error = std::current_exception();
     }
     grid.stack_of(*grid.current).end();
-    grid.current->state = State::kDone;
+    grid.current->block->set(*grid.current, State::kDone);
     --grid.live;
-#if defined(__SANITIZE_ADDRESS__)
-    __sanitizer_start_switch_fiber(nullptr, grid.scheduler_bottom, grid.scheduler_size);
-#endif
-    grid.current->context.switch_to(grid.scheduler);
+    grid.pass_on<true>();
   }
 
-  void resume(Fiber& fiber) {
-    current = &fiber;
-    threadIdx = fiber.index;
-    blockIdx = fiber.block->index;
+  // Called by the current thread, which waits or has ended: the next one has its turn, or if there
+  // is none the scheduler.
+  template <bool kEnds = false>
+  void pass_on() {
+    Context& from = current->context;
+    Fiber* const next = error ? nullptr : next_of(*current->block);
 #if defined(__SANITIZE_ADDRESS__)
     void* fake_stack = nullptr;
-    const Stack& stack = stack_of(fiber);
-    __sanitizer_start_switch_fiber(&fake_stack, stack.bottom(), kStackBytes);
+    const void* const bottom = next != nullptr ? stack_of(*next).bottom() : scheduler_bottom;
+    __sanitizer_start_switch_fiber(kEnds ? nullptr : &fake_stack, bottom,
+                                   next != nullptr ? kStackBytes : scheduler_size);
 #endif
-    scheduler.switch_to(fiber.context);
+    if (next != nullptr) make_current(*next);
+    from.switch_to(next != nullptr ? next->context : scheduler);
 #if defined(__SANITIZE_ADDRESS__)
     __sanitizer_finish_switch_fiber(fake_stack, nullptr, nullptr);
 #endif
   }
 
-  // Called by the current thread: the others have their turn.
+  // Called by the current thread once it has said what it waits for.
   void yield() {
+    settle(*current);
+    pass_on();
+  }
+
+  void make_current(Fiber& fiber) {
+    fiber.block->set(fiber, State::kRunnable);
+    current = &fiber;
+    threadIdx = fiber.index;
+    blockIdx = fiber.block->index;
+    dynamic = {fiber.block->shared.get(), shared_bytes};
+  }
+
+  // Called by the scheduler: threads of a block take turns, from `fiber` on.
+  void resume(Fiber& fiber) {
+    make_current(fiber);
 #if defined(__SANITIZE_ADDRESS__)
     void* fake_stack = nullptr;
-    __sanitizer_start_switch_fiber(&fake_stack, scheduler_bottom, scheduler_size);
+    __sanitizer_start_switch_fiber(&fake_stack, stack_of(fiber).bottom(), kStackBytes);
 #endif
-    current->context.switch_to(scheduler);
+    scheduler.switch_to(fiber.context);
 #if defined(__SANITIZE_ADDRESS__)
-    __sanitizer_finish_switch_fiber(fake_stack, &scheduler_bottom, &scheduler_size);
+    __sanitizer_finish_switch_fiber(fake_stack, nullptr, nullptr);
 #endif
+    if (error) std::rethrow_exception(error);
   }
 
   std::string describe(const Fiber& fiber) const {
     const std::string thread = "thread " + name(fiber.index);
-    if (fiber.state == State::kDone) return thread + " has ended";
+    if (fiber.block->state(fiber) == State::kDone) return thread + " has ended";
     return thread + " waits in " + fiber.wait.what + " at " + place(fiber.wait.where);
   }
 
@@ -228,80 +281,75 @@ struct Grid {
   }
 
   void pass_barrier(Block& block) {
-    int count = 0;
-    for (const Fiber& fiber : block.fibers) {
-      if (!same(fiber.wait, block.fibers[0].wait)) diverged(block.fibers[0], fiber);
-      count += fiber.wait.predicate ? 1 : 0;
+    if (!block.same_barrier) {
+      for (const Fiber& fiber : block.fibers) {
+        if (!same(fiber.wait, block.fibers[0].wait)) diverged(block.fibers[0], fiber);
+      }
     }
-    for (Fiber& fiber : block.fibers) {
-      fiber.wait.count = count;
-      fiber.state = State::kRunnable;
-    }
+    block.passed_predicates = block.predicates;
     block.at_barrier = 0;
+    block.set_all_runnable();
   }
 
   // If all lanes that `fiber` waits for are there, lets them go on.
   void try_warp_operation(const Fiber& fiber) {
-    const std::span<Fiber> fibers = fiber.block->fibers;
-    const std::size_t first = fiber.block->number(fiber) / 32 * 32;
-    const std::size_t lanes = std::min<std::size_t>(32, fibers.size() - first);
+    Block& block = *fiber.block;
     const Wait& wait = fiber.wait;
+    if ((wait.mask & block.going[fiber.number / 32]) != 0) return;
+    Fiber* const lanes = &block.fibers[fiber.number - fiber.lane()];
     unsigned int ballot = 0;
-    for (std::size_t lane = 0; lane < lanes; ++lane) {
-      if ((wait.mask >> lane & 1u) == 0) continue;
-      const Fiber& other = fibers[first + lane];
-      if (other.state == State::kRunnable || other.state == State::kSpinning) return;
-      if (other.state != State::kInWarpOperation || other.wait.mask != wait.mask ||
+    for (unsigned int rest = wait.mask; rest != 0; rest &= rest - 1) {
+      const Fiber& other = lanes[std::countr_zero(rest)];
+      if (block.state(other) != State::kInWarpOperation || other.wait.mask != wait.mask ||
           !same(other.wait, wait)) {
         diverged(fiber, other);
       }
-      ballot |= (other.wait.predicate ? 1u : 0u) << lane;
+      ballot |= (other.wait.predicate ? 1u : 0u) << other.lane();
     }
-    for (std::size_t lane = 0; lane < lanes; ++lane) {
-      if ((wait.mask >> lane & 1u) == 0) continue;
-      Fiber& other = fibers[first + lane];
-      other.wait.exchanged.ballot = ballot;
-      const auto source = static_cast<std::size_t>(other.wait.source);
-      if (other.wait.size > 0) {
-        if (source >= lanes || (wait.mask >> source & 1u) == 0) {
-          throw std::runtime_error("thread " + name(other.index) + " in block " +
-                                   name(fiber.block->index) + " reads lane " +
-                                   std::to_string(source) + ", which is not in the mask of " +
-                                   wait.what + " at " + place(wait.where));
-        }
-        std::memcpy(other.wait.exchanged.value, fibers[first + source].wait.value, other.wait.size);
+    if (wait.collective != nullptr) {
+      void* arguments[32];
+      for (int lane = 0; lane < 32; ++lane) {
+        std::memcpy(&arguments[lane], lanes[lane].wait.value, sizeof(void*));
       }
-      other.state = State::kRunnable;
+      wait.collective(arguments);
+    }
+    for (unsigned int rest = wait.mask; rest != 0; rest &= rest - 1) {
+      Fiber& other = lanes[std::countr_zero(rest)];
+      other.wait.exchanged.ballot = ballot;
+      if (other.wait.size > 0) {
+        const int source = other.wait.source;
+        if (source < 0 || source >= 32 || (wait.mask >> source & 1u) == 0) {
+          throw std::runtime_error("thread " + name(other.index) + " in block " +
+                                   name(block.index) + " reads lane " + std::to_string(source) +
+                                   ", which is not in the mask of " + wait.what + " at " +
+                                   place(wait.where));
+        }
+        std::memcpy(other.wait.exchanged.value, lanes[source].wait.value, sizeof(wait.value));
+      }
+      block.set(other, State::kRunnable);
     }
   }
 
-  static bool can_go_on(const Fiber& fiber) {
-    return fiber.state == State::kRunnable ||
-           (fiber.state == State::kSpinning && fiber.wait.over());
-  }
-
-  void advance(Fiber& fiber) {
-    fiber.state = State::kRunnable;
-    resume(fiber);
-    if (error) std::rethrow_exception(error);
-    if (fiber.state == State::kInWarpOperation) {
+  // Lets those go on that have waited for `fiber`, too.
+  void settle(const Fiber& fiber) {
+    Block& block = *fiber.block;
+    if (block.state(fiber) == State::kInWarpOperation) {
       try_warp_operation(fiber);
-    } else if (fiber.block->at_barrier == fiber.block->fibers.size()) {
-      pass_barrier(*fiber.block);
+    } else if (block.at_barrier == block.fibers.size()) {
+      pass_barrier(block);
     }
   }
 
   void start(Fiber& fiber) {
     Stack& stack = stack_of(fiber);
     stack.begin();
-    fiber.state = State::kRunnable;
-    fiber.delayed.assign(1, {});
+    fiber.delayed.clear();
     fiber.copies.started.clear();
     fiber.copies.ends.clear();
-    const auto rest = static_cast<unsigned int>(fiber.block->number(fiber));
+    const unsigned int rest = fiber.number;
     fiber.index = {rest % blockDim.x, rest / blockDim.x % blockDim.y,
                    rest / (blockDim.x * blockDim.y)};
-    fiber.context.start(stack.bottom(), kStackBytes, &Grid::enter);
+    fiber.context.start(stack.bottom(), stack.bytes(), &Grid::enter);
   }
 
   void start(Block& block, std::size_t number) {
@@ -309,9 +357,12 @@ struct Grid {
                    static_cast<unsigned int>(number / gridDim.x % gridDim.y),
                    static_cast<unsigned int>(number / gridDim.x / gridDim.y)};
     block.at_barrier = 0;
+    block.set_all_runnable();
     std::memset(block.shared.get(), 0xff, shared_bytes);
-    for (Fiber& fiber : block.fibers) {
+    for (std::size_t i = 0; i < block.fibers.size(); ++i) {
+      Fiber& fiber = block.fibers[i];
       fiber.block = &block;
+      fiber.number = static_cast<unsigned int>(i);
       start(fiber);
     }
   }
@@ -332,28 +383,40 @@ struct Grid {
 
   // Gives every thread of a block that can go on its turn; returns whether there was one.
   bool run_once(Block& block) {
-    bool any = false;
-    const std::size_t threads = block.fibers.size();
-    for (std::size_t i = 0; i < threads; ++i) {
-      Fiber& fiber = block.fibers[backward ? threads - 1 - i : i];
-      if (can_go_on(fiber)) {
-        any = true;
-        advance(fiber);
+    warp = 0;
+    left = ~0u;
+    Fiber* const first = next_of(block);
+    if (first != nullptr) resume(*first);
+    return first != nullptr;
+  }
+
+  // Whose turn it is, if anyone's: one that can go on and had none. Those that go before may let
+  // more go on.
+  Fiber* next_of(const Block& block) {
+    for (const std::size_t warps = block.going.size(); warp < warps; ++warp, left = ~0u) {
+      const std::size_t number = backward ? warps - 1 - warp : warp;
+      while ((block.going[number] & left) != 0) {
+        const unsigned int lanes = block.going[number] & left;
+        const int lane = backward ? 31 - std::countl_zero(lanes) : std::countr_zero(lanes);
+        left = backward ? (1u << lane) - 1 : ~1u << lane;
+        Fiber& fiber = block.fibers[32 * number + static_cast<std::size_t>(lane)];
+        if (block.state(fiber) != State::kSpinning || fiber.wait.over()) return &fiber;
       }
     }
-    return any;
+    return nullptr;
   }
 
   [[noreturn]] void explain() const {
-    const auto waits = [](const Fiber& f) { return f.state != State::kDone; };
+    const auto waits = [](const Fiber& f) { return f.block->state(f) != State::kDone; };
     const Fiber& waiting = *std::find_if(fibers.begin(), fibers.end(), waits);
-    for (const Fiber& fiber : waiting.block->fibers) {
-      if (fiber.state != waiting.state || !same(fiber.wait, waiting.wait)) {
+    const Block& block = *waiting.block;
+    for (const Fiber& fiber : block.fibers) {
+      if (block.state(fiber) != block.state(waiting) || !same(fiber.wait, waiting.wait)) {
         diverged(waiting, fiber);
       }
     }
-    throw std::runtime_error("the grid does not advance: in block " + name(waiting.block->index) +
-                             ", " + describe(waiting) + ", for ever");
+    throw std::runtime_error("the grid does not advance: in block " + name(block.index) + ", " +
+                             describe(waiting) + ", for ever");
   }
 };
 
@@ -385,14 +448,21 @@ void run(const void* function, dim3 grid, dim3 block, std::size_t shared_bytes,
   blockDim = block;
   struct Active {
     explicit Active(Grid* grid) { active = grid; }
-    ~Active() { active = nullptr; }
+    ~Active() {
+      active = nullptr;
+      dynamic = {};
+    }
   } const scope(&state);
   for (std::size_t b = 0; b < blocks; b += resident) {
     state.run_from(backward ? blocks - resident - b : b);
   }
 }
 
-DelayedWork& delayed_work() { return active->current->delayed; }
+DelayedWork& delayed_work() {
+  DelayedWork& delayed = active->current->delayed;
+  if (delayed.empty()) delayed.emplace_back();
+  return delayed;
+}
 
 void start_copy(void* to, const void* from, std::size_t bytes) {
   check_shared(to);
@@ -417,28 +487,9 @@ void wait_for_closed_copies(std::size_t open) {
   copies.make_first(count);
 }
 
-void* dynamic_shared() { return active->current->block->shared.get(); }
-
-namespace {
-
-bool in_dynamic_shared(const void* address) {
-  const unsigned char* begin = active->current->block->shared.get();
-  return std::less_equal<>()(begin, address) &&
-         std::less<>()(address, static_cast<const void*>(begin + active->shared_bytes));
-}
-
-}  // namespace
-
-void check_global(const void* address) {
-  if (in_dynamic_shared(address)) {
-    throw std::runtime_error("an access to global memory finds shared memory");
-  }
-}
-
-void check_shared(const void* address) {
-  if (active->shared_bytes > 0 && !in_dynamic_shared(address)) {
-    throw std::runtime_error("an access to shared memory finds other memory");
-  }
+void fail_access(bool to_shared) {
+  throw std::runtime_error(to_shared ? "an access to shared memory finds other memory"
+                                     : "an access to global memory finds shared memory");
 }
 
 void opt_in(const void* function, std::size_t bytes) {
@@ -478,20 +529,22 @@ StaticShared::StaticShared(const Location& where) {
 Backward::Backward() { backward = true; }
 Backward::~Backward() { backward = false; }
 
-int lane() {
-  const Fiber& fiber = *active->current;
-  return static_cast<int>(fiber.block->number(fiber) % 32);
-}
-
 int block_barrier(const char* what, bool predicate, const Location& where) {
   Fiber& fiber = *active->current;
+  Block& block = *fiber.block;
   fiber.wait.what = what;
   fiber.wait.where = where;
-  fiber.wait.predicate = predicate;
-  fiber.state = State::kAtBarrier;
-  ++fiber.block->at_barrier;
+  if (block.at_barrier == 0) {
+    block.barrier = &fiber.wait;
+    block.same_barrier = true;
+    block.predicates = 0;
+  }
+  block.same_barrier &= same(fiber.wait, *block.barrier);
+  block.predicates += predicate ? 1 : 0;
+  ++block.at_barrier;
+  block.set(fiber, State::kAtBarrier);
   active->yield();
-  return fiber.wait.count;
+  return block.passed_predicates;
 }
 
 namespace {
@@ -506,7 +559,7 @@ void spin(const unsigned long long* counter, const unsigned int* word, unsigned 
   fiber.wait.target = target;
   // Going on at once where that is allowed shows what is not there yet.
   if (fiber.wait.over()) return;
-  fiber.state = State::kSpinning;
+  fiber.block->set(fiber, State::kSpinning);
   active->yield();
 }
 
@@ -517,14 +570,13 @@ void spin(const unsigned long long* counter, unsigned long long target, const Lo
 }
 void spin(const unsigned int* word, const Location& where) { spin(nullptr, word, 0, where); }
 
-Exchanged exchange(const char* what, unsigned int mask, bool predicate, int source,
-                   const void* value, std::size_t size, const Location& where) {
+const Exchanged& exchange(const char* what, unsigned int mask, bool predicate, int source,
+                          const void* value, std::size_t size, const Location& where) {
   Fiber& fiber = *active->current;
-  const std::size_t index = fiber.block->number(fiber);
-  const std::size_t lanes = std::min<std::size_t>(32, fiber.block->fibers.size() - index / 32 * 32);
+  const std::size_t lanes = fiber.block->fibers.size() - (fiber.number - fiber.lane());
   // Lanes that a block's last warp does not have may be named all the same, as with a full mask.
-  const unsigned int existing = lanes == 32 ? 0xffffffffu : (1u << lanes) - 1;
-  if ((mask >> (index % 32) & 1u) == 0) {
+  const unsigned int existing = lanes >= 32 ? 0xffffffffu : (1u << lanes) - 1;
+  if ((mask >> fiber.lane() & 1u) == 0) {
     throw std::runtime_error("thread " + name(fiber.index) + " in block " +
                              name(fiber.block->index) + " is not in the mask of its " + what +
                              " at " + place(where));
@@ -534,11 +586,29 @@ Exchanged exchange(const char* what, unsigned int mask, bool predicate, int sour
   fiber.wait.mask = mask & existing;
   fiber.wait.predicate = predicate;
   fiber.wait.source = source;
-  fiber.wait.size = size;
+  fiber.wait.size = static_cast<unsigned int>(size);
+  fiber.wait.collective = nullptr;
   if (size > 0) std::memcpy(fiber.wait.value, value, size);
-  fiber.state = State::kInWarpOperation;
+  fiber.block->set(fiber, State::kInWarpOperation);
   active->yield();
   return fiber.wait.exchanged;
+}
+
+void collect(const char* what, void* arguments, Collective collective, const Location& where) {
+  Fiber& fiber = *active->current;
+  if (fiber.block->fibers.size() - (fiber.number - fiber.lane()) < 32) {
+    throw std::runtime_error("thread " + name(fiber.index) + " in block " +
+                             name(fiber.block->index) + " has no whole warp for " + what + " at " +
+                             place(where));
+  }
+  fiber.wait.what = what;
+  fiber.wait.where = where;
+  fiber.wait.mask = 0xffffffffu;
+  fiber.wait.size = 0;
+  fiber.wait.collective = collective;
+  std::memcpy(fiber.wait.value, &arguments, sizeof(arguments));
+  fiber.block->set(fiber, State::kInWarpOperation);
+  active->yield();
 }
 
 }  // namespace asng::cuda_on_cpu

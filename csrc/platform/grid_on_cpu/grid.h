@@ -45,8 +45,10 @@ struct dim3 {
   constexpr dim3(unsigned int x = 1, unsigned int y = 1, unsigned int z = 1) : x(x), y(y), z(z) {}
 };
 
-inline thread_local uint3 threadIdx{}, blockIdx{};
-inline thread_local dim3 blockDim, gridDim;
+// Other than by default, a library finds its thread's without a call.
+#define ASNG_OF_THREAD [[gnu::tls_model("initial-exec")]] inline thread_local
+ASNG_OF_THREAD uint3 threadIdx{}, blockIdx{};
+ASNG_OF_THREAD dim3 blockDim, gridDim;
 
 namespace asng::cuda_on_cpu {
 
@@ -93,7 +95,18 @@ struct StaticShared {
   explicit StaticShared(const Location& where = Location::current());
 };
 
-void* dynamic_shared();
+// The dynamic shared memory of the current thread's block.
+struct DynamicShared {
+  unsigned char* begin = nullptr;
+  std::size_t bytes = 0;
+
+  bool has(const void* address) const {
+    return reinterpret_cast<uintptr_t>(address) - reinterpret_cast<uintptr_t>(begin) < bytes;
+  }
+};
+ASNG_OF_THREAD DynamicShared dynamic;
+
+inline void* dynamic_shared() { return dynamic.begin; }
 
 // What this thread has begun and a device does beside it, in groups of which the last one is open.
 using DelayedWork = std::vector<std::vector<std::function<void()>>>;
@@ -109,8 +122,13 @@ void wait_for_closed_copies(std::size_t open);
 
 // For what a device does to one space of memory only: throws for the address of another. Static
 // shared memory is not told from global memory.
-void check_global(const void* address);
-void check_shared(const void* address);
+[[noreturn]] void fail_access(bool to_shared);
+inline void check_global(const void* address) {
+  if (dynamic.has(address)) fail_access(false);
+}
+inline void check_shared(const void* address) {
+  if (dynamic.bytes > 0 && !dynamic.has(address)) fail_access(true);
+}
 
 // Threads and blocks run in ascending order, or in descending order while one of these
 // lives. A kernel that lacks a barrier tends to give different results in the two orders.
@@ -131,19 +149,26 @@ void spin(const unsigned long long* counter, unsigned long long target, const Lo
 void spin(const unsigned int* word, const Location& where);
 
 struct Exchanged {
+  alignas(16) unsigned char value[16];
   unsigned int ballot;  // the lanes that passed true
-  unsigned char value[16];
 };
-// Waits for the lanes in `mask`; returns the value of lane `source`.
-Exchanged exchange(const char* what, unsigned int mask, bool predicate, int source,
-                   const void* value, std::size_t size, const Location& where);
+// Waits for the lanes in `mask`; returns the value of lane `source`, until the next call.
+const Exchanged& exchange(const char* what, unsigned int mask, bool predicate, int source,
+                          const void* value, std::size_t size, const Location& where);
 
-int lane();
+// Waits for all 32 lanes, then is called once, with the arguments of each.
+using Collective = void (*)(void* const (&of_lanes)[32]);
+void collect(const char* what, void* arguments, Collective collective, const Location& where);
+
+inline int lane() {
+  return static_cast<int>((threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z)) %
+                          32);
+}
 
 template <class T>
 T shuffle(const char* what, unsigned int mask, T value, int source, const Location& where) {
   static_assert(std::is_trivially_copyable_v<T> && sizeof(T) <= 16);
-  const Exchanged got = exchange(what, mask, false, source, &value, sizeof(T), where);
+  const Exchanged& got = exchange(what, mask, false, source, &value, sizeof(T), where);
   T result;
   std::memcpy(&result, got.value, sizeof(T));
   return result;

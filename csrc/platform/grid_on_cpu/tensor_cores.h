@@ -12,16 +12,6 @@
 
 namespace asng::cuda_on_cpu {
 
-// What the lanes of a warp put together: whole factors, or where rows of matrices begin.
-struct Together {
-  float a[16 * 16], b[16 * 8];
-  const void* rows[32];
-};
-inline Together& together() {
-  static thread_local Together of_warps[32];
-  return of_warps[(threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z)) / 32];
-}
-
 inline float checked_factor(unsigned bits, const Location& where) {
   const float x = __uint_as_float(bits);
   if ((bits & 0x1fffu) != 0 && !std::isnan(x)) {
@@ -37,88 +27,115 @@ namespace asng::cuda {
 
 namespace detail {
 
+// What a lane brings to a product, and to a load.
+struct ProductOfLane {
+  float (&c)[4];
+  const unsigned (&a)[4], (&b)[2];
+  const cuda_on_cpu::Location& where;
+};
+struct LoadOfLane {
+  unsigned (&to)[4];
+  const char* row;
+};
+
 // As mma: lane 4·g + t holds rows g and g + 8 of a, and column g of b, at `wide` neighbors from
 // wide·t on and as many behind half of the depth, and rows g and g + 8 of c at columns 2·t and
-// 2·t + 1. value(word, i) is a factor's.
-template <int kWide, class Value>
-void multiply_together(const char* what, float (&c)[4], const unsigned (&a)[4],
-                       const unsigned (&b)[2], Value value, const cuda_on_cpu::Location& where) {
+// 2·t + 1. Factor::value(word, i, where) is a factor's.
+template <int kWide, class Factor>
+void multiply_together(void* const (&of_lanes)[32]) {
   constexpr int kDepth = 8 * kWide;
-  cuda_on_cpu::Together& factors = cuda_on_cpu::together();
-  const auto wait = [&] {
-    cuda_on_cpu::exchange(what, 0xffffffffu, false, cuda_on_cpu::lane(), nullptr, 0, where);
-  };
-  const int g = cuda_on_cpu::lane() / 4, t = cuda_on_cpu::lane() % 4;
-  for (int k = 0; k < kWide; ++k) {
+  float a[16][kDepth], b[kDepth][8];
+  for (int lane = 0; lane < 32; ++lane) {
+    const int g = lane / 4, t = lane % 4;
+    const auto& mine = *static_cast<const ProductOfLane*>(of_lanes[lane]);
+    for (int k = 0; k < kWide; ++k) {
+      for (int i = 0; i < 4; ++i) {
+        const int column = kWide * t + k + i / 2 * kDepth / 2;
+        a[g + i % 2 * 8][column] = Factor::value(mine.a[i], k, mine.where);
+      }
+      for (int i = 0; i < 2; ++i) {
+        b[kWide * t + k + i * kDepth / 2][g] = Factor::value(mine.b[i], k, mine.where);
+      }
+    }
+  }
+  for (int row = 0; row < 16; ++row) {
+    float sums[8] = {};
+    for (int k = 0; k < kDepth; ++k) {
+      for (int column = 0; column < 8; ++column) sums[column] += a[row][k] * b[k][column];
+    }
+    for (int column = 0; column < 8; ++column) {
+      const int lane = row % 8 * 4 + column / 2;
+      const auto& mine = *static_cast<const ProductOfLane*>(of_lanes[lane]);
+      mine.c[row / 8 * 2 + column % 2] += sums[column];
+    }
+  }
+}
+
+struct Tf32Factor {
+  static float value(unsigned word, int, const cuda_on_cpu::Location& where) {
+    return cuda_on_cpu::checked_factor(word, where);
+  }
+};
+struct BFloat16Factor {
+  static float value(unsigned word, int i, const cuda_on_cpu::Location&) {
+    return __uint_as_float(i == 0 ? word << 16 : word & 0xffff0000u);
+  }
+};
+
+// Lane 8·matrix + row has the place of that row of a matrix; lane 4·g + t gets row g of each, from
+// word t on, or, turned, column g.
+template <bool kTurned>
+void load_together(void* const (&of_lanes)[32]) {
+  for (int lane = 0; lane < 32; ++lane) {
+    const int g = lane / 4, t = lane % 4;
+    const auto row = [&](int i, int at) {
+      return static_cast<const LoadOfLane*>(of_lanes[8 * i + at])->row;
+    };
     for (int i = 0; i < 4; ++i) {
-      const int column = kWide * t + k + i / 2 * kDepth / 2;
-      factors.a[(g + i % 2 * 8) * kDepth + column] = value(a[i], k);
-    }
-    for (int i = 0; i < 2; ++i) {
-      factors.b[(kWide * t + k + i * kDepth / 2) * 8 + g] = value(b[i], k);
+      unsigned& to = static_cast<const LoadOfLane*>(of_lanes[lane])->to[i];
+      if constexpr (kTurned) {
+        std::uint16_t pair[2];
+        for (int k = 0; k < 2; ++k) std::memcpy(&pair[k], row(i, 2 * t + k) + 2 * g, 2);
+        to = pair[0] | static_cast<unsigned>(pair[1]) << 16;
+      } else {
+        std::memcpy(&to, row(i, g) + 4 * t, 4);
+      }
     }
   }
-  wait();
-  for (int i = 0; i < 4; ++i) {
-    const int row = g + i / 2 * 8, column = 2 * t + i % 2;
-    float sum = 0;
-    for (int k = 0; k < kDepth; ++k) sum += factors.a[row * kDepth + k] * factors.b[k * 8 + column];
-    c[i] += sum;
-  }
-  wait();
 }
 
-// The row of a matrix whose place lane 8·matrix + row has.
-inline const char* matrix_row(int matrix, int row) {
-  return static_cast<const char*>(cuda_on_cpu::together().rows[8 * matrix + row]);
-}
-
-template <class Load>
-void load_together(const char* what, const void* row, Load load,
-                   const cuda_on_cpu::Location& where) {
+template <bool kTurned>
+void load(const char* what, unsigned (&to)[4], const void* row,
+          const cuda_on_cpu::Location& where) {
   cuda_on_cpu::check_shared(row);
   if (reinterpret_cast<uintptr_t>(row) % 16 != 0) {
     throw std::runtime_error("a row of a matrix is not aligned to 16 bytes");
   }
-  const auto wait = [&] {
-    cuda_on_cpu::exchange(what, 0xffffffffu, false, cuda_on_cpu::lane(), nullptr, 0, where);
-  };
-  cuda_on_cpu::together().rows[cuda_on_cpu::lane()] = row;
-  wait();
-  for (int i = 0; i < 4; ++i) load(i);
-  wait();
+  LoadOfLane mine = {to, static_cast<const char*>(row)};
+  cuda_on_cpu::collect(what, &mine, load_together<kTurned>, where);
 }
 
 }  // namespace detail
 
 inline void mma_tf32(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2],
                      cuda_on_cpu::Location where = cuda_on_cpu::Location::current()) {
-  const auto value = [&](unsigned word, int) { return cuda_on_cpu::checked_factor(word, where); };
-  detail::multiply_together<1>("mma_tf32", c, a, b, value, where);
+  detail::ProductOfLane mine = {c, a, b, where};
+  cuda_on_cpu::collect("mma_tf32", &mine, detail::multiply_together<1, detail::Tf32Factor>, where);
 }
 inline void mma_bfloat16(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2],
                          cuda_on_cpu::Location where = cuda_on_cpu::Location::current()) {
-  const auto value = [](unsigned word, int i) {
-    return __uint_as_float(i == 0 ? word << 16 : word & 0xffff0000u);
-  };
-  detail::multiply_together<2>("mma_bfloat16", c, a, b, value, where);
+  detail::ProductOfLane mine = {c, a, b, where};
+  cuda_on_cpu::collect("mma_bfloat16", &mine, detail::multiply_together<2, detail::BFloat16Factor>,
+                       where);
 }
 
 inline void load_matrices(unsigned (&to)[4], const void* row,
                           cuda_on_cpu::Location where = cuda_on_cpu::Location::current()) {
-  const int g = cuda_on_cpu::lane() / 4, t = cuda_on_cpu::lane() % 4;
-  const auto load = [&](int i) { std::memcpy(&to[i], detail::matrix_row(i, g) + 4 * t, 4); };
-  detail::load_together("load_matrices", row, load, where);
+  detail::load<false>("load_matrices", to, row, where);
 }
 inline void load_turned_matrices(unsigned (&to)[4], const void* row,
                                  cuda_on_cpu::Location where = cuda_on_cpu::Location::current()) {
-  const int g = cuda_on_cpu::lane() / 4, t = cuda_on_cpu::lane() % 4;
-  const auto load = [&](int i) {
-    std::uint16_t pair[2];
-    for (int k = 0; k < 2; ++k) std::memcpy(&pair[k], detail::matrix_row(i, 2 * t + k) + 2 * g, 2);
-    to[i] = pair[0] | static_cast<unsigned>(pair[1]) << 16;
-  };
-  detail::load_together("load_turned_matrices", row, load, where);
+  detail::load<true>("load_turned_matrices", to, row, where);
 }
 
 // To the nearest, ties away from zero, 10-bit mantissa.
