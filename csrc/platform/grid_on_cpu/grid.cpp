@@ -76,6 +76,7 @@ struct Copies {
 
 struct Fiber {
   Context context;
+  Stack* stack = nullptr;
   Block* block = nullptr;
   uint3 index{};
   unsigned int number = 0;  // in its block
@@ -93,8 +94,8 @@ struct FreeAligned {
   void operator()(unsigned char* memory) const { ::operator delete(memory, kSharedAlignment); }
 };
 
-// There may be many more barriers and warp operations than arithmetic, so the last thread that
-// arrives finds what the others brought without a look at each.
+// Most of the time goes into threads that wait for each other, so what is known of all threads of a
+// block or a warp is kept as they arrive.
 struct Block {
   uint3 index{};
   std::span<Fiber> fibers;
@@ -191,12 +192,10 @@ struct Grid {
       blocks[b].shared.reset(static_cast<unsigned char*>(
           ::operator new(std::max<std::size_t>(shared_bytes, 1), kSharedAlignment)));
     }
-    while (stacks().size() < fibers.size())
+    while (stacks().size() < fibers.size()) {
       stacks().push_back(std::make_unique<Stack>(stacks().size()));
-  }
-
-  Stack& stack_of(const Fiber& fiber) const {
-    return *stacks()[static_cast<std::size_t>(&fiber - fibers.data())];
+    }
+    for (std::size_t i = 0; i < fibers.size(); ++i) fibers[i].stack = stacks()[i].get();
   }
 
   static void enter() {
@@ -205,7 +204,7 @@ struct Grid {
     const void* bottom = nullptr;
     std::size_t size = 0;
     __sanitizer_finish_switch_fiber(nullptr, &bottom, &size);
-    // Of the first one, which the scheduler has called.
+    // The first of all comes from the scheduler.
     if (grid.scheduler_bottom == nullptr) {
       grid.scheduler_bottom = bottom;
       grid.scheduler_size = size;
@@ -216,7 +215,7 @@ struct Grid {
     } catch (...) {
       grid.error = std::current_exception();
     }
-    grid.stack_of(*grid.current).end();
+    grid.current->stack->end();
     grid.current->block->set(*grid.current, State::kDone);
     --grid.live;
     grid.pass_on<true>();
@@ -230,7 +229,7 @@ struct Grid {
     Fiber* const next = error ? nullptr : next_of(*current->block);
 #if defined(__SANITIZE_ADDRESS__)
     void* fake_stack = nullptr;
-    const void* const bottom = next != nullptr ? stack_of(*next).bottom() : scheduler_bottom;
+    const void* const bottom = next != nullptr ? next->stack->bottom() : scheduler_bottom;
     __sanitizer_start_switch_fiber(kEnds ? nullptr : &fake_stack, bottom,
                                    next != nullptr ? kStackBytes : scheduler_size);
 #endif
@@ -260,7 +259,7 @@ struct Grid {
     make_current(fiber);
 #if defined(__SANITIZE_ADDRESS__)
     void* fake_stack = nullptr;
-    __sanitizer_start_switch_fiber(&fake_stack, stack_of(fiber).bottom(), kStackBytes);
+    __sanitizer_start_switch_fiber(&fake_stack, fiber.stack->bottom(), kStackBytes);
 #endif
     scheduler.switch_to(fiber.context);
 #if defined(__SANITIZE_ADDRESS__)
@@ -341,15 +340,14 @@ struct Grid {
   }
 
   void start(Fiber& fiber) {
-    Stack& stack = stack_of(fiber);
-    stack.begin();
+    fiber.stack->begin();
     fiber.delayed.clear();
     fiber.copies.started.clear();
     fiber.copies.ends.clear();
     const unsigned int rest = fiber.number;
     fiber.index = {rest % blockDim.x, rest / blockDim.x % blockDim.y,
                    rest / (blockDim.x * blockDim.y)};
-    fiber.context.start(stack.bottom(), stack.bytes(), &Grid::enter);
+    fiber.context.start(fiber.stack->bottom(), fiber.stack->bytes(), &Grid::enter);
   }
 
   void start(Block& block, std::size_t number) {

@@ -45,7 +45,7 @@ struct dim3 {
   constexpr dim3(unsigned int x = 1, unsigned int y = 1, unsigned int z = 1) : x(x), y(y), z(z) {}
 };
 
-// Other than by default, a library finds its thread's without a call.
+// Libraries find these without a call, unlike other variables of a thread.
 #define ASNG_OF_THREAD [[gnu::tls_model("initial-exec")]] inline thread_local
 ASNG_OF_THREAD uint3 threadIdx{}, blockIdx{};
 ASNG_OF_THREAD dim3 blockDim, gridDim;

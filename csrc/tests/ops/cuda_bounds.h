@@ -89,28 +89,33 @@ void check_small(const Example<Shape>& e) {
   }
 }
 
+// Returns what it found in float64, float32, TF32 and bfloat16.
 template <class Shape>
-void check(const Example<Shape>& e, const Depth& depth) {
-  const Tensors expected = on_cpu<double>(e), single = on_cuda<float>(e);
-  compare("float64", on_cuda<double>(e), expected, kDouble);
+std::vector<Tensors> check(const Example<Shape>& e, const Depth& depth) {
+  const Tensors expected = on_cpu<double>(e), exact = on_cuda<double>(e),
+                single = on_cuda<float>(e);
+  compare("float64", exact, expected, kDouble);
   compare("float32", single, expected, bounds(kSingle, depth.maps, depth.kinks));
   const Tensors tf32 = on_cuda<float>(e, true);
   CHECK((tf32 == single) == (depth.products == 0));
   if (depth.products > 0) {
     compare("TF32", tf32, expected, bounds(kRounded, depth.products, depth.kinks));
   }
-  compare("bfloat16", on_cuda<BFloat16>(e), expected, bounds(kStored, depth.maps, depth.kinks));
+  const Tensors stored = on_cuda<BFloat16>(e);
+  compare("bfloat16", stored, expected, bounds(kStored, depth.maps, depth.kinks));
+  return {exact, single, tf32, stored};
 }
 
-// The same bits whatever the order of threads and blocks, and without a backward pass. Sanitizers
-// see no more in another order.
+// As check(), and the same bits whatever the order of threads and blocks, and without a backward
+// pass. Sanitizers see no more in another order.
 template <class Shape>
-void check_bits(const Example<Shape>& e) {
+void check_bits(const Example<Shape>& e, const Depth& depth) {
+  const std::vector<Tensors> forward = check(e, depth);
   const auto run = [&](bool save) {
     return std::vector<Tensors>{on_cuda<double>(e, false, save), on_cuda<float>(e, false, save),
                                 on_cuda<float>(e, true, save), on_cuda<BFloat16>(e, false, save)};
   };
-  const std::vector<Tensors> forward = run(true), unsaved = run(false);
+  const std::vector<Tensors> unsaved = run(false);
   for (size_t i = 0; i < forward.size(); ++i) CHECK(unsaved[i][0] == forward[i][0]);
   if (kSanitized) return;
   const cuda_on_cpu::Backward backward;
