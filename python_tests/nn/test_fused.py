@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cell_supernets import SPACE, draw, gradients, pair
-from devices import DEVICES
+from devices import DEVICES, GRID
 
 from asng_ext.nn import CellNetwork, CellSpace, CellSupernet, FusedCellSupernet, cell_supernet
 from asng_ext.nn import fused as fused_module
@@ -127,6 +127,9 @@ def test_golden_network() -> None:
     x, target = torch.from_numpy(golden["x"]).double(), torch.from_numpy(golden["target"])
     norms = json.loads(str(golden["grad_norms"]))
     for row, architecture in enumerate(golden["architectures"]):
+        # On the grid a row takes seconds; these have every operation in both kinds of cells.
+        if GRID and row % 3 > 0:
+            continue
         fused.zero_grad()
         logits = fused(x, architecture)
         np.testing.assert_allclose(
