@@ -13,8 +13,9 @@ macro(asng_enable_cuda)
     string(REGEX REPLACE "(^|;)90($|;)" "\\190a-real;90-virtual\\2" CMAKE_CUDA_ARCHITECTURES
                          "${CMAKE_CUDA_ARCHITECTURES}")
   endif()
+  # Not of the whole folder: what is for the CPU would be compiled again with and without CUDA.
   if(CMAKE_CUDA_ARCHITECTURES MATCHES "90a")
-    add_compile_definitions(ASNG_SM90A)
+    set(ASNG_CUDA_DEFINITIONS ASNG_SM90A)
   endif()
   message(STATUS "CUDA architectures: ${CMAKE_CUDA_ARCHITECTURES}")
   enable_language(CUDA)

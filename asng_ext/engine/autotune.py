@@ -221,11 +221,11 @@ def _trials(
                         begun = name
                         if len(written) > 1:
                             ended[begun] = written
-            except (OSError, RuntimeError, TimeoutError) as error:
+            except (OSError, RuntimeError) as error:
                 why = str(error)
                 hangs = isinstance(error, TimeoutError)
         if begun not in ended:
-            ended[begun] = {"error": why}
+            ended[begun] = {"error": why or "it ended without a result"}
         if hangs or "error" in next(iter(ended.values())):
             return {**{name: {"error": "not tried"} for name in candidates}, **ended}
     return ended
