@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 import small_classification as small
 import small_runs
+from forked import exit_status, forked
 
 from asng_ext import cli, tasks
 from asng_ext.cli import commands, parser
@@ -670,21 +671,19 @@ def test_a_signal_ends_a_search_with_the_command_that_goes_on(
     """In a process that is forked, and the run continues to what it would have been."""
     folder = tmp_path / "a run"
     command = ["search", "classification", *small.OPTIONS, "--seed=3", "--checkpoint-minutes=1e-9"]
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            with open(tmp_path / "err", "w") as err, contextlib.redirect_stderr(err):
-                status = asng(*command, "--out", folder)
-        finally:
-            os._exit(status)
+
+    def work() -> int:
+        with open(tmp_path / "err", "w") as err, contextlib.redirect_stderr(err):
+            return asng(*command, "--out", folder)
+
+    child = forked(work)
     # Until it is over, it is there to be sent a signal to.
     while not (folder / "search.pt").exists() and not os.waitid(
         os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT
     ):
         time.sleep(0.01)
     os.kill(child, number)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 128 + number
+    assert exit_status(child) == 128 + number
     said = (tmp_path / "err").read_text()
     (continuing,) = re.findall(r"^asng: interrupted; to continue: asng (.*)$", said, re.M)
     assert asng(*shlex.split(continuing)) == 0

@@ -15,6 +15,7 @@ import pytest
 import small_classification as small
 import torch
 from choice_task import ChoiceTask
+from forked import exit_status, forked
 from torch import Tensor, nn
 
 import asng_ext as asng
@@ -255,17 +256,16 @@ def test_without_a_folder_a_signal_ends_at_once() -> None:
 def process(
     loop: str, name: str, folder: Path, number: int, after: int, again: bool = False
 ) -> int:
-    """The exit status of a loop in a process of its own, which is forked: that takes no time."""
-    child = os.fork()
-    if child == 0:
-        try:
-            task = signaled(TASKS[name](), loop, number, after)
-            if again:  # the same signal twice, in one forward pass and a later one of the same step
-                task = signaled(task, loop, number, after + 1)
-            run_loop(loop, task, RunFolder(folder), checkpoint_minutes=EVERY_STEP)
-        finally:
-            os._exit(1)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    """The exit status of a loop in a process of its own, which is to end before the loop does."""
+
+    def work() -> int:
+        task = signaled(TASKS[name](), loop, number, after)
+        if again:  # the same signal twice, in one forward pass and a later one of the same step
+            task = signaled(task, loop, number, after + 1)
+        run_loop(loop, task, RunFolder(folder), checkpoint_minutes=EVERY_STEP)
+        return 1
+
+    return exit_status(forked(work))
 
 
 @pytest.mark.parametrize("loop", LOOPS)
